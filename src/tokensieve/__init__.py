@@ -1,0 +1,60 @@
+"""tokensieve: let a pretrained vision transformer read only the tokens that matter.
+
+The public names, loaded on first use so that `tokensieve --help` answers at once.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from . import measure
+    from .errors import InputError, RecipeError, SieveError, UnsupportedHost
+    from .methods import PaPr, ToMe
+    from .recipe import Recipe
+    from .significance import patch_significance
+    from .stream import Sieved, Trace, sieve
+
+__version__ = "0.1.0"
+
+_HOMES = {
+    "InputError": "errors",
+    "PaPr": "methods",
+    "Recipe": "recipe",
+    "RecipeError": "errors",
+    "SieveError": "errors",
+    "Sieved": "stream",
+    "ToMe": "methods",
+    "Trace": "stream",
+    "UnsupportedHost": "errors",
+    "patch_significance": "significance",
+    "sieve": "stream",
+}
+
+__all__ = [
+    "InputError",
+    "PaPr",
+    "Recipe",
+    "RecipeError",
+    "SieveError",
+    "Sieved",
+    "ToMe",
+    "Trace",
+    "UnsupportedHost",
+    "measure",
+    "patch_significance",
+    "sieve",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name == "measure":
+        return importlib.import_module(".measure", __name__)
+    if name in _HOMES:
+        return getattr(importlib.import_module(f".{_HOMES[name]}", __name__), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *__all__])

@@ -1,0 +1,19 @@
+"""Images in, batches out: thin over the readers and transforms of timm and Pillow."""
+
+from tokensieve.data.classes import class_index
+from tokensieve.data.images import Failure, ImageSet, StreamSet, image_set, read_image
+from tokensieve.data.loading import Batch, Batches, load_batches
+from tokensieve.data.preprocessing import Preprocessing
+
+__all__ = [
+    "Batch",
+    "Batches",
+    "Failure",
+    "ImageSet",
+    "Preprocessing",
+    "StreamSet",
+    "class_index",
+    "image_set",
+    "load_batches",
+    "read_image",
+]

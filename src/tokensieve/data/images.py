@@ -1,0 +1,285 @@
+"""Pictures from a folder, a tar, a file or any data set that timm can open."""
+
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+import timm.data
+from PIL import Image, UnidentifiedImageError
+from timm.data.readers.reader_image_folder import find_images_and_targets
+from timm.data.readers.reader_image_in_tar import ReaderImageInTar
+from timm.utils.misc import natural_key
+from torch import Tensor
+from torch.utils.data import Dataset, IterableDataset
+from torchvision.datasets.folder import IMG_EXTENSIONS
+
+from tokensieve.data.classes import class_index
+from tokensieve.data.preprocessing import Preprocessing
+from tokensieve.errors import InputError, RecipeError
+
+_TIMM_PREFIXES = ("hfds", "hfids", "tfds", "wds", "torch")
+
+
+@dataclass(frozen=True)
+class Failure:
+    """A picture that was left out, and why; `reason` continues the sentence that `path` begins."""
+
+    path: str
+    reason: str
+
+    def __str__(self) -> str:
+        return f"{self.path} {self.reason}"
+
+
+class ImageSet(Dataset[tuple[Tensor, int]]):
+    """Pictures in a fixed order, each as (image (3, H, W) float32, label); the label is -1 where there is none.
+
+    Attributes:
+        classes: folder name -> class index; empty for sets without class folders.
+    """
+
+    def __init__(
+        self,
+        items: Any,
+        transform: Callable[[Image.Image], Tensor],
+        *,
+        path: Callable[[int], str],
+        labels: Mapping[int, int] | None = None,
+        classes: Mapping[str, int] | None = None,
+        limit: int | None = None,
+    ) -> None:
+        """Wrap anything with a length whose items are (file, or PIL image; label).
+
+        Args:
+            items: indexable, with a length.
+            transform: from an RGB image to a tensor (3, H, W).
+            path: the name under which item i is reported.
+            labels: what each label of `items` becomes; by default it stays.
+            classes: see above.
+            limit: at most so many pictures, spread evenly over the items.
+        """
+        self.items = items
+        self.transform = transform
+        self.classes = dict(classes or {})
+        self._path = path
+        self._labels = labels
+        count = len(items)
+        # The items are sorted by class: the first ones would all be of one class.
+        self._indices = range(count) if limit is None or limit >= count else [i * count // limit for i in range(limit)]
+
+    def __len__(self) -> int:
+        return len(self._indices)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, int]:
+        """Picture `index`; raises InputError when it cannot be read."""
+        result = self.attempt(index)
+        if isinstance(result, Failure):
+            raise InputError(f"{result}.")
+        return result
+
+    def path(self, index: int) -> str:
+        """Where picture `index` comes from."""
+        return self._path(self._indices[index])
+
+    def attempt(self, index: int) -> tuple[Tensor, int] | Failure:
+        """Picture `index`, or why it cannot be read: batch work goes on with the others."""
+        position = self._indices[index]
+        try:
+            source, label = self.items[position][:2]
+            label = -1 if label is None else int(label)
+            image = _to_rgb(source) if isinstance(source, Image.Image) else _decode(source)
+            return self.transform(image), label if self._labels is None else self._labels[label]
+        except InputError as error:
+            return Failure(self._path(position), str(error))
+        except Exception as error:  # whatever a reader or a resize may raise concerns this picture alone
+            return Failure(self._path(position), f"cannot be read: {_reason(error)}")
+
+
+class StreamSet(IterableDataset[tuple[Tensor, int]]):
+    """Pictures of a set that can only be read from its beginning: (image (3, H, W) float32, label or -1).
+
+    What happens to a picture that cannot be decoded is the reader's affair: webdataset logs it and leaves it out, the
+    others end with an InputError that says how far they came.
+    """
+
+    def __init__(
+        self, reader: Any, transform: Callable[[Image.Image], Tensor], *, name: str, limit: int | None
+    ) -> None:
+        self.reader = reader
+        self.transform = transform
+        self.name = name
+        self.limit = limit
+
+    def __iter__(self) -> Iterator[tuple[Tensor, int]]:
+        count = 0
+        try:
+            for picture, label in islice(self.reader, self.limit):
+                yield self.transform(_to_rgb(picture)), -1 if label is None else int(label)
+                count += 1
+        except (InputError, OSError, ValueError) as error:
+            raise InputError(f"{self.name} cannot be read after {count} pictures: {_reason(error)}.") from error
+
+
+def image_set(
+    source: str | Path,
+    preprocessing: Preprocessing,
+    *,
+    classes: str | Path | Sequence[str] | Mapping[str, object] | None = None,
+    limit: int | None = None,
+    root: str | Path | None = None,
+    split: str = "validation",
+) -> ImageSet | StreamSet:
+    """Open a set of pictures.
+
+    Args:
+        source: a folder of class folders (the folder that holds a picture names its class), a flat folder (no labels:
+            -1), a tar of either, one image file, or a data set that timm opens: "hfds/NAME", "hfids/NAME", "tfds/NAME",
+            "wds/NAME", "torch/NAME". "folder/PATH" is PATH.
+        preprocessing: what makes a picture a tensor.
+        classes: a class-index file, or its content (see `class_index`), so that ten folders of ImageNet are scored
+            1000-way. Without it the class folders count in natural order ("2" before "10"), from 0.
+        limit: at most so many pictures, spread evenly over the sorted list (of a stream: the first).
+        root: where timm's data sets lie or are cached; folders do not need it.
+        split: which part of a timm data set.
+
+    Returns:
+        A data set of (image (3, H, W) float32, label); folders in order of class folder, then name, recursively.
+
+    Raises:
+        InputError: nothing at `source`, no picture in it, or a class folder that `classes` does not name.
+        RecipeError: a limit below 1.
+    """
+    if limit is not None and limit < 1:
+        raise RecipeError(f"The limit on pictures must be at least 1, not {limit}.")
+    transform = preprocessing.transform()
+    index = None if classes is None else class_index(classes)
+    name = str(source)
+    prefix, _, rest = name.partition("/")
+    if not Path(source).exists():
+        if rest and prefix.lower() in _TIMM_PREFIXES:
+            return _timm_set(name, transform, index, limit, root, split)
+        if rest and prefix.lower() == "folder":
+            source = Path(rest)
+    path = Path(source)
+    if path.is_dir():
+        return _folder(path, transform, index, limit)
+    if path.is_file():
+        if path.suffix.lower() == ".tar":
+            return _tar(path, transform, index, limit)
+        return ImageSet([(path, -1)], transform, path=lambda _: str(path))
+    known = ", ".join(f"{prefix}/" for prefix in _TIMM_PREFIXES)
+    raise InputError(f"{source} does not exist: give a folder, an image file, or a timm data set ({known}).")
+
+
+def read_image(path: str | os.PathLike[str] | IO[bytes]) -> Image.Image:
+    """Read a picture as 8-bit RGB.
+
+    Transparency is dropped and EXIF orientation is not applied, as in timm's readers. 16-bit grey keeps its upper eight
+    bits (Pillow alone would clip it to white).
+
+    Raises:
+        InputError: no such file, not a picture, damaged, or float samples whose range is unknown.
+    """
+    try:
+        return _decode(path)
+    except InputError as error:
+        raise InputError(f"{getattr(path, 'name', path) if hasattr(path, 'read') else path} {error}.") from error
+
+
+def _decode(source: Any) -> Image.Image:
+    try:
+        with Image.open(source) as picture:
+            return _to_rgb(picture)
+    except InputError:
+        raise
+    except FileNotFoundError:
+        raise InputError("does not exist") from None
+    except UnidentifiedImageError:
+        raise InputError("is not a picture that Pillow can read") from None
+    except Exception as error:  # Pillow's decoders raise OSError, SyntaxError, ValueError, struct.error and others
+        raise InputError(f"cannot be decoded: {_reason(error)}") from error
+
+
+def _to_rgb(picture: Image.Image) -> Image.Image:
+    if picture.mode == "F":
+        raise InputError("holds float samples of unknown range: save it with 8 or 16 bits")
+    if picture.mode == "I" or picture.mode.startswith("I;16"):
+        samples = np.asarray(picture)
+        if samples.min() < 0 or samples.max() > 0xFFFF:
+            raise InputError("holds 32-bit samples: save it with 8 or 16 bits")
+        picture = Image.fromarray((samples >> 8).astype(np.uint8))
+    elif picture.mode == "P" and "transparency" in picture.info:
+        picture = picture.convert("RGBA")  # the same pixels as straight to RGB, without Pillow's warning
+    return picture.convert("RGB")
+
+
+def _reason(error: BaseException) -> str:
+    return str(error).strip().rstrip(".") or type(error).__name__
+
+
+def _folder(root: Path, transform: Callable, index: dict[str, int] | None, limit: int | None) -> ImageSet:
+    found, positions = find_images_and_targets(str(root), types=IMG_EXTENSIONS)
+    if not found:
+        raise InputError(f"{root} holds no pictures ({', '.join(IMG_EXTENSIONS)}).")
+    found.sort(key=lambda item: [(natural_key(part), part) for part in Path(item[0]).parts])
+    labels, classes = _relabel(positions, index, str(root))
+    return ImageSet(found, transform, path=lambda i: found[i][0], labels=labels, classes=classes, limit=limit)
+
+
+def _tar(path: Path, transform: Callable, index: dict[str, int] | None, limit: int | None) -> ImageSet:
+    try:
+        # Without cached handles: worker processes would share, and move, one file position.
+        reader = ReaderImageInTar(str(path), cache_tarfiles=False, cache_tarinfo=False)
+    except Exception as error:
+        raise InputError(f"{path} holds no pictures that can be listed: {_reason(error)}.") from error
+    labels, classes = _relabel(reader.class_name_to_idx, index, str(path))
+    return ImageSet(
+        reader,
+        transform,
+        path=lambda i: f"{path}:{reader.filename(i)}",
+        labels=labels,
+        classes=classes,
+        limit=limit,
+    )
+
+
+def _relabel(
+    positions: Mapping[str, int], index: dict[str, int] | None, name: str
+) -> tuple[dict[int, int], dict[str, int]]:
+    """From timm's numbers of the folders found to class indices; pictures outside any class folder have label -1."""
+    folders = sorted((folder for folder in positions if folder), key=lambda folder: (natural_key(folder), folder))
+    if index is None:
+        index = {folder: i for i, folder in enumerate(folders)}
+    for folder in folders:
+        if folder not in index:
+            raise InputError(
+                f"The class folder '{folder}' of {name} is not in the class index: name it there or move it."
+            )
+    return {position: index[folder] if folder else -1 for folder, position in positions.items()}, index
+
+
+def _timm_set(
+    name: str,
+    transform: Callable,
+    index: dict[str, int] | None,
+    limit: int | None,
+    root: str | Path | None,
+    split: str,
+) -> ImageSet | StreamSet:
+    if index is not None and name.lower().startswith("torch/"):
+        raise InputError(f"{name} has class numbers of its own: leave the class index out.")
+    try:
+        opened = timm.data.create_dataset(name, root=None if root is None else str(root), split=split, class_map=index)
+    except Exception as error:  # each reader has its own library behind it, with its own errors
+        raise InputError(f"timm cannot open {name} (split {split}, root {root}): {_reason(error)}.") from error
+    if isinstance(opened, timm.data.IterableImageDataset):
+        return StreamSet(opened.reader, transform, name=name, limit=limit)
+    # timm's own ImageDataset replaces an unreadable picture by the next one; its reader does not.
+    items = getattr(opened, "reader", opened)
+    if not len(items):
+        raise InputError(f"{name} (split {split}) holds no pictures.")
+    return ImageSet(items, transform, path=lambda i: f"{name}[{i}]", classes=index, limit=limit)

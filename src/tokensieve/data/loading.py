@@ -1,0 +1,122 @@
+"""Batches in order, with the pictures that had to be left out on record."""
+
+from collections.abc import Callable, Iterator, Sized
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, IterableDataset
+
+from tokensieve.data.images import Failure
+from tokensieve.errors import InputError, RecipeError
+
+
+class Batch(NamedTuple):
+    """Pictures that go through a model together.
+
+    Attributes:
+        images: (B, 3, H, W) float32.
+        labels: (B,) int64, -1 where there is none.
+        paths: where each comes from.
+    """
+
+    images: Tensor
+    labels: Tensor
+    paths: tuple[str, ...]
+
+
+class Batches:
+    """Iterable of `Batch`, in the order of the data set.
+
+    A batch is smaller than `batch_size` where pictures had to be left out, and absent if all of them had to.
+
+    Attributes:
+        failures: the pictures left out so far in the latest pass.
+    """
+
+    def __init__(self, dataset: Dataset, batch_size: int, workers: int = 0) -> None:
+        if batch_size < 1 or workers < 0:
+            raise RecipeError(f"batch_size must be at least 1 and workers at least 0, not {batch_size} and {workers}.")
+        self.dataset = dataset
+        self.batch_size = batch_size
+        self.failures: list[Failure] = []
+        streamed = isinstance(dataset, IterableDataset)
+        attempts: Dataset[Any] = _StreamAttempts(dataset) if streamed else _Attempts(dataset)
+        # A second worker on a stream would repeat it, or change its order.
+        self._loader = DataLoader(
+            attempts, batch_size, num_workers=min(workers, 1) if streamed else workers, collate_fn=_collate
+        )
+
+    def __len__(self) -> int:
+        """Number of batches, those that may come to nothing included; a stream has no length (TypeError)."""
+        if not isinstance(self.dataset, Sized):
+            raise TypeError("a stream of pictures has no length")
+        return -(-len(self.dataset) // self.batch_size)
+
+    def __iter__(self) -> Iterator[Batch]:
+        self.failures = []
+        for batch, failures in self._loader:
+            self.failures += failures
+            if batch is not None:
+                yield batch
+
+
+def load_batches(dataset: Dataset, batch_size: int, workers: int = 0) -> Batches:
+    """Read a data set in batches; what cannot be read is recorded in `.failures` and the rest goes on.
+
+    Args:
+        dataset: of `image_set`, or any map-style data set of (image, label) that raises InputError for a bad item.
+        batch_size: pictures a batch.
+        workers: processes that read ahead; 0 reads in this one. A stream is read by one at most.
+
+    Raises:
+        RecipeError: a batch size below 1, or fewer workers than none.
+    """
+    return Batches(dataset, batch_size, workers)
+
+
+class _Item(NamedTuple):
+    image: Tensor
+    label: int
+    path: str
+
+
+class _Attempts(Dataset[_Item | Failure]):
+    """Turns failures into values: an exception in a worker process would end the pass."""
+
+    def __init__(self, dataset: Any) -> None:
+        self.dataset = dataset
+        self._path: Callable[[int], str] = getattr(dataset, "path", str)
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __getitem__(self, index: int) -> _Item | Failure:
+        path = self._path(index)
+        if hasattr(self.dataset, "attempt"):
+            result = self.dataset.attempt(index)
+            return result if isinstance(result, Failure) else _Item(result[0], result[1], path)
+        try:
+            image, label = self.dataset[index][:2]
+        except InputError as error:
+            return Failure(path, f"cannot be read: {error}")
+        return _Item(image, int(label), path)
+
+
+class _StreamAttempts(IterableDataset[_Item]):
+    def __init__(self, dataset: Any) -> None:
+        self.dataset = dataset
+
+    def __iter__(self) -> Iterator[_Item]:
+        name = getattr(self.dataset, "name", "")
+        for position, (image, label) in enumerate(self.dataset):
+            yield _Item(image, int(label), f"{name}[{position}]")
+
+
+def _collate(items: list[_Item | Failure]) -> tuple[Batch | None, list[Failure]]:
+    failures = [item for item in items if isinstance(item, Failure)]
+    good = [item for item in items if isinstance(item, _Item)]
+    if not good:
+        return None, failures
+    images, labels, paths = zip(*good, strict=True)
+    return Batch(torch.stack(images), torch.tensor(labels, dtype=torch.int64), paths), failures

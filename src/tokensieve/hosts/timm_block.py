@@ -1,0 +1,113 @@
+"""timm's transformer blocks, opened at the seam between attention and MLP."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from timm.layers import apply_rot_embed_cat
+from timm.layers.attention import Attention, AttentionRope
+from timm.models.eva import EvaAttention, EvaBlock, EvaBlockPostNorm
+from timm.models.vision_transformer import Block, ResPostBlock
+from torch import Tensor, nn
+
+from ..tokens import Tokens
+from .base import Heads, HostBlock
+
+BLOCKS = (Block, ResPostBlock, EvaBlock, EvaBlockPostNorm)
+ATTENTIONS = (Attention, AttentionRope, EvaAttention)
+
+
+class TimmBlock(HostBlock):
+    """A block of timm's `VisionTransformer` or `Eva`. Types are matched exactly: a subclass may compute anything."""
+
+    def __init__(self, block: nn.Module, index: int) -> None:
+        self.block = block
+        self.index = index
+        self.rotary = type(block) in (EvaBlock, EvaBlockPostNorm)
+        self.post_norm = type(block) in (ResPostBlock, EvaBlockPostNorm)
+        if type(block) not in BLOCKS:
+            self.closed = (
+                f"{type(block).__name__} has no seam between attention and MLP that is known here "
+                f"(known: {', '.join(cls.__name__ for cls in BLOCKS)})"
+            )
+        elif type(block.attn) not in ATTENTIONS:
+            self.closed = (
+                f"its attention {type(block.attn).__name__} is unknown here "
+                f"(known: {', '.join(cls.__name__ for cls in ATTENTIONS)})"
+            )
+
+    def __call__(self, tokens: Tokens) -> Tensor:
+        if self.rotary:
+            return self.block(tokens.x, rope=self._rope(tokens))
+        return self.block(tokens.x)
+
+    def qkv(self, tokens: Tokens) -> Heads:
+        block, attn = self.block, self.block.attn
+        x = tokens.x if self.post_norm else block.norm1(tokens.x)
+        q, k, v = _project(attn, x)
+        q, k = attn.q_norm(q), attn.k_norm(k)
+        keys = k
+        rope = self._rope(tokens)
+        if rope is not None:
+            q, k = (_rotate(attn, heads, rope).type_as(v) for heads in (q, k))
+        groups = getattr(attn, "num_kv_groups", 1)
+        if groups > 1:
+            k, v = k.repeat_interleave(groups, dim=1), v.repeat_interleave(groups, dim=1)
+        gate = None if attn.gate is None else attn.gate(x).sigmoid()
+        return Heads(q, k, v, keys, gate, attn.attn_drop.p if attn.training else 0.0)
+
+    def attention_out(self, attended: Tensor, heads: Heads, x: Tensor) -> Tensor:
+        block, attn = self.block, self.block.attn
+        out = attn.norm(attended.transpose(1, 2).flatten(2))
+        if heads.gate is not None:
+            out = out * heads.gate
+        out = attn.proj_drop(attn.proj(out))
+        out = block.norm1(out) if self.post_norm else self._scale(out, "ls1", "gamma_1")
+        return x + block.drop_path1(out)
+
+    def mlp(self, x: Tensor) -> Tensor:
+        block = self.block
+        if self.post_norm:
+            return x + block.drop_path2(block.norm2(block.mlp(x)))
+        return x + block.drop_path2(self._scale(block.mlp(block.norm2(x)), "ls2", "gamma_2"))
+
+    def _scale(self, x: Tensor, module: str, parameter: str) -> Tensor:
+        """LayerScale: a sub-module in `Block`, a parameter or None in `EvaBlock`."""
+        if not self.rotary:
+            return getattr(self.block, module)(x)
+        gamma = getattr(self.block, parameter)
+        return x if gamma is None else gamma * x
+
+    def _rope(self, tokens: Tokens) -> Tensor | None:
+        """The rows of the rotary table at which the tokens stand, (B, 1 or H, n, D), or the whole table."""
+        table = tokens.table
+        if table is None:
+            return None
+        if table.ndim == 4:  # mixed rotary embedding: a table for each block, with a head axis
+            table = table[self.index]
+        if tokens.positions is None:
+            return table
+        if table.ndim == 2:
+            return table[tokens.positions].unsqueeze(1)
+        return table[:, tokens.positions].transpose(0, 1)
+
+
+def _project(attn: nn.Module, x: Tensor) -> tuple[Tensor, ...]:
+    """Queries, keys and values, each (B, H, N, d_h), from fused or separate projections."""
+    batch, tokens, _ = x.shape
+    if getattr(attn, "q_proj", None) is not None:
+        parts = (projection(x) for projection in (attn.q_proj, attn.k_proj, attn.v_proj))
+        return tuple(part.view(batch, tokens, -1, attn.head_dim).transpose(1, 2) for part in parts)
+    if getattr(attn, "q_bias", None) is None:
+        fused = attn.qkv(x)
+    else:
+        bias = torch.cat((attn.q_bias, attn.k_bias, attn.v_bias))
+        fused = attn.qkv(x) + bias if attn.qkv_bias_separate else F.linear(x, attn.qkv.weight, bias)
+    return fused.view(batch, tokens, 3, attn.num_heads, attn.head_dim).permute(2, 0, 3, 1, 4).unbind(0)
+
+
+def _rotate(attn: nn.Module, heads: Tensor, rope: Tensor) -> Tensor:
+    """Rotary embedding on all but the prefix tokens."""
+    prefix = attn.num_prefix_tokens
+    turned = apply_rot_embed_cat(heads[:, :, prefix:], rope, half=attn.rotate_half)
+    return torch.cat([heads[:, :, :prefix], turned], dim=2)

@@ -1,0 +1,84 @@
+"""timm's plain vision transformers: `VisionTransformer` (class, distillation, register tokens or none) and `Eva`."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from math import prod
+
+from timm.layers import AttentionPoolLatent
+from timm.models.deit import VisionTransformerDistilled
+from timm.models.eva import Eva
+from timm.models.vision_transformer import VisionTransformer
+from torch import Tensor, nn
+
+from ..errors import UnsupportedHost
+from ..tokens import Tokens
+from .base import Host
+from .timm_block import TimmBlock
+
+MODELS = (VisionTransformer, VisionTransformerDistilled, Eva)
+
+
+class TimmViT(Host):
+    """`VisionTransformer` and its distilled form; `Eva` differs in its embedding alone."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self.model = model
+        self.blocks = [TimmBlock(block, index) for index, block in enumerate(model.blocks)]
+        self.prefix = model.num_prefix_tokens
+        if model.grad_checkpointing:
+            raise UnsupportedHost(
+                f"{type(model).__name__} has gradient checkpointing switched on, which would be lost: "
+                "call model.set_grad_checkpointing(False) first."
+            )
+        # In pool_type "map" the host's attention pooling takes a mask; the other pooling module has no place for one.
+        if model.attn_pool is not None and type(model.attn_pool) is not AttentionPoolLatent:
+            self.cannot_merge = f"its pooling {type(model.attn_pool).__name__} cannot weigh merged tokens by size"
+
+    def embed(self, images: Tensor) -> Tokens:
+        model = self.model
+        x = model.patch_embed(images)
+        grid = tuple(x.shape[1:3]) if x.ndim == 4 else tuple(model.patch_embed.grid_size)
+        x, table = self._positions(x)
+        x = model.norm_pre(x)
+        if x.shape[1] != prod(grid) + self.prefix:
+            raise UnsupportedHost(
+                f"{type(model).__name__} drops patches at random in training (patch_drop_rate), so that tokens can no "
+                "longer be told apart: build it with patch_drop_rate=0."
+            )
+        return Tokens(x, self.prefix, grid, table=table)
+
+    def _positions(self, x: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Prefix and position embedding -> tokens and, for rotary hosts, the table over the grid."""
+        return self.model.patch_drop(self.model._pos_embed(x)), None
+
+    def features(self, tokens: Tokens) -> Tokens:
+        return replace(tokens, x=self.model.norm(tokens.x))
+
+    def head(self, tokens: Tokens) -> Tensor:
+        model = self.model
+        if tokens.size is None or type(model) is VisionTransformerDistilled or model.global_pool in ("", "token"):
+            return model.forward_head(tokens.x)
+        return model.head(model.head_drop(model.fc_norm(self._pool(tokens))))
+
+    def _pool(self, tokens: Tokens) -> Tensor:
+        """The host's pooling as it would be over every patch that the merged tokens stand for: (B, N, d) -> (B, d)."""
+        model, x, size = self.model, tokens.x, tokens.size
+        assert size is not None
+        with_prefix = model.attn_pool is not None if isinstance(model, Eva) else model.pool_include_prefix
+        first = 0 if with_prefix else self.prefix
+        x, size = x[:, first:], size[:, first:]
+        if model.attn_pool is not None:
+            return model.attn_pool(x, attn_mask=size.log().to(x.dtype)[:, None, None, :])
+        share = (size / size.sum(1, keepdim=True)).to(x.dtype)
+        average = (x * share[..., None]).sum(1)
+        if model.global_pool == "avg":
+            return average
+        return x.amax(1) if model.global_pool == "max" else 0.5 * (x.amax(1) + average)
+
+
+class TimmEva(TimmViT):
+    """`Eva` (EVA-02, DINOv3 and others) with absolute, rotary or mixed rotary position embedding."""
+
+    def _positions(self, x: Tensor) -> tuple[Tensor, Tensor | None]:
+        return self.model._pos_embed(x)

@@ -1,0 +1,46 @@
+"""The slicing limit: the host itself on as many tokens, with selection for free."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from torch import Tensor, nn
+
+from ..stream import Sieved
+from ..tokens import Tokens
+
+
+class SlicingLimit(nn.Module):
+    """What a sieved model would cost if choosing tokens cost nothing: its host on the first n tokens.
+
+    Every attention and every MLP reads as many tokens as under the recipe. There is no proposal, no selection, no
+    merging and no size bias, so its answers are worthless and its time is the honest ceiling of the recipe's.
+    """
+
+    def __init__(self, fast: Sieved) -> None:
+        super().__init__()
+        self.model, self._fast = fast.model, (fast,)
+
+    def forward(self, images: Tensor) -> Tensor:
+        (fast,) = self._fast
+        host = fast.host
+        tokens = host.embed(images)
+        counts = fast.plan(tokens.x.shape[1] - tokens.prefix)
+        for block, (attended, read) in zip(host.blocks, counts, strict=True):
+            tokens = _first(tokens, attended)
+            if attended == read:
+                tokens = replace(tokens, x=block(tokens))
+            else:
+                heads = block.qkv(tokens)
+                tokens = replace(tokens, x=block.attention_out(heads.attend(), heads, tokens.x))
+                tokens = _first(tokens, read)
+                tokens = replace(tokens, x=block.mlp(tokens.x))
+        return host.head(host.features(tokens))
+
+
+def _first(tokens: Tokens, count: int) -> Tokens:
+    """The first `count` tokens, with the first rows of the positional table."""
+    if count == tokens.x.shape[1]:
+        return tokens
+    table = None if tokens.table is None else tokens.table[..., : count - tokens.prefix, :]
+    return replace(tokens, x=tokens.x[:, :count], table=table)

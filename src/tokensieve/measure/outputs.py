@@ -1,0 +1,140 @@
+"""One pass of models over images: what accuracy and fidelity, and whoever compares outputs, have in common."""
+
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from tokensieve.errors import InputError
+
+
+class Answers(NamedTuple):
+    """What each model says about one batch.
+
+    Attributes:
+        labels: (B,) int64 on the CPU, -1 where there is none; None if the batch came without labels.
+        outputs: a tensor per model, batch first, on the CPU.
+        classes: whether all of them are scores of classes, not embeddings.
+    """
+
+    labels: Tensor | None
+    outputs: tuple[Tensor, ...]
+    classes: bool
+
+
+@contextmanager
+def evaluating(*models: nn.Module) -> Iterator[None]:
+    """Put models in evaluation mode, and every sub-module back into its own mode afterwards."""
+    # All are noted before the first is changed: a sieved model and its dense one share modules.
+    before = {module: module.training for model in models for module in model.modules()}
+    try:
+        for model in models:
+            model.eval()
+        yield
+    finally:
+        for module, training in before.items():
+            module.training = training
+
+
+def forward_batches(
+    models: Sequence[nn.Module],
+    batches: Iterable[Any],
+    *,
+    device: torch.device | str | None = None,
+    dtype: torch.dtype | None = None,
+) -> Iterator[Answers]:
+    """Run every model on every batch, without gradients; evaluation mode is the caller's affair (`evaluating`).
+
+    Args:
+        models: take images (B, 3, H, W); give a tensor, or an object with `.logits` (or pooled or token features).
+        batches: tensors of images, or tuples that begin with images and labels, as `Batch` does.
+        device: where the images go; by default to each model's own.
+        dtype: what the images become; by default each model's own.
+
+    Raises:
+        InputError: a batch that is neither, an output that is no tensor, or NaN in an output.
+    """
+    placed = [_place(model, device, dtype) for model in models]
+    for batch in batches:
+        images, labels = _unpack(batch)
+        outputs, classes = [], True
+        for model, (where, kind) in zip(models, placed, strict=True):
+            # Not inference_mode: significance by gradients needs to switch them on inside the forward.
+            with torch.no_grad():
+                output = model(images.to(device=where, dtype=kind))
+            classes = classes and _has_classifier(model, output)
+            outputs.append(_checked(output, model, len(images)))
+        yield Answers(labels, tuple(outputs), classes)
+
+
+def collect_outputs(
+    model: nn.Module,
+    batches: Iterable[Any],
+    *,
+    device: torch.device | str | None = None,
+    dtype: torch.dtype | None = None,
+) -> Tensor:
+    """Outputs of a model for all batches in order, (N, ...) on the CPU: one dense pass to compare many recipes with.
+
+    Arguments and errors as in `forward_batches`; also InputError when there is nothing to read.
+    """
+    with evaluating(model):
+        outputs = [answers.outputs[0] for answers in forward_batches([model], batches, device=device, dtype=dtype)]
+    if not outputs:
+        raise nothing_read(batches)
+    return torch.cat(outputs)
+
+
+def failures_of(batches: Iterable[Any]) -> tuple[Any, ...]:
+    """The pictures that a `Batches` had to leave out; none for any other iterable."""
+    return tuple(getattr(batches, "failures", ()))
+
+
+def nothing_read(batches: Iterable[Any]) -> InputError:
+    """The error for a pass without a single picture."""
+    failures = failures_of(batches)
+    if failures:
+        return InputError(f"None of {len(failures)} pictures could be read; the first: {failures[0]}.")
+    return InputError("There are no images to measure on: the loader is empty, or was used up by an earlier pass.")
+
+
+def _place(
+    model: nn.Module, device: torch.device | str | None, dtype: torch.dtype | None
+) -> tuple[torch.device | str | None, torch.dtype | None]:
+    own = next((parameter for parameter in model.parameters() if parameter.is_floating_point()), None)
+    if own is None:
+        return device, dtype
+    return device if device is not None else own.device, dtype or own.dtype
+
+
+def _unpack(batch: Any) -> tuple[Tensor, Tensor | None]:
+    if isinstance(batch, Tensor):
+        return batch, None
+    if isinstance(batch, tuple | list) and batch and isinstance(batch[0], Tensor):
+        labels = batch[1] if len(batch) > 1 and isinstance(batch[1], Tensor) else None
+        return batch[0], None if labels is None else labels.cpu()
+    raise InputError(
+        f"A batch must be a tensor of images, or begin with images and labels, not {type(batch).__name__}."
+    )
+
+
+def _has_classifier(model: nn.Module, output: Any) -> bool:
+    """No where timm's `num_classes` is 0 or a transformers output has no logits; yes if nothing else is said."""
+    counts = [getattr(holder, "num_classes", None) for holder in (model, getattr(model, "model", None))]
+    return 0 not in counts and (isinstance(output, Tensor) or getattr(output, "logits", None) is not None)
+
+
+def _checked(output: Any, model: nn.Module, count: int) -> Tensor:
+    name = type(model).__name__
+    if not isinstance(output, Tensor):
+        fields = ("logits", "pooler_output", "last_hidden_state")
+        output = next((found for field in fields if isinstance(found := getattr(output, field, None), Tensor)), output)
+    if not isinstance(output, Tensor):
+        raise InputError(f"{name} returns {type(output).__name__}: a tensor or an output with logits is needed.")
+    if output.ndim < 2 or len(output) != count:
+        raise InputError(f"{name} returns shape {tuple(output.shape)} for {count} images: one row each is needed.")
+    if output.isnan().any():
+        raise InputError(f"{name} returns NaN: try another dtype, or look at its weights.")
+    return output.cpu()

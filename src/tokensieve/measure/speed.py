@@ -1,0 +1,139 @@
+"""Speed as a ratio: dense model, sieved model and slicing limit, interleaved in one process."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import partial
+from statistics import median, quantiles
+from time import perf_counter
+
+import torch
+from torch import Tensor, nn
+from torch.utils.benchmark import Timer
+
+from ..stream import Sieved
+from .limit import SlicingLimit
+
+
+@dataclass(frozen=True)
+class Speed:
+    """How many times faster than the dense model, everything included.
+
+    Each figure is the median over rounds; in a round every contestant runs once, so that a machine that slows down
+    slows all of them.
+    """
+
+    ratio: float
+    """Dense time over sieved time."""
+    low: float
+    """10th percentile of the ratio over rounds."""
+    high: float
+    """90th percentile."""
+    limit: float
+    """Dense time over the slicing limit's time: what the ratio would be if choosing tokens cost nothing."""
+    of_limit: float
+    """Limit time over sieved time: 1 means that nothing is lost to selection, merging, size bias and proposal."""
+    of_limit_low: float
+    of_limit_high: float
+    proposal_share: float
+    """Time of the significance map over dense time; 0 where the recipe has none."""
+    seconds: dict[str, float]
+    """Median seconds a batch of `dense`, `sieved`, `limit` and `proposal`. Comparable within one run alone."""
+    batch: int
+    threads: int
+    rounds: int
+    times: dict[str, list[float]] = field(repr=False, default_factory=dict)
+    """All measured seconds, a value for each round."""
+
+    def without_proposal(self) -> float:
+        """Limit time over sieved time less the proposal's: the overhead of selection alone."""
+        ours, limit = self.times["sieved"], self.times["limit"]
+        proposal = self.times.get("proposal", [0.0] * len(ours))
+        return median(n / (s - p) for n, s, p in zip(limit, ours, proposal, strict=True))
+
+
+@torch.no_grad()
+def speed(
+    fast: Sieved,
+    dense: nn.Module,
+    images: Tensor,
+    *,
+    seconds: float = 10.0,
+    min_rounds: int = 7,
+    max_rounds: int = 200,
+    limit: nn.Module | None = None,
+) -> Speed:
+    """Measure `fast` against `dense` on `images` (B, 3, H, W), as they are: device, dtype and batch are the images'.
+
+    Args:
+        seconds: time to spend after warm-up; at least `min_rounds` rounds run however long they take.
+        limit: what to take as the limit; by default `SlicingLimit(fast)`. A compiled `fast` needs a compiled limit.
+
+    Runs in as many threads as torch is set to.
+    """
+    contestants: dict[str, Callable[[], object]] = {
+        "dense": partial(dense, images),
+        "sieved": partial(fast, images),
+        "limit": partial(limit if limit is not None else SlicingLimit(_eager(fast)), images),
+    }
+    eager = _eager(fast)
+    if eager.significance is not None:
+        grid = eager.host.embed(images[:1]).grid
+        contestants["proposal"] = partial(eager.significance, images, grid)
+    times = interleaved(contestants, seconds=seconds, min_rounds=min_rounds, max_rounds=max_rounds)
+
+    dense_t, ours_t, limit_t = times["dense"], times["sieved"], times["limit"]
+    low, mid, high = _spread([d / s for d, s in zip(dense_t, ours_t, strict=True)])
+    of_low, of_mid, of_high = _spread([n / s for n, s in zip(limit_t, ours_t, strict=True)])
+    proposal_t = times.get("proposal", [0.0] * len(dense_t))
+    return Speed(
+        ratio=mid,
+        low=low,
+        high=high,
+        limit=median(d / n for d, n in zip(dense_t, limit_t, strict=True)),
+        of_limit=of_mid,
+        of_limit_low=of_low,
+        of_limit_high=of_high,
+        proposal_share=median(p / d for p, d in zip(proposal_t, dense_t, strict=True)),
+        seconds={name: median(values) for name, values in times.items()},
+        batch=images.shape[0],
+        threads=torch.get_num_threads(),
+        rounds=len(dense_t),
+        times=times,
+    )
+
+
+def interleaved(
+    contestants: dict[str, Callable[[], object]], *, seconds: float, min_rounds: int, max_rounds: int
+) -> dict[str, list[float]]:
+    """Seconds a call of each contestant, a value for each round; every round runs all, forwards then backwards."""
+    timers = {
+        name: Timer("f()", globals={"f": call}, num_threads=torch.get_num_threads())
+        for name, call in contestants.items()
+    }
+    repeats = {}
+    for name, timer in timers.items():
+        timer.timeit(1)
+        once = timer.timeit(1).mean
+        repeats[name] = max(1, min(50, round(0.05 / once)))  # short calls are repeated to some 50 ms
+    times: dict[str, list[float]] = {name: [] for name in timers}
+    order, start = list(timers), perf_counter()
+    for turn in range(max_rounds):
+        if turn >= min_rounds and perf_counter() - start > seconds:
+            break
+        for name in order:
+            times[name].append(timers[name].timeit(repeats[name]).mean)
+        order.reverse()
+    return times
+
+
+def _eager(fast: nn.Module) -> Sieved:
+    """The sieved module itself, also where it is compiled."""
+    return getattr(fast, "_orig_mod", fast)
+
+
+def _spread(values: list[float]) -> tuple[float, float, float]:
+    """10th percentile, median, 90th percentile."""
+    deciles = quantiles(values, n=10, method="inclusive")
+    return deciles[0], median(values), deciles[-1]

@@ -1,0 +1,118 @@
+"""PaPr: a tiny ConvNet ranks the patches, the big model reads the top ones."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, Literal
+
+import torch
+from torch import Tensor
+
+from ..errors import RecipeError
+from ..tokens import Tokens
+from .base import SHORTHANDS, Evidence, Method, nearest, register
+
+SIGNIFICANCES = ("mean", "cam", "grad-cam", "grad-cam++", "eigen-cam", "score-cam", "random", "centre")
+
+
+@register
+@dataclass(frozen=True)
+class PaPr(Method):
+    """Keep the patches that a significance map ranks highest, once, before block 0 (Mahmud et al., ECCV 2024, sec. 3).
+
+    Args:
+        keep: share of tokens to keep, in (0, 1]. `int((patches + prefix) * keep)` patches survive, at least one, and
+            all prefix tokens with them. At 1 nothing is ranked and the proposal does not run.
+        proposal: the ConvNet that ranks: a name that timm or torchvision knows, or a module mapping the host's images
+            (B, 3, H, W) to features (B, K, h, w), which then receives them exactly as the host does.
+        significance: how features become a map: `mean` over channels (the paper's), `cam`, `grad-cam`, `grad-cam++`,
+            `eigen-cam`, `score-cam`; `random` and `centre` need no proposal; a tensor of P values or (B, P) is used as
+            the map, a callable is asked for it.
+        layer: the feature map to read, by index of a stage or by name of a sub-module; None is the last one.
+        order: kept tokens stay in `raster` order, or come in descending `significance` as in the published code, which
+            matters to methods that look at positions in the sequence, such as ToMe.
+        align_corners: how the map is enlarged (bicubic) to the grid of patches; the published code says True.
+        proposal_norm: `native` normalises the proposal's input as it was trained, `shared` gives it the host's tensor.
+        proposal_size: side or (height, width) in pixels to which the proposal's input is resized; None leaves it.
+        proposal_weights: file with the proposal's weights; None takes the library's pretrained ones.
+        proposal_sha256: what that file must hash to; recipe files record it.
+        proposal_args: further constructor arguments of the proposal, by name.
+        proposal_dtype: precision the proposal runs in, `float32` unless said otherwise.
+        seed: of the `random` map.
+    """
+
+    keep: float
+    proposal: Any = "mobileone_s0"
+    significance: Any = "mean"
+    layer: int | str | None = None
+    order: Literal["raster", "significance"] = "raster"
+    align_corners: bool = True
+    proposal_norm: Literal["native", "shared"] = "native"
+    proposal_size: int | tuple[int, int] | None = None
+    proposal_weights: str | os.PathLike[str] | None = None
+    proposal_sha256: str | None = field(default=None, compare=False)
+    proposal_args: Mapping[str, Any] | None = None
+    proposal_dtype: str | None = None
+    seed: int = 0
+
+    name: ClassVar[str] = "papr"
+    place: ClassVar[Literal["start"]] = "start"
+    needs_significance: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        if isinstance(self.keep, bool) or not isinstance(self.keep, int | float) or not 0 < self.keep <= 1:
+            raise RecipeError(f"papr: keep must be a number in (0, 1], not {self.keep!r}.")
+        _one_of("order", self.order, ("raster", "significance"))
+        _one_of("proposal_norm", self.proposal_norm, ("native", "shared"))
+        if isinstance(self.significance, str):
+            _one_of("significance", self.significance, SIGNIFICANCES)
+        if self.proposal_dtype is not None:
+            _one_of("proposal_dtype", self.proposal_dtype, ("float32", "bfloat16", "float16"))
+        if self.proposal_weights is not None:
+            object.__setattr__(self, "proposal_weights", os.fspath(self.proposal_weights))
+        if isinstance(self.proposal_size, list):
+            object.__setattr__(self, "proposal_size", tuple(self.proposal_size))
+
+    def left(self, block: int, depth: int, tokens: int, prefix: int) -> int:
+        if block != 0 or self.keep == 1:
+            return tokens
+        return prefix + min(max(int(tokens * self.keep), 1), tokens - prefix)
+
+    def reduce(self, tokens: Tokens, left: int, evidence: Evidence) -> Tokens:
+        assert evidence.significance is not None
+        index = top_patches(evidence.significance, left - tokens.prefix)
+        return tokens.select(index if self.order == "significance" else index.sort(dim=-1).values)
+
+    def settings(self) -> dict[str, Any]:
+        settings = super().settings()
+        if self.proposal_weights is not None and self.proposal_sha256 is None:
+            from ..zoo import file_sha256
+
+            settings["proposal_sha256"] = file_sha256(self.proposal_weights)
+        return settings
+
+
+def top_patches(significance: Tensor, count: int) -> Tensor:
+    """(B, P) -> (B, count) int64: the most significant patches, highest first, ties to the lower index."""
+    if not torch.compiler.is_compiling() and not bool(significance.isfinite().all()):
+        raise ValueError(
+            "The significance map holds NaN or infinite values: check the images and the proposal's weights "
+            "(a proposal in float16 may overflow)."
+        )
+    return significance.argsort(dim=-1, descending=True, stable=True)[:, :count]
+
+
+def _random(keep: float, seed: int = 0) -> PaPr:
+    return PaPr(keep=keep, significance="random", seed=seed)
+
+
+SHORTHANDS["random"] = _random
+
+
+def _one_of(setting: str, value: object, valid: tuple[str, ...]) -> None:
+    if value not in valid:
+        raise RecipeError(
+            f"papr: {setting}={value!r} is unknown{nearest(str(value), valid)}; choose from {', '.join(valid)}."
+        )

@@ -1,0 +1,141 @@
+"""Tokens: the one thing that flows through a sieved model."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from math import prod
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Tokens:
+    """Activations, and which patches of which grid each of them stands for. Never changed in place.
+
+    B images, N tokens of which the first `prefix` are class, distillation or register tokens, d channels, P patches.
+    """
+
+    x: Tensor
+    """(B, N, d) activations."""
+    prefix: int
+    grid: tuple[int, ...]
+    """Patches along each axis, (h, w) or (t, h, w); its product is P."""
+    positions: Tensor | None = None
+    """(B, N - prefix) int64: the patch at whose place each token stands. None: all patches, in row-major order."""
+    table: Tensor | None = None
+    """The host's positional table over the whole grid (rotary embedding); hosts gather its rows by `positions`."""
+    size: Tensor | None = None
+    """(B, N) how many patches are averaged in each token. None: one each."""
+    weight: Tensor | None = None
+    """(B, N) what attention multiplies the exponential of a key's logit with. None: one each."""
+    source: Tensor | None = None
+    """(B, P) int64: the token that stands for each patch, -1 if it was dropped. None: not tracked."""
+
+    @property
+    def bias(self) -> Tensor | None:
+        """log(weight) as an additive attention mask, (B, 1, 1, N); None where every weight is one."""
+        return None if self.weight is None else self.weight.log().to(self.x.dtype)[:, None, None, :]
+
+    def tracked(self) -> Tokens:
+        """The same tokens, from here on with `source`."""
+        start = torch.arange(prod(self.grid), device=self.x.device) + self.prefix
+        return replace(self, source=start.expand(self.x.shape[0], -1))
+
+    def select(self, index: Tensor) -> Tokens:
+        """Drop all patch tokens but `index` (B, K) int64, counted without the prefix; the prefix stays in front."""
+        prefix = torch.arange(self.prefix, device=index.device).expand(index.shape[0], -1)
+        return self._take(torch.cat([prefix, index + self.prefix], dim=1))
+
+    def merge(self, keep: Tensor, sources: Tensor, destinations: Tensor, *, weigh: bool) -> Tokens:
+        """Average the tokens `sources` into others, weighted by size.
+
+        Args:
+            keep: (B, M) int64, the tokens that stay, in their new order, prefix included.
+            sources: (B, r) int64, the tokens that are merged away.
+            destinations: (B, r) int64, where in the new order each of them goes; several may share a destination.
+            weigh: attention counts a merged token as often as its size (proportional attention) from here on.
+
+        A merged token keeps the position of its destination.
+        """
+        size = self.size
+        if size is None:
+            dtype = torch.promote_types(self.x.dtype, torch.float32)
+            size = torch.ones(self.x.shape[:2], dtype=dtype, device=self.x.device)
+        moved = size.gather(1, sources)
+        total = size.gather(1, keep).scatter_add(1, destinations, moved)
+        share = (moved / total.gather(1, destinations)).to(self.x.dtype)
+
+        # The weighted mean, written as a correction of the few rows that receive something:
+        # the destination d becomes d + sum of share * (source - d).
+        merged = self._take(keep)
+        x = merged.x
+        step = share[..., None] * (rows(self.x, sources) - rows(x, destinations))
+        x = x.flatten(0, 1).index_add(0, _flat(destinations, x.shape[1]), step.flatten(0, 1)).view(x.shape)
+
+        source = merged.source
+        if self.source is not None and source is not None:
+            moves = torch.full(self.x.shape[:2], -1, dtype=torch.int64, device=x.device)
+            moves = moves.scatter(1, sources, destinations)
+            moved_to = _lookup(moves, self.source)
+            source = torch.where(moved_to >= 0, moved_to, source)
+        return replace(merged, x=x, size=total, weight=total if weigh else None, source=source)
+
+    def _take(self, index: Tensor) -> Tokens:
+        """The tokens `index` (B, M) of the whole sequence, prefix first."""
+        patches = index[:, self.prefix :] - self.prefix
+        new_source = None
+        if self.source is not None:
+            place = torch.full(self.x.shape[:2], -1, dtype=torch.int64, device=index.device)
+            order = torch.arange(index.shape[1], device=index.device).expand(index.shape[0], -1)
+            new_source = _lookup(place.scatter(1, index, order), self.source)
+        return replace(
+            self,
+            x=rows(self.x, index),
+            positions=patches if self.positions is None else self.positions.gather(1, patches),
+            size=None if self.size is None else self.size.gather(1, index),
+            weight=None if self.weight is None else self.weight.gather(1, index),
+            source=new_source,
+        )
+
+
+def rows(x: Tensor, index: Tensor) -> Tensor:
+    """Rows `index` (B, K) of x (B, N, d) -> (B, K, d). Copies whole rows, which `gather` on the CPU does not."""
+    taken = x.flatten(0, 1).index_select(0, _flat(index, x.shape[1]))
+    return taken.view(index.shape[0], index.shape[1], x.shape[2])
+
+
+def restore(features: Tensor, source: Tensor, grid: tuple[int, ...], fill: str = "nearest") -> Tensor:
+    """Spread token features back over the grid of patches.
+
+    Args:
+        features: (B, N, C) one row for each token that `source` counts, prefix included.
+        source: (B, P) int64, the token of each patch, -1 where it was dropped.
+        grid: patches along each axis; their product is P.
+        fill: a dropped patch takes the row of the `nearest` kept patch (ties: the lower index), or `zero`.
+
+    Returns:
+        (B, C, *grid).
+    """
+    if fill not in ("nearest", "zero"):
+        raise ValueError(f'fill must be "nearest" or "zero", not {fill!r}.')
+    if fill == "nearest":
+        axes = torch.meshgrid(*(torch.arange(n, device=source.device) for n in grid), indexing="ij")
+        places = torch.stack([axis.flatten() for axis in axes], dim=1)
+        distance = (places[:, None] - places[None]).square().sum(-1)
+        distance = distance.masked_fill((source < 0)[:, None, :], torch.iinfo(torch.int64).max)
+        source = source.gather(1, distance.argmin(-1))
+    dense = rows(features, source.clamp(min=0))
+    dense = dense.masked_fill((source < 0)[..., None], 0)
+    return dense.transpose(1, 2).reshape(features.shape[0], features.shape[2], *grid)
+
+
+def _flat(index: Tensor, length: int) -> Tensor:
+    """(B, K) positions in sequences of `length` -> positions in their concatenation, (B K,)."""
+    starts = torch.arange(index.shape[0], device=index.device) * length
+    return (index + starts[:, None]).flatten()
+
+
+def _lookup(place: Tensor, source: Tensor) -> Tensor:
+    """Follow `source` one step further: place[source], with -1 staying -1."""
+    return place.gather(1, source.clamp(min=0)).masked_fill(source < 0, -1)

@@ -1,0 +1,131 @@
+"""A name that timm or torchvision knows, and perhaps a file of weights, to a model with its normalisation."""
+
+import difflib
+import hashlib
+import pickle
+from collections.abc import Mapping
+from os import PathLike, fspath
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import timm
+import torch
+import torchvision
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import nn
+
+from tokensieve.errors import InputError, RecipeError
+
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+
+
+class Loaded(NamedTuple):
+    """A model in eval mode, and the mean and standard deviation per channel that its input is normalised with."""
+
+    model: nn.Module
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+
+def create(
+    name: str,
+    *,
+    weights: str | PathLike[str] | None = None,
+    sha256: str | None = None,
+    pretrained: bool = True,
+    args: Mapping[str, Any] | None = None,
+) -> Loaded:
+    """Create the model called `name`, from timm if timm knows the name, else from torchvision.
+
+    `weights` is a local file (safetensors, or a state dict that `torch.load(weights_only=True)` reads), loaded strictly
+    in float32; its SHA-256 is checked where `sha256` gives it. With `weights` nothing is ever downloaded; without,
+    the library's own pretrained weights are asked for unless `pretrained` is False. `args` goes to the constructor
+    as it is, for example `{"pad_type": "same", "pretrained_cfg_overlay": {"mean": (0.5, 0.5, 0.5)}}`.
+
+    Raises `RecipeError` for an unknown name or unusable `args`, `InputError` for weights that cannot be had or used.
+    """
+    state = None if weights is None else read_weights(weights, sha256)
+    download = pretrained and state is None
+    from_timm = timm.is_model(name)
+    if not from_timm and name not in torchvision.models.list_models():
+        raise RecipeError(f"neither timm nor torchvision knows a model {name!r}{nearest(name, _names())}")
+    try:
+        if from_timm:
+            model = timm.create_model(name, pretrained=download, **(args or {}))
+        else:
+            model = torchvision.models.get_model(name, weights="DEFAULT" if download else None, **(args or {}))
+    except TypeError as error:
+        raise RecipeError(f"{name} cannot be created with the arguments {dict(args or {})}: {error}") from error
+    except Exception as error:
+        # The libraries raise whatever their downloader raises: there is no one type to catch.
+        if download:
+            raise InputError(
+                f"the pretrained weights of {name} could not be had ({_first_line(error)}); give weights=FILE"
+            ) from error
+        raise RecipeError(f"{name} cannot be created: {_first_line(error)}") from error
+    if state is not None:
+        load_strictly(model, state, f"{Path(fspath(weights)).name} into {name}" if weights else name)
+    config = getattr(model, "pretrained_cfg", None) or {}
+    mean, std = config.get("mean", IMAGENET_MEAN), config.get("std", IMAGENET_STD)
+    return Loaded(model.eval(), tuple(map(float, mean)), tuple(map(float, std)))
+
+
+def read_weights(path: str | PathLike[str], sha256: str | None = None) -> dict[str, torch.Tensor]:
+    """Read a state dict from a local file; floating tensors come as float32. Raises `InputError`."""
+    path = Path(path)
+    if not path.is_file():
+        raise InputError(f"there is no weights file {path}")
+    if sha256 is not None and (found := file_sha256(path)) != sha256.lower():
+        raise InputError(f"{path} is not the file that was asked for: its SHA-256 is {found}, expected {sha256}")
+    try:
+        if path.suffix == ".safetensors":
+            state = load_file(path)
+        else:
+            state = torch.load(path, map_location="cpu", weights_only=True)
+    except (OSError, RuntimeError, ValueError, EOFError, SafetensorError, pickle.UnpicklingError) as error:
+        raise InputError(f"{path} cannot be read as weights: {_first_line(error)}") from error
+    if isinstance(state, Mapping):
+        # Training scripts store the weights beside the optimiser's state.
+        state = next((state[key] for key in ("state_dict", "model") if isinstance(state.get(key), Mapping)), state)
+    if not isinstance(state, Mapping) or not all(isinstance(value, torch.Tensor) for value in state.values()):
+        raise InputError(f"{path} holds no state dict: expected a mapping of names to tensors")
+    return {key: value.float() if value.is_floating_point() else value for key, value in state.items()}
+
+
+def load_strictly(model: nn.Module, state: Mapping[str, torch.Tensor], what: str) -> None:
+    """Load `state` into `model`; raises `InputError` that names the first key that does not fit."""
+    own = model.state_dict()
+    # Old checkpoints lack BatchNorm's step counter, which evaluation never reads.
+    missing = [key for key in own if key not in state and not key.endswith("num_batches_tracked")]
+    unexpected = [key for key in state if key not in own]
+    wrong = [key for key in own if key in state and own[key].shape != state[key].shape]
+    if missing:
+        raise InputError(f"cannot load {what}: the file has no {missing[0]!r} ({len(missing)} such keys)")
+    if unexpected:
+        raise InputError(f"cannot load {what}: the model has no {unexpected[0]!r} ({len(unexpected)} such keys)")
+    if wrong:
+        key, have, want = wrong[0], tuple(state[wrong[0]].shape), tuple(own[wrong[0]].shape)
+        raise InputError(f"cannot load {what}: {key!r} has shape {have} in the file and {want} in the model")
+    model.load_state_dict(state, strict=False)
+
+
+def file_sha256(path: str | PathLike[str]) -> str:
+    """SHA-256 of a file's bytes, as 64 hexadecimal digits."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def nearest(name: str, valid: list[str]) -> str:
+    """The end of an error sentence: the valid names most like `name`."""
+    found = difflib.get_close_matches(str(name), valid, n=3, cutoff=0.5)
+    return f"; the nearest names are {', '.join(found)}" if found else ""
+
+
+def _names() -> list[str]:
+    return [*timm.list_models(), *torchvision.models.list_models()]
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
