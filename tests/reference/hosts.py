@@ -91,7 +91,14 @@ def host_forms() -> dict[str, Form]:
         ),
         "eva-postnorm": partial(_eva, use_post_norm=True, use_rot_pos_emb=True, swiglu_mlp=True),
         "eva-gqa": partial(
-            _eva, attn_type="rope", qkv_fused=False, num_kv_heads=1, use_rot_pos_emb=True, qk_norm=True, swiglu_mlp=True
+            _eva,
+            num_heads=4,
+            num_kv_heads=2,
+            attn_type="rope",
+            qkv_fused=False,
+            use_rot_pos_emb=True,
+            qk_norm=True,
+            swiglu_mlp=True,
         ),
         "eva-pe": partial(
             _eva,

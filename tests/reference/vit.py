@@ -363,7 +363,7 @@ def _head(model: nn.Module, stream: _Stream) -> Tensor:
     if isinstance(model, VisionTransformerDistilled):
         return (model.head(x[0]) + model.head_dist(x[1])) / 2
     sizes = torch.tensor(stream.sizes, dtype=torch.float64)
-    # EVA's attention pooling reads the prefix tokens too, ViT's only if told so
+    # EVA's attention pooling reads the prefix tokens too and its other poolings do not; ViT has a switch for both
     include = model.attn_pool is not None if isinstance(model, Eva) else model.pool_include_prefix
     start = 0 if include else stream.prefix
     if model.attn_pool is not None:
@@ -373,7 +373,6 @@ def _head(model: nn.Module, stream: _Stream) -> Tensor:
     elif model.global_pool == "":
         pooled = x
     else:
-        start = stream.prefix if isinstance(model, Eva) else start
         average = (sizes[start:, None] * x[start:]).sum(dim=0) / sizes[start:].sum()
         maximum = x[start:].max(dim=0).values
         pooled = {"avg": average, "max": maximum, "avgmax": (average + maximum) / 2}[model.global_pool]

@@ -1,9 +1,9 @@
 """Images in, batches out: thin over the readers and transforms of timm and Pillow."""
 
-from tokensieve.data.classes import class_index
-from tokensieve.data.images import Failure, ImageSet, StreamSet, image_set, read_image
-from tokensieve.data.loading import Batch, Batches, load_batches
-from tokensieve.data.preprocessing import Preprocessing
+from .classes import class_index
+from .images import Failure, ImageSet, StreamSet, image_set, read_image
+from .loading import Batch, Batches, load_batches
+from .preprocessing import Preprocessing
 
 __all__ = [
     "Batch",

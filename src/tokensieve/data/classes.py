@@ -4,7 +4,7 @@ import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from tokensieve.errors import InputError
+from ..errors import InputError
 
 _LIST_KEYS = ("wnids", "classes", "folders", "names")
 """Where an object keeps its list of folder names, the first that is there."""

@@ -1,7 +1,9 @@
 """Pictures from a folder, a tar, a file or any data set that timm can open."""
 
 import os
+import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import redirect_stdout
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -17,9 +19,9 @@ from torch import Tensor
 from torch.utils.data import Dataset, IterableDataset
 from torchvision.datasets.folder import IMG_EXTENSIONS
 
-from tokensieve.data.classes import class_index
-from tokensieve.data.preprocessing import Preprocessing
-from tokensieve.errors import InputError, RecipeError
+from ..errors import InputError, RecipeError
+from .classes import class_index
+from .preprocessing import Preprocessing
 
 _TIMM_PREFIXES = ("hfds", "hfids", "tfds", "wds", "torch")
 
@@ -47,7 +49,7 @@ class ImageSet(Dataset[tuple[Tensor, int]]):
         items: Any,
         transform: Callable[[Image.Image], Tensor],
         *,
-        path: Callable[[int], str],
+        names: Sequence[str] | str,
         labels: Mapping[int, int] | None = None,
         classes: Mapping[str, int] | None = None,
         limit: int | None = None,
@@ -57,7 +59,7 @@ class ImageSet(Dataset[tuple[Tensor, int]]):
         Args:
             items: indexable, with a length.
             transform: from an RGB image to a tensor (3, H, W).
-            path: the name under which item i is reported.
+            names: under which each item is reported; one name for all becomes "NAME[i]".
             labels: what each label of `items` becomes; by default it stays.
             classes: see above.
             limit: at most so many pictures, spread evenly over the items.
@@ -65,7 +67,7 @@ class ImageSet(Dataset[tuple[Tensor, int]]):
         self.items = items
         self.transform = transform
         self.classes = dict(classes or {})
-        self._path = path
+        self._names = names
         self._labels = labels
         count = len(items)
         # The items are sorted by class: the first ones would all be of one class.
@@ -83,7 +85,8 @@ class ImageSet(Dataset[tuple[Tensor, int]]):
 
     def path(self, index: int) -> str:
         """Where picture `index` comes from."""
-        return self._path(self._indices[index])
+        position = self._indices[index]
+        return f"{self._names}[{position}]" if isinstance(self._names, str) else self._names[position]
 
     def attempt(self, index: int) -> tuple[Tensor, int] | Failure:
         """Picture `index`, or why it cannot be read: batch work goes on with the others."""
@@ -93,10 +96,10 @@ class ImageSet(Dataset[tuple[Tensor, int]]):
             label = -1 if label is None else int(label)
             image = _to_rgb(source) if isinstance(source, Image.Image) else _decode(source)
             return self.transform(image), label if self._labels is None else self._labels[label]
-        except InputError as error:
-            return Failure(self._path(position), str(error))
+        except _UnusableError as error:
+            return Failure(self.path(index), str(error))
         except Exception as error:  # whatever a reader or a resize may raise concerns this picture alone
-            return Failure(self._path(position), f"cannot be read: {_reason(error)}")
+            return Failure(self.path(index), f"cannot be read: {_reason(error)}")
 
 
 class StreamSet(IterableDataset[tuple[Tensor, int]]):
@@ -120,7 +123,7 @@ class StreamSet(IterableDataset[tuple[Tensor, int]]):
             for picture, label in islice(self.reader, self.limit):
                 yield self.transform(_to_rgb(picture)), -1 if label is None else int(label)
                 count += 1
-        except (InputError, OSError, ValueError) as error:
+        except (_UnusableError, InputError, OSError, ValueError) as error:
             raise InputError(f"{self.name} cannot be read after {count} pictures: {_reason(error)}.") from error
 
 
@@ -170,7 +173,7 @@ def image_set(
     if path.is_file():
         if path.suffix.lower() == ".tar":
             return _tar(path, transform, index, limit)
-        return ImageSet([(path, -1)], transform, path=lambda _: str(path))
+        return ImageSet([(path, -1)], transform, names=[str(path)])
     known = ", ".join(f"{prefix}/" for prefix in _TIMM_PREFIXES)
     raise InputError(f"{source} does not exist: give a folder, an image file, or a timm data set ({known}).")
 
@@ -186,31 +189,35 @@ def read_image(path: str | os.PathLike[str] | IO[bytes]) -> Image.Image:
     """
     try:
         return _decode(path)
-    except InputError as error:
+    except _UnusableError as error:
         raise InputError(f"{getattr(path, 'name', path) if hasattr(path, 'read') else path} {error}.") from error
+
+
+class _UnusableError(Exception):
+    """Why a picture cannot be used, as the end of a sentence that begins with its path."""
 
 
 def _decode(source: Any) -> Image.Image:
     try:
         with Image.open(source) as picture:
             return _to_rgb(picture)
-    except InputError:
+    except _UnusableError:
         raise
     except FileNotFoundError:
-        raise InputError("does not exist") from None
+        raise _UnusableError("does not exist") from None
     except UnidentifiedImageError:
-        raise InputError("is not a picture that Pillow can read") from None
+        raise _UnusableError("is not a picture that Pillow can read") from None
     except Exception as error:  # Pillow's decoders raise OSError, SyntaxError, ValueError, struct.error and others
-        raise InputError(f"cannot be decoded: {_reason(error)}") from error
+        raise _UnusableError(f"cannot be decoded: {_reason(error)}") from error
 
 
 def _to_rgb(picture: Image.Image) -> Image.Image:
     if picture.mode == "F":
-        raise InputError("holds float samples of unknown range: save it with 8 or 16 bits")
+        raise _UnusableError("holds float samples of unknown range: save it with 8 or 16 bits")
     if picture.mode == "I" or picture.mode.startswith("I;16"):
         samples = np.asarray(picture)
         if samples.min() < 0 or samples.max() > 0xFFFF:
-            raise InputError("holds 32-bit samples: save it with 8 or 16 bits")
+            raise _UnusableError("holds 32-bit samples: save it with 8 or 16 bits")
         picture = Image.fromarray((samples >> 8).astype(np.uint8))
     elif picture.mode == "P" and "transparency" in picture.info:
         picture = picture.convert("RGBA")  # the same pixels as straight to RGB, without Pillow's warning
@@ -218,7 +225,7 @@ def _to_rgb(picture: Image.Image) -> Image.Image:
 
 
 def _reason(error: BaseException) -> str:
-    return str(error).strip().rstrip(".") or type(error).__name__
+    return " ".join(str(error).split()).rstrip(".") or type(error).__name__
 
 
 def _folder(root: Path, transform: Callable, index: dict[str, int] | None, limit: int | None) -> ImageSet:
@@ -227,7 +234,7 @@ def _folder(root: Path, transform: Callable, index: dict[str, int] | None, limit
         raise InputError(f"{root} holds no pictures ({', '.join(IMG_EXTENSIONS)}).")
     found.sort(key=lambda item: [(natural_key(part), part) for part in Path(item[0]).parts])
     labels, classes = _relabel(positions, index, str(root))
-    return ImageSet(found, transform, path=lambda i: found[i][0], labels=labels, classes=classes, limit=limit)
+    return ImageSet(found, transform, names=[file for file, _ in found], labels=labels, classes=classes, limit=limit)
 
 
 def _tar(path: Path, transform: Callable, index: dict[str, int] | None, limit: int | None) -> ImageSet:
@@ -240,7 +247,7 @@ def _tar(path: Path, transform: Callable, index: dict[str, int] | None, limit: i
     return ImageSet(
         reader,
         transform,
-        path=lambda i: f"{path}:{reader.filename(i)}",
+        names=[f"{path}:{name}" for name in reader.filenames()],
         labels=labels,
         classes=classes,
         limit=limit,
@@ -272,8 +279,10 @@ def _timm_set(
 ) -> ImageSet | StreamSet:
     if index is not None and name.lower().startswith("torch/"):
         raise InputError(f"{name} has class numbers of its own: leave the class index out.")
+    where = None if root is None else str(root)
     try:
-        opened = timm.data.create_dataset(name, root=None if root is None else str(root), split=split, class_map=index)
+        with redirect_stdout(sys.stderr):  # timm prints which library is missing; stdout may be somebody's JSON
+            opened = timm.data.create_dataset(name, root=where, split=split, class_map=index)
     except Exception as error:  # each reader has its own library behind it, with its own errors
         raise InputError(f"timm cannot open {name} (split {split}, root {root}): {_reason(error)}.") from error
     if isinstance(opened, timm.data.IterableImageDataset):
@@ -282,4 +291,4 @@ def _timm_set(
     items = getattr(opened, "reader", opened)
     if not len(items):
         raise InputError(f"{name} (split {split}) holds no pictures.")
-    return ImageSet(items, transform, path=lambda i: f"{name}[{i}]", classes=index, limit=limit)
+    return ImageSet(items, transform, names=name, classes=index, limit=limit)

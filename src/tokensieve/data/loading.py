@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, IterableDataset
 
-from tokensieve.data.images import Failure
-from tokensieve.errors import InputError, RecipeError
+from ..errors import InputError, RecipeError
+from .images import Failure
 
 
 class Batch(NamedTuple):

@@ -9,7 +9,7 @@ from PIL import Image
 from timm.data.transforms import str_to_pil_interp
 from torch import Tensor, nn
 
-from tokensieve.errors import InputError, RecipeError
+from ..errors import InputError, RecipeError
 
 _CROP_MODES = ("center", "squash", "border")
 
@@ -154,7 +154,9 @@ class _Transform:
         if self.preprocessing.crop_mode == "center" and Image.MAX_IMAGE_PIXELS is not None:
             scale = max(height / image.height, width / image.width) / self.preprocessing.crop_pct
             if scale**2 * image.height * image.width > Image.MAX_IMAGE_PIXELS:
-                raise InputError(f"is too narrow ({image.width} x {image.height} pixels) to be resized and cropped")
+                raise InputError(
+                    f"The picture is too narrow to be resized and cropped: {image.width} x {image.height} pixels."
+                )
         return self.steps(image)
 
 

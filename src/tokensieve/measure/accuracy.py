@@ -7,9 +7,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from tokensieve.data import Failure
-from tokensieve.errors import InputError, RecipeError
-from tokensieve.measure.outputs import evaluating, failures_of, forward_batches, nothing_read
+from ..data import Failure
+from ..errors import InputError, RecipeError
+from .outputs import evaluating, failures_of, forward_batches, nothing_read
 
 
 @dataclass(frozen=True)

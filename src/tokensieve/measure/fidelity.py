@@ -9,10 +9,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from tokensieve.data import Failure
-from tokensieve.errors import InputError
-from tokensieve.measure.accuracy import Accuracy, TopK
-from tokensieve.measure.outputs import evaluating, failures_of, forward_batches, nothing_read
+from ..data import Failure
+from ..errors import InputError
+from .accuracy import Accuracy, TopK
+from .outputs import evaluating, failures_of, forward_batches, nothing_read
 
 
 @dataclass(frozen=True)
@@ -102,7 +102,8 @@ class _Sums:
         self.classes = classes and ours.ndim == 2 and ours.shape[1] > 1
         ours, theirs = ours.double(), theirs.double()
         self.count += len(ours)
-        self.cosine += float(F.cosine_similarity(ours, theirs, dim=-1).reshape(len(ours), -1).mean(1).sum())
+        cosine = F.cosine_similarity(ours, theirs, dim=-1).clamp(-1, 1)
+        self.cosine += float(cosine.reshape(len(ours), -1).mean(1).sum())
         if self.classes:
             self.same += int((ours.argmax(1) == theirs.argmax(1)).sum())
             self.kl += float(kl_divergence(theirs, ours).sum())

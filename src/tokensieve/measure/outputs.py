@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from tokensieve.errors import InputError
+from ..errors import InputError
 
 
 class Answers(NamedTuple):

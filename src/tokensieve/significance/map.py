@@ -5,13 +5,12 @@ as the mean over channels of the last feature map at its place, interpolated to 
 """
 
 from collections.abc import Sequence
-from math import prod
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from tokensieve.errors import InputError, RecipeError
+from ..errors import InputError, RecipeError
 
 
 def patch_significance(features: Tensor, grid: Sequence[int], *, align_corners: bool = True) -> Tensor:
@@ -26,7 +25,7 @@ def patch_significance(features: Tensor, grid: Sequence[int], *, align_corners: 
     """
     if features.ndim not in (4, 5):
         raise InputError(
-            f"features have shape {tuple(features.shape)}; expected (B, K, h, w), or (B, K, t, h, w) for video"
+            f"Features have shape {tuple(features.shape)}; expected (B, K, h, w), or (B, K, t, h, w) for video."
         )
     # Mean and interpolation are linear and commute: averaging first is K times cheaper.
     return resize_map(channel_mean(features), grid, align_corners).flatten(1)
@@ -43,15 +42,15 @@ def resize_map(map: Tensor, grid: Sequence[int], align_corners: bool = True) -> 
     Raises `InputError` for a map of another rank, `RecipeError` for a grid that does not fit it.
     """
     if map.ndim not in (3, 4):
-        raise InputError(f"the map has shape {tuple(map.shape)}; expected (B, h, w), or (B, t, h, w) for video")
+        raise InputError(f"The map has shape {tuple(map.shape)}; expected (B, h, w), or (B, t, h, w) for video.")
     grid = tuple(grid)
     if len(grid) != map.ndim - 1:
         raise RecipeError(
-            f"a significance map of {map.ndim - 1} dimensions cannot be laid on a grid of {len(grid)} ({grid}): "
-            "pictures need (H, W), video (T, H, W)"
+            f"A significance map of {map.ndim - 1} dimensions cannot be laid on a grid of {len(grid)} ({grid}): "
+            "pictures need (H, W), video (T, H, W)."
         )
-    if prod(grid) < 1 or min(grid) < 1:
-        raise RecipeError(f"the grid {grid} has no patches")
+    if min(grid) < 1:
+        raise RecipeError(f"The grid {grid} has no patches.")
     map = map.to(torch.promote_types(map.dtype, torch.float32))
     if tuple(map.shape[1:]) == grid:
         return map

@@ -1,5 +1,5 @@
 """Names and files to models, with their weights and their normalisation."""
 
-from tokensieve.zoo.models import Loaded, create, file_sha256
+from .models import Loaded, create, file_sha256
 
 __all__ = ["Loaded", "create", "file_sha256"]

@@ -15,7 +15,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import nn
 
-from tokensieve.errors import InputError, RecipeError
+from ..errors import InputError, RecipeError
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -50,21 +50,21 @@ def create(
     download = pretrained and state is None
     from_timm = timm.is_model(name)
     if not from_timm and name not in torchvision.models.list_models():
-        raise RecipeError(f"neither timm nor torchvision knows a model {name!r}{nearest(name, _names())}")
+        raise RecipeError(f"Neither timm nor torchvision knows a model {name!r}{nearest(name, _names())}.")
     try:
         if from_timm:
             model = timm.create_model(name, pretrained=download, **(args or {}))
         else:
             model = torchvision.models.get_model(name, weights="DEFAULT" if download else None, **(args or {}))
     except TypeError as error:
-        raise RecipeError(f"{name} cannot be created with the arguments {dict(args or {})}: {error}") from error
+        raise RecipeError(f"{name} cannot be created with the arguments {dict(args or {})}: {error}.") from error
     except Exception as error:
         # The libraries raise whatever their downloader raises: there is no one type to catch.
         if download:
             raise InputError(
-                f"the pretrained weights of {name} could not be had ({_first_line(error)}); give weights=FILE"
+                f"The pretrained weights of {name} could not be had ({_first_line(error)}): give weights=FILE."
             ) from error
-        raise RecipeError(f"{name} cannot be created: {_first_line(error)}") from error
+        raise RecipeError(f"{name} cannot be created: {_first_line(error)}.") from error
     if state is not None:
         load_strictly(model, state, f"{Path(fspath(weights)).name} into {name}" if weights else name)
     config = getattr(model, "pretrained_cfg", None) or {}
@@ -76,21 +76,21 @@ def read_weights(path: str | PathLike[str], sha256: str | None = None) -> dict[s
     """Read a state dict from a local file; floating tensors come as float32. Raises `InputError`."""
     path = Path(path)
     if not path.is_file():
-        raise InputError(f"there is no weights file {path}")
+        raise InputError(f"There is no weights file {path}.")
     if sha256 is not None and (found := file_sha256(path)) != sha256.lower():
-        raise InputError(f"{path} is not the file that was asked for: its SHA-256 is {found}, expected {sha256}")
+        raise InputError(f"{path} is not the file that was asked for: its SHA-256 is {found}, expected {sha256}.")
     try:
         if path.suffix == ".safetensors":
             state = load_file(path)
         else:
             state = torch.load(path, map_location="cpu", weights_only=True)
     except (OSError, RuntimeError, ValueError, EOFError, SafetensorError, pickle.UnpicklingError) as error:
-        raise InputError(f"{path} cannot be read as weights: {_first_line(error)}") from error
+        raise InputError(f"{path} cannot be read as weights: {_first_line(error)}.") from error
     if isinstance(state, Mapping):
         # Training scripts store the weights beside the optimiser's state.
         state = next((state[key] for key in ("state_dict", "model") if isinstance(state.get(key), Mapping)), state)
     if not isinstance(state, Mapping) or not all(isinstance(value, torch.Tensor) for value in state.values()):
-        raise InputError(f"{path} holds no state dict: expected a mapping of names to tensors")
+        raise InputError(f"{path} holds no state dict: expected a mapping of names to tensors.")
     return {key: value.float() if value.is_floating_point() else value for key, value in state.items()}
 
 
@@ -102,12 +102,12 @@ def load_strictly(model: nn.Module, state: Mapping[str, torch.Tensor], what: str
     unexpected = [key for key in state if key not in own]
     wrong = [key for key in own if key in state and own[key].shape != state[key].shape]
     if missing:
-        raise InputError(f"cannot load {what}: the file has no {missing[0]!r} ({len(missing)} such keys)")
+        raise InputError(f"Cannot load {what}: the file has no {missing[0]!r} ({len(missing)} such keys).")
     if unexpected:
-        raise InputError(f"cannot load {what}: the model has no {unexpected[0]!r} ({len(unexpected)} such keys)")
+        raise InputError(f"Cannot load {what}: the model has no {unexpected[0]!r} ({len(unexpected)} such keys).")
     if wrong:
         key, have, want = wrong[0], tuple(state[wrong[0]].shape), tuple(own[wrong[0]].shape)
-        raise InputError(f"cannot load {what}: {key!r} has shape {have} in the file and {want} in the model")
+        raise InputError(f"Cannot load {what}: {key!r} has shape {have} in the file and {want} in the model.")
     model.load_state_dict(state, strict=False)
 
 

@@ -1,0 +1,235 @@
+"""A classifier opened with torch.fx: its graph cut at a feature map, and its BatchNorms folded away."""
+
+from __future__ import annotations
+
+import copy
+from collections import Counter
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from timm.layers import BatchNormAct2d, Conv2dSame
+from timm.models import get_notrace_functions, get_notrace_modules
+from torch import Tensor, fx, nn
+from torch.nn.utils.fusion import fuse_conv_bn_eval
+
+from ..errors import RecipeError
+from ..zoo.models import nearest
+
+FORWARD_FEATURES = "forward_features"
+
+# Exact types: a subclass may treat its weights otherwise (weight standardisation), and folding would change its answer.
+_CONVOLUTIONS = (nn.Conv2d, Conv2dSame)
+_BATCH_NORMS = (nn.BatchNorm2d, BatchNormAct2d)
+_IDLE = (nn.Identity, nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout)
+
+
+@dataclass(frozen=True)
+class Split:
+    """A classifier in two: images -> features (B, K, h, w), and features -> logits where the cut leaves no other path."""
+
+    features: fx.GraphModule
+    head: fx.GraphModule | None
+    channels: int
+
+
+def split(model: nn.Module, name: str, layer: int | str | None, images: Tensor) -> Split:
+    """Cut `model` (in eval mode) at a feature map; `images` (1, 3, H, W) is run through it to learn the shapes.
+
+    `layer` None is the last feature map before global pooling, an int counts the network's stages, a str names a
+    sub-module. The sub-modules are shared with `model`, not copied. Raises `RecipeError` for a network that torch.fx
+    cannot trace and for a layer that is not there or gives no feature map.
+    """
+    tracer = _Tracer()
+    try:
+        graph = tracer.follow(model, note_features=layer is None)
+        watch = _Shapes(fx.GraphModule(model, graph))
+        with torch.no_grad():
+            logits = watch.run(images)
+    except Exception as error:
+        # Tracing runs the network's own Python, which may fail in any way.
+        line = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise RecipeError(
+            f"{name} cannot be traced ({line}): pass a module that maps images to features instead of its name."
+        ) from error
+    outputs = {key: node for key, node in tracer.outputs.items() if node in watch.shapes}
+    node = _feature_node(model, name, layer, outputs, watch.shapes)
+
+    images_in = next(node for node in graph.nodes if node.op == "placeholder")
+    features = _subgraph(model, graph, images_in, node)
+    if features is None:
+        raise RecipeError(f"{name} needs more than images: pass a module that maps images to features.")
+    end = next(node for node in graph.nodes if node.op == "output").args[0]
+    head = _subgraph(model, graph, node, end) if isinstance(end, fx.Node) else None
+    if head is not None:
+        _without_inplace(head)
+        with torch.no_grad():
+            again = head(features(images))
+        # An operation that works only by its side effect hangs on nothing in the graph and would be lost by the cut.
+        if logits.isfinite().all() and (again - logits).abs().max() > 1e-4 * logits.abs().max():
+            raise RecipeError(
+                f"{name} cannot be cut at {layer or 'its last feature map'}: it changes tensors in place."
+            )
+    return Split(features, head, watch.shapes[node][1])
+
+
+def fold(module: fx.GraphModule) -> None:
+    """Remove what does nothing in eval mode, and fold each BatchNorm into the convolution before it, in place.
+
+    A BatchNorm that follows something else than one convolution of its own stays. Modules are replaced, never changed.
+    """
+    modules, graph = dict(module.named_modules()), module.graph
+    for node in list(graph.nodes):
+        if node.op == "call_module" and type(modules[node.target]) in _IDLE:
+            node.replace_all_uses_with(node.args[0])
+            graph.erase_node(node)
+    uses = Counter(node.target for node in graph.nodes if node.op == "call_module")
+    for node in list(graph.nodes):
+        if node.op != "call_module" or type(modules[node.target]) not in _BATCH_NORMS:
+            continue
+        conv, norm = node.args[0], modules[node.target]
+        if (
+            conv.op != "call_module"
+            or type(modules[conv.target]) not in _CONVOLUTIONS
+            or len(conv.users) > 1
+            or uses[conv.target] > 1
+            or uses[node.target] > 1
+            or norm.running_mean is None
+        ):
+            continue
+        modules[conv.target] = fuse_conv_bn_eval(modules[conv.target], norm)
+        module.set_submodule(conv.target, modules[conv.target])
+        act = getattr(norm, "act", None)
+        if act is None or isinstance(act, nn.Identity):
+            node.replace_all_uses_with(conv)
+            graph.erase_node(node)
+        else:
+            modules[node.target] = act
+            module.set_submodule(node.target, act)
+    module.delete_all_unused_submodules()
+    graph.lint()
+    module.recompile()
+
+
+class _Tracer(fx.Tracer):
+    """Traces through all modules but torch's own and those that timm says cannot be traced; notes who made which node."""
+
+    def __init__(self) -> None:
+        super().__init__(autowrap_functions=tuple(get_notrace_functions()))
+        self.leaves = tuple(get_notrace_modules())
+        self.outputs: dict[str, fx.Node] = {}
+
+    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        return isinstance(m, self.leaves) or super().is_leaf_module(m, module_qualified_name)
+
+    def call_module(self, m: nn.Module, forward: Any, args: Any, kwargs: Any) -> Any:
+        return self._note(self.path_of_module(m), super().call_module(m, forward, args, kwargs))
+
+    def follow(self, model: nn.Module, note_features: bool) -> fx.Graph:
+        own = getattr(model, FORWARD_FEATURES, None)
+        if not note_features or own is None:
+            return self.trace(model)
+        # A method is no module: it is wrapped while the trace lasts to learn where its output lies in the graph.
+        model.forward_features = lambda *args, **kwargs: self._note(FORWARD_FEATURES, own(*args, **kwargs))
+        try:
+            return self.trace(model)
+        finally:
+            del model.forward_features
+
+    def _note(self, name: str, output: Any) -> Any:
+        if isinstance(output, fx.Proxy):
+            self.outputs[name] = output.node
+        return output
+
+
+class _Shapes(fx.Interpreter):
+    """Runs a graph and notes the shape of every tensor it makes."""
+
+    def __init__(self, module: fx.GraphModule) -> None:
+        super().__init__(module)
+        self.shapes: dict[fx.Node, tuple[int, ...]] = {}
+
+    def run_node(self, n: fx.Node) -> Any:
+        value = super().run_node(n)
+        if isinstance(value, Tensor):
+            self.shapes[n] = tuple(value.shape)
+        return value
+
+
+def _feature_node(
+    model: nn.Module, name: str, layer: int | str | None, outputs: dict[str, fx.Node], shapes: dict[fx.Node, Any]
+) -> fx.Node:
+    """The node that computes the feature map meant by `layer`."""
+    maps = [key for key, node in outputs.items() if len(shapes[node]) == 4 and min(shapes[node][2:]) > 1]
+    stages = _stages(model, maps)
+    if layer is None:
+        found = FORWARD_FEATURES if FORWARD_FEATURES in outputs else _last_child(model, maps)
+    elif isinstance(layer, int):
+        if not -len(stages) <= layer < len(stages):
+            listed = ", ".join(f"{index} {stage}" for index, stage in enumerate(stages))
+            raise RecipeError(f"{name} has no stage {layer}; its stages are {listed}.")
+        found = stages[layer]
+    else:
+        found = layer
+    if found not in outputs:
+        options = nearest(str(found), maps) or f"; its stages are {', '.join(stages)}"
+        raise RecipeError(f"{name} has no layer {found!r} that makes a feature map{options}.")
+    shape = shapes[outputs[found]]
+    if found not in maps or (layer is None and getattr(model, "output_fmt", "NCHW") == "NHWC"):
+        options = f"; layers that do: {', '.join(stages)}" if stages else ""
+        raise RecipeError(
+            f"The output of {found} of {name} has shape {shape}, not that of a ConvNet's feature map (B, K, h, w)"
+            f"{options}."
+        )
+    return outputs[found]
+
+
+def _stages(model: nn.Module, maps: list[str]) -> list[str]:
+    """Names of the sub-modules that an integer layer counts: timm's own list, or the children that make feature maps."""
+    info = getattr(model, "feature_info", None)
+    if info:
+        return [stage["module"] for stage in info]
+    features = getattr(model, "features", None)
+    if isinstance(features, nn.Sequential):
+        names = [f"features.{key}" for key, _ in features.named_children()]
+    else:
+        names = [key for key, _ in model.named_children()]
+    return [key for key in names if key in maps]
+
+
+def _last_child(model: nn.Module, maps: list[str]) -> str:
+    """The last top-level child that makes a feature map and does not pool it."""
+    pools = (nn.AdaptiveAvgPool2d, nn.AvgPool2d)
+    children = [key for key, child in model.named_children() if key in maps and not isinstance(child, pools)]
+    return children[-1] if children else FORWARD_FEATURES
+
+
+def _subgraph(model: nn.Module, graph: fx.Graph, start: fx.Node, end: fx.Node) -> fx.GraphModule | None:
+    """What computes `end` from `start` alone; None where it needs the images by another path."""
+    needed, todo = {start}, [end]
+    while todo:
+        node = todo.pop()
+        if node not in needed:
+            if node.op == "placeholder":
+                return None
+            needed.add(node)
+            todo.extend(node.all_input_nodes)
+    part = fx.Graph()
+    made = {start: part.placeholder("features" if start.op != "placeholder" else "images")}
+    for node in graph.nodes:
+        if node in needed and node is not start:
+            made[node] = part.node_copy(node, made.__getitem__)
+    part.output(made[end])
+    return fx.GraphModule(model, part).eval()
+
+
+def _without_inplace(head: fx.GraphModule) -> None:
+    """Keep the head's hands off the features, which are its caller's."""
+    for node in head.graph.nodes:
+        if node.kwargs.get("inplace"):
+            node.update_kwarg("inplace", False)
+        if node.op == "call_module" and getattr(head.get_submodule(node.target), "inplace", False):
+            module = copy.copy(head.get_submodule(node.target))
+            module.inplace = False
+            head.set_submodule(node.target, module)
+    head.recompile()

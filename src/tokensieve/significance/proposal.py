@@ -1,0 +1,182 @@
+"""Proposals: the small frozen ConvNets whose feature maps say where an image has something to tell."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from os import PathLike
+from typing import Any, Self
+
+import torch
+from timm.utils.model import reparameterize_model
+from torch import Tensor, nn
+
+from .. import zoo
+from ..errors import RecipeError
+from .graph import fold, split
+
+IMAGES_PER_THREAD = 4
+"""On CPUs, a larger batch runs in pieces of this many images of 224 x 224 a thread: the activations stay in the cache."""
+
+
+class Frozen(nn.Module):
+    """A module that is never trained: it stays in eval mode, and a change of precision around it does not reach it."""
+
+    def train(self, mode: bool = True) -> Self:  # noqa: ARG002
+        return super().train(False)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        def follow(tensor: Tensor) -> Tensor:
+            probe = fn(torch.empty(0, dtype=tensor.dtype, device=tensor.device))
+            # Casting there and back would round the weights: only the device is followed.
+            return fn(tensor) if probe.dtype == tensor.dtype else tensor.to(probe.device)
+
+        return super()._apply(follow, recurse)
+
+
+class Proposal(Frozen):
+    """A frozen network that maps images (B, 3, H, W) to features (B, K, h, w), without gradients and autocast.
+
+    `head` maps the features to logits (B, classes); it is None where only features are known. `channels` is K where
+    it is known. `mean` and `std` are the statistics its input is normalised with, None for a module that takes the
+    host's tensor as it is. `dtype` is its precision, None to go by its parameters. `in_pieces` lets large batches run
+    in pieces on CPUs.
+    """
+
+    def __init__(
+        self,
+        features: nn.Module,
+        name: str,
+        *,
+        head: nn.Module | None = None,
+        channels: int | None = None,
+        mean: tuple[float, ...] | None = None,
+        std: tuple[float, ...] | None = None,
+        dtype: torch.dtype | None = None,
+        in_pieces: bool = False,
+    ) -> None:
+        super().__init__()
+        self.features, self.head, self.channels = features, head, channels
+        self.name, self.mean, self.std = name, mean, std
+        self.dtype, self.in_pieces = dtype, in_pieces
+        self.eval()
+
+    def forward(self, images: Tensor) -> Tensor:
+        """(B, 3, H, W), normalised -> features (B, K, h, w), or (B, K, t, h, w) of a module that reads video."""
+        with torch.no_grad():
+            features = _in_full_precision(self._run, images)
+        if not isinstance(features, Tensor) or features.ndim != images.ndim:
+            raise RecipeError(_not_features(self.name, features))
+        return features
+
+    def logits(self, features: Tensor) -> Tensor:
+        """Features -> logits (B, classes), with gradients where they are enabled. Raises `RecipeError` without a head."""
+        if self.head is None:
+            raise RecipeError(f"The proposal {self.name} has no known classifier: use significance='mean'.")
+        return _in_full_precision(self.head, features)
+
+    def _run(self, images: Tensor) -> Tensor:
+        images = images.to(self.dtype or _dtype_of(self.features) or images.dtype)
+        if self.in_pieces and images.device.type == "cpu" and not torch.compiler.is_compiling():
+            area = images.shape[-2] * images.shape[-1]
+            piece = max(1, IMAGES_PER_THREAD * torch.get_num_threads() * 224 * 224 // area)
+            if len(images) > piece:
+                return torch.cat([self.features(some) for some in images.split(piece)])
+        return self.features(images)
+
+
+def named_proposal(
+    name: str,
+    *,
+    layer: int | str | None = None,
+    weights: str | PathLike[str] | None = None,
+    sha256: str | None = None,
+    args: Mapping[str, Any] | None = None,
+    pretrained: bool = True,
+    dtype: torch.dtype = torch.float32,
+) -> Proposal:
+    """A ConvNet by its timm or torchvision name, made ready for inference.
+
+    Multi-branch blocks (MobileOne, RepVGG) are re-parameterised, BatchNorms folded into convolutions, weights laid out
+    channels-last, and the network cut at the feature map `layer` says: None for the last before global pooling, an
+    int for one of the network's stages (timm's `feature_info`, torchvision's children; negative from the end), a str
+    for the output of a sub-module. `weights`, `sha256`, `args` and `pretrained` are those of `zoo.create`.
+    """
+    model, mean, std = zoo.create(name, weights=weights, sha256=sha256, args=args, pretrained=pretrained)
+    model = reparameterize_model(model, inplace=True)
+    parts = split(model, name, layer, _trial_images(model))
+    for part in (parts.features, parts.head):
+        if part is not None:
+            fold(part)
+            part.to(dtype=dtype, memory_format=torch.channels_last).requires_grad_(False)
+    return Proposal(
+        parts.features,
+        name,
+        head=parts.head,
+        channels=parts.channels,
+        mean=mean,
+        std=std,
+        dtype=dtype,
+        in_pieces=True,
+    )
+
+
+def module_proposal(module: nn.Module | Callable[[Tensor], Tensor], layer: int | str | None = None) -> Proposal:
+    """A network of the user's own as it is: neither copied, folded, renormalised nor cast, only put in eval mode.
+
+    Without `layer` it maps images (B, 3, H, W) to features (B, K, h, w); a bound method such as
+    `net.forward_features` will do. With `layer` it is a classifier that is cut there, as `named_proposal` does.
+    """
+    if layer is None:
+        name = getattr(module, "__name__", type(module).__name__)
+        return Proposal(module if isinstance(module, nn.Module) else _Function(module), name)
+    if not isinstance(module, nn.Module):
+        raise RecipeError("layer= names a part of a module, and the proposal is a function: pass the module.")
+    name = type(module).__name__
+    parts = split(module.eval(), name, layer, _trial_images(module))
+    return Proposal(parts.features, name, head=parts.head, channels=parts.channels)
+
+
+class _Function(nn.Module):
+    """A function of images; a bound method's module is held as a child, so that it follows the device."""
+
+    def __init__(self, function: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        owner = getattr(function, "__self__", None)
+        self.owner = owner if isinstance(owner, nn.Module) else None
+        self.function = getattr(type(owner), function.__name__) if self.owner is not None else function
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.function(images) if self.owner is None else self.function(self.owner, images)
+
+
+def _in_full_precision(function: Callable[[Tensor], Tensor], tensor: Tensor) -> Tensor:
+    """Call with autocast off. Where it is off already no context is entered: exporters would record it."""
+    if not torch.is_autocast_enabled(tensor.device.type):
+        return function(tensor)
+    with torch.autocast(tensor.device.type, enabled=False):
+        return function(tensor)
+
+
+def _dtype_of(module: nn.Module) -> torch.dtype | None:
+    """The one floating dtype of a module's parameters; None where there is none or more than one."""
+    dtypes = {parameter.dtype for parameter in module.parameters() if parameter.is_floating_point()}
+    return dtypes.pop() if len(dtypes) == 1 else None
+
+
+def _trial_images(model: nn.Module) -> Tensor:
+    """One picture of noise, of the size and on the device that the model expects."""
+    size = (getattr(model, "pretrained_cfg", None) or {}).get("input_size") or (3, 224, 224)
+    like = next(model.parameters(), torch.empty(0))
+    noise = torch.randn(1, *size, generator=torch.Generator().manual_seed(0))
+    return noise.to(like.device, like.dtype)
+
+
+def _not_features(name: str, output: Any) -> str:
+    if not isinstance(output, Tensor):
+        return f"The proposal {name} returns {type(output).__name__}, not a tensor of features (B, K, h, w)."
+    if output.ndim == 2:
+        return (
+            f"The proposal {name} returns logits of shape {tuple(output.shape)}, not features (B, K, h, w): pass its "
+            "forward_features, its name, or layer=."
+        )
+    return f"The proposal {name} returns a tensor of shape {tuple(output.shape)}, not features (B, K, h, w)."

@@ -1,0 +1,72 @@
+"""ToMe's schedule and matching."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tests.reference.vit import match as slow_match
+from tokensieve import Recipe, ToMe
+from tokensieve.methods.tome import bipartite_match
+
+
+@pytest.mark.parametrize(("r", "depth", "last"), [(13, 12, 41), (16, 12, 11), (8, 24, 7), (0, 12, 197)])
+def test_published_token_counts(r: int, depth: int, last: int) -> None:
+    tokens, method = 197, ToMe(r=r)
+    for block in range(depth):
+        tokens = method.left(block, depth, tokens, 1)
+    assert tokens == last
+
+
+def test_schedules() -> None:
+    assert ToMe(r=8).schedule(3) == [8, 8, 8]
+    assert ToMe(r=(8, -1.0)).schedule(5) == [16, 12, 8, 4, 0]
+    assert ToMe(r=(8, 1.0)).schedule(5) == [0, 4, 8, 12, 16]
+    assert ToMe(r=[3, 2]).schedule(4) == [3, 2, 0, 0]
+    assert ToMe(r=[3, 2, 1, 1, 9]).schedule(4) == [3, 2, 1, 1]
+    assert ToMe(r=8, layers=slice(2, None)).schedule(4) == [0, 0, 8, 8]
+    assert ToMe(r=8, layers=slice(-1, None)).schedule(3) == [0, 0, 8]
+    assert ToMe(r=(8, 1.0), layers=slice(1, 2)).schedule(5) == [0, 4, 0, 0, 0]
+
+
+@settings(max_examples=150, deadline=None)
+@given(
+    tokens=st.integers(1, 14),
+    prefix=st.integers(0, 5),
+    wanted=st.integers(1, 8),
+    seed=st.integers(0, 10**6),
+    ties=st.booleans(),
+)
+def test_matching_is_the_slow_one(tokens: int, prefix: int, wanted: int, seed: int, ties: bool) -> None:
+    tokens += prefix
+    r = min(wanted, (tokens - prefix) // 2)
+    if r == 0:
+        return
+    draw = torch.Generator().manual_seed(seed)
+    if ties:  # few distinct directions, so that many cosines are equal
+        keys = torch.eye(3, dtype=torch.float64)[torch.randint(0, 3, (tokens,), generator=draw)][None, None]
+    else:
+        keys = torch.randn(1, 2, tokens, 4, generator=draw, dtype=torch.float64)
+    keep, sources, destinations = bipartite_match(keys, r, prefix)
+
+    groups = [[int(i)] for i in keep[0]]
+    for source, destination in zip(sources[0].tolist(), destinations[0].tolist(), strict=True):
+        groups[destination].append(source)
+    expected, _ = slow_match(keys[0].mean(0), prefix, r)
+    assert [set(group) for group in groups] == [set(group) for group in expected]
+    assert [len(group) for group in groups] == [len(group) for group in expected]
+
+
+def test_matching_ignores_precision_of_the_model() -> None:
+    keys = torch.randn(2, 3, 40, 16).bfloat16()
+    for got, expected in zip(bipartite_match(keys, 9, 1), bipartite_match(keys.float(), 9, 1), strict=True):
+        assert torch.equal(got, expected)
+    with torch.autocast("cpu", torch.bfloat16):
+        for got, expected in zip(bipartite_match(keys, 9, 1), bipartite_match(keys.float(), 9, 1), strict=True):
+            assert torch.equal(got, expected)
+
+
+def test_a_recipe_says_the_settings() -> None:
+    assert str(Recipe.of(ToMe(r=13, proportional=False))) == "tome(r=13, proportional=False)"
