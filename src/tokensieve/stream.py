@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from .errors import InputError, RecipeError, UnsupportedHost
-from .hosts import Host, open_host
+from .hosts import Host, HostBlock, open_host
 from .methods import Evidence, Method
 from .recipe import Recipe
 from .tokens import Tokens, restore
@@ -95,10 +95,7 @@ class Sieved(nn.Module):
             if not acting and tokens.weight is None:
                 tokens = replace(tokens, x=block(tokens))
             else:
-                heads = block.qkv(tokens)
-                tokens = replace(tokens, x=block.attention_out(heads.attend(tokens.bias), heads, tokens.x))
-                for method, left in acting:
-                    tokens = method.reduce(tokens, left, Evidence(keys=heads.keys))
+                tokens = _attend_and_reduce(block, tokens, acting)
                 tokens = replace(tokens, x=block.mlp(tokens.x))
             if trace is not None:
                 trace.tokens_per_block.append(tokens.x.shape[1])
@@ -145,6 +142,15 @@ class Sieved(nn.Module):
 
     def extra_repr(self) -> str:
         return f'recipe="{self.recipe}"'
+
+
+def _attend_and_reduce(block: HostBlock, tokens: Tokens, acting: list[tuple[Method, int]]) -> Tokens:
+    """A block up to its MLP. A function of its own, so that queries, keys and values are freed before the MLP runs."""
+    heads = block.qkv(tokens)
+    tokens = replace(tokens, x=block.attention_out(heads.attend(tokens.bias), heads, tokens.x))
+    for method, left in acting:
+        tokens = method.reduce(tokens, left, Evidence(keys=heads.keys))
+    return tokens
 
 
 @dataclass

@@ -1,6 +1,20 @@
 """What a sieved model costs and what it loses."""
 
+from .accuracy import Accuracy, accuracy
+from .fidelity import Fidelity, fidelity
 from .limit import SlicingLimit
+from .macs import macs
+from .memory import peak_memory
 from .speed import Speed, speed
 
-__all__ = ["SlicingLimit", "Speed", "speed"]
+__all__ = [
+    "Accuracy",
+    "Fidelity",
+    "SlicingLimit",
+    "Speed",
+    "accuracy",
+    "fidelity",
+    "macs",
+    "peak_memory",
+    "speed",
+]

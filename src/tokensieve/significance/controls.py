@@ -15,15 +15,15 @@ _BITS = 24  # that float32 holds exactly
 def random_map(images: Tensor, grid: Sequence[int], seed: int = 0) -> Tensor:
     """Uniform pseudo-random numbers in [0, 1): images (B, ...) -> (B, *grid) float32.
 
-    An image's map depends on the image's bits and on `seed` alone: not on the batch around it, its place in the batch or
-    the device. Plain integer arithmetic, so that it can be compiled.
+    An image's map depends on the image's bits and on `seed` alone: not on the batch around it, its place in it or the
+    device. Plain integer arithmetic, so that it can be compiled.
     """
-    bits = _bits(images).flatten(1)
-    # The position weights are odd, hence invertible modulo 2^64: two images that differ in one pixel never collide.
-    weights = _mix(torch.arange(bits.shape[1], device=images.device) * _signed(_GOLDEN)) | 1
-    key = _mix((bits * weights).sum(1) + _signed(_mix_number(seed)))
-    places = torch.arange(1, prod(grid) + 1, device=images.device) * _signed(_GOLDEN)
-    values = _shift(_mix(key[:, None] + places), 64 - _BITS)
+    bits = _bits(images)
+    # Odd weights are invertible modulo 2^64 and so is the mixing: images that differ in one pixel never share a key.
+    columns = _mix(_steps(bits.shape[-1], images)) | 1
+    rows = (bits * columns).sum(-1).flatten(1)
+    key = _mix(_mix(rows + _steps(rows.shape[1], images)).sum(1) + _signed(_mix_number(seed)))
+    values = _shift(_mix(key[:, None] + _steps(prod(grid), images)), 64 - _BITS)
     return (values.float() * 2.0**-_BITS).unflatten(1, tuple(grid))
 
 
@@ -42,6 +42,11 @@ def _bits(images: Tensor) -> Tensor:
         views = {2: torch.int16, 4: torch.int32, 8: torch.int64}
         images = images.view(views[images.element_size()])
     return images.long()
+
+
+def _steps(count: int, like: Tensor) -> Tensor:
+    """SplitMix64's sequence of states, (count,) int64."""
+    return torch.arange(1, count + 1, device=like.device) * _signed(_GOLDEN)
 
 
 def _mix(z: Tensor) -> Tensor:

@@ -1,7 +1,7 @@
 """The patch significance map: a feature map reduced to one number a patch.
 
-PaPr (ECCV 2024), section 3: the classifier of a small ConvNet is replaced by uniform weights, so a patch matters as much
-as the mean over channels of the last feature map at its place, interpolated to the token grid.
+PaPr (ECCV 2024), section 3: the classifier of a small ConvNet is replaced by uniform weights, so a patch matters as
+much as the mean over channels of the last feature map at its place, interpolated to the token grid.
 """
 
 from collections.abc import Sequence
@@ -17,9 +17,9 @@ def patch_significance(features: Tensor, grid: Sequence[int], *, align_corners: 
     """Significance of every patch: channel mean of `features`, interpolated to `grid` (PaPr, ECCV 2024, section 3).
 
     `features` (B, K, h, w) with `grid` (H, W) is interpolated bicubically and gives (B, H*W); (B, K, t, h, w) with
-    (T, H, W) is interpolated trilinearly and gives (B, T*H*W). Both are row-major. The result is float32, or float64 for
-    float64 features. A map that has the grid's size already is not interpolated. `align_corners=True` is the published
-    code's choice, the paper's pseudo-code reads as False.
+    (T, H, W) is interpolated trilinearly and gives (B, T*H*W). Both are row-major. The result is float32, or float64
+    for float64 features. A map that has the grid's size already is not interpolated. `align_corners=True` is the
+    published code's choice, the paper's pseudo-code reads as False.
 
     Raises `InputError` for features of another rank, `RecipeError` for a grid that does not fit them.
     """

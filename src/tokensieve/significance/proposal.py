@@ -15,7 +15,7 @@ from ..errors import RecipeError
 from .graph import fold, split
 
 IMAGES_PER_THREAD = 4
-"""On CPUs, a larger batch runs in pieces of this many images of 224 x 224 a thread: the activations stay in the cache."""
+"""On CPUs a larger batch runs in pieces of this many images of 224 x 224 a thread: so they stay in the cache."""
 
 
 class Frozen(nn.Module):
@@ -69,7 +69,7 @@ class Proposal(Frozen):
         return features
 
     def logits(self, features: Tensor) -> Tensor:
-        """Features -> logits (B, classes), with gradients where they are enabled. Raises `RecipeError` without a head."""
+        """Features -> logits (B, classes), with gradients where those are enabled. `RecipeError` without a head."""
         if self.head is None:
             raise RecipeError(f"The proposal {self.name} has no known classifier: use significance='mean'.")
         return _in_full_precision(self.head, features)
@@ -107,7 +107,7 @@ def named_proposal(
     for part in (parts.features, parts.head):
         if part is not None:
             fold(part)
-            part.to(dtype=dtype, memory_format=torch.channels_last).requires_grad_(False)
+            part.to(dtype).to(memory_format=torch.channels_last).requires_grad_(False)
     return Proposal(
         parts.features,
         name,
@@ -143,10 +143,10 @@ class _Function(nn.Module):
         super().__init__()
         owner = getattr(function, "__self__", None)
         self.owner = owner if isinstance(owner, nn.Module) else None
-        self.function = getattr(type(owner), function.__name__) if self.owner is not None else function
+        self.function = function
 
     def forward(self, images: Tensor) -> Tensor:
-        return self.function(images) if self.owner is None else self.function(self.owner, images)
+        return self.function(images)
 
 
 def _in_full_precision(function: Callable[[Tensor], Tensor], tensor: Tensor) -> Tensor:

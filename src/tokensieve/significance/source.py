@@ -96,7 +96,7 @@ def build(
             (B, h, w) or (B, P).
         layer: the feature map that is read; None is the last one.
         align_corners: of the interpolation to the token grid; the published code says True.
-        proposal_norm: `native` renormalises the images as a named proposal was trained, `shared` passes them as they are.
+        proposal_norm: `native` gives a named proposal the images as it was trained on, `shared` as the host reads them.
         proposal_size: side or (height, width) in pixels to which the proposal's input is resized bilinearly.
         proposal_weights, proposal_sha256, proposal_args, pretrained: of a named proposal, as in `zoo.create`.
         proposal_dtype: precision of a named proposal, float32 by default.
@@ -187,7 +187,7 @@ class FeatureMap(nn.Module):
         if self.size is not None and tuple(images.shape[-2:]) != self.size:
             images = F.interpolate(images, size=self.size, mode="bilinear", align_corners=True)
         if self.scale is not None and self.shift is not None:
-            images = torch.addcmul(self.shift, images, self.scale)
+            images = (images * self.scale).add_(self.shift)
         return self.reduction(self.proposal(images), self.proposal, images)
 
 
@@ -241,8 +241,8 @@ class GivenMap(nn.Module):
         fits = values.shape[1] == patches if values.ndim == 2 else values.ndim == len(grid) + 1
         if not fits or len(values) not in (1, len(images)):
             raise InputError(
-                f"The significance tensor has shape {tuple(self.values.shape)}, which fits neither {len(images)} images "
-                f"nor a grid of {' x '.join(map(str, grid))} patches."
+                f"The significance tensor has shape {tuple(self.values.shape)}, which fits neither "
+                f"{len(images)} images nor a grid of {' x '.join(map(str, grid))} patches."
             )
         return values
 

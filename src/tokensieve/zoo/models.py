@@ -2,6 +2,7 @@
 
 import difflib
 import hashlib
+import inspect
 import pickle
 from collections.abc import Mapping
 from os import PathLike, fspath
@@ -55,7 +56,7 @@ def create(
         if from_timm:
             model = timm.create_model(name, pretrained=download, **(args or {}))
         else:
-            model = torchvision.models.get_model(name, weights="DEFAULT" if download else None, **(args or {}))
+            model = torchvision.models.get_model(name, **_torchvision_weights(name, download), **(args or {}))
     except TypeError as error:
         raise RecipeError(f"{name} cannot be created with the arguments {dict(args or {})}: {error}.") from error
     except Exception as error:
@@ -121,6 +122,14 @@ def nearest(name: str, valid: list[str]) -> str:
     """The end of an error sentence: the valid names most like `name`."""
     found = difflib.get_close_matches(str(name), valid, n=3, cutoff=0.5)
     return f"; the nearest names are {', '.join(found)}" if found else ""
+
+
+def _torchvision_weights(name: str, download: bool) -> dict[str, Any]:
+    """Segmentation models fetch their backbone's weights unless told otherwise."""
+    if download:
+        return {"weights": "DEFAULT"}
+    builder = torchvision.models.get_model_builder(name)
+    return dict.fromkeys({"weights", "weights_backbone"} & set(inspect.signature(builder).parameters))
 
 
 def _names() -> list[str]:

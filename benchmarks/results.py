@@ -1,0 +1,57 @@
+"""Rows of results/*.csv: each with the command, the machine and the versions that made it."""
+
+from __future__ import annotations
+
+import csv
+import platform
+import sys
+from collections.abc import Iterable
+from datetime import date
+from pathlib import Path
+from typing import Any
+
+import timm
+import torch
+
+ROOT = Path(__file__).resolve().parents[1]
+SHARED = ROOT.parent / "shared"
+
+
+def provenance() -> dict[str, str]:
+    """Columns that every row carries."""
+    arguments = " ".join([f"python {Path(sys.argv[0]).resolve().relative_to(ROOT)}", *sys.argv[1:]])
+    return {
+        "command": arguments,
+        "machine": f"{processor()}, {torch.get_num_threads()} threads",
+        "versions": f"torch {torch.__version__.split('+')[0]}, timm {timm.__version__}",
+        "date": date.today().isoformat(),
+    }
+
+
+def processor() -> str:
+    """Name of the processor, with the extensions that matrix products in bf16 depend on."""
+    try:
+        info = Path("/proc/cpuinfo").read_text()
+    except OSError:
+        return platform.processor() or platform.machine()
+    fields = dict(line.split("\t: ", 1) for line in info.replace("\t\t", "\t").splitlines() if "\t: " in line)
+    flags = fields.get("flags", "").split()
+    units = [name for name in ("avx2", "avx512f", "avx512_bf16", "amx_bf16") if name in flags]
+    return f"{fields.get('model name', platform.machine())} ({' '.join(units)})"
+
+
+def write(name: str, rows: Iterable[dict[str, Any]]) -> Path:
+    """Write results/`name`, floats rounded to six significant digits; columns in order of first appearance."""
+    rows = [{**row, **provenance()} for row in rows]
+    columns: dict[str, None] = {}
+    for row in rows:
+        columns.update(dict.fromkeys(row))
+    path = ROOT / "results" / name
+    path.parent.mkdir(exist_ok=True)
+    with path.open("w", newline="") as file:
+        writer = csv.DictWriter(file, columns, lineterminator="\n")
+        writer.writeheader()
+        for row in rows:
+            writer.writerow({key: f"{value:.6g}" if isinstance(value, float) else value for key, value in row.items()})
+    print(f"wrote {path.relative_to(ROOT)}: {len(rows)} rows", file=sys.stderr)
+    return path

@@ -1,0 +1,130 @@
+"""What a speed measurement means, in sentences: how much faster, and if not more, why."""
+
+from __future__ import annotations
+
+from .speed import Speed
+
+STARVED = 0.9
+"""Slicing below this share of the MAC ratio: the machine does not turn fewer tokens into less time."""
+OVERHEAD = 0.95
+"""Speed below this share of the slicing limit: choosing tokens costs something that deserves a name."""
+WIDE = 0.2
+"""Spread over ratio above this: the machine was not quiet."""
+
+
+def verdict(speed: Speed, *, macs_ratio: float, dtype: str, device: str, prepacked: bool = False) -> list[str]:
+    """Say what was measured, then why it is not more. A spread that includes 1 is never called faster.
+
+    Args:
+        speed: one measurement.
+        macs_ratio: MACs of the dense model over those of the sieved one, proposal included.
+        dtype: "fp32", "bf16" or "fp16".
+        device: "cpu", "cuda" or "cuda:0".
+        prepacked: whether the weights of both were packed once, by `tokensieve.prepack`.
+
+    Returns:
+        Sentences; the first is the result, the others the reasons.
+    """
+    spread = f"{speed.low:.2f}-{speed.high:.2f}"
+    if abs(macs_ratio - 1) < 1e-6 and not speed.proposal_share:
+        return [
+            f"The recipe drops and merges nothing: the dense model was measured against itself, {speed.ratio:.2f}x "
+            f"(spread {spread})."
+        ]
+    # Judged as printed: a spread that reads 1.00-1.04 does not exclude 1.
+    if round(speed.low, 2) > 1:
+        result = f"{speed.ratio:.2f}x faster than the dense model (spread {spread}), {_of_limit(speed)}."
+    elif round(speed.high, 2) < 1:
+        result = (
+            f"Slower than the dense model: {speed.ratio:.2f}x its speed (spread {spread}), where slicing alone gives "
+            f"{speed.limit:.2f}x."
+        )
+    else:
+        result = (
+            f"Not measurably faster than the dense model: {speed.ratio:.2f}x, and the spread {spread} includes 1; "
+            f"slicing alone gives {speed.limit:.2f}x."
+        )
+    reasons = [
+        *_little_to_gain(macs_ratio),
+        *_starved(speed, macs_ratio, dtype, device, prepacked),
+        *_overhead(speed, dtype, device),
+        *_noise(speed),
+    ]
+    if not reasons and round(speed.low, 2) <= 1:
+        reasons = ["No single cost stands out: measure for longer, with a larger batch, on a quiet machine."]
+    return [result, *reasons]
+
+
+def _of_limit(speed: Speed) -> str:
+    share = round(100 * speed.of_limit)
+    return "all that slicing alone gives" if share >= 100 else f"{share} % of what slicing alone gives"
+
+
+def _little_to_gain(macs_ratio: float) -> list[str]:
+    if macs_ratio >= 1.1:
+        return []
+    if macs_ratio <= 1:
+        return ["The recipe saves no MACs: its proposal costs as much as the tokens that it drops."]
+    return [f"The recipe saves only {_percent(1 - 1 / macs_ratio)} of the MACs: reduce more for a gain worth having."]
+
+
+def _starved(speed: Speed, macs_ratio: float, dtype: str, device: str, prepacked: bool) -> list[str]:
+    """The limit itself falls short of the arithmetic: nothing that a better method could change."""
+    if speed.limit >= STARVED * macs_ratio:
+        return []
+    gap = f"Fewer tokens alone give {speed.limit:.2f}x where the MACs promise {macs_ratio:.2f}x: "
+    batch = f"a batch of {speed.batch}"
+    if device.startswith("cpu") and dtype == "bf16" and not prepacked:
+        return [
+            f"{gap}in bf16 on CPUs the weights are re-packed at each call, a constant cost that {batch} does not "
+            "amortise. Pack them once with tokensieve.prepack(model), here --prepack, or take a larger batch."
+        ]
+    if device.startswith("cuda"):
+        return [
+            f"{gap}{batch} does not fill the GPU, or launching kernels takes longer than running them. "
+            "Take a larger batch, or compile both models."
+        ]
+    return [
+        f"{gap}with {batch}, costs that do not shrink with the tokens weigh (reading the weights, patch embedding, "
+        "small matrices). Take a larger batch."
+    ]
+
+
+def _overhead(speed: Speed, dtype: str, device: str) -> list[str]:
+    """What lies between the limit and the measurement, named by its parts; all times as shares of the dense time."""
+    if speed.of_limit >= OVERHEAD:
+        return []
+    saved = max(0.0, 1 - 1 / speed.limit)
+    lost = 1 / speed.ratio - 1 / speed.limit
+    proposal, selection = speed.proposal_share, lost - speed.proposal_share
+    reasons = []
+    lighter = "Take a lighter proposal, a smaller proposal_size"
+    lighter += ", or proposal_dtype=bfloat16." if device.startswith("cpu") and dtype == "bf16" else ", or a larger host."
+    if proposal and proposal >= saved:
+        reasons.append(
+            f"The proposal is too heavy for this host: it takes {_percent(proposal)} of the dense time, and fewer "
+            f"tokens save only {_percent(saved)}. {lighter}"
+        )
+    elif proposal and proposal >= 0.5 * lost:
+        reasons.append(
+            f"The proposal takes {_percent(proposal)} of the dense time, out of the {_percent(saved)} that fewer "
+            f"tokens save. {lighter}"
+        )
+    if selection >= 0.5 * lost or 1 / speed.limit < OVERHEAD * (1 / speed.ratio - proposal):
+        small = " These are many small operations: a larger batch carries them better." if speed.batch < 8 else ""
+        reasons.append(
+            f"Choosing tokens takes {_percent(selection)} of the dense time (ranking or matching, gathering or "
+            f"merging, and the attention bias that merged tokens need), out of the {_percent(saved)} that fewer "
+            f"tokens save.{small}"
+        )
+    return reasons
+
+
+def _noise(speed: Speed) -> list[str]:
+    if (speed.high - speed.low) / speed.ratio <= WIDE:
+        return []
+    return ["The spread is wide: measure for longer, and leave the machine to it."]
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:.1f} %" if share < 0.1 else f"{100 * share:.0f} %"
