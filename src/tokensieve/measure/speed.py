@@ -72,34 +72,38 @@ def speed(
 
     Runs in as many threads as torch is set to.
     """
+    eager = _eager(fast)
     contestants: dict[str, Callable[[], object]] = {
         "dense": partial(dense, images),
         "sieved": partial(fast, images),
-        "limit": partial(limit if limit is not None else SlicingLimit(_eager(fast)), images),
+        "limit": partial(limit if limit is not None else SlicingLimit(eager), images),
     }
-    eager = _eager(fast)
     if eager.significance is not None:
         grid = eager.host.embed(images[:1]).grid
         contestants["proposal"] = partial(eager.significance, images, grid)
     times = interleaved(contestants, seconds=seconds, min_rounds=min_rounds, max_rounds=max_rounds)
+    return summarise(times, images.shape[0])
 
-    dense_t, ours_t, limit_t = times["dense"], times["sieved"], times["limit"]
-    low, mid, high = _spread([d / s for d, s in zip(dense_t, ours_t, strict=True)])
-    of_low, of_mid, of_high = _spread([n / s for n, s in zip(limit_t, ours_t, strict=True)])
-    proposal_t = times.get("proposal", [0.0] * len(dense_t))
+
+def summarise(times: dict[str, list[float]], batch: int) -> Speed:
+    """`Speed` from the seconds of `dense`, `sieved`, `limit` and, where there is one, `proposal`, round by round."""
+    dense, ours, limit = times["dense"], times["sieved"], times["limit"]
+    low, ratio, high = _spread([d / s for d, s in zip(dense, ours, strict=True)])
+    of_low, of_limit, of_high = _spread([n / s for n, s in zip(limit, ours, strict=True)])
+    proposal = times.get("proposal", [0.0] * len(dense))
     return Speed(
-        ratio=mid,
+        ratio=ratio,
         low=low,
         high=high,
-        limit=median(d / n for d, n in zip(dense_t, limit_t, strict=True)),
-        of_limit=of_mid,
+        limit=median(d / n for d, n in zip(dense, limit, strict=True)),
+        of_limit=of_limit,
         of_limit_low=of_low,
         of_limit_high=of_high,
-        proposal_share=median(p / d for p, d in zip(proposal_t, dense_t, strict=True)),
+        proposal_share=median(p / d for p, d in zip(proposal, dense, strict=True)),
         seconds={name: median(values) for name, values in times.items()},
-        batch=images.shape[0],
+        batch=batch,
         threads=torch.get_num_threads(),
-        rounds=len(dense_t),
+        rounds=len(dense),
         times=times,
     )
 

@@ -8,11 +8,21 @@ STARVED = 0.9
 """Slicing below this share of the MAC ratio: the machine does not turn fewer tokens into less time."""
 OVERHEAD = 0.95
 """Speed below this share of the slicing limit: choosing tokens costs something that deserves a name."""
+SMALL, LARGE = 8, 64
+"""Batches: below the first, small operations weigh; from the second on, a larger one is no remedy."""
 WIDE = 0.2
 """Spread over ratio above this: the machine was not quiet."""
 
 
-def verdict(speed: Speed, *, macs_ratio: float, dtype: str, device: str, prepacked: bool = False) -> list[str]:
+def verdict(
+    speed: Speed,
+    *,
+    macs_ratio: float,
+    dtype: str,
+    device: str,
+    host_macs_ratio: float | None = None,
+    prepacked: bool = False,
+) -> list[str]:
     """Say what was measured, then why it is not more. A spread that includes 1 is never called faster.
 
     Args:
@@ -20,6 +30,7 @@ def verdict(speed: Speed, *, macs_ratio: float, dtype: str, device: str, prepack
         macs_ratio: MACs of the dense model over those of the sieved one, proposal included.
         dtype: "fp32", "bf16" or "fp16".
         device: "cpu", "cuda" or "cuda:0".
+        host_macs_ratio: the same without the proposal, to hold the slicing limit against; by default `macs_ratio`.
         prepacked: whether the weights of both were packed once, by `tokensieve.prepack`.
 
     Returns:
@@ -46,7 +57,7 @@ def verdict(speed: Speed, *, macs_ratio: float, dtype: str, device: str, prepack
         )
     reasons = [
         *_little_to_gain(macs_ratio),
-        *_starved(speed, macs_ratio, dtype, device, prepacked),
+        *_starved(speed, host_macs_ratio or macs_ratio, dtype, device, prepacked),
         *_overhead(speed, dtype, device),
         *_noise(speed),
     ]
@@ -57,7 +68,7 @@ def verdict(speed: Speed, *, macs_ratio: float, dtype: str, device: str, prepack
 
 def _of_limit(speed: Speed) -> str:
     share = round(100 * speed.of_limit)
-    return "all that slicing alone gives" if share >= 100 else f"{share} % of what slicing alone gives"
+    return "all that slicing alone gives" if share >= 100 else f"{share}% of what slicing alone gives"
 
 
 def _little_to_gain(macs_ratio: float) -> list[str]:
@@ -73,7 +84,7 @@ def _starved(speed: Speed, macs_ratio: float, dtype: str, device: str, prepacked
     if speed.limit >= STARVED * macs_ratio:
         return []
     gap = f"Fewer tokens alone give {speed.limit:.2f}x where the MACs promise {macs_ratio:.2f}x: "
-    batch = f"a batch of {speed.batch}"
+    batch, larger = f"a batch of {speed.batch}", " Take a larger batch." if speed.batch < LARGE else ""
     if device.startswith("cpu") and dtype == "bf16" and not prepacked:
         return [
             f"{gap}in bf16 on CPUs the weights are re-packed at each call, a constant cost that {batch} does not "
@@ -82,11 +93,11 @@ def _starved(speed: Speed, macs_ratio: float, dtype: str, device: str, prepacked
     if device.startswith("cuda"):
         return [
             f"{gap}{batch} does not fill the GPU, or launching kernels takes longer than running them. "
-            "Take a larger batch, or compile both models."
+            "Take a larger batch, or compile the model."
         ]
     return [
         f"{gap}with {batch}, costs that do not shrink with the tokens weigh (reading the weights, patch embedding, "
-        "small matrices). Take a larger batch."
+        f"small matrices).{larger}"
     ]
 
 
@@ -97,27 +108,20 @@ def _overhead(speed: Speed, dtype: str, device: str) -> list[str]:
     saved = max(0.0, 1 - 1 / speed.limit)
     lost = 1 / speed.ratio - 1 / speed.limit
     proposal, selection = speed.proposal_share, lost - speed.proposal_share
-    reasons = []
-    lighter = "Take a lighter proposal, a smaller proposal_size"
-    lighter += ", or proposal_dtype=bfloat16." if device.startswith("cpu") and dtype == "bf16" else ", or a larger host."
-    if proposal and proposal >= saved:
-        reasons.append(
-            f"The proposal is too heavy for this host: it takes {_percent(proposal)} of the dense time, and fewer "
-            f"tokens save only {_percent(saved)}. {lighter}"
+    parts = [f"fewer tokens save {_percent(saved) if saved else 'nothing'}"]
+    remedies = []
+    if proposal and proposal >= min(saved, 0.5 * lost):
+        parts.append(
+            f"the proposal takes {_percent(proposal)}{', too heavy for this host' if proposal >= saved else ''}"
         )
-    elif proposal and proposal >= 0.5 * lost:
-        reasons.append(
-            f"The proposal takes {_percent(proposal)} of the dense time, out of the {_percent(saved)} that fewer "
-            f"tokens save. {lighter}"
-        )
-    if selection >= 0.5 * lost or 1 / speed.limit < OVERHEAD * (1 / speed.ratio - proposal):
-        small = " These are many small operations: a larger batch carries them better." if speed.batch < 8 else ""
-        reasons.append(
-            f"Choosing tokens takes {_percent(selection)} of the dense time (ranking or matching, gathering or "
-            f"merging, and the attention bias that merged tokens need), out of the {_percent(saved)} that fewer "
-            f"tokens save.{small}"
-        )
-    return reasons
+        lighter = "proposal_dtype=bfloat16" if device.startswith("cpu") and dtype == "bf16" else "a larger host"
+        remedies.append(f" A lighter proposal, a smaller proposal_size or {lighter} helps.")
+    if selection >= 0.5 * lost or 1 / speed.limit < OVERHEAD * (1 / speed.limit + selection):
+        what = "choosing tokens (ranking or matching, gathering or merging, the attention bias of merged tokens)"
+        parts.append(f"{what} takes {_percent(selection)}")
+        if speed.batch < SMALL:
+            remedies.append(" Choosing is many small operations: a larger batch carries them better.")
+    return [f"Of the dense time, {'; '.join(parts)}.{''.join(remedies)}"] if parts[1:] else []
 
 
 def _noise(speed: Speed) -> list[str]:
@@ -127,4 +131,4 @@ def _noise(speed: Speed) -> list[str]:
 
 
 def _percent(share: float) -> str:
-    return f"{100 * share:.1f} %" if share < 0.1 else f"{100 * share:.0f} %"
+    return f"{100 * share:.1f}%" if share < 0.1 else f"{100 * share:.0f}%"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from itertools import groupby
 from typing import Any
 
 from rich import box
@@ -16,7 +15,7 @@ Record = dict[str, Any]
 def bench_view(record: Record) -> RenderableType:
     """The record of `tokensieve bench`: what ran, a row for each batch size, the verdicts."""
     table = _table("batch", "MACs", "limit", "measured", "of limit", "proposal", "ms an image")
-    memory = _table("batch", "dense", "sieved", title="peak memory of a call, MiB")
+    memory = _table("batch", "peak MiB, dense", "peak MiB, sieved")
     for run in record["runs"]:
         seconds, images = run["seconds"], run["batch"]
         times = " → ".join(_short(1000 * seconds[name] / images) for name in ("dense", "sieved"))
@@ -25,8 +24,8 @@ def bench_view(record: Record) -> RenderableType:
             f"{record['macs']['ratio']:.2f}x",
             f"{run['limit']:.2f}x",
             Text.assemble((f"{run['ratio']:.2f}x", "bold"), f" [{run['low']:.2f}-{run['high']:.2f}]"),
-            f"{100 * run['of_limit']:.0f} %",
-            f"{100 * run['proposal_share']:.1f} %" if record["macs"]["proposal"] or run["proposal_share"] else "none",
+            f"{100 * run['of_limit']:.0f}%",
+            f"{100 * run['proposal_share']:.1f}%" if record["macs"]["proposal"] or run["proposal_share"] else "none",
             times,
         )
         if run["memory_bytes"]:
@@ -35,33 +34,36 @@ def bench_view(record: Record) -> RenderableType:
     for run in record["runs"]:
         result, *reasons = run["verdict"]
         verdicts.add_row(f"batch {run['batch']}", Text.assemble((result, "bold"), *(f" {text}" for text in reasons)))
-    tables = [table, memory] if memory.row_count else [table]
-    legend = "Speed is dense time over sieved time, proposal included; limit: slicing tokens, with selection for free."
-    return Group(_header(record), "", *tables, Text(legend, style="dim"), "", verdicts)
+    tables: list[RenderableType] = ["", table]
+    if memory.row_count:
+        tables += ["", memory]
+    legend = (
+        "MACs and speed: dense over sieved, proposal included. "
+        "Limit: the host on as many tokens, with selection and proposal for free."
+    )
+    return Group(_header(record), *tables, Text(legend, style="dim"), "", verdicts)
 
 
 def eval_view(record: Record) -> RenderableType:
     """The record of `tokensieve eval`: what ran, both models beside each other, how far they agree."""
     scored = record["dense"] is not None
-    ks = list(record["dense"]["top"]) if scored else []
-    table = _table("", *(f"top-{k}" for k in ks), "GMAC an image")
-    rows = {name: record[name]["top"] if scored else {} for name in ("dense", "sieved")}
+    ks = list(record["dense"]) if scored else []
+    table = _table("", *(k.replace("top", "top-") for k in ks), "GMAC an image")
+    rows = {name: record[name] if scored else {} for name in ("dense", "sieved")}
     for name, top in rows.items():
-        table.add_row(name, *(f"{top[k]:.1f} %" for k in ks), _short(record["macs"][name] / 1e9))
+        table.add_row(name, *(f"{top[k]:.1f}%" for k in ks), _giga(record["macs"][name]))
     changes = [f"{rows['sieved'][k] - rows['dense'][k]:+.1f}".replace("-", "−") for k in ks]
     table.add_row("change", *changes, f"{record['macs']['ratio']:.2f}x fewer", style="dim")
 
     found = [f"cosine {record['cosine']:.4f}"]
     if record["agreement"] is not None:
         found = [
-            f"same class {record['agreement']:.1f} ± {record['agreement_stderr']:.1f} %",
+            f"same class {record['agreement']:.1f} ± {record['agreement_stderr']:.1f}%",
             f"KL {record['kl']:.4f} nats",
             *found,
         ]
-    count = f"{record['images']} image{'s' if record['images'] != 1 else ''}"
-    count += f" of {len(record['labels'])} classes" if record["labels"] else ", without labels"
-    agreement = Text.assemble(("sieved against dense: ", "bold"), ", ".join(found), f" ({count})")
-    return Group(_header(record), "", table, agreement)
+    agreement = Text.assemble(("sieved against dense: ", "bold"), ", ".join(found))
+    return Group(_header(record), "", table, "", agreement)
 
 
 def _header(record: Record) -> RenderableType:
@@ -76,31 +78,38 @@ def _header(record: Record) -> RenderableType:
     grid.add_row(
         "machine",
         f"{record['machine']}, {record['device']}, {record['dtype']}{packed}, {threads} thread"
-        f"{'s' if threads != 1 else ''}, torch {record['versions']['torch']}",
+        f"{'s' if threads != 1 else ''}, torch {record['versions']['torch'].split('+')[0]}",
     )
+    if "images" in record:
+        count = f"{record['images']} image{'s' if record['images'] != 1 else ''}"
+        grid.add_row("data", f"{record['data']}, {count}, preprocessing {record['preprocessing']['name']}")
     macs = record["macs"]
-    proposal = f", proposal {_short(macs['proposal'] / 1e9)} included" if macs["proposal"] else ""
-    grid.add_row("MACs", f"{_short(macs['dense'] / 1e9)} → {_short(macs['sieved'] / 1e9)} G an image{proposal}")
+    proposal = f", proposal {_giga(macs['proposal'])} included" if macs["proposal"] else ""
+    grid.add_row("MACs", f"{_giga(macs['dense'])} → {_giga(macs['sieved'])} G an image{proposal}")
     grid.add_row("tokens", _tokens(record["tokens"]["dense"], record["tokens"]["per_block"]))
     return grid
 
 
 def _tokens(dense: int, per_block: list[int]) -> str:
-    """197 → 98 in all 12 blocks; 197 → 189, 181, ... 101 (block 0 to 11)."""
-    runs = [(count, len(list(group))) for count, group in groupby(per_block)]
-    if len(runs) == 1:
-        return f"{dense} → {per_block[0]} in all {len(per_block)} blocks"
-    return f"{dense} → {per_block[0]} in the first block, {per_block[-1]} in the last of {len(per_block)}"
+    """What each block's MLP reads, prefix included."""
+    first, last, depth = per_block[0], per_block[-1], len(per_block)
+    if len(set(per_block)) == 1:
+        return f"{dense} → {first} in all {depth} blocks"
+    return f"{dense} → {first} in the first block, {last} in the last of {depth}"
 
 
-def _table(first: str, *columns: str, title: str | None = None) -> Table:
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, title=title, title_justify="left", title_style="dim")
-    table.add_column(first, justify="left" if not first else "right", no_wrap=True)
+def _table(first: str, *columns: str) -> Table:
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False)
+    table.add_column(first, justify="right" if first else "left", no_wrap=True)
     for column in columns:
         table.add_column(column, justify="right", no_wrap=True)
     return table
 
 
+def _giga(macs: float) -> str:
+    return f"{macs / 1e9:#.4g}"
+
+
 def _short(value: float) -> str:
     """Three significant digits at least, without an exponent."""
-    return f"{value:.0f}" if value >= 1000 else f"{value:.1f}" if value >= 100 else f"{value:.3g}"
+    return f"{value:.0f}" if value >= 100 else f"{value:#.3g}"

@@ -150,11 +150,12 @@ def class_weights(proposal: Proposal) -> Tensor:
 
 def _gradients(features: Tensor, proposal: Proposal, target: Target) -> Tensor:
     """dy_c / dF, of the shape of the features, for every image in one backward pass."""
-    if torch.is_inference_mode_enabled():
+    if not torch.compiler.is_compiling() and torch.is_inference_mode_enabled():
         raise RecipeError("Grad-CAM needs gradients, which torch.inference_mode() rules out: use torch.no_grad().")
     with torch.enable_grad():
         leaf = features.detach().clone().requires_grad_()
-        logits = proposal.logits(leaf)
+        # A view, because counters that follow modules by autograd hooks stumble over a leaf.
+        logits = proposal.logits(leaf.view_as(leaf))
         classes = _classes(logits.detach().argmax(1) if target is None else target, features)
         # An image's logits depend on its own features alone, so one sum serves the batch.
         (gradients,) = torch.autograd.grad(logits.gather(1, classes[:, None]).sum(), leaf)

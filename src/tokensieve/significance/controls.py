@@ -4,27 +4,36 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from math import prod
+from typing import TypeVar
 
 import torch
 from torch import Tensor
 
-_GOLDEN, _MIX_1, _MIX_2 = 0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB
-_BITS = 24  # that float32 holds exactly
+Number = TypeVar("Number", int, Tensor)
+
+# Numbers are hashed in 31 bits held in int64, so that no product overflows: compiled code may do anything on overflow.
+_BITS, _MASK = 31, 2**31 - 1
+_GOLDEN = 0x4F1BBCDD  # 2^31 / golden ratio, made odd: its multiples spread evenly over 31 bits
+_MANTISSA = 24  # bits that float32 holds exactly
+_COLUMN_BITS = 18  # 32 bits of a pixel x 18 x rows of 2^13 pixels stay below 2^63
 
 
 def random_map(images: Tensor, grid: Sequence[int], seed: int = 0) -> Tensor:
-    """Uniform pseudo-random numbers in [0, 1): images (B, ...) -> (B, *grid) float32.
+    """Uniform pseudo-random numbers in [0, 1): images (B, ..., W) -> (B, *grid) float32.
 
     An image's map depends on the image's bits and on `seed` alone: not on the batch around it, its place in it or the
     device. Plain integer arithmetic, so that it can be compiled.
     """
     bits = _bits(images)
-    # Odd weights are invertible modulo 2^64 and so is the mixing: images that differ in one pixel never share a key.
-    columns = _mix(_steps(bits.shape[-1], images)) | 1
+    columns = _mix(_steps(bits.shape[-1], images)) >> (_BITS - _COLUMN_BITS) | 1
     rows = (bits * columns).sum(-1).flatten(1)
-    key = _mix(_mix(rows + _steps(rows.shape[1], images)).sum(1) + _signed(_mix_number(seed)))
-    values = _shift(_mix(key[:, None] + _steps(prod(grid), images)), 64 - _BITS)
-    return (values.float() * 2.0**-_BITS).unflatten(1, tuple(grid))
+    rows = _mix(_mix((rows + _steps(rows.shape[1], images)) & _MASK) ^ rows >> _BITS & _MASK)
+    first, second = (
+        _mix(_fold(lane.sum(1, keepdim=True)) ^ salt)
+        for lane, salt in zip((rows, _mix(rows ^ _GOLDEN)), _salts(seed), strict=True)
+    )
+    values = _mix(_mix(first + _steps(prod(grid), images) & _MASK) ^ second) >> (_BITS - _MANTISSA)
+    return (values.float() * 2.0**-_MANTISSA).unflatten(1, tuple(grid))
 
 
 def centre_map(images: Tensor, grid: Sequence[int]) -> Tensor:
@@ -37,39 +46,31 @@ def centre_map(images: Tensor, grid: Sequence[int]) -> Tensor:
 
 
 def _bits(images: Tensor) -> Tensor:
-    """The images' bits as int64, one number a pixel and channel."""
+    """The images' bits as int64 numbers of 32 bits at most."""
     if images.is_floating_point():
-        views = {2: torch.int16, 4: torch.int32, 8: torch.int64}
-        images = images.view(views[images.element_size()])
+        if images.element_size() == 8:
+            images = images.contiguous()
+        images = images.view(torch.int16 if images.element_size() == 2 else torch.int32)
     return images.long()
 
 
 def _steps(count: int, like: Tensor) -> Tensor:
-    """SplitMix64's sequence of states, (count,) int64."""
-    return torch.arange(1, count + 1, device=like.device) * _signed(_GOLDEN)
+    """(count,) int64 in 31 bits, all different."""
+    return torch.arange(1, count + 1, device=like.device) * _GOLDEN & _MASK
 
 
-def _mix(z: Tensor) -> Tensor:
-    """SplitMix64's finaliser (Steele et al., OOPSLA 2014): every bit of the input reaches every bit of the output."""
-    z = (z ^ _shift(z, 30)) * _signed(_MIX_1)
-    z = (z ^ _shift(z, 27)) * _signed(_MIX_2)
-    return z ^ _shift(z, 31)
+def _fold(number: Tensor) -> Tensor:
+    return (number ^ number >> _BITS) & _MASK
 
 
-def _shift(z: Tensor, count: int) -> Tensor:
-    """Shift right without the sign."""
-    return (z >> count) & ((1 << (64 - count)) - 1)
+def _mix(z: Number) -> Number:
+    """A bijection of 31-bit numbers in which every bit of the input reaches every bit of the output (xor-multiply)."""
+    z = (z ^ z >> 16) * 0x7FEB352D & _MASK
+    z = (z ^ z >> 15) * 0x846CA68B & _MASK
+    return z ^ z >> 16
 
 
-def _mix_number(seed: int) -> int:
-    """The same mixing of a Python number of any size and sign, so that neighbouring seeds give unrelated maps."""
-    mask = 2**64 - 1
-    z = (seed + 1) * _GOLDEN & mask
-    z = (z ^ z >> 30) * _MIX_1 & mask
-    z = (z ^ z >> 27) * _MIX_2 & mask
-    return z ^ z >> 31
-
-
-def _signed(number: int) -> int:
-    """A 64-bit pattern as the int64 that has it."""
-    return number - 2**64 if number >= 2**63 else number
+def _salts(seed: int) -> tuple[int, int]:
+    """Two 31-bit numbers for a seed of either sign (62 bits count); neighbouring seeds give unrelated ones."""
+    first = _mix(_mix(seed & _MASK) ^ seed >> _BITS & _MASK)
+    return first, _mix(first ^ _GOLDEN)

@@ -60,7 +60,8 @@ def split(model: nn.Module, name: str, layer: int | str | None, images: Tensor) 
     if features is None:
         raise RecipeError(f"{name} needs more than images: pass a module that maps images to features.")
     end = next(node for node in graph.nodes if node.op == "output").args[0]
-    head = _subgraph(model, graph, node, end) if isinstance(end, fx.Node) else None
+    answers = isinstance(end, fx.Node) and isinstance(logits, Tensor)
+    head = _subgraph(model, graph, node, end) if answers else None
     if head is None and layer is None:
         raise RecipeError(
             f"{name} has no feature map that its whole answer passes through, as a ConvNet has: name one with layer=."
@@ -101,7 +102,7 @@ def fold(module: fx.GraphModule) -> None:
         module.set_submodule(str(node.target), replacement)
 
     def drop(node: fx.Node) -> None:
-        node.replace_all_uses_with(node.args[0])
+        node.replace_all_uses_with(node.all_input_nodes[0])
         graph.erase_node(node)
 
     for node in list(graph.nodes):
@@ -127,8 +128,8 @@ def fold(module: fx.GraphModule) -> None:
     module.recompile()
 
 
-def _with_relu(conv: nn.Conv2d) -> ConvReLU:
-    joined = copy.copy(conv)
+def _with_relu(conv: nn.Module) -> ConvReLU:
+    joined: Any = copy.copy(conv)
     joined.__class__ = ConvReLU
     return joined
 

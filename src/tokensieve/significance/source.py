@@ -48,12 +48,12 @@ class Significance(Frozen):
         maps = self.maps(images, grid)
         if maps.ndim != 2:
             maps = resize_map(maps, grid, self.align_corners).flatten(1)
-        if maps.shape[1] != prod(grid) or len(maps) not in (1, len(images)):
+        if maps.shape[1] != prod(grid) or maps.shape[0] not in (1, images.shape[0]):
             raise InputError(
-                f"The significance map of {self.name} has shape {tuple(maps.shape)}, which fits neither {len(images)} "
+                f"The significance map of {self.name} has shape {tuple(maps.shape)}, which fits neither {images.shape[0]} "
                 f"images nor their {prod(grid)} patches."
             )
-        return maps.expand(len(images), -1).float()
+        return maps.expand(images.shape[0], -1).float()
 
     def maps(self, images: Tensor, grid: Sequence[int] | None = None) -> Tensor:
         """The maps as they are made, before they are resized: (B, h, w), or (B, P) from a source that makes those.

@@ -1,0 +1,71 @@
+"""Inductor: compiled sieved model against compiled dense model -> results/compile.csv.
+
+    python benchmarks/compiled.py [--host vit_base_patch16_224] [--depth 12] [--batches 8,4]
+
+One graph with a dynamic batch; the second batch size must not compile again. Ratios are to the compiled dense model.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from functools import partial
+
+import timm
+import torch
+from results import write
+from tokensieve import sieve
+from tokensieve.measure import SlicingLimit
+from tokensieve.measure.speed import interleaved, summarise
+from torch import nn
+
+RECIPES = ("papr(keep=0.5)", "tome(r=13)", "papr(keep=0.8) + tome(r=8)")
+
+
+def compiled(module: nn.Module) -> nn.Module:
+    return torch.compile(module, fullgraph=True, dynamic=None)
+
+
+@torch.no_grad()
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--host", default="vit_base_patch16_224")
+    parser.add_argument("--batches", default="8,4")
+    parser.add_argument("--rounds", type=int, default=7)
+    args = parser.parse_args()
+    torch.set_num_threads(2)
+    model = timm.create_model(args.host).eval()
+    batches = [torch.randn(int(batch), 3, 224, 224) for batch in args.batches.split(",")]
+    for images in batches:
+        torch._dynamo.mark_dynamic(images, 0)
+    dense, rows = compiled(model), []
+    for recipe in RECIPES:
+        fast = sieve(model, recipe, pretrained=False)
+        quick, limit = compiled(fast), compiled(SlicingLimit(fast))
+        for turn, images in enumerate(batches):
+            if turn:
+                # a second size must run on the first one's graph
+                torch.compiler.set_stance("fail_on_recompile")
+            difference = (quick(images) - fast(images)).abs().max().item()
+            torch.compiler.set_stance("default")
+            times = interleaved(
+                {"dense": partial(dense, images), "sieved": partial(quick, images), "limit": partial(limit, images),
+                 "eager": partial(model, images)},
+                seconds=20, min_rounds=args.rounds, max_rounds=50,
+            )  # fmt: skip
+            speed = summarise({key: times[key] for key in ("dense", "sieved", "limit")}, images.shape[0])
+            rows.append(
+                {
+                    "host": args.host, "recipe": recipe, "batch": images.shape[0], "dtype": "fp32",
+                    "difference": difference, "recompiled": False, "limit": speed.limit, "ratio": speed.ratio,
+                    "ratio_low": speed.low, "ratio_high": speed.high, "of_limit": speed.of_limit,
+                    "dense_compiled_over_eager": sorted(times["eager"])[len(times["eager"]) // 2] / speed.seconds["dense"],
+                }
+            )  # fmt: skip
+            print({key: value for key, value in rows[-1].items()}, flush=True)
+            write("compile.csv", rows)
+    return 1 if any(row["difference"] > 1e-4 for row in rows) else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
