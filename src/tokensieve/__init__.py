@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from . import measure
     from .errors import InputError, RecipeError, SieveError, UnsupportedHost
     from .methods import PaPr, ToMe
+    from .packing import prepack
     from .recipe import Recipe
     from .significance import patch_significance
     from .stream import Sieved, Trace, sieve
@@ -29,6 +30,7 @@ _HOMES = {
     "Trace": "stream",
     "UnsupportedHost": "errors",
     "patch_significance": "significance",
+    "prepack": "packing",
     "sieve": "stream",
 }
 
@@ -44,6 +46,7 @@ __all__ = [
     "UnsupportedHost",
     "measure",
     "patch_significance",
+    "prepack",
     "sieve",
 ]
 

@@ -7,6 +7,7 @@ import shlex
 import sys
 from dataclasses import asdict, dataclass, fields, replace
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
 import typer
@@ -271,14 +272,13 @@ def _with_proposal_weights(recipe: Recipe, file: str) -> Recipe:
     """The same recipe, its named proposals reading `file`."""
     from .methods import PaPr
 
-    methods = [
-        replace(method, proposal_weights=file, proposal_sha256=None)
-        if isinstance(method, PaPr) and method.significance not in ("random", "centre")
-        else method
-        for method in recipe
-    ]
-    if tuple(methods) == recipe.methods:
+    asking = [isinstance(method, PaPr) and method.significance not in ("random", "centre") for method in recipe]
+    if not any(asking):
         raise RecipeError(f'--proposal-weights has nothing to load into: "{recipe}" asks no proposal.')
+    if not Path(file).is_file():
+        raise InputError(f"There is no weights file {file}.")
+    changed = {"proposal_weights": file, "proposal_sha256": None}
+    methods = (replace(method, **changed) if asks else method for method, asks in zip(recipe, asking, strict=True))
     return replace(recipe, methods=tuple(methods))
 
 

@@ -131,4 +131,4 @@ def _noise(speed: Speed) -> list[str]:
 
 
 def _percent(share: float) -> str:
-    return f"{100 * share:.1f}%" if share < 0.1 else f"{100 * share:.0f}%"
+    return f"{100 * share:.1f}%" if share < 0.0995 else f"{100 * share:.0f}%"

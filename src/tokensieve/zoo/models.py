@@ -3,7 +3,6 @@
 import difflib
 import hashlib
 import inspect
-import pickle
 from collections.abc import Mapping
 from os import PathLike, fspath
 from pathlib import Path
@@ -12,7 +11,6 @@ from typing import Any, NamedTuple
 import timm
 import torch
 import torchvision
-from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import nn
 
@@ -85,7 +83,7 @@ def read_weights(path: str | PathLike[str], sha256: str | None = None) -> dict[s
             state = load_file(path)
         else:
             state = torch.load(path, map_location="cpu", weights_only=True)
-    except (OSError, RuntimeError, ValueError, EOFError, SafetensorError, pickle.UnpicklingError) as error:
+    except Exception as error:  # torch's unpickler stumbles over a file of another kind in any way
         raise InputError(f"{path} cannot be read as weights: {_first_line(error)}.") from error
     if isinstance(state, Mapping):
         # Training scripts store the weights beside the optimiser's state.
@@ -120,7 +118,7 @@ def file_sha256(path: str | PathLike[str]) -> str:
 
 def nearest(name: str, valid: list[str]) -> str:
     """The end of an error sentence: the valid names most like `name`."""
-    found = difflib.get_close_matches(str(name), valid, n=3, cutoff=0.5)
+    found = difflib.get_close_matches(str(name), valid, n=5, cutoff=0.5)
     return f"; the nearest names are {', '.join(found)}" if found else ""
 
 
