@@ -15,13 +15,14 @@ from statistics import mean
 from typing import Any
 
 import torch
+from torch import Tensor
+
 from results import SHARED, provenance, write
 from tokensieve import PaPr, Recipe, ToMe, sieve
 from tokensieve.data import Preprocessing, image_set, load_batches
 from tokensieve.measure import macs
 from tokensieve.measure.fidelity import kl_divergence
 from tokensieve.zoo import create
-from torch import Tensor
 
 WEIGHTS = SHARED / "weights"
 RATIOS = (0.8, 0.7, 0.6, 0.5, 0.4, 0.3)

@@ -10,14 +10,16 @@ from __future__ import annotations
 import argparse
 import sys
 from functools import partial
+from statistics import median
 
 import timm
 import torch
+from torch import nn
+
 from results import write
 from tokensieve import sieve
 from tokensieve.measure import SlicingLimit
 from tokensieve.measure.speed import interleaved, summarise
-from torch import nn
 
 RECIPES = ("papr(keep=0.5)", "tome(r=13)", "papr(keep=0.8) + tome(r=8)")
 
@@ -59,10 +61,10 @@ def main() -> int:
                     "host": args.host, "recipe": recipe, "batch": images.shape[0], "dtype": "fp32",
                     "difference": difference, "recompiled": False, "limit": speed.limit, "ratio": speed.ratio,
                     "ratio_low": speed.low, "ratio_high": speed.high, "of_limit": speed.of_limit,
-                    "dense_compiled_over_eager": sorted(times["eager"])[len(times["eager"]) // 2] / speed.seconds["dense"],
+                    "dense_compiled_over_eager": median(times["eager"]) / speed.seconds["dense"],
                 }
             )  # fmt: skip
-            print({key: value for key, value in rows[-1].items()}, flush=True)
+            print(rows[-1], flush=True)
             write("compile.csv", rows)
     return 1 if any(row["difference"] > 1e-4 for row in rows) else 0
 

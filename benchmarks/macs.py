@@ -1,6 +1,6 @@
 """MACs against published tables and recounts, to the printed digit -> results/macs.csv.
 
-    python benchmarks/macs.py
+python benchmarks/macs.py
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ import sys
 
 import timm
 import torch
+
 from results import write
 from tokensieve import sieve
 from tokensieve.measure import macs
@@ -67,7 +68,9 @@ def main() -> int:
                 "tokens_per_block": " ".join(str(read) for _, read in fast.plan(_patches(model))),
             }
         )  # fmt: skip
-    proposal = sieve(timm.create_model("vit_tiny_patch16_224"), "papr(keep=0.5)", pretrained=False).significance.proposal
+    proposal = sieve(
+        timm.create_model("vit_tiny_patch16_224"), "papr(keep=0.5)", pretrained=False
+    ).significance.proposal
     for size, expected in PROPOSALS:
         count = macs(proposal, size) / 1e9
         rows.append({"host": "mobileone_s0", "counter": "pure", "expected_gmac": expected, "gmac": count,

@@ -16,12 +16,13 @@ from typing import Any
 
 import timm
 import torch
+from torch import Tensor, nn
+
 from results import write
 from tokensieve import sieve
 from tokensieve.measure import SlicingLimit, macs, peak_memory
 from tokensieve.measure.speed import interleaved, summarise
 from tokensieve.packing import prepack
-from torch import Tensor, nn
 
 HOSTS = ("vit_small_patch16_224", "vit_base_patch16_224", "vit_large_patch16_224")
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}

@@ -169,7 +169,9 @@ def test_the_host_is_shared_and_unchanged() -> None:
     before = {key: value.clone() for key, value in model.state_dict().items()}
     images = torch.randn(2, 3, 64, 64)
     dense = model(images)
-    fast = sieve(model, "papr(keep=0.5, proposal=resnet18) + tome(r=4)", mean=[0.5] * 3, std=[0.5] * 3, pretrained=False)
+    fast = sieve(
+        model, "papr(keep=0.5, proposal=resnet18) + tome(r=4)", mean=[0.5] * 3, std=[0.5] * 3, pretrained=False
+    )
     fast(images)
     assert fast.model is model
     assert torch.equal(model(images), dense)
@@ -275,9 +277,7 @@ def test_export_has_a_dynamic_batch() -> None:
     fast = sieve(
         small_vit(), "papr(keep=0.6, proposal=resnet18) + tome(r=4)", mean=[0.5] * 3, std=[0.5] * 3, pretrained=False
     )
-    program = torch.export.export(
-        fast, (torch.randn(2, 3, 64, 64),), dynamic_shapes=({0: torch.export.Dim.DYNAMIC},)
-    )
+    program = torch.export.export(fast, (torch.randn(2, 3, 64, 64),), dynamic_shapes=({0: torch.export.Dim.DYNAMIC},))
     images = torch.randn(5, 3, 64, 64)
     with torch.no_grad():
         assert (program.module()(images) - fast(images)).abs().max() <= 1e-5

@@ -55,7 +55,7 @@ JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object,
 
 
 @app.callback(invoke_without_command=True)
-def _root(context: typer.Context, version: VersionOption = False) -> None:  # noqa: ARG001
+def _root(context: typer.Context, version: VersionOption = False) -> None:
     """Let a pretrained vision transformer read only the tokens that matter, and know what it costs."""
     if context.invoked_subcommand is None:
         typer.echo(context.get_help())

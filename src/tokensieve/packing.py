@@ -57,7 +57,9 @@ class PackedLinear(nn.Linear):
 
     def forward(self, input: Tensor) -> Tensor:
         if torch.is_grad_enabled() and (input.requires_grad or self.weight.requires_grad):
-            raise InputError("Packed weights have no gradient: call the model under torch.no_grad() or inference_mode().")
+            raise InputError(
+                "Packed weights have no gradient: call the model under torch.no_grad() or inference_mode()."
+            )
         if input.dtype != self.weight.dtype:  # autocast, which knows nothing of packed weights
             return F.linear(input, self.weight, self.bias)
         return torch.ops.mkldnn._linear_pointwise(input, self._packed, self.bias, "none", [], "")

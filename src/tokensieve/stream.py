@@ -50,8 +50,8 @@ def sieve(
             from .significance import build  # only where a map is needed: building one loads proposal libraries
 
             words = {key: value for key, value in method.settings().items() if key not in ("keep", "order")}
-            normalisation = {"mean": mean or config.get("mean"), "std": std or config.get("std")}
-            fast.significance = build(**words, **normalisation, pretrained=pretrained)
+            words |= {"mean": mean or config.get("mean"), "std": std or config.get("std")}
+            fast.significance = build(**words, pretrained=pretrained)
     return fast
 
 
@@ -115,12 +115,10 @@ class Sieved(nn.Module):
     def plan(self, patches: int) -> list[tuple[int, int]]:
         """For an image of `patches` patches: the tokens, prefix included, that each block's attention and MLP read."""
         count, counts = patches + self.host.prefix, []
-        for _, count in self._acting("start", 0, count):
-            pass
+        count = min([count, *(left for _, left in self._acting("start", 0, count))])
         for index in range(len(self.host.blocks)):
             attended = count
-            for _, count in self._acting("inside", index, count):
-                pass
+            count = min([count, *(left for _, left in self._acting("inside", index, count))])
             counts.append((attended, count))
         return counts
 

@@ -39,7 +39,10 @@ def test_every_round_runs_everybody_in_turns() -> None:
         return lambda: calls.append(name)
 
     times = interleaved(
-        {name: contestant(name) for name in "ab"}, seconds=0, min_rounds=3, max_rounds=3  # type: ignore[misc]
+        {name: contestant(name) for name in "ab"},
+        seconds=0,
+        min_rounds=3,
+        max_rounds=3,  # type: ignore[misc]
     )
     assert [len(values) for values in times.values()] == [3, 3]
     order = [name for i, name in enumerate(calls) if i == 0 or calls[i - 1] != name]

@@ -9,7 +9,7 @@ from tokensieve import zoo
 
 
 def shake(model: nn.Module) -> nn.Module:
-    """Give every BatchNorm (and its affine part) values other than the initial 0 and 1, keeping activations in range."""
+    """Give every BatchNorm values other than the initial 0 and 1, such that activations stay in range."""
     for module in model.modules():
         if isinstance(module, _BatchNorm):
             nn.init.uniform_(module.running_mean, -0.2, 0.2)

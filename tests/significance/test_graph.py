@@ -55,7 +55,7 @@ def test_same_padding_folds_too(shaken, images):
         _close(proposal(images), model.forward_features(images))
 
 
-@pytest.mark.parametrize("name", ["densenet121", "resnetv2_50", "vgg11_bn"])
+@pytest.mark.parametrize("name", ["densenet121", "resnetv2_50"])
 def test_a_batch_norm_before_its_convolution_stays_and_is_right(images, name):
     args = {"resnetv2_50": {"layers": (1, 1, 1, 1), "norm_layer": timm.layers.BatchNormAct2d}}
     model = shake(timm.create_model(name, **args.get(name, {})))
@@ -187,7 +187,7 @@ class Branching(nn.Module):
 
 
 def test_a_network_that_cannot_be_traced(images):
-    with pytest.raises(RecipeError, match="mine cannot be traced .*pass a module that maps images to features"):
+    with pytest.raises(RecipeError, match=r"mine cannot be traced .*pass a module that maps images to features"):
         split(Branching(), "mine", None, images[:1])
 
 

@@ -111,7 +111,10 @@ def _without(state, key):
     [
         (lambda s: _without(s, "fc.bias"), r"the file has no 'fc.bias' \(1 such keys\)"),
         (lambda s: s | {"extra": torch.ones(1)}, r"the model has no 'extra' \(1 such keys\)"),
-        (lambda s: s | {"fc.bias": torch.ones(7)}, r"'fc.bias' has shape \(7,\) in the file and \(1000,\) in the model"),
+        (
+            lambda s: s | {"fc.bias": torch.ones(7)},
+            r"'fc.bias' has shape \(7,\) in the file and \(1000,\) in the model",
+        ),
     ],
 )
 def test_weights_of_another_model_are_refused(tmp_path, state, change, says):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -57,12 +57,17 @@ class HostBlock(ABC):
 class Host(ABC):
     """A model opened into the parts of the stream. Holds references to its sub-modules and nothing else."""
 
-    model: nn.Module
+    model: Any
+    """The host itself, an `nn.Module` whose parts the opener knows by name."""
     blocks: Sequence[HostBlock]
     prefix: int
     """Class, distillation and register tokens in front of the patch tokens."""
     cannot_merge: str | None = None
     """Why this host's head cannot pool merged tokens, or None."""
+
+    @abstractmethod
+    def __init__(self, model: nn.Module) -> None:
+        """Open `model`; raises `UnsupportedHost` for what would go wrong silently."""
 
     @abstractmethod
     def embed(self, images: Tensor) -> Tokens:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from timm.layers import apply_rot_embed_cat
 from timm.layers.attention import Attention, AttentionRope
 from timm.models.eva import EvaAttention, EvaBlock, EvaBlockPostNorm
 from timm.models.vision_transformer import Block, ResPostBlock
-from torch import Tensor, nn
+from torch import Tensor
 
 from ..tokens import Tokens
 from .base import Heads, HostBlock
@@ -20,7 +22,7 @@ ATTENTIONS = (Attention, AttentionRope, EvaAttention)
 class TimmBlock(HostBlock):
     """A block of timm's `VisionTransformer` or `Eva`. Types are matched exactly: a subclass may compute anything."""
 
-    def __init__(self, block: nn.Module, index: int) -> None:
+    def __init__(self, block: Any, index: int) -> None:
         self.block = block
         self.index = index
         self.rotary = type(block) in (EvaBlock, EvaBlockPostNorm)
@@ -92,7 +94,7 @@ class TimmBlock(HostBlock):
         return table[:, tokens.positions].transpose(0, 1)
 
 
-def _project(attn: nn.Module, x: Tensor) -> tuple[Tensor, ...]:
+def _project(attn: Any, x: Tensor) -> tuple[Tensor, ...]:
     """Queries, keys and values, each (B, H, N, d_h), from fused or separate projections."""
     batch, tokens, _ = x.shape
     if getattr(attn, "q_proj", None) is not None:
@@ -106,7 +108,7 @@ def _project(attn: nn.Module, x: Tensor) -> tuple[Tensor, ...]:
     return fused.view(batch, tokens, 3, attn.num_heads, attn.head_dim).permute(2, 0, 3, 1, 4).unbind(0)
 
 
-def _rotate(attn: nn.Module, heads: Tensor, rope: Tensor) -> Tensor:
+def _rotate(attn: Any, heads: Tensor, rope: Tensor) -> Tensor:
     """Rotary embedding on all but the prefix tokens."""
     prefix = attn.num_prefix_tokens
     turned = apply_rot_embed_cat(heads[:, :, prefix:], rope, half=attn.rotate_half)

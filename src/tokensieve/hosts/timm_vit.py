@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from dataclasses import replace
 from math import prod
+from typing import Any
 
 from timm.layers import AttentionPoolLatent
 from timm.models.deit import VisionTransformerDistilled
 from timm.models.eva import Eva
 from timm.models.vision_transformer import VisionTransformer
-from torch import Tensor, nn
+from torch import Tensor
 
 from ..errors import UnsupportedHost
 from ..tokens import Tokens
@@ -22,7 +23,7 @@ MODELS = (VisionTransformer, VisionTransformerDistilled, Eva)
 class TimmViT(Host):
     """`VisionTransformer` and its distilled form; `Eva` differs in its embedding alone."""
 
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(self, model: Any) -> None:
         self.model = model
         self.blocks = [TimmBlock(block, index) for index, block in enumerate(model.blocks)]
         self.prefix = model.num_prefix_tokens

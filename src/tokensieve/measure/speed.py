@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from statistics import median, quantiles
 from time import perf_counter
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -132,7 +133,7 @@ def interleaved(
     return times
 
 
-def _eager(fast: nn.Module) -> Sieved:
+def _eager(fast: Any) -> Sieved:
     """The sieved module itself, also where it is compiled."""
     return getattr(fast, "_orig_mod", fast)
 

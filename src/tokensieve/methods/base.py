@@ -85,7 +85,7 @@ def register(cls: type[Method]) -> type[Method]:
 
 def make(name: str, settings: dict[str, Any]) -> Method:
     """The method called `name` with these settings; what is unknown is refused, naming the nearest valid word."""
-    known = {**METHODS, **SHORTHANDS}
+    known: dict[str, Callable[..., Method]] = {**METHODS, **SHORTHANDS}
     if name not in known:
         raise RecipeError(f"There is no method {name!r}{nearest(name, known)}. Known: {', '.join(sorted(known))}.")
     parameters = inspect.signature(known[name]).parameters

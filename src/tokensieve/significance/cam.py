@@ -140,7 +140,8 @@ def class_weights(proposal: Proposal) -> Tensor:
         )
     layers = [module for module in proposal.head.modules() if isinstance(module, nn.Linear | nn.Conv2d)]
     weights = [layer.weight.flatten(1) for layer in layers if getattr(layer, "kernel_size", (1, 1)) == (1, 1)]
-    if len(layers) != 1 or len(weights) != 1 or weights[0].shape[1] != proposal.channels:
+    matrices = [parameter for parameter in proposal.head.parameters() if parameter.ndim > 1]
+    if not len(layers) == len(weights) == len(matrices) == 1 or weights[0].shape[1] != proposal.channels:
         raise RecipeError(
             f"After this layer the head of {proposal.name} is more than one linear layer on {proposal.channels} "
             "channels, so cam is not defined: use grad-cam, or the last feature map."

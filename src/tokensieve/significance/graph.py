@@ -143,7 +143,8 @@ class _Tracer(fx.Tracer):
         self.outputs: dict[str, fx.Node] = {}
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        return isinstance(m, self.leaves) or super().is_leaf_module(m, module_qualified_name)
+        # Linear layers and convolutions stay whole, in whatever dress a library puts them: CAM looks for their weights.
+        return isinstance(m, (*self.leaves, nn.Linear, nn.Conv2d)) or super().is_leaf_module(m, module_qualified_name)
 
     def call_module(self, m: nn.Module, forward: Any, args: Any, kwargs: Any) -> Any:
         return self._note(self.path_of_module(m), super().call_module(m, forward, args, kwargs))
