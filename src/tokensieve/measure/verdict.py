@@ -10,6 +10,8 @@ OVERHEAD = 0.95
 """Speed below this share of the slicing limit: choosing tokens costs something that deserves a name."""
 SMALL, LARGE = 8, 64
 """Batches: below the first, small operations weigh; from the second on, a larger one is no remedy."""
+MINOR = 0.025
+"""Shares of the dense time up to this are not worth a remedy."""
 WIDE = 0.2
 """Spread over ratio above this: the machine was not quiet."""
 
@@ -56,10 +58,10 @@ def verdict(
             f"slicing alone gives {speed.limit:.2f}x."
         )
     reasons = [
+        *_noise(speed),
         *_little_to_gain(macs_ratio),
         *_starved(speed, host_macs_ratio or macs_ratio, dtype, device, prepacked),
         *_overhead(speed, dtype, device),
-        *_noise(speed),
     ]
     if not reasons and round(speed.low, 2) <= 1:
         reasons = ["No single cost stands out: measure for longer, with a larger batch, on a quiet machine."]
@@ -110,13 +112,13 @@ def _overhead(speed: Speed, dtype: str, device: str) -> list[str]:
     proposal, selection = speed.proposal_share, lost - speed.proposal_share
     parts = [f"fewer tokens save {_percent(saved) if saved else 'nothing'}"]
     remedies = []
-    if proposal and proposal >= min(saved, 0.5 * lost):
+    if proposal > MINOR and proposal >= min(saved, 0.5 * lost):
         parts.append(
             f"the proposal takes {_percent(proposal)}{', too heavy for this host' if proposal >= saved else ''}"
         )
         lighter = "proposal_dtype=bfloat16" if device.startswith("cpu") and dtype == "bf16" else "a larger host"
         remedies.append(f" A lighter proposal, a smaller proposal_size or {lighter} helps.")
-    if selection >= 0.5 * lost or 1 / speed.limit < OVERHEAD * (1 / speed.limit + selection):
+    if selection > MINOR and (selection >= 0.5 * lost or 1 / speed.limit < OVERHEAD * (1 / speed.limit + selection)):
         what = "choosing tokens (ranking or matching, gathering or merging, the attention bias of merged tokens)"
         parts.append(f"{what} takes {_percent(selection)}")
         if speed.batch < SMALL:
@@ -125,9 +127,10 @@ def _overhead(speed: Speed, dtype: str, device: str) -> list[str]:
 
 
 def _noise(speed: Speed) -> list[str]:
+    """A spread so wide that the reasons after it are guesses."""
     if (speed.high - speed.low) / speed.ratio <= WIDE:
         return []
-    return ["The spread is wide: measure for longer, and leave the machine to it."]
+    return ["The spread is wide: measure for longer (--seconds), and leave the machine to it."]
 
 
 def _percent(share: float) -> str:

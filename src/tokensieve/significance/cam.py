@@ -166,7 +166,7 @@ def _gradients(features: Tensor, proposal: Proposal, target: Target) -> Tensor:
 def _classes(target: int | Tensor, features: Tensor) -> Tensor:
     """(B,) int64 class indices."""
     classes = torch.as_tensor(target, device=features.device).long()
-    return classes.expand(len(features))
+    return classes.expand(features.shape[0])
 
 
 def _full(tensor: Tensor) -> Tensor:

@@ -42,7 +42,7 @@ def centre_map(images: Tensor, grid: Sequence[int]) -> Tensor:
     for axis, size in enumerate(grid):
         offset = torch.arange(size, device=images.device, dtype=torch.float32) - (size - 1) / 2
         squares = squares + offset.square().view(-1, *[1] * (len(grid) - axis - 1))
-    return (-squares).expand(len(images), *grid)
+    return (-squares).expand(images.shape[0], *grid)
 
 
 def _bits(images: Tensor) -> Tensor:

@@ -21,7 +21,7 @@ IMAGES_PER_THREAD = 4
 class Frozen(nn.Module):
     """A module that is never trained: it stays in eval mode, and a change of precision around it does not reach it."""
 
-    def train(self, mode: bool = True) -> Self:  # noqa: ARG002
+    def train(self, mode: bool = True) -> Self:
         return super().train(False)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:

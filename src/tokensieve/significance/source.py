@@ -48,12 +48,13 @@ class Significance(Frozen):
         maps = self.maps(images, grid)
         if maps.ndim != 2:
             maps = resize_map(maps, grid, self.align_corners).flatten(1)
-        if maps.shape[1] != prod(grid) or maps.shape[0] not in (1, images.shape[0]):
+        count = images.shape[0]  # not len(): exporters with a free batch size would fix it
+        if maps.shape[1] != prod(grid) or maps.shape[0] not in (1, count):
             raise InputError(
-                f"The significance map of {self.name} has shape {tuple(maps.shape)}, which fits neither {images.shape[0]} "
-                f"images nor their {prod(grid)} patches."
+                f"The significance map of {self.name} has shape {tuple(maps.shape)}, which does not fit {count} images "
+                f"of {prod(grid)} patches."
             )
-        return maps.expand(images.shape[0], -1).float()
+        return maps.expand(count, -1).float()
 
     def maps(self, images: Tensor, grid: Sequence[int] | None = None) -> Tensor:
         """The maps as they are made, before they are resized: (B, h, w), or (B, P) from a source that makes those.
@@ -178,7 +179,7 @@ class FeatureMap(nn.Module):
         self.register_buffer("scale", scale, persistent=False)
         self.register_buffer("shift", shift, persistent=False)
 
-    def forward(self, images: Tensor, grid: tuple[int, ...]) -> Tensor:  # noqa: ARG002
+    def forward(self, images: Tensor, grid: tuple[int, ...]) -> Tensor:
         if self.proposal.mean is not None and (images.ndim != 4 or images.shape[1] != len(self.proposal.mean)):
             raise InputError(
                 f"Images have shape {tuple(images.shape)}; the proposal {self.proposal.name} reads "
@@ -211,7 +212,7 @@ class CallableMap(nn.Module):
 
     def forward(self, images: Tensor, grid: tuple[int, ...]) -> Tensor:
         maps = self.function(images)
-        if not isinstance(maps, Tensor) or maps.ndim not in (2, len(grid) + 1) or len(maps) != len(images):
+        if not isinstance(maps, Tensor) or maps.ndim not in (2, len(grid) + 1) or maps.shape[0] != images.shape[0]:
             shape = tuple(maps.shape) if isinstance(maps, Tensor) else type(maps).__name__
             raise InputError(
                 f"The significance callable returned {shape} for {len(images)} images: expected (B, h, w) or (B, P)."
@@ -239,10 +240,10 @@ class GivenMap(nn.Module):
         elif values.ndim == len(grid):
             values = values[None]
         fits = values.shape[1] == patches if values.ndim == 2 else values.ndim == len(grid) + 1
-        if not fits or len(values) not in (1, len(images)):
+        if not fits or values.shape[0] not in (1, images.shape[0]):
             raise InputError(
-                f"The significance tensor has shape {tuple(self.values.shape)}, which fits neither "
-                f"{len(images)} images nor a grid of {' x '.join(map(str, grid))} patches."
+                f"The significance tensor has shape {tuple(self.values.shape)}, which does not fit "
+                f"{len(images)} images on a grid of {' x '.join(map(str, grid))} patches."
             )
         return values
 
