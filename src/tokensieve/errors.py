@@ -9,7 +9,7 @@ class SieveError(Exception):
 
 
 class UnsupportedHost(SieveError, TypeError):
-    """A model, or a part of it, that a recipe cannot be applied to: says its class, what is missing, what would work."""
+    """A model, or a part of it, that a recipe cannot be applied to: says which, what is missing, what would work."""
 
 
 class RecipeError(SieveError, ValueError):
