@@ -3,30 +3,21 @@
 from __future__ import annotations
 
 import json
-import shlex
 import sys
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, fields
 from functools import partial
-from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from . import __version__
-from .errors import InputError, RecipeError, SieveError
+from .errors import InputError, SieveError
+from .job import DTYPES, Job, numbers
 
 if TYPE_CHECKING:  # torch, timm and rich wait until a command needs them, so that --help answers at once
-    import torch
-    from torch import nn
-
-    from .data import Preprocessing
-    from .recipe import Recipe
     from .show.progress import Watched
-    from .stream import Sieved
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
-
-DTYPES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
 
 
 def _show_version(wanted: bool) -> None:
@@ -82,7 +73,7 @@ def bench(
 
     Weights are random unless asked for: speed does not depend on them.
     """
-    batches = _numbers(batch, "--batch")
+    batches = numbers(batch, "--batch")
     job = Job(model, recipe, weights, pretrained, proposal_weights, size, dtype, device, threads)
     if prepack and job.where.type != "cpu":
         raise InputError("--prepack is for CPUs: leave it out, or give --device cpu.")
@@ -97,7 +88,7 @@ def bench(
     with console.status("opening the model"):
         opened = job.open()
         record = {**job.record(opened), "prepacked": prepack}
-        if prepack:  # after counting MACs: the counter does not know packed products
+        if prepack:
             opened = job.sieve(pack(opened.dense), opened.own)
     runs = []
     for count in batches:
@@ -106,10 +97,10 @@ def bench(
             result = speed(opened.fast, opened.dense, images, seconds=seconds)
             calls = {"dense": partial(opened.dense, images), "sieved": partial(opened.fast, images)}
             peaks = {name: peak_memory(call, job.where) for name, call in calls.items()} if memory else None
-        numbers = {field.name: getattr(result, field.name) for field in fields(result) if field.name != "times"}
+        measured = {field.name: getattr(result, field.name) for field in fields(result) if field.name != "times"}
         ratios = {"macs_ratio": record["macs"]["ratio"], "host_macs_ratio": record["macs"]["ratio_without_proposal"]}
         said = verdict(result, **ratios, dtype=dtype, device=record["device"], prepacked=prepack)
-        runs.append({**numbers, "memory_bytes": peaks, "verdict": said})
+        runs.append({**measured, "memory_bytes": peaks, "verdict": said})
     _print({**record, "runs": runs}, "bench_view", as_json)
 
 
@@ -136,7 +127,7 @@ def evaluate(
     as_json: JsonOption = False,
 ) -> None:
     """Measure what a recipe loses on your own pictures: accuracy where there are labels, agreement everywhere."""
-    ks = None if k is None else _numbers(k, "--k")
+    ks = None if k is None else numbers(k, "--k")
     job = Job(model, recipe, weights, pretrained, proposal_weights, size, dtype, device, threads)
     from rich.console import Console
 
@@ -169,86 +160,6 @@ def evaluate(
     list_failures(result.failures)
 
 
-class Opened(NamedTuple):
-    """A pair of models that share their weights, and how the dense one reads pictures."""
-
-    dense: nn.Module
-    fast: Sieved
-    own: Preprocessing
-
-
-@dataclass
-class Job:
-    """The options that both commands have, checked before anything slow begins."""
-
-    model: str
-    recipe_text: str
-    weights: str | None
-    pretrained: bool
-    proposal_weights: str | None
-    size: str | None
-    dtype: str
-    device: str
-    threads: int | None
-
-    def __post_init__(self) -> None:
-        self.sides = None if self.size is None else _numbers(self.size, "--size", separator="x")
-        if self.sides and len(self.sides) > 2:
-            raise InputError(f"--size must be a side in pixels or HEIGHTxWIDTH, such as 224x256, not {self.size!r}.")
-        if self.dtype not in DTYPES:
-            raise InputError(f"--dtype must be one of {', '.join(DTYPES)}, not {self.dtype!r}.")
-        import torch
-
-        from .recipe import Recipe
-
-        self.precision: torch.dtype = getattr(torch, DTYPES[self.dtype])
-        self.where = _device(self.device)
-        self.recipe = Recipe.load(self.recipe_text)
-        if self.proposal_weights is not None:
-            self.recipe = _with_proposal_weights(self.recipe, self.proposal_weights)
-        if self.threads is not None:
-            torch.set_num_threads(self.threads)
-
-    def open(self) -> Opened:
-        """The dense model in its size, precision and place, and the sieved one beside it."""
-        from .data import Preprocessing
-        from .zoo import create
-
-        model, mean, std = create(self.model, weights=self.weights, pretrained=self.pretrained)
-        dense: Any = model
-        size = None if self.sides is None else (self.sides[0], self.sides[-1])
-        if size is not None and hasattr(dense, "set_input_size"):
-            patch = dense.patch_embed.patch_size
-            if size[0] % patch[0] or size[1] % patch[1]:
-                raise InputError(
-                    f"--size {self.size} does not divide into {self.model}'s patches of {patch[0]} pixels."
-                )
-            dense.set_input_size(img_size=size)
-        own = Preprocessing.of(dense, mean, std, size)
-        return self.sieve(dense.to(self.where, self.precision), own)
-
-    def sieve(self, dense: nn.Module, own: Preprocessing) -> Opened:
-        from .stream import sieve
-
-        fast = sieve(dense, self.recipe, mean=own.mean, std=own.std, pretrained=self.pretrained)
-        return Opened(dense, fast.to(self.where), own)
-
-    def record(self, opened: Opened) -> dict[str, Any]:
-        """What ran, and where, as plain JSON."""
-        from .show.record import describe
-
-        return {
-            "command": shlex.join(["tokensieve", *sys.argv[1:]]),
-            "model": self.model,
-            "weights": self.weights,
-            "proposal_weights": self.proposal_weights,
-            "pretrained": self.pretrained,
-            "dtype": self.dtype,
-            "recipe_json": json.loads(self.recipe.to_json()),
-            **describe(opened.fast, opened.dense, opened.own.input_size),
-        }
-
-
 def _scorable(ks: list[int] | None, seen: Watched, folders: int, classes: int | None) -> list[int] | None:
     """The top-k that make sense: none where labels or a classifier are missing, or do not belong together."""
     why = None
@@ -266,41 +177,6 @@ def _scorable(ks: list[int] | None, seen: Watched, folders: int, classes: int | 
     if folders:
         _say(f"Accuracy is left out: {why}.")
     return None
-
-
-def _with_proposal_weights(recipe: Recipe, file: str) -> Recipe:
-    """The same recipe, its named proposals reading `file`."""
-    from .methods import PaPr
-
-    asking = [isinstance(method, PaPr) and method.significance not in ("random", "centre") for method in recipe]
-    if not any(asking):
-        raise RecipeError(f'--proposal-weights has nothing to load into: "{recipe}" asks no proposal.')
-    if not Path(file).is_file():
-        raise InputError(f"There is no weights file {file}.")
-    changed = {"proposal_weights": file, "proposal_sha256": None}
-    methods = (replace(method, **changed) if asks else method for method, asks in zip(recipe, asking, strict=True))
-    return replace(recipe, methods=tuple(methods))
-
-
-def _device(name: str) -> torch.device:
-    import torch
-
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
-    kind, _, index = name.partition(":")
-    if kind not in ("cpu", "cuda") or (index and not index.isdecimal()) or (kind == "cpu" and index):
-        raise InputError(f"--device must be cpu, cuda, cuda:0 or auto, not {name!r}.")
-    if kind == "cuda" and int(index or 0) >= torch.cuda.device_count():
-        raise InputError(f"--device {name} is not there: torch sees {torch.cuda.device_count()} CUDA devices.")
-    return torch.device(name)
-
-
-def _numbers(text: str, option: str, separator: str = ",") -> list[int]:
-    """'1,8,32' -> [1, 8, 32], all of them at least 1."""
-    parts = [part.strip() for part in text.lower().split(separator)]
-    if not all(part.isdecimal() and int(part) > 0 for part in parts):
-        raise InputError(f"{option} must be whole numbers from 1 up, joined by {separator!r}, not {text!r}.")
-    return [int(part) for part in parts]
 
 
 def _say(sentence: str) -> None:
@@ -328,11 +204,7 @@ def _sentence(error: Exception) -> str | None:
         return error.format_message()
     if isinstance(error, RuntimeError) and "memory" in str(error):
         return f"Out of memory, a smaller batch may fit: {str(error).splitlines()[0]}"
-    trace = error.__traceback__
-    while trace is not None and trace.tb_next is not None:
-        trace = trace.tb_next
-    raised_here = trace is not None and trace.tb_frame.f_globals.get("__name__", "").startswith(f"{__package__}.")
-    return str(error) if isinstance(error, ValueError) and raised_here else None
+    return None
 
 
 def main() -> int:

@@ -8,6 +8,8 @@ from math import prod
 import torch
 from torch import Tensor
 
+from .errors import InputError
+
 
 @dataclass(frozen=True)
 class Tokens:
@@ -118,7 +120,7 @@ def restore(features: Tensor, source: Tensor, grid: tuple[int, ...], fill: str =
         (B, C, *grid).
     """
     if fill not in ("nearest", "zero"):
-        raise ValueError(f'fill must be "nearest" or "zero", not {fill!r}.')
+        raise InputError(f'fill must be "nearest" or "zero", not {fill!r}.')
     if fill == "nearest":
         axes = torch.meshgrid(*(torch.arange(n, device=source.device) for n in grid), indexing="ij")
         places = torch.stack([axis.flatten() for axis in axes], dim=1)

@@ -8,7 +8,7 @@ import torch
 from timm.models.vision_transformer import VisionTransformer
 from torch import nn
 
-from tokensieve import InputError, sieve
+from tokensieve import InputError, prepack, sieve
 from tokensieve.measure import macs
 
 
@@ -100,3 +100,7 @@ def test_printed_tables(name: str, recipe: str, compat: bool, printed: str) -> N
 def test_input_size_has_three_numbers() -> None:
     with pytest.raises(InputError, match=r"\(3, height, width\)"):
         macs(vit(), (64, 64))  # type: ignore[arg-type]
+
+
+def test_packed_weights_count_as_the_plain_ones() -> None:
+    assert macs(prepack(vit()), (3, 64, 64)) == macs(vit(), (3, 64, 64))

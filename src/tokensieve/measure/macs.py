@@ -72,13 +72,14 @@ def macs(
 @torch.no_grad()
 def _count(owner: nn.Module, call: Callable[[], Any], fvcore_compat: bool) -> float:
     """MACs of one call; `owner` holds the modules that it runs."""
+    counted = {torch.ops.mkldnn._linear_pointwise: lambda x, *_a, out_shape=None, **_k: 2 * prod(x) * out_shape[-1]}
     extra = {
         aten.native_layer_norm: lambda x, *_a, out_shape=None, **_k: 2 * 5 * prod(x),
         aten.native_batch_norm: lambda x, *_a, out_shape=None, **_k: 2 * 2 * prod(x),
         aten.cudnn_batch_norm: lambda x, *_a, out_shape=None, **_k: 2 * 2 * prod(x),
         aten.upsample_bilinear2d: lambda *_a, out_shape=None, **_k: 2 * 4 * prod(out_shape),
     }
-    counter = FlopCounterMode(display=False, custom_mapping=extra if fvcore_compat else None)
+    counter = FlopCounterMode(display=False, custom_mapping={**counted, **extra} if fvcore_compat else counted)
     uncounted = 0
 
     def leave_out(_module: nn.Module, _inputs: Any, output: Tensor) -> None:

@@ -10,7 +10,7 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor
 
-from ..errors import RecipeError
+from ..errors import InputError, RecipeError
 from ..tokens import Tokens
 from .base import SHORTHANDS, Evidence, Method, nearest, register
 
@@ -97,7 +97,7 @@ class PaPr(Method):
 def top_patches(significance: Tensor, count: int) -> Tensor:
     """(B, P) -> (B, count) int64: the most significant patches, highest first, ties to the lower index."""
     if not torch.compiler.is_compiling() and not bool(significance.isfinite().all()):
-        raise ValueError(
+        raise InputError(
             "The significance map holds NaN or infinite values: check the images and the proposal's weights "
             "(a proposal in float16 may overflow)."
         )
