@@ -1,6 +1,6 @@
 """As a stranger: clone into an empty folder with an empty home, `make demo`, `make test` -> results/fresh_clone.csv.
 
-    python benchmarks/fresh_clone.py
+python benchmarks/fresh_clone.py
 """
 
 from __future__ import annotations
@@ -28,7 +28,12 @@ def main() -> int:
         for target in ("demo", "test"):
             start = perf_counter()
             run = subprocess.run(
-                ["make", target], cwd=clone, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+                ["make", target],
+                cwd=clone,
+                env=environment,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                text=True,
             )
             seconds = perf_counter() - start
             print(run.stdout[-4000:])

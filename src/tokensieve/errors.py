@@ -3,6 +3,11 @@
 The command line turns every `SieveError` into one line and exit code 2.
 """
 
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
 
 class SieveError(Exception):
     """Parent of every error that this package raises on purpose."""
@@ -18,3 +23,11 @@ class RecipeError(SieveError, ValueError):
 
 class InputError(SieveError, ValueError):
     """Images, weights or files that cannot be used as they are."""
+
+
+def nearest(word: object, words: Iterable[str]) -> str:
+    """The middle of an error's sentence: the valid words most like `word`; nothing if none is like it."""
+    close = difflib.get_close_matches(str(word).lower(), list(words), n=5, cutoff=0.5)
+    if not close:
+        return ""
+    return f"; the nearest is {close[0]}" if len(close) == 1 else f"; the nearest are {', '.join(close)}"

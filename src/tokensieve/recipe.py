@@ -11,9 +11,9 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from .errors import RecipeError
+from .errors import RecipeError, nearest
 from .methods import Method
-from .methods.base import make, nearest
+from .methods.base import make
 
 VERSION = 1
 

@@ -153,11 +153,11 @@ def test_a_callable_that_returns_something_else(images, function):
 @pytest.mark.parametrize(
     ("words", "says"),
     [
-        ({"significance": "grad-camm"}, "significance='grad-camm' is unknown; the nearest names are grad-cam"),
+        ({"significance": "grad-camm"}, "significance='grad-camm' is unknown; the nearest are grad-cam"),
         ({"significance": 3}, "significance=3 is not a name, a tensor or a callable"),
         ({"proposal_norm": "own"}, "proposal_norm='own' is unknown"),
         ({"proposal": 3}, "proposal=3 is neither a name nor a module"),
-        ({"proposal": "mobileone_s9"}, "knows a model 'mobileone_s9'; the nearest names are mobileone_s"),
+        ({"proposal": "mobileone_s9"}, "knows a model 'mobileone_s9'; the nearest are mobileone_s"),
         ({"proposal_dtype": "int8"}, "proposal_dtype='int8' is unknown"),
         ({"proposal_dtype": "save"}, "proposal_dtype='save' is unknown"),
         ({"proposal": Seen(), "proposal_weights": "file"}, "proposal_weights= belongs to a proposal given by name"),

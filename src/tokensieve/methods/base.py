@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Callable
@@ -11,7 +10,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from torch import Tensor
 
-from ..errors import RecipeError
+from ..errors import RecipeError, nearest
 from ..tokens import Tokens
 
 if TYPE_CHECKING:
@@ -99,9 +98,3 @@ def make(name: str, settings: dict[str, Any]) -> Method:
         if parameter.default is parameter.empty and word not in settings:
             raise RecipeError(f"{name} needs {word}=; its settings: {', '.join(valid)}.")
     return known[name](**settings)
-
-
-def nearest(word: str, words: Any) -> str:
-    """', did you mean ...?' or nothing."""
-    close = difflib.get_close_matches(word.lower(), list(words), n=1, cutoff=0.5)
-    return f", did you mean {close[0]!r}?" if close else ""

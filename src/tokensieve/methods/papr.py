@@ -10,9 +10,9 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor
 
-from ..errors import InputError, RecipeError
+from ..errors import InputError, RecipeError, nearest
 from ..tokens import Tokens
-from .base import SHORTHANDS, Evidence, Method, nearest, register
+from .base import SHORTHANDS, Evidence, Method, register
 
 SIGNIFICANCES = ("mean", "cam", "grad-cam", "grad-cam++", "eigen-cam", "score-cam", "random", "centre")
 
@@ -114,5 +114,5 @@ SHORTHANDS["random"] = _random
 def _one_of(setting: str, value: object, valid: tuple[str, ...]) -> None:
     if value not in valid:
         raise RecipeError(
-            f"papr: {setting}={value!r} is unknown{nearest(str(value), valid)}; choose from {', '.join(valid)}."
+            f"papr: {setting}={value!r} is unknown{nearest(value, valid)}; choose from {', '.join(valid)}."
         )

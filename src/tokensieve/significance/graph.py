@@ -13,8 +13,7 @@ from timm.models import get_notrace_functions, get_notrace_modules
 from torch import Tensor, fx, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
-from ..errors import RecipeError
-from ..zoo.models import nearest
+from ..errors import RecipeError, nearest
 
 FORWARD_FEATURES = "forward_features"
 

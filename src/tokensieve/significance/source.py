@@ -12,8 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..errors import InputError, RecipeError
-from ..zoo.models import nearest
+from ..errors import InputError, RecipeError, nearest
 from .cam import CLASS_BASED, REDUCTIONS, Reduction, class_weights
 from .controls import centre_map, random_map
 from .map import resize_map

@@ -1,6 +1,5 @@
 """A name that timm or torchvision knows, and perhaps a file of weights, to a model with its normalisation."""
 
-import difflib
 import hashlib
 import inspect
 from collections.abc import Mapping
@@ -14,7 +13,7 @@ import torchvision
 from safetensors.torch import load_file
 from torch import nn
 
-from ..errors import InputError, RecipeError
+from ..errors import InputError, RecipeError, nearest
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -114,12 +113,6 @@ def file_sha256(path: str | PathLike[str]) -> str:
     """SHA-256 of a file's bytes, as 64 hexadecimal digits."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def nearest(name: str, valid: list[str]) -> str:
-    """The end of an error sentence: the valid names most like `name`."""
-    found = difflib.get_close_matches(str(name), valid, n=5, cutoff=0.5)
-    return f"; the nearest names are {', '.join(found)}" if found else ""
 
 
 def _torchvision_weights(name: str, download: bool) -> dict[str, Any]:
