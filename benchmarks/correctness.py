@@ -16,8 +16,9 @@ from dataclasses import replace
 from typing import Any
 
 import torch
-from results import ROOT, write
 from torch import Tensor, nn
+
+from results import ROOT, write
 
 sys.path.insert(0, str(ROOT))  # the references live with the tests
 

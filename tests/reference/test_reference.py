@@ -10,6 +10,10 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from timm.models.eva import Eva, EvaBlock, EvaBlockPostNorm
+from timm.models.vision_transformer import ResPostBlock, VisionTransformer
+from torch import Tensor, nn
+
 from tests.reference.hosts import host_forms, host_images
 from tests.reference.significance import (
     cam,
@@ -20,9 +24,6 @@ from tests.reference.significance import (
     score_cam,
 )
 from tests.reference.vit import match, reference_forward, schedule, select
-from timm.models.eva import Eva, EvaBlock, EvaBlockPostNorm
-from timm.models.vision_transformer import ResPostBlock, VisionTransformer
-from torch import Tensor, nn
 
 FORMS = host_forms()
 EXACT = {"rtol": 0, "atol": 1e-10}
