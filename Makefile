@@ -20,12 +20,16 @@ lint: $(VENV)/installed-dev
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-bench: $(VENV)/installed
+bench: $(VENV)/installed-dev
 	$(BIN)/python benchmarks/macs.py
 	$(BIN)/python benchmarks/accuracy.py
-	$(BIN)/python benchmarks/speed.py
-	$(BIN)/python benchmarks/speed.py --hosts vit_base_patch16_224 --prepack --out speed_prepacked.csv
+	$(BIN)/python benchmarks/correctness.py
+	$(BIN)/python benchmarks/speed.py --hosts vit_base_patch16_224,vit_small_patch16_224
+	$(BIN)/python benchmarks/speed.py --hosts vit_large_patch16_224 --rounds 3 --out speed_large.csv
+	$(BIN)/python benchmarks/speed.py --hosts vit_base_patch16_224 --batches 8 --prepack --out speed_prepacked.csv
 	$(BIN)/python benchmarks/compiled.py
+	$(BIN)/python benchmarks/fresh_clone.py
+	$(BIN)/python benchmarks/readme.py
 
 $(VENV)/installed: pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "tokensieve needs Python 3.11 or newer: make PYTHON=python3.12")'

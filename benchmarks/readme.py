@@ -14,9 +14,16 @@ ROOT = Path(__file__).resolve().parents[1]
 MARKS = ("<!-- results: written by benchmarks/readme.py -->", "<!-- end of results -->")
 
 
-def read(name: str) -> list[dict[str, str]]:
-    with (ROOT / "results" / name).open(newline="") as file:
-        return list(csv.DictReader(file))
+def read(*names: str) -> list[dict[str, str]]:
+    rows = []
+    for name in names:
+        with (ROOT / "results" / name).open(newline="") as file:
+            rows += csv.DictReader(file)
+    return rows
+
+
+def speeds() -> list[dict[str, str]]:
+    return read("speed.csv", "speed_large.csv")
 
 
 def table(head: list[str], rows: list[list[str]]) -> str:
@@ -26,7 +33,7 @@ def table(head: list[str], rows: list[list[str]]) -> str:
 
 def speed() -> str:
     rows = []
-    for row in read("speed.csv"):
+    for row in speeds():
         if row["batch"] != "8" or "centre" in row["recipe"]:
             continue
         ratio = macs_ratio(row)
@@ -44,7 +51,7 @@ def speed() -> str:
 
 def macs_ratio(row: dict[str, str]) -> float:
     same = [
-        r for r in read("speed.csv") if (r["host"], r["recipe"]) == (row["host"], row["recipe"]) and r["macs_ratio"]
+        r for r in speeds() if (r["host"], r["recipe"]) == (row["host"], row["recipe"]) and r["macs_ratio"]
     ]
     return float(same[0]["macs_ratio"])
 
@@ -75,7 +82,7 @@ def accuracy() -> str:
 
 def section() -> str:
     dense = next(row for row in read("accuracy.csv") if row["table"] == "dense")
-    machine = read("speed.csv")[0]["machine"]
+    machine = speeds()[0]["machine"]
     compiled = next(row for row in read("compile.csv") if row["recipe"].startswith("tome"))
     return f"""{MARKS[0]}
 ## Measured

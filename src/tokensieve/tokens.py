@@ -65,15 +65,16 @@ class Tokens:
             dtype = torch.promote_types(self.x.dtype, torch.float32)
             size = torch.ones(self.x.shape[:2], dtype=dtype, device=self.x.device)
         moved = size.gather(1, sources)
-        total = size.gather(1, keep).scatter_add(1, destinations, moved)
+        total = size.gather(1, keep).scatter_add_(1, destinations, moved)
         share = (moved / total.gather(1, destinations)).to(self.x.dtype)
 
         # The weighted mean, written as a correction of the few rows that receive something:
         # the destination d becomes d + sum of share * (source - d).
-        merged = self._take(keep)
-        x = merged.x
-        step = share[..., None] * (rows(self.x, sources) - rows(x, destinations))
-        x = x.flatten(0, 1).index_add(0, _flat(destinations, x.shape[1]), step.flatten(0, 1)).view(x.shape)
+        merged = replace(self, size=None, weight=None)._take(keep)
+        flat = merged.x.flatten(0, 1)
+        receivers = _flat(destinations, merged.x.shape[1])
+        step = rows(self.x, sources).flatten(0, 1) - flat.index_select(0, receivers)
+        x = flat.index_add_(0, receivers, step * share.view(-1, 1)).view(merged.x.shape)  # in place: a fresh copy
 
         source = merged.source
         if self.source is not None and source is not None:

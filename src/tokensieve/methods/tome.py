@@ -100,22 +100,26 @@ def bipartite_match(keys: Tensor, r: int, prefix: int) -> Match:
     Returns:
         A `Match` whose new order is: prefix, unmerged even tokens, odd tokens. Equal scores go to the lower index.
     """
-    tokens, device = keys.shape[2], keys.device
-    # fp32 whatever the model runs in: half precision would turn near ties into other matches.
-    metric = keys.mean(1, dtype=torch.promote_types(keys.dtype, torch.float32))
+    # fp32 whatever the model runs in: half precision would turn near ties into other matches. The cosine of the sum
+    # over heads is that of the mean.
+    metric = F.normalize(keys.sum(1, dtype=torch.promote_types(keys.dtype, torch.float32)), dim=-1)
     first_even, first_odd = prefix + prefix % 2, prefix + (prefix + 1) % 2
-    with torch.autocast(device.type, enabled=False):
-        metric = F.normalize(metric, dim=-1)
-        scores = metric[:, first_even::2] @ metric[:, first_odd::2].transpose(1, 2)
-    best, partner = scores.max(dim=-1)
+    best, partner = _product(metric[:, first_even::2], metric[:, first_odd::2].transpose(1, 2)).max(dim=-1)
     order = best.argsort(dim=-1, descending=True, stable=True)
     merged, unmerged = order[:, :r], order[:, r:]
     if prefix:  # published behaviour: without any prefix token the unmerged stay in order of their score
         unmerged = unmerged.sort(dim=-1).values
 
-    batch = keys.shape[0]
-    head = torch.arange(prefix, device=device).expand(batch, -1)
-    odd = torch.arange(first_odd, tokens, 2, device=device).expand(batch, -1)
-    keep = torch.cat([head, first_even + 2 * unmerged, odd], dim=1)
-    destinations = prefix + unmerged.shape[1] + partner.gather(1, merged)
-    return Match(keep, first_even + 2 * merged, destinations)
+    places = torch.arange(keys.shape[2], device=keys.device).expand(keys.shape[0], -1)
+    evens = places[:, first_even::2]
+    keep = torch.cat([places[:, :prefix], evens.gather(1, unmerged), places[:, first_odd::2]], dim=1)
+    destinations = partner.gather(1, merged) + (prefix + unmerged.shape[1])
+    return Match(keep, evens.gather(1, merged), destinations)
+
+
+def _product(a: Tensor, b: Tensor) -> Tensor:
+    """a @ b in the precision they have, also under autocast."""
+    if not torch.is_autocast_enabled(a.device.type):
+        return a @ b
+    with torch.autocast(a.device.type, enabled=False):
+        return a @ b
