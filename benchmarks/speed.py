@@ -63,7 +63,7 @@ def measure(host: str, model: nn.Module, batch: int, dtype: str, rounds: int, se
     calls["block limit tome"] = partial(BlockLimit(sieved["tome"]), images)
     calls["proposal"] = partial(sieved["papr, mobileone_s0"].significance, images, (14, 14))
     times = interleaved(calls, seconds=seconds, min_rounds=rounds, max_rounds=100)
-    rows = []
+    rows, dense_peak = [], peak_memory(calls["dense"])
     for name, fast in sieved.items():
         mine = {"dense": times["dense"], "sieved": times[f"sieved {name}"], "limit": times[f"limit {name}"]}
         if "mobileone" in name:
@@ -81,7 +81,7 @@ def measure(host: str, model: nn.Module, batch: int, dtype: str, rounds: int, se
             strict = summarise({**mine, "limit": times["block limit tome"]}, batch)
             row |= {"block_limit": strict.limit, "of_block_limit": strict.of_limit}
         row |= {
-            "peak_memory_dense_mb": peak_memory(calls["dense"]) / 2**20,
+            "peak_memory_dense_mb": dense_peak / 2**20,
             "peak_memory_mb": peak_memory(calls[f"sieved {name}"]) / 2**20,
             **{f"seconds_{key}": value for key, value in speed.seconds.items()},
         }

@@ -327,3 +327,8 @@ def test_patch_dropout_in_training_is_refused_when_it_happens() -> None:
     assert torch.equal(sieve(model, "tome(r=0)")(images), model(images))
     with pytest.raises(UnsupportedHost, match="patch_drop_rate=0"):
         sieve(model.train(), "tome(r=2)")(images)
+
+
+def test_images_of_another_rank_are_refused() -> None:
+    with pytest.raises(InputError, match=r"shape \(3, 64, 64\); VisionTransformer reads \(B, 3, H, W\)"):
+        sieve(small_vit())(torch.randn(3, 64, 64))

@@ -85,7 +85,8 @@ class Sieved(nn.Module):
             tokens = tokens.tracked()
 
         for method, left in self._acting("start", 0, tokens.x.shape[1]):
-            evidence = Evidence(significance=self._map(images, tokens.grid))
+            assert self.significance is not None
+            evidence = Evidence(significance=self.significance(images, tokens.grid))
             tokens = method.reduce(tokens, left, evidence)
             if trace is not None:
                 trace.begin(tokens, evidence)
@@ -121,10 +122,6 @@ class Sieved(nn.Module):
             count = min([count, *(left for _, left in self._acting("inside", index, count))])
             counts.append((attended, count))
         return counts
-
-    def _map(self, images: Tensor, grid: tuple[int, ...]) -> Tensor:
-        assert self.significance is not None
-        return self.significance(images, grid)
 
     def trace(self, images: Tensor) -> Trace:
         """Run on (B, 3, H, W) and tell what happened: see `Trace`."""

@@ -12,7 +12,7 @@ from timm.models.eva import Eva
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor
 
-from ..errors import UnsupportedHost
+from ..errors import InputError, UnsupportedHost
 from ..tokens import Tokens
 from .base import Host
 from .timm_block import TimmBlock
@@ -38,6 +38,8 @@ class TimmViT(Host):
 
     def embed(self, images: Tensor) -> Tokens:
         model = self.model
+        if images.ndim != 4:
+            raise InputError(f"Images have shape {tuple(images.shape)}; {type(model).__name__} reads (B, 3, H, W).")
         x = model.patch_embed(images)
         grid = tuple(x.shape[1:3]) if x.ndim == 4 else tuple(model.patch_embed.grid_size)
         x, table = self._positions(x)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import timeit
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
@@ -11,7 +12,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.benchmark import Timer
+from torch.utils.benchmark import timer as clock
 
 from ..stream import Sieved
 from .limit import SlicingLimit
@@ -113,15 +114,13 @@ def interleaved(
     contestants: dict[str, Callable[[], object]], *, seconds: float, min_rounds: int, max_rounds: int
 ) -> dict[str, list[float]]:
     """Seconds a call of each contestant, a value for each round; every round runs all, forwards then backwards."""
-    timers = {
-        name: Timer("f()", globals={"f": call}, num_threads=torch.get_num_threads())
-        for name, call in contestants.items()
-    }
+    # torch's clock waits for the device. Its Timer would run every single call three times to warm up.
+    timers = {name: timeit.Timer(call, timer=clock) for name, call in contestants.items()}
     repeats = {}
     for name, timer in timers.items():
-        once = timer.timeit(1).mean
+        once = timer.timeit(1)
         if once < 1:  # the first call warms up; a slow one was slow for its own sake
-            once = timer.timeit(1).mean
+            once = timer.timeit(1)
         repeats[name] = max(1, min(50, round(0.05 / once)))  # short calls are repeated to some 50 ms
     times: dict[str, list[float]] = {name: [] for name in timers}
     order, start = list(timers), perf_counter()
@@ -129,7 +128,7 @@ def interleaved(
         if turn >= min_rounds and perf_counter() - start > seconds:
             break
         for name in order:
-            times[name].append(timers[name].timeit(repeats[name]).mean)
+            times[name].append(timers[name].timeit(repeats[name]) / repeats[name])
         order.reverse()
     return times
 
