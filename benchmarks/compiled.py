@@ -33,7 +33,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--host", default="vit_base_patch16_224")
     parser.add_argument("--batches", default="8,4")
-    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--rounds", type=int, default=5)
     args = parser.parse_args()
     torch.set_num_threads(2)
     model = timm.create_model(args.host).eval()
@@ -53,7 +53,7 @@ def main() -> int:
             times = interleaved(
                 {"dense": partial(dense, images), "sieved": partial(quick, images), "limit": partial(limit, images),
                  "eager": partial(model, images)},
-                seconds=20, min_rounds=args.rounds, max_rounds=50,
+                seconds=10, min_rounds=args.rounds, max_rounds=50,
             )  # fmt: skip
             speed = summarise({key: times[key] for key in ("dense", "sieved", "limit")}, images.shape[0])
             rows.append(

@@ -50,9 +50,7 @@ def speed() -> str:
 
 
 def macs_ratio(row: dict[str, str]) -> float:
-    same = [
-        r for r in speeds() if (r["host"], r["recipe"]) == (row["host"], row["recipe"]) and r["macs_ratio"]
-    ]
+    same = [r for r in speeds() if (r["host"], r["recipe"]) == (row["host"], row["recipe"]) and r["macs_ratio"]]
     return float(same[0]["macs_ratio"])
 
 

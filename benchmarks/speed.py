@@ -63,7 +63,8 @@ def measure(host: str, model: nn.Module, batch: int, dtype: str, rounds: int, se
     calls["block limit tome"] = partial(BlockLimit(sieved["tome"]), images)
     calls["proposal"] = partial(sieved["papr, mobileone_s0"].significance, images, (14, 14))
     times = interleaved(calls, seconds=seconds, min_rounds=rounds, max_rounds=100)
-    rows, dense_peak = [], peak_memory(calls["dense"])
+    weigh = batch <= 8  # activations grow with the batch; the large ones would only take time
+    rows, dense_peak = [], peak_memory(calls["dense"]) / 2**20 if weigh else None
     for name, fast in sieved.items():
         mine = {"dense": times["dense"], "sieved": times[f"sieved {name}"], "limit": times[f"limit {name}"]}
         if "mobileone" in name:
@@ -81,8 +82,8 @@ def measure(host: str, model: nn.Module, batch: int, dtype: str, rounds: int, se
             strict = summarise({**mine, "limit": times["block limit tome"]}, batch)
             row |= {"block_limit": strict.limit, "of_block_limit": strict.of_limit}
         row |= {
-            "peak_memory_dense_mb": dense_peak / 2**20,
-            "peak_memory_mb": peak_memory(calls[f"sieved {name}"]) / 2**20,
+            "peak_memory_dense_mb": dense_peak,
+            "peak_memory_mb": peak_memory(calls[f"sieved {name}"]) / 2**20 if weigh else None,
             **{f"seconds_{key}": value for key, value in speed.seconds.items()},
         }
         rows.append(row)
@@ -90,7 +91,7 @@ def measure(host: str, model: nn.Module, batch: int, dtype: str, rounds: int, se
               f"limit {speed.limit:.3f}  ratio {speed.ratio:.3f} [{speed.low:.3f} {speed.high:.3f}]  "
               f"of limit {speed.of_limit:.3f} [{speed.of_limit_low:.3f} {speed.of_limit_high:.3f}]  "
               f"proposal {speed.proposal_share:.4f}  block limit {row.get('of_block_limit', 0):.3f}  "
-              f"memory {row['peak_memory_mb']:.0f}/{row['peak_memory_dense_mb']:.0f} MB", flush=True)  # fmt: skip
+              f"memory {row['peak_memory_mb'] or 0:.0f}/{dense_peak or 0:.0f} MB", flush=True)  # fmt: skip
     return rows
 
 
