@@ -85,7 +85,8 @@ def section() -> str:
     return f"""{MARKS[0]}
 ## Measured
 
-Speed on a CPU ({machine}), batch 8, dense model, sieved model and limit interleaved in one process. **Limit**: the host
+Speed on a CPU ({machine}), batch 8; dense model, sieved model and
+limit interleaved in one process. **Limit**: the host
 itself on as many tokens, with selection for free. **Measured**: everything included, with the 10th and 90th percentile.
 
 {speed()}
