@@ -12,7 +12,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.benchmark import timer as clock
 
 from ..stream import Sieved
 from .limit import SlicingLimit
@@ -114,8 +113,8 @@ def interleaved(
     contestants: dict[str, Callable[[], object]], *, seconds: float, min_rounds: int, max_rounds: int
 ) -> dict[str, list[float]]:
     """Seconds a call of each contestant, a value for each round; every round runs all, forwards then backwards."""
-    # torch's clock waits for the device. Its Timer would run every single call three times to warm up.
-    timers = {name: timeit.Timer(call, timer=clock) for name, call in contestants.items()}
+    # Not torch's benchmark Timer, which runs every single call three times to warm up.
+    timers = {name: timeit.Timer(call, timer=_clock) for name, call in contestants.items()}
     repeats = {}
     for name, timer in timers.items():
         once = timer.timeit(1)
@@ -131,6 +130,13 @@ def interleaved(
             times[name].append(timers[name].timeit(repeats[name]) / repeats[name])
         order.reverse()
     return times
+
+
+def _clock() -> float:
+    """Seconds, once an accelerator has done what it was given."""
+    if torch.accelerator.is_available():
+        torch.accelerator.synchronize()
+    return perf_counter()
 
 
 def _eager(fast: Any) -> Sieved:
