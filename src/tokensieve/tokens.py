@@ -105,7 +105,7 @@ class Tokens:
 def rows(x: Tensor, index: Tensor) -> Tensor:
     """Rows `index` (B, K) of x (B, N, d) -> (B, K, d). Copies whole rows, which `gather` on the CPU does not."""
     taken = x.flatten(0, 1).index_select(0, _flat(index, x.shape[1]))
-    return taken.view(index.shape[0], index.shape[1], x.shape[2])
+    return taken.view(x.shape[0], index.shape[1], x.shape[2])
 
 
 def restore(features: Tensor, source: Tensor, grid: tuple[int, ...], fill: str = "nearest") -> Tensor:
