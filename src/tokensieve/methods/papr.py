@@ -82,8 +82,8 @@ class PaPr(Method):
 
     def reduce(self, tokens: Tokens, left: int, evidence: Evidence) -> Tokens:
         assert evidence.significance is not None
-        # The batch is named once more, as the tokens know it: a compiler that carries a map's own long expression for it
-        # through every block takes forever.
+        # The batch is named once more, as the tokens know it: a compiler that carries the map's own long expression
+        # for it through every block takes forever.
         significance = evidence.significance.view(tokens.x.shape[0], -1)
         index = top_patches(significance, left - tokens.prefix)
         return tokens.select(index if self.order == "significance" else index.sort(dim=-1).values)
