@@ -1,5 +1,4 @@
 from collections import OrderedDict
-from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -12,8 +11,7 @@ from torch import nn
 from tokensieve.data import Preprocessing, image_set, load_batches
 from tokensieve.errors import InputError, RecipeError
 from tokensieve.measure.accuracy import TopK, accuracy, rank_of
-
-SHARED = Path(__file__).parents[2].parent / "shared"
+from tokensieve.zoo import create
 
 
 class Scores(nn.Module):
@@ -163,17 +161,12 @@ def test_failures_are_passed_on(tmp_path):
 
 
 @pytest.mark.shared
-def test_deit_tiny_on_imagenet_photographs():
-    timm, safetensors = pytest.importorskip("timm"), pytest.importorskip("safetensors.torch")
-    weights = SHARED / "weights" / "deit_tiny_patch16_224.safetensors"
-    if not weights.is_file():
-        pytest.skip("needs the real weights and photographs of ../shared")
-    model = timm.create_model("deit_tiny_patch16_224")
-    model.load_state_dict(safetensors.load_file(weights))
+def test_deit_tiny_on_imagenet_photographs(shared):
+    model = create("deit_tiny_patch16_224", weights=shared / "weights" / "deit_tiny_patch16_224.safetensors").model
     photographs = image_set(
-        SHARED / "data" / "imagenet_val_a",
+        shared / "data" / "imagenet_val_a",
         Preprocessing.papers(model),
-        classes=SHARED / "data" / "imagenet_classes.json",
+        classes=shared / "data" / "imagenet_classes.json",
     )
     result = accuracy(model, load_batches(photographs, 25))
     assert (result.count, result.classes, result.failures) == (250, 1000, ())
