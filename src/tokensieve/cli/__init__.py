@@ -1,0 +1,66 @@
+"""The command line: options in; one table, or one JSON object, out. A file a command; what is computed lives elsewhere.
+
+torch, timm and rich are imported inside the commands, so that --help answers at once.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from .. import __version__
+from ..errors import SieveError
+from .bench import bench
+from .evaluate import evaluate
+from .output import say
+
+app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
+app.command()(bench)
+app.command("eval")(evaluate)
+
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"tokensieve {__version__}")
+        raise typer.Exit
+
+
+VersionOption = Annotated[
+    bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Show the version and exit.")
+]
+
+
+@app.callback(invoke_without_command=True)
+def _root(context: typer.Context, version: VersionOption = False) -> None:
+    """Let a pretrained vision transformer read only the tokens that matter, and know what it costs."""
+    if context.invoked_subcommand is None:
+        typer.echo(context.get_help())
+
+
+def _sentence(error: Exception) -> str | None:
+    """What the user can act on; None for a defect of ours, which keeps its traceback."""
+    if isinstance(error, OSError) and error.filename is not None:
+        return f"{error.filename} cannot be used: {error.strerror}."
+    if isinstance(error, SieveError | OSError):
+        return str(error)
+    if hasattr(error, "format_message"):  # the command line's own: unknown options, values out of range
+        return error.format_message()
+    if isinstance(error, RuntimeError) and "memory" in str(error):
+        return f"Out of memory, a smaller batch may fit: {str(error).splitlines()[0]}"
+    return None
+
+
+def main() -> int:
+    """Run the command line. Exit code 2, and one line on stderr, for whatever the user can mend."""
+    try:
+        status = app(prog_name="tokensieve", standalone_mode=False)
+    except typer.Abort:
+        return 130
+    except Exception as error:
+        sentence = _sentence(error)
+        if sentence is None:
+            raise
+        say(" ".join(sentence.split()))
+        return 2
+    return status if isinstance(status, int) else 0

@@ -1,0 +1,101 @@
+"""`tokensieve eval`: what a recipe loses on the user's own pictures."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from ..errors import InputError
+from ..job import Job, numbers
+from .options import (
+    DeviceOption,
+    DtypeOption,
+    JsonOption,
+    ModelOption,
+    PretrainedOption,
+    ProposalWeightsOption,
+    RecipeOption,
+    SizeOption,
+    ThreadsOption,
+    WeightsOption,
+)
+from .output import print_record, say
+
+if TYPE_CHECKING:  # heavy imports wait until a command needs them, so that --help answers at once
+    from ..show.progress import Watched
+
+
+def evaluate(
+    data: Annotated[str, typer.Option(metavar="FOLDER", help="Class folders, a flat folder, a tar, a timm data set.")],
+    model: ModelOption = "vit_base_patch16_224",
+    recipe: RecipeOption = "papr(keep=0.5)",
+    weights: WeightsOption = None,
+    pretrained: PretrainedOption = True,
+    proposal_weights: ProposalWeightsOption = None,
+    classes: Annotated[
+        str | None, typer.Option(metavar="FILE", help="Which folder is which class, for folders of some classes.")
+    ] = None,
+    preprocessing: Annotated[str, typer.Option(metavar="timm|papers", help="How pictures are resized.")] = "timm",
+    batch: Annotated[int, typer.Option(min=1, metavar="N", help="Pictures that go through together.")] = 32,
+    k: Annotated[str | None, typer.Option(metavar="K,...", help="Top-k accuracies; default 1,5.")] = None,
+    limit: Annotated[int | None, typer.Option(min=1, metavar="N", help="At most N pictures, evenly spread.")] = None,
+    workers: Annotated[int, typer.Option(min=0, metavar="N", help="Processes that read ahead.")] = 0,
+    size: SizeOption = None,
+    dtype: DtypeOption = "fp32",
+    device: DeviceOption = "cpu",
+    threads: ThreadsOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Measure what a recipe loses on your own pictures: accuracy where there are labels, agreement everywhere."""
+    ks = None if k is None else numbers(k, "--k")
+    job = Job(model, recipe, weights, pretrained, proposal_weights, size, dtype, device, threads)
+    from rich.console import Console
+
+    from ..data import Preprocessing, image_set, load_batches
+    from ..measure import fidelity
+    from ..show.progress import Watched, list_failures
+
+    # The data is opened first, which is soon done; how its pictures are prepared, only the model knows.
+    pictures = image_set(data, Preprocessing((224, 224), (0.5,) * 3, (0.5,) * 3), classes=classes, limit=limit)
+    with Console(stderr=True).status("opening the model"):
+        dense, fast, own = opened = job.open()
+        prepared = Preprocessing.named(preprocessing, dense, mean=own.mean, std=own.std, size=own.input_size)
+        pictures.transform = prepared.transform()
+        record = job.record(opened)
+        seen = Watched(load_batches(pictures, batch, workers))
+    folders = 0 if classes else len(getattr(pictures, "classes", ()))
+    result = fidelity(fast, dense, seen, k=_scorable(ks, seen, folders, getattr(dense, "num_classes", None)))
+    both = {"dense": result.dense_accuracy, "sieved": result.accuracy}
+    record |= {
+        "data": data,
+        "classes": classes,
+        "preprocessing": {"name": preprocessing, **asdict(prepared)},
+        "batch": batch,
+        "images": result.count,
+        **{name: scores and {f"top{k}": percent for k, percent in scores.top.items()} for name, scores in both.items()},
+        **{name: getattr(result, name) for name in ("agreement", "agreement_stderr", "kl", "cosine")},
+        "failures": [asdict(failure) for failure in result.failures],
+    }
+    print_record(record, "eval_view", as_json)
+    list_failures(result.failures)
+
+
+def _scorable(ks: list[int] | None, seen: Watched, folders: int, classes: int | None) -> list[int] | None:
+    """The top-k that make sense: none where labels or a classifier are missing, or do not belong together."""
+    why = None
+    if not classes or not seen.labelled:
+        why = "accuracy needs a label for every picture and a model with a classifier"
+    elif folders and folders != classes:
+        why = (
+            f"the {folders} class folders are not the {classes} classes of the model; "
+            "--classes FILE says which folder is which class"
+        )
+    if why is None:
+        return ks or [k for k in (1, 5) if k <= (classes or 0)]
+    if ks:
+        raise InputError(f"--k asks for accuracy, but {why}.")
+    if folders:
+        say(f"Accuracy is left out: {why}.")
+    return None
