@@ -1,9 +1,10 @@
 """Images in, batches out: thin over the readers and transforms of timm and Pillow."""
 
 from .classes import class_index
-from .images import Failure, ImageSet, StreamSet, image_set, read_image
+from .images import Failure, ImageSet, StreamSet, image_set, photograph_set, read_image, scene_set
 from .loading import Batch, Batches, load_batches
 from .preprocessing import Preprocessing
+from .scenes import Scene, Scenes, photographs
 
 __all__ = [
     "Batch",
@@ -11,9 +12,14 @@ __all__ = [
     "Failure",
     "ImageSet",
     "Preprocessing",
+    "Scene",
+    "Scenes",
     "StreamSet",
     "class_index",
     "image_set",
     "load_batches",
+    "photograph_set",
+    "photographs",
     "read_image",
+    "scene_set",
 ]

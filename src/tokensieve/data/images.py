@@ -22,7 +22,10 @@ from torchvision.datasets.folder import IMG_EXTENSIONS
 from ..errors import InputError, RecipeError
 from .classes import class_index
 from .preprocessing import Preprocessing
+from .scenes import ScenePictures, Scenes, photographs
 
+SCENES = 1000
+"""Scenes in a set of them, unless it is limited."""
 _TIMM_PREFIXES = ("hfds", "hfids", "tfds", "wds", "torch")
 
 
@@ -141,7 +144,7 @@ def image_set(
     Args:
         source: a folder of class folders (the folder that holds a picture names its class), a flat folder (no labels:
             -1), a tar of either, one image file, or a data set that timm opens: "hfds/NAME", "hfids/NAME", "tfds/NAME",
-            "wds/NAME", "torch/NAME". "folder/PATH" is PATH.
+            "wds/NAME", "torch/NAME". "folder/PATH" is PATH. "scenes" generates pictures of digits (see `Scenes`).
         preprocessing: what makes a picture a tensor.
         classes: a class-index file, or its content (see `class_index`), so that ten folders of ImageNet are scored
             1000-way. Without it the class folders count in natural order ("2" before "10"), from 0.
@@ -165,6 +168,8 @@ def image_set(
     if not Path(source).exists():
         if rest and prefix.lower() in _TIMM_PREFIXES:
             return _timm_set(name, transform, index, limit, root, split)
+        if name == "scenes":
+            return scene_set(preprocessing, limit or SCENES)
         if rest and prefix.lower() == "folder":
             source = Path(rest)
     path = Path(source)
@@ -175,7 +180,23 @@ def image_set(
             return _tar(path, transform, index, limit)
         return ImageSet([(path, -1)], transform, names=[str(path)])
     known = ", ".join(f"{prefix}/" for prefix in _TIMM_PREFIXES)
-    raise InputError(f"{source} does not exist: give a folder, an image file, or a timm data set ({known}).")
+    raise InputError(
+        f"{source} does not exist: give a folder, an image file, a timm data set ({known}), or scenes to have pictures "
+        "generated."
+    )
+
+
+def scene_set(preprocessing: Preprocessing, count: int = SCENES, seed: int = 0) -> ImageSet:
+    """The first `count` scenes of the validation split as a set of pictures, with their digits as labels."""
+    pictures = ScenePictures(Scenes("validation", count, seed=seed))
+    digits = {str(digit): digit for digit in range(10)}
+    return ImageSet(pictures, preprocessing.transform(), names="scenes", classes=digits)
+
+
+def photograph_set(preprocessing: Preprocessing) -> ImageSet:
+    """The photographs that scikit-image and scikit-learn ship, as a set of pictures without labels."""
+    pictures = photographs()
+    return ImageSet([(picture, -1) for picture in pictures.values()], preprocessing.transform(), names=list(pictures))
 
 
 def read_image(path: str | os.PathLike[str] | IO[bytes]) -> Image.Image:
