@@ -1,0 +1,52 @@
+"""Merging by as much as a budget of MACs asks for: how methods are compared at equal cost."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from torch import nn
+
+from ..errors import RecipeError
+from ..methods import ToMe
+from ..recipe import Recipe
+from ..stream import sieve
+from .macs import macs
+
+
+def merge_to(
+    model: nn.Module, target: float, input_size: Sequence[int], before: Recipe | str = "", **proposals: bool
+) -> Recipe:
+    """The recipe `before` with the least ToMe after it, spread evenly over the blocks, that fits a budget.
+
+    Args:
+        model: the host.
+        target: MACs for each image that the host may take; a proposal's come on top and are not counted.
+        input_size: (3, H, W) of the image.
+        before: what the recipe begins with.
+        proposals: `pretrained=False` builds named proposals with random weights, as in `sieve`.
+
+    Raises:
+        RecipeError: merging alone cannot save as much.
+    """
+    start, depth = Recipe.of(before), len(sieve(model).host.blocks)
+
+    def recipe(total: int) -> Recipe:
+        share = [total * (block + 1) // depth - total * block // depth for block in range(depth)]
+        return start + ToMe(r=share)
+
+    def cost(total: int) -> float:
+        return macs(sieve(model, recipe(total), **proposals), input_size, proposal=False)
+
+    high = 1
+    while cost(high) > target:
+        if high > 1 and cost(high) == cost(high // 2):
+            raise RecipeError(
+                f"Merging cannot bring {type(model).__name__} to {target / 1e9:.3g} GMAC: with half of the tokens "
+                f"merged in every block {cost(high) / 1e9:.3g} remain."
+            )
+        high *= 2
+    low = 0
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (low, middle) if cost(middle) <= target else (middle, high)
+    return recipe(high)
