@@ -1,4 +1,4 @@
-"""A name that timm or torchvision knows, and perhaps a file of weights, to a model with its normalisation."""
+"""A name that this package, timm or torchvision knows, and perhaps a file of weights, to a model with its normalisation."""
 
 import hashlib
 import inspect
@@ -14,6 +14,7 @@ from safetensors.torch import load_file
 from torch import nn
 
 from ..errors import InputError, RecipeError, nearest
+from .nano import BUNDLED, bundled_weights
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -35,22 +36,26 @@ def create(
     pretrained: bool = True,
     args: Mapping[str, Any] | None = None,
 ) -> Loaded:
-    """Create the model called `name`, from timm if timm knows the name, else from torchvision.
+    """Create the model called `name`: a bundled one, else from timm if timm knows the name, else from torchvision.
 
     `weights` is a local file (safetensors, or a state dict that `torch.load(weights_only=True)` reads), loaded strictly
     in float32; its SHA-256 is checked where `sha256` gives it. With `weights` nothing is ever downloaded; without,
-    the library's own pretrained weights are asked for unless `pretrained` is False. `args` goes to the constructor
+    the bundled weights, or the library's own pretrained ones, are asked for unless `pretrained` is False. `args` goes to the constructor
     as it is, for example `{"pad_type": "same", "pretrained_cfg_overlay": {"mean": (0.5, 0.5, 0.5)}}`.
 
     Raises `RecipeError` for an unknown name or unusable `args`, `InputError` for weights that cannot be had or used.
     """
+    if weights is None and pretrained and name in BUNDLED:
+        weights = bundled_weights(name)
     state = None if weights is None else read_weights(weights, sha256)
     download = pretrained and state is None
     from_timm = timm.is_model(name)
-    if not from_timm and name not in torchvision.models.list_models():
+    if not from_timm and name not in BUNDLED and name not in torchvision.models.list_models():
         raise RecipeError(f"Neither timm nor torchvision knows a model {name!r}{nearest(name, _names())}.")
     try:
-        if from_timm:
+        if name in BUNDLED:
+            model = BUNDLED[name](**(args or {}))
+        elif from_timm:
             model = timm.create_model(name, pretrained=download, **(args or {}))
         else:
             model = torchvision.models.get_model(name, **_torchvision_weights(name, download), **(args or {}))
@@ -124,7 +129,7 @@ def _torchvision_weights(name: str, download: bool) -> dict[str, Any]:
 
 
 def _names() -> list[str]:
-    return [*timm.list_models(), *torchvision.models.list_models()]
+    return [*BUNDLED, *timm.list_models(), *torchvision.models.list_models()]
 
 
 def _first_line(error: BaseException) -> str:

@@ -1,0 +1,95 @@
+"""The bundled pair: a nano ViT and a nano ConvNet that ranks its patches, small enough to travel in the package."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
+from timm.layers import HybridEmbed
+from timm.models.vision_transformer import VisionTransformer
+from torch import Tensor, nn
+
+SIZE, CLASSES = 112, 10
+MEAN = STD = (0.5, 0.5, 0.5)
+
+
+def nano_vit(num_classes: int = CLASSES, img_size: int | tuple[int, int] = SIZE) -> VisionTransformer:
+    """A plain timm ViT of 1.4 M parameters: 14 x 14 patches of 8 pixels, class token, depth 6, width 128, 4 heads.
+
+    Patches are embedded by three convolutions of stride 2 (Xiao et al., "Early convolutions help transformers see
+    better", NeurIPS 2021): with a single one a model as small as this does not learn to read strokes.
+    """
+    stem = nn.Sequential(*_conv(3, 32, 3, 2), *_conv(32, 64, 3, 2), *_conv(64, 128, 3, 2), nn.Conv2d(128, 128, 1))
+    model = VisionTransformer(
+        img_size=img_size,
+        embed_layer=partial(HybridEmbed, backbone=stem, proj=False),
+        patch_size=1,
+        embed_dim=128,
+        depth=6,
+        num_heads=4,
+        num_classes=num_classes,
+        class_token=True,
+    )
+    model.pretrained_cfg = _config(img_size)
+    return model
+
+
+class NanoConvNet(nn.Module):
+    """A classifier whose last feature map keeps one cell for each patch of the nano ViT.
+
+    Three convolutions of stride 2, then blocks of a wide depth-wise and two point-wise convolutions on 14 x 14 cells.
+    Images (B, 3, 112, 112) -> logits (B, num_classes); `features` maps them to (B, 64, 14, 14).
+    """
+
+    def __init__(self, num_classes: int = CLASSES, width: int = 64, depth: int = 2) -> None:
+        super().__init__()
+        self.features = nn.Sequential(
+            *_conv(3, width // 4, 3, 2),
+            *_conv(width // 4, width // 2, 3, 2),
+            *_conv(width // 2, width, 3, 2),
+            *(_Mixer(width, 3 * width // 2) for _ in range(depth)),
+            nn.ReLU(),
+        )
+        self.pool = nn.AdaptiveAvgPool2d(1)
+        self.fc = nn.Linear(width, num_classes)
+        self.pretrained_cfg = _config(SIZE)
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.fc(self.pool(self.features(images)).flatten(1))
+
+
+class _Mixer(nn.Module):
+    def __init__(self, width: int, inner: int) -> None:
+        super().__init__()
+        self.across = nn.Conv2d(width, width, 7, padding=3, groups=width, bias=False)
+        self.norm = nn.BatchNorm2d(width)
+        self.wide = nn.Conv2d(width, inner, 1)
+        self.act = nn.ReLU()
+        self.narrow = nn.Conv2d(inner, width, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.narrow(self.act(self.wide(self.norm(self.across(x)))))
+
+
+def _conv(inward: int, outward: int, kernel: int, stride: int, padding: int = 1) -> tuple[nn.Module, ...]:
+    convolution = nn.Conv2d(inward, outward, kernel, stride, padding, bias=False)
+    return convolution, nn.BatchNorm2d(outward), nn.ReLU()
+
+
+def _config(size: int | tuple[int, int]) -> dict[str, object]:
+    """What timm calls `pretrained_cfg`, as far as preprocessing goes."""
+    height, width = (size, size) if isinstance(size, int) else size
+    return {
+        "input_size": (3, height, width), "mean": MEAN, "std": STD, "interpolation": "bicubic", "crop_pct": 1.0,
+        "crop_mode": "center", "num_classes": CLASSES,
+    }  # fmt: skip
+
+
+BUNDLED: dict[str, Callable[..., nn.Module]] = {"nano_vit": nano_vit, "nano_convnet": NanoConvNet}
+"""Name -> builder of the models whose weights travel in the package; `tokensieve train nano` makes these weights."""
+
+
+def bundled_weights(name: str) -> Path:
+    """The file of a bundled model's weights."""
+    return Path(__file__).parent / "weights" / f"{name}.safetensors"

@@ -1,0 +1,94 @@
+"""The bundled pair's training: it learns, goes on exactly where it was stopped, and leaves what `create` can load."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from tokensieve.errors import InputError
+from tokensieve.train.nano import (
+    BACKGROUND,
+    PLANS,
+    UNSURE,
+    NanoHost,
+    NanoProposal,
+    normalise,
+    patch_loss,
+    read_log,
+    train,
+)
+from tokensieve.zoo import create
+
+SMALL = replace(PLANS["nano_convnet"], scenes=96, batch=16, every=2, warmup=2, validation=20)
+
+
+class Stopped(Exception):
+    pass
+
+
+def quiet(row):
+    pass
+
+
+def test_an_interrupted_training_ends_as_an_uninterrupted_one(tmp_path):
+    whole = load_file(train(SMALL, tmp_path / "whole", workers=0, report=quiet))
+
+    def stop(row):
+        if row["step"] == 4:  # before this row's checkpoint is written
+            raise Stopped
+
+    with pytest.raises(Stopped):
+        train(SMALL, tmp_path / "parts", workers=0, report=stop)
+    parts = load_file(train(SMALL, tmp_path / "parts", workers=0, report=quiet))
+    assert whole.keys() == parts.keys()
+    assert all(torch.equal(whole[key], parts[key]) for key in whole)
+    rows = read_log(tmp_path / "parts", "nano_convnet")
+    assert [row["step"] for row in rows] == [2, 4, 6]
+    assert [row["loss"] for row in rows] == [row["loss"] for row in read_log(tmp_path / "whole", "nano_convnet")]
+
+
+def test_the_weights_are_small_and_load_into_the_model(tmp_path):
+    file = train(replace(SMALL, scenes=16, every=1), tmp_path, workers=0, report=quiet)
+    state = load_file(file)
+    assert {value.dtype for value in state.values()} == {torch.float16, torch.int64}
+    assert not any(key.startswith(("patches", "model.")) for key in state)
+    model, mean, std = create("nano_convnet", weights=file)
+    assert mean == std == (0.5, 0.5, 0.5)
+    assert torch.equal(model.fc.weight, state["fc.weight"].float())
+
+
+def test_another_plan_does_not_go_on_from_the_checkpoint(tmp_path):
+    train(replace(SMALL, scenes=16, every=1), tmp_path, workers=0, report=quiet)
+    with pytest.raises(InputError, match="another plan"):
+        train(replace(SMALL, scenes=32, every=1), tmp_path, workers=0, report=quiet)
+
+
+def test_the_loss_falls(tmp_path):
+    train(replace(SMALL, scenes=16 * 24, every=6, warmup=4), tmp_path, workers=0, report=quiet)
+    losses = [row["loss"] for row in read_log(tmp_path, "nano_convnet")]
+    assert losses[-1] < losses[0] - 0.3
+
+
+def test_patches_are_labelled_by_how_much_of_the_digit_they_show():
+    masks = torch.zeros(1, 112, 112, dtype=torch.bool)
+    masks[0, :8, :8] = True  # patch 0 wholly, patch 1 a little, the rest not at all
+    masks[0, :8, 8] = masks[0, 0, 9] = False
+    masks[0, :4, 8] = True  # 4 of 64 pixels
+    logits = torch.zeros(1, 196, 11, requires_grad=True)
+    patch_loss(logits, torch.tensor([3]), masks).backward()
+    pushed = logits.grad[0].argmin(-1)  # the label's logit alone is pushed up
+    assert pushed[0] == 3
+    assert (logits.grad[0, 1] == 0).all(), "a patch that is neither is left alone"
+    assert (pushed[2:] == BACKGROUND).all()
+    weight = logits.grad[0, 0].abs().sum() / logits.grad[0, 2].abs().sum()
+    assert weight == pytest.approx(1 / 0.15, rel=1e-4)
+    assert UNSURE == -100
+
+
+@pytest.mark.parametrize("wrapper", [NanoHost, NanoProposal])
+def test_both_answer_for_the_image_and_for_every_patch(wrapper):
+    answers, patches, price = wrapper().eval()(normalise(torch.rand(2, 3, 112, 112)))
+    assert answers.shape == (2, 10)
+    assert patches.shape == (2, 196, 11)
+    assert (price > 0) == (wrapper is NanoProposal)
