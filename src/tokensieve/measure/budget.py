@@ -14,7 +14,7 @@ from .macs import macs
 
 
 def merge_to(
-    model: nn.Module, target: float, input_size: Sequence[int], before: Recipe | str = "", **proposals: bool
+    model: nn.Module, target: float, input_size: Sequence[int], before: Recipe | str = "", *, pretrained: bool = True
 ) -> Recipe:
     """The recipe `before` with the least ToMe after it, spread evenly over the blocks, that fits a budget.
 
@@ -23,7 +23,7 @@ def merge_to(
         target: MACs for each image that the host may take; a proposal's come on top and are not counted.
         input_size: (3, H, W) of the image.
         before: what the recipe begins with.
-        proposals: `pretrained=False` builds named proposals with random weights, as in `sieve`.
+        pretrained: False builds named proposals with random weights, as in `sieve`.
 
     Raises:
         RecipeError: merging alone cannot save as much.
@@ -31,11 +31,11 @@ def merge_to(
     start, depth = Recipe.of(before), len(sieve(model).host.blocks)
 
     def recipe(total: int) -> Recipe:
-        share = [total * (block + 1) // depth - total * block // depth for block in range(depth)]
-        return start + ToMe(r=share)
+        share = tuple(total * (block + 1) // depth - total * block // depth for block in range(depth))
+        return start + ToMe(r=share if depth != 2 else (*share, 0))  # two numbers alone mean something else
 
     def cost(total: int) -> float:
-        return macs(sieve(model, recipe(total), **proposals), input_size, proposal=False)
+        return macs(sieve(model, recipe(total), pretrained=pretrained), input_size, proposal=False)
 
     high = 1
     while cost(high) > target:

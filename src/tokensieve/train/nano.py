@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import csv
 import math
-import os
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -23,6 +22,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from ..data.scenes import Scene, Scenes
 from ..errors import InputError
+from ..files import draft
 from ..zoo.nano import CLASSES, MEAN, STD, NanoConvNet, nano_vit
 
 PATCH = 8
@@ -159,13 +159,16 @@ def train(plan: Plan, folder: Path, *, workers: int = 1, report: Callable[[dict[
             report({"model": plan.name, "steps": plan.steps, **row})
             state = {"plan": asdict(plan), "module": module.state_dict(), "optimizer": optimizer.state_dict()}
             state |= {"step": step, "seconds": row["seconds"], "rows": rows}
-            _atomically(checkpoint, lambda path, state=state: torch.save(state, path))
-            _atomically(log, lambda path: _write_csv(path, rows))
+            with draft(checkpoint) as file:
+                torch.save(state, file)
+            with draft(log) as file:
+                _write_csv(file, rows)
     weights = folder / f"{plan.name}.safetensors"
     half_state = {
         key: value.half() if value.is_floating_point() else value for key, value in module.model.state_dict().items()
     }
-    _atomically(weights, lambda path: save_file(half_state, path))
+    with draft(weights) as file:
+        save_file(half_state, file)
     return weights
 
 
@@ -238,10 +241,3 @@ def _write_csv(path: Path, rows: list[dict[str, Any]]) -> None:
         writer = csv.DictWriter(file, rows[0], lineterminator="\n")
         writer.writeheader()
         writer.writerows({k: f"{v:.6g}" if isinstance(v, float) else v for k, v in row.items()} for row in rows)
-
-
-def _atomically(path: Path, write: Callable[[Path], object]) -> None:
-    """An interrupted write leaves the file of before."""
-    part = path.with_name(path.name + ".part")
-    write(part)
-    os.replace(part, path)

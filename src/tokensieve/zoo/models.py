@@ -1,4 +1,4 @@
-"""A name that this package, timm or torchvision knows, and perhaps a file of weights, to a model with its normalisation."""
+"""A name that this package, timm or torchvision knows, and perhaps a file of weights, to a model and its normalisation."""
 
 import hashlib
 import inspect
@@ -39,9 +39,10 @@ def create(
     """Create the model called `name`: a bundled one, else from timm if timm knows the name, else from torchvision.
 
     `weights` is a local file (safetensors, or a state dict that `torch.load(weights_only=True)` reads), loaded strictly
-    in float32; its SHA-256 is checked where `sha256` gives it. With `weights` nothing is ever downloaded; without,
-    the bundled weights, or the library's own pretrained ones, are asked for unless `pretrained` is False. `args` goes to the constructor
-    as it is, for example `{"pad_type": "same", "pretrained_cfg_overlay": {"mean": (0.5, 0.5, 0.5)}}`.
+    in float32; its SHA-256 is checked where `sha256` gives it. With `weights` nothing is ever downloaded; without, the
+    bundled weights, or the library's own pretrained ones, are asked for unless `pretrained` is False. `args` goes to
+    the constructor as it is, for example
+    `{"pad_type": "same", "pretrained_cfg_overlay": {"mean": (0.5, 0.5, 0.5)}}`.
 
     Raises `RecipeError` for an unknown name or unusable `args`, `InputError` for weights that cannot be had or used.
     """
@@ -115,9 +116,12 @@ def load_strictly(model: nn.Module, state: Mapping[str, torch.Tensor], what: str
 
 
 def file_sha256(path: str | PathLike[str]) -> str:
-    """SHA-256 of a file's bytes, as 64 hexadecimal digits."""
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    """SHA-256 of a file's bytes, as 64 hexadecimal digits. Raises `InputError` for a file that is not there."""
+    try:
+        with open(path, "rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise InputError(f"The weights file {path} cannot be read: {error.strerror}.") from error
 
 
 def _torchvision_weights(name: str, download: bool) -> dict[str, Any]:

@@ -1,0 +1,35 @@
+"""Files that are written whole or not at all."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from .errors import InputError
+
+
+@contextmanager
+def draft(path: str | os.PathLike[str]) -> Iterator[Path]:
+    """A place beside `path` to write to: what lies there at the end takes its place; if anything goes wrong it is gone.
+
+    Files written next to the draft, in its folder, move along with it, before it.
+
+    Raises:
+        InputError: `path` is a folder, is in none, or cannot be written.
+    """
+    path = Path(path)
+    if path.is_dir() or not path.parent.is_dir():
+        trouble = "it is a folder" if path.is_dir() else f"there is no folder {path.parent}"
+        raise InputError(f"{path} cannot be written: {trouble}.")
+    try:
+        with tempfile.TemporaryDirectory(prefix=f".{path.name}.", dir=path.parent) as folder:
+            file = Path(folder) / path.name
+            yield file
+            # Last the file that names the others, so that it never names what is not there yet.
+            for part in sorted(Path(folder).iterdir(), key=lambda part: part == file):
+                os.replace(part, path.parent / part.name)
+    except OSError as error:
+        raise InputError(f"{path} cannot be written: {error.strerror or error}.") from error
