@@ -78,7 +78,7 @@ def evaluate(
         **{name: getattr(result, name) for name in ("agreement", "agreement_stderr", "kl", "cosine")},
         "failures": [asdict(failure) for failure in result.failures],
     }
-    print_record(record, "eval_view", as_json)
+    print_record(record, "tables.eval_view", as_json)
     list_failures(result.failures)
 
 

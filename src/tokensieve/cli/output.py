@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from importlib import import_module
 from typing import Any
 
 
@@ -12,11 +13,11 @@ def say(sentence: str) -> None:
 
 
 def print_record(record: dict[str, Any], view: str, as_json: bool) -> None:
+    """One JSON object, or what a view shows of it: `view` is "module.function" in `show/`, imported only then."""
     if as_json:
         print(json.dumps(record, indent=2, ensure_ascii=False))
         return
     from rich.console import Console
 
-    from ..show import tables
-
-    Console(highlight=False).print(getattr(tables, view)(record))
+    module, _, function = view.partition(".")
+    Console(highlight=False).print(getattr(import_module(f"..show.{module}", __package__), function)(record))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 from rich import box
@@ -13,45 +14,113 @@ Record = dict[str, Any]
 
 
 def bench_view(record: Record) -> RenderableType:
-    """The record of `tokensieve bench`: what ran, a row for each batch size, the verdicts."""
-    table = _table("batch", "MACs", "limit", "measured", "of limit", "proposal", "ms an image")
-    memory = _table("batch", "peak MiB, dense", "peak MiB, sieved")
+    """The record of `tokensieve bench`: what ran, a row for each batch size or step, the verdicts."""
+    return _waterfall_view(record) if record["waterfall"] else _runs_view(record)
+
+
+def _runs_view(record: Record) -> RenderableType:
+    macs, decoding = record["macs"], record["decoding"]
+    map_alone = not macs["proposal"] and any(run["proposal_share"] for run in record["runs"])
+    table = new_table(
+        "batch", "MACs", "limit", "measured", "of limit", "map" if map_alone else "proposal", "ms an image"
+    )
+    memory = new_table("batch", "peak MiB, dense", "peak MiB, sieved")
+    pictures = new_table("batch", "pictures a second", "dense", "sieved")
     for run in record["runs"]:
         seconds, images = run["seconds"], run["batch"]
-        times = " → ".join(_short(1000 * seconds[name] / images) for name in ("dense", "sieved"))
+        taken = " → ".join(short(1000 * seconds[name] / images) for name in ("dense", "sieved"))
         table.add_row(
             str(images),
-            f"{record['macs']['ratio']:.2f}x",
-            f"{run['limit']:.2f}x",
-            Text.assemble((f"{run['ratio']:.2f}x", "bold"), f" [{run['low']:.2f}-{run['high']:.2f}]"),
+            times(macs["ratio"]),
+            times(run["limit"]),
+            with_spread(run["ratio"], run["low"], run["high"], style="bold"),
             f"{100 * run['of_limit']:.0f}%",
-            f"{100 * run['proposal_share']:.1f}%" if record["macs"]["proposal"] or run["proposal_share"] else "none",
-            times,
+            f"{100 * run['proposal_share']:.1f}%" if macs["proposal"] or run["proposal_share"] else "none",
+            taken,
         )
         if run["memory_bytes"]:
-            memory.add_row(str(images), *(_short(run["memory_bytes"][name] / 2**20) for name in ("dense", "sieved")))
-    verdicts = Table.grid(padding=(0, 2))
-    for run in record["runs"]:
-        result, *reasons = run["verdict"]
-        verdicts.add_row(f"batch {run['batch']}", Text.assemble((result, "bold"), *(f" {text}" for text in reasons)))
-    tables: list[RenderableType] = ["", table]
-    if memory.row_count:
-        tables += ["", memory]
+            memory.add_row(str(images), *(short(run["memory_bytes"][name] / 2**20) for name in ("dense", "sieved")))
+        if decoding:
+            rates = decoding["per_second"], *run["images_per_second"].values()
+            pictures.add_row(str(images), *map(short, rates))
+    tables = [part for shown in (table, memory, pictures) if shown.row_count for part in ("", shown)]
     legend = (
         "MACs and speed: dense over sieved, proposal included. "
         "Limit: the host on as many tokens, with selection and proposal for free."
     )
-    return Group(_header(record), *tables, Text(legend, style="dim"), "", verdicts)
+    said = _verdicts((f"batch {run['batch']}", run["verdict"]) for run in record["runs"])
+    return Group(header(record), *tables, Text(legend, style="dim"), "", said)
+
+
+def _waterfall_view(record: Record) -> RenderableType:
+    rows, decoding = record["waterfall"], record["decoding"]
+    table = new_table("", "ms", "over dense", "this step", "limit", "of limit", "MiB")
+    table.columns[0].justify, table.padding = "left", (0, 1, 0, 0)
+    said = []
+    for row in rows:
+        first, skipped = row["step"] == "dense", "reason" in row
+        name = row["step"] if first else f"+ {row['step']}"
+        if row["step"] == "batch" and not skipped:
+            name += f" {row['batch']}"
+        said.append((name, row["verdict"]))
+        if skipped:
+            table.add_row(name, *["-"] * 6, style="dim")
+            continue
+        limit = ("", "") if row["limit"] is None else (times(row["limit"]), f"{100 * row['of_limit']:.0f}%")
+        table.add_row(
+            name,
+            short(1000 / row["images_per_second"]),
+            "" if first else with_spread(row["ratio"], row["low"], row["high"], style="bold"),
+            "" if first else with_spread(row["gain"], row["gain_low"], row["gain_high"]),
+            *limit,
+            short(row["memory_bytes"] / 2**20),
+        )
+    legend = (
+        f"Each row adds one thing to the row before, at batch {rows[0]['batch']} until the last. ms: of an image. Over "
+        "dense, limit: the first row's time over the row's, and over the slicing limit's in the same precision, "
+        "compilation and batch. MiB: peak memory, weights not counted."
+    )
+    parts: list[RenderableType] = [header(record), "", table, Text(legend, style="dim"), ""]
+    found = Table.grid(padding=(0, 2))
+    changed = [f"{name} {short(100 * row['difference'])}%" for row, name in _measured(rows, said, "difference")]
+    if changed:
+        found.add_row("outputs", f"largest difference from the recipe in fp32: {', '.join(changed)}")
+    agreed = [f"{name} {row['agreement']:.1f}%" for row, name in _measured(rows, said, "agreement")]
+    if agreed:
+        count = min(rows[0]["compared"], decoding["pictures"])
+        found.add_row("classes", f"same as the dense model's on {count} pictures: {', '.join(agreed)}")
+    if decoding:
+        rates = [f"{name} {short(row['images_per_second'])}" for row, name in _measured(rows, said, "batch")]
+        found.add_row("pictures", f"a second: decoding {short(decoding['per_second'])}, {', '.join(rates)}")
+    if found.row_count:
+        parts += [found, ""]
+    return Group(*parts, _verdicts((name, sentences) for name, sentences in said if sentences))
+
+
+def _measured(rows: list[Record], said: list[tuple[str, Any]], figure: str) -> list[tuple[Record, str]]:
+    """The rows that have a figure, with their names."""
+    return [
+        (row, name.removeprefix("+ ")) for row, (name, _) in zip(rows, said, strict=True) if row.get(figure) is not None
+    ]
+
+
+def _verdicts(said: Iterable[tuple[str, list[str]]]) -> RenderableType:
+    """What is said of each row of a table: the result, then its reasons."""
+    grid = Table.grid(padding=(0, 2))
+    grid.add_column(no_wrap=True)
+    for name, (result, *reasons) in said:
+        grid.add_row(name, Text.assemble((result, "bold"), *(f" {text}" for text in reasons)))
+    return grid
 
 
 def eval_view(record: Record) -> RenderableType:
     """The record of `tokensieve eval`: what ran, both models beside each other, how far they agree."""
     scored = record["dense"] is not None
     ks = list(record["dense"]) if scored else []
-    table = _table("", *(k.replace("top", "top-") for k in ks), "GMAC an image")
+    table = new_table("", *(k.replace("top", "top-") for k in ks), "GMAC an image")
     rows = {name: record[name] if scored else {} for name in ("dense", "sieved")}
     for name, top in rows.items():
-        table.add_row(name, *(f"{top[k]:.1f}%" for k in ks), _giga(record["macs"][name]))
+        table.add_row(name, *(f"{top[k]:.1f}%" for k in ks), giga(record["macs"][name]))
     changes = [f"{rows['sieved'][k] - rows['dense'][k]:+.1f}".replace("-", "−") for k in ks]
     table.add_row("change", *changes, f"{record['macs']['ratio']:.2f}x fewer", style="dim")
 
@@ -63,10 +132,10 @@ def eval_view(record: Record) -> RenderableType:
             *found,
         ]
     agreement = Text.assemble(("sieved against dense: ", "bold"), ", ".join(found))
-    return Group(_header(record), "", table, "", agreement)
+    return Group(header(record), "", table, "", agreement)
 
 
-def _header(record: Record) -> RenderableType:
+def header(record: Record) -> RenderableType:
     """The lines above a table: model, recipe, machine, and what the recipe does."""
     grid = Table.grid(padding=(0, 2))
     height, width = record["input_size"][-2:]
@@ -74,7 +143,7 @@ def _header(record: Record) -> RenderableType:
     grid.add_row("model", Text(f"{record['model']}, {height} x {width}, {kind}", style="bold"))
     grid.add_row("recipe", Text(record["recipe"] or "(empty)", style="bold"))
     threads = record["threads"]
-    packed = ", weights packed once" if record.get("prepacked") else ""
+    packed = ", weights packed once" if record.get("prepacked") and not record.get("waterfall") else ""
     grid.add_row(
         "machine",
         f"{record['machine']}, {record['device']}, {record['dtype']}{packed}, {threads} thread"
@@ -82,10 +151,14 @@ def _header(record: Record) -> RenderableType:
     )
     if "images" in record:
         count = f"{record['images']} image{'s' if record['images'] != 1 else ''}"
-        grid.add_row("data", f"{record['data']}, {count}, preprocessing {record['preprocessing']['name']}")
+        grid.add_row("data", Text(f"{record['data']}, {count}, preprocessing {record['preprocessing']['name']}"))
+    if record.get("decoding"):
+        pictures, workers = record["decoding"]["pictures"], record["decoding"]["workers"]
+        who = f"{workers} worker{'s' if workers > 1 else ''}" if workers else "this process"
+        grid.add_row("data", Text(f"{record['data']}, {pictures} pictures decoded by {who}"))
     macs = record["macs"]
-    proposal = f", proposal {_giga(macs['proposal'])} included" if macs["proposal"] else ""
-    grid.add_row("MACs", f"{_giga(macs['dense'])} → {_giga(macs['sieved'])} G an image{proposal}")
+    proposal = f", proposal {giga(macs['proposal'])} included" if macs["proposal"] else ""
+    grid.add_row("MACs", f"{giga(macs['dense'])} → {giga(macs['sieved'])} G an image{proposal}")
     grid.add_row("tokens", _tokens(record["tokens"]["dense"], record["tokens"]["per_block"]))
     return grid
 
@@ -98,7 +171,7 @@ def _tokens(dense: int, per_block: list[int]) -> str:
     return f"{dense} → {first} in the first block, {last} in the last of {depth}"
 
 
-def _table(first: str, *columns: str) -> Table:
+def new_table(first: str, *columns: str) -> Table:
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False)
     table.add_column(first, justify="right" if first else "left", no_wrap=True)
     for column in columns:
@@ -106,10 +179,18 @@ def _table(first: str, *columns: str) -> Table:
     return table
 
 
-def _giga(macs: float) -> str:
+def with_spread(ratio: float, low: float, high: float, style: str = "") -> Text:
+    return Text.assemble((times(ratio), style), f" [{times(low)[:-1]}-{times(high)[:-1]}]")
+
+
+def times(ratio: float) -> str:
+    return f"{ratio:.2f}x" if ratio < 10 else f"{short(ratio)}x"
+
+
+def giga(macs: float) -> str:
     return f"{macs / 1e9:#.4g}"
 
 
-def _short(value: float) -> str:
+def short(value: float) -> str:
     """Three significant digits at least, without an exponent."""
     return f"{value:.0f}" if value >= 100 else f"{value:#.3g}"

@@ -1,0 +1,198 @@
+"""The same pictures under several rankings: keep ratios beside proposals, or significance maps beside each other."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from functools import partial
+from itertools import cycle
+from statistics import fmean, median
+from typing import Any
+
+import torch
+from matplotlib.figure import Figure
+from torch import Tensor, nn
+
+from ..errors import InputError
+from ..measure import macs
+from ..measure.outputs import evaluating
+from ..measure.speed import interleaved
+from ..stream import Sieved, Trace
+from .explain import Verdict, percent
+from .page import Panel, Plot, Section, Table
+from .pictures import heat, kept, photo, stack
+from .rivals import Rivals
+from .tables import short
+
+HEIGHT = 224
+"""Pixels of a panel's height: less than where a picture has a row of its own."""
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What making a map for one picture costs, and how much that is of the dense host's cost."""
+
+    macs: float
+    share_of_macs: float
+    seconds: float
+    share_of_time: float
+
+
+@torch.no_grad()
+def map_costs(fasts: Mapping[str, Sieved], dense: nn.Module, image: Tensor, seconds: float = 3.0) -> dict[str, Cost]:
+    """MACs and time of each significance map for one image (3, H, W), measured in turn with the dense host's.
+
+    Args:
+        seconds: to spend on measuring; every map is made three times however long that takes.
+
+    Returns:
+        A `Cost` for each name, and one for "dense", the host itself.
+    """
+    like = next(dense.parameters())
+    images = image[None].to(like.device, like.dtype)
+    calls: dict[str, Any] = {"dense": partial(dense, images)}
+    for name, fast in fasts.items():
+        assert fast.significance is not None
+        calls[name] = partial(fast.significance, images, fast.host.embed(images).grid)
+    with evaluating(dense, *fasts.values()):
+        times = interleaved(calls, seconds=seconds, min_rounds=3, max_rounds=50)
+        size = tuple(image.shape)
+        whole = macs(dense, size)
+        counts = {name: macs(fast, size) - macs(fast, size, proposal=False) for name, fast in fasts.items()}
+    costs = {}
+    for name, count in {"dense": whole, **counts}.items():
+        share = median(ours / theirs for ours, theirs in zip(times[name], times["dense"], strict=True))
+        costs[name] = Cost(count, count / whole, median(times[name]), share)
+    return costs
+
+
+def grid_section(
+    title: str, image: Tensor, mean: Sequence[float], std: Sequence[float], rivals: Rivals[tuple[str, float]]
+) -> tuple[Section, dict[str, Any]]:
+    """A picture (3, H, W) under each (proposal, keep ratio): a row a proposal, a column a ratio; and its record."""
+    seen = rivals.ask(image)
+    picture = photo(image, mean, std, HEIGHT)
+    first = next(iter(seen.values()))[1]
+    rows: dict[str, list[Panel | None]] = {}
+    for (name, keep), (trace, verdict) in seen.items():
+        if name not in rows:
+            start = Panel(picture, "Input", "" if first is None else f"dense: {first.dense}") if not rows else None
+            rows[name] = [start]
+            maps = [other.significance for (owner, _), (other, _) in seen.items() if owner == name]
+            drawn = next((heat(picture, found[0]) for found in maps if found is not None), None)
+            alt = f"Significance map of {name}"
+            rows[name].append(None if drawn is None else Panel(drawn, name, "significance map", alt))
+        panel = picture if trace.kept is None else kept(picture, trace.kept[0], _grid(trace))
+        alt = f"The patches kept at {keep:g} by {name}"
+        said, alert = ("", False) if verdict is None else (_said(verdict), not verdict.same)
+        rows[name].append(Panel(panel, f"keep {keep:g}", said, alt, alert))
+    cells = [
+        {"proposal": name, "keep": keep, "kept": _count(trace), **({} if verdict is None else verdict.record())}
+        for (name, keep), (trace, verdict) in seen.items()
+    ]
+    return Section(title, panels=tuple(map(tuple, rows.values()))), {"cells": cells}
+
+
+def compare_section(
+    title: str,
+    image: Tensor,
+    mean: Sequence[float],
+    std: Sequence[float],
+    rivals: Rivals[str],
+    costs: Mapping[str, Cost],
+) -> tuple[Section, dict[str, Any]]:
+    """A picture (3, H, W) under each map, the map above the patches that it keeps; and its record."""
+    seen = rivals.ask(image)
+    picture = photo(image, mean, std, HEIGHT)
+    panels: list[Panel] = []
+    entries = []
+    for name, (trace, verdict) in seen.items():
+        if verdict is None:
+            raise InputError("--compare needs a host with a classifier: it compares confidence in the dense answer.")
+        if not panels:
+            panels.append(Panel(picture, "Input", f"dense: {verdict.dense}", "The picture as the model reads it"))
+        assert trace.significance is not None
+        assert trace.kept is not None
+        both = stack([heat(picture, trace.significance[0]), kept(picture, trace.kept[0], _grid(trace))])
+        note = f"{percent(verdict.confidence)} for {verdict.dense.label}\n"
+        note += "answer stays" if verdict.same else f"now {verdict.sieved}"
+        caption = f"{name}, {short(1000 * costs[name].seconds)} ms"
+        panels.append(Panel(both, caption, note, f"Map and kept patches of {name}", alert=not verdict.same))
+        entries.append({"map": name, "kept": _count(trace), **verdict.record()})
+    return Section(title, panels=(tuple(panels),)), {"maps": entries}
+
+
+def grid_table(rivals: Rivals[tuple[str, float]], size: Sequence[int]) -> tuple[Table, list[dict[str, Any]]]:
+    """All pictures together, for images of `size` (3, H, W): a row for each proposal and keep ratio; and its record."""
+    whole, rows, entries = macs(rivals.dense, size), [], []
+    for (name, keep), fast in rivals.fasts.items():
+        total = macs(fast, size)
+        entry = {"proposal": name, "keep": keep, **rivals.summary((name, keep)), "macs": total, "ratio": whole / total}
+        rows.append((f"{name}, keep {keep:g}", *_scores(entry), f"{whole / total:.2f}x"))
+        entries.append(entry)
+    head = ("ranking", "answers kept", "confidence in the dense answer", "fewer MACs")
+    return Table(head, tuple(rows), "All pictures; MACs with the proposal's."), entries
+
+
+def compare_table(rivals: Rivals[str], costs: Mapping[str, Cost]) -> tuple[Table, list[dict[str, Any]]]:
+    """All pictures together, a row for the dense host and for each map; and its record, the dense host first."""
+    first = next(iter(rivals.verdicts.values()))
+    entries: list[dict[str, Any]] = [
+        {"map": "dense", "answers_kept": 1.0, "confidence": fmean(verdict.dense.probability for verdict in first)},
+        *({"map": name, **rivals.summary(name)} for name in rivals.fasts),
+    ]
+    rows = []
+    for entry in entries:
+        entry |= asdict(costs[entry["map"]])
+        name = "dense host, no map" if entry["map"] == "dense" else entry["map"]
+        share = percent(entry["share_of_macs"]) if entry["macs"] else "none"
+        time = short(1000 * entry["seconds"]), percent(entry["share_of_time"])
+        rows.append((name, *_scores(entry), share, *time))
+    head = ("map", "answers kept", "confidence in the dense answer", "MACs", "ms a picture", "of the dense time")
+    caption = "All pictures. MACs and time of the map alone, one picture at a time, as shares of the dense host's."
+    return Table(head, tuple(rows), caption), entries
+
+
+def compare_plot(entries: Sequence[Mapping[str, Any]]) -> Plot:
+    """What each map of `compare_table` costs and what it is worth: time against confidence in the dense answer."""
+    dense, *maps = entries
+    chart = Figure(figsize=(6.4, 3.8))
+    axes = chart.subplots()
+    axes.axhline(100 * dense["confidence"], color="#59626d", linestyle="--", linewidth=1, label="dense host")
+    # A shape and a colour each: points may lie close together, where names beside them would cover each other.
+    for entry, marker, colour in zip(maps, cycle("os^Dv<>P"), cycle(_COLOURS), strict=False):
+        place = 1000 * entry["seconds"], 100 * entry["confidence"]
+        axes.plot(*place, marker, color=colour, markersize=8, clip_on=False, zorder=3, label=entry["map"])
+    axes.set_xscale("log")
+    axes.margins(x=0.1)
+    axes.set_ylim(0, 105 * max(entry["confidence"] for entry in entries))
+    axes.xaxis.set_major_formatter("{x:g}")
+    axes.set_xlabel("time of the map, ms a picture")
+    axes.set_ylabel("mean confidence in\nthe dense answer, %")
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.legend(loc="center left", bbox_to_anchor=(1, 0.5), frameon=False)
+    said = "; ".join(f"{e['map']} {percent(e['confidence'])} at {short(1000 * e['seconds'])} ms" for e in maps)
+    return Plot.of(chart, f"Confidence in the dense answer against the time of the map: {said}.")
+
+
+# Okabe and Ito's colours, which colour-blind readers tell apart.
+_COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000", "#8c6d1f")
+
+
+def _grid(trace: Trace) -> tuple[int, int]:
+    assert trace.tokens is not None
+    return trace.tokens.grid[0], trace.tokens.grid[1]
+
+
+def _count(trace: Trace) -> int:
+    height, width = _grid(trace)
+    return height * width if trace.kept is None else trace.kept.shape[1]
+
+
+def _said(verdict: Verdict) -> str:
+    return str(verdict.sieved) if verdict.same else f"now {verdict.sieved}"
+
+
+def _scores(entry: Mapping[str, Any]) -> tuple[str, str]:
+    kept, confidence = entry["answers_kept"], entry["confidence"]
+    return ("", "") if kept is None else (percent(kept), percent(confidence))

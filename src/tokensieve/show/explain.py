@@ -1,0 +1,220 @@
+"""What a recipe does to each picture, as panels, figures and plain records."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from timm.data import ImageNetInfo, infer_imagenet_subset
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from ..data import class_index
+from ..errors import InputError
+from ..measure.outputs import evaluating, forward_batches
+from ..stream import Sieved, Trace
+from .page import Fact, Panel
+from .pictures import HEIGHT, groups, heat, kept, photo
+
+
+@dataclass(frozen=True)
+class Answer:
+    """The class that a model gives a picture, its name where it is known, and the probability it gives it."""
+
+    index: int
+    name: str | None
+    probability: float
+
+    @property
+    def label(self) -> str:
+        return self.name or f"class {self.index}"
+
+    def __str__(self) -> str:
+        return f"{self.label} {percent(self.probability)}"
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """Both models' answers to a picture; `confidence` is the probability that the sieved one gives the dense answer."""
+
+    dense: Answer
+    sieved: Answer
+    confidence: float
+
+    @property
+    def same(self) -> bool:
+        return self.dense.index == self.sieved.index
+
+    def record(self) -> dict[str, Any]:
+        """As plain JSON."""
+        return {**asdict(self), "same": self.same}
+
+
+@dataclass(frozen=True)
+class Explained:
+    """One picture under a recipe.
+
+    Attributes:
+        panels: the picture; its significance map, its kept patches and its merged patches where the recipe has them.
+        facts: the answers in words.
+        verdict: the answers; None for a host without a classifier.
+        cosine: of the two models' embeddings where there is no classifier and both have one shape.
+        kept: patches kept before block 0; None where none were dropped.
+        tokens_per_block: tokens, prefix included, that each block's MLP read.
+    """
+
+    panels: tuple[Panel, ...]
+    facts: tuple[Fact, ...]
+    verdict: Verdict | None
+    cosine: float | None
+    kept: int | None
+    tokens_per_block: tuple[int, ...]
+
+    def record(self) -> dict[str, Any]:
+        """As plain JSON, without the panels."""
+        answers = {"dense": None, "sieved": None} if self.verdict is None else self.verdict.record()
+        counts = {"kept": self.kept, "tokens_per_block": list(self.tokens_per_block)}
+        return {**answers, "cosine": self.cosine, **counts}
+
+
+def explain(
+    fast: Sieved,
+    dense: nn.Module,
+    images: Tensor,
+    mean: Sequence[float],
+    std: Sequence[float],
+    classes: Sequence[str] | None = None,
+    *,
+    height: int = HEIGHT,
+) -> list[Explained]:
+    """Run both models on images and draw what the recipe did to each.
+
+    Args:
+        fast: the sieved model.
+        dense: the host, or any model that answers alike.
+        images: (B, 3, H, W), normalised with `mean` and `std`; they are brought to the models' device and dtype.
+        classes: the names of the classes in index order; see `class_names`.
+        height: of the panels, in pixels.
+
+    Returns:
+        One `Explained` for each image.
+    """
+    embedding, probabilities = dense_output(dense, images)
+    trace = traced(fast, images)
+    tokens = trace.tokens
+    assert tokens is not None
+    grid = (tokens.grid[0], tokens.grid[1])
+    patches, merging = grid[0] * grid[1], tokens.size is not None
+    verdicts = judge(probabilities, trace.output, classes)
+    cosines: list[float | None] = [None] * len(images)
+    if probabilities is None and embedding.ndim == 2 and embedding.shape == trace.output.shape:
+        cosines = F.cosine_similarity(embedding.double(), trace.output.double().cpu(), dim=-1).tolist()
+
+    explained = []
+    for i, image in enumerate(images):
+        picture = photo(image, mean, std, height)
+        size = f"{image.shape[-2]} x {image.shape[-1]} pixels, {patches} patches"
+        panels = [Panel(picture, "Input", size, "The picture as the model reads it")]
+        if trace.significance is not None:
+            note = "blue is low, yellow is high"
+            panels.append(Panel(heat(picture, trace.significance[i]), "Significance map", note, "Its significance map"))
+        if trace.kept is not None:
+            share = f"{trace.kept.shape[1]} of {patches}"
+            panels.append(Panel(kept(picture, trace.kept[i], grid), "Kept patches", share, f"The {share} patches kept"))
+        if merging:
+            left = f"{tokens.x.shape[1] - tokens.prefix} after the last block"
+            drawn = groups(picture, trace.source[i], grid)
+            panels.append(Panel(drawn, "Merged patches", left, f"The patches merged, {left}"))
+        explained.append(
+            Explained(
+                panels=tuple(panels),
+                facts=_facts(verdicts[i], cosines[i]),
+                verdict=verdicts[i],
+                cosine=cosines[i],
+                kept=None if trace.kept is None else trace.kept.shape[1],
+                tokens_per_block=tuple(trace.tokens_per_block),
+            )
+        )
+    return explained
+
+
+def dense_output(dense: nn.Module, images: Tensor) -> tuple[Tensor, Tensor | None]:
+    """The dense model's output on the CPU, and its class probabilities (B, K); None for a host without a classifier."""
+    with evaluating(dense):
+        (answers,) = forward_batches([dense], [images])
+    output = answers.outputs[0]
+    scores = answers.classes and output.ndim == 2 and output.shape[1] > 1
+    return output, output.float().softmax(-1) if scores else None
+
+
+@torch.no_grad()
+def traced(fast: Sieved, images: Tensor) -> Trace:
+    """`fast.trace` in evaluation mode, on the host's device and in its dtype."""
+    like = next(fast.model.parameters())
+    with evaluating(fast):
+        return fast.trace(images.to(like.device, like.dtype))
+
+
+def judge(probabilities: Tensor | None, output: Tensor, classes: Sequence[str] | None) -> list[Verdict | None]:
+    """What `dense_output` gave beside a sieved output (B, K); a list of None for a host without a classifier."""
+    if probabilities is None:
+        return [None] * len(output)
+    verdicts: list[Verdict | None] = []
+    for ours, theirs in zip(output.float().softmax(-1).cpu(), probabilities, strict=True):
+        dense, sieved = (_answer(row, classes) for row in (theirs, ours))
+        verdicts.append(Verdict(dense, sieved, float(ours[dense.index])))
+    return verdicts
+
+
+def class_names(model: nn.Module, file: str | Path | None = None) -> list[str] | None:
+    """The names of a model's classes in index order.
+
+    Args:
+        model: the host; the names of ImageNet's classes are known where it has as many.
+        file: names instead, in any form that `data.class_index` reads.
+
+    Returns:
+        None where the names are not known.
+
+    Raises:
+        InputError: the file cannot be read, or does not name every class of the model.
+    """
+    count = getattr(model, "num_classes", 0)
+    if file is None:
+        subset = infer_imagenet_subset(model) if count else None
+        if subset is None:
+            return None
+        info = ImageNetInfo(subset)
+        return [info.index_to_description(index).split(",")[0] for index in range(info.num_classes())]
+    names = {index: name for name, index in class_index(file).items()}
+    if not count:
+        raise InputError(f"The class names of {file} have no use: {type(model).__name__} has no classifier.")
+    for index in range(count):
+        if index not in names:
+            raise InputError(f"{file} names {len(names)} classes, but not class {index} of the model's {count}.")
+    return [names[index] for index in range(count)]
+
+
+def percent(share: float) -> str:
+    """0.831 -> 83 %; with one decimal below ten."""
+    if 0 < share < 0.0005:
+        return "<0.1\u00a0%"
+    return f"{100 * share:.{0 if share == 0 or share >= 0.0995 else 1}f}\u00a0%"
+
+
+def _answer(probabilities: Tensor, classes: Sequence[str] | None) -> Answer:
+    index = int(probabilities.argmax())
+    return Answer(index, None if classes is None else classes[index], float(probabilities[index]))
+
+
+def _facts(verdict: Verdict | None, cosine: float | None) -> tuple[Fact, ...]:
+    if verdict is None:
+        return () if cosine is None else (Fact(f"{cosine:.3f}", "cosine of the dense and the sieved embedding"),)
+    facts = [Fact(str(verdict.dense), "dense answer")]
+    if verdict.same:
+        return (*facts, Fact(str(verdict.sieved), "sieved answer: the same"))
+    left = Fact(percent(verdict.confidence), f"left for {verdict.dense.label}")
+    return (*facts, Fact(str(verdict.sieved), "sieved answer: another", alert=True), left)

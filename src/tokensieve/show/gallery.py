@@ -1,0 +1,224 @@
+"""From files and folders to the report that `tokensieve show` writes, and what it prints about it."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import PurePath
+from statistics import fmean
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console, Group, RenderableType
+from rich.text import Text
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from ..data import Failure, ImageSet, Preprocessing, image_set
+from ..errors import InputError
+from ..measure.outputs import nothing_read
+from ..methods import PaPr
+from .compare import compare_plot, compare_section, compare_table, grid_section, grid_table, map_costs
+from .explain import explain, percent
+from .page import Fact, Report, Section
+from .progress import Watched
+from .rivals import Rivals, asks_proposal, ranking
+from .tables import giga, header, new_table, short
+
+if TYPE_CHECKING:
+    from ..job import Job, Opened
+    from ..recipe import Recipe
+
+Record = dict[str, Any]
+
+HOW_TO_READ = {
+    "Significance map": "one colour for each patch, from dark blue (lowest) over green to yellow (highest).",
+    "Kept patches": "what the host reads is as it was, with a light border; what it does not read is dark and grey.",
+    "Merged patches": "patches that became one token have one colour, the mean of their pixels, and a border; "
+    "a patch that is still a token of its own is shown as it is.",
+}
+
+
+class Pictures(Dataset[tuple[Tensor, int]]):
+    """Pictures of several files, folders and tars, in their order, `limit` of them at most, spread evenly.
+
+    Raises `InputError` for a source that holds no pictures, or that can only be read from its beginning.
+    """
+
+    def __init__(self, sources: Sequence[str], preprocessing: Preprocessing, limit: int) -> None:
+        sets = [image_set(source, preprocessing) for source in sources]
+        self.places: list[tuple[ImageSet, int]] = []
+        for source, found in zip(sources, sets, strict=True):
+            if not isinstance(found, ImageSet):
+                raise InputError(f"{source} is a stream: show takes image files, folders and tars.")
+            self.places += [(found, index) for index in range(len(found))]
+        self.found = len(self.places)
+        if limit < self.found:
+            self.places = [self.places[i * self.found // limit] for i in range(limit)]
+        paths = [self.path(index) for index in range(len(self))]
+        start = _common([os.path.dirname(path) for path in paths])
+        self.names = {path: PurePath(os.path.relpath(path, start) if start else path).as_posix() for path in paths}
+
+    def __len__(self) -> int:
+        return len(self.places)
+
+    def path(self, index: int) -> str:
+        """Where picture `index` comes from."""
+        owner, position = self.places[index]
+        return owner.path(position)
+
+    def attempt(self, index: int) -> tuple[Tensor, int] | Failure:
+        """Picture `index` as a tensor (3, H, W), or why it cannot be read."""
+        owner, position = self.places[index]
+        return owner.attempt(position)
+
+
+def _common(parents: Sequence[str]) -> str:
+    """The folder that all have in common, empty for none."""
+    try:
+        return os.path.commonpath(parents)
+    except ValueError:  # absolute and relative ones, or several drives
+        return ""
+
+
+@dataclass(frozen=True)
+class Gallery:
+    """What is shown of all pictures: sections and figures for people, the record for programs."""
+
+    sections: tuple[Section, ...]
+    facts: tuple[Fact, ...]
+    record: Record
+
+
+def explained(opened: Opened, batches: Watched, names: Mapping[str, str], classes: Sequence[str] | None) -> Gallery:
+    """Each picture under the recipe."""
+    dense, fast, own = opened
+    sections, pictures = [], []
+    for images, _, paths in batches:
+        for path, one in zip(paths, explain(fast, dense, images, own.mean, own.std, classes), strict=True):
+            sections.append(Section(names[path], facts=one.facts, panels=(one.panels,)))
+            pictures.append({"path": path, "name": names[path], **one.record()})
+    if not pictures:
+        raise nothing_read(batches)
+    facts: tuple[Fact, ...] = ()
+    if pictures[0]["dense"]:
+        same = [picture["same"] for picture in pictures]
+        before, after = (fmean(values) for values in zip(*_confidences(pictures), strict=True))
+        facts = (
+            Fact(f"{sum(same)} of {len(same)}", "answers stay"),
+            Fact(f"{percent(before)} → {percent(after)}", "mean confidence in the dense answer"),
+        )
+    return Gallery(tuple(sections), facts, {"pictures": pictures})
+
+
+def grid(rivals: Rivals, own: Preprocessing, batches: Watched, names: Mapping[str, str]) -> Gallery:
+    """Each picture under every proposal and keep ratio, and a table of all."""
+    sections, pictures = _each(grid_section, rivals, own, batches, names)
+    table, entries = grid_table(rivals, (3, *own.input_size))
+    return Gallery((*sections, Section("Summary", table=table)), (), {"pictures": pictures, "grid": entries})
+
+
+def compared(rivals: Rivals, own: Preprocessing, batches: Watched, names: Mapping[str, str]) -> Gallery:
+    """Each picture under every map, and a table and a chart of what each map is worth and costs."""
+    if batches.first is None:
+        raise nothing_read(batches)
+    with Console(stderr=True).status("measuring what each map costs"):
+        costs = map_costs(rivals.fasts, rivals.dense, batches.first.images[0])
+    sections, pictures = _each(partial(compare_section, costs=costs), rivals, own, batches, names)
+    table, entries = compare_table(rivals, costs)
+    summary = Section("Summary", table=table, plot=compare_plot(entries))
+    return Gallery((*sections, summary), (), {"pictures": pictures, "compare": entries})
+
+
+def _each(
+    section: Callable[..., tuple[Section, Record]],
+    rivals: Rivals,
+    own: Preprocessing,
+    batches: Watched,
+    names: Mapping[str, str],
+) -> tuple[list[Section], list[Record]]:
+    sections, pictures = [], []
+    for images, _, paths in batches:
+        for image, path in zip(images, paths, strict=True):
+            drawn, entry = section(names[path], image, own.mean, own.std, rivals)
+            sections.append(drawn)
+            pictures.append({"path": path, "name": names[path], **entry})
+    if not pictures:
+        raise nothing_read(batches)
+    return sections, pictures
+
+
+def _confidences(pictures: Iterable[Record]) -> Iterable[tuple[float, float]]:
+    """In each picture's dense answer: that of the dense model, that of the sieved one."""
+    return ((picture["dense"]["probability"], picture["confidence"]) for picture in pictures)
+
+
+def random_parts(job: Job, recipes: Iterable[Recipe]) -> list[str]:
+    """Which of host and proposal have random weights."""
+    if job.pretrained:
+        return []
+    asking = [ranking(recipe) for recipe in recipes if asks_proposal(recipe)]
+    parts = {"model": job.weights is None, "proposal": any(method.proposal_weights is None for method in asking)}
+    return [name for name, random in parts.items() if random]
+
+
+def report(record: Record, gallery: Gallery, recipe: Recipe) -> Report:
+    """The page: what ran and what it saves, the pictures, how to read them."""
+    macs, tokens, shown = record["macs"], record["tokens"], len(record["pictures"])
+    one = not ("grid" in record or "compare" in record)
+    facts = list(gallery.facts)
+    if one:
+        last = tokens["per_block"][-1]
+        facts = [
+            Fact(f"{macs['ratio']:.2f}x", "fewer MACs, proposal included" if macs["proposal"] else "fewer MACs"),
+            Fact(f"{last} of {tokens['dense']}", "tokens in the last block"),
+            *facts,
+        ]
+    height, width = record["input_size"][-2:]
+    lead = f"{record['model']} at {height} x {width} pixels under {_spoken(recipe)}"
+    lead += ", with the significance maps below." if "compare" in record else "." if one else ", varied as below."
+    if shown < record["found"]:
+        lead += f" {shown} of {record['found']} pictures."
+    drawn = {panel.caption for part in gallery.sections for row in part.panels for panel in row if panel}
+    notes = [f"{name}: {said}" for name, said in HOW_TO_READ.items() if not one or name in drawn]
+    notes = [*_warning(record), *(notes if one else notes[:2])]
+    return Report("What the model reads", lead, tuple(facts), gallery.sections, tuple(notes))
+
+
+def _spoken(recipe: Recipe) -> str:
+    """The recipe without the places of its files, which concern nobody else."""
+    bare = [replace(m, proposal_weights=None) if isinstance(m, PaPr) else m for m in recipe]
+    return " + ".join(map(str, bare)) or "the empty recipe, which drops and merges nothing"
+
+
+def _warning(record: Record) -> list[str]:
+    parts = record["random"]
+    said = f"The weights of the {' and the '.join(parts)} are random: what they answer and point at means nothing."
+    return [said] if parts else []
+
+
+def show_view(record: Record) -> RenderableType:
+    """What the command prints: what ran, a line for each picture or the table of all, the files."""
+    parts: list[RenderableType] = [header(record), ""]
+    if "compare" in record:
+        table = new_table("", "answers kept", "confidence", "MACs", "ms", "of dense time")
+        for row in record["compare"]:
+            shares = [percent(row[key]) for key in ("answers_kept", "confidence", "share_of_macs")]
+            table.add_row(row["map"], *shares, short(1000 * row["seconds"]), percent(row["share_of_time"]))
+    elif "grid" in record:
+        table = new_table("", "keep", "answers kept", "confidence", "GMAC", "fewer MACs")
+        for row in record["grid"]:
+            scores = ["" if row[key] is None else percent(row[key]) for key in ("answers_kept", "confidence")]
+            table.add_row(row["proposal"], f"{row['keep']:g}", *scores, giga(row["macs"]), f"{row['ratio']:.2f}x")
+    else:
+        table = new_table("", "dense", "sieved")
+        for row in record["pictures"]:
+            table.add_row(row["name"], *(_cell(row[side]) for side in ("dense", "sieved")))
+    parts += [table, ""]
+    parts += [Text(sentence, style="dim") for sentence in _warning(record)]
+    return Group(*parts, *(Text(path, style="bold") for path in record["out"]))
+
+
+def _cell(answer: Mapping[str, Any] | None) -> str:
+    return "" if answer is None else f"{answer['name'] or answer['index']} {percent(answer['probability'])}"

@@ -1,0 +1,126 @@
+"""What a recipe does to a picture, drawn over the picture: tensors and indices in, Pillow images out."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from matplotlib import colormaps
+from numpy.typing import NDArray
+from PIL import Image
+from torch import Tensor
+
+HEIGHT = 336
+"""Pixels of a panel's height: a multiple of 14 and of 16, so that common grids fall on whole pixels."""
+
+MAP_COLOURS = "viridis"  # readable without red and green, and in grey
+_COLOUR = 0.68  # share of a map's colour; the rest is the photograph in grey
+_LUMINANCE = np.array([0.299, 0.587, 0.114])
+_LINE, _CASING = 255.0, 20.0  # a light line in a dark casing shows on every photograph
+_DROPPED = (0.3, 26.0)  # contrast and base of what was not read: dark, without colour, still recognisable
+
+Array = NDArray[np.floating]
+
+
+def photo(image: Tensor, mean: Sequence[float], std: Sequence[float], height: int = HEIGHT) -> Image.Image:
+    """A normalised image (3, H, W) as a person sees it: `height` pixels high, RGB, in its own aspect ratio."""
+    means, stds = (torch.tensor(tuple(values)).view(-1, 1, 1) for values in (mean, std))
+    pixels = (image.detach().cpu().float() * stds + means).clamp(0, 1) * 255
+    picture = Image.fromarray(pixels.round().byte().permute(1, 2, 0).numpy())
+    width = max(1, round(height * picture.width / picture.height))
+    return picture.resize((width, height), Image.Resampling.LANCZOS)
+
+
+def heat(photo: Image.Image, significance: Tensor) -> Image.Image:
+    """A significance map (h, w) in colours over the photograph, dark blue for its lowest value, yellow for its highest.
+
+    Each patch has one colour, for the ranking sees one number. A map of equal values is drawn in the middle colour.
+    """
+    values = significance.detach().cpu().double().numpy()
+    low, span = values.min(), np.ptp(values)
+    shares = (values - low) / span if span > 0 else np.full_like(values, 0.5)
+    colours = _over(photo, 255.0 * colormaps[MAP_COLOURS](shares)[..., :3])
+    return _image(_COLOUR * colours + (1 - _COLOUR) * _grey(photo))
+
+
+def kept(photo: Image.Image, index: Tensor, grid: tuple[int, int]) -> Image.Image:
+    """The patches `index` (K,), row-major on `grid`, as they are and outlined; the dropped ones dark and colourless."""
+    inside = np.zeros(grid, dtype=np.int64)
+    inside.reshape(-1)[index.detach().cpu().numpy()] = 1
+    read = _over(photo, inside)
+    pixels = np.where(read[..., None] == 1, _pixels(photo), _dimmed(photo))
+    patch = min(photo.height / grid[0], photo.width / grid[1])
+    width = max(1, round(min(photo.height / 160, patch / 12)))  # small patches would drown in thick lines
+    return _image(_outlined(pixels, read, read == 1, width))
+
+
+def groups(photo: Image.Image, source: Tensor, grid: tuple[int, int]) -> Image.Image:
+    """Which patches were merged: `source` (P,) is each patch's token, -1 where it was dropped; see `Trace.source`.
+
+    The patches of one token have their common mean colour and a border around them; a patch that is a token of its own
+    stays as it is, a dropped one is dark.
+    """
+    labels = source.detach().cpu().numpy()
+    counts = np.bincount(labels + 1)
+    merged = (counts[labels + 1] > 1) & (labels >= 0)
+    token = _over(photo, labels.reshape(grid))
+    flat, pixels = token.ravel() + 1, _pixels(photo)
+    area = np.maximum(np.bincount(flat), 1)
+    means = np.stack([np.bincount(flat, pixels[..., channel].ravel()) / area for channel in range(3)], axis=-1)
+    drawn = np.where(_over(photo, merged.reshape(grid))[..., None], means[token + 1], pixels)
+    drawn = np.where(token[..., None] < 0, _dimmed(photo), drawn)
+    # Neighbours that were not merged need no border between them: it would cover the photograph with a grid.
+    alone = np.where(merged, labels, -1 - (labels >= 0))
+    return _image(_outlined(drawn, _over(photo, alone.reshape(grid)), token >= 0, width=1))
+
+
+def stack(images: Sequence[Image.Image], gap: int = 6) -> Image.Image:
+    """Images one below the other, `gap` transparent pixels between them."""
+    size = max(image.width for image in images), sum(image.height + gap for image in images) - gap
+    whole, top = Image.new("RGBA", size), 0
+    for image in images:
+        whole.paste(image, (0, top))
+        top += image.height + gap
+    return whole
+
+
+def _pixels(photo: Image.Image) -> Array:
+    """(height, width, 3) in 0 to 255."""
+    return np.asarray(photo.convert("RGB"), dtype=np.float64)
+
+
+def _grey(photo: Image.Image) -> Array:
+    """(height, width, 1) in 0 to 255."""
+    return (_pixels(photo) @ _LUMINANCE)[..., None]
+
+
+def _dimmed(photo: Image.Image) -> Array:
+    contrast, base = _DROPPED
+    return np.broadcast_to(base + contrast * _grey(photo), (photo.height, photo.width, 3))
+
+
+def _over(photo: Image.Image, cells: NDArray) -> NDArray:
+    """Values (h, w, ...) of a grid's cells at each pixel of the photograph, without any blending at the edges."""
+    rows = np.arange(photo.height) * cells.shape[0] // photo.height
+    columns = np.arange(photo.width) * cells.shape[1] // photo.width
+    return cells[rows[:, None], columns]
+
+
+def _outlined(pixels: Array, labels: NDArray, light: NDArray, width: int) -> Array:
+    """Lines along the borders between labels, `width` pixels on either side: light on `light` pixels, else dark."""
+    edge = np.zeros(labels.shape, dtype=bool)
+    for shift in range(1, width + 1):
+        for before, after in (
+            (np.s_[:-shift], np.s_[shift:]),
+            (np.s_[:, :-shift], np.s_[:, shift:]),
+        ):
+            differs = labels[before] != labels[after]
+            edge[before] |= differs
+            edge[after] |= differs
+    tone = np.where(light, _LINE, _CASING)[..., None]
+    return np.where(edge[..., None], tone, pixels)
+
+
+def _image(pixels: Array) -> Image.Image:
+    return Image.fromarray(pixels.round().clip(0, 255).astype(np.uint8))

@@ -1,0 +1,160 @@
+"""Several sieved forms of one host: recipes that differ in keep ratio, proposal or map, and what they answer."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from statistics import fmean
+from typing import Any, Generic, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from ..errors import InputError, RecipeError, nearest
+from ..methods import PaPr
+from ..methods.papr import SIGNIFICANCES
+from ..recipe import Recipe
+from ..stream import Sieved, Trace, sieve
+from .explain import Verdict, dense_output, judge, traced
+
+MAPS = {"papr": "mean", **{name: name for name in SIGNIFICANCES if name != "mean"}}
+"""What a map is called beside others -> the `significance` setting of a recipe."""
+CONTROLS = ("random", "centre")
+
+Key = TypeVar("Key", str, tuple[str, float])
+
+
+def ranking(recipe: Recipe) -> PaPr:
+    """The method of a recipe that keeps patches by a map; raises `RecipeError` where there is none."""
+    for method in recipe:
+        if isinstance(method, PaPr):
+            return method
+    raise RecipeError(f'"{recipe}" keeps no patches by a significance map: add papr, for example papr(keep=0.5).')
+
+
+def asks_proposal(recipe: Recipe) -> bool:
+    """Whether a named proposal makes the map of a recipe."""
+    return any(isinstance(method, PaPr) and method.significance not in CONTROLS for method in recipe)
+
+
+def varied(recipe: Recipe, **settings: Any) -> Recipe:
+    """The recipe with other settings of its `papr`."""
+    own = ranking(recipe)
+    return replace(recipe, methods=tuple(replace(m, **settings) if m is own else m for m in recipe))
+
+
+def choose(
+    recipe: Recipe,
+    *,
+    keeps: Sequence[float] = (),
+    proposals: Sequence[str] = (),
+    maps: Sequence[str] = (),
+    files: Mapping[str, str] | None = None,
+) -> dict[str, Recipe]:
+    """The recipes that are shown, by the name of what ranks: the one that was given unless something varies.
+
+    Args:
+        keeps: ratios to show; the recipes have the smallest, for at 1 no map is made, and `with_keeps` gives all.
+        proposals: names. What belongs to the recipe's own network alone (layer, weights, constructor arguments) is
+            kept for that one and left out for the others.
+        maps: names in `MAPS`, all read from the recipe's own proposal.
+        files: weights of proposals by name; an empty name is the recipe's own proposal.
+
+    Raises:
+        RecipeError: the recipe keeps no patches or asks no proposal, where that is what varies; an unknown map.
+        InputError: weights for a proposal that is not among them.
+    """
+    files = files or {}
+    if not (keeps or proposals or maps or files):
+        return {"": recipe}
+    if keeps:
+        recipe = varied(recipe, keep=min(keeps))
+    recipes = _by_proposal(recipe, proposals, files)
+    if not maps:
+        return recipes
+    (recipe,) = recipes.values()
+    if ranking(recipe).keep == 1:
+        raise RecipeError("--compare needs a keep ratio below 1: at 1 no patch is dropped and all maps are equal.")
+    for name in maps:
+        if name not in MAPS:
+            raise RecipeError(f"There is no map {name!r}{nearest(name, MAPS)}. Known: {', '.join(MAPS)}.")
+    return {name: varied(recipe, significance=MAPS[name]) for name in maps}
+
+
+def _by_proposal(recipe: Recipe, names: Sequence[str], files: Mapping[str, str]) -> dict[str, Recipe]:
+    own, asks = ranking(recipe), asks_proposal(recipe)
+    if (names or files) and not asks:
+        raise RecipeError(f'"{recipe}" asks no proposal: leave --proposals and --proposal-weights out.')
+    names = names or [own.proposal if asks else own.significance]
+    for name in files:
+        if name and name not in names:
+            raise InputError(f"--proposal-weights {name}=... names no proposal here{nearest(name, names)}.")
+    recipes = {}
+    for name in names:
+        settings: dict[str, Any] = {}
+        if asks and name != own.proposal:
+            settings = {"proposal": name, "layer": None, "proposal_args": None}
+            settings |= {"proposal_weights": None, "proposal_sha256": None}
+        file = files.get(name, files.get(""))
+        if file is not None:
+            settings |= {"proposal_weights": file, "proposal_sha256": None}
+        recipes[name] = varied(recipe, **settings)
+    return recipes
+
+
+def open_rivals(
+    dense: nn.Module,
+    recipes: Mapping[str, Recipe],
+    mean: Sequence[float],
+    std: Sequence[float],
+    *,
+    pretrained: bool = True,
+) -> dict[str, Sieved]:
+    """One host under several recipes. A proposal with random weights has the same ones under each."""
+    device = next(dense.parameters()).device
+    fasts: dict[str, Sieved] = {}
+    for name, recipe in recipes.items():
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            fasts[name] = sieve(dense, recipe, mean=mean, std=std, pretrained=pretrained).to(device)
+    return fasts
+
+
+def with_keeps(fasts: Mapping[str, Sieved], keeps: Sequence[float]) -> dict[tuple[str, float], Sieved]:
+    """Each of `open_rivals` at each keep ratio, by default at its own; host and map are shared, not built again."""
+    cells: dict[tuple[str, float], Sieved] = {}
+    for name, fast in fasts.items():
+        for keep in keeps or [ranking(fast.recipe).keep]:
+            cell = Sieved(fast.host, varied(fast.recipe, keep=keep))
+            cell.significance = fast.significance if keep < 1 else None  # at 1 nothing is ranked
+            cells[name, keep] = cell
+    return cells
+
+
+class Rivals(Generic[Key]):
+    """Sieved forms of one host, asked about one picture after the other, and what they answered so far."""
+
+    def __init__(self, fasts: Mapping[Key, Sieved], dense: nn.Module, classes: Sequence[str] | None) -> None:
+        self.fasts: Mapping[Key, Sieved] = fasts
+        self.dense, self.classes = dense, classes
+        self.verdicts: dict[Key, list[Verdict]] = {key: [] for key in fasts}
+
+    def ask(self, image: Tensor) -> dict[Key, tuple[Trace, Verdict | None]]:
+        """What each does to an image (3, H, W), and what it answers."""
+        _, probabilities = dense_output(self.dense, image[None])
+        seen = {}
+        for key, fast in self.fasts.items():
+            trace = traced(fast, image[None])
+            (verdict,) = judge(probabilities, trace.output, self.classes)
+            if verdict is not None:
+                self.verdicts[key].append(verdict)
+            seen[key] = trace, verdict
+        return seen
+
+    def summary(self, key: Key) -> dict[str, float | None]:
+        """Over all pictures so far: the share of answers kept, the mean confidence in the dense answer."""
+        verdicts = self.verdicts[key]
+        return {
+            "answers_kept": fmean(verdict.same for verdict in verdicts) if verdicts else None,
+            "confidence": fmean(verdict.confidence for verdict in verdicts) if verdicts else None,
+        }
