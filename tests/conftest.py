@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
+
+from tokensieve.cli import main
 
 SHARED = Path(__file__).resolve().parents[1].parent / "shared"
 
@@ -29,3 +33,33 @@ def shared() -> Path:
     if not SHARED.is_dir():
         pytest.skip(f"no folder {SHARED.name}/ beside the project: real weights and photographs are not at hand")
     return SHARED
+
+
+@pytest.fixture
+def run(monkeypatch, capsys):
+    """Call the command line; gives its exit code, stdout and stderr."""
+    monkeypatch.setenv("COLUMNS", "80")
+    threads = torch.get_num_threads()
+
+    def call(*arguments):
+        monkeypatch.setattr(sys, "argv", ["tokensieve", *map(str, arguments)])
+        code = main()
+        return SimpleNamespace(code=code, **capsys.readouterr()._asdict())
+
+    yield call
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture
+def refused(run):
+    """Call the command line with something wrong; gives the one sentence on stderr."""
+
+    def call(*arguments):
+        result = run(*arguments)
+        assert result.code == 2
+        assert result.out == ""
+        assert result.err.startswith("tokensieve: ")
+        assert result.err.count("\n") == 1
+        return result.err.removeprefix("tokensieve: ").rstrip("\n")
+
+    return call

@@ -3,7 +3,6 @@
 import json
 import subprocess
 import sys
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -13,40 +12,10 @@ from PIL import Image
 from safetensors.torch import save_file
 
 import tokensieve
-from tokensieve.cli import main
+from tokensieve.cli import app
 
 HOST = ["--model", "test_vit", "--recipe", "tome(r=8)"]
 QUICK = ["--seconds", "0", "--batch", "2"]
-
-
-@pytest.fixture
-def run(monkeypatch, capsys):
-    """Call the command line; gives its exit code, stdout and stderr."""
-    monkeypatch.setenv("COLUMNS", "80")
-    threads = torch.get_num_threads()
-
-    def call(*arguments):
-        monkeypatch.setattr(sys, "argv", ["tokensieve", *map(str, arguments)])
-        code = main()
-        return SimpleNamespace(code=code, **capsys.readouterr()._asdict())
-
-    yield call
-    torch.set_num_threads(threads)
-
-
-@pytest.fixture
-def refused(run):
-    """Call the command line with something wrong; gives the one sentence on stderr."""
-
-    def call(*arguments):
-        result = run(*arguments)
-        assert result.code == 2
-        assert result.out == ""
-        assert result.err.startswith("tokensieve: ")
-        assert result.err.count("\n") == 1
-        return result.err.removeprefix("tokensieve: ").rstrip("\n")
-
-    return call
 
 
 @pytest.fixture(scope="module")
@@ -77,7 +46,10 @@ def nan_proposal(tmp_path_factory):
     return path
 
 
-@pytest.mark.parametrize("arguments", [[], ["--help"], ["bench", "--help"], ["eval", "--help"], ["--version"]])
+COMMANDS = [command.name or command.callback.__name__ for command in app.registered_commands if command.callback]
+
+
+@pytest.mark.parametrize("arguments", [[], ["--help"], ["--version"], *([name, "--help"] for name in COMMANDS)])
 def test_help_imports_nothing_heavy(arguments):
     code = (
         "import sys; from tokensieve.cli import main; sys.argv[0] = 'tokensieve'; code = main(); "

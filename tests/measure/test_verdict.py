@@ -3,6 +3,7 @@
 import pytest
 
 from tokensieve.measure import Speed
+from tokensieve.measure.decoding import Decoding
 from tokensieve.measure.verdict import verdict
 
 
@@ -144,3 +145,32 @@ def test_not_faster_never_stands_without_a_reason():
                     sentences = said(measured(ratio, limit, proposal=proposal), 1.2, dtype, device)
                     assert len(sentences) > 1
                     assert all(sentence.endswith(".") for sentence in sentences)
+
+
+def test_a_map_without_a_network_is_not_called_a_proposal():
+    _, reason = said(measured(1.0, 2.0, proposal=0.5), network=False)
+    assert "the significance map takes 50%, too heavy for this host." in reason
+    assert "proposal" not in reason
+
+
+def test_a_lost_attention_kernel_is_named_wherever_it_is_lost():
+    kernels = {"dense": ("flash",), "sieved": ("flash", "math")}
+    for ratio in (0.9, 1.9):
+        reason = " ".join(said(measured(ratio), attention=kernels)[1:])
+        assert "attention kernel was lost: the dense model runs in a fused one (flash)" in reason
+        assert "proportional=False" in reason
+    assert len(said(measured(1.95), attention={"dense": ("flash",), "sieved": ("efficient",)})) == 1
+
+
+@pytest.mark.parametrize(
+    ("workers", "who"),
+    [(0, "one process, by turns with the model, prepares"), (1, "1 worker prepares"), (3, "3 workers prepare")],
+)
+def test_decoding_is_the_limit_where_the_sieved_model_outruns_it(workers, who):
+    speed = measured(1.95)  # the sieved model takes 8 images in 1 / 1.95 s: 15.6 a second
+    *_, reason = said(speed, decoded=Decoding(12.34, 100, workers))
+    assert reason.startswith(f"Decoding is the limit: {who} 12.34 pictures a second, where the sieved model alone ")
+    assert "reads 15.6." in reason
+    assert "--workers" in reason
+    assert len(said(speed, decoded=Decoding(15.7, 100, workers))) == 1
+    assert "Decoding" in said(measured(1.0, 1.0), 1.0, decoded=Decoding(7.9, 100, workers))[-1]  # the empty recipe

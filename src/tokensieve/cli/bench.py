@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import fields
+from collections.abc import Callable
+from dataclasses import asdict, fields
 from functools import partial
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from ..errors import InputError
-from ..job import Job, numbers
+from ..job import DTYPES, Job, Opened, numbers
 from .options import (
     DeviceOption,
     DtypeOption,
@@ -24,6 +25,15 @@ from .options import (
 )
 from .output import print_record
 
+if TYPE_CHECKING:  # heavy imports wait until the command runs, so that --help answers at once
+    from torch import Tensor
+
+    from ..data import ImageSet, StreamSet
+    from ..measure.decoding import Decoding
+
+DECODED = 8
+"""Pictures that a worker prepares at a time: few, so that the rate is known soon."""
+
 
 def bench(
     model: ModelOption = "vit_base_patch16_224",
@@ -31,14 +41,30 @@ def bench(
     weights: WeightsOption = None,
     pretrained: PretrainedOption = False,
     proposal_weights: ProposalWeightsOption = None,
-    batch: Annotated[str, typer.Option(metavar="N,...", help="Batch sizes to measure.")] = "8",
+    batch: Annotated[
+        str, typer.Option(metavar="N,...", help="Batch sizes; of the waterfall the first and the last, default 4 N.")
+    ] = "8",
     size: SizeOption = None,
     dtype: DtypeOption = "fp32",
     device: DeviceOption = "cpu",
     threads: ThreadsOption = None,
-    seconds: Annotated[float, typer.Option(min=0, help="Time to spend on each batch size.")] = 10.0,
-    prepack: Annotated[bool, typer.Option("--prepack", help="Pack linear weights once, on CPUs, for both.")] = False,
-    memory: Annotated[bool, typer.Option(help="Measure peak memory as well.")] = False,
+    seconds: Annotated[float, typer.Option(min=0, help="Time for each batch size, the waterfall, decoding.")] = 10.0,
+    waterfall: Annotated[
+        bool,
+        typer.Option(
+            "--waterfall", help="Add the recipe, bf16 (or --dtype fp16), torch.compile, a larger batch in turn."
+        ),
+    ] = False,
+    prepack: Annotated[
+        bool, typer.Option("--prepack", help="Pack linear weights once, on CPUs, for both; in the waterfall a row.")
+    ] = False,
+    memory: Annotated[bool, typer.Option(help="Measure peak memory as well; the waterfall always does.")] = False,
+    data: Annotated[
+        str | None, typer.Option(metavar="FOLDER", help="Measure on these pictures, and how fast they are decoded.")
+    ] = None,
+    workers: Annotated[
+        int | None, typer.Option(min=0, metavar="N", help="Processes that decode --data; default 0, by turns.")
+    ] = None,
     as_json: JsonOption = False,
 ) -> None:
     """Measure how much faster a model gets, beside the dense model in the same process, and say why not more.
@@ -46,31 +72,115 @@ def bench(
     Weights are random unless asked for: speed does not depend on them.
     """
     batches = numbers(batch, "--batch")
-    job = Job(model, recipe, weights, pretrained, proposal_weights, size, dtype, device, threads)
+    if waterfall:
+        batches = batches if batches[1:] else [batches[0], 4 * batches[0]]
+        if len(batches) > 2 or batches[0] >= batches[1]:
+            raise InputError(f"--batch of the waterfall must be one size, or a small and a larger one, not {batch!r}.")
+    if workers is not None and data is None:
+        raise InputError("--workers decode the pictures of --data: give both, or neither.")
+    begins = "fp32" if waterfall and dtype in DTYPES else dtype  # --dtype says where the waterfall goes
+    job = Job(model, recipe, weights, pretrained, proposal_weights, size, begins, device, threads)
     if prepack and job.where.type != "cpu":
         raise InputError("--prepack is for CPUs: leave it out, or give --device cpu.")
     import torch
     from rich.console import Console
 
-    from ..measure import peak_memory, speed
-    from ..measure.verdict import verdict
     from ..packing import prepack as pack
+    from ..show.progress import list_failures
 
     console = Console(stderr=True)
     with console.status("opening the model"):
+        source = None if data is None else _pictures(data)
         opened = job.open()
-        record = {**job.record(opened), "prepacked": prepack}
-        if prepack:
+        record = {**job.record(opened), "prepacked": prepack, "data": data, "decoding": None}
+        if prepack and not waterfall:
             opened = job.sieve(pack(opened.dense), opened.own)
-    runs = []
-    for count in batches:
-        with console.status(f"batch {count}: measuring for {seconds:g} s"), torch.no_grad():
-            images = torch.randn(count, 3, *opened.own.input_size, device=job.where, dtype=job.precision)
-            result = speed(opened.fast, opened.dense, images, seconds=seconds)
-            calls = {"dense": partial(opened.dense, images), "sieved": partial(opened.fast, images)}
-            peaks = {name: peak_memory(call, job.where) for name, call in calls.items()} if memory else None
-        measured = {field.name: getattr(result, field.name) for field in fields(result) if field.name != "times"}
-        ratios = {"macs_ratio": record["macs"]["ratio"], "host_macs_ratio": record["macs"]["ratio_without_proposal"]}
-        said = verdict(result, **ratios, dtype=dtype, device=record["device"], prepacked=prepack)
-        runs.append({**measured, "memory_bytes": peaks, "verdict": said})
-    print_record({**record, "runs": runs}, "bench_view", as_json)
+    decoded = None
+    if source is None:
+        images = torch.randn(max(batches), 3, *opened.own.input_size)
+    else:
+        with console.status("decoding pictures"):
+            decoded, images = _decode(source, opened, max(batches), workers or 0, seconds)
+        record["decoding"] = asdict(decoded)
+    record |= {"runs": [], "waterfall": None}
+    images = images.to(job.where, job.precision)
+    said = {
+        "macs_ratio": record["macs"]["ratio"],
+        "host_macs_ratio": record["macs"]["ratio_without_proposal"],
+        "device": record["device"],
+        "network": getattr(opened.fast.significance, "proposal", None) is not None,
+        "decoded": decoded,
+    }
+    if waterfall:
+        settings = {
+            "dtype": torch.float16 if dtype == "fp16" else torch.bfloat16,
+            "prepacked": prepack,
+            "agreement": data is not None and (pretrained or weights is not None),
+            "seconds": seconds,
+        }
+        with console.status("measuring") as status:
+            record["waterfall"] = _waterfall(opened, images, batches[0], settings, said, status.update)
+    else:
+        said |= {"dtype": dtype, "prepacked": prepack}
+        for count in batches:
+            with console.status(f"batch {count}: measuring for {seconds:g} s"):
+                record["runs"].append(_run(opened, images[:count], seconds, memory, said))
+    print_record(record, "tables.bench_view", as_json)
+    list_failures(decoded.failures if decoded else ())
+
+
+def _run(opened: Opened, images: Tensor, seconds: float, memory: bool, said: dict[str, Any]) -> dict[str, Any]:
+    """One batch size: dense, sieved and limit beside each other, and what it means."""
+    import torch
+
+    from ..measure import peak_memory, speed
+    from ..measure.attention import attention_kernels
+    from ..measure.verdict import verdict
+
+    with torch.no_grad():
+        result = speed(opened.fast, opened.dense, images, seconds=seconds)
+        calls = {"dense": partial(opened.dense, images), "sieved": partial(opened.fast, images)}
+        peaks = {name: peak_memory(call, images.device) for name, call in calls.items()} if memory else None
+        kernels = {name: attention_kernels(call) for name, call in calls.items()}
+    return {
+        **{field.name: getattr(result, field.name) for field in fields(result) if field.name != "times"},
+        "images_per_second": {name: result.batch / result.seconds[name] for name in calls},
+        "memory_bytes": peaks,
+        "attention": kernels,
+        "verdict": verdict(result, **said, attention=kernels),
+    }
+
+
+def _waterfall(
+    opened: Opened,
+    images: Tensor,
+    batch: int,
+    settings: dict[str, Any],
+    said: dict[str, Any],
+    progress: Callable[[str], None],
+) -> list[dict[str, Any]]:
+    """A row for each step, with what is said of it."""
+    from ..measure.waterfall import waterfall
+    from ..measure.waterfall_verdict import waterfall_verdicts
+
+    fall = waterfall(opened.fast, opened.dense, images, batch=batch, progress=progress, **settings)
+    verdicts = waterfall_verdicts(fall, **said)
+    return [{**asdict(row), "verdict": sentences} for row, sentences in zip(fall.rows, verdicts, strict=True)]
+
+
+def _pictures(data: str) -> ImageSet | StreamSet:
+    """The pictures at `data`; how they are prepared, only the model knows."""
+    from ..data import Preprocessing, image_set
+
+    return image_set(data, Preprocessing((224, 224), (0.5,) * 3, (0.5,) * 3))
+
+
+def _decode(
+    pictures: ImageSet | StreamSet, opened: Opened, keep: int, workers: int, seconds: float
+) -> tuple[Decoding, Tensor]:
+    """How fast the pictures come as the model reads them, and the first of them."""
+    from ..data import load_batches
+    from ..measure.decoding import decoding
+
+    pictures.transform = opened.own.transform()
+    return decoding(load_batches(pictures, DECODED, workers), keep=keep, workers=workers, seconds=seconds)

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection, Mapping
+
+from .attention import lost_attention
+from .decoding import Decoding
 from .speed import Speed
 
 STARVED = 0.9
@@ -24,6 +28,9 @@ def verdict(
     device: str,
     host_macs_ratio: float | None = None,
     prepacked: bool = False,
+    network: bool = True,
+    attention: Mapping[str, Collection[str]] | None = None,
+    decoded: Decoding | None = None,
 ) -> list[str]:
     """Say what was measured, then why it is not more. A spread that includes 1 is never called faster.
 
@@ -34,15 +41,20 @@ def verdict(
         device: "cpu", "cuda" or "cuda:0".
         host_macs_ratio: the same without the proposal, to hold the slicing limit against; by default `macs_ratio`.
         prepacked: whether the weights of both were packed once, by `tokensieve.prepack`.
+        network: whether a network makes the significance map, and not a control or a tensor.
+        attention: the kernels of the `dense` and the `sieved` model, of `attention_kernels`.
+        decoded: how fast the pictures that the models read come, where that was measured.
 
     Returns:
         Sentences; the first is the result, the others the reasons.
     """
+    slow = [] if decoded is None else decoding_limit(decoded, "the sieved model", speed.batch / speed.seconds["sieved"])
     spread = f"{speed.low:.2f}-{speed.high:.2f}"
     if abs(macs_ratio - 1) < 1e-6 and not speed.proposal_share:
         return [
             f"The recipe drops and merges nothing: the dense model was measured against itself, {speed.ratio:.2f}x "
-            f"(spread {spread})."
+            f"(spread {spread}).",
+            *slow,
         ]
     # Judged as printed: a spread that reads 1.00-1.04 does not exclude 1.
     if round(speed.low, 2) > 1:
@@ -58,14 +70,19 @@ def verdict(
             f"slicing alone gives {speed.limit:.2f}x."
         )
     reasons = [
-        *_noise(speed),
+        *noise(speed.low, speed.ratio, speed.high),
         *_little_to_gain(macs_ratio),
         *_starved(speed, host_macs_ratio or macs_ratio, dtype, device, prepacked),
-        *_overhead(speed, dtype, device),
+        *(
+            kernel_lost(attention["dense"], attention["sieved"], "the dense model", "the sieved one")
+            if attention
+            else []
+        ),
+        *_overhead(speed, dtype, device, network),
     ]
     if not reasons and round(speed.low, 2) <= 1:
         reasons = ["No single cost stands out: measure for longer, with a larger batch, on a quiet machine."]
-    return [result, *reasons]
+    return [result, *reasons, *slow]
 
 
 def _of_limit(speed: Speed) -> str:
@@ -78,7 +95,7 @@ def _little_to_gain(macs_ratio: float) -> list[str]:
         return []
     if macs_ratio <= 1:
         return ["The recipe saves no MACs: its proposal costs as much as the tokens that it drops."]
-    return [f"The recipe saves only {_percent(1 - 1 / macs_ratio)} of the MACs: reduce more for a gain worth having."]
+    return [f"The recipe saves only {percent(1 - 1 / macs_ratio)} of the MACs: reduce more for a gain worth having."]
 
 
 def _starved(speed: Speed, macs_ratio: float, dtype: str, device: str, prepacked: bool) -> list[str]:
@@ -103,35 +120,64 @@ def _starved(speed: Speed, macs_ratio: float, dtype: str, device: str, prepacked
     ]
 
 
-def _overhead(speed: Speed, dtype: str, device: str) -> list[str]:
+def _overhead(speed: Speed, dtype: str, device: str, network: bool) -> list[str]:
     """What lies between the limit and the measurement, named by its parts; all times as shares of the dense time."""
     if speed.of_limit >= OVERHEAD:
         return []
     saved = max(0.0, 1 - 1 / speed.limit)
     lost = 1 / speed.ratio - 1 / speed.limit
     proposal, selection = speed.proposal_share, lost - speed.proposal_share
-    parts = [f"fewer tokens save {_percent(saved) if saved else 'nothing'}"]
+    parts = [f"fewer tokens save {percent(saved) if saved else 'nothing'}"]
     remedies = []
     if proposal > MINOR and proposal >= min(saved, 0.5 * lost):
-        parts.append(
-            f"the proposal takes {_percent(proposal)}{', too heavy for this host' if proposal >= saved else ''}"
-        )
+        heavy = ", too heavy for this host" if proposal >= saved else ""
+        parts.append(f"{_maker(network)} takes {percent(proposal)}{heavy}")
         lighter = "proposal_dtype=bfloat16" if device.startswith("cpu") and dtype == "bf16" else "a larger host"
-        remedies.append(f" A lighter proposal, a smaller proposal_size or {lighter} helps.")
+        if network:
+            remedies.append(f" A lighter proposal, a smaller proposal_size or {lighter} helps.")
     if selection > MINOR and (selection >= 0.5 * lost or 1 / speed.limit < OVERHEAD * (1 / speed.limit + selection)):
         what = "choosing tokens (ranking or matching, gathering or merging, the attention bias of merged tokens)"
-        parts.append(f"{what} takes {_percent(selection)}")
+        parts.append(f"{what} takes {percent(selection)}")
         if speed.batch < SMALL:
             remedies.append(" Choosing is many small operations: a larger batch carries them better.")
     return [f"Of the dense time, {'; '.join(parts)}.{''.join(remedies)}"] if parts[1:] else []
 
 
-def _noise(speed: Speed) -> list[str]:
+def _maker(network: bool) -> str:
+    return "the proposal" if network else "the significance map"
+
+
+def kernel_lost(before: Collection[str], after: Collection[str], whose: str, whose_after: str) -> list[str]:
+    """A sentence where attention was fused in what came `before`, and is not `after`."""
+    if not lost_attention(before, after):
+        return []
+    return [
+        f"The attention kernel was lost: {whose} runs in a fused one ({', '.join(before)}), {whose_after} writes out "
+        "the whole attention matrix. If the mask of merged tokens does it, tome(proportional=False) has none; else "
+        "take another --dtype."
+    ]
+
+
+def noise(low: float, ratio: float, high: float) -> list[str]:
     """A spread so wide that the reasons after it are guesses."""
-    if (speed.high - speed.low) / speed.ratio <= WIDE:
+    if (high - low) / ratio <= WIDE:
         return []
     return ["The spread is wide: measure for longer (--seconds), and leave the machine to it."]
 
 
-def _percent(share: float) -> str:
+def decoding_limit(decoded: Decoding, reader: str, rate: float) -> list[str]:
+    """A sentence where a `reader` at `rate` images a second outruns the pictures."""
+    if rate <= decoded.per_second:
+        return []
+    count = decoded.workers
+    who = f"{count} worker{'s' if count > 1 else ''}" if count else "one process, by turns with the model,"
+    return [
+        f"Decoding is the limit: {who} prepare{'s' if count < 2 else ''} {decoded.per_second:.4g} pictures a second, "
+        f"where {reader} alone reads {rate:.4g}. End to end no recipe gets faster than that: give more --workers, or "
+        "store smaller pictures."
+    ]
+
+
+def percent(share: float) -> str:
+    """A share of 1 in words, with two digits."""
     return f"{100 * share:.1f}%" if share < 0.0995 else f"{100 * share:.0f}%"

@@ -1,0 +1,29 @@
+"""Which attention kernels a call was given."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Collection
+
+import torch
+from torch.profiler import ProfilerActivity, profile
+
+_DISPATCHED = re.compile(r"aten::_scaled_dot_product_(?:attention_(math)|(\w+?)_attention)")
+
+
+@torch.no_grad()
+def attention_kernels(call: Callable[[], object]) -> tuple[str, ...]:
+    """Names of the kernels to which `scaled_dot_product_attention` dispatched during a call, sorted.
+
+    `flash`, `efficient` and `cudnn` are fused; `math` writes out the whole attention matrix. Empty where attention is
+    computed without that function.
+    """
+    with profile(activities=[ProfilerActivity.CPU]) as record:  # the dispatcher runs on the CPU whatever the device
+        call()
+    matches = (_DISPATCHED.match(event.name()) for event in record.profiler.kineto_results.events())
+    return tuple(sorted({match[1] or match[2] for match in matches if match}))
+
+
+def lost_attention(before: Collection[str], after: Collection[str]) -> bool:
+    """Whether kernels that were all fused before (of `attention_kernels`) are not all fused after."""
+    return bool(before) and "math" not in before and "math" in after

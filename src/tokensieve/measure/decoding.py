@@ -1,0 +1,63 @@
+"""How fast pictures are decoded and prepared: what no model behind them can outrun."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from time import perf_counter
+
+import torch
+from torch import Tensor
+
+from ..data import Batches, Failure
+from .outputs import nothing_read
+
+ENOUGH = 512
+"""Pictures after which the rate is known."""
+
+
+@dataclass(frozen=True)
+class Decoding:
+    """What a pass over pictures, without a model, took."""
+
+    per_second: float
+    """Pictures decoded, resized, cropped and normalised in a second, once every worker is at work."""
+    pictures: int
+    """Read in all, those of the workers' start included."""
+    workers: int
+    """Processes that read ahead; 0 where pictures and model take turns in one process."""
+    failures: tuple[Failure, ...] = ()
+    """Pictures that could not be read; they count nowhere."""
+
+
+def decoding(batches: Batches, *, keep: int, workers: int, seconds: float = 10.0) -> tuple[Decoding, Tensor]:
+    """Read pictures for `seconds`, or `ENOUGH` of them, and keep the first.
+
+    Args:
+        batches: of `load_batches`; small batches make the figure finer.
+        keep: pictures to hand back; at least so many are read, and a smaller set is repeated to that number.
+        workers: the processes that `batches` was given.
+
+    Returns:
+        The figure, and the kept pictures (keep, 3, H, W) float32.
+
+    Raises:
+        InputError: not one picture could be read.
+    """
+    kept: list[Tensor] = []
+    start = perf_counter()
+    arrived = [(0, start)]
+    for batch in batches:
+        count = arrived[-1][0] + len(batch.images)
+        arrived.append((count, perf_counter()))
+        if arrived[-2][0] < keep:
+            kept.append(batch.images)
+        if count >= keep and (count >= ENOUGH or perf_counter() - start >= seconds):
+            break
+    if not kept:
+        raise nothing_read(batches)
+    # The first batch of each worker comes late, with its start, and the workers' first batches come together.
+    (before, since), (count, until) = arrived[min(workers, len(arrived) - 2)], arrived[-1]
+    images = torch.cat(kept)
+    images = images.repeat(-(-keep // len(images)), 1, 1, 1)[:keep]
+    rate = (count - before) / (until - since)
+    return Decoding(rate, count, workers, tuple(batches.failures)), images

@@ -1,0 +1,248 @@
+"""The waterfall: what the recipe, a lower precision, the compiler and a larger batch each add to the row before."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import partial
+from statistics import median
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+
+from ..errors import InputError, SieveError
+from ..packing import prepack
+from ..stream import Sieved
+from .attention import attention_kernels
+from .limit import SlicingLimit
+from .memory import peak_memory
+from .outputs import collect_outputs
+from .speed import Speed, interleaved, summarise
+
+PRECISIONS = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}
+
+
+@dataclass(frozen=True)
+class Row:
+    """One thing added to the row before. Ratios are of the time an image, each the median over rounds."""
+
+    step: str
+    """What is added: `dense`, `recipe`, `bf16` or `fp16`, `prepack`, `compile`, `batch`."""
+    batch: int
+    dtype: str
+    ratio: float
+    """The first row's time over this one's; `low` and `high` are its 10th and 90th percentile."""
+    low: float
+    high: float
+    gain: float
+    """The time of the row before over this one's, with percentiles."""
+    gain_low: float
+    gain_high: float
+    limit: float | None
+    """The first row's time over that of the slicing limit in this row's precision, packing, compilation and batch."""
+    of_limit: float | None
+    """The limit's time over this row's."""
+    map_share: float | None
+    """Time of the significance map over this row's; None where there is none, or where it is compiled into the rest."""
+    images_per_second: float
+    seconds: dict[str, float]
+    """Median seconds a batch of the `row`, its `limit` and its `map`. Comparable within one run alone."""
+    memory_bytes: int
+    """Peak memory of a call, weights not counted."""
+    attention: tuple[str, ...]
+    """Kernels that attention was dispatched to."""
+    difference: float | None
+    """Largest change of an output, against the recipe's row in fp32, as a share of its largest output."""
+    agreement: float | None
+    """Percent of the images to which the dense model gives the same class, where that was asked for."""
+    compared: int
+    """Images behind `difference` and `agreement`."""
+
+
+@dataclass(frozen=True)
+class Skipped:
+    """A step that cannot run here; the next row adds to the last one that could."""
+
+    step: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class Waterfall:
+    """The rows in order, and the recipe's step alone as `speed` gives it."""
+
+    rows: list[Row | Skipped]
+    recipe: Speed
+
+
+@dataclass(frozen=True)
+class _Rung:
+    step: str
+    model: nn.Module
+    """What runs: dense, sieved, packed or compiled."""
+    limit: nn.Module | None
+    images: Tensor
+    sieved: Sieved
+    """The sieved model in this precision, as it is before packing and compiling."""
+    packed: bool = False
+    compiled: bool = False
+
+    def calls(self) -> dict[str, Callable[[], Any]]:
+        calls: dict[str, Callable[[], Any]] = {"row": partial(self.model, self.images)}
+        if self.limit is not None:
+            calls["limit"] = partial(self.limit, self.images)
+            if self.sieved.significance is not None and not self.compiled:
+                grid = self.sieved.host.embed(self.images[:1]).grid
+                calls["map"] = partial(self.sieved.significance, self.images, grid)
+        return calls
+
+
+@torch.no_grad()
+def waterfall(
+    fast: Sieved,
+    dense: nn.Module,
+    images: Tensor,
+    *,
+    batch: int,
+    dtype: torch.dtype = torch.bfloat16,
+    prepacked: bool = False,
+    agreement: bool = False,
+    seconds: float = 10.0,
+    min_rounds: int = 7,
+    max_rounds: int = 200,
+    progress: Callable[[str], None] = lambda _: None,
+) -> Waterfall:
+    """Measure what each step adds, all rows and their limits interleaved in the same rounds.
+
+    Args:
+        fast, dense: a pair that shares its weights, in fp32.
+        images: (M, 3, H, W) fp32 where the models are: the last row's batch; the rows before read the first `batch`.
+        dtype: the lower precision, of model and images; a proposal keeps its own.
+        prepacked: add a row with linear weights packed once (CPUs). Packed layers do not compile: the compiler packs
+            the weights itself then.
+        agreement: compare classes with the dense model; for real weights and pictures.
+        seconds: time to spend once everything has run; at least `min_rounds` rounds run however long they take.
+        progress: is told what is going on.
+
+    Raises:
+        InputError: a batch that is not smaller than the number of images, or a model that cannot run at all.
+    """
+    if not 0 < batch < len(images):
+        raise InputError(f"The waterfall ends with a larger batch: {len(images)} images are not more than {batch}.")
+    if next(dense.parameters()).dtype != torch.float32 or images.dtype != torch.float32:
+        raise InputError("The waterfall begins in fp32: give it model and images in float32.")
+    steps: dict[str, Callable[[_Rung], _Rung]] = {PRECISIONS[dtype]: partial(_lower, dtype=dtype)}
+    if prepacked:
+        steps["prepack"] = _packed
+    steps |= {"compile": _compiled, "batch": partial(_larger, images=images)}
+    base = images[:batch]
+    rungs = [_Rung("dense", dense, None, base, fast), _Rung("recipe", fast, SlicingLimit(fast), base, fast)]
+    outputs = []
+    for rung in rungs:
+        progress(f"{rung.step}: first call")
+        outputs.append(_outputs(rung, images, batch))
+    skipped = {}
+    for step, add in steps.items():
+        progress(f"{step}: {'compiling' if step == 'compile' or rungs[-1].compiled else 'first call'}")
+        try:
+            rung = replace(add(rungs[-1]), step=step)
+            output = _outputs(rung, images, batch)
+            rung.calls()["limit"]()
+        except (SieveError, RuntimeError) as error:  # compilers, missing kernels and full memory raise RuntimeErrors
+            skipped[step] = Skipped(step, _first_line(error))
+        else:
+            rungs.append(rung)
+            outputs.append(output)
+
+    progress(f"{len(rungs)} rows and their limits: measuring for {seconds:g} s or longer")
+    calls = {f"{rung.step} {name}": call for rung in rungs for name, call in rung.calls().items()}
+    times = interleaved(calls, seconds=seconds, min_rounds=min_rounds, max_rounds=max_rounds)
+    progress("measuring memory")
+    agreement = agreement and getattr(dense, "num_classes", 0) > 1
+    rows = {}
+    for index, (rung, output) in enumerate(zip(rungs, outputs, strict=True)):
+        compared: dict[str, Any] = {
+            "difference": _difference(output, outputs[1]) if index > 1 else None,
+            "agreement": _agreement(output, outputs[0]) if agreement else None,
+            "compared": len(output),
+        }
+        rows[rung.step] = _row(rung, rungs[0], rungs[max(0, index - 1)], times, compared)
+    names = {"dense": "dense row", "sieved": "recipe row", "limit": "recipe limit", "proposal": "recipe map"}
+    recipe = summarise({name: times[key] for name, key in names.items() if key in times}, batch)
+    return Waterfall([skipped.get(step) or rows[step] for step in ("dense", "recipe", *steps)], recipe)
+
+
+def _lower(rung: _Rung, dtype: torch.dtype) -> _Rung:
+    sieved = copy.deepcopy(rung.sieved)
+    sieved.model.to(dtype)
+    return replace(rung, model=sieved, limit=SlicingLimit(sieved), images=rung.images.to(dtype), sieved=sieved)
+
+
+def _packed(rung: _Rung) -> _Rung:
+    packed = cast(Sieved, prepack(rung.sieved))
+    return replace(rung, model=packed, limit=SlicingLimit(packed), packed=True)
+
+
+def _compiled(rung: _Rung) -> _Rung:
+    # Else dynamo, where it has seen the same code with other numbers, takes the token counts for dynamic.
+    torch._dynamo.reset()
+    options: dict[str, Any] = {"freezing": True} if rung.packed else {}  # freezing packs constant weights
+
+    def compiled(module: nn.Module) -> nn.Module:
+        return cast(nn.Module, torch.compile(module, fullgraph=True, dynamic=False, options=options))
+
+    return replace(rung, model=compiled(rung.sieved), limit=compiled(SlicingLimit(rung.sieved)), compiled=True)
+
+
+def _larger(rung: _Rung, images: Tensor) -> _Rung:
+    return replace(rung, images=images.to(rung.images.dtype))
+
+
+def _outputs(rung: _Rung, images: Tensor, batch: int) -> Tensor:
+    """(n, ...) fp32 on the CPU: answers in its own batches to the images that make whole batches of the first rows."""
+    count, size = len(images) // batch * batch, len(rung.images)
+    return collect_outputs(rung.model, images[: max(count, size)].split(size))[:count].float()
+
+
+def _difference(outputs: Tensor, reference: Tensor) -> float:
+    return float((outputs - reference).abs().max() / reference.abs().max())
+
+
+def _agreement(outputs: Tensor, dense: Tensor) -> float:
+    return 100 * float((outputs.argmax(-1) == dense.argmax(-1)).double().mean())
+
+
+def _row(rung: _Rung, first: _Rung, before: _Rung, times: dict[str, list[float]], compared: dict[str, Any]) -> Row:
+    def of_image(one: _Rung, name: str = "row") -> list[float]:
+        return [value / len(one.images) for value in times[f"{one.step} {name}"]]
+
+    calls, size = rung.calls(), len(rung.images)
+    own = {name: of_image(rung, name) for name in calls}
+    limit = own.get("limit", own["row"])
+    whole = summarise({"dense": of_image(first), "sieved": own["row"], "limit": limit}, size)
+    step = summarise({"dense": of_image(before), "sieved": own["row"], "limit": limit}, size)
+    return Row(
+        step=rung.step,
+        batch=size,
+        dtype=PRECISIONS[rung.images.dtype],
+        ratio=whole.ratio,
+        low=whole.low,
+        high=whole.high,
+        gain=step.ratio,
+        gain_low=step.low,
+        gain_high=step.high,
+        limit=whole.limit if "limit" in own else None,
+        of_limit=whole.of_limit if "limit" in own else None,
+        map_share=median(m / r for m, r in zip(own["map"], own["row"], strict=True)) if "map" in own else None,
+        images_per_second=1 / median(own["row"]),
+        seconds={name: size * median(values) for name, values in own.items()},
+        memory_bytes=peak_memory(calls["row"], rung.images.device),
+        attention=attention_kernels(calls["row"]),
+        **compared,
+    )
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
