@@ -1,0 +1,244 @@
+"""`tokensieve demo`: a recipe beside the dense model and beside what it must be better than, measured and drawn."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import torch
+from rich.console import Group, RenderableType
+from rich.text import Text
+from torch import Tensor, nn
+from torch.utils.data import Dataset
+
+from ..data import Batch, Failure, load_batches, photograph_set, scene_set
+from ..errors import SieveError
+from ..measure import SlicingLimit, fidelity, macs
+from ..measure.budget import merge_to
+from ..measure.outputs import nothing_read
+from ..measure.speed import interleaved, summarise
+from ..methods import PaPr
+from ..recipe import Recipe
+from ..stream import Sieved, sieve
+from .explain import class_names
+from .gallery import Pictures
+from .page import Fact, Panel, Report, Section, Table
+from .pictures import groups, heat, kept, photo
+from .rivals import CONTROLS, Rivals, open_rivals, varied
+from .tables import giga, header, new_table
+
+if TYPE_CHECKING:
+    from ..job import Job
+
+Record = dict[str, Any]
+SHOWN, MOST = 5, 12
+"""Scenes that are drawn; photographs that are read."""
+RANDOM, MERGING = "random patches", "merging alone"
+
+
+def run_demo(
+    job: Job,
+    images: Sequence[str],
+    *,
+    generated: bool,
+    scenes: int,
+    seed: int,
+    batch: int,
+    seconds: float,
+    tell: Callable[[str], object],
+) -> tuple[Record, list[Section], list[Failure]]:
+    """Measure and draw what `job` asks for, on generated scenes and on photographs; `tell` hears what is going on.
+
+    The photographs are the user's `images`, or those that scikit-image and scikit-learn ship.
+    """
+    dense, fast, own = opened = job.open()
+    record = {**job.record(opened), "batch": batch}
+    size = (3, *own.input_size)
+    settings = {"mean": own.mean, "std": own.std, "pretrained": job.pretrained}
+    recipes = beside(dense, fast.recipe, size, **settings)
+    fasts = open_rivals(dense, recipes, own.mean, own.std, pretrained=job.pretrained)
+    named = class_names(dense) if not generated else [str(digit) for digit in range(10)]
+    known: Rivals[str] = Rivals(fasts, dense, named)
+
+    given: Dataset = Pictures(images, own, MOST) if images else photograph_set(own)
+    photographs = load_batches(given, batch)
+    sections, asked = [], photographs
+    if generated:
+        tell(f"drawing {scenes} scenes")
+        asked = load_batches(scene_set(own, scenes, seed), batch)
+    tell("asking every model")
+    asked_batches = list(asked)
+    if not asked_batches:
+        raise nothing_read(asked)
+    tell(f"measuring speed for {seconds:g} s")
+    first = torch.cat([asked_batches[0].images] * batch)[:batch]
+    record["rows"] = measure_all(dense, fasts, asked_batches, first.to(job.where, job.precision), seconds)
+    record["pictures"] = sum(len(one.images) for one in asked_batches)
+    tell("drawing")
+    if generated:
+        lead = "Made for this run; none of these handwritten digits was in training. A wrong answer is marked."
+        sections.append(drawn("Fresh scenes", lead, _first(asked_batches[0], SHOWN), own.mean, own.std, known))
+    seen = asked_batches if not generated else list(photographs)
+    lead = "Whole photographs" + (", on which a reader of digits has only guesses." if generated else ".")
+    sections += [drawn("Photographs", lead, one, own.mean, own.std, known) for one in seen[:1]]
+    return record, sections, list(photographs.failures)
+
+
+def beside(model: nn.Module, recipe: Recipe, input_size: Sequence[int], **settings: Any) -> dict[str, Recipe]:
+    """A recipe by its text, and what it must be better than: random patches at its ratio, merging at its MACs."""
+    chosen = {str(recipe): recipe}
+    first = next(iter(recipe), None)
+    if isinstance(first, PaPr) and first.keep < 1 and first.significance not in CONTROLS:
+        chosen[RANDOM] = varied(recipe, significance="random", proposal_weights=None)
+        try:
+            budget = macs(sieve(model, recipe, **settings), input_size)
+            chosen[MERGING] = merge_to(model, budget, input_size)
+        except SieveError:
+            pass  # the recipe saves more than merging can, or the host cannot merge: one row fewer
+    return chosen
+
+
+def measure_all(
+    dense: nn.Module, fasts: Mapping[str, Sieved], batches: Sequence[Batch], images: Tensor, seconds: float
+) -> list[Record]:
+    """A row for each recipe: answers on `batches`, speed on `images` (B, 3, H, W) with all models interleaved.
+
+    `right` and `dense_right` are percentages, None where a picture has no label.
+    """
+    k = 1 if all(bool((batch.labels >= 0).all()) for batch in batches) else None
+    told = {label: fidelity(fast, dense, batches, k=k) for label, fast in fasts.items()}
+    contestants: dict[str, Callable[[], object]] = {"dense": partial(dense, images)}
+    for label, fast in fasts.items():
+        contestants |= {label: partial(fast, images), f"{label}, limit": partial(SlicingLimit(fast), images)}
+    with torch.no_grad():
+        times = interleaved(contestants, seconds=seconds, min_rounds=5, max_rounds=100)
+    whole, size = macs(dense, tuple(images.shape[1:])), tuple(images.shape[1:])
+    rows = []
+    for label, fast in fasts.items():
+        speed = summarise(
+            {"dense": times["dense"], "sieved": times[label], "limit": times[f"{label}, limit"]}, len(images)
+        )
+        total, scored = macs(fast, size), told[label]
+        rows.append(
+            {
+                "label": label,
+                "recipe": str(fast.recipe),
+                "right": scored.accuracy and scored.accuracy.top[1],
+                "dense_right": scored.dense_accuracy and scored.dense_accuracy.top[1],
+                "agreement": scored.agreement,
+                "cosine": scored.cosine,
+                "macs": total,
+                "macs_ratio": whole / total,
+                "ratio": speed.ratio,
+                "low": speed.low,
+                "high": speed.high,
+                "limit": speed.limit,
+            }
+        )
+    return rows
+
+
+def drawn(
+    title: str, lead: str, batch: Batch, mean: Sequence[float], std: Sequence[float], rivals: Rivals[str]
+) -> Section:
+    """A row of panels for each picture: as it is, its map, and what each recipe reads, with the answers."""
+    rows = []
+    for image, label in zip(batch.images, batch.labels.tolist(), strict=True):
+        picture, panels = photo(image, mean, std), list[Panel]()
+        for name, (trace, verdict) in rivals.ask(image).items():
+            tokens = trace.tokens
+            assert tokens is not None
+            grid = (tokens.grid[0], tokens.grid[1])
+            if not panels:
+                note = "" if verdict is None else f"dense: {verdict.dense}"
+                panels.append(Panel(picture, "Input", note, "The picture as the model reads it"))
+                if trace.significance is not None:
+                    panels.append(Panel(heat(picture, trace.significance[0]), "Significance map", "", "Its map"))
+            shown = picture
+            if tokens.size is not None:
+                shown = groups(picture, trace.source[0], grid)
+            elif trace.kept is not None:
+                shown = kept(picture, trace.kept[0], grid)
+            wrong = verdict is not None and (verdict.sieved.index != label if label >= 0 else not verdict.same)
+            said = "" if verdict is None else str(verdict.sieved)
+            caption = name[0].upper() + name[1:] if name in (RANDOM, MERGING) else "What the recipe reads"
+            panels.append(Panel(shown, caption, said, f"{caption}: {said}", alert=wrong))
+        rows.append(tuple(panels))
+    return Section(title, lead, panels=tuple(rows))
+
+
+def _first(batch: Batch, count: int) -> Batch:
+    return Batch(batch.images[:count], batch.labels[:count], batch.paths[:count])
+
+
+def demo_report(record: Record, sections: Sequence[Section]) -> Report:
+    """The page: the figures, the table of all recipes, the pictures."""
+    ours, *others = record["rows"]
+    facts = [
+        Fact(f"{ours['macs_ratio']:.2f}x", "fewer MACs, proposal included"),
+        Fact(f"{ours['ratio']:.2f}x", f"faster, measured; slicing alone gives {ours['limit']:.2f}x"),
+    ]
+    if ours["right"] is not None:
+        facts.append(Fact(f"{ours['right']:.1f} %", f"right answers; the dense model {ours['dense_right']:.1f} %"))
+        facts += [
+            Fact(f"{row['right']:.1f} %", "right answers with random patches", alert=True)
+            for row in others
+            if row["label"] == RANDOM
+        ]
+    elif ours["agreement"] is not None:
+        facts.append(Fact(f"{ours['agreement']:.0f} %", "answers as the dense model's"))
+    head, rows = _cells(record)
+    caption = f"{record['pictures']} pictures; speed at batch {record['batch']}, all models in turn in one process."
+    table = Table(head, tuple(map(tuple, rows)), caption)
+    lead = f"{record['model']} under {record['recipe']}: it reads the tokens that matter, and the answers stay."
+    if ours["agreement"] is not None and ours["agreement"] < 90:
+        lead = f"{record['model']} under {record['recipe']}, beside the dense model."
+    machine = f"{record['machine']}, {record['threads']} threads, {record['dtype']}"
+    sections = [Section("Beside the dense model", table=table), *sections]
+    return Report(
+        "What the model reads, and what it costs", lead, tuple(facts), tuple(sections), (f"Measured on {machine}.",)
+    )
+
+
+def demo_view(record: Record) -> RenderableType:
+    """What the command prints: what ran, the table, the files."""
+    head, rows = _cells(record)
+    table = new_table(*head)
+    table.columns[0].justify, table.columns[0].no_wrap, table.columns[0].overflow = "left", False, "fold"
+    for row in rows:
+        table.add_row(*row)
+    legend = "Measured and limit: times faster than the dense model; the limit is the host on as many tokens, for free."
+    paths = [Text(path, style="bold") for path in record["out"]]
+    return Group(header(record), "", table, "", Text(legend, style="dim"), "", *paths)
+
+
+def _cells(record: Record) -> tuple[tuple[str, ...], list[list[str]]]:
+    """Head and rows of the table, the dense model first; right answers and agreement where there are any."""
+    rows, scored = record["rows"], record["rows"][0]["right"] is not None
+    agreeing = record["rows"][0]["agreement"] is not None
+    head = [
+        "",
+        *(["right"] if scored else []),
+        "agrees" if agreeing else "cosine",
+        "GMAC",
+        "fewer",
+        "measured",
+        "limit",
+    ]
+    first = ["dense", *([f"{rows[0]['dense_right']:.1f}%"] if scored else []), "", giga(record["macs"]["dense"])]
+    cells = [[*first, "", "", ""]]
+    for row in rows:
+        same = f"{row['agreement']:.1f}%" if agreeing else f"{row['cosine']:.3f}"
+        cells.append(
+            [
+                row["label"],
+                *([f"{row['right']:.1f}%"] if scored else []),
+                same,
+                giga(row["macs"]),
+                f"{row['macs_ratio']:.2f}x",
+                f"{row['ratio']:.2f}x [{row['low']:.2f}-{row['high']:.2f}]",
+                f"{row['limit']:.2f}x",
+            ]
+        )
+    return tuple(head), cells

@@ -1,0 +1,87 @@
+"""`tokensieve demo`: the bundled pair and any other model, what is printed and what is written."""
+
+import json
+
+import numpy as np
+import pytest
+from PIL import Image
+
+QUICK = ["--seconds", 0, "--batch", 2, "--threads", 1]
+OTHER = ["--model", "test_vit", "--no-pretrained", *QUICK]
+
+
+@pytest.fixture(scope="module")
+def photographs(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("photographs")
+    generator = np.random.default_rng(0)
+    for i in range(3):
+        Image.fromarray(generator.integers(0, 255, (120, 160, 3), dtype=np.uint8)).save(folder / f"{i}.png")
+    (folder / "broken.jpg").write_text("not a picture")
+    return folder
+
+
+def test_the_bundled_pair_reads_fresh_scenes(run, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    result = run("demo", "--scenes", 40, *QUICK, "--json")
+    assert result.code == 0
+    record = json.loads(result.out)
+    ours, random, merging = record["rows"]
+    assert (ours["label"], random["label"], merging["label"]) == (
+        "papr(keep=0.4, proposal=nano_convnet)",
+        "random patches",
+        "merging alone",
+    )
+    assert record["pictures"] == 40
+    assert ours["dense_right"] > 90
+    assert ours["right"] >= ours["dense_right"] - 5
+    assert random["right"] < ours["right"] - 15, "the contrast is the demonstration"
+    assert merging["macs"] == pytest.approx(ours["macs"], rel=0.03)
+    assert ours["macs_ratio"] == record["macs"]["ratio"] > 2
+    assert record["out"] == ["tokensieve-demo.png", "tokensieve-demo.html"]
+    assert Image.open(tmp_path / "tokensieve-demo.png").width > 1000
+    page = (tmp_path / "tokensieve-demo.html").read_text()
+    assert f"{ours['right']:.1f}" in page
+    assert page.count("<img") > 20
+
+
+def test_every_seed_draws_other_scenes(run, tmp_path):
+    rows = []
+    for seed in (1, 1, 5):
+        options = ["--scenes", 24, "--seed", seed, "--out", tmp_path / "d.html", *QUICK, "--json"]
+        row = json.loads(run("demo", *options).out)["rows"][1]
+        rows.append((row["right"], row["cosine"]))
+    assert rows[0] == rows[1] != rows[2]
+
+
+def test_another_model_reads_the_users_photographs(run, photographs, tmp_path):
+    out = tmp_path / "mine.html"
+    result = run("demo", photographs, *OTHER, "--recipe", "papr(keep=0.5, proposal=test_resnet)", "--out", out)
+    assert result.code == 0
+    assert "papr(keep=0.5," in result.out
+    assert "random patches" in result.out
+    assert "right" not in result.out, "nobody said what is right"
+    assert "broken.jpg" in result.err
+    assert out.read_text().count("<figure") >= 3 * 4
+
+
+def test_another_model_reads_the_photographs_that_are_at_hand(run, tmp_path):
+    result = run("demo", *OTHER, "--recipe", "tome(r=8)", "--out", tmp_path / "d.html", "--json")
+    record = json.loads(result.out)
+    assert record["pictures"] >= 8
+    assert [row["label"] for row in record["rows"]] == ["tome(r=8)"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (["absent.jpg"], "absent.jpg does not exist"),
+        (["--model", "vit_nano"], "knows a model 'vit_nano'"),
+        (["--recipe", "papr(keep=0)"], "keep must be a number in (0, 1]"),
+        (["--out", "demo.pdf"], "must end in .png"),
+        (["--scenes", "2"], "Invalid value for '--scenes'"),
+    ],
+)
+def test_what_cannot_be_shown_is_refused_and_nothing_is_written(refused, tmp_path, monkeypatch, arguments, sentence):
+    monkeypatch.chdir(tmp_path)
+    assert sentence in refused("demo", *arguments)
+    assert not list(tmp_path.iterdir())
