@@ -20,6 +20,7 @@ class SlicingLimit(nn.Module):
     def __init__(self, fast: Sieved) -> None:
         super().__init__()
         self.model, self._fast = fast.model, (fast,)
+        self.training = fast.training
 
     def forward(self, images: Tensor) -> Tensor:
         (fast,) = self._fast

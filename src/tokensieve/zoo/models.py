@@ -1,4 +1,4 @@
-"""A name that this package, timm or torchvision knows, and perhaps a file of weights, to a model and its normalisation."""
+"""A name that this package, timm or torchvision knows, and perhaps a file of weights, to a model in eval mode."""
 
 import hashlib
 import inspect
