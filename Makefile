@@ -1,4 +1,4 @@
-# make demo    see it work: a ViT-B under PaPr, measured beside the dense model
+# make demo    see it work: the bundled pair on fresh scenes and on photographs, a picture and a page
 # make test    all tests
 # make lint    ruff and mypy
 # make bench   the figures in results/ (real weights where ../shared has them; an hour on two cores)
@@ -10,7 +10,7 @@ BIN := $(VENV)/bin
 .PHONY: demo test lint bench clean
 
 demo: $(VENV)/installed
-	$(BIN)/tokensieve bench --model vit_base_patch16_224 --recipe "papr(keep=0.5)" --batch 8
+	$(BIN)/tokensieve demo
 
 test: $(VENV)/installed-dev
 	$(BIN)/python -m pytest
@@ -28,6 +28,11 @@ bench: $(VENV)/installed-dev
 	$(BIN)/python benchmarks/speed.py --hosts vit_large_patch16_224 --rounds 3 --out speed_large.csv
 	$(BIN)/python benchmarks/speed.py --hosts vit_base_patch16_224 --batches 8 --prepack --out speed_prepacked.csv
 	$(BIN)/python benchmarks/compiled.py
+	$(BIN)/python benchmarks/scenes.py
+	$(BIN)/python benchmarks/maps.py
+	$(BIN)/python benchmarks/exported.py
+	$(BIN)/python benchmarks/waterfall.py
+	$(BIN)/python benchmarks/hosts.py
 	$(BIN)/python benchmarks/fresh_clone.py
 	$(BIN)/python benchmarks/readme.py
 

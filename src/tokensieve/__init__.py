@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from . import measure
-    from .errors import InputError, RecipeError, SieveError, UnsupportedHost
+    from .errors import ExportError, InputError, RecipeError, SieveError, UnsupportedHost
+    from .export import export_onnx, export_program
     from .methods import PaPr, ToMe
     from .packing import prepack
     from .recipe import Recipe
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _HOMES = {
+    "ExportError": "errors",
     "InputError": "errors",
     "PaPr": "methods",
     "Recipe": "recipe",
@@ -29,12 +31,15 @@ _HOMES = {
     "ToMe": "methods",
     "Trace": "stream",
     "UnsupportedHost": "errors",
+    "export_onnx": "export",
+    "export_program": "export",
     "patch_significance": "significance",
     "prepack": "packing",
     "sieve": "stream",
 }
 
 __all__ = [
+    "ExportError",
     "InputError",
     "PaPr",
     "Recipe",
@@ -44,6 +49,8 @@ __all__ = [
     "ToMe",
     "Trace",
     "UnsupportedHost",
+    "export_onnx",
+    "export_program",
     "measure",
     "patch_significance",
     "prepack",

@@ -25,6 +25,10 @@ class InputError(SieveError, ValueError):
     """Images, weights or files that cannot be used as they are."""
 
 
+class ExportError(SieveError, RuntimeError):
+    """A model that cannot be written for another runtime, or a file that answers otherwise than the model."""
+
+
 def nearest(word: object, words: Iterable[str]) -> str:
     """The middle of an error's sentence: the valid words most like `word`; nothing if none is like it."""
     close = difflib.get_close_matches(str(word).lower(), list(words), n=5, cutoff=0.5)

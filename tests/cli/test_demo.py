@@ -22,7 +22,7 @@ def photographs(tmp_path_factory):
 
 def test_the_bundled_pair_reads_fresh_scenes(run, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    result = run("demo", "--scenes", 40, *QUICK, "--json")
+    result = run("demo", "--scenes", 120, *QUICK, "--json")
     assert result.code == 0
     record = json.loads(result.out)
     ours, random, merging = record["rows"]
@@ -31,7 +31,7 @@ def test_the_bundled_pair_reads_fresh_scenes(run, tmp_path, monkeypatch):
         "random patches",
         "merging alone",
     )
-    assert record["pictures"] == 40
+    assert record["pictures"] == 120
     assert ours["dense_right"] > 90
     assert ours["right"] >= ours["dense_right"] - 5
     assert random["right"] < ours["right"] - 15, "the contrast is the demonstration"

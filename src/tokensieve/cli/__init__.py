@@ -11,13 +11,25 @@ import typer
 
 from .. import __version__
 from ..errors import SieveError
+from .about import doctor, methods, models
 from .bench import bench
+from .demo import demo
 from .evaluate import evaluate
+from .export import export
 from .output import say
+from .show import show
+from .train import train
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
+app.command()(demo)
 app.command()(bench)
 app.command("eval")(evaluate)
+app.command()(export)
+app.command()(methods)
+app.command()(models)
+app.command()(doctor)
+app.command()(show)
+app.command()(train)
 
 
 def _show_version(wanted: bool) -> None:

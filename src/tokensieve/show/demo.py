@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
+from itertools import chain
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -78,10 +79,11 @@ def run_demo(
     tell("drawing")
     if generated:
         lead = "Made for this run; none of these handwritten digits was in training. A wrong answer is marked."
-        sections.append(drawn("Fresh scenes", lead, _first(asked_batches[0], SHOWN), own.mean, own.std, known))
+        sections.append(drawn("Fresh scenes", lead, _first(asked_batches, SHOWN), own.mean, own.std, known))
     seen = asked_batches if not generated else list(photographs)
     lead = "Whole photographs" + (", on which a reader of digits has only guesses." if generated else ".")
-    sections += [drawn("Photographs", lead, one, own.mean, own.std, known) for one in seen[:1]]
+    if seen:
+        sections.append(drawn("Photographs", lead, _first(seen, MOST), own.mean, own.std, known))
     return record, sections, list(photographs.failures)
 
 
@@ -168,8 +170,10 @@ def drawn(
     return Section(title, lead, panels=tuple(rows))
 
 
-def _first(batch: Batch, count: int) -> Batch:
-    return Batch(batch.images[:count], batch.labels[:count], batch.paths[:count])
+def _first(batches: Sequence[Batch], count: int) -> Batch:
+    """The first `count` pictures as one batch."""
+    images, labels, paths = zip(*batches, strict=True)
+    return Batch(torch.cat(images)[:count], torch.cat(labels)[:count], tuple(chain(*paths))[:count])
 
 
 def demo_report(record: Record, sections: Sequence[Section]) -> Report:

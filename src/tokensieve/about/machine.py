@@ -1,0 +1,240 @@
+"""What this machine has, and whether tokensieve works on it: found out by trying, not by version numbers."""
+
+from __future__ import annotations
+
+import os
+import platform
+import re
+import shutil
+import sysconfig
+import tomllib
+import warnings
+from collections.abc import Callable
+from functools import partial
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from packaging.requirements import Requirement
+from timm.models.vision_transformer import VisionTransformer
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from .. import __version__, zoo
+from ..errors import SieveError
+from ..measure.attention import attention_kernels
+from ..show.record import machine_name
+from ..stream import sieve
+from .models import bundled_names
+
+SHOWN = ("torch", "timm", "torchvision", "transformers", "onnx", "onnxscript", "onnxruntime")
+"""Packages whose version decides what works; those that are not installed are left out."""
+
+SOURCE = Path(__file__).resolve().parents[3]
+"""The project's folder where the package runs from its source."""
+
+
+def machine_facts() -> dict[str, Any]:
+    """Versions, processor, accelerators, attention kernels, extras, bundled weights and a self-test, as plain JSON.
+
+    `failures` are sentences about what keeps tokensieve from working, `warnings` about what makes it slower or less.
+    """
+    needs, installed = requirements()
+    found = {name: version for name in SHOWN if (version := _version(name))}
+    devices = [torch.device("cpu"), *(torch.device("cuda", i) for i in range(torch.cuda.device_count()))]
+    facts: dict[str, Any] = {
+        "versions": {"tokensieve": __version__, "python": platform.python_version(), **found},
+        "installed": installed,
+        "machine": machine_name(devices[0]),
+        "architecture": platform.machine(),
+        "instructions": torch.backends.cpu.get_cpu_capability(),
+        "cores": cores(),
+        "threads": torch.get_num_threads(),
+        "omp_num_threads": os.environ.get("OMP_NUM_THREADS"),
+        "accelerators": [_accelerator(device) for device in devices[1:]],
+        "attention": [kernels(device, dtype) for device in devices[:2] for dtype in (torch.float32, torch.bfloat16)],
+        "compiler": compiler(),
+        "python_headers": (Path(sysconfig.get_path("include")) / "Python.h").is_file(),
+        "extras": [_extra(name, needs, installed) for name in needs if name],
+        "bundled": [_bundled(name) for name in bundled_names()],
+        "failures": self_test(),
+    }
+    return {**facts, "warnings": [*_outdated(needs.get("", [])), *_warnings(facts)]}
+
+
+def requirements() -> tuple[dict[str, list[Requirement]], bool]:
+    """What the package needs, by extra ("" is the core), and whether that comes from an installed distribution.
+
+    A source folder that was never installed is asked by its `pyproject.toml`; where there is neither, nothing is known.
+    """
+    needs: dict[str, list[Requirement]] = {}
+    try:
+        found = metadata.metadata("tokensieve")
+    except metadata.PackageNotFoundError:
+        file = SOURCE / "pyproject.toml"
+        project = tomllib.loads(file.read_text(encoding="utf-8"))["project"] if file.is_file() else {}
+        for extra, texts in {"": project.get("dependencies", []), **project.get("optional-dependencies", {})}.items():
+            needs[extra] = [need for need in map(Requirement, texts) if not need.marker or need.marker.evaluate()]
+        return needs, False
+    needs = {extra: [] for extra in ("", *(found.get_all("Provides-Extra") or []))}
+    for need in map(Requirement, found.get_all("Requires-Dist") or []):
+        of = re.search(r"""extra\s*==\s*["']([^"']+)""", str(need.marker))
+        extra = of[1] if of else ""
+        if need.marker is None or need.marker.evaluate({"extra": extra}):
+            needs.setdefault(extra, []).append(need)
+    return needs, True
+
+
+def cores() -> int:
+    """Cores that this process may use: of the machine, of its affinity, of its container's quota, the fewest."""
+    count = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    try:
+        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
+        return max(1, min(count, int(quota) // int(period)))
+    except (OSError, ValueError):  # no such file, or the quota "max"
+        return count
+
+
+def kernels(device: torch.device, dtype: torch.dtype) -> dict[str, Any]:
+    """Which attention kernel torch runs, alone and with the additive mask of merged tokens, and which it could run."""
+    q = torch.randn(1, 2, 17, 64, generator=torch.Generator().manual_seed(0)).to(device, dtype)
+    ran: dict[str, str] = {}
+    can: dict[str, list[str]] = {}
+    for name, mask in (("plain", None), ("masked", torch.zeros(1, 1, 1, 17, device=device, dtype=dtype))):
+        call = partial(F.scaled_dot_product_attention, q, q, q, attn_mask=mask)
+        ran[name] = ", ".join(attention_kernels(call)) or "unknown"
+        can[name] = [kind for kind, backend in SDPBackend.__members__.items() if _runs(backend, call)]
+    return {"device": str(device), "dtype": str(dtype).removeprefix("torch."), **ran, "available": can}
+
+
+def _runs(backend: SDPBackend, call: Callable[[], Any]) -> bool:
+    try:
+        # torch says at length why a kernel is not chosen.
+        with warnings.catch_warnings(action="ignore"), torch.no_grad(), sdpa_kernel(backend):
+            call()
+    except RuntimeError:
+        return False
+    return True
+
+
+def compiler() -> str | None:
+    """The C++ compiler that torch.compile calls for CPUs, as torch itself looks for it; None where there is none."""
+    from torch._inductor import cpp_builder, exc
+
+    try:
+        found = cpp_builder.get_cpp_compiler()
+    except exc.InvalidCxxCompiler:
+        return None
+    return shutil.which(found) or found
+
+
+def self_test() -> list[str]:
+    """Sieve a tiny random ViT. Returns what is wrong, in sentences: nothing where all is well."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model = VisionTransformer(img_size=32, patch_size=8, embed_dim=32, depth=3, num_heads=2, num_classes=5).eval()
+        images = torch.randn(2, 3, 32, 32)
+    wrong = []
+    with torch.no_grad():
+        dense = model(images)
+        if not torch.equal(sieve(model, "papr(keep=1) + tome(r=0)")(images), dense):
+            wrong.append("At identity settings the sieved model does not agree with the dense one bit for bit.")
+        recipe = "papr(keep=0.5, significance=centre) + tome(r=1)"
+        fast = sieve(model, recipe)
+        trace, planned = fast.trace(images), [read for _, read in fast.plan(16)]
+        if trace.tokens_per_block != planned or not bool(trace.output.isfinite().all()):
+            wrong.append(f"{recipe} left {trace.tokens_per_block} tokens where {planned} were planned, or no numbers.")
+    return wrong
+
+
+def _version(name: str) -> str | None:
+    try:
+        return metadata.version(name)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def _accelerator(device: torch.device) -> dict[str, Any]:
+    facts = torch.cuda.get_device_properties(device)
+    return {
+        "device": str(device),
+        "name": machine_name(device),
+        "memory_bytes": facts.total_memory,
+        "capability": f"{facts.major}.{facts.minor}",
+    }
+
+
+def _missing(needs: list[Requirement]) -> list[str]:
+    """Those that are not installed, or in a version that will not do."""
+    missing = []
+    for need in needs:
+        found = _version(need.name)
+        if found is None or not need.specifier.contains(found, prereleases=True):
+            missing.append(f"{need.name}{need.specifier}")
+    return missing
+
+
+def _extra(name: str, needs: dict[str, list[Requirement]], installed: bool) -> dict[str, Any]:
+    wanted, todo = list[Requirement](), [name]
+    for extra in todo:  # an extra may ask for another of the same package
+        for need in needs[extra]:
+            if need.name == "tokensieve":
+                todo += [other for other in sorted(need.extras) if other not in todo]
+            else:
+                wanted.append(need)
+    missing = _missing(wanted)
+    source = f'pip install "tokensieve[{name}]"' if installed else f'pip install -e "{SOURCE}[{name}]"'
+    return {
+        "name": name,
+        "needs": [need.name for need in wanted],
+        "missing": missing,
+        "install": source if missing else None,
+    }
+
+
+def _bundled(name: str) -> dict[str, Any]:
+    """Whether a bundled model loads, strictly, from its file, and the SHA-256 of that."""
+    try:
+        zoo.create(name)
+    except SieveError as error:
+        return {"name": name, "loads": False, "sha256": None, "reason": str(error)}
+    return {"name": name, "loads": True, "sha256": zoo.file_sha256(zoo.bundled_weights(name)), "reason": None}
+
+
+def _outdated(core: list[Requirement]) -> list[str]:
+    """Needs of the core that are not met: what works in spite of that may fail later."""
+    said = []
+    for need in core:
+        for wanted in _missing([need]):
+            found = _version(need.name)
+            state = "is missing" if found is None else f"{found} will not do"
+            said.append(f'{need.name} {state}, {wanted} is needed: pip install --upgrade "{wanted}".')
+    return said
+
+
+def _warnings(facts: dict[str, Any]) -> list[str]:
+    said = []
+    if not facts["installed"] and not facts["extras"]:
+        said.append("tokensieve is not installed, only found: what it needs, and its extras, are not known.")
+    threads, available = facts["threads"], facts["cores"]
+    if threads > available:
+        said.append(
+            f"torch runs {threads} threads on {available} cores, and they will wait for each other: "
+            f"give --threads {available}, or set OMP_NUM_THREADS={available}."
+        )
+    x86 = facts["architecture"].lower() in ("x86_64", "amd64")
+    if x86 and not facts["machine"].endswith(("(amx_bf16)", "(avx512_bf16)")):
+        said.append("The processor has no matrix units for bf16: it saves memory here, not time.")
+    for row in facts["attention"]:
+        for call in ("plain", "masked"):
+            if row[call] == "math":
+                mask = "with the mask of merged tokens " if call == "masked" else ""
+                said.append(f"Attention in {row['dtype']} {mask}is not fused on {row['device']}, and slow.")
+    if facts["compiler"] is None:
+        said.append("torch.compile finds no C++ compiler: install g++ or clang++, or name one in CXX.")
+    if not facts["python_headers"]:
+        said.append("torch.compile needs Python's C headers for CPUs: install them, as python3-dev or python3-devel.")
+    broken = (model for model in facts["bundled"] if not model["loads"])
+    said += [f"The bundled {model['name']} does not load: {model['reason']}" for model in broken]
+    return said

@@ -1,0 +1,125 @@
+"""What a method is, told by its class: settings from the fields, their meaning from the docstring."""
+
+from __future__ import annotations
+
+import inspect
+import re
+from collections.abc import Callable
+from dataclasses import MISSING, Field, fields
+from typing import Any
+
+from ..errors import RecipeError, nearest
+from ..methods import METHODS, Method
+from ..methods.base import SHORTHANDS
+
+
+def method_facts(name: str | None = None) -> list[dict[str, Any]]:
+    """Every method that recipes know, or the one called `name`, as plain JSON; then the shorthands.
+
+    Raises:
+        RecipeError: there is no method of this name.
+    """
+    known: dict[str, Callable[..., dict[str, Any]]] = {
+        **dict.fromkeys(METHODS, _method),
+        **dict.fromkeys(SHORTHANDS, _shorthand),
+    }
+    if name is None:
+        return [tell(word) for word, tell in known.items()]
+    word = name.lower()
+    if word not in known:
+        raise RecipeError(f"There is no method {name!r}{nearest(name, known)}. Known: {', '.join(sorted(known))}.")
+    return [known[word](word)]
+
+
+def _method(name: str) -> dict[str, Any]:
+    cls = METHODS[name]
+    summary, docs, notes = _read(cls.__doc__ or "")
+    return {
+        "name": name,
+        "class": cls.__name__,
+        "short_for": None,
+        "summary": summary,
+        "notes": notes,
+        **_nature(cls),
+        "settings": [_setting(field, docs.get(field.name, "")) for field in fields(cls)],
+    }
+
+
+def _shorthand(name: str) -> dict[str, Any]:
+    """A shorthand is a function of settings to a method: what its settings mean, that method says."""
+    function = SHORTHANDS[name]
+    parameters = inspect.signature(function).parameters.values()
+    method = _example(function)
+    cls = type(method)
+    docs = _read(cls.__doc__ or "")[1]
+    settings = [
+        {
+            "name": parameter.name,
+            "type": _spelled(parameter.annotation),
+            "required": parameter.default is parameter.empty,
+            "default": None if parameter.default is parameter.empty else parameter.default,
+            "doc": docs.get(parameter.name, ""),
+        }
+        for parameter in parameters
+    ]
+    return {
+        "name": name,
+        "class": cls.__name__,
+        "short_for": str(method),
+        "summary": f"Short for {method}, for example.",
+        "notes": "",
+        **_nature(cls),
+        "settings": settings,
+    }
+
+
+def _nature(cls: type[Method]) -> dict[str, Any]:
+    return {"place": cls.place, "merges": cls.merges, "needs_significance": cls.needs_significance}
+
+
+def _setting(field: Field[Any], doc: str) -> dict[str, Any]:
+    default = field.default if field.default_factory is MISSING else field.default_factory()
+    return {
+        "name": field.name,
+        "type": _spelled(field.type),
+        "required": default is MISSING,
+        "default": None if default is MISSING else default,
+        "doc": doc,
+    }
+
+
+def _spelled(annotation: Any) -> str:
+    """A type as its author wrote it, whether or not annotations are kept as text."""
+    return annotation if isinstance(annotation, str) else inspect.formatannotation(annotation)
+
+
+def _example(function: Callable[..., Method]) -> Method:
+    """The function called with a value that its required settings take: a share, or else a count."""
+    required = [p.name for p in inspect.signature(function).parameters.values() if p.default is p.empty]
+    try:
+        return function(**dict.fromkeys(required, 0.5))
+    except RecipeError:
+        return function(**dict.fromkeys(required, 1))
+
+
+def _read(docstring: str) -> tuple[str, dict[str, str], str]:
+    """A Google-style docstring -> its first line, the meaning of each argument, and the paragraphs that are neither."""
+    lines = inspect.cleandoc(docstring).splitlines()
+    summary, rest = (lines[0], lines[1:]) if lines else ("", [])
+    args: dict[str, list[str]] = {}
+    notes: list[str] = []
+    inside, names = False, list[str]()
+    for line in rest:
+        if line == "Args:":
+            inside = True
+        elif inside and (found := re.match(r" {4}(\w+(?:, \w+)*): (.*)", line)):
+            names = found[1].split(", ")
+            args |= {word: [found[2]] for word in names}
+        elif inside and line.startswith(" " * 5):
+            for word in names:
+                args[word].append(line.strip())
+        else:
+            inside = inside and not line
+            notes.append(line.strip())
+    paragraphs = "\n".join(notes).strip()
+    return summary, {word: " ".join(text) for word, text in args.items()}, re.sub(r"(?<!\n)\n(?!\n)", " ", paragraphs)

@@ -1,0 +1,167 @@
+"""Which models open, as hosts or as proposals. A model is built and tried; nothing is concluded from its name."""
+
+from __future__ import annotations
+
+import sys
+from collections import defaultdict
+from fnmatch import fnmatchcase
+from functools import cache
+from typing import Any
+
+import timm
+import torch
+import torchvision
+from torch import nn
+
+from .. import zoo
+from ..data import Preprocessing
+from ..errors import InputError, RecipeError, SieveError, UnsupportedHost, nearest
+from ..hosts import _FAMILIES, Host, open_host
+from ..measure import macs
+from ..significance.proposal import named_proposal
+from ..stream import sieve
+
+HEAVY = 100_000_000
+"""Parameters above which a model is not tried as a proposal: it would cost as much as the hosts that it is to spare."""
+
+
+def bundled_names() -> list[str]:
+    """Models that come with the package, weights included."""
+    return list(getattr(zoo, "BUNDLED", {}))
+
+
+def families() -> list[dict[str, Any]]:
+    """timm's families of models (its modules), those that may hold hosts first, as plain JSON.
+
+    `hosts` is True where the module knows a class that opens; whether a model of it does, `model_facts` finds out.
+    """
+    told = []
+    tags = pretrained_tags()
+    for module in timm.list_modules():
+        names = timm.list_models(module=module)
+        inside = vars(sys.modules[f"timm.models.{module}"]).values()
+        told.append(
+            {
+                "module": module,
+                "hosts": any(isinstance(thing, type) and thing in _FAMILIES for thing in inside),
+                "models": names,
+                "pretrained": [name for name in names if name in tags],
+            }
+        )
+    return sorted((family for family in told if family["models"]), key=lambda family: not family["hosts"])
+
+
+def matching(pattern: str) -> list[str]:
+    """The models whose names fit a pattern such as `deit*` or `*.mae`: bundled, then timm's, then torchvision's.
+
+    Raises:
+        InputError: none does.
+    """
+    found = [name for name in bundled_names() if fnmatchcase(name, pattern)]
+    found += timm.list_models(pattern)
+    if "." in pattern:  # names with a tag, as timm calls its weights
+        found += timm.list_pretrained(pattern)
+    found += [name for name in torchvision.models.list_models() if fnmatchcase(name, pattern)]
+    if not found:
+        known = [*bundled_names(), *timm.list_models(), *torchvision.models.list_models()]
+        raise InputError(
+            f"No model's name fits {pattern!r}{nearest(pattern.strip('*'), known)}. A pattern needs * where anything "
+            "may stand, for example 'vit_*'."
+        )
+    return list(dict.fromkeys(found))
+
+
+@cache
+def pretrained_tags() -> dict[str, list[str]]:
+    """Name of a timm architecture -> the tags of its pretrained weights."""
+    tags = defaultdict(list)
+    for name in timm.list_pretrained():
+        architecture, _, tag = name.partition(".")
+        tags[architecture].append(tag)
+    return dict(tags)
+
+
+def weights_of(name: str) -> list[str]:
+    """The pretrained weights that the model's library has under this name; empty where there are none."""
+    if name in bundled_names():
+        return ["bundled"]
+    if timm.is_model(name):
+        architecture, _, tag = name.partition(".")
+        return [tag] if tag else pretrained_tags().get(architecture, [])
+    return [weights.name for weights in torchvision.models.get_model_weights(name)]
+
+
+@torch.no_grad()
+def model_facts(name: str, *, quick: bool = False) -> dict[str, Any]:
+    """Build a model without weights, try to open it, and say what it is, as plain JSON.
+
+    `opens_as` is "host", "proposal" or None, for which `reason` and `reason_proposal` say why. `parameters` are
+    counted, `macs` are for an image of `input_size` (3, H, W): a proposal's up to its feature map `features`
+    (K, h, w), without classifier. `quick` tries models as hosts alone and counts no MACs.
+    """
+    model, size = built(name)
+    facts: dict[str, Any] = {
+        "name": name,
+        "library": "tokensieve" if name in bundled_names() else "timm" if timm.is_model(name) else "torchvision",
+        "module": type(model).__module__.rpartition(".")[2],
+        "class": type(model).__name__,
+        "parameters": sum(parameter.numel() for parameter in model.parameters()),
+        "input_size": size,
+        "weights": weights_of(name),
+    }
+    try:
+        host = open_host(model)
+    except UnsupportedHost as refusal:
+        refused = {"opens_as": None, "reason": str(refusal)}
+        return {**facts, **refused, **({} if quick else _as_proposal(name, facts["parameters"], size))}
+    cost = {} if quick else {"macs": macs(model, size)}
+    return {**facts, "opens_as": "host", **_as_host(model, host), **cost}
+
+
+def built(name: str) -> tuple[nn.Module, list[int]]:
+    """The model with neither weights nor memory for them, and the (3, H, W) of its images.
+
+    It lives on the meta device, where tensors have shapes alone, so that giants are as cheap as others.
+
+    Raises:
+        RecipeError: no library knows the name, or can build it.
+    """
+    try:
+        with torch.device("meta"):
+            model = zoo.create(name, pretrained=False).model
+    except RecipeError:  # some constructors compute with numbers, which only a real device has
+        model = zoo.create(name, pretrained=False).model
+    try:
+        height, width = Preprocessing.of(model).input_size
+    except SieveError:  # torchvision states nothing; 224 pixels is what its ConvNets were trained on
+        stated = getattr(model, "pretrained_cfg", None) or {}
+        _, height, width = stated.get("input_size", (3, 224, 224))
+    # Gradients are no use here, and torch's counter stumbles over parameters that are read as they are.
+    return model.requires_grad_(False), [3, height, width]
+
+
+def _as_host(model: nn.Module, host: Host) -> dict[str, Any]:
+    merges, why = True, None
+    try:
+        sieve(model, "tome(r=1)")
+    except UnsupportedHost as refusal:
+        merges, why = False, str(refusal)
+    return {
+        "blocks": len(host.blocks),
+        "prefix": host.prefix,
+        "merges": merges,
+        "merges_reason": why,
+    }
+
+
+def _as_proposal(name: str, parameters: int, size: list[int]) -> dict[str, Any]:
+    """Cut for real, at a feature map, as a recipe would: what a network computes cannot be told from shapes alone."""
+    if parameters > HEAVY:
+        why = f"{parameters / 1e6:.0f} M parameters are too many for a proposal, so {name} was not tried as one."
+        return {"reason_proposal": why}
+    try:
+        proposal = named_proposal(name, pretrained=False)
+        features = proposal(torch.zeros(1, *size)).shape[1:]
+    except (SieveError, RuntimeError) as refusal:  # torch refuses some networks with its own words
+        return {"reason_proposal": str(refusal)}
+    return {"opens_as": "proposal", "reason": None, "features": list(features), "macs": macs(proposal, size)}

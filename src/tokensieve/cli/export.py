@@ -1,0 +1,93 @@
+"""`tokensieve export`: the sieved model as one file for other runtimes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import asdict
+from functools import partial
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from ..errors import InputError
+from ..job import Job
+from .options import (
+    DeviceOption,
+    DtypeOption,
+    JsonOption,
+    ModelOption,
+    PretrainedOption,
+    ProposalWeightsOption,
+    RecipeOption,
+    SizeOption,
+    ThreadsOption,
+    WeightsOption,
+)
+from .output import print_record
+
+if TYPE_CHECKING:  # heavy imports wait until a command needs them, so that --help answers at once
+    from ..export import Exported
+
+FORMATS = {"onnx": ".onnx", "program": ".pt2"}
+
+
+def export(
+    out: Annotated[str, typer.Option(metavar="FILE", help="The file to write: .onnx, or .pt2 for torch.export.")],
+    model: ModelOption = "vit_base_patch16_224",
+    recipe: RecipeOption = "papr(keep=0.5)",
+    weights: WeightsOption = None,
+    pretrained: PretrainedOption = True,
+    proposal_weights: ProposalWeightsOption = None,
+    format: Annotated[
+        str | None, typer.Option(metavar="|".join(FORMATS), help="What to write; default by the end of FILE.")
+    ] = None,
+    batch: Annotated[
+        int | None, typer.Option(min=1, metavar="N", help="The one batch size that the file takes; default any.")
+    ] = None,
+    opset: Annotated[int | None, typer.Option(metavar="N", help="Version of ONNX's operators; default 20.")] = None,
+    seed: Annotated[int, typer.Option(help="Of the random images on which the file is checked.")] = 0,
+    size: SizeOption = None,
+    dtype: DtypeOption = "fp32",
+    device: DeviceOption = "cpu",
+    threads: ThreadsOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Write the sieved model as ONNX or as a torch.export program, checked against PyTorch before it takes its place.
+
+    ONNX is written in fp32 on the CPU; a program keeps --dtype and --device.
+    """
+    kind = format or next((name for name, end in FORMATS.items() if out.endswith(end)), None)
+    if kind not in FORMATS:
+        given = f"--format must be one of {', '.join(FORMATS)}, not {kind!r}" if kind else f"{out} says no format"
+        raise InputError(f"{given}: let --out end in .onnx or .pt2, or give --format.")
+    if kind == "onnx" and (dtype, device) not in (("fp32", "cpu"), ("fp32", "auto")):
+        raise InputError(f"ONNX is written in fp32 on the CPU, not in {dtype} on {device}: only .pt2 files may differ.")
+    if kind == "program" and opset is not None:
+        raise InputError("--opset is for ONNX: leave it out, or let --out end in .onnx.")
+    if kind == "onnx":
+        device = "cpu"
+    job = Job(model, recipe, weights, pretrained, proposal_weights, size, dtype, device, threads)
+    from rich.console import Console
+
+    from ..export import OPSET, TOLERANCE, export_onnx, export_program
+
+    console = Console(stderr=True)
+    with console.status("opening the model"):
+        opened = job.open()
+        record = job.record(opened)
+    own = opened.own
+    write: Callable[..., Exported] = export_program
+    if kind == "onnx":
+        write = partial(export_onnx, opset=OPSET if opset is None else opset)
+    with console.status("tracing, writing and checking, which takes a minute for a large model"):
+        written = write(opened.fast, out, (3, *own.input_size), batch=batch, mean=own.mean, std=own.std, seed=seed)
+    record |= {
+        "format": kind,
+        "preprocessing": asdict(own),
+        **asdict(written),
+        "path": out,
+        "differences": {str(count): value for count, value in written.differences.items()},
+        "tolerance": TOLERANCE,
+        "seed": seed,
+    }
+    print_record(record, "export_view.export_view", as_json)

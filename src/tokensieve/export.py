@@ -1,0 +1,261 @@
+"""One file for other runtimes: ONNX, or PyTorch's own exported program. Checked before it takes its place."""
+
+from __future__ import annotations
+
+import json
+import os
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, dataclass
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.export import Dim, ExportedProgram
+
+from . import __version__
+from .data import Preprocessing
+from .errors import ExportError, InputError, RecipeError, SieveError
+from .files import draft
+from .measure.parity import largest_difference
+from .methods import PaPr
+from .packing import PackedLinear
+from .recipe import Recipe
+
+TOLERANCE = 1e-4
+"""Largest absolute difference from PyTorch in any output."""
+OPSET, OPSETS = 20, range(18, 23)
+"""From 23 on attention is one operator, which onnxruntime runs no faster on CPUs, and not at all with ToMe's sizes."""
+BATCHES = (1, 5)
+"""What a file that takes any batch is checked at; it is traced with another."""
+ONE_FILE = 1536 * 2**20
+"""Bytes of weights from which ONNX files keep them in a second file: the format ends at 2 GiB."""
+
+_UNTRACEABLE = {
+    "grad-cam": "takes gradients, which no file computes",
+    "grad-cam++": "takes gradients, which no file computes",
+    "score-cam": "runs the proposal anew for every channel of every image",
+}
+_NOT_IN_ONNX = {
+    "eigen-cam": "needs eigenvectors, for which ONNX has no operator",
+    "random": "hashes the bits of the images, which ONNX cannot see",
+}
+Shape = tuple[str | int, ...]
+Written = tuple[Callable[[Tensor], Tensor], int]  # what runs the file, and the operators in it
+
+
+@dataclass(frozen=True)
+class Exported:
+    """A file that was written and answers as PyTorch does."""
+
+    path: Path
+    inputs: dict[str, Shape]
+    """Name -> shape; a dimension that may be any number is a name."""
+    outputs: dict[str, Shape]
+    differences: dict[int, float]
+    """Batch size -> largest absolute difference from PyTorch in any output, on random images."""
+    nodes: int
+    """Operators in the graph."""
+    bytes: int
+    """Size of what was written."""
+    opset: int | None = None
+    """Version of ONNX's operators; None for an exported program."""
+
+
+def export_onnx(
+    module: nn.Module,
+    path: str | os.PathLike[str],
+    input_size: Sequence[int] | None = None,
+    *,
+    batch: int | None = None,
+    opset: int = OPSET,
+    mean: Sequence[float] | None = None,
+    std: Sequence[float] | None = None,
+    seed: int = 0,
+) -> Exported:
+    """Write an ONNX file, once onnxruntime has answered with it as PyTorch does.
+
+    One input, `images` (batch, 3, H, W) float32, normalised; one output, `logits`, or `features` of a host without
+    classifier. The metadata hold recipe, preprocessing and version. From 1.5 GB on the weights are in a second file
+    beside it, named after it with `.data`.
+
+    Args:
+        module: what `sieve` returns; also a dense model or a `SlicingLimit`. In eval mode, float32, on the CPU.
+        path: the file to write. What was there before stays if anything goes wrong.
+        input_size: (3, H, W) of the images; by default what the host was built for.
+        batch: the one number of images that the file takes; None lets it take any.
+        opset: version of ONNX's operators, 18 to 22.
+        mean, std: the normalisation of the host's images, for the metadata; by default what the host states.
+        seed: of the random images on which the file is checked.
+
+    Raises:
+        InputError: a path, a size or a model that cannot be used as it is; missing packages.
+        ExportError: the model cannot be exported, or the file does not answer as PyTorch does.
+    """
+    missing = [package for package in ("onnx", "onnxscript", "onnxruntime") if find_spec(package) is None]
+    if missing:
+        raise InputError(f"ONNX export needs {' and '.join(missing)}: pip install tokensieve[export].")
+    if opset not in OPSETS:
+        raise InputError(
+            f"opset must be from {OPSETS[0]} to {OPSETS[-1]}, not {opset}: before, operators are missing; after, "
+            "attention is an operator that onnxruntime cannot run with merged tokens."
+        )
+    _refuse(module, _UNTRACEABLE | _NOT_IN_ONNX)
+    for parameter in module.parameters():
+        if (parameter.dtype, parameter.device.type) != (torch.float32, "cpu"):
+            raise InputError(
+                "ONNX files are written in float32 and checked on the CPU, where onnxruntime lacks half precision for "
+                f"parts of the stream; this model has weights in {str(parameter.dtype).removeprefix('torch.')} on "
+                f"{parameter.device}. Move it with .float().cpu(), or write an exported program, which takes any."
+            )
+
+    def write(program: ExportedProgram, file: Path, output: str) -> Written:
+        from . import onnx_graph
+
+        with _attempt(f"The model cannot be written in ONNX's operators (opset {opset})"):
+            graph = onnx_graph.translate(program, output, opset)
+        graph.model.metadata_props.update(_facts(module, own))
+        graph.save(file, external_data=onnx_graph.weight_bytes(graph) >= ONE_FILE)
+        with _attempt(f"onnxruntime cannot open the exported file (opset {opset})"):
+            return onnx_graph.runner(file), sum(1 for _ in graph.model.graph.all_nodes())
+
+    own = _preprocessing(module, input_size, mean, std)
+    return _export(module, Path(path), own, batch, seed, write, opset)
+
+
+def export_program(
+    module: nn.Module,
+    path: str | os.PathLike[str],
+    input_size: Sequence[int] | None = None,
+    *,
+    batch: int | None = None,
+    mean: Sequence[float] | None = None,
+    std: Sequence[float] | None = None,
+    seed: int = 0,
+) -> Exported:
+    """Write a `torch.export` program (.pt2), once it has been read again and has answered as the module does.
+
+    `torch.export.load(path).module()` is called with images (batch, 3, H, W) in the module's precision, on its device.
+    What an ONNX file has as metadata are extra files here: `recipe`, `recipe_json`, `preprocessing`, `tokensieve`.
+    Arguments and errors as in `export_onnx`; the module may have any precision and be on any device.
+    """
+    if Path(path).suffix != ".pt2":
+        raise InputError(f"torch.export reads its programs from files that end in .pt2, not from {path}.")
+    _refuse(module, _UNTRACEABLE)
+
+    def write(program: ExportedProgram, file: Path, _output: str) -> Written:
+        for node in program.graph.nodes:
+            node.meta.pop("stack_trace", None)  # names folders of the machine that writes the file
+        with _attempt("torch.export cannot save the program"):
+            torch.export.save(program, file, extra_files=_facts(module, own))
+            again = torch.export.load(file)
+        return again.module(), sum(node.op == "call_function" for node in again.graph.nodes)
+
+    own = _preprocessing(module, input_size, mean, std)
+    return _export(module, Path(path), own, batch, seed, write)
+
+
+@torch.no_grad()
+def _export(
+    module: nn.Module,
+    path: Path,
+    own: Preprocessing,
+    batch: int | None,
+    seed: int,
+    write: Callable[[ExportedProgram, Path, str], Written],
+    opset: int | None = None,
+) -> Exported:
+    """Trace, write beside the target, compare, and only then put in place."""
+    kind, host = type(module).__name__, getattr(module, "model", module)
+    if batch is not None and batch < 1:
+        raise InputError(f"batch must be at least 1, or None for any, not {batch}.")
+    like, generator = next(module.parameters(), torch.empty(0)), torch.Generator().manual_seed(seed)
+
+    def draw(count: int) -> Tensor:
+        return torch.randn(count, 3, *own.input_size, generator=generator).to(like.device, like.dtype)
+
+    with draft(path) as file:
+        example = draw(batch or 2)
+        answer = _answer(module, example)
+        output = "features" if getattr(host, "num_classes", None) == 0 else "logits"
+        with _attempt(f"{kind} cannot be traced by torch.export"):
+            free = None if batch else ({0: Dim("batch")},)
+            program = torch.export.export(module, (example,), dynamic_shapes=free)
+        run, nodes = write(program, file, output)
+        counts = (batch,) if batch else BATCHES
+        with _attempt("The exported file does not run"):
+            differences = {n: largest_difference(module, run, draw(n), TOLERANCE) for n in counts}
+        size = sum(part.stat().st_size for part in file.parent.iterdir())
+    shapes = [(batch or "batch", *tensor.shape[1:]) for tensor in (example, answer)]
+    return Exported(path, {"images": shapes[0]}, {output: shapes[1]}, differences, nodes, size, opset)
+
+
+@contextmanager
+def _attempt(what: str, refusal: type[SieveError] = ExportError) -> Iterator[None]:
+    """Quietly. What fails in the depths of a library, in whatever way, becomes a sentence that begins with `what`."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # exporters warn of what they do to a model; what matters of it is checked
+            yield
+    except SieveError:
+        raise
+    except Exception as error:
+        root: BaseException = error
+        while root.__cause__ is not None:
+            root = root.__cause__
+        line = (str(root).strip().splitlines() or [type(root).__name__])[0].strip()
+        raise refusal(f"{what}: {line}") from error
+
+
+def _refuse(module: Any, reasons: dict[str, str]) -> None:
+    """Say before anything slow what cannot be written."""
+    kind = type(module).__name__
+    if hasattr(module, "_orig_mod"):
+        raise InputError(f"{kind} is compiled: export the module that was compiled.")
+    if any(isinstance(part, PackedLinear) for part in module.modules()):
+        raise InputError("The model's weights are packed for this CPU: export the model that prepack() was given.")
+    if getattr(module, "model", module).training:
+        raise InputError(f"{kind} is in training mode, which a file does not have: call .eval() first.")
+    if getattr(module, "significance", None) is None:
+        return
+    for method in module.recipe:
+        if isinstance(method, PaPr) and isinstance(method.significance, str) and method.significance in reasons:
+            known = ", ".join(name for name in ("mean", "cam", "centre", *_NOT_IN_ONNX) if name not in reasons)
+            raise ExportError(
+                f"The map {method.significance} {reasons[method.significance]}. Maps that can be written: {known}."
+            )
+
+
+def _preprocessing(
+    module: nn.Module, input_size: Sequence[int] | None, mean: Sequence[float] | None, std: Sequence[float] | None
+) -> Preprocessing:
+    if input_size is not None and (len(input_size) != 3 or input_size[0] != 3):
+        raise InputError(f"input_size is (3, height, width), not {tuple(input_size)}.")
+    return Preprocessing.of(module, mean, std, None if input_size is None else tuple(input_size[1:]))
+
+
+def _facts(module: nn.Module, own: Preprocessing) -> dict[str, str]:
+    """What the file says of itself."""
+    facts = {"tokensieve": __version__, "preprocessing": json.dumps(asdict(own))}
+    recipe = getattr(module, "recipe", None)
+    if isinstance(recipe, Recipe):
+        facts["recipe"] = str(recipe)
+        with suppress(RecipeError):  # a module or a tensor in the recipe: the graph holds it, text cannot
+            facts["recipe_json"] = recipe.to_json()
+    return facts
+
+
+def _answer(module: nn.Module, images: Tensor) -> Tensor:
+    """What the module says, before anything slow begins."""
+    kind, shape = type(module).__name__, tuple(images.shape)
+    with _attempt(f"{kind} does not run on images of shape {shape}", InputError):
+        answer = module(images)
+    if not isinstance(answer, Tensor) or answer.shape[:1] != images.shape[:1]:
+        said = tuple(answer.shape) if isinstance(answer, Tensor) else f"a {type(answer).__name__}"
+        raise ExportError(
+            f"{kind} returns {said} for images of shape {shape}; one tensor, batch first, can be written."
+        )
+    return answer

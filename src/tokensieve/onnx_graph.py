@@ -1,0 +1,56 @@
+"""A traced program in ONNX's operators, and onnxruntime to run it: all that is known here of those libraries."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import onnxruntime
+import torch
+from onnx_ir.passes import common as passes
+from onnxscript import opset18, optimizer
+from torch import Tensor
+from torch.export import ExportedProgram
+
+
+def translate(program: ExportedProgram, output: str, opset: int) -> torch.onnx.ONNXProgram:
+    """The program as an ONNX graph from `images` to `output`."""
+    graph = torch.onnx.export(
+        program,
+        dynamo=True,
+        input_names=["images"],
+        output_names=[output],
+        opset_version=opset,
+        custom_translation_table={torch.ops.aten.sort.stable: _stable_sort},
+        optimize=False,
+        verbose=False,
+    )
+    assert graph is not None
+    # The optimiser's time grows with the square of the nodes: it gets them without the constant ones, half of them.
+    optimizer.fold_constants(graph.model)
+    passes.RemoveUnusedNodesPass()(graph.model)
+    passes.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(graph.model)
+    graph.optimize()
+    passes.ClearMetadataAndDocStringPass()(graph.model)  # traces with folders of the machine that wrote the file
+    return graph
+
+
+def _stable_sort(x: Any, stable: bool | None = None, dim: int = -1, descending: bool = False) -> Any:
+    """Sorting as ONNX has it: of equal values TopK gives the lower index first, which is what stable means here."""
+    count: Any = opset18.Constant(value_ints=[x.shape[dim]])
+    return opset18.TopK(x, count, axis=dim, largest=int(descending), sorted=1)
+
+
+def weight_bytes(graph: torch.onnx.ONNXProgram) -> int:
+    """Bytes of all the numbers that the graph carries."""
+    return sum(value.const_value.nbytes for value in graph.model.graph.initializers.values() if value.const_value)
+
+
+def runner(file: Path) -> Callable[[Tensor], Tensor]:
+    """onnxruntime on the CPU, with as many threads as torch has: images in, the file's one output out."""
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = torch.get_num_threads()
+    options.log_severity_level = 4  # what goes wrong is raised, and said once
+    session = onnxruntime.InferenceSession(file, options, providers=["CPUExecutionProvider"])
+    return lambda images: torch.from_numpy(session.run(None, {"images": images.numpy()})[0])

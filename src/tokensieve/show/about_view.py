@@ -1,0 +1,184 @@
+"""Tables of what is known: methods, models, this machine. Made from the records that `--json` prints."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from typing import Any
+
+from rich.console import Group, RenderableType
+from rich.padding import Padding
+from rich.table import Table
+from rich.text import Text
+
+from .tables import Record, giga, new_table, short
+
+PLACES: dict[str, str] = {"start": "once, before block 0", "inside": "inside blocks, between attention and MLP"}
+
+
+def methods_view(record: Record) -> RenderableType:
+    """The record of `tokensieve methods`: a few lines for each method."""
+    parts: list[RenderableType] = []
+    for method in record["methods"]:
+        settings = ", ".join(_call(setting) for setting in method["settings"])
+        grid = _facts(("", method["summary"]), ("acts", _nature(method)), ("settings", settings))
+        parts += [Text(method["name"], style="bold"), Padding(grid, (0, 0, 1, 2))]
+    return Group(*parts, Text("tokensieve methods NAME says what each setting means.", style="dim"))
+
+
+def method_view(record: Record) -> RenderableType:
+    """The record of `tokensieve methods NAME`: the whole of it."""
+    (method,) = record["methods"]
+    table = new_table("", "")
+    table.show_header = False
+    table.columns[0].justify = table.columns[1].justify = "left"
+    table.columns[1].no_wrap = False
+    for setting in method["settings"]:
+        kind = Text(setting["type"], style="dim")
+        table.add_row(Text(_call(setting), style="bold"), Text.assemble(kind, "\n", setting["doc"]))
+    head: list[RenderableType] = [
+        Text.assemble((method["name"], "bold"), f": {method['summary']}"),
+        "",
+        _facts(("class", f"tokensieve.{method['class']}"), ("acts", _nature(method))),
+        "",
+        table,
+    ]
+    notes: list[RenderableType] = ["", Text(method["notes"])] if method["notes"] else []
+    return Group(*head, *notes)
+
+
+def families_view(record: Record) -> RenderableType:
+    """The record of `tokensieve models`: timm's families, and the names in those that hold hosts."""
+    parts: list[RenderableType] = []
+    if record["bundled"]:
+        parts += [Text("bundled", style="bold"), *models_tables(record["bundled"]), ""]
+    hosts = [family for family in record["families"] if family["hosts"]]
+    others = [family for family in record["families"] if not family["hosts"]]
+    for family in hosts:
+        title = Text.assemble((family["module"], "bold"), f", {_count(len(family['models']), 'model')}")
+        parts += [title, Padding(Text(" ".join(family["models"])), (0, 0, 1, 2))]
+    if others:
+        names = ", ".join(f"{family['module']} {len(family['models'])}" for family in others)
+        parts += [
+            Text("Families without hosts, where proposals are found:", style="bold"),
+            Padding(Text(names), (0, 2)),
+        ]
+    legend = "tokensieve models PATTERN, such as 'deit*', builds each match and says whether and how it opens."
+    return Group(*parts, "", Text(legend, style="dim"))
+
+
+def models_view(record: Record) -> RenderableType:
+    """The record of `tokensieve models PATTERN`: hosts, proposals, and with --all what opens as neither, and why."""
+    parts = models_tables(record["models"])
+    if record["pretrained"]:
+        parts += ["", Text("Pretrained weights", style="bold")]
+        parts += [
+            Text.assemble(f"{model['name']}  ", (" ".join(model["weights"]), "dim")) for model in record["models"]
+        ]
+    if record["refused"] and not record["all"]:
+        verb = "opens" if record["refused"] == 1 else "open"
+        of = f"{record['refused']} of the {record['matches']} models that match"
+        parts += ["", Text(f"{of} {verb} neither as a host nor as a proposal; --all says why.", style="dim")]
+    return Group(*parts)
+
+
+def models_tables(models: list[Record]) -> list[RenderableType]:
+    """Models by the way they open."""
+    hosts = [model for model in models if model["opens_as"] == "host"]
+    proposals = [model for model in models if model["opens_as"] == "proposal"]
+    parts: list[RenderableType] = []
+    for cls, group in _grouped(hosts, "class").items():
+        parts += ["", Text(f"Hosts, {cls}", style="bold"), _models(group, "blocks", "prefix")]
+    for reason, group in _grouped([model for model in hosts if not model["merges"]], "merges_reason").items():
+        parts += ["", *_reason("No merging", group, reason)]
+    if proposals:
+        parts += ["", Text("Proposals", style="bold"), _models(proposals, "map")]
+    for reason, group in _grouped([model for model in models if model["opens_as"] is None], "reason").items():
+        parts += ["", *_reason("Refused", group, reason, *(model["reason_proposal"] for model in group))]
+    return parts[1:]
+
+
+def doctor_view(record: Record) -> RenderableType:
+    """The record of `tokensieve doctor`: what is there, whether it works, what to mend."""
+    versions = record["versions"]
+    threads = f"{_count(record['threads'], 'thread')} on {_count(record['cores'], 'core')}"
+    variable = record["omp_num_threads"]
+    rows = [
+        ("tokensieve", versions["tokensieve"] + ("" if record["installed"] else ", from its source, not installed")),
+        ("versions", ", ".join(f"{name} {version}" for name, version in versions.items() if name != "tokensieve")),
+        ("processor", f"{record['machine']}, {record['architecture']}, torch uses {record['instructions']}"),
+        ("threads", threads + (f", OMP_NUM_THREADS={variable}" if variable else "")),
+        *((gpu["device"], f"{gpu['name']}, {gpu['memory_bytes'] / 2**30:.0f} GiB") for gpu in record["accelerators"]),
+        *(("attention", _attention(row)) for row in record["attention"]),
+        ("compiler", record["compiler"] or "none found"),
+        *((f"[{extra['name']}]", _extra(extra)) for extra in record["extras"]),
+        *(("bundled", f"{m['name']} {'loads' if m['loads'] else 'does not load'}") for m in record["bundled"]),
+        ("self-test", "failed" if record["failures"] else "passed"),
+    ]
+    if not record["accelerators"]:
+        rows.insert(4, ("GPU", "none that torch can use"))
+    if not record["bundled"]:
+        rows.insert(-1, ("bundled", "no models"))
+    said: list[RenderableType] = [Text.assemble(("! ", "bold"), warning) for warning in record["warnings"]]
+    return Group(_facts(*rows), *(["", *said] if said else []))
+
+
+def _attention(row: Record) -> str:
+    same = row["plain"] == row["masked"]
+    kernels = row["plain"] if same else f"{row['plain']}, with the mask of merged tokens {row['masked']}"
+    return f"{row['device']} {row['dtype']}: {kernels}"
+
+
+def _extra(extra: Record) -> str:
+    if not extra["missing"]:
+        return "present"
+    return f"{', '.join(extra['missing'])} missing: {extra['install']}"
+
+
+def _nature(method: Record) -> str:
+    words = [PLACES.get(str(method["place"]), str(method["place"]))]
+    if method["needs_significance"]:
+        words.append("by a significance map")
+    words.append("merges tokens" if method["merges"] else "drops tokens")
+    return "; ".join(words)
+
+
+def _call(setting: Record) -> str:
+    return setting["name"] if setting["required"] else f"{setting['name']}={setting['default']}"
+
+
+def _models(models: list[Record], *columns: str) -> Table:
+    table = new_table("", "M param.", "input", *columns, "GMAC")
+    table.collapse_padding = True
+    name = table.columns[0]
+    name.justify, name.no_wrap, name.overflow = "left", False, "fold"
+    for model in models:
+        _, height, width = model["input_size"]
+        told = {**model, "map": " x ".join(map(str, model.get("features", ())))}
+        size = f"{height} x {width}"
+        values = [str(told[column]) for column in columns]
+        table.add_row(model["name"], short(model["parameters"] / 1e6), size, *values, giga(model["macs"]))
+    return table
+
+
+def _reason(title: str, models: list[Record], *reasons: str) -> list[RenderableType]:
+    """What several models share, once."""
+    names = ", ".join(model["name"] for model in models)
+    return [Text.assemble((f"{title}: ", "bold"), names), *(Padding(Text(reason), (0, 2)) for reason in reasons)]
+
+
+def _grouped(models: list[Record], key: str) -> dict[Any, list[Record]]:
+    groups = defaultdict(list)
+    for model in models:
+        groups[model[key]].append(model)
+    return dict(groups)
+
+
+def _facts(*rows: tuple[str, str]) -> Table:
+    grid = Table.grid(padding=(0, 2))
+    for name, text in rows:
+        grid.add_row(Text(name, style="dim"), Text(text))
+    return grid
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}{'s' if number != 1 else ''}"

@@ -1,0 +1,25 @@
+"""What `tokensieve export` prints when the file is in its place."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from rich.console import Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from .tables import header
+
+
+def export_view(record: dict[str, Any]) -> RenderableType:
+    """What ran, the file with its input and output, and how far it is from PyTorch."""
+    grid = Table.grid(padding=(0, 2))
+    kind = "exported program" if record["opset"] is None else f"ONNX, opset {record['opset']}"
+    grid.add_row("file", Text(record["path"], style="bold"))
+    grid.add_row("", f"{kind}, {record['nodes']} operators, {record['bytes'] / 2**20:.1f} MiB")
+    for name in ("inputs", "outputs"):
+        for tensor, shape in record[name].items():
+            grid.add_row(name.removesuffix("s"), f"{tensor} ({', '.join(map(str, shape))})")
+    found = ", ".join(f"{value:.1e} at batch {batch}" for batch, value in record["differences"].items())
+    grid.add_row("checked", f"largest difference from PyTorch {found} (allowed {record['tolerance']:g})")
+    return Group(header(record), "", grid)
