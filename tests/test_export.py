@@ -25,8 +25,9 @@ from tokensieve import (
     prepack,
     sieve,
 )
-from tokensieve.data import Preprocessing
+from tokensieve.data import Preprocessing, image_set, load_batches
 from tokensieve.measure import SlicingLimit
+from tokensieve.zoo import create
 
 HALF = {"mean": [0.5] * 3, "std": [0.5] * 3}
 BOTH = "papr(keep=0.6, proposal=test_resnet) + tome(r=4)"
@@ -315,3 +316,17 @@ def test_missing_packages_are_named(tmp_path, monkeypatch) -> None:
     monkeypatch.setattr(tokensieve.export, "find_spec", lambda name: None if name.startswith("onnxr") else np.__spec__)
     with pytest.raises(InputError, match=r"needs onnxruntime: pip install tokensieve\[export\]\."):
         export_onnx(tiny(), tmp_path / "a.onnx", **SIZE)
+
+
+@pytest.mark.shared
+def test_real_weights_on_photographs(shared, tmp_path) -> None:
+    weights = shared / "weights"
+    model, mean, std = create("deit_tiny_patch16_224", weights=weights / "deit_tiny_patch16_224.safetensors")
+    recipe = PaPr(keep=0.5, proposal="squeezenet1_1", proposal_weights=weights / "squeezenet1_1.safetensors")
+    fast = sieve(model, recipe, mean=mean, std=std)
+    export_onnx(fast, tmp_path / "fast.onnx", mean=mean, std=std)
+    own = Preprocessing.of(model, mean, std)
+    (batch,) = load_batches(image_set(shared / "data" / "imagenet_val_a", own, limit=20), 20)
+    with torch.no_grad():
+        apart = (answer(tmp_path / "fast.onnx", batch.images) - fast(batch.images)).abs().amax(1)
+    assert (apart <= 1e-4).sum() >= 19  # a choice between two patches that are equal up to rounding may fall otherwise

@@ -104,3 +104,11 @@ def test_input_size_has_three_numbers() -> None:
 
 def test_packed_weights_count_as_the_plain_ones() -> None:
     assert macs(prepack(vit()), (3, 64, 64)) == macs(vit(), (3, 64, 64))
+
+
+def test_a_host_that_pools_by_attention_is_counted_and_stays_as_it_was() -> None:
+    model = timm.create_model("test_vit3").eval()
+    size = model.pretrained_cfg["input_size"]
+    dense = macs(model, size)
+    assert macs(sieve(model, "tome(r=8)"), size) < dense
+    assert all(parameter.requires_grad for parameter in model.parameters())

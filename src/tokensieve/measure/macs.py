@@ -87,6 +87,11 @@ def _count(owner: nn.Module, call: Callable[[], Any], fvcore_compat: bool) -> fl
         uncounted += 5 * output.numel()
 
     with ExitStack() as hooks:
+        # The counter's hooks stumble over a parameter that is read as it is (a pooling's latent), grad mode or not.
+        for parameter in owner.parameters():
+            if parameter.requires_grad:
+                hooks.callback(parameter.requires_grad_, True)
+                parameter.requires_grad_(False)
         if fvcore_compat:
             for part in owner.modules():
                 if isinstance(part, LayerNorm2d):
