@@ -44,7 +44,9 @@ def _stable_sort(x: Any, stable: bool | None = None, dim: int = -1, descending: 
 
 def weight_bytes(graph: torch.onnx.ONNXProgram) -> int:
     """Bytes of all the numbers that the graph carries."""
-    return sum(value.const_value.nbytes for value in graph.model.graph.initializers.values() if value.const_value)
+    return sum(
+        value.const_value.nbytes for value in graph.model.graph.initializers.values() if value.const_value is not None
+    )
 
 
 def runner(file: Path) -> Callable[[Tensor], Tensor]:
