@@ -46,9 +46,9 @@ class BlockLimit(SlicingLimit):
     def forward(self, images: Tensor) -> Tensor:
         (fast,) = self._fast
         tokens = fast.host.embed(images)
-        counts = fast.plan(tokens.x.shape[1] - tokens.prefix)
-        for block, (_, read) in zip(fast.host.blocks, counts, strict=True):
-            tokens = replace(tokens, x=tokens.x[:, :read])
+        counts = fast.plan.reads(tokens.x.shape[1] - tokens.prefix)
+        for block, reads in zip(fast.host.blocks, counts, strict=True):
+            tokens = replace(tokens, x=tokens.x[:, : reads.mlp])
             tokens = replace(tokens, x=block(tokens))
         return fast.host.head(fast.host.features(tokens))
 

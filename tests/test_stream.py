@@ -77,8 +77,8 @@ def through_the_seam(model: nn.Module, images: Tensor) -> Tensor:
     dtype = torch.promote_types(tokens.x.dtype, torch.float32)
     tokens = replace(tokens, weight=torch.ones(tokens.x.shape[:2], dtype=dtype))
     for block in host.blocks:
-        heads = block.qkv(tokens)
-        x = block.attention_out(heads.attend(tokens.bias), heads, tokens.x)
+        heads = replace(block.qkv(tokens), weight=tokens.weight)
+        x = block.attention_out(heads.attend(), heads, tokens.x)
         tokens = replace(tokens, x=block.mlp(x))
     return host.head(host.features(tokens))
 
@@ -93,8 +93,8 @@ def test_the_opened_block_equals_the_block_called_whole(form: Callable[[], nn.Mo
     for block in host.blocks:
         whole = block(tokens)
         ones = replace(tokens, weight=torch.ones(tokens.x.shape[:2]))
-        heads = block.qkv(ones)
-        opened = block.mlp(block.attention_out(heads.attend(ones.bias), heads, ones.x))
+        heads = replace(block.qkv(ones), weight=ones.weight)
+        opened = block.mlp(block.attention_out(heads.attend(), heads, ones.x))
         assert (opened - whole).abs().max() <= 1e-6 * whole.abs().max().clamp(min=1)
         tokens = replace(tokens, x=whole)
 
@@ -284,11 +284,14 @@ def test_export_has_a_dynamic_batch() -> None:
 
 
 def test_half_applied_is_refused() -> None:
-    with pytest.raises(RecipeError, match="both act inside block 2"):
-        sieve(small_vit(), "tome(r=2, layers=0:3) + tome(r=4, layers=2:4)")
-    sieve(small_vit(), "tome(r=2, layers=0:2) + tome(r=4, layers=2:4)")
-    with pytest.raises(RecipeError, match="more than once"):
+    with pytest.raises(RecipeError, match="both drop patches before block 0"):
         sieve(small_vit(), "random(keep=0.5) + papr(keep=0.5)")
+
+
+def test_two_methods_act_in_one_block_one_after_the_other() -> None:
+    images = torch.randn(2, 3, 64, 64)
+    trace = sieve(small_vit(), "tome(r=2, layers=0:3) + tome(r=4, layers=2:4)").trace(images)
+    assert trace.tokens_per_block == [63, 61, 55, 51]
 
 
 def test_native_normalisation_needs_the_hosts_statistics() -> None:

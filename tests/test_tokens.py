@@ -35,16 +35,6 @@ def test_rows_are_gather() -> None:
     assert torch.equal(rows(x, index), x.gather(1, index[..., None].expand(-1, -1, 5)))
 
 
-def test_bias_is_the_log_of_the_weight() -> None:
-    tokens = fresh((2, 2), 1)
-    assert tokens.bias is None
-    merged = merge_step(tokens, 2, 0)
-    assert merged.size is not None
-    assert merged.bias is not None
-    assert merged.bias.shape == (2, 1, 1, 3)
-    assert torch.allclose(merged.bias.exp()[:, 0, 0], merged.size)
-
-
 @settings(max_examples=60, deadline=None)
 @given(grid=grids, prefix=prefixes, keep=st.integers(1, 30), r=st.lists(st.integers(0, 8), max_size=4))
 def test_every_kept_patch_has_exactly_one_token(grid: tuple[int, int], prefix: int, keep: int, r: list[int]) -> None:

@@ -199,7 +199,7 @@ def _from_json_value(value: Any) -> Any:
     if isinstance(value, dict) and set(value) == {"slice"}:
         return slice(*value["slice"])
     if isinstance(value, list):
-        return tuple(value)
+        return tuple(_from_json_value(part) for part in value)
     return value
 
 

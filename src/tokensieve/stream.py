@@ -9,11 +9,18 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .errors import InputError, RecipeError, UnsupportedHost
+from .errors import InputError
 from .hosts import Host, HostBlock, open_host
 from .methods import Evidence, Method
+from .methods.base import Place
+from .plan import Plan, check
 from .recipe import Recipe
 from .tokens import Tokens, restore
+
+OWN = ("significance.", "parts.")
+"""Sub-modules that belong to the recipe and not to the host."""
+Memories = dict[int, Tensor | None]
+"""What methods remember from before block 0, by their place in the recipe."""
 
 
 def sieve(
@@ -42,11 +49,13 @@ def sieve(
         InputError: a proposal's weights cannot be had.
     """
     host, recipe = open_host(model), Recipe.of(recipe)
-    _check(host, recipe)
-    config = getattr(model, "pretrained_cfg", None) or {}
     fast = Sieved(host, recipe)
-    for method in recipe:
-        if method.needs_significance and not _idle(method, host):
+    config = getattr(model, "pretrained_cfg", None) or {}
+    for index, method in fast.plan.methods:
+        part = method.build(host.width, pretrained)
+        if part is not None:
+            fast.parts[str(index)] = part.eval().requires_grad_(False)
+        if method.needs_significance:
             from .significance import build  # only where a map is needed: building one loads proposal libraries
 
             words = {key: value for key, value in method.settings().items() if key not in ("keep", "order")}
@@ -64,7 +73,10 @@ class Sieved(nn.Module):
     def __init__(self, host: Host, recipe: Recipe) -> None:
         super().__init__()
         self.host, self.recipe = host, recipe
+        self.plan = Plan(recipe, len(host.blocks), host.prefix)
+        check(host, self.plan)
         self.model = host.model
+        self.parts = nn.ModuleDict()
         self.significance: nn.Module | None = None
         self.training = self.model.training
         self._register_state_dict_hook(_as_host_keys)
@@ -83,45 +95,48 @@ class Sieved(nn.Module):
         tokens = self.host.embed(images)
         if trace is not None:
             tokens = tokens.tracked()
+        memories = {index: method.prepare(tokens) for index, method in self.plan.methods}
 
-        for method, left in self._acting("start", 0, tokens.x.shape[1]):
+        if self.plan.acts("start", 0, tokens.x.shape[1]):
             assert self.significance is not None
-            evidence = Evidence(significance=self.significance(images, tokens.grid))
-            tokens = method.reduce(tokens, left, evidence)
+            significance = self.significance(images, tokens.grid)
+            tokens = self._reduce("start", 0, tokens, memories, significance=significance)
             if trace is not None:
-                trace.begin(tokens, evidence)
+                trace.begin(tokens, significance)
 
         for index, block in enumerate(self.host.blocks):
-            acting = self._acting("inside", index, tokens.x.shape[1])
-            if not acting and tokens.weight is None:
+            tokens = self._reduce("before", index, tokens, memories)
+            if tokens.weight is None and not self.plan.opens(index, tokens.x.shape[1]):
                 tokens = replace(tokens, x=block(tokens))
             else:
-                tokens = _attend_and_reduce(block, tokens, acting)
+                tokens = self._attend(index, block, tokens, memories)
                 tokens = replace(tokens, x=block.mlp(tokens.x))
             if trace is not None:
                 trace.tokens_per_block.append(tokens.x.shape[1])
         return tokens
 
-    def _acting(self, place: str, block: int, count: int) -> list[tuple[Method, int]]:
-        """The methods that act here on `count` tokens, each with the number it leaves, known before any data."""
-        acting = []
-        for method in self.recipe:
-            if method.place == place:
-                left = method.left(block, len(self.host.blocks), count, self.host.prefix)
-                if left < count:
-                    acting.append((method, left))
-                    count = left
-        return acting
+    def _attend(self, index: int, block: HostBlock, tokens: Tokens, memories: Memories) -> Tokens:
+        """A block up to its MLP. A function of its own, so that queries, keys and values are freed before that runs."""
+        tokens = replace(tokens, row=None)
+        asking = self._reduce("queries", index, tokens, memories)
+        attention = block.qkv(tokens) if asking.row is None else block.asked(tokens, asking.row)
+        attention = heads = replace(attention, weight=tokens.weight)
+        if asking.row is None:
+            asking = self._reduce("rows", index, tokens, memories, attention=attention)
+            heads = attention if asking.row is None else attention.ask(asking.row)
 
-    def plan(self, patches: int) -> list[tuple[int, int]]:
-        """For an image of `patches` patches: the tokens, prefix included, that each block's attention and MLP read."""
-        count, counts = patches + self.host.prefix, []
-        count = min([count, *(left for _, left in self._acting("start", 0, count))])
-        for index in range(len(self.host.blocks)):
-            attended = count
-            count = min([count, *(left for _, left in self._acting("inside", index, count))])
-            counts.append((attended, count))
-        return counts
+        own = [act.method for act in self.plan.acts("inside", index, asking.x.shape[1]) if act.method.attends]
+        attended, found = own[0].attend(heads) if own else (heads.attend(), None)
+        tokens = replace(asking, x=block.attention_out(attended, heads, asking.x))
+        return self._reduce("inside", index, tokens, memories, attention=attention, found=found)
+
+    def _reduce(self, place: Place, block: int, tokens: Tokens, memories: Memories, **known: Tensor | None) -> Tokens:
+        """Let every method of this place act, one after the other, each with what it may know."""
+        for index, method, left in self.plan.acts(place, block, tokens.x.shape[1]):
+            part = self.parts[str(index)] if str(index) in self.parts else None  # noqa: SIM401
+            evidence = Evidence(block, self.plan.depth, memory=memories[index], part=part, **known)
+            tokens = method.reduce(tokens, left, evidence)
+        return tokens
 
     def trace(self, images: Tensor) -> Trace:
         """Run on (B, 3, H, W) and tell what happened: see `Trace`."""
@@ -139,15 +154,6 @@ class Sieved(nn.Module):
         return f'recipe="{self.recipe}"'
 
 
-def _attend_and_reduce(block: HostBlock, tokens: Tokens, acting: list[tuple[Method, int]]) -> Tokens:
-    """A block up to its MLP. A function of its own, so that queries, keys and values are freed before the MLP runs."""
-    heads = block.qkv(tokens)
-    tokens = replace(tokens, x=block.attention_out(heads.attend(tokens.bias), heads, tokens.x))
-    for method, left in acting:
-        tokens = method.reduce(tokens, left, Evidence(keys=heads.keys))
-    return tokens
-
-
 @dataclass
 class Trace:
     """What a sieved model did with a batch of images."""
@@ -163,10 +169,8 @@ class Trace:
     tokens: Tokens | None = None
     """The last block's tokens after the host's final norm."""
 
-    def begin(self, tokens: Tokens, evidence: Evidence) -> None:
-        self.kept = tokens.positions
-        if evidence.significance is not None:
-            self.significance = evidence.significance.unflatten(1, tokens.grid)
+    def begin(self, tokens: Tokens, significance: Tensor) -> None:
+        self.kept, self.significance = tokens.positions, significance.unflatten(1, tokens.grid)
 
     def finish(self, tokens: Tokens, output: Any) -> None:
         self.tokens, self.output = tokens, output
@@ -203,42 +207,11 @@ class Trace:
         return restore(features, source, self.tokens.grid, fill)
 
 
-def _idle(method: Method, host: Host) -> bool:
-    """Whether a method acts nowhere, whatever the number of tokens (keep=1, r=0)."""
-    depth, plenty = len(host.blocks), 10**6 + host.prefix
-    return all(method.left(block, depth, plenty, host.prefix) == plenty for block in range(depth))
-
-
-def _check(host: Host, recipe: Recipe) -> None:
-    """Refuse, before anything runs, what would be half applied."""
-    name, depth = type(host.model).__name__, len(host.blocks)
-    plenty = 10**6 + host.prefix
-    if sum(method.place == "start" for method in recipe) > 1:
-        raise RecipeError(f'"{recipe}" drops patches before block 0 more than once; keep one of these methods.')
-    for method in recipe:
-        if method.merges and host.cannot_merge and not _idle(method, host):
-            raise UnsupportedHost(f"{name} cannot take {method.name}: {host.cannot_merge}. PaPr works on it.")
-    for index, block in enumerate(host.blocks):
-        acting = [m for m in recipe if m.place == "inside" and m.left(index, depth, plenty, host.prefix) < plenty]
-        if len(acting) > 1:
-            raise RecipeError(
-                f"{acting[0].name} and {acting[1].name} would both act inside block {index}; "
-                "give them different layers, for example layers=0:6 and layers=6:12."
-            )
-        if acting and block.closed:
-            raise UnsupportedHost(
-                f"{name} cannot take {acting[0].name}: in block {index}, {block.closed}. "
-                "Methods that act before the blocks, such as PaPr, work on it."
-            )
-        if block.closed and any(m.merges and not _idle(m, host) for m in recipe):
-            raise UnsupportedHost(f"{name} cannot take merged tokens: in block {index}, {block.closed}.")
-
-
 def _as_host_keys(module: nn.Module, state: dict[str, Any], prefix: str, _metadata: Any) -> None:
-    """Show the host's own keys: `model.` is dropped, and what belongs to the significance map with it."""
+    """Show the host's own keys: `model.` is dropped, and what belongs to the recipe with it."""
     for key in [key for key in state if key.startswith(prefix)]:
         inner = key[len(prefix) :]
-        if inner.startswith("significance."):
+        if inner.startswith(OWN):
             del state[key]
         elif inner.startswith("model."):
             state[prefix + inner.removeprefix("model.")] = state.pop(key)
@@ -247,9 +220,10 @@ def _as_host_keys(module: nn.Module, state: dict[str, Any], prefix: str, _metada
 def _from_host_keys(
     module: nn.Module, state: dict[str, Any], prefix: str, _metadata: Any, _strict: bool, *_rest: Any
 ) -> None:
-    """Take the host's own keys, and the significance map's from the module itself, so that strict loading holds."""
+    """Take the host's own keys, and the recipe's from the module itself, so that strict loading holds."""
     for key in [key for key in state if key.startswith(prefix)]:
         state[prefix + "model." + key[len(prefix) :]] = state.pop(key)
-    significance = module.significance
-    if isinstance(significance, nn.Module):
-        state.update({f"{prefix}significance.{key}": value for key, value in significance.state_dict().items()})
+    for own in OWN:
+        part = getattr(module, own[:-1])
+        if part is not None:
+            state.update({f"{prefix}{own}{key}": value for key, value in part.state_dict().items()})

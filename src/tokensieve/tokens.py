@@ -33,11 +33,8 @@ class Tokens:
     """(B, N) what attention multiplies the exponential of a key's logit with. None: one each."""
     source: Tensor | None = None
     """(B, P) int64: the token that stands for each patch, -1 if it was dropped. None: not tracked."""
-
-    @property
-    def bias(self) -> Tensor | None:
-        """log(weight) as an additive attention mask, (B, 1, 1, N); None where every weight is one."""
-        return None if self.weight is None else self.weight.log().to(self.x.dtype)[:, None, None, :]
+    row: Tensor | None = None
+    """(B, N) int64: since this block began, which of its tokens then is each one now. None: none has moved."""
 
     def tracked(self) -> Tokens:
         """The same tokens, from here on with `source`."""
@@ -49,32 +46,51 @@ class Tokens:
         prefix = torch.arange(self.prefix, device=index.device).expand(index.shape[0], -1)
         return self._take(torch.cat([prefix, index + self.prefix], dim=1))
 
-    def merge(self, keep: Tensor, sources: Tensor, destinations: Tensor, *, weigh: bool) -> Tokens:
-        """Average the tokens `sources` into others, weighted by size.
+    def merge(
+        self,
+        keep: Tensor,
+        sources: Tensor,
+        destinations: Tensor,
+        *,
+        weigh: bool,
+        by: Tensor | None = None,
+        soften: Tensor | None = None,
+        stretch: bool = False,
+    ) -> Tokens:
+        """Average the tokens `sources` into others.
 
         Args:
             keep: (B, M) int64, the tokens that stay, in their new order, prefix included.
             sources: (B, r) int64, the tokens that are merged away.
             destinations: (B, r) int64, where in the new order each of them goes; several may share a destination.
             weigh: attention counts a merged token as often as its size (proportional attention) from here on.
+            by: (B, N) fp32, what the average weighs each token by; None is its size.
+            soften: (B, r) in [0, 1], the part of a source's weight that attention goes on counting; None is all.
+            stretch: give each average the norm of the longest token of its group.
 
         A merged token keeps the position of its destination.
         """
-        size = self.size
+        size, weight = self.size, self.weight
         if size is None:
-            dtype = torch.promote_types(self.x.dtype, torch.float32)
-            size = torch.ones(self.x.shape[:2], dtype=dtype, device=self.x.device)
+            size = torch.ones(self.x.shape[:2], dtype=_exact(self.x), device=self.x.device)
         moved = size.gather(1, sources)
         total = size.gather(1, keep).scatter_add_(1, destinations, moved)
-        share = (moved / total.gather(1, destinations)).to(self.x.dtype)
 
-        # The weighted mean, written as a correction of the few rows that receive something:
-        # the destination d becomes d + sum of share * (source - d).
+        share, whole = (moved, total) if by is None else _gathered(by, keep, sources, destinations)
+        share = (share / whole.gather(1, destinations)).to(self.x.dtype)
         merged = replace(self, size=None, weight=None)._take(keep)
-        flat = merged.x.flatten(0, 1)
-        receivers = _flat(destinations, merged.x.shape[1])
-        step = rows(self.x, sources).flatten(0, 1) - flat.index_select(0, receivers)
-        x = flat.index_add_(0, receivers, step * share.view(-1, 1)).view(merged.x.shape)  # in place: a fresh copy
+        x = _average(self.x, merged.x, sources, destinations, share)
+        if stretch:
+            x = _stretch(x, self.x, keep, sources, destinations)
+
+        if not weigh:
+            weight = None if weight is None else weight.gather(1, keep)
+        elif soften is None and (weight is None or weight is self.size):
+            weight = total
+        else:
+            weight = torch.ones_like(size) if weight is None else weight
+            counted = weight.gather(1, sources) * (1 if soften is None else soften)
+            weight = weight.gather(1, keep).scatter_add(1, destinations, counted)
 
         source = merged.source
         if self.source is not None and source is not None:
@@ -82,7 +98,30 @@ class Tokens:
             moves = moves.scatter(1, sources, destinations)
             moved_to = _lookup(moves, self.source)
             source = torch.where(moved_to >= 0, moved_to, source)
-        return replace(merged, x=x, size=total, weight=total if weigh else None, source=source)
+        return replace(merged, x=x, size=total, weight=weight, source=source)
+
+    def fuse(self, keep: Tensor, rest: Tensor, factor: Tensor) -> Tokens:
+        """Keep some patch tokens, and put one behind them that is the sum of the others, each times its factor.
+
+        Args:
+            keep: (B, K) int64, patch tokens counted without the prefix.
+            rest: (B, R) int64, all others; the new token stands at the place of the first of them.
+            factor: (B, R) of the tokens `rest`.
+        """
+        prefix = torch.arange(self.prefix, device=keep.device).expand(keep.shape[0], -1)
+        index = torch.cat([prefix, keep + self.prefix, rest[:, :1] + self.prefix], dim=1)
+        rest = rest + self.prefix
+        taken = self._take(index)
+        fused = factor.to(self.x.dtype)[:, None] @ rows(self.x, rest)
+        size = torch.ones(self.x.shape[:2], dtype=_exact(self.x), device=self.x.device)
+        size = size if self.size is None else self.size
+        size = torch.cat([size.gather(1, index[:, :-1]), size.gather(1, rest).sum(1, keepdim=True)], dim=1)
+        source = taken.source
+        if self.source is not None and source is not None:
+            fell = torch.zeros(self.x.shape[:2], dtype=torch.int64, device=keep.device).scatter(1, rest, 1)
+            fell = _lookup(fell, self.source) == 1
+            source = torch.where(fell, index.shape[1] - 1, source)
+        return replace(taken, x=torch.cat([taken.x[:, :-1], fused], dim=1), size=size, source=source)
 
     def _take(self, index: Tensor) -> Tokens:
         """The tokens `index` (B, M) of the whole sequence, prefix first."""
@@ -99,6 +138,7 @@ class Tokens:
             size=None if self.size is None else self.size.gather(1, index),
             weight=None if self.weight is None else self.weight.gather(1, index),
             source=new_source,
+            row=index if self.row is None else self.row.gather(1, index),
         )
 
 
@@ -131,6 +171,38 @@ def restore(features: Tensor, source: Tensor, grid: tuple[int, ...], fill: str =
     dense = rows(features, source.clamp(min=0))
     dense = dense.masked_fill((source < 0)[..., None], 0)
     return dense.transpose(1, 2).reshape(features.shape[0], features.shape[2], *grid)
+
+
+def _exact(x: Tensor) -> torch.dtype:
+    """fp32, or more where the tokens are."""
+    return torch.promote_types(x.dtype, torch.float32)
+
+
+def _gathered(by: Tensor, keep: Tensor, sources: Tensor, destinations: Tensor) -> tuple[Tensor, Tensor]:
+    """What the sources bring, (B, r), and what each kept token holds with it, (B, M)."""
+    moved = by.gather(1, sources)
+    return moved, by.gather(1, keep).scatter_add(1, destinations, moved)
+
+
+def _average(x: Tensor, kept: Tensor, sources: Tensor, destinations: Tensor, share: Tensor) -> Tensor:
+    """The weighted mean, written as a correction of the few rows that receive something.
+
+    The destination d becomes d + sum of share * (source - d); `kept` (B, M, d) is a fresh copy and changed in place.
+    """
+    flat = kept.flatten(0, 1)
+    receivers = _flat(destinations, kept.shape[1])
+    step = rows(x, sources).flatten(0, 1) - flat.index_select(0, receivers)
+    return flat.index_add_(0, receivers, step * share.view(-1, 1)).view(kept.shape)
+
+
+def _stretch(averaged: Tensor, x: Tensor, keep: Tensor, sources: Tensor, destinations: Tensor) -> Tensor:
+    """Averages (B, M, d) given the largest norm of their group; what received nothing stays as it is."""
+    norm = x.norm(dim=-1)
+    longest = norm.gather(1, keep).scatter_reduce(1, destinations, norm.gather(1, sources), "amax")
+    length = averaged.norm(dim=-1)
+    factor = torch.where(length > 0, longest / length.clamp(min=torch.finfo(x.dtype).tiny), 1)
+    received = torch.zeros_like(factor).scatter(1, destinations, 1) > 0
+    return averaged * torch.where(received, factor, 1)[..., None]
 
 
 def _flat(index: Tensor, length: int) -> Tensor:

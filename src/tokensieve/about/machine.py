@@ -142,7 +142,7 @@ def self_test() -> list[str]:
             wrong.append("At identity settings the sieved model does not agree with the dense one bit for bit.")
         recipe = "papr(keep=0.5, significance=centre) + tome(r=1)"
         fast = sieve(model, recipe)
-        trace, planned = fast.trace(images), [read for _, read in fast.plan(16)]
+        trace, planned = fast.trace(images), [reads.mlp for reads in fast.plan.reads(16)]
         if trace.tokens_per_block != planned or not bool(trace.output.isfinite().all()):
             wrong.append(f"{recipe} left {trace.tokens_per_block} tokens where {planned} were planned, or no numbers.")
     return wrong

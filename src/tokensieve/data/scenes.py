@@ -202,11 +202,11 @@ def _place(glyphs: Tensor, drawn: dict[str, Tensor], size: int) -> Tensor:
     count = glyphs.shape[1]
     first = torch.arange(count) == 0
     # Shares of the canvas's side. A glyph's strokes fill eight tenths of its box.
-    side = torch.where(first, 0.42 + 0.30 * drawn["scale"], 0.38 + 0.26 * drawn["scale"])
+    side = torch.where(first, 0.47 + 0.27 * drawn["scale"], 0.38 + 0.26 * drawn["scale"])
     margin = torch.where(first, 0.5 * side, 0.1)
     x, y = (margin + (1 - 2 * margin) * drawn[axis] for axis in ("x", "y"))
-    turn = torch.where(first, 0.35, torch.pi) * (2 * drawn["turn"] - 1)
-    shear, aspect = 0.4 * (drawn["shear"] - 0.5), 0.85 + 0.3 * drawn["aspect"]
+    turn = torch.where(first, 0.28, torch.pi) * (2 * drawn["turn"] - 1)
+    shear, aspect = 0.3 * (drawn["shear"] - 0.5), 0.85 + 0.3 * drawn["aspect"]
 
     # From the canvas back to the glyph, both in [-1, 1].
     line = (2 * torch.arange(size) + 1) / size - 1

@@ -2,11 +2,12 @@
 
 from torch import nn
 
+from ..attention import Attention
 from ..errors import UnsupportedHost
-from .base import Heads, Host, HostBlock
+from .base import Host, HostBlock
 from .timm_vit import MODELS, TimmEva, TimmViT
 
-__all__ = ["Heads", "Host", "HostBlock", "open_host"]
+__all__ = ["Attention", "Host", "HostBlock", "open_host"]
 
 _FAMILIES: dict[type[nn.Module], type[Host]] = {
     model: TimmEva if model.__name__ == "Eva" else TimmViT for model in MODELS

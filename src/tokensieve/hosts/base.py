@@ -4,31 +4,12 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
-import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..attention import Attention
 from ..tokens import Tokens
-
-
-class Heads(NamedTuple):
-    """What a block's attention reads: all of it the block's own arithmetic, up to the attention itself."""
-
-    q: Tensor
-    """(B, H, N, d_h), as k and v."""
-    k: Tensor
-    v: Tensor
-    keys: Tensor
-    """(B, H, N, d_h) the keys after key norm and before rotary embedding."""
-    gate: Tensor | None = None
-    """(B, N, H d_h) factor on the attention's output, where the host has one."""
-    dropout: float = 0.0
-    """Of the attention probabilities; not zero only in training."""
-
-    def attend(self, bias: Tensor | None = None) -> Tensor:
-        """Fused attention; `bias` (B, 1, 1, N) is added to the logits. Returns (B, H, N, d_h)."""
-        return F.scaled_dot_product_attention(self.q, self.k, self.v, attn_mask=bias, dropout_p=self.dropout)
 
 
 class HostBlock(ABC):
@@ -42,12 +23,16 @@ class HostBlock(ABC):
         """The block as it is: tokens.x -> (B, N, d)."""
 
     @abstractmethod
-    def qkv(self, tokens: Tokens) -> Heads:
+    def qkv(self, tokens: Tokens) -> Attention:
         """Norm, projections, key norm, positions."""
 
+    def asked(self, tokens: Tokens, rows: Tensor) -> Attention:
+        """The same where only the tokens `rows` (B, M) ask; overridden where their queries alone can be projected."""
+        return self.qkv(tokens).ask(rows)
+
     @abstractmethod
-    def attention_out(self, attended: Tensor, heads: Heads, x: Tensor) -> Tensor:
-        """Projection, scale, drop path and residual: (B, H, N, d_h) and x (B, N, d) -> (B, N, d)."""
+    def attention_out(self, attended: Tensor, attention: Attention, x: Tensor) -> Tensor:
+        """Projection, scale, drop path and residual: (B, H, M, d_h) and x (B, M, d) -> (B, M, d)."""
 
     @abstractmethod
     def mlp(self, x: Tensor) -> Tensor:
@@ -60,8 +45,14 @@ class Host(ABC):
     model: Any
     """The host itself, an `nn.Module` whose parts the opener knows by name."""
     blocks: Sequence[HostBlock]
+    width: int
+    """Channels of a token."""
     prefix: int
     """Class, distillation and register tokens in front of the patch tokens."""
+    class_token: bool
+    """Whether the first of these is a class token."""
+    reads_prefix: bool
+    """Whether the head reads nothing but prefix tokens."""
     cannot_merge: str | None = None
     """Why this host's head cannot pool merged tokens, or None."""
 

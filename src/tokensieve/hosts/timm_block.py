@@ -10,10 +10,11 @@ from timm.layers import apply_rot_embed_cat
 from timm.layers.attention import Attention, AttentionRope
 from timm.models.eva import EvaAttention, EvaBlock, EvaBlockPostNorm
 from timm.models.vision_transformer import Block, ResPostBlock
-from torch import Tensor
+from torch import Tensor, nn
 
-from ..tokens import Tokens
-from .base import Heads, HostBlock
+from ..attention import Attention as Reading
+from ..tokens import Tokens, rows
+from .base import HostBlock
 
 BLOCKS = (Block, ResPostBlock, EvaBlock, EvaBlockPostNorm)
 ATTENTIONS = (Attention, AttentionRope, EvaAttention)
@@ -43,26 +44,34 @@ class TimmBlock(HostBlock):
             return self.block(tokens.x, rope=self._rope(tokens))
         return self.block(tokens.x)
 
-    def qkv(self, tokens: Tokens) -> Heads:
+    def qkv(self, tokens: Tokens) -> Reading:
+        return self._read(tokens, None)
+
+    def asked(self, tokens: Tokens, rows: Tensor) -> Reading:
+        return self._read(tokens, rows)
+
+    def _read(self, tokens: Tokens, asking: Tensor | None) -> Reading:
         block, attn = self.block, self.block.attn
         x = tokens.x if self.post_norm else block.norm1(tokens.x)
-        q, k, v = _project(attn, x)
+        own = x if asking is None else rows(x, asking)
+        q, k, v = _project(attn, x) if asking is None else _project_some(attn, x, asking)
         q, k = attn.q_norm(q), attn.k_norm(k)
         keys = k
         rope = self._rope(tokens)
         if rope is not None:
-            q, k = (_rotate(attn, heads, rope).type_as(v) for heads in (q, k))
+            k = _rotate(attn, k, rope).type_as(v)
+            q = _rotate(attn, q, rope if asking is None else _some(rope, asking, attn.num_prefix_tokens)).type_as(v)
         groups = getattr(attn, "num_kv_groups", 1)
         if groups > 1:
             k, v = k.repeat_interleave(groups, dim=1), v.repeat_interleave(groups, dim=1)
-        gate = None if attn.gate is None else attn.gate(x).sigmoid()
-        return Heads(q, k, v, keys, gate, attn.attn_drop.p if attn.training else 0.0)
+        gate = None if attn.gate is None else attn.gate(own).sigmoid()
+        return Reading(q, k, v, keys, gate, attn.attn_drop.p if attn.training else 0.0)
 
-    def attention_out(self, attended: Tensor, heads: Heads, x: Tensor) -> Tensor:
+    def attention_out(self, attended: Tensor, attention: Reading, x: Tensor) -> Tensor:
         block, attn = self.block, self.block.attn
         out = attn.norm(attended.transpose(1, 2).flatten(2))
-        if heads.gate is not None:
-            out = out * heads.gate
+        if attention.gate is not None:
+            out = out * attention.gate
         out = attn.proj_drop(attn.proj(out))
         out = block.norm1(out) if self.post_norm else self._scale(out, "ls1", "gamma_1")
         return x + block.drop_path1(out)
@@ -106,6 +115,38 @@ def _project(attn: Any, x: Tensor) -> tuple[Tensor, ...]:
         bias = torch.cat((attn.q_bias, attn.k_bias, attn.v_bias))
         fused = attn.qkv(x) + bias if attn.qkv_bias_separate else F.linear(x, attn.qkv.weight, bias)
     return fused.view(batch, tokens, 3, attn.num_heads, attn.head_dim).permute(2, 0, 3, 1, 4).unbind(0)
+
+
+def _project_some(attn: Any, x: Tensor, asking: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Keys and values of all tokens, queries of the rows `asking` (B, M) alone."""
+    if getattr(attn, "q_proj", None) is not None:
+        few = rows(x, asking)
+        q, k, v = attn.q_proj(few), attn.k_proj(x), attn.v_proj(x)
+    elif type(attn.qkv) is nn.Linear and not attn.qkv._forward_hooks:
+        # One matrix holds the three projections: its rows are taken apart.
+        weight, bias = attn.qkv.weight, attn.qkv.bias
+        if getattr(attn, "q_bias", None) is not None:
+            own = torch.cat((attn.q_bias, attn.k_bias, attn.v_bias))
+            bias = own if bias is None else bias + own
+        width = attn.num_heads * attn.head_dim
+        q = F.linear(rows(x, asking), weight[:width], None if bias is None else bias[:width])
+        k, v = F.linear(x, weight[width:], None if bias is None else bias[width:]).chunk(2, dim=-1)
+    else:  # a layer that somebody put in its place: it is called as it is
+        q, k, v = _project(attn, x)
+        return q.gather(2, asking[:, None, :, None].expand(-1, q.shape[1], -1, q.shape[3])), k, v
+    q, k, v = (part.unflatten(2, (-1, attn.head_dim)).transpose(1, 2) for part in (q, k, v))
+    return q, k, v
+
+
+def _some(rope: Tensor, asking: Tensor, prefix: int) -> Tensor:
+    """The rows of a rotary table at which the tokens `asking` (B, M), prefix first, stand."""
+    patches = asking[:, prefix:] - prefix
+    if rope.ndim == 2:  # (P, D)
+        return rope[patches].unsqueeze(1)
+    if rope.ndim == 3:  # (H, P, D)
+        return rope[:, patches].transpose(0, 1)
+    index = patches[:, None, :, None].expand(-1, rope.shape[1], -1, rope.shape[3])
+    return rope.expand(patches.shape[0], -1, -1, -1).gather(2, index)
 
 
 def _rotate(attn: Any, heads: Tensor, rope: Tensor) -> Tensor:

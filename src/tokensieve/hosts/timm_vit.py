@@ -26,7 +26,10 @@ class TimmViT(Host):
     def __init__(self, model: Any) -> None:
         self.model = model
         self.blocks = [TimmBlock(block, index) for index, block in enumerate(model.blocks)]
-        self.prefix = model.num_prefix_tokens
+        self.width, self.prefix = model.embed_dim, model.num_prefix_tokens
+        self.class_token = getattr(model, "cls_token", None) is not None
+        distilled = type(model) is VisionTransformerDistilled
+        self.reads_prefix = model.attn_pool is None and (distilled or model.global_pool == "token")
         if model.grad_checkpointing:
             raise UnsupportedHost(
                 f"{type(model).__name__} has gradient checkpointing switched on, which would be lost: "

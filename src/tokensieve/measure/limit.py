@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import torch
 from torch import Tensor, nn
 
 from ..stream import Sieved
@@ -26,15 +27,17 @@ class SlicingLimit(nn.Module):
         (fast,) = self._fast
         host = fast.host
         tokens = host.embed(images)
-        counts = fast.plan(tokens.x.shape[1] - tokens.prefix)
-        for block, (attended, read) in zip(host.blocks, counts, strict=True):
-            tokens = _first(tokens, attended)
-            if attended == read:
+        plan = fast.plan.reads(tokens.x.shape[1] - tokens.prefix)
+        for block, reads in zip(host.blocks, plan, strict=True):
+            tokens = _first(tokens, reads.keys)
+            if reads.keys == reads.mlp:
                 tokens = replace(tokens, x=block(tokens))
             else:
-                heads = block.qkv(tokens)
+                asking = torch.arange(reads.queries, device=images.device).expand(images.shape[0], -1)
+                heads = block.qkv(tokens) if reads.queries == reads.keys else block.asked(tokens, asking)
+                tokens = _first(tokens, reads.queries)
                 tokens = replace(tokens, x=block.attention_out(heads.attend(), heads, tokens.x))
-                tokens = _first(tokens, read)
+                tokens = _first(tokens, reads.mlp)
                 tokens = replace(tokens, x=block.mlp(tokens.x))
         return host.head(host.features(tokens))
 

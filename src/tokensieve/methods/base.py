@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import inspect
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-from torch import Tensor
+from torch import Tensor, nn
 
+from ..attention import Attention
 from ..errors import RecipeError, nearest
 from ..tokens import Tokens
 
@@ -21,10 +22,47 @@ if TYPE_CHECKING:
 class Evidence:
     """What a method may look at when it acts."""
 
+    block: int = 0
+    """Where it acts, counted from 0; `depth` blocks in all."""
+    depth: int = 1
     significance: Tensor | None = None
     """(B, P) how much each patch matters, fp32; for methods with `needs_significance`."""
-    keys: Tensor | None = None
-    """(B, H, N, d_h) this block's keys after key norm, before rotary embedding; for methods inside a block."""
+    attention: Attention | None = None
+    """What this block's attention reads; for methods inside a block."""
+    found: Tensor | None = None
+    """What the method's own `attend` told beside its output."""
+    memory: Tensor | None = None
+    """What the method's own `prepare` gave before block 0."""
+    part: nn.Module | None = None
+    """The method's own learned layers, from `build`."""
+
+    def keys(self, tokens: Tokens) -> Tensor:
+        """(B, H, N, d_h) the tokens' keys, before rotary embedding; of a merged token its destination's."""
+        assert self.attention is not None
+        keys = self.attention.keys
+        if tokens.row is None:
+            return keys
+        return keys.gather(2, tokens.row[:, None, :, None].expand(-1, keys.shape[1], -1, keys.shape[3]))
+
+    def class_attention(self, tokens: Tokens) -> Tensor:
+        """(B, N) how much the class token attends to each token in this block, mean over heads, fp32 or more."""
+        assert self.attention is not None
+        return self.follow(self.attention.row().mean(1), tokens)
+
+    @staticmethod
+    def follow(values: Tensor, tokens: Tokens) -> Tensor:
+        """(B, N) numbers of the block's tokens as it began -> of its tokens now."""
+        return values if tokens.row is None else values.gather(1, tokens.row)
+
+
+Place = Literal["start", "before", "queries", "rows", "inside"]
+PLACES: dict[Place, str] = {
+    "start": "once, before block 0",
+    "before": "in front of a block",
+    "queries": "in a block, before its attention: only what stays asks, and all is read",
+    "rows": "the same after a look at the attention",
+    "inside": "in a block, between attention and MLP",
+}
 
 
 @dataclass(frozen=True)
@@ -37,11 +75,14 @@ class Method(ABC):
 
     name: ClassVar[str]
     """What the method is called in recipe text and JSON."""
-    place: ClassVar[Literal["start", "inside"]]
-    """`start`: once, before block 0. `inside`: in a block, between attention and MLP."""
+    place: ClassVar[Place]
+    """Where it acts, see `PLACES`."""
     needs_significance: ClassVar[bool] = False
+    needs_class_token: ClassVar[bool] = False
     merges: ClassVar[bool] = False
-    """Averages tokens, so that pooling and attention must know their sizes."""
+    """Changes sizes, so that pooling and attention must know them."""
+    attends: ClassVar[bool] = False
+    """Computes the attention itself where it acts, by `attend`."""
 
     @abstractmethod
     def left(self, block: int, depth: int, tokens: int, prefix: int) -> int:
@@ -53,6 +94,33 @@ class Method(ABC):
     @abstractmethod
     def reduce(self, tokens: Tokens, left: int, evidence: Evidence) -> Tokens:
         """Reduce to `left` tokens, prefix included. Called only where `left` is smaller than what is there."""
+
+    def attend(self, attention: Attention) -> tuple[Tensor, Tensor]:
+        """For methods that `attend`: the attention's output (B, H, M, d_h), and what `reduce` gets as `found`."""
+        raise NotImplementedError
+
+    def prepare(self, tokens: Tokens) -> Tensor | None:
+        """What to remember of the embedded patches, all of them, before anything acts; `reduce` gets it as `memory`."""
+        return None
+
+    def build(self, width: int, pretrained: bool) -> nn.Module | None:
+        """Learned layers of the method's own for tokens of `width` channels; `reduce` gets them as `part`.
+
+        With `pretrained` False they may be random, for measuring cost alone.
+        """
+        return None
+
+    def refuses(self, reads_prefix: bool, others: Sequence[Method]) -> str | None:
+        """Why this method makes no sense here, or None.
+
+        Args:
+            reads_prefix: the host's head reads nothing but prefix tokens.
+            others: the recipe's other methods that act somewhere.
+
+        Returns:
+            The end of a sentence "... cannot take this: ". One that begins with "its " is about the host.
+        """
+        return None
 
     def settings(self) -> dict[str, Any]:
         """Field name -> value, all of them, as a recipe file records them."""

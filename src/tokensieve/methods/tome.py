@@ -75,8 +75,7 @@ class ToMe(Method):
         return tokens - min(self.schedule(depth)[block], (tokens - prefix) // 2)
 
     def reduce(self, tokens: Tokens, left: int, evidence: Evidence) -> Tokens:
-        assert evidence.keys is not None
-        match = bipartite_match(evidence.keys, tokens.x.shape[1] - left, tokens.prefix)
+        match = bipartite_match(evidence.keys(tokens), tokens.x.shape[1] - left, tokens.prefix)
         return tokens.merge(*match, weigh=self.proportional)
 
 

@@ -10,9 +10,8 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
+from ..methods.base import PLACES
 from .tables import Record, giga, new_table, short
-
-PLACES: dict[str, str] = {"start": "once, before block 0", "inside": "inside blocks, between attention and MLP"}
 
 
 def methods_view(record: Record) -> RenderableType:
@@ -135,7 +134,7 @@ def _extra(extra: Record) -> str:
 
 
 def _nature(method: Record) -> str:
-    words = [PLACES.get(str(method["place"]), str(method["place"]))]
+    words = [PLACES[method["place"]]]
     if method["needs_significance"]:
         words.append("by a significance map")
     words.append("merges tokens" if method["merges"] else "drops tokens")

@@ -57,7 +57,7 @@ class Plan:
 
 PLANS = {
     "nano_convnet": Plan("nano_convnet", scenes=60_000, rate=3e-3),
-    "nano_vit": Plan("nano_vit", scenes=200_000, rate=1.5e-3),
+    "nano_vit": Plan("nano_vit", scenes=240_000, rate=1.5e-3),
 }
 
 

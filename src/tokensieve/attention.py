@@ -1,0 +1,87 @@
+"""Attention: what a block's attention reads, and what can be learned from it at less than the price of its matrix."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Attention:
+    """Queries, keys and values of one block: all of its own arithmetic up to the attention itself.
+
+    B images, H heads, M queries (all N tokens, unless only some ask), N keys, d_h channels a head.
+    """
+
+    q: Tensor
+    """(B, H, M, d_h)"""
+    k: Tensor
+    """(B, H, N, d_h), as v."""
+    v: Tensor
+    keys: Tensor
+    """(B, H, N, d_h) the keys after key norm and before rotary embedding: what tokens are compared by."""
+    gate: Tensor | None = None
+    """(B, M, H d_h) factor on the attention's output, where the host has one."""
+    dropout: float = 0.0
+    """Of the attention probabilities; not zero only in training."""
+    scale: float | None = None
+    """Of the logits; None is d_h ** -0.5."""
+    bias: Tensor | None = None
+    """(1 or B, 1 or H, M, N) the host's own, added to the logits."""
+    weight: Tensor | None = None
+    """(B, N) what the exponential of a key's logit is multiplied with, 0 for a key that is not there. None: ones."""
+
+    @property
+    def mask(self) -> Tensor | None:
+        """All that is added to the logits, (B, 1 or H, 1 or M, N)."""
+        if self.weight is None:
+            return self.bias
+        # The logarithm of nothing is kept finite: a row of -inf alone is NaN, and half precision holds -87 well.
+        tiny = torch.finfo(torch.float32).tiny
+        own = self.weight.clamp(min=tiny).log().to(self.q.dtype)[:, None, None, :]
+        return own if self.bias is None else self.bias + own
+
+    def attend(self) -> Tensor:
+        """Fused attention -> (B, H, M, d_h)."""
+        return F.scaled_dot_product_attention(
+            self.q, self.k, self.v, attn_mask=self.mask, dropout_p=self.dropout, scale=self.scale
+        )
+
+    def ask(self, rows: Tensor) -> Attention:
+        """The same keys and values with the queries of `rows` (B, M') alone."""
+        batch, heads, _, width = self.q.shape
+        q = self.q.gather(2, rows[:, None, :, None].expand(batch, heads, -1, width))
+        bias, gate = self.bias, self.gate
+        if bias is not None and bias.shape[2] > 1:
+            bias = bias.expand(batch, -1, -1, -1)
+            bias = bias.gather(2, rows[:, None, :, None].expand(-1, bias.shape[1], -1, bias.shape[3]))
+        if gate is not None:
+            gate = gate.gather(1, rows[..., None].expand(-1, -1, gate.shape[2]))
+        return replace(self, q=q, bias=bias, gate=gate)
+
+    def row(self, index: int = 0) -> Tensor:
+        """Probabilities of query `index` alone, fp32 or more: (B, H, N). Query 0 is the class token, if any."""
+        return self._probabilities(self.q[:, :, index : index + 1], slice(None), slice(index, index + 1))[:, :, 0]
+
+    def head(self, head: int) -> Tensor:
+        """The matrix of one head, fp32 or more: (B, M, N). Head by head, B x H x M x N is never held."""
+        one = slice(head, head + 1)
+        return self._probabilities(self.q[:, one], one, slice(None))[:, 0]
+
+    def received(self) -> Tensor:
+        """What each key receives of each head, summed over the queries: (B, H, N). O(N^2) more, head by head."""
+        return torch.stack([self.head(head).sum(1) for head in range(self.q.shape[1])], dim=1)
+
+    def _probabilities(self, q: Tensor, heads: slice, queries: slice) -> Tensor:
+        exact = torch.promote_types(q.dtype, torch.float32)
+        scale = self.q.shape[-1] ** -0.5 if self.scale is None else self.scale
+        with torch.autocast(q.device.type, enabled=False):
+            logits = (q.to(exact) * scale) @ self.k[:, heads].to(exact).transpose(-2, -1)
+            mask = self.mask
+            if mask is not None:
+                mask = mask if mask.shape[1] == 1 else mask[:, heads]
+                logits = logits + (mask if mask.shape[2] == 1 else mask[:, :, queries])
+            return logits.softmax(-1)

@@ -1,0 +1,120 @@
+"""The plan: which method acts where, on how many tokens. Known before the first image, from integers alone."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import NamedTuple
+
+from .errors import RecipeError, UnsupportedHost
+from .hosts import Host
+from .methods import Method
+from .methods.base import Place
+
+
+class Act(NamedTuple):
+    """One method, the `index`-th of its recipe, leaving `left` tokens, prefix included."""
+
+    index: int
+    method: Method
+    left: int
+
+
+class Reads(NamedTuple):
+    """Tokens, prefix included, that a block's keys and values, its queries, and its MLP are made of."""
+
+    keys: int
+    queries: int
+    mlp: int
+
+
+_OPENING: tuple[Place, ...] = ("queries", "rows", "inside")
+"""The places for which a block has to be opened."""
+
+
+class Plan:
+    """A recipe's methods on a host of so many blocks."""
+
+    def __init__(self, methods: Iterable[Method], depth: int, prefix: int) -> None:
+        self.depth, self.prefix = depth, prefix
+        self.methods = [(i, method) for i, method in enumerate(methods) if not self._idle(method)]
+
+    def acts(self, place: Place, block: int, count: int) -> list[Act]:
+        """What happens to `count` tokens at this place of this block, one after the other."""
+        acts = []
+        for index, method in self.methods:
+            if method.place == place:
+                left = method.left(block, self.depth, count, self.prefix)
+                if left < count:
+                    acts.append(Act(index, method, left))
+                    count = left
+        return acts
+
+    def opens(self, block: int, count: int) -> bool:
+        """Whether anything acts between the block's norm and its MLP."""
+        return any(self.acts(place, block, count) for place in _OPENING)
+
+    def reads(self, patches: int) -> list[Reads]:
+        """For an image of `patches` patches: how many tokens each block reads where."""
+        count, reads = self._after(("start",), 0, patches + self.prefix), []
+        for block in range(self.depth):
+            keys = self._after(("before",), block, count)
+            queries = self._after(("queries", "rows"), block, keys)
+            count = self._after(("inside",), block, queries)
+            reads.append(Reads(keys, queries, count))
+        return reads
+
+    def _after(self, places: tuple[Place, ...], block: int, count: int) -> int:
+        for place in places:
+            for act in self.acts(place, block, count):
+                count = act.left
+        return count
+
+    def _idle(self, method: Method) -> bool:
+        """Whether a method acts nowhere, whatever the number of tokens (keep=1, r=0)."""
+        plenty = 10**6 + self.prefix
+        return all(method.left(block, self.depth, plenty, self.prefix) == plenty for block in range(self.depth))
+
+
+def check(host: Host, plan: Plan) -> None:
+    """Refuse, before anything runs, what would be half applied or make no sense."""
+    name = type(host.model).__name__
+    methods = [method for _, method in plan.methods]
+    plenty = 10**6 + plan.prefix
+    start = [method.name for method in methods if method.place == "start"]
+    if len(start) > 1:
+        raise RecipeError(f"{' and '.join(start)} both drop patches before block 0; keep one of them.")
+    for method in methods:
+        if method.merges and host.cannot_merge:
+            raise UnsupportedHost(f"{name} cannot take {method.name}: {host.cannot_merge}. PaPr works on it.")
+        if method.needs_class_token and not host.class_token:
+            raise UnsupportedHost(
+                f"{name} cannot take {method.name}: it ranks patches by the attention of a class token, and this host "
+                "has none. Methods that need none, such as PaPr and ToMe, work on it."
+            )
+        missing = method.refuses(host.reads_prefix, [other for other in methods if other is not method])
+        if missing:
+            raise (UnsupportedHost if missing.startswith("its ") else RecipeError)(
+                f"{name} cannot take {method.name}: {missing}."
+            )
+    for index, block in enumerate(host.blocks):
+        places = {place: [act.method for act in plan.acts(place, index, plenty)] for place in _OPENING}
+        acting = [method for methods_here in places.values() for method in methods_here]
+        attending = [method for method in acting if method.attends]
+        rivals = places["queries"] + places["rows"] + attending
+        if attending or (places["queries"] and places["rows"]):
+            _alone(rivals, index)
+        if acting and block.closed:
+            raise UnsupportedHost(
+                f"{name} cannot take {acting[0].name}: in block {index}, {block.closed}. "
+                "Methods that act before the blocks, such as PaPr, work on it."
+            )
+        if block.closed and any(method.merges for method in methods):
+            raise UnsupportedHost(f"{name} cannot take merged tokens: in block {index}, {block.closed}.")
+
+
+def _alone(methods: list[Method], block: int) -> None:
+    if len(methods) > 1:
+        raise RecipeError(
+            f"{methods[0].name} and {methods[1].name} would both decide who asks what in the attention of block "
+            f"{block}; give them different layers, for example layers=0:6 and layers=6:12."
+        )
