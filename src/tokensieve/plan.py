@@ -8,7 +8,10 @@ from typing import NamedTuple
 from .errors import RecipeError, UnsupportedHost
 from .hosts import Host
 from .methods import Method
-from .methods.base import Place
+from .methods.base import Here, Place
+
+PLENTY = 10**6
+"""Patches of an image on which every method that acts at all acts."""
 
 
 class Act(NamedTuple):
@@ -38,48 +41,47 @@ class Plan:
         self.depth, self.prefix = depth, prefix
         self.methods = [(i, method) for i, method in enumerate(methods) if not self._idle(method)]
 
-    def acts(self, place: Place, block: int, count: int) -> list[Act]:
-        """What happens to `count` tokens at this place of this block, one after the other."""
+    def acts(self, place: Place, block: int, count: int, patches: int) -> list[Act]:
+        """What happens here to `count` tokens of an image of `patches` patches, one after the other."""
         acts = []
         for index, method in self.methods:
             if method.place == place:
-                left = method.left(block, self.depth, count, self.prefix)
+                left = method.left(Here(block, self.depth, count, self.prefix, patches))
                 if left < count:
                     acts.append(Act(index, method, left))
                     count = left
         return acts
 
-    def opens(self, block: int, count: int) -> bool:
+    def opens(self, block: int, count: int, patches: int) -> bool:
         """Whether anything acts between the block's norm and its MLP."""
-        return any(self.acts(place, block, count) for place in _OPENING)
+        return any(self.acts(place, block, count, patches) for place in _OPENING)
 
     def reads(self, patches: int) -> list[Reads]:
         """For an image of `patches` patches: how many tokens each block reads where."""
-        count, reads = self._after(("start",), 0, patches + self.prefix), []
+
+        def after(places: tuple[Place, ...], block: int, count: int) -> int:
+            for place in places:
+                count = min([count, *(act.left for act in self.acts(place, block, count, patches))])
+            return count
+
+        count, reads = after(("start",), 0, patches + self.prefix), []
         for block in range(self.depth):
-            keys = self._after(("before",), block, count)
-            queries = self._after(("queries", "rows"), block, keys)
-            count = self._after(("inside",), block, queries)
+            keys = after(("before",), block, count)
+            queries = after(("queries", "rows"), block, keys)
+            count = after(("inside",), block, queries)
             reads.append(Reads(keys, queries, count))
         return reads
 
-    def _after(self, places: tuple[Place, ...], block: int, count: int) -> int:
-        for place in places:
-            for act in self.acts(place, block, count):
-                count = act.left
-        return count
-
     def _idle(self, method: Method) -> bool:
         """Whether a method acts nowhere, whatever the number of tokens (keep=1, r=0)."""
-        plenty = 10**6 + self.prefix
-        return all(method.left(block, self.depth, plenty, self.prefix) == plenty for block in range(self.depth))
+        heres = [Here(block, self.depth, PLENTY + self.prefix, self.prefix, PLENTY) for block in range(self.depth)]
+        return all(method.left(here) == here.tokens for here in heres)
 
 
 def check(host: Host, plan: Plan) -> None:
     """Refuse, before anything runs, what would be half applied or make no sense."""
     name = type(host.model).__name__
     methods = [method for _, method in plan.methods]
-    plenty = 10**6 + plan.prefix
     start = [method.name for method in methods if method.place == "start"]
     if len(start) > 1:
         raise RecipeError(f"{' and '.join(start)} both drop patches before block 0; keep one of them.")
@@ -97,7 +99,9 @@ def check(host: Host, plan: Plan) -> None:
                 f"{name} cannot take {method.name}: {missing}."
             )
     for index, block in enumerate(host.blocks):
-        places = {place: [act.method for act in plan.acts(place, index, plenty)] for place in _OPENING}
+        places = {
+            place: [act.method for act in plan.acts(place, index, PLENTY + plan.prefix, PLENTY)] for place in _OPENING
+        }
         acting = [method for methods_here in places.values() for method in methods_here]
         attending = [method for method in acting if method.attends]
         rivals = places["queries"] + places["rows"] + attending

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from math import prod
 from typing import Any
 
 import torch
@@ -13,7 +14,7 @@ from .errors import InputError
 from .hosts import Host, HostBlock, open_host
 from .methods import Evidence, Method
 from .methods.base import Place
-from .plan import Plan, check
+from .plan import Act, Plan, check
 from .recipe import Recipe
 from .tokens import Tokens, restore
 
@@ -97,7 +98,7 @@ class Sieved(nn.Module):
             tokens = tokens.tracked()
         memories = {index: method.prepare(tokens) for index, method in self.plan.methods}
 
-        if self.plan.acts("start", 0, tokens.x.shape[1]):
+        if self._acts("start", 0, tokens):
             assert self.significance is not None
             significance = self.significance(images, tokens.grid)
             tokens = self._reduce("start", 0, tokens, memories, significance=significance)
@@ -106,7 +107,7 @@ class Sieved(nn.Module):
 
         for index, block in enumerate(self.host.blocks):
             tokens = self._reduce("before", index, tokens, memories)
-            if tokens.weight is None and not self.plan.opens(index, tokens.x.shape[1]):
+            if tokens.weight is None and not self.plan.opens(index, tokens.x.shape[1], prod(tokens.grid)):
                 tokens = replace(tokens, x=block(tokens))
             else:
                 tokens = self._attend(index, block, tokens, memories)
@@ -125,18 +126,21 @@ class Sieved(nn.Module):
             asking = self._reduce("rows", index, tokens, memories, attention=attention)
             heads = attention if asking.row is None else attention.ask(asking.row)
 
-        own = [act.method for act in self.plan.acts("inside", index, asking.x.shape[1]) if act.method.attends]
+        own = [act.method for act in self._acts("inside", index, asking) if act.method.attends]
         attended, found = own[0].attend(heads) if own else (heads.attend(), None)
         tokens = replace(asking, x=block.attention_out(attended, heads, asking.x))
         return self._reduce("inside", index, tokens, memories, attention=attention, found=found)
 
     def _reduce(self, place: Place, block: int, tokens: Tokens, memories: Memories, **known: Tensor | None) -> Tokens:
         """Let every method of this place act, one after the other, each with what it may know."""
-        for index, method, left in self.plan.acts(place, block, tokens.x.shape[1]):
+        for index, method, left in self._acts(place, block, tokens):
             part = self.parts[str(index)] if str(index) in self.parts else None  # noqa: SIM401
             evidence = Evidence(block, self.plan.depth, memory=memories[index], part=part, **known)
             tokens = method.reduce(tokens, left, evidence)
         return tokens
+
+    def _acts(self, place: Place, block: int, tokens: Tokens) -> list[Act]:
+        return self.plan.acts(place, block, tokens.x.shape[1], prod(tokens.grid))
 
     def trace(self, images: Tensor) -> Trace:
         """Run on (B, 3, H, W) and tell what happened: see `Trace`."""

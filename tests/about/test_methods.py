@@ -90,8 +90,8 @@ def mine():
             if self.low != int(self.low):
                 raise RecipeError("mine: low must be whole.")
 
-        def left(self, block, depth, tokens, prefix):
-            return tokens
+        def left(self, here):
+            return here.tokens
 
         def reduce(self, tokens, left, evidence):
             return tokens

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from tests.reference.vit import match as slow_match
 from tokensieve import Recipe, ToMe
+from tokensieve.methods import Here
 from tokensieve.methods.tome import bipartite_match
 
 
@@ -16,7 +17,7 @@ from tokensieve.methods.tome import bipartite_match
 def test_published_token_counts(r: int, depth: int, last: int) -> None:
     tokens, method = 197, ToMe(r=r)
     for block in range(depth):
-        tokens = method.left(block, depth, tokens, 1)
+        tokens = method.left(Here(block, depth, tokens, 1, 196))
     assert tokens == last
 
 

@@ -6,7 +6,7 @@ import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple
 
 from torch import Tensor, nn
 
@@ -16,6 +16,20 @@ from ..tokens import Tokens
 
 if TYPE_CHECKING:
     from ..recipe import Recipe
+
+
+class Here(NamedTuple):
+    """Where a method is asked how many tokens it leaves: integers alone, known before the first image."""
+
+    block: int
+    """Counted from 0."""
+    depth: int
+    """Blocks in all."""
+    tokens: int
+    """What has arrived here, prefix included."""
+    prefix: int
+    patches: int
+    """Of the image, before anything acted."""
 
 
 @dataclass(frozen=True)
@@ -85,11 +99,8 @@ class Method(ABC):
     """Computes the attention itself where it acts, by `attend`."""
 
     @abstractmethod
-    def left(self, block: int, depth: int, tokens: int, prefix: int) -> int:
-        """How many of `tokens` (prefix included) remain after this method in block `block` of `depth`.
-
-        The answer `tokens` means that the method does not act there.
-        """
+    def left(self, here: Here) -> int:
+        """How many of `here.tokens` remain after this method; the answer `here.tokens` means that it does not act."""
 
     @abstractmethod
     def reduce(self, tokens: Tokens, left: int, evidence: Evidence) -> Tokens:

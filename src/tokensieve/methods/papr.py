@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ..errors import InputError, RecipeError, nearest
 from ..tokens import Tokens
-from .base import SHORTHANDS, Evidence, Method, register
+from .base import SHORTHANDS, Evidence, Here, Method, register
 
 SIGNIFICANCES = ("mean", "cam", "grad-cam", "grad-cam++", "eigen-cam", "score-cam", "random", "centre")
 
@@ -75,10 +75,10 @@ class PaPr(Method):
         if isinstance(self.proposal_size, list):
             object.__setattr__(self, "proposal_size", tuple(self.proposal_size))
 
-    def left(self, block: int, depth: int, tokens: int, prefix: int) -> int:
-        if block != 0 or self.keep == 1:
-            return tokens
-        return prefix + min(max(int(tokens * self.keep), 1), tokens - prefix)
+    def left(self, here: Here) -> int:
+        if here.block != 0 or self.keep == 1:
+            return here.tokens
+        return here.prefix + min(max(int(here.tokens * self.keep), 1), here.tokens - here.prefix)
 
     def reduce(self, tokens: Tokens, left: int, evidence: Evidence) -> Tokens:
         assert evidence.significance is not None

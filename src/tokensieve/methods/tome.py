@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ..errors import RecipeError
 from ..tokens import Tokens
-from .base import Evidence, Method, register
+from .base import Evidence, Here, Method, register
 
 
 @register
@@ -71,8 +71,8 @@ class ToMe(Method):
         acting = range(depth)[self.layers] if self.layers is not None else range(depth)
         return [n if i in acting else 0 for i, n in enumerate(wanted)]
 
-    def left(self, block: int, depth: int, tokens: int, prefix: int) -> int:
-        return tokens - min(self.schedule(depth)[block], (tokens - prefix) // 2)
+    def left(self, here: Here) -> int:
+        return here.tokens - min(self.schedule(here.depth)[here.block], (here.tokens - here.prefix) // 2)
 
     def reduce(self, tokens: Tokens, left: int, evidence: Evidence) -> Tokens:
         match = bipartite_match(evidence.keys(tokens), tokens.x.shape[1] - left, tokens.prefix)
