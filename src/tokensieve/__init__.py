@@ -12,7 +12,21 @@ if TYPE_CHECKING:
     from . import measure
     from .errors import ExportError, InputError, RecipeError, SieveError, UnsupportedHost
     from .export import export_onnx, export_program
-    from .methods import PaPr, ToMe
+    from .methods import (
+        ATS,
+        GTP,
+        MCTF,
+        DiffRate,
+        DynamicViT,
+        EViT,
+        Guarded,
+        PaPr,
+        PatchSlimming,
+        PiToMe,
+        Readout,
+        ToFu,
+        ToMe,
+    )
     from .packing import prepack
     from .recipe import Recipe
     from .significance import patch_significance
@@ -21,13 +35,24 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _HOMES = {
+    "ATS": "methods",
+    "DiffRate": "methods",
+    "DynamicViT": "methods",
+    "EViT": "methods",
     "ExportError": "errors",
+    "GTP": "methods",
+    "Guarded": "methods",
     "InputError": "errors",
+    "MCTF": "methods",
     "PaPr": "methods",
+    "PatchSlimming": "methods",
+    "PiToMe": "methods",
+    "Readout": "methods",
     "Recipe": "recipe",
     "RecipeError": "errors",
     "SieveError": "errors",
     "Sieved": "stream",
+    "ToFu": "methods",
     "ToMe": "methods",
     "Trace": "stream",
     "UnsupportedHost": "errors",
@@ -39,13 +64,24 @@ _HOMES = {
 }
 
 __all__ = [
+    "ATS",
+    "GTP",
+    "MCTF",
+    "DiffRate",
+    "DynamicViT",
+    "EViT",
     "ExportError",
+    "Guarded",
     "InputError",
     "PaPr",
+    "PatchSlimming",
+    "PiToMe",
+    "Readout",
     "Recipe",
     "RecipeError",
     "SieveError",
     "Sieved",
+    "ToFu",
     "ToMe",
     "Trace",
     "UnsupportedHost",

@@ -112,7 +112,7 @@ def check(host: Host, plan: Plan) -> None:
                 f"{name} cannot take {acting[0].name}: in block {index}, {block.closed}. "
                 "Methods that act before the blocks, such as PaPr, work on it."
             )
-        if block.closed and any(method.merges for method in methods):
+        if block.closed and any(method.merges or method.weighs for method in methods):
             raise UnsupportedHost(f"{name} cannot take merged tokens: in block {index}, {block.closed}.")
 
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from .errors import InputError
-from .hosts import Host, HostBlock, open_host
+from .hosts import Host, HostBlock, arguments, open_host
 from .methods import Evidence, Method
 from .methods.base import Place
 from .plan import Act, Plan, check
@@ -53,9 +53,10 @@ def sieve(
     fast = Sieved(host, recipe)
     config = getattr(model, "pretrained_cfg", None) or {}
     for index, method in fast.plan.methods:
-        part = method.build(host.width, pretrained)
+        part = method.build(host.width, len(host.blocks), pretrained)
         if part is not None:
-            fast.parts[str(index)] = part.eval().requires_grad_(False)
+            own = next(model.parameters())
+            fast.parts[str(index)] = part.to(own.device, own.dtype).eval().requires_grad_(False)
         if method.needs_significance:
             from .significance import build  # only where a map is needed: building one loads proposal libraries
 
@@ -83,9 +84,10 @@ class Sieved(nn.Module):
         self._register_state_dict_hook(_as_host_keys)
         self.register_load_state_dict_pre_hook(_from_host_keys)
 
-    def forward(self, images: Tensor) -> Tensor:
-        """(B, 3, H, W) -> what the host returns."""
-        return self.host.head(self.host.features(self._stream(images)))
+    def forward(self, images: Tensor | None = None, **words: Any) -> Any:
+        """(B, 3, H, W) -> what the host returns. Hosts of transformers take words of their own: `labels` and others."""
+        images, words = arguments(self.host, images, words)
+        return self.host.head(self.host.features(self._stream(images)), **words)
 
     def forward_features(self, images: Tensor) -> Tensor:
         """(B, 3, H, W) -> the surviving tokens after the final norm, (B, N, d), prefix first."""
@@ -199,6 +201,8 @@ class Trace:
         """
         assert self.tokens is not None
         count, source = self.tokens.x.shape[1], self.source
+        if count == self.tokens.prefix:
+            raise InputError("No patch token is left to restore: readout() computes the prefix tokens alone.")
         if features is None:
             features = self.tokens.x
         if features.ndim != 3 or features.shape[1] not in (count, count - self.tokens.prefix):

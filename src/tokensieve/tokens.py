@@ -36,6 +36,11 @@ class Tokens:
     row: Tensor | None = None
     """(B, N) int64: since this block began, which of its tokens then is each one now. None: none has moved."""
 
+    @property
+    def places(self) -> Tensor:
+        """(B, N) int64: 0 ... N - 1 for each image."""
+        return torch.arange(self.x.shape[1], device=self.x.device).expand(self.x.shape[0], -1)
+
     def tracked(self) -> Tokens:
         """The same tokens, from here on with `source`."""
         start = torch.arange(prod(self.grid), device=self.x.device) + self.prefix
@@ -43,8 +48,7 @@ class Tokens:
 
     def select(self, index: Tensor) -> Tokens:
         """Drop all patch tokens but `index` (B, K) int64, counted without the prefix; the prefix stays in front."""
-        prefix = torch.arange(self.prefix, device=index.device).expand(index.shape[0], -1)
-        return self._take(torch.cat([prefix, index + self.prefix], dim=1))
+        return self.take(torch.cat([self.places[:, : self.prefix], index + self.prefix], dim=1))
 
     def merge(
         self,
@@ -77,8 +81,9 @@ class Tokens:
         total = size.gather(1, keep).scatter_add_(1, destinations, moved)
 
         share, whole = (moved, total) if by is None else _gathered(by, keep, sources, destinations)
-        share = (share / whole.gather(1, destinations)).to(self.x.dtype)
-        merged = replace(self, size=None, weight=None)._take(keep)
+        whole = whole.gather(1, destinations)
+        share = (share / whole.clamp(min=torch.finfo(whole.dtype).tiny)).to(self.x.dtype)  # padding has no size
+        merged = replace(self, size=None, weight=None).take(keep)
         x = _average(self.x, merged.x, sources, destinations, share)
         if stretch:
             x = _stretch(x, self.x, keep, sources, destinations)
@@ -108,10 +113,9 @@ class Tokens:
             rest: (B, R) int64, all others; the new token stands at the place of the first of them.
             factor: (B, R) of the tokens `rest`.
         """
-        prefix = torch.arange(self.prefix, device=keep.device).expand(keep.shape[0], -1)
-        index = torch.cat([prefix, keep + self.prefix, rest[:, :1] + self.prefix], dim=1)
+        index = torch.cat([self.places[:, : self.prefix], keep + self.prefix, rest[:, :1] + self.prefix], dim=1)
         rest = rest + self.prefix
-        taken = self._take(index)
+        taken = self.take(index)
         fused = factor.to(self.x.dtype)[:, None] @ rows(self.x, rest)
         size = torch.ones(self.x.shape[:2], dtype=_exact(self.x), device=self.x.device)
         size = size if self.size is None else self.size
@@ -123,7 +127,7 @@ class Tokens:
             source = torch.where(fell, index.shape[1] - 1, source)
         return replace(taken, x=torch.cat([taken.x[:, :-1], fused], dim=1), size=size, source=source)
 
-    def _take(self, index: Tensor) -> Tokens:
+    def take(self, index: Tensor) -> Tokens:
         """The tokens `index` (B, M) of the whole sequence, prefix first."""
         patches = index[:, self.prefix :] - self.prefix
         new_source = None

@@ -63,6 +63,8 @@ def macs(
             grid = module.host.embed(images[:1]).grid
             parts.append((module.significance, partial(module.significance, images, grid)))
     total = sum(_count(owner, call, fvcore_compat) for owner, call in parts[: 2 if proposal else 1])
+    if isinstance(module, Sieved) and module.parts:  # learned layers of a method's own
+        total += _count(module, partial(module, images), fvcore_compat, within="parts")
     if selection and isinstance(module, Sieved):
         counted = sum(_count(owner, call, False) for owner, call in parts)
         total += _count(module, partial(module, images), False) - counted
@@ -70,8 +72,8 @@ def macs(
 
 
 @torch.no_grad()
-def _count(owner: nn.Module, call: Callable[[], Any], fvcore_compat: bool) -> float:
-    """MACs of one call; `owner` holds the modules that it runs."""
+def _count(owner: nn.Module, call: Callable[[], Any], fvcore_compat: bool, within: str = "") -> float:
+    """MACs of one call; `owner` holds the modules that it runs, `within` names one of them to count alone."""
     counted = {torch.ops.mkldnn._linear_pointwise: lambda x, *_a, out_shape=None, **_k: 2 * prod(x) * out_shape[-1]}
     extra = {
         aten.native_layer_norm: lambda x, *_a, out_shape=None, **_k: 2 * 5 * prod(x),
@@ -98,4 +100,9 @@ def _count(owner: nn.Module, call: Callable[[], Any], fvcore_compat: bool) -> fl
                     hooks.callback(part.register_forward_hook(leave_out).remove)
         with counter:
             call()
+    if within:
+        # Modules by their dotted names; one inside another that was called is counted with that one.
+        counts = {name: sum(ops.values()) for name, ops in counter.get_flop_counts().items()}
+        named = [name for name in counts if name.startswith(f"{type(owner).__name__}.{within}.")]
+        return sum(counts[name] for name in named if name.rpartition(".")[0] not in counts) / 2
     return counter.get_total_flops() / 2 - uncounted

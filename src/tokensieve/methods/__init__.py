@@ -1,7 +1,37 @@
 """What happens to tokens: one file a method. To add one, write its file and name it here."""
 
+from .ats import ATS
 from .base import METHODS, Evidence, Here, Method, register
+from .diffrate import DiffRate
+from .dynamicvit import DynamicViT
+from .evit import EViT
+from .gtp import GTP
+from .guarded import Guarded
+from .mctf import MCTF
 from .papr import PaPr
+from .patch_slimming import PatchSlimming
+from .pitome import PiToMe
+from .readout import Readout
+from .tofu import ToFu
 from .tome import ToMe
 
-__all__ = ["METHODS", "Evidence", "Here", "Method", "PaPr", "ToMe", "register"]
+__all__ = [
+    "ATS",
+    "GTP",
+    "MCTF",
+    "METHODS",
+    "DiffRate",
+    "DynamicViT",
+    "EViT",
+    "Evidence",
+    "Guarded",
+    "Here",
+    "Method",
+    "PaPr",
+    "PatchSlimming",
+    "PiToMe",
+    "Readout",
+    "ToFu",
+    "ToMe",
+    "register",
+]

@@ -58,10 +58,10 @@ class Evidence:
             return keys
         return keys.gather(2, tokens.row[:, None, :, None].expand(-1, keys.shape[1], -1, keys.shape[3]))
 
-    def class_attention(self, tokens: Tokens) -> Tensor:
-        """(B, N) how much the class token attends to each token in this block, mean over heads, fp32 or more."""
+    def class_attention(self) -> Tensor:
+        """(B, N) how much the class token attends to each of the block's tokens, mean over heads, fp32 or more."""
         assert self.attention is not None
-        return self.follow(self.attention.row().mean(1), tokens)
+        return self.attention.row().mean(1)
 
     @staticmethod
     def follow(values: Tensor, tokens: Tokens) -> Tensor:
@@ -94,7 +94,9 @@ class Method(ABC):
     needs_significance: ClassVar[bool] = False
     needs_class_token: ClassVar[bool] = False
     merges: ClassVar[bool] = False
-    """Changes sizes, so that pooling and attention must know them."""
+    """Changes sizes, so that pooling must know them, and attention's weights with them."""
+    weighs: ClassVar[bool] = False
+    """Changes how much attention counts a key, but no size."""
     attends: ClassVar[bool] = False
     """Computes the attention itself where it acts, by `attend`."""
 
@@ -114,8 +116,8 @@ class Method(ABC):
         """What to remember of the embedded patches, all of them, before anything acts; `reduce` gets it as `memory`."""
         return None
 
-    def build(self, width: int, pretrained: bool) -> nn.Module | None:
-        """Learned layers of the method's own for tokens of `width` channels; `reduce` gets them as `part`.
+    def build(self, width: int, depth: int, pretrained: bool) -> nn.Module | None:
+        """Learned layers of the method's own, for `depth` blocks of `width` channels; `reduce` gets them as `part`.
 
         With `pretrained` False they may be random, for measuring cost alone.
         """

@@ -13,6 +13,7 @@ from torch import Tensor
 from ..errors import InputError, RecipeError, nearest
 from ..tokens import Tokens
 from .base import SHORTHANDS, Evidence, Here, Method, register
+from .matching import ranked
 
 SIGNIFICANCES = ("mean", "cam", "grad-cam", "grad-cam++", "eigen-cam", "score-cam", "random", "centre")
 
@@ -104,7 +105,7 @@ def top_patches(significance: Tensor, count: int) -> Tensor:
             "The significance map holds NaN or infinite values: check the images and the proposal's weights "
             "(a proposal in float16 may overflow)."
         )
-    return significance.argsort(dim=-1, descending=True, stable=True)[:, :count]
+    return ranked(significance)[:, :count]
 
 
 def _random(keep: float, seed: int = 0) -> PaPr:

@@ -1,0 +1,109 @@
+"""DynamicViT: small trained predictors decide, stage by stage, which patches go on."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from ..errors import RecipeError
+from ..tokens import Tokens
+from .base import Evidence, Here, Method, Place, register
+from .evit import check_share
+from .matching import ranked
+from .schedule import Layers, blocks, check_layers, quarters
+
+
+@register
+@dataclass(frozen=True)
+class DynamicViT(Method):
+    """Inference from given predictor weights (Rao et al., NeurIPS 2021, section 3).
+
+    In front of each of its blocks a predictor ranks the patches, and the best go on, in the order of their score. The
+    host should be the one that was trained with these predictors.
+
+    Args:
+        keep: after stage k (counted from 1), int(patches * keep ** k) patches are left; or one share of the image's
+            patches for each stage.
+        weights: file with the predictors' weights, keys as `score_predictor.0.in_conv.0.weight`; what else it holds is
+            ignored, so that a DynamicViT checkpoint will do.
+        layers: the blocks with a predictor in front; None is after one, two and three quarters (3, 6 and 9 of 12).
+    """
+
+    keep: float | tuple[float, ...]
+    weights: str | os.PathLike[str] | None = None
+    layers: Layers = None
+
+    name: ClassVar[str] = "dynamicvit"
+    place: ClassVar[Place] = "before"
+
+    def __post_init__(self) -> None:
+        if isinstance(self.keep, list):
+            object.__setattr__(self, "keep", tuple(self.keep))
+        for share in self.keep if isinstance(self.keep, tuple) else (self.keep,):
+            check_share("dynamicvit", "keep", share)
+        object.__setattr__(self, "layers", check_layers("dynamicvit", self.layers))
+        if self.weights is not None:
+            object.__setattr__(self, "weights", os.fspath(self.weights))
+
+    def _stages(self, depth: int) -> tuple[int, ...]:
+        return tuple(blocks(self.layers, depth, quarters(depth)))
+
+    def left(self, here: Here) -> int:
+        stages = self._stages(here.depth)
+        if here.block not in stages:
+            return here.tokens
+        stage = stages.index(here.block)
+        if not isinstance(self.keep, tuple):
+            share = self.keep ** (stage + 1)
+        else:
+            share = self.keep[min(stage, len(self.keep) - 1)]
+        return here.prefix + min(max(int(here.patches * share), 1), here.tokens - here.prefix)
+
+    def build(self, width: int, depth: int, pretrained: bool) -> nn.Module:
+        predictors = nn.ModuleList(Predictor(width) for _ in self._stages(depth))
+        if self.weights is not None:
+            _load(predictors, self.weights)
+        elif pretrained:
+            raise RecipeError(
+                "dynamicvit needs the weights of its trained predictors: weights=FILE. "
+                "To measure its cost alone, sieve(..., pretrained=False) makes random ones."
+            )
+        return predictors
+
+    def reduce(self, tokens: Tokens, left: int, evidence: Evidence) -> Tokens:
+        assert isinstance(evidence.part, nn.ModuleList)
+        predictor = evidence.part[self._stages(evidence.depth).index(evidence.block)]
+        with torch.no_grad():
+            score = predictor(tokens.x[:, tokens.prefix :])[:, :, 0].float()
+        return tokens.select(ranked(score)[:, : left - tokens.prefix])
+
+
+class Predictor(nn.Module):
+    """Keep or drop: from a patch, and from the mean of all. The names are those of published checkpoints."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.in_conv = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, width), nn.GELU())
+        self.out_conv = nn.Sequential(
+            nn.Linear(width, width // 2), nn.GELU(), nn.Linear(width // 2, width // 4), nn.GELU(),
+            nn.Linear(width // 4, 2), nn.LogSoftmax(dim=-1),
+        )  # fmt: skip
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, n, d) patches -> (B, n, 2) log-probabilities of being kept and dropped."""
+        x = self.in_conv(x)
+        half = x.shape[2] // 2
+        overall = x[:, :, half:].mean(1, keepdim=True).expand(-1, x.shape[1], -1)
+        return self.out_conv(torch.cat([x[:, :, :half], overall], dim=2))
+
+
+def _load(predictors: nn.ModuleList, file: str | os.PathLike[str]) -> None:
+    from ..zoo.models import load_strictly, read_weights
+
+    start = "score_predictor."
+    own = {key[len(start) :]: value for key, value in read_weights(file).items() if key.startswith(start)}
+    load_strictly(predictors, own, f"dynamicvit's {len(predictors)} predictors ({os.fspath(file)}, {start}*)")

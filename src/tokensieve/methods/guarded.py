@@ -1,0 +1,71 @@
+"""Guarded merging: ToMe that leaves alone what the class token attends to, and drops the least attended late."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+from ..errors import RecipeError
+from ..tokens import Tokens
+from .base import Evidence, Here, register
+from .matching import bipartite_match, metric, ranked, similarity
+from .merging import Merging
+from .schedule import Schedule, at, check_schedule
+
+
+@register
+@dataclass(frozen=True)
+class Guarded(Merging):
+    """Merging by similarity less the price of attention, then dropping; this project's own.
+
+    A pair of source i and destination j scores cos(i, j) - source_guard * c_i - destination_guard * c_j, c the class
+    token's attention over its mean: what the class token reads stays by itself. Attention goes on counting a merged
+    token's weight times its similarity to where it went, as in DiffRate.
+
+    Args:
+        r: tokens merged away in each block, as for `tome`.
+        layers: the blocks that act, as a slice or by their numbers; None means all.
+        drop: patches dropped in each block after merging, the least attended first; the forms of `r`.
+        source_guard: the price of merging an attended token away.
+        destination_guard: the price of merging something into it.
+        metric: what is compared, token features between attention and MLP (`tokens`) or `keys`.
+        soften: count a merged token's weight times the pair's similarity; False counts its size, as ToMe does.
+    """
+
+    drop: Schedule = 0
+    source_guard: float = 0.05
+    destination_guard: float = 0.035
+    metric: Literal["tokens", "keys"] = "tokens"
+    soften: bool = True
+
+    name: ClassVar[str] = "guarded"
+    needs_class_token: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        object.__setattr__(self, "drop", check_schedule("guarded", "drop", self.drop))
+        if self.metric not in ("tokens", "keys"):
+            raise RecipeError(f"guarded: metric must be tokens or keys, not {self.metric!r}.")
+
+    def left(self, here: Here) -> int:
+        merged = super().left(here)
+        return merged - min(at(self.drop, self.layers, here.block, here.depth), max(merged - here.prefix - 1, 0))
+
+    def reduce(self, tokens: Tokens, left: int, evidence: Evidence) -> Tokens:
+        prefix, count = tokens.prefix, tokens.x.shape[1]
+        attended = evidence.class_attention()
+        r = min(at(self.r, self.layers, evidence.block, evidence.depth), (count - prefix) // 2)
+        if r:
+            guard = evidence.follow(attended, tokens)
+            guard = guard / guard[:, prefix:].mean(1, keepdim=True)
+            compared = tokens.x if self.metric == "tokens" else evidence.keys(tokens)
+            match = bipartite_match(compared, r, prefix, self.source_guard * guard, self.destination_guard * guard)
+            soften = None
+            if self.soften:
+                into = match.keep.gather(1, match.destinations)
+                soften = similarity(tokens, match.sources, into, metric(compared))
+            tokens = tokens.merge(*match, weigh=True, soften=soften)
+        if tokens.x.shape[1] == left:
+            return tokens
+        best = ranked(evidence.follow(attended, tokens)[:, prefix:])[:, : left - prefix]
+        return tokens.select(best.sort(dim=1).values)

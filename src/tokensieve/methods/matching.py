@@ -1,0 +1,100 @@
+"""Bipartite matching: which tokens are merged away, and into which."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ..tokens import Tokens
+
+
+class Match(NamedTuple):
+    """Which tokens stay, which are merged away, and where to: the arguments of `Tokens.merge`."""
+
+    keep: Tensor
+    """(B, N - r) int64, in the new order."""
+    sources: Tensor
+    """(B, r) int64"""
+    destinations: Tensor
+    """(B, r) int64, places in the new order."""
+
+
+def metric(features: Tensor) -> Tensor:
+    """Directions to compare tokens by: (B, N, d) as it is, (B, H, N, d) summed over heads -> (B, N, d) of length one.
+
+    fp32 whatever the model runs in: half precision would turn near ties into other matches. The cosine of a sum over
+    heads is that of the mean.
+    """
+    exact = torch.promote_types(features.dtype, torch.float32)
+    return F.normalize(features.sum(1, dtype=exact) if features.ndim == 4 else features.to(exact), dim=-1)
+
+
+def ranked(scores: Tensor) -> Tensor:
+    """Indices of the last axis, highest score first, ties to the lower index."""
+    return scores.argsort(dim=-1, descending=True, stable=True)
+
+
+def product(a: Tensor, b: Tensor) -> Tensor:
+    """a @ b in the precision they have, also under autocast."""
+    if not torch.is_autocast_enabled(a.device.type):
+        return a @ b
+    with torch.autocast(a.device.type, enabled=False):
+        return a @ b
+
+
+@torch.no_grad()
+def bipartite_match(
+    features: Tensor, r: int, prefix: int, source_cost: Tensor | None = None, destination_cost: Tensor | None = None
+) -> Match:
+    """Find the `r` best pairs between the tokens at even and at odd positions of the sequence (ToMe, section 3).
+
+    Args:
+        features: (B, N, d) or (B, H, N, d), compared by cosine.
+        r: how many even tokens merge into their best odd token, at most half of the patch tokens.
+        prefix: leading tokens that take no part.
+        source_cost, destination_cost: (B, N) taken off the cosine of a pair whose source, whose destination it is.
+
+    Returns:
+        A `Match` whose new order is: prefix, unmerged even tokens, odd tokens. Equal scores go to the lower index.
+    """
+    unit = metric(features)
+    even, odd = slice(prefix + prefix % 2, None, 2), slice(prefix + (prefix + 1) % 2, None, 2)
+    scores = product(unit[:, even], unit[:, odd].transpose(1, 2))
+    if destination_cost is not None:
+        scores = scores - destination_cost[:, None, odd]
+    best, partner = scores.max(dim=-1)
+    if source_cost is not None:  # the same for all partners of a source
+        best = best - source_cost[:, even]
+    order = ranked(best)
+    merged, unmerged = order[:, :r], order[:, r:]
+    if prefix:  # published behaviour: without any prefix token the unmerged stay in order of their score
+        unmerged = unmerged.sort(dim=-1).values
+
+    places = torch.arange(unit.shape[1], device=unit.device).expand(unit.shape[0], -1)
+    evens = places[:, even]
+    keep = torch.cat([places[:, :prefix], evens.gather(1, unmerged), places[:, odd]], dim=1)
+    destinations = partner.gather(1, merged) + (prefix + unmerged.shape[1])
+    return Match(keep, evens.gather(1, merged), destinations)
+
+
+def in_order(tokens: Tokens, sources: Tensor, destinations: Tensor) -> Match:
+    """A match from the places of its pairs in the sequence as it is: what stays keeps its order.
+
+    Args:
+        tokens: what is there now, N tokens.
+        sources, destinations: (B, r) int64, places in 0 ... N - 1; nothing is both.
+    """
+    batch, count = tokens.x.shape[:2]
+    gone = torch.zeros(batch, count, dtype=torch.int64, device=sources.device).scatter(1, sources, 1)
+    keep = gone.argsort(dim=1, stable=True)[:, : count - sources.shape[1]]
+    return Match(keep, sources, destinations - gone.cumsum(1).gather(1, destinations))
+
+
+def similarity(tokens: Tokens, sources: Tensor, destinations: Tensor, unit: Tensor) -> Tensor:
+    """(B, r) in [0, 1]: the cosine of each pair's directions `unit` (B, N, d), nothing below 0."""
+    wide = unit.shape[2]
+    a, b = (unit.gather(1, index[..., None].expand(-1, -1, wide)) for index in (sources, destinations))
+    return (a * b).sum(-1).clamp(0, 1)

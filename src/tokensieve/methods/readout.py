@@ -1,0 +1,33 @@
+"""Readout: the last block computes only what the head reads."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+from ..tokens import Tokens
+from .base import Evidence, Here, Method, Place, register
+
+
+@register
+@dataclass(frozen=True)
+class Readout(Method):
+    """In the last block, prefix tokens alone ask, and go through projection and MLP; keys and values come from all.
+
+    The output is the same but for rounding, at a sixth of the block's cost: what Patch Slimming's last mask (the class
+    token alone) means, taken literally. Only where the head reads nothing else. Afterwards no patch token is left, so
+    that `trace.restore()` has nothing to show and `forward_features` returns the prefix tokens.
+    """
+
+    name: ClassVar[str] = "readout"
+    place: ClassVar[Place] = "queries"
+
+    def left(self, here: Here) -> int:
+        return here.prefix if here.block == here.depth - 1 else here.tokens
+
+    def reduce(self, tokens: Tokens, left: int, evidence: Evidence) -> Tokens:
+        return tokens.take(tokens.places[:, :left])
+
+    def refuses(self, reads_prefix: bool, others: Sequence[Method]) -> str | None:
+        return None if reads_prefix else "its head reads patch tokens too, so that the last block must compute them"

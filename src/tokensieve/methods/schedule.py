@@ -1,0 +1,77 @@
+"""Schedules: how many tokens a method takes away in each block, and in which blocks it acts."""
+
+from __future__ import annotations
+
+from numbers import Real
+from typing import Any
+
+from ..errors import RecipeError
+
+Schedule = int | tuple[float, ...]
+"""A number for every block, a pair (r, inflect), or one number for each block."""
+Layers = slice | tuple[int, ...] | None
+"""Blocks as a slice or by their numbers; None is what the method says by default."""
+
+
+def check_schedule(method: str, setting: str, value: Any) -> Schedule:
+    """A schedule as it is stored, or a `RecipeError`.
+
+    A pair has a meaning of its own, so a list of two blocks is stored with its padding.
+    """
+    if isinstance(value, list):
+        value = tuple(value) if len(value) != 2 else (*value, 0)
+    if isinstance(value, tuple) and len(value) == 2:
+        if not -1 <= value[1] <= 1:
+            raise RecipeError(
+                f"{method}: {setting}={value} is read as ({setting}, inflect) and inflect must lie in [-1, 1]; "
+                f"for a number for each block write a list, {setting}={list(value)}."
+            )
+        counts: tuple[float, ...] = value[:1]
+    else:
+        counts = value if isinstance(value, tuple) else (value,)
+    if not all(isinstance(n, Real) and not isinstance(n, bool) and n == int(n) and n >= 0 for n in counts):
+        raise RecipeError(f"{method}: {setting} must be made of whole numbers from 0 up, not {value!r}.")
+    return value
+
+
+def check_layers(method: str, layers: Any) -> Layers:
+    """`layers` as it is stored, or a `RecipeError`."""
+    if isinstance(layers, list | tuple):
+        layers = tuple(layers)
+        if all(isinstance(layer, int) and not isinstance(layer, bool) for layer in layers):
+            return layers
+    elif layers is None or isinstance(layers, slice):
+        return layers
+    raise RecipeError(
+        f"{method}: layers must be a slice of blocks such as 6:12 or their numbers such as (3, 6, 9), not {layers!r}."
+    )
+
+
+def spread(schedule: Schedule, depth: int) -> list[int]:
+    """A schedule written out: one number for each of `depth` blocks."""
+    if not isinstance(schedule, tuple):
+        return [int(schedule)] * depth
+    if len(schedule) == 2:
+        low = int(schedule[0] * (1 - schedule[1]))
+        high = 2 * schedule[0] - low
+        return [int(low + (high - low) * i / max(depth - 1, 1)) for i in range(depth)]
+    return [int(n) for n in schedule[:depth]] + [0] * (depth - len(schedule))
+
+
+def blocks(layers: Layers, depth: int, default: range | tuple[int, ...] | None = None) -> range | tuple[int, ...]:
+    """The blocks in which a method acts, in order; negative numbers count from the last."""
+    if layers is None:
+        return range(depth) if default is None else default
+    if isinstance(layers, slice):
+        return range(depth)[layers]
+    return tuple(sorted({layer % depth for layer in layers if -depth <= layer < depth}))
+
+
+def quarters(depth: int) -> tuple[int, ...]:
+    """After one, two and three quarters of the blocks: 3, 6 and 9 of 12, where the papers act."""
+    return tuple(sorted({depth // 4, depth // 2, 3 * depth // 4}))
+
+
+def at(schedule: Schedule, layers: Layers, block: int, depth: int) -> int:
+    """What a schedule says for one block; 0 outside `layers`."""
+    return spread(schedule, depth)[block] if block in blocks(layers, depth) else 0
