@@ -3,7 +3,7 @@
 import pytest
 
 from tokensieve.errors import InputError
-from tokensieve.files import draft
+from tokensieve.files import check_place, draft
 
 
 def test_a_file_appears_when_it_is_done(tmp_path):
@@ -32,8 +32,16 @@ def test_what_goes_wrong_leaves_what_was_there(tmp_path):
     assert list(tmp_path.iterdir()) == [path]
 
 
-@pytest.mark.parametrize(("place", "sentence"), [("", "it is a folder"), ("absent/made.txt", "there is no folder")])
+@pytest.mark.parametrize(("place", "sentence"), [("", "is a folder"), ("absent/made.txt", "there is no folder")])
 def test_a_place_that_cannot_be_is_a_sentence(tmp_path, place, sentence):
     with pytest.raises(InputError, match=sentence), draft(tmp_path / place):
         pass
     assert not list(tmp_path.iterdir())
+
+
+def test_places_are_checked_before_the_work(tmp_path):
+    assert check_place(tmp_path / "a.PNG", (".png", ".html")) == tmp_path / "a.PNG"
+    assert check_place(tmp_path / "a") == tmp_path / "a"
+    for place, sentence in {"a.pdf": "must end in .png or .html", "absent/a.html": "there is no folder"}.items():
+        with pytest.raises(InputError, match=sentence):
+            check_place(tmp_path / place, (".png", ".html"))

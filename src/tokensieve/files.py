@@ -11,6 +11,22 @@ from pathlib import Path
 from .errors import InputError
 
 
+def check_place(path: str | os.PathLike[str], suffixes: tuple[str, ...] = ()) -> Path:
+    """A path that a file could be written to, before the work that it is for.
+
+    Raises:
+        InputError: `path` is a folder, is in none, or does not end in one of `suffixes`, if there are any.
+    """
+    path = Path(path)
+    if suffixes and path.suffix.lower() not in suffixes:
+        raise InputError(f"{path} must end in {' or '.join(suffixes)}.")
+    if path.is_dir():
+        raise InputError(f"{path} is a folder: give the name of a file.")
+    if not path.parent.is_dir():
+        raise InputError(f"{path} cannot be written: there is no folder {path.parent}.")
+    return path
+
+
 @contextmanager
 def draft(path: str | os.PathLike[str]) -> Iterator[Path]:
     """A place beside `path` to write to: what lies there at the end takes its place; if anything goes wrong it is gone.
@@ -20,10 +36,7 @@ def draft(path: str | os.PathLike[str]) -> Iterator[Path]:
     Raises:
         InputError: `path` is a folder, is in none, or cannot be written.
     """
-    path = Path(path)
-    if path.is_dir() or not path.parent.is_dir():
-        trouble = "it is a folder" if path.is_dir() else f"there is no folder {path.parent}"
-        raise InputError(f"{path} cannot be written: {trouble}.")
+    path = check_place(path)
     try:
         with tempfile.TemporaryDirectory(prefix=f".{path.name}.", dir=path.parent) as folder:
             file = Path(folder) / path.name

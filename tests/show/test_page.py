@@ -2,7 +2,6 @@
 
 import base64
 import io
-import os
 import re
 from html.parser import HTMLParser
 
@@ -12,7 +11,7 @@ from PIL import Image
 
 from tokensieve.errors import InputError
 from tokensieve.show import page
-from tokensieve.show.page import Fact, Panel, Plot, Report, Section, Table, check_place, write_page, write_png
+from tokensieve.show.page import Fact, Panel, Plot, Report, Section, Table, write_page, write_png
 
 EVIL = "<script>alert('x')</script> & \"quoted\""
 
@@ -169,16 +168,3 @@ def test_what_fails_leaves_the_old_file_and_nothing_else(tmp_path, monkeypatch, 
 def test_the_file_has_the_permissions_of_any_other(tmp_path):
     (tmp_path / "other").touch()
     assert write_page(tmp_path / "a.html", Report("x")).stat().st_mode == (tmp_path / "other").stat().st_mode
-
-
-def test_places_are_checked_before_the_work(tmp_path):
-    assert check_place(tmp_path / "a.PNG") == tmp_path / "a.PNG"
-    (tmp_path / "folder.html").mkdir()
-    for place, sentence in {
-        "a.pdf": "must end in .png",
-        "a": "must end in .png",
-        "folder.html": "is a folder",
-        f"absent{os.sep}a.html": "there is no folder",
-    }.items():
-        with pytest.raises(InputError, match=sentence):
-            check_place(tmp_path / place)

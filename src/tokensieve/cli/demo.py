@@ -52,9 +52,10 @@ def demo(
 
     Prints the dense model and the recipe beside random patches and merging, and writes a picture and a page.
     """
-    from ..show.page import check_place
+    from ..files import check_place
+    from ..show.page import SUFFIXES
 
-    places = [check_place(place) for place in out or OUT]
+    places = [check_place(place, SUFFIXES) for place in out or OUT]
     own_recipe = recipe or (RECIPE if model == BUNDLED else "papr(keep=0.5)")
     job = Job(model, own_recipe, weights, pretrained, proposal_weights, size, dtype, device, threads)
     from rich.console import Console

@@ -64,9 +64,10 @@ def show(
     if maps and (nets or len(keeps) > 1):
         raise InputError("--compare takes one --keep and the recipe's own proposal: leave --proposals out.")
     files = _files(proposal_weights or [], nets)
-    from ..show.page import check_place, write_page, write_png
+    from ..files import check_place
+    from ..show.page import SUFFIXES, write_page, write_png
 
-    places = [check_place(place) for place in out or OUT]
+    places = [check_place(place, SUFFIXES) for place in out or OUT]
     job = Job(model, recipe, weights, pretrained, None, size, dtype, device, threads)
     from rich.console import Console
 

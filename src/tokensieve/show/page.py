@@ -17,13 +17,13 @@ from jinja2 import Environment, PackageLoader, StrictUndefined, Template
 from PIL import Image
 
 from .. import __version__
-from ..errors import InputError
 from ..files import draft
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure as Chart
 
 SUFFIXES = (".png", ".html")
+"""A sheet of pictures, and a page."""
 
 
 @dataclass(frozen=True)
@@ -119,18 +119,6 @@ def write_png(path: str | os.PathLike[str], image: Image.Image) -> Path:
     data = BytesIO()
     image.save(data, format="PNG")
     return _write(Path(path), data.getvalue())
-
-
-def check_place(path: str | os.PathLike[str]) -> Path:
-    """A path that `write_page` or `write_png` could use, before the work; raises `InputError` for any other."""
-    path = Path(path)
-    if path.suffix.lower() not in SUFFIXES:
-        raise InputError(f"{path} must end in .png, for a sheet of pictures, or in .html, for a page.")
-    if path.is_dir():
-        raise InputError(f"{path} is a folder: give the name of a file.")
-    if not path.parent.is_dir():
-        raise InputError(f"{path} cannot be written: there is no folder {path.parent}.")
-    return path
 
 
 def _write(path: Path, data: bytes) -> Path:
