@@ -15,9 +15,9 @@ PLENTY = 10**6
 
 
 class Act(NamedTuple):
-    """One method, the `index`-th of its recipe, leaving `left` tokens, prefix included."""
+    """One method, the one of this number in its recipe, leaving `left` tokens, prefix included."""
 
-    index: int
+    number: int
     method: Method
     left: int
 

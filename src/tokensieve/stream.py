@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from .errors import InputError
-from .hosts import Host, HostBlock, arguments, open_host
+from .hosts import Host, HostBlock, open_host
 from .methods import Evidence, Method
 from .methods.base import Place
 from .plan import Act, Plan, check
@@ -86,7 +86,7 @@ class Sieved(nn.Module):
 
     def forward(self, images: Tensor | None = None, **words: Any) -> Any:
         """(B, 3, H, W) -> what the host returns. Hosts of transformers take words of their own: `labels` and others."""
-        images, words = arguments(self.host, images, words)
+        images, words = self.host.arguments(images, words)
         return self.host.head(self.host.features(self._stream(images)), **words)
 
     def forward_features(self, images: Tensor) -> Tensor:
@@ -133,7 +133,7 @@ class Sieved(nn.Module):
         tokens = replace(asking, x=block.attention_out(attended, heads, asking.x))
         return self._reduce("inside", index, tokens, memories, attention=attention, found=found)
 
-    def _reduce(self, place: Place, block: int, tokens: Tokens, memories: Memories, **known: Tensor | None) -> Tokens:
+    def _reduce(self, place: Place, block: int, tokens: Tokens, memories: Memories, **known: Any) -> Tokens:
         """Let every method of this place act, one after the other, each with what it may know."""
         for index, method, left in self._acts(place, block, tokens):
             part = self.parts[str(index)] if str(index) in self.parts else None  # noqa: SIM401

@@ -14,7 +14,6 @@ from tokensieve.hosts import open_host
 @pytest.mark.parametrize(
     ("name", "settings", "reason"),
     [
-        ("beit_base_patch16_224", {"depth": 1, "embed_dim": 32, "num_heads": 2}, "relative position bias"),
         ("cait_xxs24_224", {"depth": 1}, "class-attention"),
         ("xcit_nano_12_p16_224", {"depth": 1}, "cross-covariance"),
         ("vit_relpos_small_patch16_224", {"depth": 1}, "relative position bias"),

@@ -5,13 +5,17 @@ from torch import nn
 from ..attention import Attention
 from ..errors import UnsupportedHost
 from .base import Host, HostBlock
+from .timm_beit import TimmBeit
 from .timm_vit import MODELS, TimmEva, TimmViT
 
 __all__ = ["Attention", "Host", "HostBlock", "open_host"]
 
 _FAMILIES: dict[type[nn.Module], type[Host]] = {
     model: TimmEva if model.__name__ == "Eva" else TimmViT for model in MODELS
-}
+} | {TimmBeit.model_class: TimmBeit}
+
+_WHOLE_GRID = "its windows or strides need the whole grid"
+_TOWERS = "it reads text too: sieve its model.vision_model, and give that one's pooler_output to what follows"
 
 _HINTS = {
     "OptimizedModule": "it is compiled: sieve the model first, then torch.compile what sieve() returns",
@@ -21,11 +25,31 @@ _HINTS = {
     "DataParallel": "it is wrapped: sieve model.module, then wrap what sieve() returns",
     "DistributedDataParallel": "it is wrapped: sieve model.module, then wrap what sieve() returns",
     "Sieved": "it is sieved already: add the methods to one recipe, and apply that to fast.model",
-    "Beit": "its relative position bias is not gathered with the tokens",
+    # timm
     "Cait": "its class-attention blocks and talking heads are not opened",
     "Xcit": "its cross-covariance attention and local patch interaction need the whole grid",
     "VisionTransformerRelPos": "its relative position bias is not gathered with the tokens",
     "NaFlexVit": "its own patch masking is not joined with the stream",
+    **dict.fromkeys(
+        ("VisionTransformerSAM", "SwinTransformer", "SwinTransformerV2", "SwinTransformerV2Cr"), _WHOLE_GRID
+    ),
+    **dict.fromkeys(("Hiera", "HieraDet", "MultiScaleVit", "PoolingVisionTransformer", "Twins"), _WHOLE_GRID),
+    # transformers
+    **dict.fromkeys(("CLIPModel", "SiglipModel"), _TOWERS),
+    "ViTMAEForPreTraining": "its decoder needs all patches: sieve model.vit",
+    "ViTForMaskedImageModeling": "its decoder needs the whole grid: sieve model.vit",
+    "DeiTForMaskedImageModeling": "its decoder needs the whole grid: sieve model.deit",
+    **dict.fromkeys(
+        ("Dinov2Backbone", "Dinov2WithRegistersBackbone", "DINOv3ViTBackbone"),
+        "it returns maps of several layers: sieve the model of that kind, and restore the grid by fast.trace(images)",
+    ),
+    "BeitModel": "timm's Beit, with the same weights, can be",
+    "BeitForImageClassification": "timm's Beit, with the same weights, can be",
+    # open_clip
+    "CLIP": "it reads text too: sieve its model.visual",
+    "CustomTextCLIP": "it reads text too: sieve its model.visual",
+    "CoCa": "it reads text too: sieve its model.visual",
+    "TimmModel": "it is wrapped: sieve its model.trunk, in its place",
 }
 
 
@@ -35,10 +59,26 @@ def open_host(model: nn.Module) -> Host:
     Raises:
         UnsupportedHost: for anything but the exact classes known here.
     """
-    family = _FAMILIES.get(type(model))
+    family = _family(type(model))
     if family is None:
         name = type(model).__name__
         known = ", ".join(cls.__name__ for cls in _FAMILIES)
         missing = _HINTS.get(name, f"no opener is written for {type(model).__module__}.{name}")
-        raise UnsupportedHost(f"{name} cannot be sieved: {missing}. Models that can: timm's {known}, used as they are.")
+        raise UnsupportedHost(
+            f"{name} cannot be sieved: {missing}. Models that can: timm's {known}, transformers' ViT, DeiT, DINOv2, "
+            "DINOv3, CLIP, SigLIP and MAE encoders, open_clip's VisionTransformer, used as they are."
+        )
     return family(model)
+
+
+def _family(kind: type[nn.Module]) -> type[Host] | None:
+    """Who opens a class. Openers of libraries that need not be installed are imported when a class of theirs comes."""
+    if kind.__module__.startswith("transformers."):
+        from . import hf_vit
+
+        return hf_vit.HFViT if hf_vit.opens(kind) else None
+    if kind.__module__.startswith("open_clip."):
+        from . import open_clip
+
+        return open_clip.OpenClipViT if (kind.__module__, kind.__name__) == open_clip.MODEL else None
+    return _FAMILIES.get(kind)

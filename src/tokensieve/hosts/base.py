@@ -9,6 +9,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from ..attention import Attention
+from ..errors import InputError
 from ..tokens import Tokens
 
 
@@ -69,5 +70,18 @@ class Host(ABC):
         """Everything after the last block that is still a token: the final norm."""
 
     @abstractmethod
-    def head(self, tokens: Tokens) -> Tensor:
+    def head(self, tokens: Tokens) -> Any:
         """Pooling, which minds sizes, and classifier: what `features` gave -> the host's own output."""
+
+    def arguments(self, images: Tensor | None, words: dict[str, Any]) -> tuple[Tensor, dict[str, Any]]:
+        """What a sieved model was called with -> the images, and the words that go to `head`.
+
+        Raises:
+            InputError: no images, or words that the host does not know; most know none.
+        """
+        if images is None or words:
+            raise InputError(
+                f"{type(self.model).__name__} is called with images (B, 3, H, W) alone"
+                + (f", not with {', '.join(words)}=." if words else ".")
+            )
+        return images, words

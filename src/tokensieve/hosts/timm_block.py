@@ -124,7 +124,8 @@ def _project_some(attn: Any, x: Tensor, asking: Tensor) -> tuple[Tensor, Tensor,
         q, k, v = attn.q_proj(few), attn.k_proj(x), attn.v_proj(x)
     elif type(attn.qkv) is nn.Linear and not attn.qkv._forward_hooks:
         # One matrix holds the three projections: its rows are taken apart.
-        weight, bias = attn.qkv.weight, attn.qkv.bias
+        weight: Tensor = attn.qkv.weight
+        bias: Tensor | None = attn.qkv.bias
         if getattr(attn, "q_bias", None) is not None:
             own = torch.cat((attn.q_bias, attn.k_bias, attn.v_bias))
             bias = own if bias is None else bias + own

@@ -89,6 +89,9 @@ def _count(owner: nn.Module, call: Callable[[], Any], fvcore_compat: bool, withi
         uncounted += 5 * output.numel()
 
     with ExitStack() as hooks:
+        # torch's own multi-head attention has a fast path that the counter sees nothing of.
+        hooks.callback(torch.backends.mha.set_fastpath_enabled, torch.backends.mha.get_fastpath_enabled())
+        torch.backends.mha.set_fastpath_enabled(False)
         # The counter's hooks stumble over a parameter that is read as it is (a pooling's latent), grad mode or not.
         for parameter in owner.parameters():
             if parameter.requires_grad:

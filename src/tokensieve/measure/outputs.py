@@ -129,7 +129,7 @@ def _has_classifier(model: nn.Module, output: Any) -> bool:
 def _checked(output: Any, model: nn.Module, count: int) -> Tensor:
     name = type(model).__name__
     if not isinstance(output, Tensor):
-        fields = ("logits", "pooler_output", "last_hidden_state")
+        fields = ("logits", "image_embeds", "pooler_output", "last_hidden_state")
         output = next((found for field in fields if isinstance(found := getattr(output, field, None), Tensor)), output)
     if not isinstance(output, Tensor):
         raise InputError(f"{name} returns {type(output).__name__}: a tensor or an output with logits is needed.")

@@ -48,7 +48,7 @@ class MCTF(Merging):
         assert evidence.attention is not None
         received = evidence.follow(evidence.attention.received().mean(1), tokens)
         size = torch.ones_like(received) if tokens.size is None else tokens.size
-        pull = 1.0
+        pull = torch.ones_like(received)
         for value, tau in ((received, self.tau_information), (size, self.tau_size)):
             inverse = 1 / value.clamp(min=torch.finfo(value.dtype).tiny)
             pull = pull * (inverse / inverse[:, tokens.prefix :].amax(1, keepdim=True)) ** (1 / tau)

@@ -1,0 +1,155 @@
+"""transformers' vision layers, opened at the seam between attention and MLP. Nothing of transformers is imported."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..attention import Attention
+from ..tokens import Tokens, rows
+from .base import HostBlock
+
+KERNELS = (None, "eager", "sdpa", "flash_attention_2", "flash_attention_3", "flex_attention")
+"""transformers' ways to compute one and the same attention; any other may compute another one."""
+
+
+@dataclass(frozen=True)
+class Seam:
+    """What a layer of one kind calls its parts."""
+
+    attention: str
+    """Class of the attention; the names of the parts follow."""
+    inner: str = "attention"
+    before: str = "norm1"
+    after: str = "norm2"
+    out: str = "o_proj"
+    scaling: str = "scaling"
+    dropout: str = "attention_dropout"
+    scales: tuple[str, ...] = ()
+    """The layer scales behind attention and MLP."""
+    drop: str | None = None
+    """What drops out in front of both residuals."""
+    rotary: bool = False
+
+
+def _vit(name: str) -> Seam:
+    return Seam(f"{name}Attention", before="layernorm_before", after="layernorm_after", drop="dropout")
+
+
+def _dino(name: str, dropout: str = "attention_dropout", rotary: bool = False) -> Seam:
+    scales = ("layer_scale1", "layer_scale2")
+    return Seam(f"{name}Attention", dropout=dropout, scales=scales, drop="drop_path", rotary=rotary)
+
+
+def _clip(name: str) -> Seam:
+    return Seam(
+        f"{name}Attention",
+        inner="self_attn",
+        before="layer_norm1",
+        after="layer_norm2",
+        out="out_proj",
+        scaling="scale",
+        dropout="dropout",
+    )
+
+
+SEAMS = {
+    "ViTLayer": _vit("ViT"),
+    "DeiTLayer": _vit("DeiT"),
+    "ViTMAELayer": _vit("ViTMAE"),
+    "Dinov2Layer": _dino("Dinov2"),
+    "Dinov2WithRegistersLayer": _dino("Dinov2WithRegisters"),
+    "DINOv3ViTLayer": _dino("DINOv3ViT", "dropout", rotary=True),
+    "CLIPEncoderLayer": _clip("CLIP"),
+    "SiglipEncoderLayer": _clip("Siglip"),
+}
+"""By class of the layer."""
+
+
+class HFBlock(HostBlock):
+    """A layer of a transformers vision encoder. Types are matched exactly: a subclass may compute anything."""
+
+    def __init__(self, layer: Any, prefix: int) -> None:
+        self.layer, self.prefix = layer, prefix
+        self.seam = SEAMS.get(type(layer).__name__, Seam(""))
+        inner = getattr(layer, self.seam.inner, None)
+        kernel = getattr(getattr(inner, "config", None), "_attn_implementation", None)
+        if not theirs(layer) or type(layer).__name__ not in SEAMS:
+            self.closed = f"{type(layer).__name__} has no seam between attention and MLP that is known here"
+        elif not theirs(inner) or type(inner).__name__ != self.seam.attention:
+            self.closed = f"its attention {type(inner).__name__} is unknown here (known: {self.seam.attention})"
+        elif kernel not in KERNELS:
+            self.closed = (
+                f'its attention runs as "{kernel}", which may compute anything: '
+                'model.set_attn_implementation("sdpa") makes it one that is known'
+            )
+
+    def __call__(self, tokens: Tokens) -> Tensor:
+        if self.seam.rotary:
+            return self.layer(tokens.x, None, position_embeddings=self._rope(tokens))
+        return self.layer(tokens.x, None)
+
+    def qkv(self, tokens: Tokens) -> Attention:
+        return self._read(tokens, None)
+
+    def asked(self, tokens: Tokens, rows: Tensor) -> Attention:
+        return self._read(tokens, rows)
+
+    def _read(self, tokens: Tokens, asking: Tensor | None) -> Attention:
+        seam, inner = self.seam, getattr(self.layer, self.seam.inner)
+        x = getattr(self.layer, seam.before)(tokens.x)
+        own = x if asking is None else rows(x, asking)
+        parts = (inner.q_proj(own), inner.k_proj(x), inner.v_proj(x))
+        q, k, v = (part.unflatten(2, (-1, inner.head_dim)).transpose(1, 2) for part in parts)
+        keys = k
+        if seam.rotary:
+            cos, sin = self._rope(tokens)
+            k = self._rotate(k, cos, sin)
+            if asking is not None:
+                cos, sin = (_some(part, asking[:, self.prefix :] - self.prefix) for part in (cos, sin))
+            q = self._rotate(q, cos, sin)
+        dropout = getattr(inner, seam.dropout) if inner.training else 0.0
+        return Attention(q, k, v, keys, dropout=dropout, scale=getattr(inner, seam.scaling))
+
+    def attention_out(self, attended: Tensor, attention: Attention, x: Tensor) -> Tensor:
+        inner = getattr(self.layer, self.seam.inner)
+        return self._add(x, getattr(inner, self.seam.out)(attended.transpose(1, 2).flatten(2)), 0)
+
+    def mlp(self, x: Tensor) -> Tensor:
+        return self._add(x, self.layer.mlp(getattr(self.layer, self.seam.after)(x)), 1)
+
+    def _add(self, x: Tensor, out: Tensor, part: int) -> Tensor:
+        """The residual around attention (part 0) or MLP (part 1), behind layer scale and dropout."""
+        if self.seam.scales:
+            out = getattr(self.layer, self.seam.scales[part])(out)
+        if self.seam.drop is not None:
+            out = getattr(self.layer, self.seam.drop)(out)
+        return x + out
+
+    def _rope(self, tokens: Tokens) -> tuple[Tensor, Tensor]:
+        """Cosines and sines where the tokens stand, (P, D) for all patches or (B, 1, n, D)."""
+        assert tokens.table is not None
+        cos, sin = tokens.table
+        if tokens.positions is None:
+            return cos, sin
+        return cos[tokens.positions].unsqueeze(1), sin[tokens.positions].unsqueeze(1)
+
+    def _rotate(self, heads: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+        """Rotary embedding on all but the prefix tokens."""
+        patches = heads[:, :, self.prefix :]
+        low, high = patches.chunk(2, dim=-1)
+        turned = patches * cos + torch.cat([-high, low], dim=-1) * sin
+        return torch.cat([heads[:, :, : self.prefix], turned], dim=2)
+
+
+def theirs(module: Any) -> bool:
+    """Whether a module's class is transformers' own."""
+    return type(module).__module__.startswith("transformers.models.")
+
+
+def _some(table: Tensor, asking: Tensor) -> Tensor:
+    """Rows `asking` (B, M) of a table (P, D) or (B, 1, n, D) -> (B, 1, M, D)."""
+    return (table[asking] if table.ndim == 2 else rows(table[:, 0], asking)).unsqueeze(1)

@@ -1,0 +1,274 @@
+"""transformers' vision encoders and the models around them. Nothing of transformers is imported before one is opened.
+
+A model here is an encoder, or a wrapper that holds one and reads its output. The encoder is opened; of a wrapper its
+own forward runs, on an encoder that answers with what the stream made of the image.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import replace
+from math import prod
+from typing import Any, NamedTuple
+
+import torch
+from packaging.version import Version
+from torch import Tensor, nn
+
+from ..errors import InputError, UnsupportedHost
+from ..tokens import Tokens
+from .base import Host
+from .hf_block import HFBlock, theirs
+from .pooling import key_bias, weighed
+
+OLDEST = "5.23"
+"""Of transformers' versions the first that calls all these parts as they are called here."""
+
+
+class Encoder(NamedTuple):
+    """What an encoder of one kind calls its parts."""
+
+    layers: str = "encoder.layer"
+    norm: str | None = "layernorm"
+    """The norm that all final tokens pass; None where the pooled one alone does."""
+    prefix: int = 1
+    """Beside registers."""
+    pooling: str = "class"
+    """What `pooler_output` is: `class` token, `pooler` layer, `norm` of the class token, `map` or `none`."""
+    fixed: bool = True
+    """Refuses images of another size unless it is told to interpolate its positions."""
+
+
+ENCODERS = {
+    "ViTModel": Encoder("layers", pooling="pooler"),
+    "DeiTModel": Encoder("layers", prefix=2, pooling="pooler"),
+    "ViTMAEModel": Encoder("layers", pooling="none"),
+    "Dinov2Model": Encoder(fixed=False),
+    "Dinov2WithRegistersModel": Encoder(fixed=False),
+    "DINOv3ViTModel": Encoder("model.layer", "norm", fixed=False),
+    "CLIPVisionModel": Encoder("encoder.layers", None, pooling="norm"),
+    "SiglipVisionModel": Encoder("encoder.layers", "post_layernorm", prefix=0, pooling="map"),
+}
+
+
+class Wrapper(NamedTuple):
+    """What a model around an encoder calls it, and what it reads of it."""
+
+    encoder: str
+    reads_prefix: bool = True
+    mean: bool = False
+    """It averages patches by itself."""
+    labels: bool = True
+    """It takes `labels=` and gives a loss."""
+
+
+WRAPPERS = {
+    "ViTForImageClassification": Wrapper("vit"),
+    "DeiTForImageClassification": Wrapper("deit"),
+    "DeiTForImageClassificationWithTeacher": Wrapper("deit", labels=False),
+    "Dinov2ForImageClassification": Wrapper("dinov2", reads_prefix=False, mean=True),
+    "Dinov2WithRegistersForImageClassification": Wrapper("dinov2_with_registers", reads_prefix=False, mean=True),
+    "CLIPVisionModelWithProjection": Wrapper("vision_model", reads_prefix=False, labels=False),
+    "CLIPForImageClassification": Wrapper("vision_model", reads_prefix=False, mean=True),
+    "SiglipForImageClassification": Wrapper("vision_model", reads_prefix=False, mean=True),
+}
+
+MODELS = (*ENCODERS, *WRAPPERS)
+
+
+def opens(kind: type[nn.Module]) -> bool:
+    """Whether a class is one of these, and transformers' own."""
+    return kind.__module__.startswith("transformers.models.") and kind.__name__ in MODELS
+
+
+class HFViT(Host):
+    """An encoder of `ENCODERS`, alone or in a model of `WRAPPERS`."""
+
+    def __init__(self, model: Any) -> None:
+        name = type(model).__name__
+        _check_version(name)
+        self.model = model
+        self.wrapper = WRAPPERS.get(name)
+        self.encoder = encoder = model if self.wrapper is None else getattr(model, self.wrapper.encoder)
+        if not (theirs(encoder) and type(encoder).__name__ in ENCODERS):
+            raise UnsupportedHost(f"{name} holds a {type(encoder).__name__}, for which no opener is written.")
+        self.kind = kind = ENCODERS[type(encoder).__name__]
+        if any(getattr(module, "gradient_checkpointing", False) for module in model.modules()):
+            raise UnsupportedHost(
+                f"{name} has gradient checkpointing switched on, which would be lost: "
+                "call model.gradient_checkpointing_disable() first."
+            )
+        if getattr(encoder.config, "mask_ratio", 0) != 0:
+            raise UnsupportedHost(
+                f"{name} hides {encoder.config.mask_ratio:.0%} of the patches at random by itself: set "
+                "model.config.mask_ratio = 0, and the sieved model reads all patches, in their order."
+            )
+        self.width = encoder.config.hidden_size
+        self.prefix = kind.prefix + getattr(encoder.config, "num_register_tokens", 0)
+        self.class_token = kind.prefix > 0
+        self.reads_prefix = self.wrapper is not None and self.wrapper.reads_prefix
+        self.blocks = [HFBlock(layer, self.prefix) for layer in encoder.get_submodule(kind.layers)]
+        if kind.pooling == "map" and encoder.use_head and not _known_pooling(encoder.head):
+            self.cannot_merge = f"its pooling {type(encoder.head).__name__} cannot weigh merged tokens by size"
+
+    def arguments(self, images: Tensor | None, words: dict[str, Any]) -> tuple[Tensor, dict[str, Any]]:
+        """What the sieved model was called with -> the images, and the words that `head` takes.
+
+        Raises:
+            InputError: a word that needs what a sieved model does not have, or images of another size than the host's
+                without `interpolate_pos_encoding=True`.
+        """
+        name, words = type(self.model).__name__, {word: value for word, value in words.items() if value is not None}
+        given = words.pop("pixel_values", None)
+        if (images is None) == (given is None):
+            raise InputError(f"{name} is called with images once, as the first argument or as pixel_values=.")
+        images = given if images is None else images
+        for word in ("output_attentions", "output_hidden_states"):
+            if words.pop(word, getattr(self.model.config, word, False)):
+                raise InputError(
+                    f"{word} cannot be had of a sieved model, in which each block has other tokens: "
+                    f"leave it out, and ask the dense model or fast.trace(images) instead."
+                )
+        interpolates = words.pop("interpolate_pos_encoding", False)
+        assert images is not None
+        if self.kind.fixed and not interpolates and images.ndim == 4 and self._resized(images):
+            height, width = self._image_size()
+            raise InputError(
+                f"Images have {images.shape[2]} x {images.shape[3]} pixels, {name} reads {height} x {width}: "
+                "resize them, or call with interpolate_pos_encoding=True."
+            )
+        takes = ["return_dict", *(["labels"] if self.wrapper is not None and self.wrapper.labels else [])]
+        for word in words:
+            if word not in takes:
+                raise InputError(
+                    f"{name} takes no {word}= once it is sieved; it takes pixel_values, interpolate_pos_encoding, "
+                    f"{' and '.join(takes)}."
+                )
+        return images, words
+
+    def embed(self, images: Tensor) -> Tokens:
+        encoder, name = self.encoder, type(self.model).__name__
+        if images.ndim != 4:
+            raise InputError(f"Images have shape {tuple(images.shape)}; {name} reads (B, 3, H, W).")
+        grid = tuple(side // patch for side, patch in zip(images.shape[2:], self._patch_size(), strict=True))
+        images = images.to(next(encoder.embeddings.parameters()).dtype)
+        words: dict[str, Any] = {"interpolate_pos_encoding": True} if self.kind.fixed and self._resized(images) else {}
+        if self.kind.pooling == "none":  # ViTMAE shuffles by this noise, which leaves every patch where it is
+            noise = torch.arange(prod(grid), device=images.device, dtype=torch.float32)
+            x, _, _ = encoder.embeddings(images, noise=noise.expand(images.shape[0], -1), **words)
+        else:
+            x = encoder.embeddings(images, **words)
+        if x.shape[1] != prod(grid) + self.prefix:
+            raise UnsupportedHost(f"{name} embeds {prod(grid)} patches as {x.shape[1]} tokens, so that none is known.")
+        if hasattr(encoder, "pre_layrnorm"):
+            x = encoder.pre_layrnorm(x)
+        table = torch.stack(encoder.rope_embeddings(images)) if hasattr(encoder, "rope_embeddings") else None
+        return Tokens(x, self.prefix, grid, table=table)
+
+    def features(self, tokens: Tokens) -> Tokens:
+        return tokens if self.kind.norm is None else replace(tokens, x=getattr(self.encoder, self.kind.norm)(tokens.x))
+
+    def head(self, tokens: Tokens, *, labels: Tensor | None = None, return_dict: bool | None = None) -> Any:
+        """The host's own output, of the type that it returns; with `labels`, its loss too."""
+        if self.wrapper is not None:
+            if self.wrapper.mean:
+                tokens = weighed(tokens)
+            words = {} if labels is None else {"labels": labels}
+            return type(self.model).forward(
+                _Around(self.model, self.wrapper.encoder), self._output(tokens), return_dict=return_dict, **words
+            )
+        output = self._output(tokens)
+        whole = self.model.config.return_dict if return_dict is None else return_dict
+        return output if whole else output.to_tuple()
+
+    def _output(self, tokens: Tokens) -> Any:
+        """What the encoder returns, a `ModelOutput`."""
+        if self.kind.pooling == "none":
+            return _masked_output(tokens)
+        from transformers.modeling_outputs import BaseModelOutputWithPooling
+
+        return BaseModelOutputWithPooling(last_hidden_state=tokens.x, pooler_output=self._pool(tokens))
+
+    def _pool(self, tokens: Tokens) -> Tensor | None:
+        """(B, d) as the encoder would pool every patch that the merged tokens stand for."""
+        encoder, pooling, x = self.encoder, self.kind.pooling, tokens.x
+        if pooling == "pooler":
+            return None if encoder.pooler is None else encoder.pooler(x)
+        if pooling == "norm":
+            return encoder.post_layernorm(x[:, 0, :])
+        if pooling == "class":
+            return x[:, 0, :]
+        if not encoder.use_head:
+            return None
+        return encoder.head(x) if tokens.size is None else _attend_weighed(encoder.head, tokens)
+
+    def _patch_size(self) -> tuple[int, int]:
+        return _pair(self.encoder.config.patch_size)
+
+    def _image_size(self) -> tuple[int, int]:
+        return _pair(self.encoder.config.image_size)
+
+    def _resized(self, images: Tensor) -> bool:
+        return tuple(images.shape[2:]) != self._image_size()
+
+
+class _Around:
+    """A wrapper as its own forward sees it, but with an encoder that returns what it is given.
+
+    It is made for one call, so that nothing is kept, and nothing of the model is changed.
+    """
+
+    def __init__(self, model: Any, encoder: str) -> None:
+        self._model = model
+        self.__dict__[encoder] = _given
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._model, name)
+
+
+def _given(pixel_values: Any, **_words: Any) -> Any:
+    return pixel_values
+
+
+def _masked_output(tokens: Tokens) -> Any:
+    """ViTMAE's: where patches are gone, they count as masked, and `ids_restore` brings them behind those that stay."""
+    from transformers.models.vit_mae.modeling_vit_mae import ViTMAEModelOutput
+
+    patches = torch.arange(prod(tokens.grid), device=tokens.x.device).expand(tokens.x.shape[0], -1)
+    mask = torch.zeros(patches.shape, device=patches.device)
+    restore = patches
+    if tokens.positions is not None:
+        there = torch.arange(tokens.positions.shape[1], device=patches.device).expand_as(tokens.positions)
+        place = (patches + there.shape[1]).scatter(1, tokens.positions, there)
+        mask = (place >= there.shape[1]).to(mask.dtype)
+        restore = place.argsort(dim=1).argsort(dim=1)
+    return ViTMAEModelOutput(last_hidden_state=tokens.x, mask=mask, ids_restore=restore)
+
+
+def _known_pooling(head: Any) -> bool:
+    name = type(head).__name__
+    return (
+        theirs(head) and name == "SiglipMultiheadAttentionPoolingHead" and type(head.attention) is nn.MultiheadAttention
+    )
+
+
+def _attend_weighed(head: Any, tokens: Tokens) -> Tensor:
+    """SigLIP's attention pooling with log(size) added to the logits of its keys: (B, N, d) -> (B, d)."""
+    probe = head.probe.repeat(tokens.x.shape[0], 1, 1)
+    x = head.attention(probe, tokens.x, tokens.x, key_padding_mask=key_bias(tokens))[0]
+    return (x + head.mlp(head.layernorm(x)))[:, 0]
+
+
+def _pair(side: Any) -> tuple[int, int]:
+    height, width = side if isinstance(side, Iterable) else (side, side)
+    return height, width
+
+
+def _check_version(name: str) -> None:
+    import transformers
+
+    if Version(transformers.__version__) < Version(OLDEST):
+        raise UnsupportedHost(
+            f"{name} is of transformers {transformers.__version__}, whose layers have other parts; "
+            f"version {OLDEST} or newer is needed: pip install 'transformers>={OLDEST}'."
+        )

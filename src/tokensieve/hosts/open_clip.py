@@ -1,0 +1,135 @@
+"""open_clip's own vision tower, `open_clip.transformer.VisionTransformer`. Nothing of open_clip is imported."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from math import prod
+from typing import Any
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ..attention import Attention
+from ..errors import InputError, UnsupportedHost
+from ..tokens import Tokens, rows
+from .base import Host, HostBlock
+from .pooling import key_bias, weighed
+
+MODEL = ("open_clip.transformer", "VisionTransformer")
+"""Module and name of the class."""
+
+
+class OpenClipViT(Host):
+    """The tower that `CLIP.visual` is, with its pooling by class token, average, attention, or none."""
+
+    def __init__(self, model: Any) -> None:
+        self.model = model
+        transformer = model.transformer
+        if transformer.grad_checkpointing:
+            raise UnsupportedHost(
+                "VisionTransformer has gradient checkpointing switched on, which would be lost: "
+                "call model.set_grad_checkpointing(False) first."
+            )
+        if not transformer.batch_first:
+            raise UnsupportedHost("VisionTransformer runs with tokens first: build it with batch_first=True.")
+        self.blocks = [OpenClipBlock(block) for block in transformer.resblocks]
+        self.width, self.prefix, self.class_token = transformer.width, 1, True
+        self.reads_prefix = model.attn_pool is None and model.pool_type == "tok" and not model.output_tokens
+        self.poolers = [pool for pool in (model.attn_pool, getattr(model, "attn_pool_contrastive", None)) if pool]
+        for pool in self.poolers:
+            if not _theirs(pool, "AttentionalPooler") or type(pool.attn) is not nn.MultiheadAttention:
+                self.cannot_merge = f"its pooling {type(pool).__name__} cannot weigh merged tokens by size"
+
+    def embed(self, images: Tensor) -> Tokens:
+        model = self.model
+        if images.ndim != 4 or tuple(images.shape[2:]) != tuple(model.image_size):
+            raise InputError(
+                f"Images have shape {tuple(images.shape)}; this VisionTransformer reads "
+                f"(B, 3, {model.image_size[0]}, {model.image_size[1]})."
+            )
+        x = model._embeds(images)
+        if x.shape[1] != prod(model.grid_size) + self.prefix:
+            raise UnsupportedHost(
+                "VisionTransformer drops patches at random in training (patch_dropout), so that tokens can no longer "
+                "be told apart: build it with patch_dropout=0."
+            )
+        return Tokens(x, self.prefix, tuple(model.grid_size))
+
+    def features(self, tokens: Tokens) -> Tokens:
+        # The norm comes first unless it follows a pooling; two poolings side by side share it.
+        first = len(self.poolers) == 2 if self.poolers else not self.model.final_ln_after_pool
+        return replace(tokens, x=self.model.ln_post(tokens.x)) if first else tokens
+
+    def head(self, tokens: Tokens) -> Any:
+        """The host's own output: the image's embedding (B, d), with `output_tokens` a pair of it and its tokens."""
+        model = self.model
+        if len(self.poolers) == 2:
+            rest = _attend(model.attn_pool, tokens)
+            parallel = model.attn_pool_type == "parallel"
+            contrastive = model.attn_pool_contrastive
+            pooled = _attend(contrastive, tokens) if parallel else contrastive(rest)
+        elif self.poolers:
+            pooled, rest = model._global_pool(model.ln_post(_attend(model.attn_pool, tokens)))
+        else:
+            pooled, rest = model._global_pool(tokens.x)
+            if model.pool_type == "avg":
+                pooled, _ = model._global_pool(weighed(tokens).x)
+            if model.final_ln_after_pool:
+                pooled = model.ln_post(pooled)
+        if model.proj is not None:
+            pooled = pooled @ model.proj
+        return (pooled, rest) if model.output_tokens else pooled
+
+
+class OpenClipBlock(HostBlock):
+    """A `ResidualAttentionBlock` around torch's `MultiheadAttention`, whose projections lie in one matrix."""
+
+    def __init__(self, block: Any) -> None:
+        self.block = block
+        if not _theirs(block, "ResidualAttentionBlock"):
+            self.closed = (
+                f"{type(block).__name__} has no seam between attention and MLP that is known here "
+                "(known: ResidualAttentionBlock)"
+            )
+        elif type(block.attn) is not nn.MultiheadAttention or block.attn.in_proj_weight is None:
+            self.closed = (
+                f"its attention {type(block.attn).__name__} is unknown here (known: torch's MultiheadAttention)"
+            )
+
+    def __call__(self, tokens: Tokens) -> Tensor:
+        return self.block(tokens.x, attn_mask=None)
+
+    def qkv(self, tokens: Tokens) -> Attention:
+        return self._read(tokens, None)
+
+    def asked(self, tokens: Tokens, rows: Tensor) -> Attention:
+        return self._read(tokens, rows)
+
+    def _read(self, tokens: Tokens, asking: Tensor | None) -> Attention:
+        attn = self.block.attn
+        x = self.block.ln_1(tokens.x)
+        own, width = x if asking is None else rows(x, asking), attn.embed_dim
+        weight, bias = attn.in_proj_weight, attn.in_proj_bias
+        q = F.linear(own, weight[:width], None if bias is None else bias[:width])
+        k, v = F.linear(x, weight[width:], None if bias is None else bias[width:]).chunk(2, dim=-1)
+        q, k, v = (part.unflatten(2, (attn.num_heads, -1)).transpose(1, 2) for part in (q, k, v))
+        return Attention(q, k, v, keys=k, dropout=attn.dropout if attn.training else 0.0)
+
+    def attention_out(self, attended: Tensor, attention: Attention, x: Tensor) -> Tensor:
+        return x + self.block.ls_1(self.block.attn.out_proj(attended.transpose(1, 2).flatten(2)))
+
+    def mlp(self, x: Tensor) -> Tensor:
+        return x + self.block.ls_2(self.block.mlp(self.block.ln_2(x)))
+
+
+def _theirs(module: nn.Module, name: str) -> bool:
+    return (type(module).__module__, type(module).__name__) == (MODEL[0], name)
+
+
+def _attend(pool: Any, tokens: Tokens) -> Tensor:
+    """open_clip's attention pooling, with log(size) added to the logits of its keys: (B, N, d) -> (B, M, d')."""
+    if tokens.size is None:
+        return pool(tokens.x)
+    x = pool.ln_k(tokens.x)
+    query = pool.ln_q(pool.query).unsqueeze(0).expand(x.shape[0], -1, -1)
+    return pool.attn(query, x, x, key_padding_mask=key_bias(tokens), need_weights=False)[0]

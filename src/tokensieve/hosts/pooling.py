@@ -1,0 +1,25 @@
+"""Pooling after merging, as it would be over every patch that the merged tokens stand for."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from ..tokens import Tokens
+
+
+def weighed(tokens: Tokens) -> Tokens:
+    """Patch tokens scaled by their share of the patches, so that their plain average is the weighted one."""
+    if tokens.size is None:
+        return tokens
+    size = tokens.size[:, tokens.prefix :]
+    share = size * (size.shape[1] / size.sum(1, keepdim=True))
+    patches = tokens.x[:, tokens.prefix :] * share.to(tokens.x.dtype)[..., None]
+    return replace(tokens, x=torch.cat([tokens.x[:, : tokens.prefix], patches], dim=1))
+
+
+def key_bias(tokens: Tokens) -> Tensor | None:
+    """(B, N) log(size), which attention pooling adds to the logits of its keys; `key_padding_mask` in torch's words."""
+    return None if tokens.size is None else tokens.size.log().to(tokens.x.dtype)

@@ -1,0 +1,152 @@
+"""timm's `Beit`: BEiT and BEiT v2, whose attention adds a bias that belongs to pairs of places."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from math import prod
+from typing import Any, ClassVar
+
+import torch
+import torch.nn.functional as F
+from timm.models.beit import Attention as BeitAttention
+from timm.models.beit import Beit, Block
+from torch import Tensor, nn
+
+from ..attention import Attention
+from ..errors import InputError, UnsupportedHost
+from ..tokens import Tokens, rows
+from .base import Host, HostBlock
+from .pooling import weighed
+
+
+class TimmBeit(Host):
+    """`Beit` with relative position bias in each block, shared by all, or none.
+
+    A patch keeps the bias of the place where it stood; a merged token takes that of the token it was merged into.
+    """
+
+    model_class: ClassVar[type[nn.Module]] = Beit
+
+    def __init__(self, model: Any) -> None:
+        self.model = model
+        self.blocks = [BeitBlock(block, model.rel_pos_bias) for block in model.blocks]
+        self.width, self.prefix, self.class_token = model.embed_dim, model.num_prefix_tokens, True
+        self.reads_prefix = model.global_pool == "token"
+        if model.grad_checkpointing:
+            raise UnsupportedHost(
+                "Beit has gradient checkpointing switched on, which would be lost: "
+                "call model.set_grad_checkpointing(False) first."
+            )
+
+    def embed(self, images: Tensor) -> Tokens:
+        model = self.model
+        if images.ndim != 4:
+            raise InputError(f"Images have shape {tuple(images.shape)}; Beit reads (B, 3, H, W).")
+        x = model.patch_embed(images)
+        x = torch.cat([model.cls_token.expand(x.shape[0], -1, -1), x], dim=1)
+        if model.pos_embed is not None:
+            x = x + model.pos_embed
+        x = model.pos_drop(x)
+        grid = tuple(model.patch_embed.grid_size)
+        if x.shape[1] != prod(grid) + self.prefix:
+            raise UnsupportedHost(f"Beit embeds {prod(grid)} patches as {x.shape[1]} tokens, so that none is known.")
+        return Tokens(x, self.prefix, grid)
+
+    def features(self, tokens: Tokens) -> Tokens:
+        return replace(tokens, x=self.model.norm(tokens.x))
+
+    def head(self, tokens: Tokens) -> Tensor:
+        model = self.model
+        return model.forward_head((weighed(tokens) if model.global_pool == "avg" else tokens).x)
+
+
+class BeitBlock(HostBlock):
+    """A block of timm's `Beit`. Types are matched exactly: a subclass may compute anything."""
+
+    def __init__(self, block: Any, shared: Any) -> None:
+        self.block, self.shared = block, shared
+        attention = getattr(block, "attn", None)
+        # Called whole, a block wants the bias of the whole grid: an unknown one could not take fewer tokens.
+        if type(block) is not Block or type(attention) is not BeitAttention:
+            raise UnsupportedHost(
+                f"Beit holds a block {type(block).__name__} with attention {type(attention).__name__}; known here are "
+                f"timm's own {Block.__name__} and {BeitAttention.__name__} alone, whose bias can be gathered."
+            )
+
+    def __call__(self, tokens: Tokens) -> Tensor:
+        if not self._biased or self._whole(tokens):
+            return self.block(tokens.x, shared_rel_pos_bias=None if self.shared is None else self.shared())
+        # The host's own attention has no other bias than that of the whole grid.
+        attention = self.qkv(tokens)
+        return self.mlp(self.attention_out(attention.attend(), attention, tokens.x))
+
+    def qkv(self, tokens: Tokens) -> Attention:
+        return self._read(tokens, None)
+
+    def asked(self, tokens: Tokens, rows: Tensor) -> Attention:
+        return self._read(tokens, rows)
+
+    def _read(self, tokens: Tokens, asking: Tensor | None) -> Attention:
+        attn = self.block.attn
+        q, k, v = _project(attn, self.block.norm1(tokens.x), asking)
+        return Attention(
+            q, k, v, keys=k, dropout=attn.attn_drop.p if attn.training else 0.0, bias=self._bias(tokens, asking)
+        )
+
+    def attention_out(self, attended: Tensor, attention: Attention, x: Tensor) -> Tensor:
+        block, attn = self.block, self.block.attn
+        out = attn.proj_drop(attn.proj(attended.transpose(1, 2).flatten(2)))
+        return x + block.drop_path1(out if block.gamma_1 is None else block.gamma_1 * out)
+
+    def mlp(self, x: Tensor) -> Tensor:
+        block = self.block
+        out = block.mlp(block.norm2(x))
+        return x + block.drop_path2(out if block.gamma_2 is None else block.gamma_2 * out)
+
+    @property
+    def _biased(self) -> bool:
+        return self.shared is not None or self.block.attn.relative_position_bias_table is not None
+
+    @staticmethod
+    def _whole(tokens: Tokens) -> bool:
+        """Whether these are the tokens of the whole grid, in their order."""
+        return tokens.positions is None and tokens.x.shape[1] == prod(tokens.grid) + tokens.prefix
+
+    def _bias(self, tokens: Tokens, asking: Tensor | None) -> Tensor | None:
+        """The bias between the places of the tokens that ask and those of all tokens: (1 or B, H, M, N)."""
+        if not self._biased:
+            return None
+        own = self.block.attn.relative_position_bias_table is not None
+        bias = self.block.attn._get_rel_pos_bias()[0] if own else self.shared()
+        if own and self.shared is not None:
+            bias = bias + self.shared()
+        if self._whole(tokens) and asking is None:
+            return bias[None]
+        batch, count, _ = tokens.x.shape
+        keys = torch.arange(count, device=bias.device).expand(batch, -1)
+        if tokens.positions is not None:
+            keys = torch.cat([keys[:, : tokens.prefix], tokens.positions + tokens.prefix], dim=1)
+        queries = keys if asking is None else keys.gather(1, asking)
+        return bias[:, queries[:, :, None], keys[:, None, :]].transpose(0, 1)
+
+
+def _project(attn: Any, x: Tensor, asking: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+    """Queries of the rows `asking` (B, M), or of all, with the keys and values of all tokens, each (B, H, ., d_h)."""
+    bias = None if attn.q_bias is None else torch.cat((attn.q_bias, attn.k_bias, attn.v_bias))
+    plain = type(attn.qkv) is nn.Linear and not attn.qkv._forward_hooks
+    if bias is not None and not attn.qkv_bias_separate and asking is None:
+        parts = F.linear(x, attn.qkv.weight, bias).chunk(3, dim=-1)
+    elif asking is None or not plain:  # a layer that somebody put in its place: it is called as it is
+        whole = attn.qkv(x)
+        parts = (whole if bias is None else whole + bias).chunk(3, dim=-1)
+        if asking is not None:
+            parts = (rows(parts[0], asking), *parts[1:])
+    else:
+        first = attn.qkv.weight.shape[0] // 3
+        if attn.qkv.bias is not None:
+            bias = attn.qkv.bias if bias is None else bias + attn.qkv.bias
+        q = F.linear(rows(x, asking), attn.qkv.weight[:first], None if bias is None else bias[:first])
+        k, v = F.linear(x, attn.qkv.weight[first:], None if bias is None else bias[first:]).chunk(2, dim=-1)
+        parts = (q, k, v)
+    q, k, v = (part.unflatten(2, (attn.num_heads, -1)).transpose(1, 2) for part in parts)
+    return q, k, v
