@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -63,3 +64,12 @@ def refused(run):
         return result.err.removeprefix("tokensieve: ").rstrip("\n")
 
     return call
+
+
+def pytest_terminal_summary(terminalreporter):
+    """How many cells of `test_matrix.py` had which outcome."""
+    reports = terminalreporter.getreports("passed")
+    cells = Counter(value for report in reports for key, value in report.user_properties if key == "cell")
+    if cells:
+        terminalreporter.section("methods x hosts")
+        terminalreporter.write_line(", ".join(f"{count} {outcome}" for outcome, count in sorted(cells.items())))

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from .recipe import Recipe
     from .significance import patch_significance
     from .stream import Sieved, Trace, sieve
+    from .tuning import tune
 
 __version__ = "0.1.0"
 
@@ -61,6 +62,7 @@ _HOMES = {
     "patch_significance": "significance",
     "prepack": "packing",
     "sieve": "stream",
+    "tune": "tuning",
 }
 
 __all__ = [
@@ -91,6 +93,7 @@ __all__ = [
     "patch_significance",
     "prepack",
     "sieve",
+    "tune",
 ]
 
 

@@ -23,10 +23,14 @@ class Act(NamedTuple):
 
 
 class Reads(NamedTuple):
-    """Tokens, prefix included, that a block's keys and values, its queries, and its MLP are made of."""
+    """How many tokens, prefix included, a block reads where."""
 
     keys: int
+    """Of which keys and values are made."""
+    asked: int
+    """Of which queries are projected: all of them where the attention is looked at first."""
     queries: int
+    """Whose queries attend."""
     mlp: int
 
 
@@ -46,10 +50,10 @@ class Plan:
         acts = []
         for index, method in self.methods:
             if method.place == place:
-                left = method.left(Here(block, self.depth, count, self.prefix, patches))
-                if left < count:
-                    acts.append(Act(index, method, left))
-                    count = left
+                here = Here(block, self.depth, count, self.prefix, patches)
+                if method.acts(here):
+                    count = method.left(here)
+                    acts.append(Act(index, method, count))
         return acts
 
     def opens(self, block: int, count: int, patches: int) -> bool:
@@ -67,15 +71,16 @@ class Plan:
         count, reads = after(("start",), 0, patches + self.prefix), []
         for block in range(self.depth):
             keys = after(("before",), block, count)
-            queries = after(("queries", "rows"), block, keys)
+            asked = after(("queries",), block, keys)
+            queries = after(("rows",), block, asked)
             count = after(("inside",), block, queries)
-            reads.append(Reads(keys, queries, count))
+            reads.append(Reads(keys, asked, queries, count))
         return reads
 
     def _idle(self, method: Method) -> bool:
         """Whether a method acts nowhere, whatever the number of tokens (keep=1, r=0)."""
         heres = [Here(block, self.depth, PLENTY + self.prefix, self.prefix, PLENTY) for block in range(self.depth)]
-        return all(method.left(here) == here.tokens for here in heres)
+        return not any(method.acts(here) for here in heres)
 
 
 def check(host: Host, plan: Plan) -> None:
@@ -98,11 +103,21 @@ def check(host: Host, plan: Plan) -> None:
             raise (UnsupportedHost if missing.startswith("its ") else RecipeError)(
                 f"{name} cannot take {method.name}: {missing}."
             )
+    varying = ""
     for index, block in enumerate(host.blocks):
+        before = [act.method for act in plan.acts("before", index, PLENTY + plan.prefix, PLENTY)]
         places = {
             place: [act.method for act in plan.acts(place, index, PLENTY + plan.prefix, PLENTY)] for place in _OPENING
         }
         acting = [method for methods_here in places.values() for method in methods_here]
+        varying = varying or next((method.name for method in acting if method.varies), "")
+        for method in before + acting:
+            if varying and not method.varies and method.place != "queries":
+                raise RecipeError(
+                    f"{method.name} cannot act in block {index}, behind {varying}, which leaves each image another "
+                    f"number of tokens: its counts would depend on the other images of a batch. Write "
+                    f"{varying}(..., adaptive=False), or let {method.name} act before it."
+                )
         attending = [method for method in acting if method.attends]
         rivals = places["queries"] + places["rows"] + attending
         if attending or (places["queries"] and places["rows"]):

@@ -92,7 +92,8 @@ class Recipe:
             {"name": method.name, **{key: _jsonable(method, key, value) for key, value in method.settings().items()}}
             for method in self.methods
         ]
-        return json.dumps({"tokensieve": VERSION, "text": str(self), "methods": entries}, indent=2)
+        text = json.dumps({"tokensieve": VERSION, "text": str(self), "methods": entries}, indent=2)
+        return re.sub(r"\[[\d\s,.-]+\]", lambda numbers: " ".join(numbers[0].split()), text)  # a line for each list
 
     def __str__(self) -> str:
         return " + ".join(_text(method) for method in self.methods)

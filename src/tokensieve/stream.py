@@ -14,7 +14,7 @@ from .errors import InputError
 from .hosts import Host, HostBlock, open_host
 from .methods import Evidence, Method
 from .methods.base import Place
-from .plan import Act, Plan, check
+from .plan import Act, Plan, Reads, check
 from .recipe import Recipe
 from .tokens import Tokens, restore
 
@@ -109,17 +109,22 @@ class Sieved(nn.Module):
 
         for index, block in enumerate(self.host.blocks):
             tokens = self._reduce("before", index, tokens, memories)
-            if tokens.weight is None and not self.plan.opens(index, tokens.x.shape[1], prod(tokens.grid)):
+            keys = tokens.x.shape[1]
+            asked = queries = keys
+            if tokens.weight is None and not self.plan.opens(index, keys, prod(tokens.grid)):
                 tokens = replace(tokens, x=block(tokens))
             else:
-                tokens = self._attend(index, block, tokens, memories)
+                tokens, asked, queries = self._attend(index, block, tokens, memories)
                 tokens = replace(tokens, x=block.mlp(tokens.x))
             if trace is not None:
-                trace.tokens_per_block.append(tokens.x.shape[1])
+                trace.reads.append(Reads(keys, asked, queries, tokens.x.shape[1]))
         return tokens
 
-    def _attend(self, index: int, block: HostBlock, tokens: Tokens, memories: Memories) -> Tokens:
-        """A block up to its MLP. A function of its own, so that queries, keys and values are freed before that runs."""
+    def _attend(self, index: int, block: HostBlock, tokens: Tokens, memories: Memories) -> tuple[Tokens, int, int]:
+        """A block up to its MLP; how many queries were projected, and how many attended.
+
+        A function of its own, so that queries, keys and values are freed before the MLP runs.
+        """
         tokens = replace(tokens, row=None)
         asking = self._reduce("queries", index, tokens, memories)
         attention = block.qkv(tokens) if asking.row is None else block.asked(tokens, asking.row)
@@ -131,7 +136,8 @@ class Sieved(nn.Module):
         own = [act.method for act in self._acts("inside", index, asking) if act.method.attends]
         attended, found = own[0].attend(heads) if own else (heads.attend(), None)
         tokens = replace(asking, x=block.attention_out(attended, heads, asking.x))
-        return self._reduce("inside", index, tokens, memories, attention=attention, found=found)
+        tokens = self._reduce("inside", index, tokens, memories, attention=attention, found=found)
+        return tokens, attention.q.shape[2], asking.x.shape[1]
 
     def _reduce(self, place: Place, block: int, tokens: Tokens, memories: Memories, **known: Any) -> Tokens:
         """Let every method of this place act, one after the other, each with what it may know."""
@@ -170,8 +176,8 @@ class Trace:
     """(B, *grid) fp32: the map that ranked the patches; None where the recipe has none."""
     kept: Tensor | None = None
     """(B, K) int64: the patches kept before block 0, in token order; None where none were dropped there."""
-    tokens_per_block: list[int] = field(default_factory=list)
-    """Tokens, prefix included, that each block's MLP read."""
+    reads: list[Reads] = field(default_factory=list)
+    """Tokens, prefix and padding included, that each block's keys, queries and MLP were made of."""
     tokens: Tokens | None = None
     """The last block's tokens after the host's final norm."""
 
@@ -180,6 +186,11 @@ class Trace:
 
     def finish(self, tokens: Tokens, output: Any) -> None:
         self.tokens, self.output = tokens, output
+
+    @property
+    def tokens_per_block(self) -> list[int]:
+        """Tokens, prefix included, that each block's MLP read."""
+        return [reads.mlp for reads in self.reads]
 
     @property
     def source(self) -> Tensor:
@@ -202,7 +213,9 @@ class Trace:
         assert self.tokens is not None
         count, source = self.tokens.x.shape[1], self.source
         if count == self.tokens.prefix:
-            raise InputError("No patch token is left to restore: readout() computes the prefix tokens alone.")
+            raise InputError(
+                "No patch token is left to restore: in its last block this recipe computes the prefix tokens alone."
+            )
         if features is None:
             features = self.tokens.x
         if features.ndim != 3 or features.shape[1] not in (count, count - self.tokens.prefix):

@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 from tests.reference.vit import match as slow_match
 from tokensieve import Recipe, ToMe
 from tokensieve.methods import Here
-from tokensieve.methods.tome import bipartite_match
+from tokensieve.methods.matching import bipartite_match
+from tokensieve.methods.schedule import at
 
 
 @pytest.mark.parametrize(("r", "depth", "last"), [(13, 12, 41), (16, 12, 11), (8, 24, 7), (0, 12, 197)])
@@ -21,15 +22,20 @@ def test_published_token_counts(r: int, depth: int, last: int) -> None:
     assert tokens == last
 
 
+def written_out(r: object, depth: int, layers: slice | None = None) -> list[int]:
+    method = ToMe(r=r, layers=layers)
+    return [at(method.r, method.layers, block, depth) for block in range(depth)]
+
+
 def test_schedules() -> None:
-    assert ToMe(r=8).schedule(3) == [8, 8, 8]
-    assert ToMe(r=(8, -1.0)).schedule(5) == [16, 12, 8, 4, 0]
-    assert ToMe(r=(8, 1.0)).schedule(5) == [0, 4, 8, 12, 16]
-    assert ToMe(r=[3, 2]).schedule(4) == [3, 2, 0, 0]
-    assert ToMe(r=[3, 2, 1, 1, 9]).schedule(4) == [3, 2, 1, 1]
-    assert ToMe(r=8, layers=slice(2, None)).schedule(4) == [0, 0, 8, 8]
-    assert ToMe(r=8, layers=slice(-1, None)).schedule(3) == [0, 0, 8]
-    assert ToMe(r=(8, 1.0), layers=slice(1, 2)).schedule(5) == [0, 4, 0, 0, 0]
+    assert written_out(8, 3) == [8, 8, 8]
+    assert written_out((8, -1.0), 5) == [16, 12, 8, 4, 0]
+    assert written_out((8, 1.0), 5) == [0, 4, 8, 12, 16]
+    assert written_out([3, 2], 4) == [3, 2, 0, 0]
+    assert written_out([3, 2, 1, 1, 9], 4) == [3, 2, 1, 1]
+    assert written_out(8, 4, slice(2, None)) == [0, 0, 8, 8]
+    assert written_out(8, 3, slice(-1, None)) == [0, 0, 8]
+    assert written_out((8, 1.0), 5, slice(1, 2)) == [0, 4, 0, 0, 0]
 
 
 @settings(max_examples=150, deadline=None)

@@ -18,7 +18,9 @@ from .evaluate import evaluate
 from .export import export
 from .output import say
 from .show import show
+from .slim import slim
 from .train import train
+from .tune import tune
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
 app.command()(demo)
@@ -29,7 +31,9 @@ app.command()(methods)
 app.command()(models)
 app.command()(doctor)
 app.command()(show)
+app.command()(slim)
 app.command()(train)
+app.command()(tune)
 
 
 def _show_version(wanted: bool) -> None:

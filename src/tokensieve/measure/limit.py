@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
 
+from ..plan import Reads
 from ..stream import Sieved
 from ..tokens import Tokens
 
@@ -18,23 +20,26 @@ class SlicingLimit(nn.Module):
     merging and no size bias, so its answers are worthless and its time is the honest ceiling of the recipe's.
     """
 
-    def __init__(self, fast: Sieved) -> None:
+    def __init__(self, fast: Sieved, reads: Sequence[Reads] | None = None) -> None:
+        """`reads` says how many tokens each block reads; None is the recipe's plan."""
         super().__init__()
-        self.model, self._fast = fast.model, (fast,)
+        self.model, self._fast, self._reads = fast.model, (fast,), reads
         self.training = fast.training
 
     def forward(self, images: Tensor) -> Tensor:
         (fast,) = self._fast
         host = fast.host
         tokens = host.embed(images)
-        plan = fast.plan.reads(tokens.x.shape[1] - tokens.prefix)
+        plan = self._reads or fast.plan.reads(tokens.x.shape[1] - tokens.prefix)
         for block, reads in zip(host.blocks, plan, strict=True):
             tokens = _first(tokens, reads.keys)
             if reads.keys == reads.mlp:
                 tokens = replace(tokens, x=block(tokens))
             else:
                 asking = torch.arange(reads.queries, device=images.device).expand(images.shape[0], -1)
-                heads = block.qkv(tokens) if reads.queries == reads.keys else block.asked(tokens, asking)
+                heads = block.qkv(tokens) if reads.asked == reads.keys else block.asked(tokens, asking)
+                if reads.queries < reads.asked:
+                    heads = heads.ask(asking)
                 tokens = _first(tokens, reads.queries)
                 tokens = replace(tokens, x=block.attention_out(heads.attend(), heads, tokens.x))
                 tokens = _first(tokens, reads.mlp)

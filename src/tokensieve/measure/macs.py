@@ -42,11 +42,13 @@ def macs(
             papers' tables leave out.
         fvcore_compat: add what the papers' counter adds: 5 for each element of a LayerNorm's output, 2 for each of a
             BatchNorm's, 4 for each of a bilinear resize. Channels-first LayerNorm is left out, as there.
-        images: (B, 3, H, W) to count on instead, where the count depends on the data: the mean over them.
+        images: (B, 3, H, W) to count on instead, and the mean over them. Where the count depends on the data (`ats`),
+            it is the most that can be without them.
 
     Returns:
         MACs for each image.
     """
+    given = images is not None
     if images is None:
         if len(input_size) != 3:
             raise InputError(f"input_size is (3, height, width), not {tuple(input_size)}.")
@@ -57,8 +59,10 @@ def macs(
         parts.append((module, partial(module, images)))
     else:
         # The host on as many tokens is what the papers count; the significance map comes on top.
-        limit = SlicingLimit(module)
-        parts.append((limit, partial(limit, images)))
+        lengths = [(SlicingLimit(module), images)]
+        if given and any(method.varies for _, method in module.plan.methods):  # each image on what it keeps itself
+            lengths = [(SlicingLimit(module, module.trace(one).reads), one) for one in images.split(1)]
+        parts.append((module.model, lambda: [limit(some) for limit, some in lengths]))
         if module.significance is not None and (proposal or selection):
             grid = module.host.embed(images[:1]).grid
             parts.append((module.significance, partial(module.significance, images, grid)))

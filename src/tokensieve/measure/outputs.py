@@ -58,7 +58,7 @@ def forward_batches(
     """
     placed = [_place(model, device, dtype) for model in models]
     for batch in batches:
-        images, labels = _unpack(batch)
+        images, labels = unpack(batch)
         outputs, classes = [], True
         for model, (where, kind) in zip(models, placed, strict=True):
             # Not inference_mode: significance by gradients needs to switch them on inside the forward.
@@ -109,7 +109,7 @@ def _place(
     return device if device is not None else own.device, dtype or own.dtype
 
 
-def _unpack(batch: Any) -> tuple[Tensor, Tensor | None]:
+def unpack(batch: Any) -> tuple[Tensor, Tensor | None]:
     if isinstance(batch, Tensor):
         return batch, None
     if isinstance(batch, tuple | list) and batch and isinstance(batch[0], Tensor):

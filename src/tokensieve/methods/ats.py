@@ -30,7 +30,8 @@ class ATS(Method):
         adaptive: False pads every image to `tokens`: one count for all images, which graphs that are compiled or
             exported have anyway.
 
-    There is no identity setting but `layers=()`.
+    There is no identity setting but `layers=()`: levels that fall together leave fewer tokens even where `tokens` is
+    more than there are, as in the published setting (197 in every block).
     """
 
     tokens: int
@@ -48,53 +49,67 @@ class ATS(Method):
         object.__setattr__(self, "layers", check_layers("ats", self.layers))
 
     def left(self, here: Here) -> int:
-        if here.block not in blocks(self.layers, here.depth, range(here.depth // 4, here.depth)):
-            return here.tokens
-        return min(here.tokens, max(self.tokens, here.prefix + 1))
+        return min(here.tokens, max(self.tokens, here.prefix + 1)) if self.acts(here) else here.tokens
+
+    def acts(self, here: Here) -> bool:
+        """In all its blocks, since levels that fall together leave fewer tokens even where no fewer are asked for."""
+        default = range(here.depth // 4, here.depth)
+        return here.block in blocks(self.layers, here.depth, default) and here.tokens > here.prefix + 1
+
+    @property
+    def varies(self) -> bool:
+        return self.adaptive
 
     def reduce(self, tokens: Tokens, left: int, evidence: Evidence) -> Tokens:
         assert evidence.attention is not None
         attention, prefix = evidence.attention, tokens.prefix
         length = attention.v.to(torch.promote_types(attention.v.dtype, torch.float32)).square().sum((1, 3)).sqrt()
         scores = (attention.row().sum(1) * length)[:, prefix:]
-        index, count = sample(scores, left - prefix)
+        real = None if tokens.weight is None else tokens.weight[:, prefix:] > 0
+        index, count = sample(scores, max(self.tokens - prefix, 1), real)
+        index = index[:, : left - prefix]
         if self.adaptive and not torch.compiler.is_compiling():
             longest = int(count.max())
             index = index[:, :longest]
             if bool((count == longest).all()):
                 return tokens.select(index)
         kept = tokens.select(index)
-        real = torch.arange(kept.x.shape[1], device=index.device) < prefix + count[:, None]
+        there = torch.arange(kept.x.shape[1], device=index.device) < prefix + count[:, None]
         size = scores.new_ones(kept.x.shape[:2]) if kept.size is None else kept.size
         weight = torch.ones_like(size) if kept.weight is None else kept.weight
         source = None if kept.source is None else kept.source.minimum(prefix + count[:, None] - 1)
-        return replace(kept, size=size * real, weight=weight * real, source=source)
+        return replace(kept, size=size * there, weight=weight * there, source=source)
 
 
 @torch.no_grad()
-def sample(scores: Tensor, most: int) -> tuple[Tensor, Tensor]:
+def sample(scores: Tensor, levels: int, real: Tensor | None = None) -> tuple[Tensor, Tensor]:
     """Patches at evenly spread levels of the scores' distribution.
 
     Args:
         scores: (B, n), none below 0.
-        most: number of levels.
+        levels: how many.
+        real: (B, n) False for padding, which is not picked; None is True everywhere.
 
     Returns:
-        (B, most) int64, the picked patches in ascending order, each once, then the last of them again and again; and
+        (B, n) int64, the picked patches in ascending order, each once, then the last of them again and again; and
         (B,) how many were picked.
     """
+    if real is not None:
+        scores = scores.masked_fill(~real, -1)  # sorted to the front
     ascending, order = scores.sort(dim=1, stable=True)
-    share = (ascending / ascending.sum(1, keepdim=True)).cumsum(1)
-    share = (share - share[:, :1]) / (share[:, -1:] - share[:, :1])
+    share = ascending.clamp(min=0).cumsum(1)
+    padding = torch.zeros_like(order[:, :1]) if real is None else (~real).sum(1, keepdim=True)
+    tiny = torch.finfo(share.dtype).tiny
+    share = share / share[:, -1:].clamp(min=tiny)
+    start = share.gather(1, padding)
+    share = (share - start) / (share[:, -1:] - start).clamp(min=tiny)
     lowest = share.masked_fill(share <= 0, 1).amin(1, keepdim=True)
-    if most > 1:
-        steps = torch.arange(most, device=scores.device, dtype=scores.dtype) / (most - 1)
-    else:
-        steps = scores.new_ones(1)
-    levels = lowest + (1 - lowest) * steps
-    nearest = (levels[:, :, None] - share[:, None, :]).abs().argmin(2)
+    share = share.masked_fill(torch.arange(share.shape[1], device=share.device) < padding, float("inf"))
+    steps = torch.arange(levels, device=share.device, dtype=share.dtype) / max(levels - 1, 1)
+    wanted = lowest + (1 - lowest) * (steps if levels > 1 else steps + 1)
+    nearest = (wanted[:, :, None] - share[:, None, :]).abs().argmin(2)
     picked = torch.zeros_like(order).scatter(1, order.gather(1, nearest), 1)
     count = picked.sum(1)
-    index = ranked(picked)[:, :most]
+    index = ranked(picked)
     last = index.gather(1, count[:, None] - 1)
-    return torch.where(torch.arange(most, device=scores.device) < count[:, None], index, last), count
+    return torch.where(torch.arange(index.shape[1], device=share.device) < count[:, None], index, last), count

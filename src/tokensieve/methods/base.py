@@ -104,9 +104,18 @@ class Method(ABC):
     def left(self, here: Here) -> int:
         """How many of `here.tokens` remain after this method; the answer `here.tokens` means that it does not act."""
 
+    def acts(self, here: Here) -> bool:
+        """Whether it acts here at all."""
+        return self.left(here) < here.tokens
+
+    @property
+    def varies(self) -> bool:
+        """Leaves another number of tokens in each image, `left` at most; a batch is padded."""
+        return False
+
     @abstractmethod
     def reduce(self, tokens: Tokens, left: int, evidence: Evidence) -> Tokens:
-        """Reduce to `left` tokens, prefix included. Called only where `left` is smaller than what is there."""
+        """Reduce to `left` tokens, prefix included. Called only where the method acts."""
 
     def attend(self, attention: Attention) -> tuple[Tensor, Tensor]:
         """For methods that `attend`: the attention's output (B, H, M, d_h), and what `reduce` gets as `found`."""

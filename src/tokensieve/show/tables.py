@@ -141,7 +141,7 @@ def header(record: Record) -> RenderableType:
     height, width = record["input_size"][-2:]
     kind = "weights from file" if record["weights"] else "pretrained" if record["pretrained"] else "random weights"
     grid.add_row("model", Text(f"{record['model']}, {height} x {width}, {kind}", style="bold"))
-    grid.add_row("recipe", Text(record["recipe"] or "(empty)", style="bold"))
+    grid.add_row("recipe", Text(short_recipe(record["recipe"]) or "(empty)", style="bold"))
     threads = record["threads"]
     packed = ", weights packed once" if record.get("prepacked") and not record.get("waterfall") else ""
     grid.add_row(
@@ -194,3 +194,8 @@ def giga(macs: float) -> str:
 def short(value: float) -> str:
     """Three significant digits at least, without an exponent."""
     return f"{value:.0f}" if value >= 100 else f"{value:#.3g}"
+
+
+def short_recipe(text: str, most: int = 400) -> str:
+    """Recipe text that fits a table: one that names every patch of every block does not."""
+    return text if len(text) <= most else f"{text[: most // 2]} ... {text[-most // 4 :]}"

@@ -1,0 +1,116 @@
+"""`tokensieve slim`: search which patches each block of a model can do without."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from ..errors import InputError
+from ..job import Job
+from .options import (
+    DeviceOption,
+    JsonOption,
+    ModelOption,
+    PretrainedOption,
+    SizeOption,
+    ThreadsOption,
+    WeightsOption,
+)
+from .output import print_record
+
+BATCH = 8
+FORMS = ("A", "B")
+
+
+def slim(
+    data: Annotated[str, typer.Option(metavar="FOLDER", help="Pictures, without labels: a folder, a tar, a data set.")],
+    out: Annotated[str, typer.Option(metavar="FILE", help="The recipe file to write; other commands take it.")],
+    model: ModelOption = "vit_base_patch16_224",
+    weights: WeightsOption = None,
+    pretrained: PretrainedOption = True,
+    tolerance: Annotated[
+        float | None, typer.Option(min=0, metavar="E", help="Relative error a block may make; default 0.02.")
+    ] = None,
+    saving: Annotated[
+        float | None, typer.Option(metavar="SHARE", help="Share of the MACs to save at least, instead of a tolerance.")
+    ] = None,
+    granularity: Annotated[int, typer.Option(min=1, metavar="N", help="Patches added at a time.")] = 10,
+    form: Annotated[
+        str, typer.Option(metavar="A|B", help="A: all that arrives is read; B: the others drop out.")
+    ] = "A",
+    limit: Annotated[int, typer.Option(min=1, metavar="N", help="At most N pictures, evenly spread.")] = 64,
+    plot: Annotated[
+        str | None, typer.Option(metavar="FILE.png", help="Draw what is kept, and the significance of each patch.")
+    ] = None,
+    size: SizeOption = None,
+    device: DeviceOption = "cpu",
+    threads: ThreadsOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Search the patches that each block of a model needs, the same for all pictures, and write them as a recipe.
+
+    Patch Slimming without fine-tuning: nothing is trained, and labels are not looked at.
+    """
+    if tolerance is not None and saving is not None:
+        raise InputError("--saving searches the tolerance: give one of them.")
+    if form not in FORMS:
+        raise InputError(f"--form must be A or B, not {form!r}.")
+    if plot is not None and Path(plot).suffix.lower() != ".png":
+        raise InputError(f"--plot must name a .png file, not {plot!r}.")
+    from ..files import draft
+
+    for place in filter(None, (out, plot)):
+        with draft(place):  # says at once that nothing could be written there
+            pass
+    job = Job(model, "", weights, pretrained, None, size, "fp32", device, threads)
+    from rich.console import Console
+
+    from .. import slimming
+    from ..data import Preprocessing, image_set, load_batches
+    from ..show.progress import list_failures
+
+    console = Console(stderr=True)
+    pictures = image_set(data, Preprocessing((224, 224), (0.5,) * 3, (0.5,) * 3), limit=limit)
+    with console.status("opening the model"):
+        dense, _, own = job.open()
+    pictures.transform = own.transform()
+    batches = load_batches(pictures, BATCH)
+    with console.status("reading pictures") as status:
+        found = slimming.slim(
+            dense,
+            batches,
+            tolerance=tolerance,
+            saving=saving,
+            granularity=granularity,
+            form="A" if form == "A" else "B",
+            limit=limit,
+            report=status.update,
+        )
+    job.recipe = found.recipe
+    record: dict[str, Any] = {
+        **job.record(job.sieve(dense, own)),
+        "data": data,
+        "preprocessing": {"name": "timm", **asdict(own)},
+        "images": found.images,
+        "form": form,
+        "granularity": granularity,
+        "tolerance": found.tolerance,
+        "saving": found.saving,
+        "patches": list(found.counts),
+        "errors": list(found.errors),
+        "failures": [asdict(failure) for failure in batches.failures],
+        "out": out,
+        "plot": plot,
+    }
+    with draft(out) as file:
+        file.write_text(found.recipe.to_json() + "\n", encoding="utf-8")
+    if plot is not None:
+        from ..show.slim_view import slim_plot
+
+        with draft(plot) as file:
+            slim_plot(found, model).savefig(file, dpi=150)
+    print_record(record, "slim_view.slim_view", as_json)
+    list_failures(batches.failures)

@@ -1,0 +1,179 @@
+"""`tokensieve tune`: recipes for the user's own model, pictures and budget."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from ..errors import InputError
+from ..job import Job
+from .options import (
+    DeviceOption,
+    DtypeOption,
+    JsonOption,
+    ModelOption,
+    PretrainedOption,
+    SizeOption,
+    ThreadsOption,
+    WeightsOption,
+)
+from .output import print_record
+
+if TYPE_CHECKING:  # heavy imports wait until a command needs them, so that --help answers at once
+    from ..search.ladder import Progress
+
+FOLDER = "tokensieve-tune"
+
+
+def tune(
+    data: Annotated[str, typer.Option(metavar="FOLDER", help="Pictures: a folder, a tar, a timm data set.")],
+    model: ModelOption = "vit_base_patch16_224",
+    weights: WeightsOption = None,
+    pretrained: PretrainedOption = True,
+    macs: Annotated[float | None, typer.Option(metavar="X", help="Wanted: X times fewer MACs.")] = None,
+    time: Annotated[float | None, typer.Option(metavar="X", help="Wanted: X times as fast, measured here.")] = None,
+    loss: Annotated[
+        float | None, typer.Option(metavar="KL", help="Allowed: this loss, and as cheap as can be.")
+    ] = None,
+    limit: Annotated[int, typer.Option(min=4, metavar="N", help="At most N pictures, evenly spread.")] = 250,
+    trials: Annotated[int, typer.Option(min=0, metavar="N", help="Recipes to try in the searches.")] = 200,
+    timeout: Annotated[float | None, typer.Option(metavar="SECONDS", help="End the search after so long.")] = None,
+    storage: Annotated[
+        str | None, typer.Option(metavar="FILE.db", help="Keep the trials here; the same command goes on from them.")
+    ] = None,
+    out: Annotated[str, typer.Option(metavar="FOLDER", help="Recipe files, front.csv, .json, .png.")] = FOLDER,
+    family: Annotated[
+        list[str] | None, typer.Option(metavar="NAME", help="Search this family only; may be repeated.")
+    ] = None,
+    proposal: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME|none", help="May rank patches; may be repeated. Default mobileone_s0."),
+    ] = None,
+    proposal_weights: Annotated[
+        list[str] | None, typer.Option(metavar="FILE", help="Weights of each --proposal, in their order.")
+    ] = None,
+    holdout: Annotated[float, typer.Option(metavar="SHARE", help="Pictures that the search does not see.")] = 0.3,
+    labels: Annotated[
+        bool, typer.Option("--labels", help="The folders are the model's classes: tell accuracy too.")
+    ] = False,
+    classes: Annotated[
+        str | None, typer.Option(metavar="FILE", help="Which folder is which class; means --labels.")
+    ] = None,
+    preprocessing: Annotated[str, typer.Option(metavar="timm|papers", help="How pictures are resized.")] = "timm",
+    batch: Annotated[int, typer.Option(min=1, metavar="N", help="Pictures that go through together.")] = 32,
+    workers: Annotated[int, typer.Option(min=0, metavar="N", help="Processes that read ahead.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, metavar="N", help="Of the search, and of which pictures it sees.")] = 0,
+    size: SizeOption = None,
+    dtype: DtypeOption = "fp32",
+    device: DeviceOption = "cpu",
+    threads: ThreadsOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Find recipes for your model on your own pictures, no labels needed, within a budget of MACs, time or loss."""
+    proposals = _proposals(proposal, proposal_weights)
+    if not Path(out).absolute().parent.is_dir():
+        raise InputError(f"--out {out} cannot be made: there is no folder {Path(out).parent}.")
+    job = Job(model, "", weights, pretrained, None, size, dtype, device, threads)
+    from rich.console import Console
+
+    from ..data import Preprocessing, image_set, load_batches
+    from ..show.progress import Watched, list_failures
+    from ..tuning import budget, tune
+
+    budget(macs, time, loss)
+    pictures = image_set(data, Preprocessing((224, 224), (0.5,) * 3, (0.5,) * 3), classes=classes, limit=limit)
+    console = Console(stderr=True)
+    with console.status("opening the model"):
+        dense, _, own = job.open()
+        prepared = Preprocessing.named(preprocessing, dense, mean=own.mean, std=own.std, size=own.input_size)
+        pictures.transform = prepared.transform()
+    labelled = labels or classes is not None
+    if labelled and not classes and (folders := len(getattr(pictures, "classes", ()))) != _classes(dense):
+        raise InputError(
+            f"--labels: the {folders} class folders are not the {_classes(dense)} classes of the model; --classes FILE "
+            "says which folder is which class."
+        )
+
+    class Unlabelled(Watched):
+        def __iter__(self) -> Iterator[Any]:
+            for one in super().__iter__():
+                yield one.images
+
+    seen = (Watched if labelled else Unlabelled)(load_batches(pictures, batch, workers))
+    with _bar(console) as report:
+        front = tune(
+            dense,
+            seen,
+            macs=macs,
+            time=time,
+            loss=loss,
+            families=family,
+            proposals=proposals,
+            trials=trials,
+            timeout=timeout,
+            storage=storage,
+            holdout=holdout,
+            seed=seed,
+            report=report,
+            mean=own.mean,
+            std=own.std,
+            pretrained=pretrained,
+            batch=batch,
+        )
+    front.save(out)
+    job.recipe = front.best.recipe
+    record = {
+        **job.record(job.sieve(dense, own)),
+        "data": data,
+        "classes": classes,
+        "preprocessing": {"name": preprocessing, **asdict(prepared)},
+        "images": front.best.search.images + (front.best.heldout.images if front.best.heldout else 0),
+        "front": front.record(),
+        "out": out,
+        "failures": [asdict(failure) for failure in seen.failures],
+    }
+    print_record(record, "tune_view.tune_view", as_json)
+    list_failures(seen.failures)
+
+
+def _proposals(names: list[str] | None, files: list[str] | None) -> dict[str, str | None]:
+    names = names or ["mobileone_s0"]
+    if names == ["none"]:
+        names = []
+    if files and len(files) != len(names):
+        raise InputError(f"There are {len(files)} --proposal-weights for {len(names)} --proposal: give one for each.")
+    given: list[str | None] = [*files] if files else [None] * len(names)
+    return dict(zip(names, given, strict=True))
+
+
+def _classes(dense: Any) -> int | None:
+    return getattr(dense, "num_classes", None)
+
+
+class _bar:
+    """Progress over trials where stderr is a terminal."""
+
+    def __init__(self, console: Any) -> None:
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+        columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
+        self.progress = Progress(*columns, console=console, transient=True, disable=not console.is_terminal)
+
+    def __enter__(self) -> Any:
+        self.task: Any = None
+        return self.tell
+
+    def tell(self, now: Progress) -> None:
+        if self.task is None:  # only now: the bar of the pictures that are read comes before
+            self.progress.start()
+            self.task = self.progress.add_task("")
+        loss = "" if now.loss is None else f", best {now.loss:.4f}"
+        described = f"{now.ratio:.2f}x {now.family}{loss}"
+        self.progress.update(self.task, completed=now.trials, total=now.of, description=described)
+
+    def __exit__(self, *_: object) -> None:
+        self.progress.stop()

@@ -1,0 +1,210 @@
+"""An arm: one family at one budget, searched by CMA-ES in a study of its own."""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from math import ceil
+from typing import Any
+
+import optuna
+from optuna.distributions import FloatDistribution
+from optuna.trial import FrozenTrial, TrialState, create_trial
+
+from ..errors import RecipeError, SieveError
+from ..recipe import Recipe
+from .families import Family, Variant
+from .fit import Fit
+from .judge import Figures, Judge
+
+POPULATION = 10
+"""Recipes of a generation: fewer than CMA-ES takes by itself (12 for 15 numbers), as a search has few trials."""
+ENOUGH = 6
+"""Earlier trials at a rung from which on a bad one is given up."""
+RANGE = FloatDistribution(-1, 1)
+
+
+@dataclass(frozen=True)
+class Tried:
+    """A recipe that went over all search images."""
+
+    text: str
+    figures: Figures
+    knobs: Mapping[str, float]
+    variant: int
+
+    @property
+    def recipe(self) -> Recipe:
+        return Recipe.parse(self.text)
+
+
+@dataclass(frozen=True)
+class Failed:
+    """A recipe that could not be judged, and why; the search went on."""
+
+    arm: str
+    reason: str
+
+
+@dataclass
+class Arm:
+    """Trials of one family at one budget.
+
+    The first trials are its variants (proposal layer, metric ...) at the best numbers known; the best of them is kept
+    for the numbers' search. A trial that a rung of images shows to be worse than the best third of earlier ones stops
+    there, and its loss counts scaled by what the rest of the images did to the first trial's.
+    """
+
+    ratio: float
+    family: Family
+    fit: Fit
+    judge: Judge
+    study: optuna.Study
+    seed: int
+    told: Callable[[Arm], None]
+    """Called after every trial."""
+    centre: Mapping[str, float] = field(default_factory=dict)
+    """Knobs around which the search begins: those of the best at a neighbouring budget."""
+    variants: Sequence[int] | None = None
+    """Which variants to try; None is all."""
+
+    def start(self) -> None:
+        """Try the variants, those that have not been tried yet."""
+        choices = self.family.variants()
+        indices = list(range(len(choices))) if self.variants is None else list(self.variants)
+        done = {trial.user_attrs["variant"] for trial in self._trials() if trial.user_attrs.get("start")}
+        for index in indices:
+            if index in done:
+                continue
+            names = self.family.knobs(self.fit.costs.depth)
+            value, attrs = self._try(dict(self.centre), index, stoppable=False)
+            self.study.add_trial(
+                create_trial(
+                    state=TrialState.FAIL if value is None else TrialState.COMPLETE,
+                    value=value,
+                    params=dict.fromkeys(names, 0.0),
+                    distributions=dict.fromkeys(names, RANGE),
+                    user_attrs={**attrs, "start": True},
+                )
+            )
+            self.told(self)
+
+    def run(self, until: int) -> None:
+        """Search until there are so many trials in all, those of `start` included."""
+        while self.alive and self.family.searched and self.count < until:
+            trial = self._ask()
+            names = self.family.knobs(self.fit.costs.depth)
+            knobs = {name: self.centre.get(name, 0.0) + trial.suggest_float(name, -1, 1) for name in names}
+            value, attrs = self._try(knobs, self._best_start(), stoppable=True)
+            for name, attr in attrs.items():
+                trial.set_user_attr(name, attr)
+            self.study.tell(trial, value, TrialState.FAIL if value is None else TrialState.COMPLETE)
+            self.told(self)
+
+    @property
+    def alive(self) -> bool:
+        """Whether any start could be judged."""
+        return bool(self._finished())
+
+    @property
+    def count(self) -> int:
+        """Trials that have ended."""
+        return len(self._trials())
+
+    def best(self, among: int | None = None) -> Tried | None:
+        """The recipe of the smallest loss, among the first so many trials; None where none was finished."""
+        return min(self._finished(among), key=lambda tried: tried.figures.loss, default=None)
+
+    def top(self, count: int) -> list[Tried]:
+        """The best finished recipes, each once."""
+        found = {tried.text: tried for tried in self._finished()}
+        return sorted(found.values(), key=lambda tried: tried.figures.loss)[:count]
+
+    @property
+    def failures(self) -> list[Failed]:
+        return [
+            Failed(f"{self.family.title} at {self.ratio:.2f}x", trial.user_attrs["error"])
+            for trial in self._trials()
+            if trial.state == TrialState.FAIL and "error" in trial.user_attrs
+        ]
+
+    def _try(self, knobs: dict[str, float], variant: int, stoppable: bool) -> tuple[float | None, dict[str, Any]]:
+        """The loss that the search is told, None if the trial failed, and what is kept of it."""
+        choice: Variant = self.family.variants()[variant]
+        attrs: dict[str, Any] = {"variant": variant, "knobs": knobs}
+        try:
+            recipe = self.family.recipe(knobs, choice, self._fit(choice))
+            attrs["recipe"] = str(recipe)
+            seen: list[float] = []
+            for figures in self.judge.climb(recipe):
+                seen.append(figures.loss)
+                if stoppable and self._worse(seen):
+                    break
+        except (SieveError, RuntimeError, ValueError) as error:
+            return None, {**attrs, "error": " ".join(str(error).split()) or type(error).__name__}
+        attrs |= {"rungs": seen, "figures": vars(figures)}
+        return figures.loss * (1 if self._full(figures) else self._growth(len(seen))), attrs
+
+    def _fit(self, variant: Variant) -> Fit:
+        """The budget less what the proposal takes of it."""
+        if self.family.proposal is None:
+            return self.fit
+        asking = Recipe.parse("papr(keep=0.5)").methods[0]
+        layer = {"layer": variant["layer"]} if "layer" in variant else {}
+        asking = replace(asking, **{**self.family.proposal, **layer})
+        cost = self.judge.map_of(asking)[1] * self.fit.count_proposal  # type: ignore[arg-type]
+        if cost >= self.fit.target:
+            raise RecipeError(
+                f"{self.family.proposal['proposal']} alone takes {cost / 1e9:.3g} GMAC, and model and "
+                f"proposal may take {self.fit.target / 1e9:.3g} together."
+            )
+        return replace(self.fit, target=self.fit.target - cost)
+
+    def _worse(self, seen: list[float]) -> bool:
+        """Whether a trial with these losses at its rungs, but not all, is behind the best third of earlier ones."""
+        rung = len(seen) - 1
+        earlier = sorted(
+            trial.user_attrs["rungs"][rung] for trial in self._trials() if len(trial.user_attrs.get("rungs", ())) > rung
+        )
+        if len(seen) == len(self.judge.rungs) or len(earlier) < ENOUGH:
+            return False
+        return seen[-1] > earlier[ceil(len(earlier) / 3) - 1]
+
+    def _growth(self, rungs: int) -> float:
+        """How the loss over all images compares with that over the first so many rungs, for the first trial."""
+        first = next(trial.user_attrs["rungs"] for trial in self._trials() if "rungs" in trial.user_attrs)
+        return first[-1] / first[rungs - 1] if first[rungs - 1] > 0 else 1.0
+
+    def _best_start(self) -> int:
+        starts = [trial for trial in self._trials() if trial.user_attrs.get("start") and trial.value is not None]
+        return min(starts, key=lambda trial: trial.value).user_attrs["variant"]  # type: ignore[arg-type]
+
+    def _ask(self) -> optuna.Trial:
+        """A new trial, or the one that an interruption left behind, with the numbers it had.
+
+        The sampler is new and its seed the trial's own: it takes the state of CMA-ES from the study, so that a search
+        that was interrupted goes on as if it had not been.
+        """
+        left = self.study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
+        number = left[0].number if left else len(self.study.get_trials(deepcopy=False))
+        name = f"{self.seed} {self.study.study_name} {number}"
+        self.study.sampler = optuna.samplers.CmaEsSampler(
+            seed=zlib.crc32(name.encode()), popsize=POPULATION, warn_independent_sampling=False
+        )
+        return optuna.Trial(self.study, left[0]._trial_id) if left else self.study.ask()
+
+    def _trials(self) -> list[FrozenTrial]:
+        return self.study.get_trials(deepcopy=False, states=(TrialState.COMPLETE, TrialState.FAIL))
+
+    def _full(self, figures: Figures) -> bool:
+        return figures.images == self.judge.rungs[-1]
+
+    def _finished(self, among: int | None = None) -> list[Tried]:
+        found = []
+        for trial in self._trials()[:among]:
+            figures = Figures(**trial.user_attrs["figures"]) if "figures" in trial.user_attrs else None
+            if figures is not None and self._full(figures):
+                knobs, variant = trial.user_attrs["knobs"], trial.user_attrs["variant"]
+                found.append(Tried(trial.user_attrs["recipe"], figures, knobs, variant))
+        return found

@@ -1,0 +1,232 @@
+"""Families: recipe spaces with a few numbers, every member of which is scaled to meet a budget of MACs.
+
+A *single* is one method alone, spread evenly: one number that the budget decides, and a few variants. A *scheduled*
+family merges and drops by its own number in each block, after a proposal or without one; a search decides the numbers.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from math import exp
+from typing import Any
+
+import numpy as np
+
+from ..methods import METHODS
+from ..methods.base import make
+from ..recipe import Recipe
+from .fit import Fit
+
+Variant = Mapping[str, Any]
+"""Settings of the family that are not numbers."""
+
+
+class Family(ABC):
+    """A recipe space. Its knobs are numbers around 0, where the best that is known beforehand lies."""
+
+    name: str
+    proposal: Mapping[str, Any] | None = None
+    """Settings of `papr` that name the network which ranks; None asks none."""
+    searched: bool = False
+    """Whether it has knobs, or is one recipe for each variant."""
+
+    def knobs(self, depth: int) -> list[str]:
+        """Names of the numbers to search, for a host of so many blocks."""
+        return []
+
+    @abstractmethod
+    def variants(self) -> Sequence[Variant]:
+        """Settings to choose between, the default first."""
+
+    @abstractmethod
+    def recipe(self, knobs: Mapping[str, float], variant: Variant, fit: Fit) -> Recipe:
+        """The member that meets the budget; raises `RecipeError` where none does."""
+
+    @property
+    def title(self) -> str:
+        return self.name if self.proposal is None else f"{self.name} with {self.proposal['proposal']}"
+
+
+@dataclass(frozen=True)
+class Even(Family):
+    """One method that takes the same number in every block."""
+
+    name: str
+    choices: tuple[Variant, ...] = ({},)
+
+    def variants(self) -> Sequence[Variant]:
+        return self.choices
+
+    def recipe(self, knobs: Mapping[str, float], variant: Variant, fit: Fit) -> Recipe:
+        return fit.schedule([1.0] * fit.costs.depth, lambda r: Recipe.of(make(self.name, {"r": r, **variant})))
+
+
+@dataclass(frozen=True)
+class DropAndMerge(Family):
+    """`diffrate` with the same two numbers in every block; the variants share the work out between them."""
+
+    name: str = "diffrate"
+
+    def variants(self) -> Sequence[Variant]:
+        return [{"dropped": share} for share in (0.5, 0.2, 0.8)]
+
+    def recipe(self, knobs: Mapping[str, float], variant: Variant, fit: Fit) -> Recipe:
+        def build(counts: list[int]) -> Recipe:
+            drop = [int(n * variant["dropped"] + 0.5) for n in counts]
+            merge = [n - d for n, d in zip(counts, drop, strict=True)]
+            return Recipe.of(make(self.name, {"drop": drop, "merge": merge}))
+
+        return fit.schedule([1.0] * fit.costs.depth, build)
+
+
+@dataclass(frozen=True)
+class Number(Family):
+    """One method with one number that grows with its cost, from `low` to what `high` makes of the patches."""
+
+    name: str
+    low: int
+    high: Callable[[int], int]
+    setting: Callable[[int], Mapping[str, Any]]
+    choices: tuple[Variant, ...] = ({},)
+
+    def variants(self) -> Sequence[Variant]:
+        return self.choices
+
+    def recipe(self, knobs: Mapping[str, float], variant: Variant, fit: Fit) -> Recipe:
+        def build(number: int) -> Recipe:
+            return Recipe.of(make(self.name, {**self.setting(number), **variant}))
+
+        return fit.count(self.low, self.high(fit.costs.patches + fit.costs.prefix), build)
+
+
+@dataclass(frozen=True)
+class Proposed(Family):
+    """`papr` alone: as many patches as the budget leaves beside the proposal."""
+
+    proposal: Mapping[str, Any] | None = None
+    name: str = "papr"
+
+    def variants(self) -> Sequence[Variant]:
+        return [{}, {"layer": -2}]
+
+    def recipe(self, knobs: Mapping[str, float], variant: Variant, fit: Fit) -> Recipe:
+        return fit.count(1, fit.costs.patches - 1, lambda count: kept(count, fit, {**(self.proposal or {}), **variant}))
+
+
+MERGED = (1, 18, 16, 23, 23, 19, 15, 11, 8, 16, 6)
+"""What blocks 0 to 10 of a Tiny ViT took away in the best schedule known without a proposal, at 1.9x."""
+MERGED_AFTER = (3, 5, 6, 15, 21, 25, 20, 15, 11, 14, 6)
+"""The same after a proposal has dropped a tenth of the patches."""
+LATE, SOURCE, DESTINATION, DROPPED = 0.75, 0.088, 0.031, 0.09
+"""Of that schedule: from which share of the depth on blocks drop, both guards, the share that the proposal drops."""
+STRETCH = 1.2
+"""Natural logarithm of the factor by which a knob of 1 changes a weight."""
+
+
+@dataclass(frozen=True)
+class Scheduled(Family):
+    """A number of its own for every block but the last: merges, and late drops where the method has them.
+
+    Knobs: the logarithm of each block's weight over the best one known; for `guarded` both guards and the block from
+    which on patches are dropped; with a proposal the share that it drops. `readout()` follows where the host takes it.
+    """
+
+    method: str = "guarded"
+    proposal: Mapping[str, Any] | None = None
+    searched: bool = True
+
+    @property
+    def name(self) -> str:  # type: ignore[override]
+        return f"scheduled-{self.method}"
+
+    def knobs(self, depth: int) -> list[str]:
+        guards = ["late", "source_guard", "destination_guard"] if self.method == "guarded" else []
+        return [*(f"block{i}" for i in range(depth - 1)), *guards, *(["dropped"] if self.proposal else [])]
+
+    def variants(self) -> Sequence[Variant]:
+        """The default, then one change at a time."""
+        variants: list[Variant] = [{}]
+        if self.method == "guarded":
+            variants += [{"metric": "keys"}, {"soften": False}]
+        return [*variants, {"layer": -2}] if self.proposal else variants
+
+    def recipe(self, knobs: Mapping[str, float], variant: Variant, fit: Fit) -> Recipe:
+        depth = fit.costs.depth
+        known = np.array(MERGED if self.proposal is None else MERGED_AFTER, dtype=float)
+        places = np.linspace(0, len(known) - 1, depth - 1) if depth > 2 else np.array([len(known) / 2])
+        stretch = [_factor(knobs.get(f"block{i}", 0.0)) for i in range(depth - 1)]
+        weights = [float(w * s) for w, s in zip(np.interp(places, range(len(known)), known), stretch, strict=True)]
+        settings = {key: value for key, value in variant.items() if key != "layer"}
+        first = depth
+        if self.method == "guarded":
+            first = round(depth * min(1.0, max(0.4, LATE + 0.25 * knobs.get("late", 0.0))))
+            for name, known_guard in (("source_guard", SOURCE), ("destination_guard", DESTINATION)):
+                settings[name] = round(known_guard * max(0.0, 1 + knobs.get(name, 0.0)), 4)
+
+        def blocks(counts: list[int], end: Recipe, start: Recipe) -> Recipe:
+            r = [n if i < first else 0 for i, n in enumerate([*counts, 0])]
+            drop = [n if i >= first else 0 for i, n in enumerate([*counts, 0])]
+            late = {"drop": drop} if any(drop) else {}
+            return start + make(self.method, {"r": r, **late, **settings}) + end
+
+        nothing = [0] * (depth - 1)
+        end = Recipe.parse("readout()") if fit.readout else Recipe()
+        if fit.meets(blocks(nothing, end, Recipe())):
+            end = Recipe()  # a budget so near the dense model's that the readout alone would overshoot
+        start = Recipe()
+        if self.proposal is not None:
+            settings_of = {**self.proposal, **({"layer": variant["layer"]} if "layer" in variant else {})}
+            patches = fit.costs.patches
+            wanted = round(patches * (1 - min(0.6, DROPPED * _factor(knobs.get("dropped", 0.0)))))
+            least = fit.count(1, patches - 1, lambda count: blocks(nothing, end, kept(count, fit, settings_of)))
+            fewest = next(n for n in range(1, patches) if kept(n, fit, settings_of) == Recipe(least.methods[:1]))
+            start = kept(min(max(wanted, fewest), patches - 1), fit, settings_of)
+        return fit.schedule(weights, lambda counts: blocks(counts, end, start))
+
+
+def kept(count: int, fit: Fit, settings: Mapping[str, Any]) -> Recipe:
+    """`papr` that keeps so many patches: the middle of the shares that come to that, since a share is cut off."""
+    share = (count + 0.5) / (fit.costs.patches + fit.costs.prefix)
+    return Recipe.of(make("papr", {"keep": round(share, 5), **settings}))
+
+
+def _factor(knob: float) -> float:
+    return exp(STRETCH * min(3.0, max(-3.0, knob)))
+
+
+SINGLES: dict[str, Family] = {
+    "tome": Even("tome"),
+    "tofu": Even("tofu"),
+    "pitome": Even("pitome", ({}, {"margin": 0.75})),
+    "mctf": Even("mctf"),
+    "gtp": Even("gtp"),
+    "guarded": Even("guarded", ({}, {"metric": "keys"}, {"soften": False})),
+    "diffrate": DropAndMerge(),
+    "evit": Number("evit", 1, lambda _: 9999, lambda n: {"keep": n / 10000}, ({}, {"fuse": False})),
+    "ats": Number("ats", 2, lambda tokens: tokens - 1, lambda n: {"tokens": n}),
+    "random": Number("random", 1, lambda _: 9999, lambda n: {"keep": n / 10000}),
+}
+"""By the name of their method. `random` is a control: it joins only where it is named."""
+CONTROLS = ("random",)
+
+
+def family_names() -> list[str]:
+    """All that `families=` may name, as far as their methods are there."""
+    singles = [name for name in ("papr", *SINGLES) if name in METHODS or name in CONTROLS]
+    return [*(f"scheduled-{name}" for name in ("guarded", "tome") if name in METHODS), *singles]
+
+
+def families(names: Sequence[str], proposals: Sequence[Mapping[str, Any]]) -> list[Family]:
+    """The families of these names; those that can ask a proposal come once without and once with each."""
+    found: list[Family] = []
+    for name in names:
+        if name == "papr":
+            found += [Proposed(proposal) for proposal in proposals]
+        elif name.startswith("scheduled-"):
+            method = name.removeprefix("scheduled-")
+            found += [Scheduled(method, proposal) for proposal in (None, *proposals)]
+        else:
+            found.append(SINGLES[name])
+    return found

@@ -1,0 +1,267 @@
+"""What a search found: recipes with what they cost and lose, and the one to take."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import re
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any, Literal
+
+from ..errors import InputError
+from ..files import draft
+from ..recipe import Recipe
+from .arms import Failed
+from .judge import Figures
+
+VERSION = 1
+
+
+@dataclass(frozen=True)
+class Measured:
+    """Dense time over the recipe's, proposal included, all recipes interleaved; low and high are percentiles 10, 90."""
+
+    ratio: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True)
+class Point:
+    """One recipe of a front."""
+
+    recipe: Recipe
+    family: str
+    """What it was found in: the name of a method alone, or of a scheduled family."""
+    proposal: str | None
+    """The network that ranks patches for it, if any."""
+    kind: Literal["searched", "single"]
+    budget: float
+    """The saving factor that it was made to meet."""
+    macs: float
+    """An image, the proposal's included unless the search was told otherwise."""
+    ratio: float
+    """Dense MACs over these."""
+    search: Figures
+    """On the images that the search saw."""
+    heldout: Figures | None
+    """On the images that it did not see; None where none were held out."""
+    speed: Measured | None = None
+    dominated: bool = False
+    """Another recipe costs no more and loses less on the search images."""
+
+    @property
+    def loss(self) -> float:
+        """Of the search images: KL in nats, or 1 - cosine for embeddings."""
+        return self.search.loss
+
+    @property
+    def kl(self) -> float | None:
+        """The loss of a classifier; None for embeddings."""
+        return None if self.search.agreement is None else self.search.loss
+
+    @property
+    def agreement(self) -> float | None:
+        """Percent of the search images to which dense and sieved give the same class."""
+        return self.search.agreement
+
+    def record(self) -> dict[str, Any]:
+        """As plain JSON."""
+        plain = {**asdict_flat(self), "recipe": str(self.recipe), "recipe_json": json.loads(self.recipe.to_json())}
+        return {**plain, "title": self.title}
+
+    @property
+    def title(self) -> str:
+        return self.family if self.proposal is None else f"{self.family} with {self.proposal}"
+
+
+def asdict_flat(point: Point) -> dict[str, Any]:
+    """A point's fields as plain JSON, the recipe left to its own writers."""
+    return {
+        name: asdict(value) if isinstance(value, Figures | Measured) else value
+        for name, value in vars(point).items()
+        if name != "recipe"
+    }
+
+
+@dataclass(frozen=True)
+class Front:
+    """Recipes from cheap to dear, and the recommended one."""
+
+    points: tuple[Point, ...]
+    """The best of each family at each budget, by rising MACs."""
+    best: Point
+    """The recommended one: of those that meet the wanted budget the one of the smallest loss on the search images; for
+    an allowed loss the cheapest that keeps to it."""
+    wanted: Mapping[str, float]
+    """The budget: {"macs": 1.9}, {"time": 1.5} or {"loss": 0.05}."""
+    reached: bool
+    objective: str
+    """`kl` for classifiers, `1 - cosine` for embeddings."""
+    dense_macs: float
+    dense_accuracy: Mapping[str, float | None]
+    """Of the dense model, percent, on `search` and `heldout` images; None without labels."""
+    finalists: tuple[Point, ...]
+    """The ten best at the recommended one's budget, by their search loss, with what they lose on the held-out images:
+    how far the order can be trusted. It does not change the choice, which would make those figures a choice's too."""
+    trials: int
+    stopped: str | None = None
+    """Why the search ended early: `timeout` or `interrupted`."""
+    failures: tuple[Failed, ...] = ()
+    left_out: Mapping[str, str] = field(default_factory=dict)
+    """Proposals and families that could not take part, and why."""
+    settings: Mapping[str, Any] = field(default_factory=dict)
+
+    def __iter__(self) -> Any:
+        return iter(self.points)
+
+    def __len__(self) -> int:
+        return len(self.points)
+
+    @property
+    def pareto(self) -> tuple[Point, ...]:
+        """The points that no other one beats in both MACs and loss."""
+        return tuple(point for point in self.points if not point.dominated)
+
+    def to_json(self) -> str:
+        """Everything, with a version."""
+        return json.dumps(self.record(), indent=2)
+
+    def record(self) -> dict[str, Any]:
+        """Everything as plain JSON."""
+        return {
+            "tokensieve_front": VERSION,
+            "wanted": dict(self.wanted),
+            "reached": self.reached,
+            "objective": self.objective,
+            "dense": {"macs": self.dense_macs, "accuracy": dict(self.dense_accuracy)},
+            "best": self.best.record(),
+            "points": [point.record() for point in self.points],
+            "finalists": [point.record() for point in self.finalists],
+            "trials": self.trials,
+            "stopped": self.stopped,
+            "failures": [asdict(failed) for failed in self.failures],
+            "left_out": dict(self.left_out),
+            "settings": dict(self.settings),
+            "found": self.found,
+        }
+
+    @property
+    def found(self) -> str:
+        """In plain words: what was found, and whether a proposal paid."""
+        return " ".join([self._recommended(), *self._against_singles(), *self._proposal(), *self._warnings()])
+
+    def save(self, folder: str | os.PathLike[str]) -> Path:
+        """Write best.json and a recipe file for every point of the front, front.csv, front.json and front.png.
+
+        The folder is made if its parent is there; files of the same names are replaced.
+
+        Raises:
+            InputError: it cannot be written.
+        """
+        from ..show.front_plot import front_plot  # matplotlib takes a while: only where something is drawn
+
+        folder = Path(folder)
+        try:
+            folder.mkdir(exist_ok=True)
+        except OSError as error:
+            raise InputError(f"{folder} cannot be made: {error.strerror}.") from None
+        for name, point in {"best": self.best, **{_file_name(point): point for point in self.pareto}}.items():
+            with draft(folder / f"{name}.json") as file:
+                file.write_text(point.recipe.to_json() + "\n", encoding="utf-8")
+        with draft(folder / "front.csv") as file, file.open("w", encoding="utf-8", newline="") as stream:
+            writer = csv.DictWriter(stream, list(_row(self.best)))
+            writer.writeheader()
+            writer.writerows(_row(point) for point in self.points)
+        with draft(folder / "front.png") as file:
+            front_plot(self).savefig(file, format="png", dpi=150)
+        with draft(folder / "front.json") as file:
+            file.write_text(self.to_json() + "\n", encoding="utf-8")
+        return folder
+
+    def _recommended(self) -> str:
+        best = self.best
+        lost = f"{best.search.loss:.3g}"
+        if best.heldout is not None:
+            lost += f" on the search images and {best.heldout.loss:.3g} on the held-out ones"
+        same = ""
+        if best.heldout is not None and best.heldout.agreement is not None:
+            same = f", and {best.heldout.agreement:.1f}% of the held-out ones keep their class"
+        elif best.search.agreement is not None:
+            same = f", and {best.search.agreement:.1f}% keep their class"
+        measured = "" if best.speed is None else f", measured {best.speed.ratio:.2f}x the dense speed"
+        unit = "KL" if self.objective == "kl" else "1 - cosine"
+        return f"{best.title}: {best.ratio:.2f}x fewer MACs{measured}, at a {unit} of {lost}{same}."
+
+    def _against_singles(self) -> list[str]:
+        rivals = [point for point in self._beside() if point.kind == "single"]
+        if not rivals:
+            return []
+        rival = min(rivals, key=lambda point: point.loss)
+        if self.best.kind == "single":
+            return ["No scheduled recipe was better than this method alone."]
+        return [f"The best method alone at this budget is {rival.title}, {rival.loss:.3g}."]
+
+    def _proposal(self) -> list[str]:
+        searched = [point for point in self._beside() if point.kind == "searched"]
+        alone = min((point.loss for point in searched if point.proposal is None), default=None)
+        asked = min((point for point in searched if point.proposal is not None), key=lambda p: p.loss, default=None)
+        if alone is None or asked is None:
+            return []
+        pays = "A proposal paid" if asked.loss < alone else "No proposal paid"
+        return [f"{pays}: {asked.loss:.3g} with {asked.proposal}, {alone:.3g} without any."]
+
+    def _warnings(self) -> list[str]:
+        said = []
+        (kind, wanted), *_ = self.wanted.items()
+        if not self.reached:
+            asked = {
+                "macs": f"{wanted:g}x fewer MACs",
+                "time": f"{wanted:g}x the speed",
+                "loss": f"a loss of {wanted:g}",
+            }
+            said.append(f"The wanted {asked[kind]} was not reached: this is the nearest.")
+        best = self.best
+        if best.heldout is not None and best.heldout.loss > 1.5 * best.search.loss:
+            said.append("The loss on held-out images is much larger: search on more images.")
+        if self.stopped:
+            said.append(f"The search was ended early ({self.stopped}) after {self.trials} trials.")
+        said += [f"{name} was left out: {reason.rstrip('.')}." for name, reason in self.left_out.items()]
+        return said
+
+    def _beside(self) -> list[Point]:
+        return [point for point in self.points if point.budget == self.best.budget]
+
+
+def mark_dominated(points: list[Point]) -> list[Point]:
+    """The same points, by rising MACs, those marked that another one beats in both MACs and loss."""
+    ordered = sorted(points, key=lambda point: (point.macs, point.loss))
+    least, marked = float("inf"), []
+    for point in ordered:
+        marked.append(replace(point, dominated=point.loss >= least))
+        least = min(least, point.loss)
+    return marked
+
+
+def _file_name(point: Point) -> str:
+    return re.sub(r"[^a-z0-9.]+", "-", f"{point.ratio:.2f}x {point.title}".lower())
+
+
+def _row(point: Point) -> dict[str, Any]:
+    row: dict[str, Any] = {
+        "title": point.title,
+        "kind": point.kind,
+        "budget": point.budget,
+        "ratio": point.ratio,
+        "macs": point.macs,
+    }
+    for part in ("search", "heldout"):
+        figures = getattr(point, part)
+        for name in ("loss", "agreement", "accuracy", "images"):
+            row[f"{part}_{name}"] = None if figures is None else getattr(figures, name)
+    for name in ("ratio", "low", "high"):
+        row[f"speed_{name}"] = None if point.speed is None else getattr(point.speed, name)
+    return {**row, "dominated": point.dominated, "recipe": str(point.recipe)}

@@ -1,0 +1,196 @@
+"""Which budgets are searched, and how the trials are shared out among budgets and families."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from math import ceil, log2
+from time import monotonic
+
+import optuna
+
+from ..errors import SieveError
+from .arms import Arm, Failed
+from .families import Family
+from .fit import Fit
+from .judge import Judge
+
+STEPS = 5
+"""Budgets on a front."""
+LOWEST = 1.2
+"""Where a front begins: below, there is hardly anything to save."""
+
+
+class OutOfTime(Exception):
+    """The time that the search was given is over; nothing is wrong."""
+
+
+@dataclass
+class Clock:
+    """Ends the search when its time is over."""
+
+    timeout: float | None
+    begun: float = field(default_factory=monotonic)
+
+    def __call__(self) -> None:
+        if self.timeout is not None and monotonic() - self.begun > self.timeout:
+            raise OutOfTime
+
+
+@dataclass(frozen=True)
+class Progress:
+    """What `report` is told after every trial."""
+
+    trials: int
+    """Ended so far, also those that an earlier run left in the storage."""
+    of: int
+    """How many there will be; an estimate where the budgets are not known beforehand."""
+    ratio: float
+    """The budget that is being searched, dense MACs over sieved."""
+    family: str
+    loss: float | None
+    """The smallest at this budget so far."""
+
+
+@dataclass
+class Search:
+    """All arms of a search, by budget (dense MACs over sieved)."""
+
+    families: Sequence[Family]
+    fit: Callable[[float], Fit]
+    judge: Judge
+    storage: optuna.storages.BaseStorage
+    seed: int
+    report: Callable[[Progress], None]
+    arms: dict[float, list[Arm]] = field(default_factory=dict)
+    expected: int = 0
+
+    def at(self, ratio: float, trials: int, near: float | None = None) -> None:
+        """Search a budget: every family is begun, then the trials go to ever fewer of those that have knobs.
+
+        In each of log2(n) + 1 rounds the n that are left share the same number of trials, and the worse half goes.
+
+        Args:
+            near: a budget searched before, whose best recipes, and better half of the singles, are where this begins.
+        """
+        arms = self.arms.setdefault(ratio, [])
+        for family, centre, variants in self._begin(near):
+            study = optuna.create_study(
+                study_name=f"{ratio:.6f} {family.title}", storage=self.storage, load_if_exists=True
+            )
+            arm = Arm(ratio, family, self.fit(ratio), self.judge, study, self.seed, self._tell, centre, variants)
+            arms.append(arm)
+            arm.start()
+        left = [arm for arm in arms if arm.family.searched and arm.alive]
+        rounds = ceil(log2(len(left))) + 1 if left else 0
+        shared = dict.fromkeys(map(id, left), 0)
+        for turn in range(rounds):
+            for arm in left:
+                shared[id(arm)] += trials // rounds // len(left)
+                arm.run(self._starts(arm) + shared[id(arm)])
+            if turn < rounds - 1:
+                left.sort(key=lambda arm: arm.best(self._starts(arm) + shared[id(arm)]).figures.loss)  # type: ignore[union-attr]
+                left = left[: ceil(len(left) / 2)]
+
+    def best(self, ratio: float) -> float | None:
+        """The smallest loss at a budget; None where nothing was finished."""
+        found = [tried.figures.loss for arm in self.arms.get(ratio, ()) if (tried := arm.best()) is not None]
+        return min(found, default=None)
+
+    @property
+    def trials(self) -> int:
+        return sum(arm.count for arms in self.arms.values() for arm in arms)
+
+    @property
+    def failures(self) -> list[Failed]:
+        return [failed for arms in self.arms.values() for arm in arms for failed in arm.failures]
+
+    def _begin(self, near: float | None) -> list[tuple[Family, dict[str, float], list[int] | None]]:
+        if near is None:
+            return [(family, {}, None) for family in self.families]
+        known = [(arm, tried) for arm in self.arms[near] if (tried := arm.best()) is not None]
+        singles = sorted((tried.figures.loss for arm, tried in known if not arm.family.searched))
+        cut = singles[(len(singles) - 1) // 2] if singles else 0.0
+        return [
+            (arm.family, dict(tried.knobs), [tried.variant])
+            for arm, tried in known
+            if arm.family.searched or tried.figures.loss <= cut
+        ]
+
+    def _starts(self, arm: Arm) -> int:
+        return len(arm.family.variants()) if arm.variants is None else len(arm.variants)
+
+    def _tell(self, arm: Arm) -> None:
+        total = max(self.expected, self.trials)
+        self.report(Progress(self.trials, total, arm.ratio, arm.family.title, self.best(arm.ratio)))
+
+
+def ladder(wanted: float) -> list[float]:
+    """Budgets from 1.2 to a fifth above the wanted one, the wanted one first, then each beside one before it."""
+    low = min(LOWEST, 1 + (wanted - 1) / 2)
+    below = STEPS - 2
+    steps = [low + (wanted - low) * i / below for i in range(below)]
+    return [wanted, *(round(step, 4) for step in reversed(steps)), round(wanted * 1.2, 4)]
+
+
+def climb(search: Search, wanted: float, trials: int) -> None:
+    """Half of the trials at the wanted budget, the rest along the ladder, each step begun from the one beside it."""
+    steps = ladder(wanted)
+    starts = sum(len(family.variants()) for family in search.families)
+    search.expected = max(search.expected, starts + trials + (STEPS - 1) * (len(search.families) // 2 + 1))
+    search.at(wanted, trials // 2)
+    done = [wanted]
+    for step in steps[1:]:
+        beside = min(done, key=lambda other: abs(other - step))
+        search.at(step, trials // 2 // (STEPS - 1), near=beside)
+        done.append(step)
+
+
+def towards(search: Search, loss: float, trials: int) -> None:
+    """Budgets that close in on the one whose best recipe just keeps to an allowed loss.
+
+    The families' beginnings alone, one evaluation each, bracket it roughly; then the budget is moved by how the loss
+    grew between the two searched last, and each search begins from the one before.
+    """
+    starts = sum(len(family.variants()) for family in search.families)
+    search.expected = starts + trials + STEPS * (len(search.families) // 2 + 1)
+    share = trials // (STEPS + 1)
+    ratio = round(_bracket(search, loss), 3)
+    search.at(ratio, 2 * share)
+    for _ in range(STEPS - 1):
+        found = {step: best for step in search.arms if (best := search.best(step)) is not None}
+        if not found:
+            return
+        kept = [step for step, best in found.items() if best <= loss]
+        over = [step for step, best in found.items() if best > loss]
+        if kept and over:
+            low, high = max(kept), min(over)
+            if high / low < 1.01:
+                return
+            # On a line between the two in the logarithm of the loss, but never so close to one that nothing is learned.
+            part = log2(loss / max(found[low], 1e-12)) / log2(found[high] / max(found[low], 1e-12))
+            step = low + (high - low) * min(0.8, max(0.2, part))
+        else:
+            step = max(kept) * 1.12 if kept else 1 + (min(over) - 1) / 1.25
+        step = round(step, 3)
+        if step <= 1 or step in search.arms:
+            return
+        search.at(step, share, near=min(found, key=lambda other: abs(other - step)))
+
+
+def _bracket(search: Search, loss: float) -> float:
+    """The budget at which the first family that can be judged, as it begins, loses as much as is allowed."""
+    low, high = 1.05, 4.0
+    for family in search.families:
+        try:
+            while high / low > 1.05:
+                middle = (low * high) ** 0.5
+                recipe = family.recipe({}, family.variants()[0], search.fit(middle))
+                if search.judge.judge(recipe, "search").loss <= loss:
+                    low = middle
+                else:
+                    high = middle
+            return low
+        except (SieveError, RuntimeError):
+            low, high = 1.05, 4.0
+    return 1.5

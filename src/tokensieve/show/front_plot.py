@@ -1,0 +1,88 @@
+"""The picture of a front: what recipes lose against what they cost and how long they take."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import cycle
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from matplotlib.figure import Figure
+
+if TYPE_CHECKING:
+    from ..search.front import Front, Point
+
+# Okabe and Ito's colours, which colour-blind readers tell apart.
+SEARCHED = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#000000")
+SINGLE = "#8a929b"
+
+
+def front_plot(front: Front) -> Figure:
+    """Two panels that share the loss upwards: MACs an image, and time over the dense model's where it was measured.
+
+    Searched families are lines with filled marks, methods alone grey marks, the recommended recipe has a ring, and the
+    dense model stands at loss 0.
+    """
+    chart = Figure(figsize=(10.5, 4.4), layout="constrained")
+    left, right = chart.subplots(1, 2, sharey=True)
+    timed = [point for point in front.points if point.speed is not None]
+    _draw(left, front, front.points, lambda point: 100 * point.macs / front.dense_macs, 100.0)
+    _draw(right, front, timed, lambda point: 100 / point.speed.ratio, 100.0, spread=True)
+    included = ", proposal included" if front.settings.get("include_proposal", True) else ""
+    left.set_xlabel(f"MACs an image, % of the dense model's {front.dense_macs / 1e9:.3g} G{included}")
+    right.set_xlabel("time of a batch, % of the dense model's")
+    unit = "KL(dense || sieved), nats" if front.objective == "kl" else "1 - cosine"
+    left.set_ylabel(f"{unit},\nimages held out" if front.best.heldout else f"{unit},\nsearch images")
+    for axes in (left, right):
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.grid(color="#e3e6ea", linewidth=0.6)
+        axes.set_axisbelow(True)
+    # A root keeps the small losses apart and still has a place for the dense model's zero.
+    left.set_yscale("function", functions=(lambda y: np.sqrt(np.maximum(y, 0)), np.square))
+    top = max(_loss(point) for point in front.points)
+    left.set_ylim(0, 1.1 * top or 1.0)
+    left.set_yticks(_ticks(top))
+    handles, labels = left.get_legend_handles_labels()
+    chart.legend(handles, labels, loc="outside right center", frameon=False, fontsize=9)
+    return chart
+
+
+def _draw(axes: Any, front: Front, points: Sequence[Point], place: Any, dense: float, spread: bool = False) -> None:
+    axes.plot(dense, 0, "*", color="#000000", markersize=13, clip_on=False, zorder=5, label="dense")
+    searched = sorted({point.title for point in front.points if point.kind == "searched"})
+    singles = sorted({point.title for point in front.points if point.kind == "single"})
+    for title, colour in zip(searched, cycle(SEARCHED), strict=False):
+        mine = sorted((point for point in points if point.title == title), key=place)
+        xs = [place(point) for point in mine]
+        axes.plot(xs, [_loss(point) for point in mine], "o-", color=colour, markersize=5, zorder=4, label=title)
+        if spread:
+            _spread(axes, mine, colour)
+    for title, marker in zip(singles, cycle("s^Dv<>Pxph"), strict=False):
+        mine = sorted((point for point in points if point.title == title), key=place)
+        xs = [place(point) for point in mine]
+        style = {"color": SINGLE, "linestyle": ":", "linewidth": 0.8, "markersize": 6, "markeredgecolor": "#59626d"}
+        axes.plot(xs, [_loss(point) for point in mine], marker=marker, zorder=3, label=f"{title} alone", **style)
+        if spread:
+            _spread(axes, mine, SINGLE)
+    if front.best in points:
+        ring = {"markerfacecolor": "none", "markeredgecolor": "#000000", "markeredgewidth": 1.4, "linestyle": "none"}
+        axes.plot(place(front.best), _loss(front.best), "o", markersize=14, zorder=6, label="recommended", **ring)
+
+
+def _spread(axes: Any, points: Sequence[Point], colour: str) -> None:
+    for point in points:
+        assert point.speed is not None
+        ends = 100 / point.speed.high, 100 / point.speed.low
+        axes.plot(ends, [_loss(point)] * 2, color=colour, linewidth=1, alpha=0.6, zorder=2)
+
+
+def _loss(point: Point) -> float:
+    """On images that the search did not see, where there are any."""
+    return point.search.loss if point.heldout is None else point.heldout.loss
+
+
+def _ticks(top: float) -> list[float]:
+    """Round numbers from 0 up that a root scale keeps apart."""
+    base = 10.0 ** np.floor(np.log10(top)) if top > 0 else 1.0
+    steps = [0.01, 0.05, 0.1, 0.2, 0.5, 1, 2, 3, 5, 7, 10]
+    return [0.0, *(step * base for step in steps if 0.02 * top <= step * base <= 1.1 * top)]

@@ -1,0 +1,57 @@
+"""What `tokensieve tune` prints when the search is over."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from rich.console import Group, RenderableType
+from rich.text import Text
+
+from .tables import header, new_table, times, with_spread
+
+Record = dict[str, Any]
+
+
+def tune_view(record: Record) -> RenderableType:
+    """What ran, the front with the methods alone at the recommended budget, and what was found in a sentence."""
+    front = record["front"]
+    best, held = front["best"], front["best"]["heldout"] is not None
+    classes = best["search"]["agreement"] is not None
+    unit = "KL" if front["objective"] == "kl" else front["objective"]
+    head = ["MACs", "measured", unit, *(["held out"] if held else []), *(["same class"] if classes else [])]
+    scored = "heldout" if held else "search"
+    labelled = front["dense"]["accuracy"].get(scored) is not None
+    table = new_table("", "", *head, *(["top-1"] if labelled else []))
+    table.columns[1].justify, table.columns[1].no_wrap, table.padding = "left", False, (0, 1, 0, 0)
+    for point in front["points"]:
+        if point["dominated"] and point["budget"] != best["budget"]:
+            continue
+        mine = point["recipe"] == best["recipe"]
+        title = f"{point['title']}{' alone' if point['kind'] == 'single' else ''}"
+        speed = point["speed"]
+        row: list[Any] = [
+            ">" if mine else "",
+            title,
+            times(point["ratio"]),
+            "" if speed is None else with_spread(speed["ratio"], speed["low"], speed["high"]),
+            f"{point['search']['loss']:.3g}",
+        ]
+        if held:
+            row.append(f"{point['heldout']['loss']:.3g}")
+        if classes:
+            row.append(f"{point[scored]['agreement']:.1f}%")
+        if labelled:
+            row.append(f"{point[scored]['accuracy']:.1f}%")
+        table.add_row(*row, style="bold" if mine else "dim" if point["dominated"] else "")
+    legend = (
+        f"MACs and speed: dense over sieved, proposal included. {unit}: mean over "
+        f"{best['search']['images']} images of the search"
+        + (f"; held out, as is same class: {best['heldout']['images']} others." if held else ".")
+        + " Dim: another recipe costs no more and loses less."
+    )
+    if labelled:
+        legend += f" Dense top-1: {front['dense']['accuracy'][scored]:.1f}%."
+    parts: list[RenderableType] = [header(record), "", table, Text(legend, style="dim"), "", Text(front["found"])]
+    if record["out"]:
+        parts += ["", Text(f"{record['out']}/best.json", style="bold")]
+    return Group(*parts)

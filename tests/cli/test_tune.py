@@ -1,0 +1,98 @@
+"""`tokensieve tune`: what it prints and writes, and what it refuses."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+import timm
+from PIL import Image
+from safetensors.torch import save_file
+
+import tokensieve.tuning as tuning
+from tokensieve import Recipe
+from tokensieve.measure.speed import interleaved
+
+MODEL = ["--model", "test_vit", "--no-pretrained", "--threads", 1, "--batch", 8]
+QUICK = ["--proposal", "none", "--family", "tome", "--family", "scheduled-guarded", "--trials", 4]
+
+
+@pytest.fixture(autouse=True)
+def _quick(monkeypatch):
+    def brief(calls, **_):
+        return interleaved(calls, seconds=0, min_rounds=2, max_rounds=2)
+
+    monkeypatch.setattr(tuning, "interleaved", brief)
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory):
+    """Two class folders of six pictures, and a file that is none."""
+    root = tmp_path_factory.mktemp("pictures")
+    generator = np.random.default_rng(0)
+    for name in ("cat", "dog"):
+        (root / name).mkdir()
+        for i in range(6):
+            Image.fromarray(generator.integers(0, 255, (40, 50, 3), dtype=np.uint8)).save(root / name / f"{i}.png")
+    (root / "dog" / "broken.jpg").write_text("not a picture")
+    return root
+
+
+@pytest.fixture
+def there(tmp_path, monkeypatch):
+    """The current folder, empty."""
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def test_a_front_is_printed_and_written(run, pictures, there):
+    result = run("tune", "--data", pictures, *MODEL, *QUICK, "--macs", 1.3)
+    assert result.code == 0, result.err
+    assert "1 picture was left out" in result.err
+    for word in ("test_vit, 160 x 160, random weights", "tome alone", "scheduled-guarded", "fewer MACs", "best.json"):
+        assert word in " ".join(result.out.split())
+    assert max(map(len, result.out.splitlines())) <= 80
+    folder = there / "tokensieve-tune"
+    assert Recipe.load(folder / "best.json").methods
+    assert {"front.csv", "front.json", "front.png"} <= {path.name for path in folder.iterdir()}
+
+
+def test_json_is_one_object_and_storage_goes_on(run, pictures, there):
+    save_file(timm.create_model("test_vit").state_dict(), "vit.safetensors")
+    model = ["--model", "test_vit", "--weights", "vit.safetensors", "--batch", 8]
+    command = ["tune", "--data", pictures, *model, *QUICK, "--macs", 1.3, "--storage", "trials.db", "--json"]
+    first = json.loads(run(*command).out)
+    again = json.loads(run(*command).out)
+    assert first["front"]["best"]["recipe"] == again["front"]["best"]["recipe"] == again["recipe"]
+    assert first["front"]["trials"] == again["front"]["trials"]
+    assert first["front"]["best"]["ratio"] >= 1.3
+    assert first["macs"]["ratio"] == first["front"]["best"]["ratio"]
+    assert first["images"] == 12
+    assert len(first["failures"]) == 1
+    assert first["front"]["dense"]["accuracy"] == {"search": None, "heldout": None}
+
+
+def test_labels_tell_accuracy(run, pictures, there):
+    (there / "classes.json").write_text(json.dumps({"cat": 3, "dog": 5}))
+    arguments = ["--macs", 1.3, "--classes", "classes.json", "--trials", 0, "--family", "tome", "--proposal", "none"]
+    result = run("tune", "--data", pictures, *MODEL, *arguments)
+    assert result.code == 0, result.err
+    assert "top-1" in result.out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        ([], "exactly one budget"),
+        (["--macs", 1.3, "--time", 1.2], "given macs and time"),
+        (["--macs", 0.5], "must be larger than 1"),
+        (["--macs", 1.3, "--labels"], "the 2 class folders are not the 1000 classes"),
+        (["--macs", 1.3, "--proposal-weights", "a.pt", "--proposal-weights", "b.pt"], "2 --proposal-weights for 1"),
+        (["--macs", 1.3, "--proposal", "resnet18", "--proposal-weights", "a.pt"], "no weights file a.pt"),
+        (["--macs", 1.3, "--family", "tomme"], "the nearest"),
+        (["--macs", 1.3, "--out", "nowhere/found"], "nowhere"),
+    ],
+)
+def test_one_sentence_for_what_cannot_be_done(refused, pictures, there, arguments, sentence):
+    assert sentence in refused("tune", "--data", pictures, *MODEL, *arguments)
