@@ -53,6 +53,8 @@ def runner(file: Path) -> Callable[[Tensor], Tensor]:
     """onnxruntime on the CPU, with as many threads as torch has: images in, the file's one output out."""
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = torch.get_num_threads()
+    # Idle threads that go on spinning take the cores from the next session, and from torch.
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     options.log_severity_level = 4  # what goes wrong is raised, and said once
     session = onnxruntime.InferenceSession(file, options, providers=["CPUExecutionProvider"])
     return lambda images: torch.from_numpy(session.run(None, {"images": images.numpy()})[0])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from math import prod
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -59,7 +60,7 @@ class Tokens:
         weigh: bool,
         by: Tensor | None = None,
         soften: Tensor | None = None,
-        stretch: bool = False,
+        norm: Literal["mean", "max"] | None = None,
     ) -> Tokens:
         """Average the tokens `sources` into others.
 
@@ -70,7 +71,7 @@ class Tokens:
             weigh: attention counts a merged token as often as its size (proportional attention) from here on.
             by: (B, N) fp32, what the average weighs each token by; None is its size.
             soften: (B, r) in [0, 1], the part of a source's weight that attention goes on counting; None is all.
-            stretch: give each average the norm of the longest token of its group.
+            norm: give each average the `mean` norm of its group, weighed as the average is, or the `max`.
 
         A merged token keeps the position of its destination.
         """
@@ -85,8 +86,8 @@ class Tokens:
         share = (share / whole.clamp(min=torch.finfo(whole.dtype).tiny)).to(self.x.dtype)  # padding has no size
         merged = replace(self, size=None, weight=None).take(keep)
         x = _average(self.x, merged.x, sources, destinations, share)
-        if stretch:
-            x = _stretch(x, self.x, keep, sources, destinations)
+        if norm is not None:
+            x = _stretch(x, self.x, keep, sources, destinations, share, norm)
 
         if not weigh:
             weight = None if weight is None else weight.gather(1, keep)
@@ -199,12 +200,18 @@ def _average(x: Tensor, kept: Tensor, sources: Tensor, destinations: Tensor, sha
     return flat.index_add_(0, receivers, step * share.view(-1, 1)).view(kept.shape)
 
 
-def _stretch(averaged: Tensor, x: Tensor, keep: Tensor, sources: Tensor, destinations: Tensor) -> Tensor:
-    """Averages (B, M, d) given the largest norm of their group; what received nothing stays as it is."""
-    norm = x.norm(dim=-1)
-    longest = norm.gather(1, keep).scatter_reduce(1, destinations, norm.gather(1, sources), "amax")
+def _stretch(
+    averaged: Tensor, x: Tensor, keep: Tensor, sources: Tensor, destinations: Tensor, share: Tensor, norm: str
+) -> Tensor:
+    """Averages (B, M, d) given the mean or the largest norm of their group; what received nothing stays as it is."""
+    norms = x.norm(dim=-1)
+    own, theirs = norms.gather(1, keep), norms.gather(1, sources)
+    if norm == "max":
+        wanted = own.scatter_reduce(1, destinations, theirs, "amax")
+    else:
+        wanted = own.scatter_add(1, destinations, share * (theirs - own.gather(1, destinations)))
     length = averaged.norm(dim=-1)
-    factor = torch.where(length > 0, longest / length.clamp(min=torch.finfo(x.dtype).tiny), 1)
+    factor = torch.where(length > 0, wanted / length.clamp(min=torch.finfo(x.dtype).tiny), 1)
     received = torch.zeros_like(factor).scatter(1, destinations, 1) > 0
     return averaged * torch.where(received, factor, 1)[..., None]
 

@@ -43,4 +43,4 @@ class ToFu(Merging):
         if evidence.block < switch:
             return tokens.take(match.keep)
         plain = tokens.x.new_ones(tokens.x.shape[:2])
-        return tokens.merge(*match, weigh=self.proportional, by=plain, stretch=True)
+        return tokens.merge(*match, weigh=self.proportional, by=plain, norm="max")
