@@ -85,7 +85,7 @@ def test_the_arithmetic_is_what_macs_counts(name):
     if host_takes(host, "tome(r=3)"):
         recipes.append("papr(keep=0.7, significance=centre) + tome(r=2)")
     if host_takes(host, "readout()"):
-        recipes += ["readout()", "evit(keep=0.6) + readout()", "ats(tokens=9) + tome(r=1)"]
+        recipes += ["readout()", "evit(keep=0.6) + readout()", "ats(tokens=9, adaptive=False) + tome(r=1)"]
     for text in recipes:
         assert costs.of(Recipe.parse(text)) == round(macs(sieve(host, text), size, proposal=False)), text
 
@@ -182,7 +182,7 @@ def test_another_search_in_the_same_file_is_refused(model, images, tmp_path):
     (tmp_path / "text.db").write_text("this is no data base, and it is longer than a header of one would be. " * 20)
     with pytest.raises(InputError, match="it is no storage of a search"):
         search(model, images, macs=1.5, storage=tmp_path / "text.db", trials=0)
-    with pytest.raises(InputError, match="no such folder"):
+    with pytest.raises(InputError, match="there is no folder"):
         search(model, images, macs=1.5, storage=tmp_path / "nowhere" / "trials.db")
 
 

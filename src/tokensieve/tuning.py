@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from .errors import InputError, RecipeError, SieveError, nearest
+from .files import check_place
 from .measure.outputs import evaluating
 from .measure.speed import interleaved, summarise
 from .methods import METHODS
@@ -189,7 +190,7 @@ def _front(
         reached=reached,
         objective="kl" if judge.classes else "1 - cosine",
         dense_macs=search.fit(1.0).costs.dense,
-        dense_accuracy={**judge.dense_accuracy},
+        dense_accuracy=dict(judge.dense_accuracy.items()),
         finalists=tuple(finalists),
         trials=search.trials,
         stopped=stopped,
@@ -414,9 +415,7 @@ def _storage(optuna: Any, file: str | os.PathLike[str] | None, settings: dict[st
     """Where trials are kept; a file that holds another search is refused."""
     if file is None:
         return optuna.storages.InMemoryStorage()
-    path = Path(file)
-    if path.is_dir() or not path.parent.is_dir():
-        raise InputError(f"{path} cannot keep the trials: {'it is a folder' if path.is_dir() else 'no such folder'}.")
+    path = check_place(file)
     from sqlalchemy.exc import SQLAlchemyError
 
     try:

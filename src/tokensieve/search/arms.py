@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import zlib
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 from math import ceil
 from typing import Any
 
@@ -51,9 +51,10 @@ class Failed:
 class Arm:
     """Trials of one family at one budget.
 
-    The first trials are its variants (proposal layer, metric ...) at the best numbers known; the best of them is kept
-    for the numbers' search. A trial that a rung of images shows to be worse than the best third of earlier ones stops
-    there, and its loss counts scaled by what the rest of the images did to the first trial's.
+    The first trials are its variants (proposal layer, metric ...) at the best numbers known, and the family's other
+    beginnings; around the best of them the numbers are searched. A trial that a rung of images shows to be worse than
+    the best third of earlier ones stops there, and its loss counts scaled by what the rest of the images did to the
+    first trial's.
     """
 
     ratio: float
@@ -64,39 +65,52 @@ class Arm:
     seed: int
     told: Callable[[Arm], None]
     """Called after every trial."""
-    centre: Mapping[str, float] = field(default_factory=dict)
-    """Knobs around which the search begins: those of the best at a neighbouring budget."""
-    variants: Sequence[int] | None = None
-    """Which variants to try; None is all."""
+    near: tuple[Mapping[str, float], int] | None = None
+    """Knobs and variant of the best at a neighbouring budget, to begin with instead of all variants."""
+
+    @property
+    def starts(self) -> int:
+        """How many trials `start` makes."""
+        depth = self.fit.costs.depth
+        beginnings = len(self.family.beginnings(depth))
+        return beginnings if self.near is not None else beginnings - 1 + len(self.family.variants())
 
     def start(self) -> None:
-        """Try the variants, those that have not been tried yet."""
-        choices = self.family.variants()
-        indices = list(range(len(choices))) if self.variants is None else list(self.variants)
-        done = {trial.user_attrs["variant"] for trial in self._trials() if trial.user_attrs.get("start")}
-        for index in indices:
-            if index in done:
-                continue
-            names = self.family.knobs(self.fit.costs.depth)
-            value, attrs = self._try(dict(self.centre), index, stoppable=False)
-            self.study.add_trial(
-                create_trial(
-                    state=TrialState.FAIL if value is None else TrialState.COMPLETE,
-                    value=value,
-                    params=dict.fromkeys(names, 0.0),
-                    distributions=dict.fromkeys(names, RANGE),
-                    user_attrs={**attrs, "start": True},
-                )
+        """Try the variants at the first beginning, and the best of them at the other ones; not those tried before."""
+        depth = self.fit.costs.depth
+        first, *others = self.family.beginnings(depth)
+        if self.near is None:
+            for index in range(len(self.family.variants())):
+                self._start(f"variant {index}", first, index)
+        else:
+            self._start("near", *self.near)
+        for place, knobs in enumerate(others):
+            self._start(f"beginning {place}", knobs, self._best_start()[1])
+
+    def _start(self, label: str, knobs: Mapping[str, float], variant: int) -> None:
+        if any(trial.user_attrs.get("start") == label for trial in self._trials()):
+            return
+        names = self.family.knobs(self.fit.costs.depth)
+        value, attrs = self._try(dict(knobs), variant, stoppable=False)
+        self.study.add_trial(
+            create_trial(
+                state=TrialState.FAIL if value is None else TrialState.COMPLETE,
+                value=value,
+                params=dict.fromkeys(names, 0.0),
+                distributions=dict.fromkeys(names, RANGE),
+                user_attrs={**attrs, "start": label},
             )
-            self.told(self)
+        )
+        self.told(self)
 
     def run(self, until: int) -> None:
         """Search until there are so many trials in all, those of `start` included."""
         while self.alive and self.family.searched and self.count < until:
             trial = self._ask()
             names = self.family.knobs(self.fit.costs.depth)
-            knobs = {name: self.centre.get(name, 0.0) + trial.suggest_float(name, -1, 1) for name in names}
-            value, attrs = self._try(knobs, self._best_start(), stoppable=True)
+            centre, variant = self._best_start()
+            knobs = {name: centre.get(name, 0.0) + trial.suggest_float(name, -1, 1) for name in names}
+            value, attrs = self._try(knobs, variant, stoppable=True)
             for name, attr in attrs.items():
                 trial.set_user_attr(name, attr)
             self.study.tell(trial, value, TrialState.FAIL if value is None else TrialState.COMPLETE)
@@ -176,9 +190,11 @@ class Arm:
         first = next(trial.user_attrs["rungs"] for trial in self._trials() if "rungs" in trial.user_attrs)
         return first[-1] / first[rungs - 1] if first[rungs - 1] > 0 else 1.0
 
-    def _best_start(self) -> int:
+    def _best_start(self) -> tuple[Mapping[str, float], int]:
+        """Knobs and variant of the best beginning; the defaults where none could be judged."""
         starts = [trial for trial in self._trials() if trial.user_attrs.get("start") and trial.value is not None]
-        return min(starts, key=lambda trial: trial.value).user_attrs["variant"]  # type: ignore[arg-type]
+        best = min(starts, key=lambda trial: trial.value or 0.0, default=None)
+        return ({}, 0) if best is None else (best.user_attrs["knobs"], best.user_attrs["variant"])
 
     def _ask(self) -> optuna.Trial:
         """A new trial, or the one that an interruption left behind, with the numbers it had.

@@ -23,20 +23,28 @@ FEW = 5
 class BlockCost(NamedTuple):
     """MACs of one block as a polynomial of the tokens that its keys (k), queries (q) and MLP (m) are made of."""
 
-    alone: tuple[int, int, int]
-    """1, k, k^2 where all ask; a block that cannot be opened has its MLP in here."""
-    asked: tuple[int, int, int, int]
-    """1, k, q, k q where fewer ask."""
+    whole: tuple[int, int, int] | None
+    """1, k, k^2 of a block that cannot be opened; None for all others."""
+    projected: tuple[int, int]
+    """1, k: norm and projections where all are asked."""
+    asked: tuple[int, int, int]
+    """1, k and the asked tokens: the same where fewer are."""
+    pair: int
+    """k q: attention."""
+    query: int
+    """q: its output's projection."""
     mlp: int
     """m."""
 
     def of(self, reads: Reads) -> int:
-        k, q, m = reads
-        if q == k:
-            attended = self.alone[0] + self.alone[1] * k + self.alone[2] * k * k
+        k, asked, q, m = reads
+        if self.whole is not None:
+            return self.whole[0] + self.whole[1] * k + self.whole[2] * k * k
+        if asked == k:
+            projected = self.projected[0] + self.projected[1] * k
         else:
-            attended = self.asked[0] + self.asked[1] * k + self.asked[2] * q + self.asked[3] * k * q
-        return attended + self.mlp * m
+            projected = self.asked[0] + self.asked[1] * k + self.asked[2] * asked
+        return projected + self.pair * k * q + self.query * q + self.mlp * m
 
 
 class Costs:
@@ -63,11 +71,11 @@ class Costs:
         self.blocks = [_block_cost(fast.model, block, tokens) for block in host.blocks]
         count = self.patches + self.prefix
         part = _Part(fast.model, host.blocks[-1], tokens, host)
-        heads = [part.count(n, n, n) - self.blocks[-1].of(Reads(n, n, n)) for n in (count, count - 1)]
+        heads = [part.count(Reads(n, n, n, n)) - self.blocks[-1].of(Reads(n, n, n, n)) for n in (count, count - 1)]
         self.per_token = heads[0] - heads[1]
         """What the head costs for each token that it reads."""
         self.dense = round(macs(fast.model, input_size))
-        around = sum(block.of(Reads(count, count, count)) for block in self.blocks) + self.per_token * count
+        around = sum(block.of(Reads(count, count, count, count)) for block in self.blocks) + self.per_token * count
         self.rest = self.dense - around
         """Embedding and head."""
         trial = Recipe.parse(f"papr(keep={0.6 if self.patches > FEW else 0.8}, significance=centre)")
@@ -89,43 +97,42 @@ class _Part:
     """One block in the place of a host, so that the slicing limit, which is what `macs` counts, runs it alone."""
 
     def __init__(self, model: nn.Module, block: Any, tokens: Tokens, host: Any = None) -> None:
-        self.blocks, self.tokens = [block], tokens
+        self.blocks, self.tokens, self.model = [block], tokens, model
         self.features = (lambda tokens: tokens) if host is None else host.features
         self.head = (lambda tokens: tokens.x) if host is None else host.head
-        self.model = model
 
     def embed(self, images: Tensor) -> Tokens:
         return self.tokens
 
-    def count(self, keys: int, queries: int, mlp: int) -> int:
-        plan = SimpleNamespace(reads=lambda patches: [Reads(keys, queries, mlp)])
-        stand_in = SimpleNamespace(model=self.model, training=False, host=self, plan=plan)
-        return round(macs(SlicingLimit(cast(Sieved, stand_in)), images=self.tokens.x[:, 0, 0]))
+    def count(self, reads: Reads) -> int:
+        stand_in = cast(Sieved, SimpleNamespace(model=self.model, training=False, host=self))
+        return round(macs(SlicingLimit(stand_in, [reads]), images=self.tokens.x[:, 0, 0]))
 
 
 def _block_cost(model: nn.Module, block: Any, tokens: Tokens) -> BlockCost:
-    """By differences, which are exact: all counts are whole numbers."""
-    count, low = _Part(model, block, tokens).count, tokens.prefix + 1
+    """By differences, which are exact: all counts are whole numbers, and each is linear in each number of tokens."""
+    part, n = _Part(model, block, tokens), tokens.prefix + 1
+
+    def count(keys: int, asked: int, queries: int, mlp: int) -> int:
+        return part.count(Reads(keys, asked, queries, mlp))
+
     if block.closed:
-        at = [count(n, n, n) for n in (low, low + 1, low + 2)]
-        return BlockCost(_quadratic(at, low), (0, 0, 0, 0), 0)
-    mlp = count(low + 2, low + 2, low + 1) - count(low + 2, low + 2, low)
-    at = [count(k, k, low) - mlp * low for k in (low + 1, low + 2, low + 3)]
-    alone = _quadratic(at, low + 1)
+        zero, one, two = (count(k, k, k, k) for k in (n, n + 1, n + 2))
+        square = (two - 2 * one + zero) // 2
+        linear = one - zero - square * (2 * n + 1)
+        return BlockCost((zero - linear * n - square * n * n, linear, square), (0, 0), (0, 0, 0), 0, 0, 0)
+    low, high = n + 2, n + 3
+    mlp = count(low, low, n + 1, n + 1) - count(low, low, n + 1, n)
+    at_low, at_high = (count(k, k, n + 1, n) - count(k, k, n, n) for k in (low, high))
+    pair = at_high - at_low
+    query = at_low - pair * low
 
-    def asked(k: int, q: int) -> int:
-        return count(k, q, low) - mlp * low
+    def projected(keys: int, asked: int) -> int:
+        queries = n if asked == keys else asked  # a block where fewer are asked has them all attend
+        return count(keys, asked, queries, n) - pair * keys * queries - query * queries - mlp * n
 
-    corner, more_keys = asked(low + 2, low), asked(low + 3, low)
-    more_queries, both = asked(low + 2, low + 1), asked(low + 3, low + 1)
-    pair = both - more_keys - more_queries + corner
-    per_key, per_query = more_keys - corner - pair * low, more_queries - corner - pair * (low + 2)
-    constant = corner - per_key * (low + 2) - per_query * low - pair * (low + 2) * low
-    return BlockCost(alone, (constant, per_key, per_query, pair), mlp)
-
-
-def _quadratic(at: list[int], first: int) -> tuple[int, int, int]:
-    """The polynomial through three values at `first`, `first` + 1 and `first` + 2."""
-    square = (at[2] - 2 * at[1] + at[0]) // 2
-    linear = at[1] - at[0] - square * (2 * first + 1)
-    return at[0] - linear * first - square * first * first, linear, square
+    all_low, per_key = projected(low, low), projected(high, high) - projected(low, low)
+    few = projected(low, n)
+    few_per_key, few_per_asked = projected(high, n) - few, projected(low, n + 1) - few
+    asked = (few - few_per_key * low - few_per_asked * n, few_per_key, few_per_asked)
+    return BlockCost(None, (all_low - per_key * low, per_key), asked, pair, query, mlp)

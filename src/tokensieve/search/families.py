@@ -9,10 +9,11 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from math import exp
+from math import exp, log
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from ..methods import METHODS
 from ..methods.base import make
@@ -35,6 +36,10 @@ class Family(ABC):
     def knobs(self, depth: int) -> list[str]:
         """Names of the numbers to search, for a host of so many blocks."""
         return []
+
+    def beginnings(self, depth: int) -> list[dict[str, float]]:
+        """Knobs to begin with: the best that is known, and whatever else may be near the best."""
+        return [{}]
 
     @abstractmethod
     def variants(self) -> Sequence[Variant]:
@@ -145,6 +150,11 @@ class Scheduled(Family):
         guards = ["late", "source_guard", "destination_guard"] if self.method == "guarded" else []
         return [*(f"block{i}" for i in range(depth - 1)), *guards, *(["dropped"] if self.proposal else [])]
 
+    def beginnings(self, depth: int) -> list[dict[str, float]]:
+        """The schedule known, and the same number in every block, which is safer at high savings and on other models."""
+        known = self._known(depth)
+        return [{}, {f"block{i}": log(known.mean() / weight) / STRETCH for i, weight in enumerate(known)}]
+
     def variants(self) -> Sequence[Variant]:
         """The default, then one change at a time."""
         variants: list[Variant] = [{}]
@@ -154,10 +164,7 @@ class Scheduled(Family):
 
     def recipe(self, knobs: Mapping[str, float], variant: Variant, fit: Fit) -> Recipe:
         depth = fit.costs.depth
-        known = np.array(MERGED if self.proposal is None else MERGED_AFTER, dtype=float)
-        places = np.linspace(0, len(known) - 1, depth - 1) if depth > 2 else np.array([len(known) / 2])
-        stretch = [_factor(knobs.get(f"block{i}", 0.0)) for i in range(depth - 1)]
-        weights = [float(w * s) for w, s in zip(np.interp(places, range(len(known)), known), stretch, strict=True)]
+        weights = [float(w * _factor(knobs.get(f"block{i}", 0.0))) for i, w in enumerate(self._known(depth))]
         settings = {key: value for key, value in variant.items() if key != "layer"}
         first = depth
         if self.method == "guarded":
@@ -184,6 +191,12 @@ class Scheduled(Family):
             fewest = next(n for n in range(1, patches) if kept(n, fit, settings_of) == Recipe(least.methods[:1]))
             start = kept(min(max(wanted, fewest), patches - 1), fit, settings_of)
         return fit.schedule(weights, lambda counts: blocks(counts, end, start))
+
+    def _known(self, depth: int) -> NDArray[np.float64]:
+        """The schedule known, for another depth: what each block but the last takes away."""
+        known = np.array(MERGED if self.proposal is None else MERGED_AFTER, dtype=float)
+        places = np.linspace(0, len(known) - 1, depth - 1) if depth > 2 else np.array([len(known) / 2])
+        return np.interp(places, range(len(known)), known)
 
 
 def kept(count: int, fit: Fit, settings: Mapping[str, Any]) -> Recipe:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from math import ceil, log2
 from time import monotonic
@@ -74,11 +74,11 @@ class Search:
             near: a budget searched before, whose best recipes, and better half of the singles, are where this begins.
         """
         arms = self.arms.setdefault(ratio, [])
-        for family, centre, variants in self._begin(near):
+        for family, beside in self._begin(near):
             study = optuna.create_study(
                 study_name=f"{ratio:.6f} {family.title}", storage=self.storage, load_if_exists=True
             )
-            arm = Arm(ratio, family, self.fit(ratio), self.judge, study, self.seed, self._tell, centre, variants)
+            arm = Arm(ratio, family, self.fit(ratio), self.judge, study, self.seed, self._tell, beside)
             arms.append(arm)
             arm.start()
         left = [arm for arm in arms if arm.family.searched and arm.alive]
@@ -87,9 +87,9 @@ class Search:
         for turn in range(rounds):
             for arm in left:
                 shared[id(arm)] += trials // rounds // len(left)
-                arm.run(self._starts(arm) + shared[id(arm)])
+                arm.run(arm.starts + shared[id(arm)])
             if turn < rounds - 1:
-                left.sort(key=lambda arm: arm.best(self._starts(arm) + shared[id(arm)]).figures.loss)  # type: ignore[union-attr]
+                left.sort(key=lambda arm: arm.best(arm.starts + shared[id(arm)]).figures.loss)  # type: ignore[union-attr]
                 left = left[: ceil(len(left) / 2)]
 
     def best(self, ratio: float) -> float | None:
@@ -105,20 +105,17 @@ class Search:
     def failures(self) -> list[Failed]:
         return [failed for arms in self.arms.values() for arm in arms for failed in arm.failures]
 
-    def _begin(self, near: float | None) -> list[tuple[Family, dict[str, float], list[int] | None]]:
+    def _begin(self, near: float | None) -> list[tuple[Family, tuple[Mapping[str, float], int] | None]]:
         if near is None:
-            return [(family, {}, None) for family in self.families]
+            return [(family, None) for family in self.families]
         known = [(arm, tried) for arm in self.arms[near] if (tried := arm.best()) is not None]
         singles = sorted((tried.figures.loss for arm, tried in known if not arm.family.searched))
         cut = singles[(len(singles) - 1) // 2] if singles else 0.0
         return [
-            (arm.family, dict(tried.knobs), [tried.variant])
+            (arm.family, (tried.knobs, tried.variant))
             for arm, tried in known
             if arm.family.searched or tried.figures.loss <= cut
         ]
-
-    def _starts(self, arm: Arm) -> int:
-        return len(arm.family.variants()) if arm.variants is None else len(arm.variants)
 
     def _tell(self, arm: Arm) -> None:
         total = max(self.expected, self.trials)

@@ -15,6 +15,8 @@ if TYPE_CHECKING:
 # Okabe and Ito's colours, which colour-blind readers tell apart.
 SEARCHED = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#000000")
 SINGLE = "#8a929b"
+FAR = 12
+"""Recipes that lose so many times what the recommended one does are left outside, where they flatten nothing."""
 
 
 def front_plot(front: Front) -> Figure:
@@ -29,7 +31,7 @@ def front_plot(front: Front) -> Figure:
     _draw(left, front, front.points, lambda point: 100 * point.macs / front.dense_macs, 100.0)
     _draw(right, front, timed, lambda point: 100 / point.speed.ratio, 100.0, spread=True)
     included = ", proposal included" if front.settings.get("include_proposal", True) else ""
-    left.set_xlabel(f"MACs an image, % of the dense model's {front.dense_macs / 1e9:.3g} G{included}")
+    left.set_xlabel(f"MACs an image, % of {front.dense_macs / 1e9:.3g} G{included}")
     right.set_xlabel("time of a batch, % of the dense model's")
     unit = "KL(dense || sieved), nats" if front.objective == "kl" else "1 - cosine"
     left.set_ylabel(f"{unit},\nimages held out" if front.best.heldout else f"{unit},\nsearch images")
@@ -39,7 +41,11 @@ def front_plot(front: Front) -> Figure:
         axes.set_axisbelow(True)
     # A root keeps the small losses apart and still has a place for the dense model's zero.
     left.set_yscale("function", functions=(lambda y: np.sqrt(np.maximum(y, 0)), np.square))
-    top = max(_loss(point) for point in front.points)
+    worst = max(_loss(point) for point in front.points)
+    top = min(worst, FAR * _loss(front.best)) or worst
+    beyond = sum(_loss(point) > 1.1 * top for point in front.points)
+    if beyond:
+        left.text(0.98, 0.97, f"{beyond} lie above", transform=left.transAxes, ha="right", va="top", color="#59626d")
     left.set_ylim(0, 1.1 * top or 1.0)
     left.set_yticks(_ticks(top))
     handles, labels = left.get_legend_handles_labels()
