@@ -119,8 +119,10 @@ def waterfall() -> str:
     cells: dict[str, list[str]] = {}
     for row in rows:
         name = steps.get(row["step"], f"+ batch {row['batch']}")
-        spread = f" [{float(row['low']):.2f}-{float(row['high']):.2f}], limit {float(row['limit']):.2f}x"
-        cells.setdefault(name, [name]).append(f"{float(row['ratio']):.2f}x" + (spread if row["limit"] else ""))
+        cell = f"{float(row['ratio']):.2f}x"
+        if row["limit"]:
+            cell += f" [{float(row['low']):.2f}-{float(row['high']):.2f}], limit {float(row['limit']):.2f}x"
+        cells.setdefault(name, [name]).append(cell)
     return table(["", *(f"`{recipe}`" for recipe in recipes)], list(cells.values()))
 
 
