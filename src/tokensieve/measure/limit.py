@@ -36,10 +36,10 @@ class SlicingLimit(nn.Module):
             if reads.keys == reads.mlp:
                 tokens = replace(tokens, x=block(tokens))
             else:
-                asking = torch.arange(reads.queries, device=images.device).expand(images.shape[0], -1)
-                heads = block.qkv(tokens) if reads.asked == reads.keys else block.asked(tokens, asking)
+                rows = torch.arange(reads.keys, device=images.device).expand(images.shape[0], -1)
+                heads = block.qkv(tokens) if reads.asked == reads.keys else block.asked(tokens, rows[:, : reads.asked])
                 if reads.queries < reads.asked:
-                    heads = heads.ask(asking)
+                    heads = heads.ask(rows[:, : reads.queries])
                 tokens = _first(tokens, reads.queries)
                 tokens = replace(tokens, x=block.attention_out(heads.attend(), heads, tokens.x))
                 tokens = _first(tokens, reads.mlp)

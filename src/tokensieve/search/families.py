@@ -151,7 +151,7 @@ class Scheduled(Family):
         return [*(f"block{i}" for i in range(depth - 1)), *guards, *(["dropped"] if self.proposal else [])]
 
     def beginnings(self, depth: int) -> list[dict[str, float]]:
-        """The schedule known, and the same number in every block, which is safer at high savings and on other models."""
+        """The schedule known, and the same number in every block, which is safer at high savings and elsewhere."""
         known = self._known(depth)
         return [{}, {f"block{i}": log(known.mean() / weight) / STRETCH for i, weight in enumerate(known)}]
 

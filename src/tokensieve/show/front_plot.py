@@ -45,7 +45,7 @@ def front_plot(front: Front) -> Figure:
     top = min(worst, FAR * _loss(front.best)) or worst
     beyond = sum(_loss(point) > 1.1 * top for point in front.points)
     if beyond:
-        left.text(0.98, 0.97, f"{beyond} lie above", transform=left.transAxes, ha="right", va="top", color="#59626d")
+        left.text(0.98, 0.97, f"above: {beyond}", transform=left.transAxes, ha="right", va="top", color="#59626d")
     left.set_ylim(0, 1.1 * top or 1.0)
     left.set_yticks(_ticks(top))
     handles, labels = left.get_legend_handles_labels()
