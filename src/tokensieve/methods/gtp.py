@@ -105,8 +105,8 @@ class GTP(Method):
         at_kept, at_gone = (
             index if tokens.positions is None else tokens.positions.gather(1, index) for index in (kept, gone)
         )
-        share = graph.gather(1, at_kept[:, :, None].expand(-1, -1, graph.shape[2]))
-        share = self.alpha * share.gather(2, at_gone[:, None, :].expand(-1, kept.shape[1], -1))
+        edges = at_kept[:, :, None] * graph.shape[2] + at_gone[:, None, :]
+        share = self.alpha * graph.flatten(1).gather(1, edges.flatten(1)).view(edges.shape)
 
         weight = score.new_ones(tokens.x.shape[:2]) if tokens.weight is None else tokens.weight
         handed = share.to(tokens.x.dtype) @ rows(tokens.x, gone + prefix)
