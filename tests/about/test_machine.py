@@ -14,6 +14,7 @@ from torch._inductor import config
 from tokensieve import InputError, Sieved, zoo
 from tokensieve.about import machine
 from tokensieve.about.machine import compiler, cores, kernels, machine_facts, requirements, self_test
+from tokensieve.plan import Plan, Reads
 
 
 class Distribution(dict):
@@ -181,7 +182,7 @@ def test_the_self_test_sees_an_output_that_is_off_by_one_bit(monkeypatch) -> Non
 
 
 def test_the_self_test_sees_tokens_that_stay(monkeypatch) -> None:
-    monkeypatch.setattr(Sieved, "plan", lambda self, patches: [(1, 1)] * 3)
+    monkeypatch.setattr(Plan, "reads", lambda self, patches: [Reads(1, 1, 1, 1)] * 3)
     (sentence,) = self_test()
     assert "[8, 7, 6] tokens where [1, 1, 1] were planned" in sentence
 

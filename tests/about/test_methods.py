@@ -119,5 +119,5 @@ def test_a_method_without_a_docstring(mine: type[Method]) -> None:
 
 
 def test_an_unknown_name_is_refused_with_the_nearest() -> None:
-    with pytest.raises(RecipeError, match="no method 'tomme'; the nearest is tome"):
-        method_facts("tomme")
+    with pytest.raises(RecipeError, match="no method 'tomee'; the nearest are tome"):
+        method_facts("tomee")

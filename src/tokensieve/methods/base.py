@@ -72,10 +72,10 @@ class Evidence:
 Place = Literal["start", "before", "queries", "rows", "inside"]
 PLACES: dict[Place, str] = {
     "start": "once, before block 0",
-    "before": "in front of a block",
-    "queries": "in a block, before its attention: only what stays asks, and all is read",
-    "rows": "the same after a look at the attention",
-    "inside": "in a block, between attention and MLP",
+    "before": "in front of blocks",
+    "queries": "inside blocks, before the attention: what stays asks, and all is read",
+    "rows": "inside blocks, at the attention, after a look at it: what stays asks, and all is read",
+    "inside": "inside blocks, between attention and MLP",
 }
 
 
