@@ -92,6 +92,7 @@ CASES: dict[str, list[Case]] = {
     ],
     "guarded": [
         case("guarded(r=3, drop=2)", slow.Guarded(3, 2)),
+        case("guarded(r=3, norm=False)", slow.Guarded(3, norm=False)),
         case(
             "guarded(r=4, source_guard=0.2, destination_guard=0.1, metric=keys, soften=False, layers=0:2)",
             slow.Guarded(4, 0, 0.2, 0.1, "keys", False, slice(0, 2)),

@@ -240,6 +240,7 @@ class Guarded:
     metric: str = "tokens"
     soften: bool = True
     layers: Layers = None
+    norm: bool = True
     place = "inside"
 
     def act(self, stream: Stream, look: Look) -> None:
@@ -271,7 +272,14 @@ class Guarded:
         groups = grouped(kept, pairs)
         similarity = {a: cosine(features[a], features[b]) for a, b in pairs.items()}
         weights = softened(stream, groups, similarity) if self.soften else summed_ones(stream, groups)
-        merge_by_size(stream, groups, weights)
+        means = [mean_by(stream.x, group, stream.sizes) for group in groups]
+        if self.norm:  # as long as its members are on average, which the mean of different directions is not
+            for place, group in enumerate(groups):
+                if len(group) > 1:
+                    whole = sum(stream.sizes[i] for i in group)
+                    wanted = sum(stream.sizes[i] * float(stream.x[i].norm()) for i in group) / whole
+                    means[place] = means[place] / float(means[place].norm()) * wanted
+        stream.merge(groups, means, weights)
 
 
 def merge_by_size(stream: Stream, groups: list[list[int]], weights: list[float] | None) -> None:
