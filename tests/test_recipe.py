@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tokensieve import PaPr, Recipe, RecipeError, ToMe
+from tokensieve.methods.schedule import spread
 
 names = st.sampled_from(["mobileone_s0", "resnet18", "squeezenet1_1", "mobileone_s0.apple_in1k"])
 papr = st.builds(
@@ -53,7 +54,7 @@ def test_text_as_people_write_it() -> None:
     assert Recipe.parse("tome(r=8, layers=6:12)").methods[0].layers == slice(6, 12)
     assert Recipe.parse("tome(r=8,layers=-3:)").methods[0].layers == slice(-3, None)
     assert Recipe.parse("tome(r=8,layers=::2)").methods[0].layers == slice(None, None, 2)
-    assert Recipe.parse("tome(r=[8, 4])").methods[0].schedule(4) == [8, 4, 0, 0]
+    assert spread(Recipe.parse("tome(r=[8, 4])").methods[0].r, 4) == [8, 4, 0, 0]
     assert Recipe.parse("random(keep=0.5, seed=3)") == Recipe.of(PaPr(keep=0.5, significance="random", seed=3))
     assert Recipe.parse("") == Recipe()
     assert str(Recipe()) == ""

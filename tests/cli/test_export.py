@@ -61,7 +61,7 @@ def test_a_program_in_a_table(run, tmp_path):
         (["--out", "absent/fast.onnx"], "absent/fast.onnx cannot be written: there is no folder absent"),
         (["--out", "fast.onnx", "--batch", "0"], "--batch"),
         (["--out", "fast.onnx", "--recipe", "random(keep=0.5)"], "The map random"),
-        (["--out", "fast.onnx", "--recipe", "tomee(r=8)"], "the nearest is tome"),
+        (["--out", "fast.onnx", "--recipe", "tomee(r=8)"], "the nearest are tome"),
     ],
 )
 def test_what_cannot_be_is_a_sentence(refused, tmp_path, monkeypatch, options, words):

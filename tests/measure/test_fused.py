@@ -142,8 +142,8 @@ def test_no_tensor_is_as_large_as_all_heads_attention(name: str) -> None:
     fast, seen = watched(ALL[name])
     assert min(read.keys for read in fast.plan.reads(PATCHES)) > 3 * WIDTH  # else the bound would mean nothing
     large = too_large(fast, seen)
-    if name.startswith("gtp"):  # its graph, made once, has a row for every patch, also of those that are gone
-        large = [one for one in large if one.shape[2:] != (PATCHES,) or one.elements > BATCH * PATCHES**2]
+    if name.startswith("gtp"):  # its graph, made once before block 0, is looked at as one row; nothing is allocated
+        large = [one for one in large if (one.operator, one.shape) != ("view", (BATCH, PATCHES**2))]
     assert large == []
 
 

@@ -46,6 +46,8 @@ def graphs(monkeypatch: pytest.MonkeyPatch) -> None:
         return COMPILE(module, backend="eager", **settings)
 
     monkeypatch.setattr(torch, "compile", capture)
+    torch.compiler.reset()
+    torch._dynamo.utils.counters.clear()  # other tests compile too
 
 
 @pytest.fixture
