@@ -62,6 +62,10 @@ class Attention:
             gate = gate.gather(1, rows[..., None].expand(-1, -1, gate.shape[2]))
         return replace(self, q=q, bias=bias, gate=gate)
 
+    def asked(self, rows: Tensor | None) -> Attention:
+        """With the queries of `rows` alone, where they are not that already; None leaves all."""
+        return self if rows is None or self.q.shape[2] == rows.shape[1] else self.ask(rows)
+
     def row(self, index: int = 0) -> Tensor:
         """Probabilities of query `index` alone, fp32 or more: (B, H, N). Query 0 is the class token, if any."""
         return self._probabilities(self.q[:, :, index : index + 1], slice(None), slice(index, index + 1))[:, :, 0]

@@ -127,8 +127,8 @@ class Sieved(nn.Module):
         """
         tokens = replace(tokens, row=None)
         asking = self._reduce("queries", index, tokens, memories)
-        attention = block.qkv(tokens) if asking.row is None else block.asked(tokens, asking.row)
-        attention = heads = replace(attention, weight=tokens.weight)
+        attention = replace(block.qkv(tokens, asking.row), weight=tokens.weight).asked(asking.row)
+        heads = attention
         if asking.row is None:
             asking = self._reduce("rows", index, tokens, memories, attention=attention)
             heads = attention if asking.row is None else attention.ask(asking.row)

@@ -24,12 +24,12 @@ class HostBlock(ABC):
         """The block as it is: tokens.x -> (B, N, d)."""
 
     @abstractmethod
-    def qkv(self, tokens: Tokens) -> Attention:
-        """Norm, projections, key norm, positions."""
+    def qkv(self, tokens: Tokens, asking: Tensor | None = None) -> Attention:
+        """Norm, projections, key norm, positions.
 
-    def asked(self, tokens: Tokens, rows: Tensor) -> Attention:
-        """The same where only the tokens `rows` (B, M) ask; overridden where their queries alone can be projected."""
-        return self.qkv(tokens).ask(rows)
+        `asking` (B, M) int64: the tokens whose queries are needed, prefix first; keys and values are of all. A block
+        may project those alone, or leave it to the caller: `self.qkv(tokens).ask(asking)` is the same.
+        """
 
     @abstractmethod
     def attention_out(self, attended: Tensor, attention: Attention, x: Tensor) -> Tensor:

@@ -92,13 +92,7 @@ class HFBlock(HostBlock):
             return self.layer(tokens.x, None, position_embeddings=self._rope(tokens))
         return self.layer(tokens.x, None)
 
-    def qkv(self, tokens: Tokens) -> Attention:
-        return self._read(tokens, None)
-
-    def asked(self, tokens: Tokens, rows: Tensor) -> Attention:
-        return self._read(tokens, rows)
-
-    def _read(self, tokens: Tokens, asking: Tensor | None) -> Attention:
+    def qkv(self, tokens: Tokens, asking: Tensor | None = None) -> Attention:
         seam, inner = self.seam, getattr(self.layer, self.seam.inner)
         x = getattr(self.layer, seam.before)(tokens.x)
         own = x if asking is None else rows(x, asking)

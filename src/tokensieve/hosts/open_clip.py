@@ -99,13 +99,7 @@ class OpenClipBlock(HostBlock):
     def __call__(self, tokens: Tokens) -> Tensor:
         return self.block(tokens.x, attn_mask=None)
 
-    def qkv(self, tokens: Tokens) -> Attention:
-        return self._read(tokens, None)
-
-    def asked(self, tokens: Tokens, rows: Tensor) -> Attention:
-        return self._read(tokens, rows)
-
-    def _read(self, tokens: Tokens, asking: Tensor | None) -> Attention:
+    def qkv(self, tokens: Tokens, asking: Tensor | None = None) -> Attention:
         attn = self.block.attn
         x = self.block.ln_1(tokens.x)
         own, width = x if asking is None else rows(x, asking), attn.embed_dim

@@ -80,13 +80,7 @@ class BeitBlock(HostBlock):
         attention = self.qkv(tokens)
         return self.mlp(self.attention_out(attention.attend(), attention, tokens.x))
 
-    def qkv(self, tokens: Tokens) -> Attention:
-        return self._read(tokens, None)
-
-    def asked(self, tokens: Tokens, rows: Tensor) -> Attention:
-        return self._read(tokens, rows)
-
-    def _read(self, tokens: Tokens, asking: Tensor | None) -> Attention:
+    def qkv(self, tokens: Tokens, asking: Tensor | None = None) -> Attention:
         attn = self.block.attn
         q, k, v = _project(attn, self.block.norm1(tokens.x), asking)
         return Attention(

@@ -44,13 +44,7 @@ class TimmBlock(HostBlock):
             return self.block(tokens.x, rope=self._rope(tokens))
         return self.block(tokens.x)
 
-    def qkv(self, tokens: Tokens) -> Reading:
-        return self._read(tokens, None)
-
-    def asked(self, tokens: Tokens, rows: Tensor) -> Reading:
-        return self._read(tokens, rows)
-
-    def _read(self, tokens: Tokens, asking: Tensor | None) -> Reading:
+    def qkv(self, tokens: Tokens, asking: Tensor | None = None) -> Reading:
         block, attn = self.block, self.block.attn
         x = tokens.x if self.post_norm else block.norm1(tokens.x)
         own = x if asking is None else rows(x, asking)

@@ -37,7 +37,8 @@ class SlicingLimit(nn.Module):
                 tokens = replace(tokens, x=block(tokens))
             else:
                 rows = torch.arange(reads.keys, device=images.device).expand(images.shape[0], -1)
-                heads = block.qkv(tokens) if reads.asked == reads.keys else block.asked(tokens, rows[:, : reads.asked])
+                asking = rows[:, : reads.asked] if reads.asked < reads.keys else None
+                heads = block.qkv(tokens, asking).asked(asking)
                 if reads.queries < reads.asked:
                     heads = heads.ask(rows[:, : reads.queries])
                 tokens = _first(tokens, reads.queries)
