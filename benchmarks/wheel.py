@@ -26,7 +26,7 @@ def main() -> int:
             [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--wheel-dir", folder, str(ROOT)], check=True
         )
         (wheel,) = place.glob("tokensieve-*.whl")
-        for extra in ("", *extras):
+        for extra in ("", *(name for name in extras if name != "dev")):  # which is for working on the project
             here = place / (extra or "alone")
             here.mkdir()
             environment = {**kept, "HOME": folder, "PATH": os.environ["PATH"]}
