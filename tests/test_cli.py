@@ -4,14 +4,13 @@ import json
 import subprocess
 import sys
 
-import numpy as np
 import pytest
 import timm
 import torch
-from PIL import Image
 from safetensors.torch import save_file
 
 import tokensieve
+from tests.pictures import two_classes
 from tokensieve.cli import app
 
 HOST = ["--model", "test_vit", "--recipe", "tome(r=8)"]
@@ -20,15 +19,7 @@ QUICK = ["--seconds", "0", "--batch", "2"]
 
 @pytest.fixture(scope="module")
 def pictures(tmp_path_factory):
-    """Two class folders of three pictures, and a file that is none."""
-    root = tmp_path_factory.mktemp("pictures")
-    generator = np.random.default_rng(0)
-    for name in ("cat", "dog"):
-        (root / name).mkdir()
-        for i in range(3):
-            Image.fromarray(generator.integers(0, 255, (40, 50, 3), dtype=np.uint8)).save(root / name / f"{i}.png")
-    (root / "dog" / "broken.jpg").write_text("not a picture")
-    return root
+    return two_classes(tmp_path_factory.mktemp("pictures"))
 
 
 @pytest.fixture(scope="module")

@@ -3,12 +3,12 @@
 import json
 from functools import partial
 
-import numpy as np
 import pytest
 import timm
 from PIL import Image
 from safetensors.torch import save_file
 
+from tests.pictures import two_classes
 from tokensieve.show.compare import map_costs
 from tokensieve.show.rivals import MAPS
 
@@ -18,15 +18,7 @@ PAPR = ["--recipe", "papr(keep=0.5, proposal=test_resnet) + tome(r=2)"]
 
 @pytest.fixture(scope="module")
 def pictures(tmp_path_factory):
-    """Two class folders of three pictures, one of them alone and a file that is none."""
-    root = tmp_path_factory.mktemp("pictures")
-    generator = np.random.default_rng(0)
-    for name in ("cat", "dog"):
-        (root / name).mkdir()
-        for i in range(3):
-            Image.fromarray(generator.integers(0, 255, (40, 50, 3), dtype=np.uint8)).save(root / name / f"{i}.png")
-    (root / "dog" / "broken.jpg").write_text("not a picture")
-    return root
+    return two_classes(tmp_path_factory.mktemp("pictures"))
 
 
 @pytest.fixture

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import json
 
-import numpy as np
 import pytest
 import timm
-from PIL import Image
 from safetensors.torch import save_file
 
 import tokensieve.tuning as tuning
+from tests.pictures import two_classes
 from tokensieve import Recipe
 from tokensieve.measure.speed import interleaved
 
@@ -28,15 +27,7 @@ def _quick(monkeypatch):
 
 @pytest.fixture(scope="module")
 def pictures(tmp_path_factory):
-    """Two class folders of six pictures, and a file that is none."""
-    root = tmp_path_factory.mktemp("pictures")
-    generator = np.random.default_rng(0)
-    for name in ("cat", "dog"):
-        (root / name).mkdir()
-        for i in range(6):
-            Image.fromarray(generator.integers(0, 255, (40, 50, 3), dtype=np.uint8)).save(root / name / f"{i}.png")
-    (root / "dog" / "broken.jpg").write_text("not a picture")
-    return root
+    return two_classes(tmp_path_factory.mktemp("pictures"), each=6)
 
 
 @pytest.fixture

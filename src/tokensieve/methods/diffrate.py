@@ -7,7 +7,7 @@ from typing import ClassVar
 
 from ..tokens import Tokens
 from .base import Evidence, Here, Method, Place, register
-from .matching import in_order, metric, product, ranked, similarity
+from .matching import in_order, keep_best, metric, product, ranked, similarity
 from .schedule import Layers, Schedule, at, check_layers, check_schedule
 
 
@@ -63,5 +63,4 @@ class DiffRate(Method):
             tokens = tokens.merge(*in_order(tokens, tail, into), weigh=True, by=plain, soften=soften)
         if not dropped:
             return tokens
-        best = ranked(evidence.follow(attended, tokens)[:, prefix:])[:, : left - prefix]
-        return tokens.select(best.sort(dim=1).values)
+        return keep_best(tokens, evidence.follow(attended, tokens)[:, prefix:], left - prefix)

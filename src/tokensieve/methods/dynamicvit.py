@@ -12,9 +12,8 @@ from torch import Tensor, nn
 from ..errors import RecipeError
 from ..tokens import Tokens
 from .base import Evidence, Here, Method, Place, register
-from .evit import check_share
 from .matching import ranked
-from .schedule import Layers, blocks, check_layers, quarters
+from .schedule import Layers, blocks, check_layers, check_share, quarters
 
 
 @register

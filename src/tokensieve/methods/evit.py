@@ -6,10 +6,9 @@ from dataclasses import dataclass
 from math import ceil
 from typing import ClassVar
 
-from ..errors import RecipeError
 from ..tokens import Tokens
 from .base import Evidence, Here, Method, Place, register
-from .schedule import Layers, blocks, check_layers, quarters
+from .schedule import Layers, blocks, check_layers, check_share, quarters
 
 
 @register
@@ -52,9 +51,3 @@ class EViT(Method):
         if not self.fuse:
             return tokens.select(order[:, :kept])
         return tokens.fuse(order[:, :kept], order[:, kept:], attention[:, kept:])
-
-
-def check_share(method: str, setting: str, value: object) -> None:
-    """A number in (0, 1], or a `RecipeError`."""
-    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value <= 1:
-        raise RecipeError(f"{method}: {setting} must be a number in (0, 1], not {value!r}.")

@@ -8,7 +8,7 @@ from typing import ClassVar, Literal
 from ..errors import RecipeError
 from ..tokens import Tokens
 from .base import Evidence, Here, register
-from .matching import bipartite_match, metric, ranked, similarity
+from .matching import bipartite_match, keep_best, metric, similarity
 from .merging import Merging
 from .schedule import Schedule, at, check_schedule
 
@@ -69,5 +69,4 @@ class Guarded(Merging):
             tokens = tokens.merge(*match, weigh=True, soften=soften, norm="mean" if self.norm else None)
         if tokens.x.shape[1] == left:
             return tokens
-        best = ranked(evidence.follow(attended, tokens)[:, prefix:])[:, : left - prefix]
-        return tokens.select(best.sort(dim=1).values)
+        return keep_best(tokens, evidence.follow(attended, tokens)[:, prefix:], left - prefix)

@@ -37,6 +37,11 @@ def ranked(scores: Tensor) -> Tensor:
     return scores.argsort(dim=-1, descending=True, stable=True)
 
 
+def keep_best(tokens: Tokens, scores: Tensor, count: int) -> Tokens:
+    """The `count` patch tokens of highest score (B, n), in the order they have."""
+    return tokens.select(ranked(scores)[:, :count].sort(dim=1).values)
+
+
 def product(a: Tensor, b: Tensor) -> Tensor:
     """a @ b in the precision they have, also under autocast."""
     if not torch.is_autocast_enabled(a.device.type):

@@ -14,6 +14,7 @@ from ..errors import InputError, RecipeError, nearest
 from ..tokens import Tokens
 from .base import SHORTHANDS, Evidence, Here, Method, register
 from .matching import ranked
+from .schedule import check_share
 
 SIGNIFICANCES = ("mean", "cam", "grad-cam", "grad-cam++", "eigen-cam", "score-cam", "random", "centre")
 
@@ -63,8 +64,7 @@ class PaPr(Method):
     needs_significance: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
-        if isinstance(self.keep, bool) or not isinstance(self.keep, int | float) or not 0 < self.keep <= 1:
-            raise RecipeError(f"papr: keep must be a number in (0, 1], not {self.keep!r}.")
+        check_share("papr", "keep", self.keep)
         _one_of("order", self.order, ("raster", "significance"))
         _one_of("proposal_norm", self.proposal_norm, ("native", "shared"))
         if isinstance(self.significance, str):

@@ -34,6 +34,12 @@ def check_schedule(method: str, setting: str, value: Any) -> Schedule:
     return value
 
 
+def check_share(method: str, setting: str, value: object) -> None:
+    """A number in (0, 1], or a `RecipeError`."""
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value <= 1:
+        raise RecipeError(f"{method}: {setting} must be a number in (0, 1], not {value!r}.")
+
+
 def check_layers(method: str, layers: Any) -> Layers:
     """`layers` as it is stored, or a `RecipeError`."""
     if isinstance(layers, list | tuple):
