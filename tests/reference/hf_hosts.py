@@ -131,7 +131,7 @@ def in_pairs(images: Tensor, patch: int = 8) -> Tensor:
 
 
 def assert_asking_agrees(block: HostBlock, tokens: Tokens) -> None:
-    """`asked` projects fewer queries, and is otherwise `qkv(...).ask`."""
+    """Told who asks, a block projects fewer queries, and is otherwise `qkv(...).ask`."""
     prefix = torch.arange(tokens.prefix).expand(2, -1)
     rows = torch.cat([prefix, torch.tensor([[0, 2, 4], [1, 2, 3]]) + tokens.prefix], dim=1)
     asked, whole = block.qkv(tokens, rows), block.qkv(tokens).ask(rows)
