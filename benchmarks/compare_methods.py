@@ -1,6 +1,7 @@
 """Every method at the same MACs -> results/compare.csv and docs/pictures/compare.png.
 
-    python benchmarks/compare_methods.py [--host deit_tiny|nano_vit] [--limit N] [--saved 25,35,45,55,65] [--no-speed]
+    python benchmarks/compare_methods.py [--host deit_tiny|nano_vit] [--limit N] [--saved 25,35,45,55,65]
+    python benchmarks/compare_methods.py --time        # on a quiet machine: measured time, into the rows that are there
     python benchmarks/compare_methods.py --plot        # the picture from the committed figures
 
 DeiT-Tiny on 1,750 photographs (imagenette_val and imagenet_val_a, scored 1000-way), the bundled pair on scenes. Each
@@ -23,7 +24,7 @@ import torch
 from torch import Tensor, nn
 
 from results import ROOT, SHARED, write
-from tokensieve import Recipe, RecipeError, sieve
+from tokensieve import Recipe, RecipeError, Sieved, sieve
 from tokensieve.data import Preprocessing, Scenes, image_set, load_batches
 from tokensieve.measure import fidelity, macs, speed
 from tokensieve.measure.outputs import collect_outputs
@@ -34,11 +35,13 @@ from tokensieve.slimming import slim
 from tokensieve.zoo import create
 
 WEIGHTS, DATA = SHARED / "weights", SHARED / "data"
+RESULTS = ROOT / "results" / "compare.csv"
 PICTURE = ROOT / "docs" / "pictures" / "compare.png"
 UNFAIR = {"evit": "published with trained weights", "ats": "published with trained weights",
           "dynamicvit": "random predictors: for its cost alone"}  # fmt: skip
 SPEED_AT = 45
-"""The saving at which time is measured too."""
+"""The saving at which time is measured."""
+BATCH = 16
 
 
 @dataclass
@@ -116,25 +119,28 @@ def sampled(study: Study, target: float) -> Recipe:
     return Recipe.parse(f"ats(tokens={low})")
 
 
+def at_saving(study: Study, saved: int) -> Iterator[tuple[str, str, Recipe]]:
+    """`recipes`, up to the first that cannot save so much."""
+    try:
+        yield from recipes(study, saved)
+    except RecipeError as error:
+        print(f"{study.name}, {saved} % saved: {error}", file=sys.stderr, flush=True)
+
+
+def opened(study: Study, method: str, recipe: Recipe) -> Sieved:
+    return sieve(study.model, recipe, mean=study.mean, std=study.std, pretrained=method != "dynamicvit")
+
+
 @torch.no_grad()
-def measure(study: Study, savings: list[int], timed: bool, rows: list[dict[str, Any]]) -> None:
+def measure(study: Study, savings: list[int], rows: list[dict[str, Any]]) -> None:
     dense = collect_outputs(study.model, study.loader)
     labels = torch.cat([labels for _, labels in study.loader])
     right = float((dense.argmax(1) == labels).double().mean())
     whole = macs(study.model, study.size)
     for saved in savings:
-        found = recipes(study, saved)
-        while True:
-            try:
-                method, counted, recipe = next(found)
-            except StopIteration:
-                break
-            except RecipeError as error:  # a method that cannot save so much ends this row of them
-                print(f"{study.name}, {saved} % saved: {error}", file=sys.stderr, flush=True)
-                break
-            trained = method != "dynamicvit"
+        for method, counted, recipe in at_saving(study, saved):
             draws = [recipe] if method != "random" else [recipe_of_seed(recipe, seed) for seed in range(3)]
-            fasts = [sieve(study.model, one, mean=study.mean, std=study.std, pretrained=trained) for one in draws]
+            fasts = [opened(study, method, one) for one in draws]
             told = [fidelity(fast, dense, study.loader, k=1) for fast in fasts]
             cost = {} if method != "ats" else {"images": study.search[0]}
             row: dict[str, Any] = {
@@ -146,17 +152,31 @@ def measure(study: Study, savings: list[int], timed: bool, rows: list[dict[str, 
                 "images": told[0].count, "unfair": UNFAIR.get(method, ""),
                 "recipe": shown(recipe),
             }  # fmt: skip
-            if timed and saved == SPEED_AT:
-                images = torch.cat([images for images, _ in study.loader[:1]])[:16]
-                took = speed(fasts[0], study.model, images)
-                row |= {"batch": 16, "ratio": took.ratio, "ratio_low": took.low, "ratio_high": took.high}
-                row |= {"limit": took.limit}
             rows.append(row)
+            write("compare.csv", rows)
             print(
                 f"{study.name:10} {saved} % {method:18} {counted:5} {row['gmac']:.3f} GMAC  top-1 {row['top1']:.1f}  "
-                f"agreement {row['agreement']:.1f}  KL {row['kl']:.4f}  {row.get('ratio', 0):.2f}x",
+                f"agreement {row['agreement']:.1f}  KL {row['kl']:.4f}",
                 flush=True,
             )
+
+
+def add_time(hosts: list[str]) -> None:
+    """Time against dense and the slicing limit, for the recipes of one saving, into compare.csv."""
+    with RESULTS.open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    for host in hosts:
+        study = HOSTS[host](BATCH)
+        images = torch.cat([images for images, _ in study.loader])[:BATCH]
+        for method, counted, recipe in at_saving(study, SPEED_AT):
+            took = speed(opened(study, method, recipe), study.model, images)
+            told = {"batch": BATCH, "ratio": took.ratio, "ratio_low": took.low, "ratio_high": took.high}
+            told |= {"limit": took.limit}
+            for row in rows:
+                if (row["host"], row["method"], row["counted"], row["saved"]) == (host, method, counted, str(SPEED_AT)):
+                    row |= told
+            print(f"{host:10} {method:18} {counted:5} {took.ratio:.2f}x, limit {took.limit:.2f}x", flush=True)
+            write("compare.csv", rows)
 
 
 def recipe_of_seed(recipe: Recipe, seed: int) -> Recipe:
@@ -171,7 +191,7 @@ def shown(recipe: Recipe) -> str:
 def plot() -> None:
     import matplotlib.pyplot as plt
 
-    with (ROOT / "results" / "compare.csv").open(newline="") as file:
+    with RESULTS.open(newline="") as file:
         rows = list(csv.DictReader(file))
     hosts = {"deit_tiny": "DeiT-Tiny, photographs", "nano_vit": "bundled pair, scenes"}
     present = [host for host in hosts if any(row["host"] == host for row in rows)]
@@ -208,18 +228,18 @@ def main() -> int:
     parser.add_argument("--host", choices=HOSTS, action="append")
     parser.add_argument("--limit", type=int, help="images of each set; default all 1,750, and 1,000 scenes")
     parser.add_argument("--saved", default="25,35,45,55,65", help="per cent of the host's MACs")
-    parser.add_argument("--no-speed", action="store_true")
+    parser.add_argument("--time", action="store_true", help="measured time alone, for the recipes of compare.csv")
     parser.add_argument("--plot", action="store_true", help="the picture alone")
     args = parser.parse_args()
-    if not args.plot:
-        torch.set_num_threads(2)
+    hosts = [host for host in args.host or HOSTS if host != "deit_tiny" or WEIGHTS.is_dir()]
+    if "deit_tiny" not in hosts and "deit_tiny" in (args.host or HOSTS):
+        print(f"deit_tiny is skipped: its weights are expected in {WEIGHTS}.", file=sys.stderr)
+    if args.time:
+        add_time(hosts)
+    elif not args.plot:
         rows: list[dict[str, Any]] = []
-        for host in args.host or HOSTS:
-            if host == "deit_tiny" and not WEIGHTS.is_dir():
-                print(f"{host} is skipped: its weights are expected in {WEIGHTS}.", file=sys.stderr)
-                continue
-            measure(HOSTS[host](args.limit), [int(n) for n in args.saved.split(",")], not args.no_speed, rows)
-            write("compare.csv", rows)
+        for host in hosts:
+            measure(HOSTS[host](args.limit), [int(n) for n in args.saved.split(",")], rows)
     plot()
     return 0
 

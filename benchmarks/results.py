@@ -41,8 +41,12 @@ def processor() -> str:
 
 
 def write(name: str, rows: Iterable[dict[str, Any]]) -> Path:
-    """Write results/`name`, floats rounded to six significant digits; columns in order of first appearance."""
-    rows = [{**row, **provenance()} for row in rows]
+    """Write results/`name`, floats rounded to six significant digits; columns in order of first appearance.
+
+    A row read from such a file keeps the provenance that it has.
+    """
+    here = provenance()
+    rows = [{**row, **{key: row.get(key) or told for key, told in here.items()}} for row in rows]
     columns: dict[str, None] = {}
     for row in rows:
         columns.update(dict.fromkeys(row))

@@ -26,6 +26,12 @@ class SlicingLimit(nn.Module):
         self.model, self._fast, self._reads = fast.model, (fast,), reads
         self.training = fast.training
 
+    @classmethod
+    def on(cls, fast: Sieved, images: Tensor) -> SlicingLimit:
+        """The limit on these images: where the counts depend on them (`ats`), those that they bring."""
+        varies = any(method.varies for _, method in fast.plan.methods)
+        return cls(fast, fast.trace(images).reads if varies else None)
+
     def forward(self, images: Tensor) -> Tensor:
         (fast,) = self._fast
         host = fast.host

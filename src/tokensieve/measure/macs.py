@@ -61,7 +61,7 @@ def macs(
         # The host on as many tokens is what the papers count; the significance map comes on top.
         lengths = [(SlicingLimit(module), images)]
         if given and any(method.varies for _, method in module.plan.methods):  # each image on what it keeps itself
-            lengths = [(SlicingLimit(module, module.trace(one).reads), one) for one in images.split(1)]
+            lengths = [(SlicingLimit.on(module, one), one) for one in images.split(1)]
         parts.append((module.model, lambda: [limit(some) for limit, some in lengths]))
         if module.significance is not None and (proposal or selection):
             grid = module.host.embed(images[:1]).grid

@@ -69,7 +69,7 @@ def speed(
 
     Args:
         seconds: time to spend after warm-up; at least `min_rounds` rounds run however long they take.
-        limit: what to take as the limit; by default `SlicingLimit(fast)`. A compiled `fast` needs a compiled limit.
+        limit: what to take as the limit; by default `SlicingLimit.on(fast, images)`. A compiled `fast` needs a compiled limit.
 
     Runs in as many threads as torch is set to.
     """
@@ -77,7 +77,7 @@ def speed(
     contestants: dict[str, Callable[[], object]] = {
         "dense": partial(dense, images),
         "sieved": partial(fast, images),
-        "limit": partial(limit if limit is not None else SlicingLimit(eager), images),
+        "limit": partial(limit if limit is not None else SlicingLimit.on(eager, images), images),
     }
     if eager.significance is not None:
         grid = eager.host.embed(images[:1]).grid

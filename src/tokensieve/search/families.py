@@ -120,12 +120,14 @@ class Proposed(Family):
         return fit.count(1, fit.costs.patches - 1, lambda count: kept(count, fit, {**(self.proposal or {}), **variant}))
 
 
-MERGED = (1, 18, 16, 23, 23, 19, 15, 11, 8, 16, 6)
-"""What blocks 0 to 10 of a Tiny ViT took away in the best schedule known without a proposal, at 1.9x."""
-MERGED_AFTER = (3, 5, 6, 15, 21, 25, 20, 15, 11, 14, 6)
-"""The same after a proposal has dropped a tenth of the patches."""
+TAKEN = (0.005, 0.07, 0.08, 0.13, 0.17, 0.18, 0.19, 0.14, 0.15, 0.2, 0.1)
+"""Which share of the patches that are left blocks 0 to 10 of a Tiny ViT take away at 1.9x, about the best known."""
+TAKEN_AFTER = (0.017, 0.029, 0.036, 0.094, 0.145, 0.17, 0.163, 0.147, 0.126, 0.184, 0.097)
+"""The same after a proposal has dropped a tenth of them."""
 LATE, SOURCE, DESTINATION, DROPPED = 0.75, 0.088, 0.031, 0.09
 """Of that schedule: from which share of the depth on blocks drop, both guards, the share that the proposal drops."""
+KNOTS = 11
+"""At most so many numbers make up a schedule; those of deeper hosts lie between them."""
 STRETCH = 1.2
 """Natural logarithm of the factor by which a knob of 1 changes a weight."""
 
@@ -134,8 +136,9 @@ STRETCH = 1.2
 class Scheduled(Family):
     """A number of its own for every block but the last: merges, and late drops where the method has them.
 
-    Knobs: the logarithm of each block's weight over the best one known; for `guarded` both guards and the block from
-    which on patches are dropped; with a proposal the share that it drops. `readout()` follows where the host takes it.
+    Each block takes a share of what is left, so that no budget, however small, leaves a block without patches. Knobs:
+    the logarithm of each share's weight over the best known; for `guarded` both guards and the block from which on
+    patches are dropped; with a proposal the share that it drops. `readout()` follows where the host takes it.
     """
 
     method: str = "guarded"
@@ -148,12 +151,13 @@ class Scheduled(Family):
 
     def knobs(self, depth: int) -> list[str]:
         guards = ["late", "source_guard", "destination_guard"] if self.method == "guarded" else []
-        return [*(f"block{i}" for i in range(depth - 1)), *guards, *(["dropped"] if self.proposal else [])]
+        knots = [f"share{i}" for i in range(min(depth - 1, KNOTS))]
+        return [*knots, *guards, *(["dropped"] if self.proposal else [])]
 
     def beginnings(self, depth: int) -> list[dict[str, float]]:
-        """The schedule known, and the same number in every block, which is safer at high savings and elsewhere."""
-        known = self._known(depth)
-        return [{}, {f"block{i}": log(known.mean() / weight) / STRETCH for i, weight in enumerate(known)}]
+        """The schedule known, and the same share in every block, which is safer elsewhere."""
+        known = self._known(min(depth - 1, KNOTS))
+        return [{}, {f"share{i}": log(known.mean() / share) / STRETCH for i, share in enumerate(known)}]
 
     def variants(self) -> Sequence[Variant]:
         """The default, then one change at a time."""
@@ -164,7 +168,9 @@ class Scheduled(Family):
 
     def recipe(self, knobs: Mapping[str, float], variant: Variant, fit: Fit) -> Recipe:
         depth = fit.costs.depth
-        weights = [float(w * _factor(knobs.get(f"block{i}", 0.0))) for i, w in enumerate(self._known(depth))]
+        known = self._known(min(depth - 1, KNOTS))
+        knots = [share * _factor(knobs.get(f"share{i}", 0.0)) for i, share in enumerate(known)]
+        weights = [float(weight) for weight in _over(knots, depth - 1)]
         settings = {key: value for key, value in variant.items() if key != "layer"}
         first = depth
         if self.method == "guarded":
@@ -189,20 +195,26 @@ class Scheduled(Family):
             wanted = round(patches * (1 - min(0.6, DROPPED * _factor(knobs.get("dropped", 0.0)))))
             least = fit.count(1, patches - 1, lambda count: blocks(nothing, end, kept(count, fit, settings_of)))
             fewest = next(n for n in range(1, patches) if kept(n, fit, settings_of) == Recipe(least.methods[:1]))
-            start = kept(min(max(wanted, fewest), patches - 1), fit, settings_of)
-        return fit.schedule(weights, lambda counts: blocks(counts, end, start))
+            wanted = min(max(wanted, fewest), patches - 1)
+            start = kept(wanted, fit, settings_of)
+        patches = fit.costs.patches if self.proposal is None else wanted
+        return fit.schedule(weights, lambda counts: blocks(counts, end, start), patches)
 
-    def _known(self, depth: int) -> NDArray[np.float64]:
-        """The schedule known, for another depth: what each block but the last takes away."""
-        known = np.array(MERGED if self.proposal is None else MERGED_AFTER, dtype=float)
-        places = np.linspace(0, len(known) - 1, depth - 1) if depth > 2 else np.array([len(known) / 2])
-        return np.interp(places, range(len(known)), known)
+    def _known(self, knots: int) -> NDArray[np.float64]:
+        """The schedule known, at so many places of the depth."""
+        return _over(TAKEN if self.proposal is None else TAKEN_AFTER, knots)
 
 
 def kept(count: int, fit: Fit, settings: Mapping[str, Any]) -> Recipe:
     """`papr` that keeps so many patches: the middle of the shares that come to that, since a share is cut off."""
     share = (count + 0.5) / (fit.costs.patches + fit.costs.prefix)
     return Recipe.of(make("papr", {"keep": round(share, 5), **settings}))
+
+
+def _over(values: Sequence[float], places: int) -> NDArray[np.float64]:
+    """Values along the depth of a host, at another number of places."""
+    points = np.linspace(0, len(values) - 1, places) if places > 1 else np.array([(len(values) - 1) / 2])
+    return np.interp(points, range(len(values)), values)
 
 
 def _factor(knob: float) -> float:

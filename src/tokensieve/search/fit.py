@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from math import exp
 
 from ..errors import RecipeError
 from ..recipe import Recipe
@@ -38,17 +39,31 @@ class Fit:
             low, high = (middle, high) if self.meets(build(middle)) else (low, middle - 1)
         return build(low)
 
-    def schedule(self, weights: Sequence[float], build: Callable[[list[int]], Recipe]) -> Recipe:
+    def schedule(
+        self, weights: Sequence[float], build: Callable[[list[int]], Recipe], patches: int | None = None
+    ) -> Recipe:
         """The recipe of whole numbers in the proportions `weights`, one a block, that meets the budget.
 
         The scale is found by halving; then every number that is larger than it has to be gives back.
+
+        Args:
+            weights: what each block takes away; the scale is this method's.
+            build: numbers -> recipe.
+            patches: if given, the weights are of shares, of these at first and then of what the block before left.
 
         Raises:
             RecipeError: no scale is enough.
         """
 
         def scaled(scale: float) -> list[int]:
-            return [int(scale * weight + 0.5) for weight in weights]
+            if patches is None:
+                return [int(scale * weight + 0.5) for weight in weights]
+            counts, left = [], float(patches)
+            for weight in weights:
+                rest = left * exp(-scale * weight)
+                counts.append(int(left + 0.5) - int(rest + 0.5))
+                left = rest
+            return counts
 
         low, high = 0.0, 1.0 / max(weights)
         while not self.meets(build(scaled(high))):
