@@ -69,7 +69,7 @@ def speed(
 
     Args:
         seconds: time to spend after warm-up; at least `min_rounds` rounds run however long they take.
-        limit: what to take as the limit; by default `SlicingLimit.on` these images. A compiled `fast` needs a compiled one.
+        limit: what to take as the limit; by default `SlicingLimit.on` these images. A compiled `fast` needs one too.
 
     Runs in as many threads as torch is set to.
     """
