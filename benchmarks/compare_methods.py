@@ -64,7 +64,7 @@ def deit_tiny(limit: int | None) -> Study:
     for folder in (DATA / "imagenet_val_a", DATA / "imagenette_val.tar"):
         pictures = image_set(folder, prepared, classes=DATA / "imagenet_classes.json", limit=limit)
         loader += [(batch.images, batch.labels) for batch in load_batches(pictures, 50)]
-    train = image_set(DATA / "imagenette_train.tar", prepared, limit=64)
+    train = image_set(DATA / "imagenette_train.tar", prepared, limit=250)
     search = [batch.images for batch in load_batches(train, 32)]
     weights = str(WEIGHTS / "squeezenet1_1.safetensors")
     return Study(
@@ -82,7 +82,7 @@ def bundled(limit: int | None) -> Study:
 
     images, labels = normalised("validation", count)
     loader = list(zip(images.split(100), labels.split(100), strict=True))
-    search = list(normalised("train", 64)[0].split(32))
+    search = list(normalised("train", 250)[0].split(32))
     return Study("nano_vit", model, tuple(images.shape[1:]), loader, search, {"proposal": "nano_convnet"}, mean, std)
 
 
@@ -103,7 +103,7 @@ def recipes(study: Study, saved: int) -> Iterator[tuple[str, str, Recipe]]:
             yield name, "host", family.recipe({}, family.variants()[0], fit)
     yield "ats", "host", sampled(study, fit.target)
     yield "dynamicvit", "host", fit.count(1, 999, lambda n: Recipe.parse(f"dynamicvit(keep={n / 1000})"))
-    yield "patch_slimming", "host", slim(study.model, study.search, saving=saved / 100).recipe
+    yield "patch_slimming", "host", slim(study.model, study.search[:2], saving=saved / 100).recipe
     exact = Fit(costs, fit.target, readout=True)
     yield "tome + readout", "host", Scheduled("tome").recipe({}, {}, exact)
     yield "guarded + readout", "host", Scheduled("guarded").recipe({}, {}, exact)
@@ -163,8 +163,7 @@ def measure(study: Study, savings: list[int], rows: list[dict[str, Any]]) -> Non
 
 def add_time(hosts: list[str]) -> None:
     """Time against dense and the slicing limit, for the recipes of one saving, into compare.csv."""
-    with RESULTS.open(newline="") as file:
-        rows = list(csv.DictReader(file))
+    rows = read()
     for host in hosts:
         study = HOSTS[host](BATCH)
         images = torch.cat([images for images, _ in study.loader])[:BATCH]
@@ -179,6 +178,14 @@ def add_time(hosts: list[str]) -> None:
             write("compare.csv", rows)
 
 
+def read() -> list[dict[str, Any]]:
+    """The rows that are there."""
+    if not RESULTS.is_file():
+        return []
+    with RESULTS.open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
 def recipe_of_seed(recipe: Recipe, seed: int) -> Recipe:
     return Recipe.parse(str(recipe).replace(")", f", seed={seed})"))
 
@@ -191,8 +198,7 @@ def shown(recipe: Recipe) -> str:
 def plot() -> None:
     import matplotlib.pyplot as plt
 
-    with RESULTS.open(newline="") as file:
-        rows = list(csv.DictReader(file))
+    rows = read()
     hosts = {"deit_tiny": "DeiT-Tiny, photographs", "nano_vit": "bundled pair, scenes"}
     present = [host for host in hosts if any(row["host"] == host for row in rows)]
     figure, axes = plt.subplots(1, len(present), figsize=(6.4 * len(present), 5), squeeze=False)
@@ -237,7 +243,7 @@ def main() -> int:
     if args.time:
         add_time(hosts)
     elif not args.plot:
-        rows: list[dict[str, Any]] = []
+        rows = [row for row in read() if row["host"] not in hosts]
         for host in hosts:
             measure(HOSTS[host](args.limit), [int(n) for n in args.saved.split(",")], rows)
     plot()

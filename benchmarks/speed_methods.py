@@ -75,16 +75,10 @@ def thinned(fit: Fit, form: Literal["A", "B"]) -> Recipe:
     return fit.schedule([1.0] * fit.costs.depth, build)
 
 
-def limit_of(fast: Sieved, images: Tensor) -> SlicingLimit:
-    """The host on as many tokens: of the plan, or where images decide, of what this batch was padded to."""
-    varies = any(method.varies for _, method in fast.plan.methods)
-    return SlicingLimit(fast, fast.trace(images).reads if varies else None)
-
-
 def measure(method: str, recipe: Recipe, study: Study, images: Tensor, seconds: float) -> dict[str, Any]:
     fast = sieve(study.model, recipe, pretrained=False)
     counted: dict[str, Any] = {"images": images} if method == "ats" else {}
-    took = speed(fast, study.model, images, seconds=seconds, limit=limit_of(fast, images))
+    took = speed(fast, study.model, images, seconds=seconds)
     row: dict[str, Any] = {
         "host": study.name, "method": method, "recipe": shown(recipe), "batch": images.shape[0],
         "macs_ratio": macs(study.model, study.size) / macs(fast, study.size, **counted),
@@ -151,7 +145,7 @@ def main() -> int:
     if args.profile:
         for name in chosen:
             fast = sieve(model, known[name](), pretrained=False)
-            compare_operators(fast, limit_of(fast, images), images)
+            compare_operators(fast, SlicingLimit.on(fast, images), images)
         return 0
     rows: list[dict[str, Any]] = []
     for name in chosen:

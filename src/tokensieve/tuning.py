@@ -63,7 +63,7 @@ def tune(
 
     Every recipe that is tried is scaled to take exactly the MACs it may, so that at each budget there is one number to
     make small: the mean KL(dense || sieved) over the search images (for embeddings 1 - cosine). CMA-ES does that over
-    some fifteen numbers (what each block merges or drops, two guards, what a proposal drops). A front is five such
+    some ten numbers (how the schedule runs over the depth, two guards, what a proposal drops). A front is five such
     searches, each begun from the best of the budget beside it, and not one search for two aims: CMA-ES has no
     form for two, and the genetic ones spend their trials all over the front, where the user wants one place of it.
 

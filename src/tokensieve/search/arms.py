@@ -23,6 +23,7 @@ POPULATION = 10
 ENOUGH = 6
 """Earlier trials at a rung from which on a bad one is given up."""
 RANGE = FloatDistribution(-1, 1)
+"""Of each knob around the best beginning; CMA-ES begins with a sixth of it."""
 
 
 @dataclass(frozen=True)
@@ -53,7 +54,7 @@ class Arm:
 
     The first trials are its variants (proposal layer, metric ...) at the best numbers known, and the family's other
     beginnings; around the best of them the numbers are searched. A trial that a rung of images shows to be worse than
-    the best third of earlier ones stops there, and its loss counts scaled by what the rest of the images did to the
+    the better half of earlier ones stops there, and its loss counts scaled by what the rest of the images did to the
     first trial's.
     """
 
@@ -109,7 +110,7 @@ class Arm:
             trial = self._ask()
             names = self.family.knobs(self.fit.costs.depth)
             centre, variant = self._best_start()
-            knobs = {name: centre.get(name, 0.0) + trial.suggest_float(name, -1, 1) for name in names}
+            knobs = {name: centre.get(name, 0.0) + trial.suggest_float(name, RANGE.low, RANGE.high) for name in names}
             value, attrs = self._try(knobs, variant, stoppable=True)
             for name, attr in attrs.items():
                 trial.set_user_attr(name, attr)
@@ -176,14 +177,14 @@ class Arm:
         return replace(self.fit, target=self.fit.target - cost)
 
     def _worse(self, seen: list[float]) -> bool:
-        """Whether a trial with these losses at its rungs, but not all, is behind the best third of earlier ones."""
+        """Whether a trial with these losses at its rungs, but not all, is behind the better half of earlier ones."""
         rung = len(seen) - 1
         earlier = sorted(
             trial.user_attrs["rungs"][rung] for trial in self._trials() if len(trial.user_attrs.get("rungs", ())) > rung
         )
         if len(seen) == len(self.judge.rungs) or len(earlier) < ENOUGH:
             return False
-        return seen[-1] > earlier[ceil(len(earlier) / 3) - 1]
+        return seen[-1] > earlier[ceil(len(earlier) / 2) - 1]
 
     def _growth(self, rungs: int) -> float:
         """How the loss over all images compares with that over the first so many rungs, for the first trial."""

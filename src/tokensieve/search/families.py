@@ -9,7 +9,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from math import exp, log
+from math import exp
 from typing import Any
 
 import numpy as np
@@ -126,9 +126,10 @@ TAKEN_AFTER = (0.017, 0.029, 0.036, 0.094, 0.145, 0.17, 0.163, 0.147, 0.126, 0.1
 """The same after a proposal has dropped a tenth of them."""
 LATE, SOURCE, DESTINATION, DROPPED = 0.75, 0.088, 0.031, 0.09
 """Of that schedule: from which share of the depth on blocks drop, both guards, the share that the proposal drops."""
-KNOTS = 11
-"""At most so many numbers make up a schedule; those of deeper hosts lie between them."""
-STRETCH = 1.2
+KNOTS = 6
+"""Numbers by which a schedule departs from the known one, evenly over the depth and with lines between: a number for
+each block was no better on images that the search had not seen, and took it longer."""
+STRETCH = 0.8
 """Natural logarithm of the factor by which a knob of 1 changes a weight."""
 
 
@@ -137,8 +138,9 @@ class Scheduled(Family):
     """A number of its own for every block but the last: merges, and late drops where the method has them.
 
     Each block takes a share of what is left, so that no budget, however small, leaves a block without patches. Knobs:
-    the logarithm of each share's weight over the best known; for `guarded` both guards and the block from which on
-    patches are dropped; with a proposal the share that it drops. `readout()` follows where the host takes it.
+    how even the shares are (0 as in the schedule known, 1 all the same) and the logarithm of what they are multiplied
+    with, at some places of the depth; for `guarded` both guards and the block from which on patches are dropped; with a
+    proposal the share that it drops. `readout()` follows where the host takes it.
     """
 
     method: str = "guarded"
@@ -152,12 +154,11 @@ class Scheduled(Family):
     def knobs(self, depth: int) -> list[str]:
         guards = ["late", "source_guard", "destination_guard"] if self.method == "guarded" else []
         knots = [f"share{i}" for i in range(min(depth - 1, KNOTS))]
-        return [*knots, *guards, *(["dropped"] if self.proposal else [])]
+        return ["even", *knots, *guards, *(["dropped"] if self.proposal else [])]
 
     def beginnings(self, depth: int) -> list[dict[str, float]]:
         """The schedule known, and the same share in every block, which is safer elsewhere."""
-        known = self._known(min(depth - 1, KNOTS))
-        return [{}, {f"share{i}": log(known.mean() / share) / STRETCH for i, share in enumerate(known)}]
+        return [{}, {"even": 1.0}]
 
     def variants(self) -> Sequence[Variant]:
         """The default, then one change at a time."""
@@ -168,9 +169,7 @@ class Scheduled(Family):
 
     def recipe(self, knobs: Mapping[str, float], variant: Variant, fit: Fit) -> Recipe:
         depth = fit.costs.depth
-        known = self._known(min(depth - 1, KNOTS))
-        knots = [share * _factor(knobs.get(f"share{i}", 0.0)) for i, share in enumerate(known)]
-        weights = [float(weight) for weight in _over(knots, depth - 1)]
+        weights = self._weights(knobs, depth - 1)
         settings = {key: value for key, value in variant.items() if key != "layer"}
         first = depth
         if self.method == "guarded":
@@ -200,9 +199,15 @@ class Scheduled(Family):
         patches = fit.costs.patches if self.proposal is None else wanted
         return fit.schedule(weights, lambda counts: blocks(counts, end, start), patches)
 
-    def _known(self, knots: int) -> NDArray[np.float64]:
-        """The schedule known, at so many places of the depth."""
-        return _over(TAKEN if self.proposal is None else TAKEN_AFTER, knots)
+    def _weights(self, knobs: Mapping[str, float], blocks: int) -> list[float]:
+        """What each block takes, in shares of what is left; a search scales them."""
+        known = _over(TAKEN if self.proposal is None else TAKEN_AFTER, blocks)
+        even = knobs.get("even", 0.0)
+        turned = _over([knobs.get(f"share{i}", 0.0) for i in range(min(blocks, KNOTS))], blocks)
+        return [
+            float(share ** (1 - even) * known.mean() ** even * _factor(knob))
+            for share, knob in zip(known, turned, strict=True)
+        ]
 
 
 def kept(count: int, fit: Fit, settings: Mapping[str, Any]) -> Recipe:

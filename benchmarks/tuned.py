@@ -1,0 +1,101 @@
+"""What `tokensieve tune` found, on images that it never saw -> results/tuned_HOST.csv and .json.
+
+    tokensieve tune --model deit_tiny_patch16_224 --weights W --data imagenette_train.tar --limit 250 --macs 1.9 \\
+        --preprocessing papers --proposal squeezenet1_1 --proposal-weights P --holdout 0.2 --trials 500 --out FRONT
+    python benchmarks/tuned.py deit_tiny --front FRONT
+    python benchmarks/tuned.py nano_vit                # searches itself, on 250 scenes of the training split
+
+Every recipe of the front, also those that others beat there, on the 1,750 photographs of compare_methods.py or on 1,000
+scenes. The best recipe is kept as results/tuned_HOST.json.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from compare_methods import HOSTS, Study
+from results import ROOT, SHARED, write
+from tokensieve import Recipe, sieve, tune
+from tokensieve.measure import fidelity
+from tokensieve.measure.outputs import collect_outputs
+
+
+def search(study: Study, trials: int, storage: str | None) -> dict[str, Any]:
+    """Without labels, with the study's proposal."""
+    name, weights = study.proposal["proposal"], study.proposal.get("proposal_weights")
+    front = tune(
+        study.model, study.search, macs=1.9, proposals={name: weights}, trials=trials, holdout=0.2, storage=storage,
+        mean=study.mean, std=study.std,
+        report=lambda told: print(told, file=sys.stderr, flush=True),
+    )  # fmt: skip
+    print(front.found)
+    return front.record()
+
+
+@torch.no_grad()
+def judge(study: Study, front: dict[str, Any]) -> list[dict[str, Any]]:
+    dense = collect_outputs(study.model, study.loader)
+    labels = torch.cat([labels for _, labels in study.loader])
+    right = 100 * float((dense.argmax(1) == labels).double().mean())
+    rows = []
+    for point in sorted(front["points"], key=lambda point: (point["budget"], point["search"]["loss"])):
+        recipe = Recipe.from_json(json.dumps(point["recipe_json"]))
+        fast = sieve(study.model, recipe, mean=study.mean, std=study.std)
+        told = fidelity(fast, dense, study.loader, k=1)
+        row = {
+            "host": study.name, "budget": point["budget"], "title": point["title"], "kind": point["kind"],
+            "macs_ratio": point["ratio"], "kl": told.kl, "agreement": told.agreement, "top1": told.accuracy.top[1],
+            "top1_dense": right, "images": told.count, "kl_search": point["search"]["loss"],
+            "kl_heldout": point["heldout"]["loss"], "dominated_in_search": point["dominated"],
+            "recommended": point["recipe"] == front["best"]["recipe"],
+            "recipe": str(recipe).replace(f"{SHARED}/", "../shared/"),
+        }  # fmt: skip
+        rows.append(row)
+        write(f"tuned_{study.name}.csv", rows)
+        print(
+            f"{row['budget']:.2f}x {row['title']:36} KL {row['kl']:.4f}  agreement {row['agreement']:.1f}  "
+            f"top-1 {row['top1'] - right:+.1f}" + ("  <- recommended" if row["recommended"] else ""),
+            flush=True,
+        )
+    return rows
+
+
+def beaten(rows: list[dict[str, Any]]) -> list[str]:
+    """Single methods that no searched recipe of as few MACs matches."""
+    searched = [row for row in rows if row["kind"] == "searched"]
+    return [
+        f"{row['title']} at {row['macs_ratio']:.2f}x"
+        for row in rows
+        if row["kind"] == "single"
+        and not any(s["kl"] <= row["kl"] and s["macs_ratio"] >= row["macs_ratio"] - 0.005 for s in searched)
+    ]
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("host", choices=HOSTS)
+    parser.add_argument("--front", type=Path, help="folder that `tokensieve tune` wrote; default: search here")
+    parser.add_argument("--trials", type=int, default=300)
+    parser.add_argument("--storage", help="SQLite file that keeps the search's trials")
+    parser.add_argument("--limit", type=int, help="images of each set")
+    args = parser.parse_args()
+    study = HOSTS[args.host](args.limit)
+    if args.front is None:
+        front = search(study, args.trials, args.storage)
+    else:
+        front = json.loads((args.front / "front.json").read_text())
+    rows = judge(study, front)
+    best = json.dumps(front["best"]["recipe_json"], indent=2).replace(f"{SHARED}/", "../shared/")
+    (ROOT / "results" / f"tuned_{study.name}.json").write_text(best + "\n")
+    print("not matched by any searched recipe: " + (", ".join(beaten(rows)) or "no single method"))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
