@@ -39,6 +39,7 @@ RESULTS = ROOT / "results" / "compare.csv"
 PICTURE = ROOT / "docs" / "pictures" / "compare.png"
 UNFAIR = {"evit": "published with trained weights", "ats": "published with trained weights",
           "dynamicvit": "random predictors: for its cost alone"}  # fmt: skip
+OURS = {"guarded": "#d62828", "guarded + readout": "black"}
 SPEED_AT = 45
 """The saving at which time is measured."""
 BATCH = 16
@@ -201,21 +202,21 @@ def plot() -> None:
     rows = read()
     hosts = {"deit_tiny": "DeiT-Tiny, photographs", "nano_vit": "bundled pair, scenes"}
     present = [host for host in hosts if any(row["host"] == host for row in rows)]
-    figure, axes = plt.subplots(1, len(present), figsize=(6.4 * len(present), 5), squeeze=False)
+    figure, axes = plt.subplots(1, len(present), figsize=(5.6 * len(present) + 2, 5.4), squeeze=False)
     colours = plt.get_cmap("tab20").colors
-    methods = list(dict.fromkeys(row["method"] for row in rows if row["counted"] == "host"))
+    told = [row for row in rows if row["counted"] == "host" and row["method"] != "dynamicvit"]
+    middle = [row for row in told if row["host"] == present[0] and row["saved"] == str(SPEED_AT)]
+    methods = [row["method"] for row in sorted(middle, key=lambda row: float(row["kl"]))]
     for axis, host in zip(axes[0], present, strict=True):
         for number, method in enumerate(methods):
-            mine = [r for r in rows if r["host"] == host and r["method"] == method and r["counted"] == "host"]
-            if not mine or method == "dynamicvit":
-                continue
-            ours = method in ("guarded", "guarded + readout")
+            mine = [row for row in told if row["host"] == host and row["method"] == method]
+            ours = method in OURS
             axis.plot(
-                [float(r["gmac_host"]) / float(r["gmac_dense"]) * 100 for r in mine],
-                [max(float(r["kl"]), 1e-4) for r in mine],
-                marker="os^Dv"[number % 5], markersize=5, linewidth=2.6 if ours else 1.3,
-                color=colours[number % 20], linestyle="--" if method in UNFAIR else "-",
-                label=method + (" (untrained)" if method in UNFAIR else ""),
+                [float(row["gmac_host"]) / float(row["gmac_dense"]) * 100 for row in mine],
+                [max(float(row["kl"]), 1e-5) for row in mine],
+                marker="os^Dv"[number % 5], markersize=6 if ours else 4, linewidth=3 if ours else 1.2,
+                color=OURS.get(method, colours[number % 20]), linestyle="--" if method in UNFAIR else "-",
+                zorder=3 if ours else 2, label=method + (" (untrained)" if method in UNFAIR else ""),
             )  # fmt: skip
         axis.set(
             yscale="log", title=hosts[host], xlabel="the host's MACs, % of dense", ylabel="KL from the dense model"

@@ -48,24 +48,44 @@ CHECKS = [
     ("vit_large_patch16_224", "tome(r=8)", "pure", "30.96"),
     ("deit_small_patch16_224", "tome(r=13)", "pure", "2.703"),
     ("deit_tiny_patch16_224", "tome(r=13)", "pure", "0.731"),
+    # hosts with stages: PaPr's table and its stage subsets, DynamicCNN and DynamicSwin (whose counts leave norms out)
+    ("convnext_base", "papr(keep=0.65)", "compat", "10.420"),
+    ("convnext_base", "papr(keep=0.65, stages=(1, 2, 3))", "compat", "10.854"),
+    ("convnext_base", "papr(keep=0.65, stages=(2, 3))", "compat", "11.287"),
+    ("convnext_base", "papr(keep=0.65, stages=(2,))", "compat", "11.740"),
+    ("convnext_large", "papr(keep=0.65)", "compat", "22.904"),
+    ("swin_base_patch4_window7_224", "papr(keep=0.65)", "compat", "12.254"),
+    ("swin_base_patch4_window7_224", "papr(keep=0.65, stages=(1, 2, 3))", "compat", "12.543"),
+    ("swin_base_patch4_window7_224", "papr(keep=0.65, stages=(2, 3))", "compat", "12.832"),
+    ("swin_base_patch4_window7_224", "papr(keep=0.65, stages=(2,))", "compat", "13.134"),
+    ("swin_large_patch4_window7_224", "papr(keep=0.65)", "compat", "26.961"),
+    ("swin_large_patch4_window12_384", "papr(keep=0.65, proposal_size=224)", "compat", "81.44"),
+    ("convnext_tiny", "dynamiccnn(keep=0.7)", "compat", "3.59"),
+    ("convnext_small", "dynamiccnn(keep=0.7)", "compat", "5.79"),
+    ("convnext_base", "dynamiccnn(keep=0.7)", "compat", "10.206"),
+    ("convnext_base", "dynamiccnn(keep=0.9)", "compat", "11.957"),
+    ("swin_tiny_patch4_window7_224", "dynamicswin(keep=0.7)", "pure", "4.04"),
+    ("swin_small_patch4_window7_224", "dynamicswin(keep=0.7)", "pure", "6.85"),
+    ("swin_base_patch4_window7_224", "dynamicswin(keep=0.7)", "pure", "12.067"),
 ]
 PROPOSALS = [((3, 224, 224), "0.2741"), ((3, 256, 256), "0.3580"), ((3, 384, 384), "0.8055")]
 
 
+@torch.no_grad()
 def main() -> int:
     rows, wrong, host, model = [], 0, "", None
     for name, recipe, counter, expected in sorted(CHECKS, key=lambda check: check[0]):
         if name != host:
             host, model = name, timm.create_model(name).eval()
         fast = sieve(model, recipe, pretrained=False)
-        size = (3, *model.patch_embed.img_size)
+        size = model.pretrained_cfg["input_size"]
         count = macs(fast, size, fvcore_compat=counter == "compat") / 1e9
         rows.append(
             {
                 "host": name, "recipe": recipe, "counter": counter, "expected_gmac": expected, "gmac": count,
                 "to_the_digit": _agrees(count, expected),
                 "with_selection_gmac": macs(fast, size, fvcore_compat=counter == "compat", selection=True) / 1e9,
-                "tokens_per_block": " ".join(str(read) for _, read in fast.plan(_patches(model))),
+                "tokens_per_block": " ".join(map(str, fast.trace(torch.zeros(1, *size)).tokens_per_block)),
             }
         )  # fmt: skip
     proposal = sieve(
@@ -87,11 +107,6 @@ def main() -> int:
 def _agrees(count: float, expected: str) -> bool:
     digits = len(expected.split(".")[1])
     return f"{count:.{digits}f}" == expected
-
-
-def _patches(model: torch.nn.Module) -> int:
-    height, width = model.patch_embed.grid_size
-    return height * width
 
 
 if __name__ == "__main__":

@@ -81,7 +81,7 @@ def accuracy() -> str:
 def compare(host: str) -> str:
     """Every method at the saving at which time was measured, the least changed first."""
     every = [row for row in read("compare.csv") if row["host"] == host]
-    rows = [row for row in every if row["ratio"]]
+    rows = [row for row in every if row.get("ratio")]
     cells = []
     for row in sorted(rows, key=lambda row: float(row["kl"])):
         name = row["method"] + (", proposal counted" if row["counted"] == "all" else "")

@@ -43,7 +43,8 @@ class Plan:
 
     def __init__(self, methods: Iterable[Method], depth: int, prefix: int) -> None:
         self.depth, self.prefix = depth, prefix
-        self.methods = [(i, method) for i, method in enumerate(methods) if not self._idle(method)]
+        self.every = list(methods)
+        self.methods = [(i, method) for i, method in enumerate(self.every) if not self._idle(method)]
 
     def acts(self, place: Place, block: int, count: int, patches: int) -> list[Act]:
         """What happens here to `count` tokens of an image of `patches` patches, one after the other."""
@@ -87,6 +88,9 @@ def check(host: Host, plan: Plan) -> None:
     """Refuse, before anything runs, what would be half applied or make no sense."""
     name = type(host.model).__name__
     methods = [method for _, method in plan.methods]
+    for method in plan.every:
+        if not method.on_tokens:
+            raise UnsupportedHost(f"{name} cannot take {method.name}: it is made for {method.family}.")
     start = [method.name for method in methods if method.place == "start"]
     if len(start) > 1:
         raise RecipeError(f"{' and '.join(start)} both drop patches before block 0; keep one of them.")

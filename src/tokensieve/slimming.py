@@ -381,6 +381,8 @@ class _Search:
 def _open(model: nn.Module) -> Host:
     """The host, or why Patch Slimming makes no sense on it."""
     host, name = open_host(model), type(model).__name__
+    if not isinstance(host, Host):
+        raise UnsupportedHost(f"{name} cannot be slimmed: its maps keep their full size. PaPr works on it.")
     if not host.class_token or not host.reads_prefix:
         why = "its head reads patch tokens too" if host.class_token else "it has no class token"
         raise UnsupportedHost(

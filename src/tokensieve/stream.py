@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from math import prod
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -20,6 +21,8 @@ from .tokens import Tokens, restore
 
 OWN = ("significance.", "parts.")
 """Sub-modules that belong to the recipe and not to the host."""
+NOT_OF_THE_MAP = ("keep", "order", "stages", "background")
+"""Settings of a method that needs a map which say nothing of how the map is made."""
 Memories = dict[int, Tensor | None]
 """What methods remember from before block 0, by their place in the recipe."""
 
@@ -49,18 +52,20 @@ def sieve(
         RecipeError: the recipe cannot be read or makes no sense.
         InputError: a proposal's weights cannot be had.
     """
+    from .stages import SievedStages  # a Sieved itself
+
     host, recipe = open_host(model), Recipe.of(recipe)
-    fast = Sieved(host, recipe)
+    fast = Sieved(host, recipe) if isinstance(host, Host) else SievedStages(host, recipe)
     config = getattr(model, "pretrained_cfg", None) or {}
     for index, method in fast.plan.methods:
-        part = method.build(host.width, len(host.blocks), pretrained)
+        part = fast._build(method, pretrained)
         if part is not None:
             own = next(model.parameters())
             fast.parts[str(index)] = part.to(own.device, own.dtype).eval().requires_grad_(False)
         if method.needs_significance:
             from .significance import build  # only where a map is needed: building one loads proposal libraries
 
-            words = {key: value for key, value in method.settings().items() if key not in ("keep", "order")}
+            words = {key: value for key, value in method.settings().items() if key not in NOT_OF_THE_MAP}
             words |= {"mean": mean or config.get("mean"), "std": std or config.get("std")}
             fast.significance = build(**words, pretrained=pretrained)
     return fast
@@ -75,14 +80,27 @@ class Sieved(nn.Module):
     def __init__(self, host: Host, recipe: Recipe) -> None:
         super().__init__()
         self.host, self.recipe = host, recipe
-        self.plan = Plan(recipe, len(host.blocks), host.prefix)
-        check(host, self.plan)
+        self.plan = self._planned()
         self.model = host.model
         self.parts = nn.ModuleDict()
         self.significance: nn.Module | None = None
         self.training = self.model.training
         self._register_state_dict_hook(_as_host_keys)
         self.register_load_state_dict_pre_hook(_from_host_keys)
+
+    def _planned(self) -> Plan:
+        """The recipe on this host, or a refusal."""
+        plan = Plan(self.recipe, len(self.host.blocks), self.host.prefix)
+        check(self.host, plan)
+        return plan
+
+    def _build(self, method: Method, pretrained: bool) -> nn.Module | None:
+        return method.build(self.host.width, len(self.host.blocks), pretrained)
+
+    def asking(self, images: Tensor) -> Callable[[], Any]:
+        """A call that does nothing but make the significance map of these images, for whoever counts or times it."""
+        assert self.significance is not None
+        return partial(self.significance, images, self.host.embed(images[:1]).grid)
 
     def forward(self, images: Tensor | None = None, **words: Any) -> Any:
         """(B, 3, H, W) -> what the host returns. Hosts of transformers take words of their own: `labels` and others."""
@@ -166,6 +184,16 @@ class Sieved(nn.Module):
         return f'recipe="{self.recipe}"'
 
 
+class Mask(NamedTuple):
+    """Patches, or the pixels of a stage, that were chosen."""
+
+    title: str
+    kept: Tensor
+    """(B, K) int64, ascending unless the recipe's order says otherwise."""
+    grid: tuple[int, int]
+    """Of which they were chosen."""
+
+
 @dataclass
 class Trace:
     """What a sieved model did with a batch of images."""
@@ -174,15 +202,22 @@ class Trace:
     """What the host returns."""
     significance: Tensor | None = None
     """(B, *grid) fp32: the map that ranked the patches; None where the recipe has none."""
-    kept: Tensor | None = None
-    """(B, K) int64: the patches kept before block 0, in token order; None where none were dropped there."""
+    kept: Any = None
+    """(B, K) int64: the patches kept before block 0, in token order; None where none were dropped there. On a host with
+    stages a list, one entry a stage: the pixels that the stage's last block ran on, None for all."""
     reads: list[Reads] = field(default_factory=list)
     """Tokens, prefix and padding included, that each block's keys, queries and MLP were made of."""
     tokens: Tokens | None = None
     """The last block's tokens after the host's final norm."""
 
+    masks: list[Mask] = field(default_factory=list)
+    """What was chosen by ranking: one entry where patches were dropped before block 0, one for each stage on a host
+    with stages; what the entries of `kept` are without their grids."""
+
     def begin(self, tokens: Tokens, significance: Tensor) -> None:
         self.kept, self.significance = tokens.positions, significance.unflatten(1, tokens.grid)
+        if tokens.positions is not None:
+            self.masks.append(Mask("Kept patches", tokens.positions, (tokens.grid[-2], tokens.grid[-1])))
 
     def finish(self, tokens: Tokens, output: Any) -> None:
         self.tokens, self.output = tokens, output

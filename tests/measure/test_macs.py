@@ -90,6 +90,12 @@ def test_compat_leaves_out_channels_first_layer_norm_and_counts_batch_norm() -> 
         ("deit_tiny_patch16_224", "tome(r=13)", False, "0.731"),
         ("vit_base_patch16_224", "papr(keep=0.5)", True, "8.989"),
         ("vit_base_patch16_224", "papr(keep=0.5, order=significance) + tome(r=16, layers=6:12)", True, "6.82"),
+        ("convnext_base", "papr(keep=0.65)", True, "10.420"),
+        ("convnext_base", "papr(keep=0.65, stages=(2,))", True, "11.740"),
+        ("convnext_base", "dynamiccnn(keep=0.7)", True, "10.206"),
+        ("convnext_tiny", "dynamiccnn(keep=0.7)", True, "3.59"),
+        ("swin_base_patch4_window7_224", "papr(keep=0.65)", True, "12.254"),
+        ("swin_tiny_patch4_window7_224", "dynamicswin(keep=0.7)", False, "4.04"),
     ],
 )
 def test_printed_tables(name: str, recipe: str, compat: bool, printed: str) -> None:

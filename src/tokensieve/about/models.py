@@ -16,7 +16,7 @@ from torch import nn
 from .. import zoo
 from ..data import Preprocessing
 from ..errors import InputError, RecipeError, SieveError, UnsupportedHost, nearest
-from ..hosts import _FAMILIES, Host, open_host
+from ..hosts import _FAMILIES, Host, StagedHost, open_host
 from ..measure import macs
 from ..significance.proposal import named_proposal
 from ..stream import sieve
@@ -140,7 +140,11 @@ def built(name: str) -> tuple[nn.Module, list[int]]:
     return model.requires_grad_(False), [3, height, width]
 
 
-def _as_host(model: nn.Module, host: Host) -> dict[str, Any]:
+def _as_host(model: nn.Module, host: Host | StagedHost) -> dict[str, Any]:
+    if isinstance(host, StagedHost):
+        blocks = sum(len(stage.blocks) for stage in host.stages)
+        reason = f"{type(model).__name__}'s maps keep their full size: papr chooses the pixels of each stage."
+        return {"blocks": blocks, "prefix": 0, "merges": False, "merges_reason": reason}
     merges, why = True, None
     try:
         sieve(model, "tome(r=1)")

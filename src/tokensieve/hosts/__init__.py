@@ -5,14 +5,20 @@ from torch import nn
 from ..attention import Attention
 from ..errors import UnsupportedHost
 from .base import Host, HostBlock
+from .staged import StagedHost
 from .timm_beit import TimmBeit
+from .timm_convnext import TimmConvNeXt
+from .timm_swin import TimmSwin
 from .timm_vit import MODELS, TimmEva, TimmViT
 
-__all__ = ["Attention", "Host", "HostBlock", "open_host"]
+__all__ = ["Attention", "Host", "HostBlock", "StagedHost", "open_host"]
 
-_FAMILIES: dict[type[nn.Module], type[Host]] = {
-    model: TimmEva if model.__name__ == "Eva" else TimmViT for model in MODELS
-} | {TimmBeit.model_class: TimmBeit}
+_FAMILIES: dict[type[nn.Module], type[Host] | type[StagedHost]] = {
+    **{model: TimmEva if model.__name__ == "Eva" else TimmViT for model in MODELS},
+    TimmBeit.model_class: TimmBeit,
+    TimmConvNeXt.model_class: TimmConvNeXt,
+    **dict.fromkeys(TimmSwin.model_classes, TimmSwin),
+}
 
 _WHOLE_GRID = "its windows or strides need the whole grid"
 _TOWERS = "it reads text too: sieve its model.vision_model, and give that one's pooler_output to what follows"
@@ -30,9 +36,7 @@ _HINTS = {
     "Xcit": "its cross-covariance attention and local patch interaction need the whole grid",
     "VisionTransformerRelPos": "its relative position bias is not gathered with the tokens",
     "NaFlexVit": "its own patch masking is not joined with the stream",
-    **dict.fromkeys(
-        ("VisionTransformerSAM", "SwinTransformer", "SwinTransformerV2", "SwinTransformerV2Cr"), _WHOLE_GRID
-    ),
+    **dict.fromkeys(("VisionTransformerSAM", "SwinTransformerV2Cr"), _WHOLE_GRID),
     **dict.fromkeys(("Hiera", "HieraDet", "MultiScaleVit", "PoolingVisionTransformer", "Twins"), _WHOLE_GRID),
     # transformers
     **dict.fromkeys(("CLIPModel", "SiglipModel"), _TOWERS),
@@ -53,7 +57,7 @@ _HINTS = {
 }
 
 
-def open_host(model: nn.Module) -> Host:
+def open_host(model: nn.Module) -> Host | StagedHost:
     """Open a model for the stream, without copying or changing it.
 
     Raises:
@@ -71,7 +75,7 @@ def open_host(model: nn.Module) -> Host:
     return family(model)
 
 
-def _family(kind: type[nn.Module]) -> type[Host] | None:
+def _family(kind: type[nn.Module]) -> type[Host] | type[StagedHost] | None:
     """Who opens a class. Openers of libraries that need not be installed are imported when a class of theirs comes."""
     if kind.__module__.startswith("transformers."):
         from . import hf_vit

@@ -64,8 +64,7 @@ def macs(
             lengths = [(SlicingLimit.on(module, one), one) for one in images.split(1)]
         parts.append((module.model, lambda: [limit(some) for limit, some in lengths]))
         if module.significance is not None and (proposal or selection):
-            grid = module.host.embed(images[:1]).grid
-            parts.append((module.significance, partial(module.significance, images, grid)))
+            parts.append((module.significance, module.asking(images)))
     total = sum(_count(owner, call, fvcore_compat) for owner, call in parts[: 2 if proposal else 1])
     if isinstance(module, Sieved) and module.parts:  # learned layers of a method's own
         total += _count(module, partial(module, images), fvcore_compat, within="parts")
@@ -102,8 +101,8 @@ def _count(owner: nn.Module, call: Callable[[], Any], fvcore_compat: bool, withi
                 hooks.callback(parameter.requires_grad_, True)
                 parameter.requires_grad_(False)
         if fvcore_compat:
-            for part in owner.modules():
-                if isinstance(part, LayerNorm2d):
+            for name, part in owner.named_modules():
+                if isinstance(part, LayerNorm2d) and name.startswith(within):
                     hooks.callback(part.register_forward_hook(leave_out).remove)
         with counter:
             call()
@@ -111,5 +110,5 @@ def _count(owner: nn.Module, call: Callable[[], Any], fvcore_compat: bool, withi
         # Modules by their dotted names; one inside another that was called is counted with that one.
         counts = {name: sum(ops.values()) for name, ops in counter.get_flop_counts().items()}
         named = [name for name in counts if name.startswith(f"{type(owner).__name__}.{within}.")]
-        return sum(counts[name] for name in named if name.rpartition(".")[0] not in counts) / 2
+        return sum(counts[name] for name in named if name.rpartition(".")[0] not in counts) / 2 - uncounted
     return counter.get_total_flops() / 2 - uncounted

@@ -80,8 +80,7 @@ def speed(
         "limit": partial(limit if limit is not None else SlicingLimit.on(eager, images), images),
     }
     if eager.significance is not None:
-        grid = eager.host.embed(images[:1]).grid
-        contestants["proposal"] = partial(eager.significance, images, grid)
+        contestants["proposal"] = eager.asking(images)
     times = interleaved(contestants, seconds=seconds, min_rounds=min_rounds, max_rounds=max_rounds)
     return summarise(times, images.shape[0])
 

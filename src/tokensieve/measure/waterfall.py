@@ -94,8 +94,7 @@ class _Rung:
         if self.limit is not None:
             calls["limit"] = partial(self.limit, self.images)
             if self.sieved.significance is not None and not self.compiled:
-                grid = self.sieved.host.embed(self.images[:1]).grid
-                calls["map"] = partial(self.sieved.significance, self.images, grid)
+                calls["map"] = self.sieved.asking(self.images)
         return calls
 
 

@@ -3,6 +3,7 @@
 from .ats import ATS
 from .base import METHODS, Evidence, Here, Method, register
 from .diffrate import DiffRate
+from .dynamic_spatial import DynamicCNN, DynamicSwin
 from .dynamicvit import DynamicViT
 from .evit import EViT
 from .gtp import GTP
@@ -21,6 +22,8 @@ __all__ = [
     "MCTF",
     "METHODS",
     "DiffRate",
+    "DynamicCNN",
+    "DynamicSwin",
     "DynamicViT",
     "EViT",
     "Evidence",

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from ..attention import Attention
 from ..errors import RecipeError, nearest
+from ..pixels import Pixels
 from ..tokens import Tokens
 
 if TYPE_CHECKING:
@@ -30,6 +31,19 @@ class Here(NamedTuple):
     prefix: int
     patches: int
     """Of the image, before anything acted."""
+
+
+class There(NamedTuple):
+    """Where a method is asked how many pixels it chooses, on a host with stages: integers alone."""
+
+    stage: int
+    """Counted from 0, of `stages`."""
+    stages: int
+    block: int
+    """In its stage, of `depth`."""
+    depth: int
+    pixels: int
+    """Of the stage's map."""
 
 
 @dataclass(frozen=True)
@@ -100,6 +114,14 @@ class Method(ABC):
     attends: ClassVar[bool] = False
     """Computes the attention itself where it acts, by `attend`."""
 
+    on_tokens: ClassVar[bool] = True
+    """Acts on hosts whose tokens can be dropped or merged."""
+    on_pixels: ClassVar[bool] = False
+    """Acts on hosts with stages, where it chooses the pixels that point-wise operators run on."""
+
+    family: ClassVar[str] = ""
+    """The one family of hosts with stages that it is made for; empty is any."""
+
     @abstractmethod
     def left(self, here: Here) -> int:
         """How many of `here.tokens` remain after this method; the answer `here.tokens` means that it does not act."""
@@ -116,6 +138,19 @@ class Method(ABC):
     @abstractmethod
     def reduce(self, tokens: Tokens, left: int, evidence: Evidence) -> Tokens:
         """Reduce to `left` tokens, prefix included. Called only where the method acts."""
+
+    def chooses(self, there: There) -> int | None:
+        """For methods `on_pixels`: how many pixels it chooses in front of this block, until it chooses again or the
+        stage ends; None where it does not."""
+        return None
+
+    def build_for_stages(self, widths: Sequence[int], depths: Sequence[int], pretrained: bool) -> nn.Module | None:
+        """`build` for methods `on_pixels`: channels and blocks of each stage."""
+        return None
+
+    def choose(self, x: Tensor, count: int, there: There, evidence: Evidence) -> Pixels:
+        """For methods `on_pixels`: choose `count` pixels of the map x (B, H, W, C) that goes into this block."""
+        raise NotImplementedError
 
     def attend(self, attention: Attention) -> tuple[Tensor, Tensor]:
         """For methods that `attend`: the attention's output (B, H, M, d_h), and what `reduce` gets as `found`."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -64,13 +65,9 @@ class DynamicViT(Method):
 
     def build(self, width: int, depth: int, pretrained: bool) -> nn.Module:
         predictors = nn.ModuleList(Predictor(width) for _ in self._stages(depth))
+        check_predictors("dynamicvit", self.weights, pretrained)
         if self.weights is not None:
             _load(predictors, self.weights)
-        elif pretrained:
-            raise RecipeError(
-                "dynamicvit needs the weights of its trained predictors: weights=FILE. "
-                "To measure its cost alone, sieve(..., pretrained=False) makes random ones."
-            )
         return predictors
 
     def reduce(self, tokens: Tokens, left: int, evidence: Evidence) -> Tokens:
@@ -81,12 +78,21 @@ class DynamicViT(Method):
         return tokens.select(ranked(score)[:, : left - tokens.prefix])
 
 
+def check_predictors(method: str, weights: object, pretrained: bool) -> None:
+    """Refuse predictors without weights, but for measuring cost."""
+    if weights is None and pretrained:
+        raise RecipeError(
+            f"{method} needs the weights of its trained predictors: weights=FILE. "
+            "To measure its cost alone, sieve(..., pretrained=False) makes random ones."
+        )
+
+
 class Predictor(nn.Module):
     """Keep or drop: from a patch, and from the mean of all. The names are those of published checkpoints."""
 
-    def __init__(self, width: int) -> None:
+    def __init__(self, width: int, norm: Callable[[int], nn.Module] = nn.LayerNorm) -> None:
         super().__init__()
-        self.in_conv = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, width), nn.GELU())
+        self.in_conv = nn.Sequential(norm(width), nn.Linear(width, width), nn.GELU())
         self.out_conv = nn.Sequential(
             nn.Linear(width, width // 2), nn.GELU(), nn.Linear(width // 2, width // 4), nn.GELU(),
             nn.Linear(width // 4, 2), nn.LogSoftmax(dim=-1),

@@ -11,8 +11,9 @@ import torch
 from torch import Tensor
 
 from ..errors import InputError, RecipeError, nearest
+from ..pixels import Background, Pixels
 from ..tokens import Tokens
-from .base import SHORTHANDS, Evidence, Here, Method, register
+from .base import SHORTHANDS, Evidence, Here, Method, There, register
 from .matching import ranked
 from .schedule import check_share
 
@@ -43,9 +44,14 @@ class PaPr(Method):
         proposal_args: further constructor arguments of the proposal, by name.
         proposal_dtype: precision the proposal runs in, `float32` unless said otherwise.
         seed: of the `random` map.
+        stages: on hosts with stages (ConvNeXt, Swin) those in which pixels are chosen; None is all. There maps keep
+            their full size, and point-wise operators run on the `int(H * W * keep)` most significant pixels of each
+            stage; `keep` may be a tuple, a share for each of `stages`.
+        background: on hosts with stages what becomes of the other pixels: `zero`, or `keep` what they had; None is the
+            published code's, zero for ConvNeXt and keep for Swin.
     """
 
-    keep: float
+    keep: float | tuple[float, ...]
     proposal: Any = "mobileone_s0"
     significance: Any = "mean"
     layer: int | str | None = None
@@ -58,13 +64,20 @@ class PaPr(Method):
     proposal_args: Mapping[str, Any] | None = None
     proposal_dtype: str | None = None
     seed: int = 0
+    stages: tuple[int, ...] | None = None
+    background: Background | None = None
 
     name: ClassVar[str] = "papr"
     place: ClassVar[Literal["start"]] = "start"
     needs_significance: ClassVar[bool] = True
+    on_pixels: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
-        check_share("papr", "keep", self.keep)
+        if isinstance(self.keep, list):
+            object.__setattr__(self, "keep", tuple(self.keep))
+        for share in self.keep if isinstance(self.keep, tuple) else (self.keep,):
+            check_share("papr", "keep", share)
+        self._check_stages()
         _one_of("order", self.order, ("raster", "significance"))
         _one_of("proposal_norm", self.proposal_norm, ("native", "shared"))
         if isinstance(self.significance, str):
@@ -76,7 +89,32 @@ class PaPr(Method):
         if isinstance(self.proposal_size, list):
             object.__setattr__(self, "proposal_size", tuple(self.proposal_size))
 
+    def _check_stages(self) -> None:
+        stages = self.stages
+        if isinstance(stages, list | tuple | range):
+            stages = tuple(stages)
+            object.__setattr__(self, "stages", stages)
+            whole = all(isinstance(stage, int) and not isinstance(stage, bool) and stage >= 0 for stage in stages)
+            if not stages or not whole or len(set(stages)) < len(stages):
+                raise RecipeError(f"papr: stages must be numbers of stages from 0 up, each once, not {stages!r}.")
+        elif stages is not None:
+            raise RecipeError(f"papr: stages must be the numbers of stages, such as (1, 2, 3), not {stages!r}.")
+        if self.background is not None:
+            _one_of("background", self.background, ("zero", "keep"))
+        if isinstance(self.keep, tuple) and stages is not None and len(self.keep) != len(stages):
+            raise RecipeError(f"papr: {len(self.keep)} shares to keep do not go with {len(stages)} stages.")
+
+    @property
+    def ranks(self) -> bool:
+        """Whether anything is left out, so that a map is asked for."""
+        return min(self.keep) < 1 if isinstance(self.keep, tuple) else self.keep < 1
+
     def left(self, here: Here) -> int:
+        if isinstance(self.keep, tuple) or self.stages is not None or self.background is not None:
+            raise RecipeError(
+                "papr: a share for each stage, stages= and background= are for models with stages, such as ConvNeXt "
+                "and Swin; this one has none."
+            )
         if here.block != 0 or self.keep == 1:
             return here.tokens
         return here.prefix + min(max(int(here.tokens * self.keep), 1), here.tokens - here.prefix)
@@ -88,6 +126,22 @@ class PaPr(Method):
         significance = evidence.significance.view(tokens.x.shape[0], -1)
         index = top_patches(significance, left - tokens.prefix)
         return tokens.select(index if self.order == "significance" else index.sort(dim=-1).values)
+
+    def chooses(self, there: There) -> int | None:
+        stages = tuple(range(there.stages)) if self.stages is None else self.stages
+        if max(stages) >= there.stages:
+            raise RecipeError(f"papr: stages={self.stages} do not exist, the model has {there.stages} stages.")
+        if isinstance(self.keep, tuple) and len(self.keep) != len(stages):
+            raise RecipeError(f"papr: {len(self.keep)} shares to keep do not go with the model's {len(stages)} stages.")
+        if there.block != 0 or there.stage not in stages:
+            return None
+        share = self.keep[stages.index(there.stage)] if isinstance(self.keep, tuple) else self.keep
+        return None if share == 1 else max(int(there.pixels * share), 1)
+
+    def choose(self, x: Tensor, count: int, there: There, evidence: Evidence) -> Pixels:
+        assert evidence.significance is not None
+        index = top_patches(evidence.significance, count).sort(dim=-1).values
+        return Pixels(index, there.pixels, self.background)
 
     def settings(self) -> dict[str, Any]:
         settings = super().settings()

@@ -205,7 +205,7 @@ class _Recall:
 
 def _asks(method: Method) -> TypeGuard[PaPr]:
     """Whether a method needs maps that a network makes."""
-    return isinstance(method, PaPr) and method.significance not in ("random", "centre") and method.keep < 1
+    return isinstance(method, PaPr) and method.significance not in ("random", "centre") and method.ranks
 
 
 def _read(model: nn.Module, loader: Iterable[Any] | Tensor, batch: int) -> tuple[Tensor, Tensor, Tensor | None, bool]:

@@ -52,8 +52,7 @@ def map_costs(fasts: Mapping[str, Sieved], dense: nn.Module, image: Tensor, seco
     images = image[None].to(like.device, like.dtype)
     calls: dict[str, Any] = {"dense": partial(dense, images)}
     for name, fast in fasts.items():
-        assert fast.significance is not None
-        calls[name] = partial(fast.significance, images, fast.host.embed(images).grid)
+        calls[name] = fast.asking(images)
     with evaluating(dense, *fasts.values()):
         times = interleaved(calls, seconds=seconds, min_rounds=3, max_rounds=50)
         size = tuple(image.shape)
@@ -112,8 +111,8 @@ def compare_section(
         if not panels:
             panels.append(Panel(picture, "Input", f"dense: {verdict.dense}", "The picture as the model reads it"))
         assert trace.significance is not None
-        assert trace.kept is not None
-        both = stack([heat(picture, trace.significance[0]), kept(picture, trace.kept[0], _grid(trace))])
+        mask = trace.masks[0]
+        both = stack([heat(picture, trace.significance[0]), kept(picture, mask.kept[0], mask.grid)])
         note = f"{percent(verdict.confidence)} for {verdict.dense.label}\n"
         note += "answer stays" if verdict.same else f"now {verdict.sieved}"
         caption = f"{name}, {short(1000 * costs[name].seconds)} ms"
@@ -185,8 +184,9 @@ def _grid(trace: Trace) -> tuple[int, int]:
 
 
 def _count(trace: Trace) -> int:
+    """Patches kept; on a host with stages those of the first stage in which any were left out."""
     height, width = _grid(trace)
-    return height * width if trace.kept is None else trace.kept.shape[1]
+    return trace.masks[0].kept.shape[1] if trace.masks else height * width
 
 
 def _said(verdict: Verdict) -> str:

@@ -91,7 +91,7 @@ def beside(model: nn.Module, recipe: Recipe, input_size: Sequence[int], **settin
     """A recipe by its text, and what it must be better than: random patches at its ratio, merging at its MACs."""
     chosen = {str(recipe): recipe}
     first = next(iter(recipe), None)
-    if isinstance(first, PaPr) and first.keep < 1 and first.significance not in CONTROLS:
+    if isinstance(first, PaPr) and first.ranks and first.significance not in CONTROLS:
         chosen[RANDOM] = varied(recipe, significance="random", proposal_weights=None)
         try:
             budget = macs(sieve(model, recipe, **settings), input_size)
@@ -160,8 +160,8 @@ def drawn(
             shown = picture
             if tokens.size is not None:
                 shown = groups(picture, trace.source[0], grid)
-            elif trace.kept is not None:
-                shown = kept(picture, trace.kept[0], grid)
+            elif trace.masks:
+                shown = kept(picture, trace.masks[0].kept[0], trace.masks[0].grid)
             wrong = verdict is not None and (verdict.sieved.index != label if label >= 0 else not verdict.same)
             said = "" if verdict is None else str(verdict.sieved)
             caption = name[0].upper() + name[1:] if name in (RANDOM, MERGING) else "What the recipe reads"

@@ -121,9 +121,10 @@ def explain(
         if trace.significance is not None:
             note = "blue is low, yellow is high"
             panels.append(Panel(heat(picture, trace.significance[i]), "Significance map", note, "Its significance map"))
-        if trace.kept is not None:
-            share = f"{trace.kept.shape[1]} of {patches}"
-            panels.append(Panel(kept(picture, trace.kept[i], grid), "Kept patches", share, f"The {share} patches kept"))
+        for mask in trace.masks:
+            share = f"{mask.kept.shape[1]} of {mask.grid[0] * mask.grid[1]}"
+            drawn = kept(picture, mask.kept[i], mask.grid)
+            panels.append(Panel(drawn, mask.title, share, f"The {share} patches kept"))
         if merging:
             left = f"{tokens.x.shape[1] - tokens.prefix} after the last block"
             drawn = groups(picture, trace.source[i], grid)
@@ -134,7 +135,7 @@ def explain(
                 facts=_facts(verdicts[i], cosines[i]),
                 verdict=verdicts[i],
                 cosine=cosines[i],
-                kept=None if trace.kept is None else trace.kept.shape[1],
+                kept=trace.masks[0].kept.shape[1] if trace.masks else None,
                 tokens_per_block=tuple(trace.tokens_per_block),
             )
         )

@@ -73,7 +73,7 @@ def choose(
     if not maps:
         return recipes
     (recipe,) = recipes.values()
-    if ranking(recipe).keep == 1:
+    if not ranking(recipe).ranks:
         raise RecipeError("--compare needs a keep ratio below 1: at 1 no patch is dropped and all maps are equal.")
     for name in maps:
         if name not in MAPS:
@@ -120,13 +120,13 @@ def open_rivals(
     return fasts
 
 
-def with_keeps(fasts: Mapping[str, Sieved], keeps: Sequence[float]) -> dict[tuple[str, float], Sieved]:
+def with_keeps(fasts: Mapping[str, Sieved], keeps: Sequence[Any]) -> dict[tuple[str, Any], Sieved]:
     """Each of `open_rivals` at each keep ratio, by default at its own; host and map are shared, not built again."""
-    cells: dict[tuple[str, float], Sieved] = {}
+    cells: dict[tuple[str, Any], Sieved] = {}
     for name, fast in fasts.items():
         for keep in keeps or [ranking(fast.recipe).keep]:
-            cell = Sieved(fast.host, varied(fast.recipe, keep=keep))
-            cell.significance = fast.significance if keep < 1 else None  # at 1 nothing is ranked
+            cell = type(fast)(fast.host, varied(fast.recipe, keep=keep))
+            cell.significance = fast.significance if ranking(cell.recipe).ranks else None
             cells[name, keep] = cell
     return cells
 

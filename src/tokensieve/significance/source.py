@@ -43,17 +43,27 @@ class Significance(Frozen):
 
         Raises `InputError` for images or maps whose shapes do not fit.
         """
-        grid = tuple(grid)
-        maps = self.maps(images, grid)
-        if maps.ndim != 2:
-            maps = resize_map(maps, grid, self.align_corners).flatten(1)
-        count = images.shape[0]  # not len(): exporters with a free batch size would fix it
-        if maps.shape[1] != prod(grid) or maps.shape[0] not in (1, count):
-            raise InputError(
-                f"The significance map of {self.name} has shape {tuple(maps.shape)}, which does not fit {count} images "
-                f"of {prod(grid)} patches."
-            )
-        return maps.expand(count, -1).float()
+        return self.ask(images)(grid)
+
+    def ask(self, images: Tensor) -> Callable[[Sequence[int]], Tensor]:
+        """The map of these images for any grid, as `forward` gives it; a network is asked once, here."""
+        asks = isinstance(self.source, FeatureMap | CallableMap)
+        made = self.maps(images) if asks else None
+
+        def on(grid: Sequence[int]) -> Tensor:
+            grid = tuple(grid)
+            maps = self.maps(images, grid) if made is None else made
+            if maps.ndim != 2:
+                maps = resize_map(maps, grid, self.align_corners).flatten(1)
+            count = images.shape[0]  # not len(): exporters with a free batch size would fix it
+            if maps.shape[1] != prod(grid) or maps.shape[0] not in (1, count):
+                raise InputError(
+                    f"The significance map of {self.name} has shape {tuple(maps.shape)}, which does not fit {count} "
+                    f"images of {prod(grid)} patches."
+                )
+            return maps.expand(count, -1).float()
+
+        return on
 
     def maps(self, images: Tensor, grid: Sequence[int] | None = None) -> Tensor:
         """The maps as they are made, before they are resized: (B, h, w), or (B, P) from a source that makes those.

@@ -1,0 +1,92 @@
+"""The contract of a host with stages: maps that shrink from stage to stage, and point-wise operators on them."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor, nn
+
+from ..errors import InputError
+from ..pixels import Background
+
+
+class PixelBlock(ABC):
+    """One block: something that looks around, over the whole map, and then an operator that reads one pixel each.
+
+    Called whole where all pixels count; else through its verbs. Maps are in the host's own layout outside the verbs,
+    and (B, H, W, C) between them.
+    """
+
+    def __init__(self, block: Any) -> None:
+        self.block = block
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """The block as it is."""
+        return self.block(x)
+
+    @abstractmethod
+    def around(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """What looks around -> the residual, and what the point-wise operator reads; both (B, H, W, C)."""
+
+    @abstractmethod
+    def pixel(self, y: Tensor) -> Tensor:
+        """The point-wise operator, with norm, scale and drop path: (B, K, C) -> what is added to the residual."""
+
+
+@dataclass(frozen=True)
+class Stage:
+    """Blocks on maps of one size."""
+
+    enter: Callable[[Tensor], Tensor]
+    """What shrinks the map of the stage before."""
+    blocks: Sequence[PixelBlock]
+
+
+class StagedHost(ABC):
+    """A model opened into its stages. Holds references to its sub-modules and nothing else."""
+
+    model: Any
+    """The host itself."""
+    family: str
+    """ConvNeXt or Swin: what methods with weights of their own are made for."""
+    stages: Sequence[Stage]
+    widths: Sequence[int]
+    """Channels of each stage's map."""
+    background: Background
+    """What the published code of PaPr does with pixels that are left out."""
+    channels_first: bool
+    """Whether a map is (B, C, H, W) in the host's own layout, else (B, H, W, C)."""
+
+    @abstractmethod
+    def __init__(self, model: nn.Module) -> None:
+        """Open `model`; raises `UnsupportedHost` for what would go wrong silently."""
+
+    @abstractmethod
+    def embed(self, images: Tensor) -> Tensor:
+        """(B, 3, H, W) -> the map that goes into stage 0."""
+
+    def lay_out(self, x: Tensor) -> Tensor:
+        """The same map, so in memory that (B, H, W, C) is a view of it: called where pixels are about to be chosen."""
+        return x
+
+    @abstractmethod
+    def features(self, x: Tensor) -> Tensor:
+        """What comes after the last stage and is still a map."""
+
+    @abstractmethod
+    def head(self, x: Tensor) -> Any:
+        """Pooling and classifier -> the host's own output."""
+
+    def size(self, x: Tensor) -> tuple[int, int]:
+        """Height and width of a map."""
+        height, width = x.shape[2:4] if self.channels_first else x.shape[1:3]
+        return height, width
+
+    def arguments(self, images: Tensor | None, words: dict[str, Any]) -> tuple[Tensor, dict[str, Any]]:
+        """As of a `Host`."""
+        if images is None or words:
+            raise InputError(f"{type(self.model).__name__} is called with images (B, 3, H, W) alone.")
+        return images, words

@@ -1,0 +1,69 @@
+"""timm's `SwinTransformer` and `SwinTransformerV2`."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from timm.models.swin_transformer import SwinTransformer, SwinTransformerBlock
+from timm.models.swin_transformer_v2 import SwinTransformerV2, SwinTransformerV2Block
+from torch import Tensor
+
+from ..errors import UnsupportedHost
+from .staged import PixelBlock, Stage, StagedHost
+from .timm_convnext import check_images, no_checkpointing
+
+
+class SwinPixels(PixelBlock):
+    """Attention in (shifted) windows, then an MLP on each pixel, its norm in front."""
+
+    def around(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        block = self.block
+        x = x + block.drop_path1(block._attn(block.norm1(x)))
+        return x, x
+
+    def pixel(self, y: Tensor) -> Tensor:
+        return self.block.drop_path2(self.block.mlp(self.block.norm2(y)))
+
+
+class SwinV2Pixels(SwinPixels):
+    """The same with the norms behind."""
+
+    def around(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        block = self.block
+        x = x + block.drop_path1(block.norm1(block._attn(x)))
+        return x, x
+
+    def pixel(self, y: Tensor) -> Tensor:
+        return self.block.drop_path2(self.block.norm2(self.block.mlp(y)))
+
+
+BLOCKS: dict[type, type[PixelBlock]] = {SwinTransformerBlock: SwinPixels, SwinTransformerV2Block: SwinV2Pixels}
+
+
+class TimmSwin(StagedHost):
+    """Patch embedding, stages, norm and head as timm has them."""
+
+    model_classes = (SwinTransformer, SwinTransformerV2)
+    family = "Swin"
+    background = "keep"
+    channels_first = False
+
+    def __init__(self, model: Any) -> None:
+        self.model = model
+        for block in (block for stage in model.layers for block in stage.blocks):
+            if type(block) not in BLOCKS:
+                raise UnsupportedHost(f"{type(model).__name__} cannot be sieved: its block is {type(block).__name__}.")
+        no_checkpointing(model, [stage.grad_checkpointing for stage in model.layers])
+        self.widths = [info["num_chs"] for info in model.feature_info]
+        self.stages = [
+            Stage(stage.downsample, [BLOCKS[type(block)](block) for block in stage.blocks]) for stage in model.layers
+        ]
+
+    def embed(self, images: Tensor) -> Tensor:
+        return self.model.patch_embed(check_images(self.model, images))
+
+    def features(self, x: Tensor) -> Tensor:
+        return self.model.norm(x)
+
+    def head(self, x: Tensor) -> Tensor:
+        return self.model.forward_head(x)

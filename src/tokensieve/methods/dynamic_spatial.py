@@ -1,0 +1,204 @@
+"""DynamicCNN and DynamicSwin: trained predictors send some pixels of a stage through a cheaper operator."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import ClassVar
+
+import torch
+import torch.nn.functional as F
+from timm.layers import LayerNorm2d
+from torch import Tensor, nn
+
+from ..errors import RecipeError
+from ..pixels import Pixels
+from ..tokens import Tokens
+from .base import Evidence, Here, Method, Place, There, register
+from .dynamicvit import Predictor, check_predictors
+from .matching import ranked
+from .schedule import check_share
+
+STAGE = 2
+"""The one stage in which pixels are chosen, the longest."""
+
+
+@dataclass(frozen=True)
+class DynamicSpatial(Method):
+    """Inference from given weights (Rao et al., "Dynamic Spatial Sparsification", TPAMI 2023, section 3.4).
+
+    In front of three blocks of the third stage a predictor ranks all pixels anew. The best go through the block's own
+    operator, the others through a norm and one linear layer; the residual is kept for all.
+
+    Args:
+        keep: the share of pixels that take the slow path after the first predictor; the second keeps 0.2 less, the
+            third 0.4 less; or a share for each.
+        weights: file with the weights of predictors and fast paths, keys as in published checkpoints; what else it
+            holds is ignored. The host should be the one that was trained with them.
+        layers: the blocks of the third stage with a predictor in front; None is after one, two and three ninths.
+    """
+
+    keep: float | tuple[float, ...]
+    weights: str | os.PathLike[str] | None = None
+    layers: tuple[int, ...] | None = None
+
+    place: ClassVar[Place] = "before"
+    on_tokens: ClassVar[bool] = False
+    on_pixels: ClassVar[bool] = True
+    epsilon: ClassVar[float]
+    """Of its layer norms."""
+    scaled: ClassVar[bool]
+    """Whether the fast path ends in a scale."""
+
+    def __post_init__(self) -> None:
+        for name in ("keep", "layers"):
+            if isinstance(getattr(self, name), list):
+                object.__setattr__(self, name, tuple(getattr(self, name)))
+        if self.layers is not None and (not self.layers or list(self.layers) != sorted(set(self.layers))):
+            raise RecipeError(f"{self.name}: layers must be blocks in ascending order, not {self.layers!r}.")
+        if self.weights is not None:
+            object.__setattr__(self, "weights", os.fspath(self.weights))
+        for share in self._shares(len(self.layers or (0, 0, 0))):
+            check_share(self.name, "keep", share)
+
+    def left(self, here: Here) -> int:
+        return here.tokens
+
+    def reduce(self, tokens: Tokens, left: int, evidence: Evidence) -> Tokens:
+        raise NotImplementedError
+
+    def _shares(self, count: int) -> tuple[float, ...]:
+        if not isinstance(self.keep, tuple):
+            # Rounded: in doubles 0.7 - 0.2 is less than a half, by which the published code keeps 97 of 196, not 98.
+            return tuple(round(self.keep - 0.2 * step, 9) if self.keep < 1 else 1 for step in range(count))
+        if len(self.keep) != count:
+            raise RecipeError(f"{self.name}: {len(self.keep)} shares to keep do not go with {count} predictors.")
+        return self.keep
+
+    def _blocks(self, depth: int) -> tuple[int, ...]:
+        step = max(1, depth // 9)
+        return (step, 2 * step, 3 * step) if self.layers is None else self.layers
+
+    def chooses(self, there: There) -> int | None:
+        blocks = self._blocks(there.depth)
+        if there.stage != STAGE or there.block not in blocks:
+            return None
+        shares = self._shares(len(blocks))
+        share = shares[blocks.index(there.block)]
+        return None if min(shares) == 1 else max(int(there.pixels * share), 1)
+
+    def choose(self, x: Tensor, count: int, there: There, evidence: Evidence) -> Pixels:
+        part = evidence.part
+        assert isinstance(part, Paths)
+        with torch.no_grad():
+            score = part.predictors[self._blocks(there.depth).index(there.block)](x.flatten(1, 2))[:, :, 0].float()
+        order = ranked(score)
+        index, rest = (half.sort(dim=1).values for half in (order[:, :count], order[:, count:]))
+        return Pixels(index, there.pixels, "keep", rest, part.fast)
+
+    def build_for_stages(self, widths: Sequence[int], depths: Sequence[int], pretrained: bool) -> nn.Module | None:
+        blocks = self._blocks(depths[STAGE])
+        if blocks[-1] >= depths[STAGE]:
+            raise RecipeError(
+                f"{self.name}: the third stage has {depths[STAGE]} blocks, and none of number {blocks[-1]}."
+            )
+        paths = Paths(widths[STAGE], len(blocks), range(blocks[0], depths[STAGE]), self.epsilon, self.scaled)
+        check_predictors(self.name, self.weights, pretrained)
+        if self.weights is not None:
+            _load(paths, self.weights, self.renamed, self.name)
+        return paths
+
+    @staticmethod
+    def renamed(key: str) -> str | None:
+        """A checkpoint's key -> the key here; None for what belongs to the host."""
+        raise NotImplementedError
+
+
+@register
+@dataclass(frozen=True)
+class DynamicCNN(DynamicSpatial):
+    __doc__ = DynamicSpatial.__doc__
+
+    name: ClassVar[str] = "dynamiccnn"
+    family: ClassVar[str] = "ConvNeXt"
+    epsilon: ClassVar[float] = 1e-6
+    scaled: ClassVar[bool] = True
+
+    @staticmethod
+    def renamed(key: str) -> str | None:
+        if key.startswith("score_predictor."):
+            return key.replace("score_predictor.", "predictors.", 1)
+        start, block, rest = _block(key, f"stages.{STAGE}.")
+        if start and rest.startswith("fast_path."):
+            return f"fast.{block}.layers.{rest.removeprefix('fast_path.')}"
+        return f"fast.{block}.scale" if start and rest == "fast_path_gamma" else None
+
+
+@register
+@dataclass(frozen=True)
+class DynamicSwin(DynamicSpatial):
+    __doc__ = DynamicSpatial.__doc__
+
+    name: ClassVar[str] = "dynamicswin"
+    family: ClassVar[str] = "Swin"
+    epsilon: ClassVar[float] = 1e-5
+    scaled: ClassVar[bool] = False
+
+    @staticmethod
+    def renamed(key: str) -> str | None:
+        predictors = f"layers.{STAGE}.score_predictor."
+        if key.startswith(predictors):
+            return f"predictors.{key.removeprefix(predictors)}"
+        start, block, rest = _block(key, f"layers.{STAGE}.blocks.")
+        if start and rest.startswith("fastmlp.fc1."):
+            return f"fast.{block}.layers.{rest.removeprefix('fastmlp.fc1.')}"
+        return None
+
+
+class Paths(nn.Module):
+    """Predictors, and the fast path of every block from the first predictor on, by the block's number."""
+
+    def __init__(self, width: int, predictors: int, blocks: range, epsilon: float, scaled: bool) -> None:
+        super().__init__()
+        norm = partial(ChannelsFirstNorm if scaled else nn.LayerNorm, eps=epsilon)
+        self.predictors = nn.ModuleList(Predictor(width, norm) for _ in range(predictors))
+        self.fast = nn.ModuleDict({str(block): FastPath(width, epsilon, scaled) for block in blocks})
+
+
+class ChannelsFirstNorm(LayerNorm2d):
+    """What the published ConvNeXt predictors have in front, read here as (B, n, C); papers' counts leave it out."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.layer_norm(x, self.normalized_shape, self.weight, self.bias, self.eps)
+
+
+class FastPath(nn.Module):
+    """Norm, one linear layer, and perhaps a scale: (B, n, C) -> (B, n, C)."""
+
+    scale: Tensor | None
+
+    def __init__(self, width: int, epsilon: float, scaled: bool) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(nn.LayerNorm(width, eps=epsilon), nn.Linear(width, width))
+        self.register_parameter("scale", nn.Parameter(torch.ones(width)) if scaled else None)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.layers(x)
+        return x if self.scale is None else x * self.scale
+
+
+def _block(key: str, start: str) -> tuple[bool, str, str]:
+    """Whether a key is of a block of the stage, the block's number, and the rest of it."""
+    block, _, rest = key.removeprefix(start).partition(".")
+    return key.startswith(start) and block.isdigit(), block, rest
+
+
+def _load(paths: Paths, file: str | os.PathLike[str], renamed: object, name: str) -> None:
+    from ..zoo.models import load_strictly, read_weights
+
+    assert callable(renamed)
+    state: Mapping[str, Tensor] = read_weights(file)
+    own = {new: value.flatten(1) if value.ndim == 4 else value for key, value in state.items() if (new := renamed(key))}
+    load_strictly(paths, own, f"{name}'s predictors and fast paths ({os.fspath(file)})")

@@ -1,0 +1,62 @@
+"""Pixels: on which places of a stage's map the point-wise operators run."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+Background = Literal["zero", "keep"]
+"""What becomes of the places that are left out: they are set to zero, or keep what they had."""
+
+
+@dataclass(frozen=True)
+class Pixels:
+    """The places that were chosen in a stage, for all of its blocks until others are. Never changed in place."""
+
+    index: Tensor
+    """(B, K) int64, in row-major order of the map: where the point-wise operators run."""
+    count: int
+    """Places of the whole map, H x W."""
+    background: Background | None = None
+    """None is the host's own."""
+    rest: Tensor | None = None
+    """(B, H x W - K) int64: all others, where they go through something cheaper."""
+    cheaper: Mapping[str, nn.Module] | nn.ModuleDict | None = None
+    """What the others go through instead, by the block's number: (B, R, C) -> (B, R, C)."""
+
+    flat: Tensor = field(init=False)
+    """(B K,) int64: the places in the maps of all images laid end to end."""
+    flat_rest: Tensor = field(init=False)
+    """(B R,) int64: the same of the others."""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "flat", _flat(self.index, self.count))
+        object.__setattr__(self, "flat_rest", self.flat[:0] if self.rest is None else _flat(self.rest, self.count))
+
+
+def take(map: Tensor, flat: Tensor) -> Tensor:
+    """Places of maps (B, H, W, C), B K of them in all, -> (B, K, C)."""
+    batch, _, _, channels = map.shape
+    return map.reshape(-1, channels).index_select(0, flat).view(batch, -1, channels)
+
+
+def put(map: Tensor, flat: Tensor, change: Tensor, background: Background) -> Tensor:
+    """Maps (B, H, W, C) with `change` (n, C) added at n places `flat`; elsewhere as they were, or zero.
+
+    By index_add, also where nothing is there to add to: index_copy is fifty times slower on CPUs.
+    """
+    wide = torch.promote_types(map.dtype, change.dtype)  # under autocast a scale in fp32 makes the change fp32
+    rows, change = map.reshape(-1, map.shape[3]).to(wide), change.to(wide)
+    if background == "keep":
+        return rows.index_add(0, flat, change).view(map.shape)
+    changed = rows.index_select(0, flat) + change
+    return torch.zeros_like(rows).index_add_(0, flat, changed).view(map.shape)
+
+
+def _flat(index: Tensor, count: int) -> Tensor:
+    batch = torch.arange(index.shape[0], device=index.device)[:, None]
+    return (index + batch * count).flatten()

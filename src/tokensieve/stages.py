@@ -1,0 +1,192 @@
+"""Hosts with stages under a recipe: maps keep their size, and point-wise operators run on chosen pixels alone."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from math import prod
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from .errors import RecipeError, UnsupportedHost
+from .hosts.staged import PixelBlock, StagedHost
+from .methods import Evidence, Method
+from .methods.base import There
+from .pixels import Pixels, put, take
+from .plan import Reads
+from .recipe import Recipe
+from .stream import Mask, Sieved, Trace
+from .tokens import Tokens
+
+if TYPE_CHECKING:
+    from .significance.source import Significance
+
+
+class StagePlan:
+    """Which method chooses pixels where. Known before the first image, from integers alone."""
+
+    def __init__(self, methods: Recipe, host: StagedHost) -> None:
+        self.depths = [len(stage.blocks) for stage in host.stages]
+        self.every = list(methods)
+        self.methods = [(i, method) for i, method in enumerate(methods) if self._stages(method)]
+
+    def choice(self, stage: int, block: int, pixels: int) -> tuple[int, Method, There, int] | None:
+        """The method that chooses in front of this block, with its place in the recipe, and how many of `pixels`."""
+        there = There(stage, len(self.depths), block, self.depths[stage], pixels)
+        for index, method in self.methods:
+            count = method.chooses(there)
+            if count is not None:
+                return index, method, there, count
+        return None
+
+    def reads(self, stage: int, pixels: int) -> list[Reads]:
+        """How much of a stage's map of so many pixels each of its blocks reads where."""
+        count, reads = pixels, []
+        for block in range(self.depths[stage]):
+            choice = self.choice(stage, block, pixels)
+            count = count if choice is None else choice[3]
+            reads.append(Reads(pixels, pixels, pixels, count))
+        return reads
+
+    def check(self, host: StagedHost) -> None:
+        """Refuse, before anything runs, what makes no sense."""
+        name = type(host.model).__name__
+        for method in self.every:
+            if not method.on_pixels:
+                raise UnsupportedHost(
+                    f"{name} cannot take {method.name}: its maps keep their full size, so that no token can be dropped "
+                    "or merged. papr chooses the pixels of its point-wise operators."
+                )
+            if method.family not in ("", host.family):
+                raise UnsupportedHost(f"{name} cannot take {method.name}: it is made for {method.family}.")
+        taken: dict[int, str] = {}
+        for _, method in self.methods:
+            for stage in self._stages(method):
+                if stage in taken:
+                    raise RecipeError(
+                        f"{taken[stage]} and {method.name} would both choose the pixels of stage {stage}; keep one of "
+                        "them there."
+                    )
+                taken[stage] = method.name
+
+    def _stages(self, method: Method) -> list[int]:
+        """Where a method chooses at all, whatever the number of pixels."""
+        return [
+            stage
+            for stage, depth in enumerate(self.depths)
+            if any(
+                method.chooses(There(stage, len(self.depths), block, depth, 10**6)) is not None
+                for block in range(depth)
+            )
+        ]
+
+
+class SievedStages(Sieved):
+    """A host with stages under a recipe (PaPr, section 3; methods that choose the pixels of a stage).
+
+    In evaluation mode a background of `zero` sets what is left out to zero; in training it keeps its residual, as in
+    the published code.
+    """
+
+    host: StagedHost  # type: ignore[assignment]
+    plan: StagePlan  # type: ignore[assignment]
+
+    significance: Significance | None
+
+    def __init__(self, host: StagedHost, recipe: Recipe) -> None:
+        super().__init__(host, recipe)  # type: ignore[arg-type]
+
+    def _planned(self) -> StagePlan:  # type: ignore[override]
+        plan = StagePlan(self.recipe, self.host)
+        plan.check(self.host)
+        return plan
+
+    def _build(self, method: Method, pretrained: bool) -> nn.Module | None:
+        return method.build_for_stages(self.host.widths, self.plan.depths, pretrained)
+
+    def forward(self, images: Tensor | None = None, **words: Any) -> Any:
+        images, words = self.host.arguments(images, words)
+        return self.host.head(self.host.features(self._maps(images)[-1]))
+
+    def forward_features(self, images: Tensor) -> Tensor:
+        """(B, 3, H, W) -> the last map, as the host's own `forward_features` gives it."""
+        return self.host.features(self._maps(images)[-1])
+
+    def forward_intermediates(self, images: Tensor) -> list[Tensor]:
+        """(B, 3, H, W) -> the map (B, C, H, W) behind each stage, whole: a pyramid for a detector or a segmenter."""
+        return [self._channels_first(x) for x in self._maps(images)]
+
+    def asking(self, images: Tensor) -> Callable[[], Any]:
+        assert self.significance is not None
+        ask, sizes = self.significance.ask, self.sizes(images)
+
+        def maps() -> list[Tensor]:
+            laid = ask(images)
+            return [laid(size) for size in sizes]
+
+        return maps
+
+    def sizes(self, images: Tensor) -> list[tuple[int, int]]:
+        """Height and width of each stage's map."""
+        x, sizes = self.host.embed(images[:1]), []
+        for stage in self.host.stages:
+            x = stage.enter(x)
+            sizes.append(self.host.size(x))
+        return sizes
+
+    def _maps(self, images: Tensor, trace: Trace | None = None) -> list[Tensor]:
+        """Image to map, map through the stages. A block for which no pixels were chosen is called whole, as it is."""
+        host = self.host
+        x, maps = host.embed(images), []
+        if self.plan.methods:
+            x = host.lay_out(x)
+        asked = None if self.significance is None else self.significance.ask(images)
+        for number, stage in enumerate(host.stages):
+            x = stage.enter(x)
+            size = host.size(x)
+            pixels: Pixels | None = None
+            for index, block in enumerate(stage.blocks):
+                choice = self.plan.choice(number, index, prod(size))
+                if choice is not None:
+                    pixels = self._choose(choice, x, None if asked is None else asked(size))
+                x = block(x) if pixels is None else self._on(index, block, x, pixels)
+            maps.append(x)
+            if trace is not None:
+                trace.reads += self.plan.reads(number, prod(size))
+                if number == 0 and asked is not None:
+                    trace.significance = asked(size).unflatten(1, size)
+                trace.kept = [*(trace.kept or []), None if pixels is None else pixels.index]
+                if pixels is not None:
+                    trace.masks.append(Mask(f"Kept, stage {number}", pixels.index, size))
+        return maps
+
+    def _choose(self, choice: tuple[int, Method, There, int], x: Tensor, significance: Tensor | None) -> Pixels:
+        index, method, there, count = choice
+        part = self.parts[str(index)] if str(index) in self.parts else None  # noqa: SIM401
+        x = x.permute(0, 2, 3, 1) if self.host.channels_first else x
+        return method.choose(x, count, there, Evidence(significance=significance, part=part))
+
+    def _on(self, index: int, block: PixelBlock, x: Tensor, pixels: Pixels) -> Tensor:
+        """A block, of this number in its stage, whose point-wise operator runs on these pixels."""
+        residual, y = block.around(x)
+        background = pixels.background or self.host.background
+        if self.training or pixels.cheaper is not None:
+            background = "keep"
+        places, change = pixels.flat, block.pixel(take(y, pixels.flat)).flatten(0, 1)
+        if pixels.cheaper is not None:
+            rest = pixels.cheaper[str(index)](take(y, pixels.flat_rest))
+            places, change = torch.cat([places, pixels.flat_rest]), torch.cat([change, rest.flatten(0, 1)])
+        out = put(residual, places, change, background)
+        return out.permute(0, 3, 1, 2) if self.host.channels_first else out
+
+    def _channels_first(self, x: Tensor) -> Tensor:
+        return x if self.host.channels_first else x.permute(0, 3, 1, 2)
+
+    def trace(self, images: Tensor) -> Trace:
+        trace = Trace()
+        x = self.host.features(self._maps(images, trace)[-1])
+        trace.output = self.host.head(x)
+        x = self._channels_first(x)
+        trace.tokens = Tokens(x.flatten(2).transpose(1, 2), 0, tuple(x.shape[2:])).tracked()
+        return trace
