@@ -1,7 +1,7 @@
 # make demo    see it work: the bundled pair on fresh scenes and on photographs, a picture and a page
 # make test    all tests
 # make lint    ruff and mypy
-# make bench   the figures in results/ (real weights where ../shared has them; an hour on two cores)
+# make bench   the figures in results/ (real weights where ../shared has them; some hours on two cores)
 
 PYTHON ?= python3
 VENV := .venv
@@ -33,6 +33,13 @@ bench: $(VENV)/installed-dev
 	$(BIN)/python benchmarks/exported.py
 	$(BIN)/python benchmarks/waterfall.py
 	$(BIN)/python benchmarks/hosts.py
+	$(BIN)/python benchmarks/graphs.py
+	$(BIN)/python benchmarks/slim.py
+	$(BIN)/python benchmarks/compare_methods.py
+	$(BIN)/python benchmarks/compare_methods.py --time
+	$(BIN)/python benchmarks/speed_methods.py
+	$(BIN)/python benchmarks/speed_stages.py
+	$(BIN)/python benchmarks/tuned.py nano_vit
 	$(BIN)/python benchmarks/fresh_clone.py
 	$(BIN)/python benchmarks/readme.py
 

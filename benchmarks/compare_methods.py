@@ -203,7 +203,8 @@ def plot() -> None:
     hosts = {"deit_tiny": "DeiT-Tiny, photographs", "nano_vit": "bundled pair, scenes"}
     present = [host for host in hosts if any(row["host"] == host for row in rows)]
     figure, axes = plt.subplots(1, len(present), figsize=(5.6 * len(present) + 2, 5.4), squeeze=False)
-    colours = plt.get_cmap("tab20").colors
+    tab = plt.get_cmap("tab20").colors
+    colours = [colour for number, colour in enumerate(tab) if number not in (6, 7)]  # red is taken
     told = [row for row in rows if row["counted"] == "host" and row["method"] != "dynamicvit"]
     middle = [row for row in told if row["host"] == present[0] and row["saved"] == str(SPEED_AT)]
     methods = [row["method"] for row in sorted(middle, key=lambda row: float(row["kl"]))]
@@ -215,7 +216,7 @@ def plot() -> None:
                 [float(row["gmac_host"]) / float(row["gmac_dense"]) * 100 for row in mine],
                 [max(float(row["kl"]), 1e-5) for row in mine],
                 marker="os^Dv"[number % 5], markersize=6 if ours else 4, linewidth=3 if ours else 1.2,
-                color=OURS.get(method, colours[number % 20]), linestyle="--" if method in UNFAIR else "-",
+                color=OURS.get(method, colours[number % len(colours)]), linestyle="--" if method in UNFAIR else "-",
                 zorder=3 if ours else 2, label=method + (" (untrained)" if method in UNFAIR else ""),
             )  # fmt: skip
         axis.set(

@@ -99,7 +99,7 @@ def compare(host: str) -> str:
 def tuned() -> str:
     rows = []
     for host, title in (("deit_tiny", "DeiT-Tiny"), ("nano_vit", "bundled pair")):
-        for row in read(f"tuned_{host}.csv"):
+        for row in sorted(read(f"tuned_{host}.csv"), key=lambda row: float(row["budget"])):
             same = [r for r in read(f"tuned_{host}.csv") if r["budget"] == row["budget"]]
             best = {kind: min((r for r in same if r["kind"] == kind), key=lambda r: float(r["kl"])) for kind in
                     {r["kind"] for r in same}}  # fmt: skip

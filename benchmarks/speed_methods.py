@@ -140,7 +140,7 @@ def main() -> int:
     asked = args.profile or args.methods
     names = asked.split(",") if asked else list(known)
     chosen = [name for name in known if name in names or name.split(",")[0] in names]
-    if missing := [name for name in names if name not in {part.split(",")[0] for part in known}]:
+    if missing := [name for name in names if name not in known and name not in {k.split(",")[0] for k in known}]:
         parser.error(f"{missing[0]} is none of {'; '.join(known)}")
     if args.profile:
         for name in chosen:
