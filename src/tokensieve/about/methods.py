@@ -74,7 +74,8 @@ def _shorthand(name: str) -> dict[str, Any]:
 
 
 def _nature(cls: type[Method]) -> dict[str, Any]:
-    return {"place": cls.place, "merges": cls.merges, "needs_significance": cls.needs_significance}
+    kinds = {"on_tokens": cls.on_tokens, "on_pixels": cls.on_pixels}
+    return {"place": cls.place, "merges": cls.merges, "needs_significance": cls.needs_significance, **kinds}
 
 
 def _setting(field: Field[Any], doc: str) -> dict[str, Any]:

@@ -134,10 +134,13 @@ def _extra(extra: Record) -> str:
 
 
 def _nature(method: Record) -> str:
-    words = [PLACES[method["place"]]]
+    words = [PLACES[method["place"]]] if method["on_tokens"] else []
     if method["needs_significance"]:
         words.append("by a significance map")
-    words.append("merges tokens" if method["merges"] else "drops tokens")
+    if method["on_tokens"]:
+        words.append("merges tokens" if method["merges"] else "drops tokens")
+    if method["on_pixels"]:
+        words.append("on models with stages chooses the pixels of point-wise operators")
     return "; ".join(words)
 
 
