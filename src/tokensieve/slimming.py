@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from .attention import Attention
 from .errors import InputError, RecipeError, UnsupportedHost
-from .hosts import Host, open_host
+from .hosts import Host, open_tokens
 from .measure.macs import macs
 from .measure.outputs import evaluating, nothing_read, unpack
 from .methods.patch_slimming import PatchSlimming
@@ -380,9 +380,7 @@ class _Search:
 
 def _open(model: nn.Module) -> Host:
     """The host, or why Patch Slimming makes no sense on it."""
-    host, name = open_host(model), type(model).__name__
-    if not isinstance(host, Host):
-        raise UnsupportedHost(f"{name} cannot be slimmed: its maps keep their full size. PaPr works on it.")
+    host, name = open_tokens(model, "slimmed"), type(model).__name__
     if not host.class_token or not host.reads_prefix:
         why = "its head reads patch tokens too" if host.class_token else "it has no class token"
         raise UnsupportedHost(

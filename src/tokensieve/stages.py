@@ -163,9 +163,8 @@ class SievedStages(Sieved):
 
     def _choose(self, choice: tuple[int, Method, There, int], x: Tensor, significance: Tensor | None) -> Pixels:
         index, method, there, count = choice
-        part = self.parts[str(index)] if str(index) in self.parts else None  # noqa: SIM401
         x = x.permute(0, 2, 3, 1) if self.host.channels_first else x
-        return method.choose(x, count, there, Evidence(significance=significance, part=part))
+        return method.choose(x, count, there, Evidence(significance=significance, part=self._part(index)))
 
     def _on(self, index: int, block: PixelBlock, x: Tensor, pixels: Pixels) -> Tensor:
         """A block, of this number in its stage, whose point-wise operator runs on these pixels."""

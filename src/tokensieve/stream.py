@@ -97,6 +97,10 @@ class Sieved(nn.Module):
     def _build(self, method: Method, pretrained: bool) -> nn.Module | None:
         return method.build(self.host.width, len(self.host.blocks), pretrained)
 
+    def _part(self, index: int) -> nn.Module | None:
+        """What `build` gave for the recipe's method of this number."""
+        return self.parts[str(index)] if str(index) in self.parts else None  # noqa: SIM401
+
     def asking(self, images: Tensor) -> Callable[[], Any]:
         """A call that does nothing but make the significance map of these images, for whoever counts or times it."""
         assert self.significance is not None
@@ -160,8 +164,7 @@ class Sieved(nn.Module):
     def _reduce(self, place: Place, block: int, tokens: Tokens, memories: Memories, **known: Any) -> Tokens:
         """Let every method of this place act, one after the other, each with what it may know."""
         for index, method, left in self._acts(place, block, tokens):
-            part = self.parts[str(index)] if str(index) in self.parts else None  # noqa: SIM401
-            evidence = Evidence(block, self.plan.depth, memory=memories[index], part=part, **known)
+            evidence = Evidence(block, self.plan.depth, memory=memories[index], part=self._part(index), **known)
             tokens = method.reduce(tokens, left, evidence)
         return tokens
 

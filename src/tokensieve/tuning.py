@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from .errors import InputError, RecipeError, SieveError, nearest
 from .files import check_place
+from .hosts import open_tokens
 from .measure.outputs import evaluating
 from .measure.speed import interleaved, summarise
 from .methods import METHODS
@@ -100,6 +101,7 @@ def tune(
             f"trials={trials} must be 0 or more, holdout={holdout:g} in [0, 1), batch={batch} at least 1, and timeout "
             "more than 0 seconds."
         )
+    open_tokens(model, "tuned")
     optuna = _optuna()
     from .search.ladder import Clock, OutOfTime, Search, climb, towards
 

@@ -10,11 +10,14 @@ from typing import Any
 
 import pytest
 import torch
+from timm.models.convnext import ConvNeXt
 from torch import Tensor, nn
 
 from tests.reference.hf_hosts import seeded
 from tests.reference.staged import Staged, centre, choice_of, enlarged, staged_forms, staged_reference
-from tokensieve import PaPr, RecipeError, UnsupportedHost, sieve
+from tokensieve import PaPr, RecipeError, UnsupportedHost, sieve, tune
+from tokensieve.measure.budget import merge_to
+from tokensieve.slimming import slim
 
 FORMS = staged_forms()
 each = pytest.mark.parametrize("name", FORMS)
@@ -329,3 +332,15 @@ def test_a_host_without_stages_refuses_them(settings: str) -> None:
     share = "" if settings.startswith("keep") else "keep=0.5, "
     with pytest.raises(RecipeError, match="has none"):
         sieve(vit, f"papr({share}{settings}, significance=centre)")
+
+
+@pytest.mark.parametrize("done", ["tuned", "slimmed", "merged"])
+def test_what_works_on_tokens_alone_says_so(done: str) -> None:
+    model, images = ConvNeXt(depths=(1, 1, 1, 1), dims=(4, 4, 8, 8)).eval(), torch.zeros(8, 3, 64, 64)
+    calls = {
+        "tuned": lambda: tune(model, images, macs=1.5),
+        "slimmed": lambda: slim(model, [images], saving=0.2),
+        "merged": lambda: merge_to(model, 1e6, (3, 64, 64)),
+    }
+    with pytest.raises(UnsupportedHost, match=f"cannot be {done}: its maps keep their full size"):
+        calls[done]()

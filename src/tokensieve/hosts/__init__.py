@@ -11,7 +11,7 @@ from .timm_convnext import TimmConvNeXt
 from .timm_swin import TimmSwin
 from .timm_vit import MODELS, TimmEva, TimmViT
 
-__all__ = ["Attention", "Host", "HostBlock", "StagedHost", "open_host"]
+__all__ = ["Attention", "Host", "HostBlock", "StagedHost", "open_host", "open_tokens"]
 
 _FAMILIES: dict[type[nn.Module], type[Host] | type[StagedHost]] = {
     **{model: TimmEva if model.__name__ == "Eva" else TimmViT for model in MODELS},
@@ -73,6 +73,16 @@ def open_host(model: nn.Module) -> Host | StagedHost:
             "DINOv3, CLIP, SigLIP and MAE encoders, open_clip's VisionTransformer, used as they are."
         )
     return family(model)
+
+
+def open_tokens(model: nn.Module, done: str) -> Host:
+    """`open_host` for what works on tokens alone; `done` says what cannot be done to a model with stages."""
+    host = open_host(model)
+    if not isinstance(host, Host):
+        raise UnsupportedHost(
+            f"{type(model).__name__} cannot be {done}: its maps keep their full size. PaPr works on it."
+        )
+    return host
 
 
 def _family(kind: type[nn.Module]) -> type[Host] | type[StagedHost] | None:

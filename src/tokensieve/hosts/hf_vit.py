@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from ..errors import InputError, UnsupportedHost
 from ..tokens import Tokens
 from .base import Host
+from .checks import check_images
 from .hf_block import HFBlock, theirs
 from .pooling import key_bias, weighed
 
@@ -148,8 +149,7 @@ class HFViT(Host):
 
     def embed(self, images: Tensor) -> Tokens:
         encoder, name = self.encoder, type(self.model).__name__
-        if images.ndim != 4:
-            raise InputError(f"Images have shape {tuple(images.shape)}; {name} reads (B, 3, H, W).")
+        check_images(self.model, images)
         grid = tuple(side // patch for side, patch in zip(images.shape[2:], self._patch_size(), strict=True))
         images = images.to(next(encoder.embeddings.parameters()).dtype)
         words: dict[str, Any] = {"interpolate_pos_encoding": True} if self.kind.fixed and self._resized(images) else {}

@@ -13,6 +13,7 @@ from ..attention import Attention
 from ..errors import InputError, UnsupportedHost
 from ..tokens import Tokens, rows
 from .base import Host, HostBlock
+from .checks import no_checkpointing
 from .pooling import key_bias, weighed
 
 MODEL = ("open_clip.transformer", "VisionTransformer")
@@ -25,11 +26,7 @@ class OpenClipViT(Host):
     def __init__(self, model: Any) -> None:
         self.model = model
         transformer = model.transformer
-        if transformer.grad_checkpointing:
-            raise UnsupportedHost(
-                "VisionTransformer has gradient checkpointing switched on, which would be lost: "
-                "call model.set_grad_checkpointing(False) first."
-            )
+        no_checkpointing(model, transformer.grad_checkpointing)
         if not transformer.batch_first:
             raise UnsupportedHost("VisionTransformer runs with tokens first: build it with batch_first=True.")
         self.blocks = [OpenClipBlock(block) for block in transformer.resblocks]

@@ -13,9 +13,10 @@ from timm.models.beit import Beit, Block
 from torch import Tensor, nn
 
 from ..attention import Attention
-from ..errors import InputError, UnsupportedHost
+from ..errors import UnsupportedHost
 from ..tokens import Tokens, rows
 from .base import Host, HostBlock
+from .checks import check_images, no_checkpointing
 from .pooling import weighed
 
 
@@ -32,17 +33,11 @@ class TimmBeit(Host):
         self.blocks = [BeitBlock(block, model.rel_pos_bias) for block in model.blocks]
         self.width, self.prefix, self.class_token = model.embed_dim, model.num_prefix_tokens, True
         self.reads_prefix = model.global_pool == "token"
-        if model.grad_checkpointing:
-            raise UnsupportedHost(
-                "Beit has gradient checkpointing switched on, which would be lost: "
-                "call model.set_grad_checkpointing(False) first."
-            )
+        no_checkpointing(model, model.grad_checkpointing)
 
     def embed(self, images: Tensor) -> Tokens:
         model = self.model
-        if images.ndim != 4:
-            raise InputError(f"Images have shape {tuple(images.shape)}; Beit reads (B, 3, H, W).")
-        x = model.patch_embed(images)
+        x = model.patch_embed(check_images(model, images))
         x = torch.cat([model.cls_token.expand(x.shape[0], -1, -1), x], dim=1)
         if model.pos_embed is not None:
             x = x + model.pos_embed

@@ -8,7 +8,8 @@ import torch
 from timm.models.convnext import ConvNeXt, ConvNeXtBlock
 from torch import Tensor, nn
 
-from ..errors import InputError, UnsupportedHost
+from ..errors import UnsupportedHost
+from .checks import check_images, no_checkpointing
 from .staged import PixelBlock, Stage, StagedHost
 
 
@@ -46,7 +47,7 @@ class TimmConvNeXt(StagedHost):
                 raise UnsupportedHost(f"{type(model).__name__} cannot be sieved: its block is {type(block).__name__}.")
             if not isinstance(block.shortcut, nn.Identity):
                 raise UnsupportedHost(f"{type(model).__name__} cannot be sieved: a block changes the size of its map.")
-        no_checkpointing(model, [stage.grad_checkpointing for stage in model.stages])
+        no_checkpointing(model, *(stage.grad_checkpointing for stage in model.stages))
         self.widths = [info["num_chs"] for info in model.feature_info]
         self.stages = [
             Stage(stage.downsample, [ConvNeXtPixels(block) for block in stage.blocks]) for stage in model.stages
@@ -63,19 +64,3 @@ class TimmConvNeXt(StagedHost):
 
     def head(self, x: Tensor) -> Tensor:
         return self.model.forward_head(x)
-
-
-def no_checkpointing(model: nn.Module, switched: list[bool]) -> None:
-    """Refuse a model whose gradient checkpointing a sieve would lose."""
-    if any(switched):
-        raise UnsupportedHost(
-            f"{type(model).__name__} has gradient checkpointing switched on, which would be lost: "
-            "call model.set_grad_checkpointing(False) first."
-        )
-
-
-def check_images(model: nn.Module, images: Tensor) -> Tensor:
-    """The images, if they have the rank of images."""
-    if images.ndim != 4:
-        raise InputError(f"Images have shape {tuple(images.shape)}; {type(model).__name__} reads (B, 3, H, W).")
-    return images

@@ -9,8 +9,8 @@ from timm.models.swin_transformer_v2 import SwinTransformerV2, SwinTransformerV2
 from torch import Tensor
 
 from ..errors import UnsupportedHost
+from .checks import check_images, no_checkpointing
 from .staged import PixelBlock, Stage, StagedHost
-from .timm_convnext import check_images, no_checkpointing
 
 
 class SwinPixels(PixelBlock):
@@ -53,7 +53,7 @@ class TimmSwin(StagedHost):
         for block in (block for stage in model.layers for block in stage.blocks):
             if type(block) not in BLOCKS:
                 raise UnsupportedHost(f"{type(model).__name__} cannot be sieved: its block is {type(block).__name__}.")
-        no_checkpointing(model, [stage.grad_checkpointing for stage in model.layers])
+        no_checkpointing(model, *(stage.grad_checkpointing for stage in model.layers))
         self.widths = [info["num_chs"] for info in model.feature_info]
         self.stages = [
             Stage(stage.downsample, [BLOCKS[type(block)](block) for block in stage.blocks]) for stage in model.layers

@@ -12,9 +12,10 @@ from timm.models.eva import Eva
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor
 
-from ..errors import InputError, UnsupportedHost
+from ..errors import UnsupportedHost
 from ..tokens import Tokens
 from .base import Host
+from .checks import check_images, no_checkpointing
 from .timm_block import TimmBlock
 
 MODELS = (VisionTransformer, VisionTransformerDistilled, Eva)
@@ -30,20 +31,14 @@ class TimmViT(Host):
         self.class_token = getattr(model, "cls_token", None) is not None
         distilled = type(model) is VisionTransformerDistilled
         self.reads_prefix = model.attn_pool is None and (distilled or model.global_pool == "token")
-        if model.grad_checkpointing:
-            raise UnsupportedHost(
-                f"{type(model).__name__} has gradient checkpointing switched on, which would be lost: "
-                "call model.set_grad_checkpointing(False) first."
-            )
+        no_checkpointing(model, model.grad_checkpointing)
         # In pool_type "map" the host's attention pooling takes a mask; the other pooling module has no place for one.
         if model.attn_pool is not None and type(model.attn_pool) is not AttentionPoolLatent:
             self.cannot_merge = f"its pooling {type(model.attn_pool).__name__} cannot weigh merged tokens by size"
 
     def embed(self, images: Tensor) -> Tokens:
         model = self.model
-        if images.ndim != 4:
-            raise InputError(f"Images have shape {tuple(images.shape)}; {type(model).__name__} reads (B, 3, H, W).")
-        x = model.patch_embed(images)
+        x = model.patch_embed(check_images(model, images))
         grid = tuple(x.shape[1:3]) if x.ndim == 4 else tuple(model.patch_embed.grid_size)
         x, table = self._positions(x)
         x = model.norm_pre(x)

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from torch import nn
 
 from ..errors import RecipeError
+from ..hosts import open_tokens
 from ..methods import ToMe
 from ..recipe import Recipe
 from ..stream import sieve
@@ -28,7 +29,7 @@ def merge_to(
     Raises:
         RecipeError: merging alone cannot save as much.
     """
-    start, depth = Recipe.of(before), len(sieve(model).host.blocks)
+    start, depth = Recipe.of(before), len(open_tokens(model, "merged").blocks)
 
     def recipe(total: int) -> Recipe:
         share = tuple(total * (block + 1) // depth - total * block // depth for block in range(depth))

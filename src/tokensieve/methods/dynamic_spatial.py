@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -51,6 +52,8 @@ class DynamicSpatial(Method):
     """Of its layer norms."""
     scaled: ClassVar[bool]
     """Whether the fast path ends in a scale."""
+    published: ClassVar[Mapping[str, str]]
+    """A checkpoint's keys, as patterns -> the keys here; what none of them fits belongs to the host."""
 
     def __post_init__(self) -> None:
         for name in ("keep", "layers"):
@@ -107,13 +110,8 @@ class DynamicSpatial(Method):
         paths = Paths(widths[STAGE], len(blocks), range(blocks[0], depths[STAGE]), self.epsilon, self.scaled)
         check_predictors(self.name, self.weights, pretrained)
         if self.weights is not None:
-            _load(paths, self.weights, self.renamed, self.name)
+            _load(paths, self.weights, self.published, self.name)
         return paths
-
-    @staticmethod
-    def renamed(key: str) -> str | None:
-        """A checkpoint's key -> the key here; None for what belongs to the host."""
-        raise NotImplementedError
 
 
 @register
@@ -126,14 +124,11 @@ class DynamicCNN(DynamicSpatial):
     epsilon: ClassVar[float] = 1e-6
     scaled: ClassVar[bool] = True
 
-    @staticmethod
-    def renamed(key: str) -> str | None:
-        if key.startswith("score_predictor."):
-            return key.replace("score_predictor.", "predictors.", 1)
-        start, block, rest = _block(key, f"stages.{STAGE}.")
-        if start and rest.startswith("fast_path."):
-            return f"fast.{block}.layers.{rest.removeprefix('fast_path.')}"
-        return f"fast.{block}.scale" if start and rest == "fast_path_gamma" else None
+    published: ClassVar[Mapping[str, str]] = {
+        r"score_predictor\.(.+)": r"predictors.\1",
+        rf"stages\.{STAGE}\.(\d+)\.fast_path\.(.+)": r"fast.\1.layers.\2",
+        rf"stages\.{STAGE}\.(\d+)\.fast_path_gamma": r"fast.\1.scale",
+    }
 
 
 @register
@@ -146,15 +141,10 @@ class DynamicSwin(DynamicSpatial):
     epsilon: ClassVar[float] = 1e-5
     scaled: ClassVar[bool] = False
 
-    @staticmethod
-    def renamed(key: str) -> str | None:
-        predictors = f"layers.{STAGE}.score_predictor."
-        if key.startswith(predictors):
-            return f"predictors.{key.removeprefix(predictors)}"
-        start, block, rest = _block(key, f"layers.{STAGE}.blocks.")
-        if start and rest.startswith("fastmlp.fc1."):
-            return f"fast.{block}.layers.{rest.removeprefix('fastmlp.fc1.')}"
-        return None
+    published: ClassVar[Mapping[str, str]] = {
+        rf"layers\.{STAGE}\.score_predictor\.(.+)": r"predictors.\1",
+        rf"layers\.{STAGE}\.blocks\.(\d+)\.fastmlp\.fc1\.(.+)": r"fast.\1.layers.\2",
+    }
 
 
 class Paths(nn.Module):
@@ -189,16 +179,13 @@ class FastPath(nn.Module):
         return x if self.scale is None else x * self.scale
 
 
-def _block(key: str, start: str) -> tuple[bool, str, str]:
-    """Whether a key is of a block of the stage, the block's number, and the rest of it."""
-    block, _, rest = key.removeprefix(start).partition(".")
-    return key.startswith(start) and block.isdigit(), block, rest
-
-
-def _load(paths: Paths, file: str | os.PathLike[str], renamed: object, name: str) -> None:
+def _load(paths: Paths, file: str | os.PathLike[str], published: Mapping[str, str], name: str) -> None:
     from ..zoo.models import load_strictly, read_weights
 
-    assert callable(renamed)
-    state: Mapping[str, Tensor] = read_weights(file)
-    own = {new: value.flatten(1) if value.ndim == 4 else value for key, value in state.items() if (new := renamed(key))}
+    own = {
+        found.expand(new): value.flatten(1) if value.ndim == 4 else value  # a 1x1 convolution is a linear layer
+        for key, value in read_weights(file).items()
+        for pattern, new in published.items()
+        if (found := re.fullmatch(pattern, key))
+    }
     load_strictly(paths, own, f"{name}'s predictors and fast paths ({os.fspath(file)})")
