@@ -1,4 +1,4 @@
-"""The curves of the bundled pair's training, from its committed logs -> docs/pictures/training.png.
+"""The curves of the bundled models' training, from its committed logs -> docs/pictures/training.png.
 
 python benchmarks/training.py
 """
@@ -10,11 +10,16 @@ import sys
 import matplotlib
 
 from results import ROOT
-from tokensieve.train.nano import PLANS, read_log
+from tokensieve.train.loop import read_log
+from tokensieve.train.scenes import PLANS
 
 matplotlib.use("Agg")
 
-NAMES = {"nano_vit": ("nano ViT", "#0072b2"), "nano_convnet": ("nano ConvNet", "#e69f00")}
+NAMES = {
+    "nano_vit": ("nano ViT", "#0072b2"),
+    "nano_convnet": ("nano ConvNet", "#e69f00"),
+    "nano_convnext": ("nano ConvNeXt", "#009e73"),
+}
 
 
 def main() -> int:
@@ -24,7 +29,7 @@ def main() -> int:
     for name in PLANS:
         label, colour = NAMES[name]
         rows = read_log(ROOT / "results", name)
-        scenes = [row["scenes"] / 1000 for row in rows]
+        scenes = [row["images"] / 1000 for row in rows]
         left.plot(scenes, [row["loss"] for row in rows], "o-", color=colour, markersize=3, label=label)
         right.plot(scenes, [row["train_top1"] for row in rows], ":", color=colour)
         right.plot(scenes, [row["validation_top1"] for row in rows], "o-", color=colour, markersize=3, label=label)

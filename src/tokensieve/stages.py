@@ -107,7 +107,7 @@ class SievedStages(Sieved):
 
     def forward(self, images: Tensor | None = None, **words: Any) -> Any:
         images, words = self.host.arguments(images, words)
-        return self.host.head(self.host.features(self._maps(images)[-1]))
+        return self.host.answer(self._maps(images))
 
     def forward_features(self, images: Tensor) -> Tensor:
         """(B, 3, H, W) -> the last map, as the host's own `forward_features` gives it."""
@@ -184,8 +184,8 @@ class SievedStages(Sieved):
 
     def trace(self, images: Tensor) -> Trace:
         trace = Trace()
-        x = self.host.features(self._maps(images, trace)[-1])
-        trace.output = self.host.head(x)
-        x = self._channels_first(x)
+        maps = self._maps(images, trace)
+        trace.output = self.host.answer(maps)
+        x = self._channels_first(self.host.features(maps[-1]))
         trace.tokens = Tokens(x.flatten(2).transpose(1, 2), 0, tuple(x.shape[2:])).tracked()
         return trace

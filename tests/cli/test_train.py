@@ -11,8 +11,8 @@ def test_it_trains_one_of_the_pair_and_tells_how_far_it_is(run, tmp_path):
     assert result.code == 0
     (trained,) = json.loads(result.out)["trained"]
     assert trained["model"] == "nano_convnet"
-    assert trained["plan"]["scenes"] == 64
-    assert trained["log"][-1]["scenes"] == 64
+    assert trained["plan"]["images"] == 64
+    assert trained["log"][-1]["images"] == 64
     assert "nano_convnet step 1 of 1" in result.err
     assert {path.name for path in folder.iterdir()} == {
         "nano_convnet.safetensors",
@@ -28,7 +28,7 @@ def test_it_trains_one_of_the_pair_and_tells_how_far_it_is(run, tmp_path):
     ("arguments", "sentence"),
     [
         (["nanno"], "There is nothing called 'nanno' to train; the nearest is nano"),
-        (["nano", "--only", "vit"], "--only must be one of nano_convnet, nano_vit, not 'vit'"),
+        (["nano", "--only", "vit"], "--only must be one of nano_convnet, nano_vit, nano_convnext, not 'vit'"),
         (["nano", "--scenes", "0"], "Invalid value for '--scenes'"),
     ],
 )

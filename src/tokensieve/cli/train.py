@@ -1,7 +1,8 @@
-"""`tokensieve train`: the recipes behind the bundled weights."""
+"""`tokensieve train`: the recipes behind the bundled weights, and small models on folders of photographs."""
 
 from __future__ import annotations
 
+import json
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Annotated, Any
@@ -12,51 +13,94 @@ from ..errors import InputError, nearest
 from .options import JsonOption, ThreadsOption
 from .output import print_record, say
 
-PAIRS = {"nano": ("nano_convnet", "nano_vit")}
+BUNDLED = {"nano": ("nano_convnet", "nano_vit", "nano_convnext")}
 
 
 def train(
-    what: Annotated[str, typer.Argument(metavar="nano", help="What to train: the bundled pair.")],
+    what: Annotated[
+        str, typer.Argument(metavar="nano|NAME", help="The bundled models on scenes, or with --images a model.")
+    ],
     out: Annotated[
         str, typer.Option(metavar="FOLDER", help="Weights, logs and checkpoints; default what is trained.")
     ] = "",
-    only: Annotated[str | None, typer.Option(metavar="NAME", help="One model of the pair.")] = None,
+    only: Annotated[str | None, typer.Option(metavar="NAME", help="One of the bundled models.")] = None,
     scenes: Annotated[
         int | None, typer.Option(min=64, metavar="N", help="Scenes each model sees; default its plan's.")
     ] = None,
-    seed: Annotated[int, typer.Option(min=0, metavar="N", help="Of scenes and first weights.")] = 0,
-    workers: Annotated[int, typer.Option(min=0, metavar="N", help="Processes that draw scenes ahead.")] = 1,
+    images: Annotated[
+        str | None, typer.Option(metavar="FOLDER|TAR", help="Photographs in class folders to learn from.")
+    ] = None,
+    validation: Annotated[
+        str | None, typer.Option(metavar="FOLDER|TAR", help="Photographs of the same classes that are only looked at.")
+    ] = None,
+    epochs: Annotated[int, typer.Option(min=1, metavar="N", help="Times through the photographs.")] = 60,
+    size: Annotated[int, typer.Option(min=32, metavar="PIXELS", help="At which photographs are read.")] = 128,
+    args: Annotated[str, typer.Option(metavar="JSON", help="Arguments of the model's constructor.")] = "{}",
+    teacher: Annotated[
+        str | None, typer.Option(metavar="NAME", help="A model whose answers are learnt too, asked once.")
+    ] = None,
+    teacher_weights: Annotated[str | None, typer.Option(metavar="FILE", help="Its weights.")] = None,
+    seed: Annotated[int, typer.Option(min=0, metavar="N", help="Of images and first weights.")] = 0,
+    workers: Annotated[int, typer.Option(min=0, metavar="N", help="Processes that make batches ahead.")] = 1,
     threads: ThreadsOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Train the bundled pair on generated scenes: under two hours on two cores, and it goes on where it was stopped.
+    """Train the bundled models on generated scenes, or a timm model on photographs; stopped, it goes on where it was.
 
     Writes NAME.safetensors, NAME.csv (the log) and NAME.checkpoint.pt for each model into the folder.
     """
-    if what not in PAIRS:
-        raise InputError(f"There is nothing called {what!r} to train{nearest(what, PAIRS)}: tokensieve train nano.")
-    names = PAIRS[what]
+    if images is None and what not in BUNDLED:
+        raise InputError(
+            f"There is nothing called {what!r} to train{nearest(what, BUNDLED)}: tokensieve train nano, or a model's "
+            "name with --images and --validation."
+        )
+    if images is not None and (validation is None or only or scenes):
+        raise InputError("Photographs are learnt with --images and --validation, without --only and --scenes.")
+    if images is None and (validation or teacher):
+        raise InputError("--validation and --teacher belong to --images.")
+    names = BUNDLED[what] if images is None else (what,)
     if only is not None and only not in names:
         raise InputError(f"--only must be one of {', '.join(names)}, not {only!r}.")
     import torch
 
-    from ..train import nano
+    from ..train import scenes as on_scenes
+    from ..train.loop import read_log
 
     if threads is not None:
         torch.set_num_threads(threads)
     folder, trained = Path(out or what), list[dict[str, Any]]()
     for name in names if only is None else (only,):
-        plan = replace(nano.PLANS[name], seed=seed, scenes=scenes or nano.PLANS[name].scenes)
-        weights = nano.train(plan, folder, workers=workers, report=_tell)
-        rows = nano.read_log(folder, name)
-        trained.append({"model": name, "weights": str(weights), "plan": asdict(plan), "log": rows})
+        if images is None:
+            plan = replace(on_scenes.PLANS[name], seed=seed)
+            plan = plan if scenes is None else replace(plan, images=scenes)
+            weights = on_scenes.train(plan, folder, workers=workers, report=_tell)
+        else:
+            from ..train import photographs
+
+            assert validation is not None
+            plan, task = photographs.prepare(
+                name, images, validation, folder, epochs=epochs, size=size, args=_arguments(args), seed=seed,
+                teacher=teacher, teacher_weights=teacher_weights, say=say,
+            )  # fmt: skip
+            weights = photographs.train(plan, task, folder, workers=workers, report=_tell)
+        trained.append({"model": name, "weights": str(weights), "plan": asdict(plan), "log": read_log(folder, name)})
     print_record({"trained": trained}, "train_view.train_view", as_json)
+
+
+def _arguments(text: str) -> dict[str, Any]:
+    try:
+        found = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise InputError(f"--args is no JSON ({error}): --args '{{\"drop_path_rate\": 0.1}}'.") from error
+    if not isinstance(found, dict):
+        raise InputError("--args must be a JSON object: --args '{\"drop_path_rate\": 0.1}'.")
+    return found
 
 
 def _tell(row: dict[str, Any]) -> None:
     left = row["seconds"] / row["step"] * (row["steps"] - row["step"])
     say(
         f"{row['model']} step {row['step']} of {row['steps']}, {row['seconds'] / 60:.0f} min, about {left / 60:.0f} "
-        f"to go: loss {row['loss']:.3f}, right on training scenes {row['train_top1']:.1f} %, on validation scenes "
+        f"to go: loss {row['loss']:.3f}, right on training images {row['train_top1']:.1f} %, on validation images "
         f"{row['validation_top1']:.1f} %"
     )

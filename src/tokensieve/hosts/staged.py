@@ -80,6 +80,10 @@ class StagedHost(ABC):
     def head(self, x: Tensor) -> Any:
         """Pooling and classifier -> the host's own output."""
 
+    def answer(self, maps: Sequence[Tensor]) -> Any:
+        """The maps behind each stage -> the host's own output."""
+        return self.head(self.features(maps[-1]))
+
     def size(self, x: Tensor) -> tuple[int, int]:
         """Height and width of a map."""
         height, width = x.shape[2:4] if self.channels_first else x.shape[1:3]

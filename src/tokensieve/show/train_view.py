@@ -12,9 +12,9 @@ from .tables import new_table
 
 def train_view(record: dict[str, Any]) -> RenderableType:
     """A row for each trained model, and where its weights are."""
-    table = new_table("", "scenes", "minutes", "right on validation scenes")
+    table = new_table("", "images", "minutes", "right on validation images")
     for trained in record["trained"]:
         last = trained["log"][-1]
         minutes, right = f"{last['seconds'] / 60:.0f}", f"{last['validation_top1']:.1f}%"
-        table.add_row(trained["model"], f"{last['scenes']:.0f}", minutes, right)
+        table.add_row(trained["model"], f"{last['images']:.0f}", minutes, right)
     return Group(table, "", *(Text(trained["weights"], style="bold") for trained in record["trained"]))

@@ -1,4 +1,5 @@
-"""The bundled pair: a nano ViT and a nano ConvNet that ranks its patches, small enough to travel in the package."""
+"""The bundled models: a nano ViT, a nano ConvNeXt, and the nano ConvNet that ranks their patches, small enough to
+travel in the package."""
 
 from __future__ import annotations
 
@@ -7,6 +8,7 @@ from functools import partial
 from pathlib import Path
 
 from timm.layers import HybridEmbed
+from timm.models.convnext import ConvNeXt
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
@@ -31,6 +33,16 @@ def nano_vit(num_classes: int = CLASSES, img_size: int | tuple[int, int] = SIZE)
         num_classes=num_classes,
         class_token=True,
     )
+    model.pretrained_cfg = _config(img_size)
+    return model
+
+
+def nano_convnext(num_classes: int = CLASSES, img_size: int | tuple[int, int] = SIZE) -> ConvNeXt:
+    """A plain timm ConvNeXt of 1.7 M parameters, stages of 2, 2, 6 and 2 blocks: a host whose maps shrink.
+
+    Its stem is two overlapping convolutions, for the reason above; `img_size` only says what it is meant for.
+    """
+    model = ConvNeXt(depths=(2, 2, 6, 2), dims=(32, 64, 128, 192), stem_type="overlap_tiered", num_classes=num_classes)
     model.pretrained_cfg = _config(img_size)
     return model
 
@@ -86,7 +98,11 @@ def _config(size: int | tuple[int, int]) -> dict[str, object]:
     }  # fmt: skip
 
 
-BUNDLED: dict[str, Callable[..., nn.Module]] = {"nano_vit": nano_vit, "nano_convnet": NanoConvNet}
+BUNDLED: dict[str, Callable[..., nn.Module]] = {
+    "nano_vit": nano_vit,
+    "nano_convnet": NanoConvNet,
+    "nano_convnext": nano_convnext,
+}
 """Name -> builder of the models whose weights travel in the package; `tokensieve train nano` makes these weights."""
 
 

@@ -7,20 +7,21 @@ import torch
 from safetensors.torch import load_file
 
 from tokensieve.errors import InputError
-from tokensieve.train.nano import (
+from tokensieve.train.loop import read_log
+from tokensieve.train.scenes import (
     BACKGROUND,
     PLANS,
     UNSURE,
     NanoHost,
     NanoProposal,
+    NanoStages,
     normalise,
     patch_loss,
-    read_log,
     train,
 )
 from tokensieve.zoo import create
 
-SMALL = replace(PLANS["nano_convnet"], scenes=96, batch=16, every=2, warmup=2, validation=20)
+SMALL = replace(PLANS["nano_convnet"], images=96, batch=16, every=2, warmup=2, validation=20)
 
 
 class Stopped(Exception):
@@ -49,7 +50,7 @@ def test_an_interrupted_training_ends_as_an_uninterrupted_one(tmp_path):
 
 
 def test_the_weights_are_small_and_load_into_the_model(tmp_path):
-    file = train(replace(SMALL, scenes=16, every=1), tmp_path, workers=0, report=quiet)
+    file = train(replace(SMALL, images=16, every=1), tmp_path, workers=0, report=quiet)
     state = load_file(file)
     assert {value.dtype for value in state.values()} == {torch.float16, torch.int64}
     assert not any(key.startswith(("patches", "model.")) for key in state)
@@ -59,13 +60,13 @@ def test_the_weights_are_small_and_load_into_the_model(tmp_path):
 
 
 def test_another_plan_does_not_go_on_from_the_checkpoint(tmp_path):
-    train(replace(SMALL, scenes=16, every=1), tmp_path, workers=0, report=quiet)
+    train(replace(SMALL, images=16, every=1), tmp_path, workers=0, report=quiet)
     with pytest.raises(InputError, match="another plan"):
-        train(replace(SMALL, scenes=32, every=1), tmp_path, workers=0, report=quiet)
+        train(replace(SMALL, images=32, every=1), tmp_path, workers=0, report=quiet)
 
 
 def test_the_loss_falls(tmp_path):
-    train(replace(SMALL, scenes=16 * 24, every=6, warmup=4), tmp_path, workers=0, report=quiet)
+    train(replace(SMALL, images=16 * 24, every=6, warmup=4), tmp_path, workers=0, report=quiet)
     losses = [row["loss"] for row in read_log(tmp_path, "nano_convnet")]
     assert losses[-1] < losses[0] - 0.3
 
@@ -86,7 +87,7 @@ def test_patches_are_labelled_by_how_much_of_the_digit_they_show():
     assert UNSURE == -100
 
 
-@pytest.mark.parametrize("wrapper", [NanoHost, NanoProposal])
+@pytest.mark.parametrize("wrapper", [NanoHost, NanoProposal, NanoStages])
 def test_both_answer_for_the_image_and_for_every_patch(wrapper):
     answers, patches, price = wrapper().eval()(normalise(torch.rand(2, 3, 112, 112)))
     assert answers.shape == (2, 10)
