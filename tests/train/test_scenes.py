@@ -1,4 +1,4 @@
-"""The bundled pair's training: it learns, goes on exactly where it was stopped, and leaves what `create` can load."""
+"""The bundled models' training: it learns, goes on exactly where it was stopped, and leaves what `create` can load."""
 
 from dataclasses import replace
 

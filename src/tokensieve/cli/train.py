@@ -33,9 +33,13 @@ def train(
     validation: Annotated[
         str | None, typer.Option(metavar="FOLDER|TAR", help="Photographs of the same classes that are only looked at.")
     ] = None,
-    epochs: Annotated[int, typer.Option(min=1, metavar="N", help="Times through the photographs.")] = 60,
-    size: Annotated[int, typer.Option(min=32, metavar="PIXELS", help="At which photographs are read.")] = 128,
-    args: Annotated[str, typer.Option(metavar="JSON", help="Arguments of the model's constructor.")] = "{}",
+    epochs: Annotated[
+        int | None, typer.Option(min=1, metavar="N", help="Times through the photographs; default 60.")
+    ] = None,
+    size: Annotated[
+        int | None, typer.Option(min=32, metavar="PIXELS", help="At which photographs are read; default 128.")
+    ] = None,
+    args: Annotated[str | None, typer.Option(metavar="JSON", help="Arguments of the model's constructor.")] = None,
     teacher: Annotated[
         str | None, typer.Option(metavar="NAME", help="A model whose answers are learnt too, asked once.")
     ] = None,
@@ -56,8 +60,15 @@ def train(
         )
     if images is not None and (validation is None or only or scenes):
         raise InputError("Photographs are learnt with --images and --validation, without --only and --scenes.")
-    if images is None and (validation or teacher):
-        raise InputError("--validation and --teacher belong to --images.")
+    of_photographs = {
+        "--validation": validation, "--epochs": epochs, "--size": size, "--args": args, "--teacher": teacher,
+        "--teacher-weights": teacher_weights,
+    }  # fmt: skip
+    given = [option for option, value in of_photographs.items() if value is not None]
+    if images is None and given:
+        raise InputError(f"{given[0]} belongs to --images.")
+    if teacher_weights and teacher is None:
+        raise InputError("--teacher-weights are weights of --teacher: name it.")
     names = BUNDLED[what] if images is None else (what,)
     if only is not None and only not in names:
         raise InputError(f"--only must be one of {', '.join(names)}, not {only!r}.")
@@ -79,15 +90,17 @@ def train(
 
             assert validation is not None
             plan, task = photographs.prepare(
-                name, images, validation, folder, epochs=epochs, size=size, args=_arguments(args), seed=seed,
-                teacher=teacher, teacher_weights=teacher_weights, say=say,
+                name, images, validation, folder, epochs=epochs or 60, size=size or 128, args=_arguments(args),
+                seed=seed, teacher=teacher, teacher_weights=teacher_weights, say=say,
             )  # fmt: skip
             weights = photographs.train(plan, task, folder, workers=workers, report=_tell)
         trained.append({"model": name, "weights": str(weights), "plan": asdict(plan), "log": read_log(folder, name)})
     print_record({"trained": trained}, "train_view.train_view", as_json)
 
 
-def _arguments(text: str) -> dict[str, Any]:
+def _arguments(text: str | None) -> dict[str, Any]:
+    if text is None:
+        return {}
     try:
         found = json.loads(text)
     except json.JSONDecodeError as error:

@@ -36,6 +36,8 @@ class Plan:
     """Steps between validations and checkpoints."""
     validation: int = 1000
     """Images of the validation split that are looked at on the way."""
+    task: str = ""
+    """What else decides how it goes, where a task has settings of its own."""
 
     @property
     def steps(self) -> int:
@@ -87,7 +89,7 @@ def train(
     step, seconds, rows = 0, 0.0, list[dict[str, Any]]()
     if checkpoint.is_file():
         state = torch.load(checkpoint, weights_only=True)
-        if state["plan"] != asdict(plan):
+        if Plan(**state["plan"]) != plan:
             raise InputError(f"{checkpoint} was made by another plan: give another folder, or delete it to start over.")
         module.load_state_dict(state["module"])
         optimizer.load_state_dict(state["optimizer"])
@@ -99,6 +101,8 @@ def train(
         for group in optimizer.param_groups:
             group["lr"] = plan.rate * _schedule(step, plan)
         module.train()
+        # Dropout is the step's own, interrupted or not; below zero, so that it is not the chance batches are made with.
+        torch.manual_seed(-1 - plan.seed * 1_000_003 - step)
         with torch.autocast("cpu", torch.bfloat16, enabled=half):
             losses = task.losses(batch)
         losses.all.backward()

@@ -5,21 +5,24 @@ The teacher answers once, before the training, on every photograph and on its mi
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import hashlib
+import json
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from safetensors.torch import load_file, save_file
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 from torchvision.transforms import v2
 
-from ..data import Preprocessing, image_set, load_batches
+from ..data import Batch, Preprocessing, image_set, load_batches
 from ..data.images import ImageSet
-from ..errors import InputError
+from ..errors import InputError, RecipeError
 from ..files import draft
 from ..zoo import create
 from . import loop
@@ -40,38 +43,105 @@ class Photographs:
     """(N, 2, classes of the teacher): log-probabilities."""
 
 
-def read(pictures: Dataset[Any]) -> Photographs:
+def open_classes(source: str, preprocessing: Preprocessing) -> ImageSet:
+    """The pictures of a folder of class folders, or of a tar of them; raises InputError for anything else."""
+    if not (Path(source).is_dir() or (Path(source).is_file() and Path(source).suffix.lower() == ".tar")):
+        raise InputError(f"{source} must be a folder, or a tar, of class folders with photographs.")
+    pictures = image_set(source, preprocessing)
+    assert isinstance(pictures, ImageSet)
+    if not pictures.classes:
+        raise InputError(
+            f"{source} has no class folders: put the photographs of each class into a folder of their own."
+        )
+    return pictures
+
+
+def read(pictures: ImageSet) -> Photographs:
     """A set of pictures in [0, 1] whose labels are known, whole in memory.
 
     Raises:
         InputError: a picture that cannot be read, or one outside of any class folder.
     """
-    batches = load_batches(pictures, 100)
-    parts = [((batch.images * 255).round().byte(), batch.labels) for batch in batches]
-    if batches.failures:
-        raise InputError(f"{batches.failures[0]}: mend or remove it before training.")
+    parts = [((batch.images * 255).round().byte(), batch.labels) for batch in _every(pictures, 100)]
     images, labels = (torch.cat(column) for column in zip(*parts, strict=True))
     if (labels < 0).any():
-        raise InputError("Training needs class folders: some pictures lie in none.")
+        loose = pictures.path(int((labels < 0).int().argmax()))
+        raise InputError(f"{loose} lies in no class folder: move it into one, or remove it.")
     return Photographs(images, labels)
 
 
-@torch.no_grad()
-def ask_teacher(teacher: nn.Module, pictures: ImageSet, cache: Path, say: Callable[[str], object]) -> Tensor:
-    """Log-probabilities (N, 2, classes) of every picture and its mirror image, kept in the file `cache`."""
+def fingerprint(pictures: ImageSet) -> str:
+    """SHA-256 of the pictures' files, of their names and class folders, in order, wherever they lie."""
+    digest = hashlib.sha256()
+    for index in range(len(pictures)):
+        digest.update("/".join(PurePath(pictures.path(index)).parts[-2:]).encode())
+        source = pictures.items[index][0]
+        with open(source, "rb") if isinstance(source, str) else source as file:
+            digest.update(hashlib.sha256(file.read()).digest())
+    return digest.hexdigest()
+
+
+class Teacher:
+    """A model that answers once; `known_as` is its name with the SHA-256 of its weights."""
+
+    def __init__(self, name: str, weights: str | None) -> None:
+        self.model, mean, std = create(name, weights=weights)
+        digest = hashlib.sha256()
+        for value in self.model.state_dict().values():
+            digest.update(value.reshape(-1).numpy())
+        self.known_as = f"{name} {digest.hexdigest()}"
+        try:
+            self.preprocessing = Preprocessing.of(self.model, mean, std)
+            self.classes = self.ask(torch.zeros(1, 3, *self.preprocessing.input_size)).shape[1]
+        except Exception as error:  # a model may return, or refuse, anything
+            raise InputError(
+                f"{name} cannot teach: that takes a classifier that states its input size, and answers with a logit "
+                "for each class."
+            ) from error
+
+    @torch.no_grad()
+    def ask(self, images: Tensor) -> Tensor:
+        """Normalised images (B, 3, H, W) -> log-probabilities (B, classes)."""
+        return self.model(images).log_softmax(1)
+
+
+def ask_teacher(
+    teacher: Teacher, images: str, print_of_images: str, cache: Path, say: Callable[[str], object]
+) -> Tensor:
+    """Log-probabilities (N, 2, classes) of every picture and its mirror image, kept in the file `cache`.
+
+    Raises:
+        InputError: the file holds another teacher's answers, or answers about other photographs than `print_of_images`.
+    """
+    asked = f"{teacher.known_as}, photographs {print_of_images}"
     if cache.is_file():
-        taught = load_file(cache)["log_probabilities"]
-        if len(taught) == len(pictures):
-            return taught
-        raise InputError(f"{cache} belongs to other photographs: delete it, or give another folder.")
+        try:
+            with safe_open(cache, "pt") as file:
+                if (file.metadata() or {}).get("asked") == asked:
+                    return file.get_tensor("log_probabilities")
+        except SafetensorError:
+            pass  # cut short or no such file at all: nobody's answers
+        raise InputError(
+            f"{cache} holds another teacher's answers, or answers about other photographs: delete it, or give another "
+            "folder."
+        )
+    pictures = open_classes(images, teacher.preprocessing)
     say(f"asking the teacher about {len(pictures)} photographs")
-    answers = [
-        torch.stack([teacher(x).log_softmax(1) for x in (batch.images, batch.images.flip(3))], 1)
-        for batch in load_batches(pictures, 50)
-    ]
-    with draft(cache) as file:
-        save_file({"log_probabilities": torch.cat(answers)}, file)
-    return torch.cat(answers)
+    answers = torch.cat(
+        [torch.stack([teacher.ask(x) for x in (b.images, b.images.flip(3))], 1) for b in _every(pictures, 50)]
+    )
+    cache.parent.mkdir(parents=True, exist_ok=True)
+    with draft(cache) as path:
+        save_file({"log_probabilities": answers}, path, {"asked": asked})
+    return answers
+
+
+def _every(pictures: ImageSet, size: int) -> Iterator[Batch]:
+    """Batches of all the pictures; a training leaves none out in silence."""
+    batches = load_batches(pictures, size)
+    yield from batches
+    if batches.failures:
+        raise InputError(f"{batches.failures[0]}: mend or remove it before training.")
 
 
 class Pupil(nn.Module):
@@ -85,15 +155,16 @@ class Pupil(nn.Module):
         self.second = None if taught is None else nn.Linear(model.head_hidden_size, taught)
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor | None]:
-        pooled = self.model.forward_head(self.model.forward_features(images), pre_logits=True)
-        return self.model.get_classifier()(pooled), None if self.second is None else self.second(pooled)
+        features = self.model.forward_features(images)
+        logits = self.model.forward_head(features)
+        return logits, None if self.second is None else self.second(self.model.forward_head(features, pre_logits=True))
 
 
 class NameClasses:
     """The task: which of the folders a photograph is from."""
 
-    def __init__(self, model: nn.Module, size: int, known: Photographs, unseen: Photographs, norms: Any) -> None:
-        self.module = Pupil(model, None if known.taught is None else known.taught.shape[2])
+    def __init__(self, pupil: Pupil, size: int, known: Photographs, unseen: Photographs, norms: Any) -> None:
+        self.module = pupil
         self.size, self.known = size, known
         self.unseen = replace(unseen, images=v2.functional.resize(unseen.images, [size, size], antialias=True))
         self.mean, self.std = (torch.tensor(values)[:, None, None] for values in norms)
@@ -140,31 +211,57 @@ def prepare(
 ) -> tuple[Plan, NameClasses]:
     """Everything `train` needs for a model called `name`, with a class for each class folder of `images`.
 
-    The teacher's answers are kept in `folder`, as `teacher.safetensors`.
+    The teacher's answers are kept in `folder`, as `teacher.safetensors`; nothing else is written.
 
     Raises:
-        InputError: pictures that cannot be read, other class folders in the two sets, a model that is no classifier.
+        InputError: pictures that cannot be read, other class folders in the two sets, a model that is no classifier, or
+            not of pictures of this size; answers in `folder` to other questions.
         RecipeError: a model that is not known or cannot be built with `args`.
     """
     kept = Preprocessing((round(size * MARGIN), round(size * MARGIN)), (0.0,) * 3, (1.0,) * 3)
-    known, unseen = (image_set(source, kept) for source in (images, validation))
-    if not isinstance(known, ImageSet) or not isinstance(unseen, ImageSet) or known.classes != unseen.classes:
-        raise InputError(f"{images} and {validation} must be folders or tars with the same class folders.")
+    known, unseen = (open_classes(source, kept) for source in (images, validation))
+    if odd := known.classes.keys() ^ unseen.classes.keys():
+        raise InputError(f"{images} and {validation} must have the same class folders: only one has '{min(odd)}'.")
+    if "num_classes" in (args or {}):
+        raise RecipeError("num_classes is the number of class folders: leave it out of the model's arguments.")
     torch.manual_seed(seed)
     model, *norms = create(name, pretrained=False, args={"num_classes": len(known.classes), **(args or {})})
-    taught = None
-    if teacher is not None:
-        folder.mkdir(parents=True, exist_ok=True)
-        wise, mean, std = create(teacher, weights=teacher_weights)
-        pictures = image_set(images, Preprocessing.of(wise, mean, std))
-        assert isinstance(pictures, ImageSet)
-        taught = ask_teacher(wise, pictures, folder / "teacher.safetensors", say)
+    wise = None if teacher is None else Teacher(teacher, teacher_weights)
+    pupil = _checked(name, model, wise, len(known.classes), size)
     say(f"reading {len(known)} and {len(unseen)} photographs")
-    task = NameClasses(model, size, replace(read(known), taught=taught), read(unseen), norms)
+    photographs, looked_at = read(known), read(unseen)
+    prints = fingerprint(known), fingerprint(unseen)
+    if wise is not None:
+        taught = ask_teacher(wise, images, prints[0], folder / "teacher.safetensors", say)
+        photographs = replace(photographs, taught=taught)
+    task = NameClasses(pupil, size, photographs, looked_at, norms)
     steps = max(1, epochs * len(known) // BATCH)
-    every, warmup = max(1, steps // 50), min(500, steps // 10 + 1)
-    plan = Plan(name, steps * BATCH, BATCH, RATE, warmup=warmup, seed=seed, every=every, validation=len(unseen))
+    plan = Plan(
+        name, steps * BATCH, BATCH, RATE, warmup=min(500, steps // 10 + 1), seed=seed, every=max(1, steps // 50),
+        validation=len(unseen),
+        task=f"{size} pixels, args {json.dumps(dict(args or {}), sort_keys=True)}, teacher {wise and wise.known_as}, "
+        f"photographs {prints[0]}, validation {prints[1]}",
+    )  # fmt: skip
     return plan, task
+
+
+def _checked(name: str, model: nn.Module, teacher: Teacher | None, classes: int, size: int) -> Pupil:
+    """The pupil, once it has answered for an empty picture; raises InputError."""
+    try:
+        pupil = Pupil(model, None if teacher is None else teacher.classes).eval()
+        with torch.no_grad():
+            logits, _ = pupil(torch.zeros(1, 3, size, size))
+        if logits.shape != (1, classes):
+            raise ValueError(f"its answer has the shape {tuple(logits.shape)}")
+    except InputError:
+        raise
+    except Exception as error:  # a model may refuse pictures in any way
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
+        raise InputError(
+            f"{name} cannot be trained on photographs of {size} x {size} pixels ({reason}): give another size, or "
+            'arguments such as {"img_size": ' + f"{size}" + "}."
+        ) from error
+    return pupil
 
 
 def train(

@@ -40,9 +40,16 @@ def nano_vit(num_classes: int = CLASSES, img_size: int | tuple[int, int] = SIZE)
 def nano_convnext(num_classes: int = CLASSES, img_size: int | tuple[int, int] = SIZE) -> ConvNeXt:
     """A plain timm ConvNeXt of 1.7 M parameters, stages of 2, 2, 6 and 2 blocks: a host whose maps shrink.
 
-    Its stem is two overlapping convolutions, for the reason above; `img_size` only says what it is meant for.
+    Its stem is two overlapping convolutions, for the reason above, and its blocks count from the start: with the usual
+    layer scale of 1e-6 it stays at chance. `img_size` only says what it is meant for.
     """
-    model = ConvNeXt(depths=(2, 2, 6, 2), dims=(32, 64, 128, 192), stem_type="overlap_tiered", num_classes=num_classes)
+    model = ConvNeXt(
+        depths=(2, 2, 6, 2),
+        dims=(32, 64, 128, 192),
+        stem_type="overlap_tiered",
+        ls_init_value=1.0,
+        num_classes=num_classes,
+    )
     model.pretrained_cfg = _config(img_size)
     return model
 
