@@ -10,12 +10,14 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from . import measure
+    from .correction import correct
     from .errors import ExportError, InputError, RecipeError, SieveError, UnsupportedHost
     from .export import export_onnx, export_program
     from .methods import (
         ATS,
         GTP,
         MCTF,
+        Corrected,
         DiffRate,
         DynamicCNN,
         DynamicSwin,
@@ -39,6 +41,7 @@ __version__ = "0.1.0"
 
 _HOMES = {
     "ATS": "methods",
+    "Corrected": "methods",
     "DiffRate": "methods",
     "DynamicCNN": "methods",
     "DynamicSwin": "methods",
@@ -61,6 +64,7 @@ _HOMES = {
     "ToMe": "methods",
     "Trace": "stream",
     "UnsupportedHost": "errors",
+    "correct": "correction",
     "export_onnx": "export",
     "export_program": "export",
     "patch_significance": "significance",
@@ -73,6 +77,7 @@ __all__ = [
     "ATS",
     "GTP",
     "MCTF",
+    "Corrected",
     "DiffRate",
     "DynamicCNN",
     "DynamicSwin",
@@ -93,6 +98,7 @@ __all__ = [
     "ToMe",
     "Trace",
     "UnsupportedHost",
+    "correct",
     "export_onnx",
     "export_program",
     "measure",

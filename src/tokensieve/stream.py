@@ -109,11 +109,16 @@ class Sieved(nn.Module):
     def forward(self, images: Tensor | None = None, **words: Any) -> Any:
         """(B, 3, H, W) -> what the host returns. Hosts of transformers take words of their own: `labels` and others."""
         images, words = self.host.arguments(images, words)
-        return self.host.head(self.host.features(self._stream(images)), **words)
+        return self.host.head(self._features(images), **words)
 
     def forward_features(self, images: Tensor) -> Tensor:
         """(B, 3, H, W) -> the surviving tokens after the final norm, (B, N, d), prefix first."""
-        return self.host.features(self._stream(images)).x
+        return self._features(images).x
+
+    def _features(self, images: Tensor, trace: Trace | None = None) -> Tokens:
+        """Image to what the head reads: the surviving tokens after the final norm."""
+        tokens = self.host.features(self._stream(images, trace))
+        return self._reduce("end", self.plan.depth - 1, tokens, {})
 
     def _stream(self, images: Tensor, trace: Trace | None = None) -> Tokens:
         """Image to tokens, tokens through the blocks. A block in which nothing acts is called whole, as it is."""
@@ -164,7 +169,7 @@ class Sieved(nn.Module):
     def _reduce(self, place: Place, block: int, tokens: Tokens, memories: Memories, **known: Any) -> Tokens:
         """Let every method of this place act, one after the other, each with what it may know."""
         for index, method, left in self._acts(place, block, tokens):
-            evidence = Evidence(block, self.plan.depth, memory=memories[index], part=self._part(index), **known)
+            evidence = Evidence(block, self.plan.depth, memory=memories.get(index), part=self._part(index), **known)
             tokens = method.reduce(tokens, left, evidence)
         return tokens
 
@@ -174,7 +179,7 @@ class Sieved(nn.Module):
     def trace(self, images: Tensor) -> Trace:
         """Run on (B, 3, H, W) and tell what happened: see `Trace`."""
         trace = Trace()
-        tokens = self.host.features(self._stream(images, trace))
+        tokens = self._features(images, trace)
         trace.finish(tokens, self.host.head(tokens))
         return trace
 

@@ -13,6 +13,7 @@ from .. import __version__
 from ..errors import SieveError
 from .about import doctor, methods, models
 from .bench import bench
+from .correct import correct
 from .demo import demo
 from .evaluate import evaluate
 from .export import export
@@ -30,6 +31,7 @@ app.command()(export)
 app.command()(methods)
 app.command()(models)
 app.command()(doctor)
+app.command()(correct)
 app.command()(show)
 app.command()(slim)
 app.command()(train)

@@ -64,8 +64,8 @@ def forward_batches(
             # Not inference_mode: significance by gradients needs to switch them on inside the forward.
             with torch.no_grad():
                 output = model(images.to(device=where, dtype=kind))
-            classes = classes and _has_classifier(model, output)
-            outputs.append(_checked(output, model, len(images)))
+            classes = classes and classifies(model, output)
+            outputs.append(as_tensor(output, model, len(images)))
         yield Answers(labels, tuple(outputs), classes)
 
 
@@ -120,13 +120,14 @@ def unpack(batch: Any) -> tuple[Tensor, Tensor | None]:
     )
 
 
-def _has_classifier(model: nn.Module, output: Any) -> bool:
+def classifies(model: nn.Module, output: Any) -> bool:
     """No where timm's `num_classes` is 0 or a transformers output has no logits; yes if nothing else is said."""
     counts = [getattr(holder, "num_classes", None) for holder in (model, getattr(model, "model", None))]
     return 0 not in counts and (isinstance(output, Tensor) or getattr(output, "logits", None) is not None)
 
 
-def _checked(output: Any, model: nn.Module, count: int) -> Tensor:
+def as_tensor(output: Any, model: nn.Module, count: int) -> Tensor:
+    """What a model returned for `count` images as a tensor on the CPU; raises InputError where it holds none."""
     name = type(model).__name__
     if not isinstance(output, Tensor):
         fields = ("logits", "image_embeds", "pooler_output", "last_hidden_state")

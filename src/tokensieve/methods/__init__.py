@@ -2,6 +2,7 @@
 
 from .ats import ATS
 from .base import METHODS, Evidence, Here, Method, register
+from .corrected import Corrected
 from .diffrate import DiffRate
 from .dynamic_spatial import DynamicCNN, DynamicSwin
 from .dynamicvit import DynamicViT
@@ -21,6 +22,7 @@ __all__ = [
     "GTP",
     "MCTF",
     "METHODS",
+    "Corrected",
     "DiffRate",
     "DynamicCNN",
     "DynamicSwin",

@@ -1,0 +1,89 @@
+"""`tokensieve correct`: fit what the head reads under a recipe to what it reads in the dense model."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import Annotated, Any
+
+import typer
+
+from ..job import Job
+from .options import (
+    DeviceOption,
+    JsonOption,
+    ModelOption,
+    PretrainedOption,
+    ProposalWeightsOption,
+    RecipeOption,
+    SizeOption,
+    ThreadsOption,
+    WeightsOption,
+)
+from .output import print_record
+
+BATCH = 32
+
+
+def correct(
+    recipe: RecipeOption,
+    data: Annotated[str, typer.Option(metavar="FOLDER", help="Pictures, without labels: a folder, a tar, a data set.")],
+    out: Annotated[
+        str, typer.Option(metavar="FILE.json", help="The recipe to write; its weights go beside it, .safetensors.")
+    ],
+    model: ModelOption = "vit_base_patch16_224",
+    weights: WeightsOption = None,
+    pretrained: PretrainedOption = True,
+    proposal_weights: ProposalWeightsOption = None,
+    limit: Annotated[int, typer.Option(min=10, metavar="N", help="At most N pictures, evenly spread.")] = 250,
+    views: Annotated[int, typer.Option(min=1, metavar="N", help="Ways each is seen: whole, mirrored, cropped.")] = 8,
+    preprocessing: Annotated[str, typer.Option(metavar="timm|papers", help="How pictures are resized.")] = "timm",
+    seed: Annotated[int, typer.Option(min=0, metavar="N", help="Of the crops.")] = 0,
+    size: SizeOption = None,
+    device: DeviceOption = "cpu",
+    threads: ThreadsOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Correct a recipe's answers on your own pictures, no labels needed: what it loses on all of them alike comes back.
+
+    Nothing is trained: a linear map for the class token, by ridge regression. It costs next to nothing to run.
+    """
+    from ..files import check_place, draft
+
+    place = check_place(out, (".json",))
+    file = place.with_suffix(".safetensors")
+    job = Job(model, recipe, weights, pretrained, proposal_weights, size, "fp32", device, threads)
+    from rich.console import Console
+
+    from .. import correction
+    from ..data import Preprocessing, image_set, load_batches
+    from ..show.progress import list_failures
+
+    console = Console(stderr=True)
+    pictures = image_set(data, Preprocessing((224, 224), (0.5,) * 3, (0.5,) * 3), limit=limit)
+    with console.status("opening the model"):
+        dense, fast, own = opened = job.open()
+        prepared = Preprocessing.named(preprocessing, dense, mean=own.mean, std=own.std, size=own.input_size)
+    pictures.transform = prepared.transform()
+    batches = load_batches(pictures, BATCH)
+    with console.status("reading pictures") as status:
+        found = correction.correct(
+            dense, fast.recipe, batches, file, views=views, seed=seed, mean=own.mean, std=own.std,
+            pretrained=pretrained, report=status.update,
+        )  # fmt: skip
+    with draft(place) as path:
+        path.write_text(found.recipe.to_json() + "\n", encoding="utf-8")
+    record: dict[str, Any] = {
+        **job.record(opened),
+        "data": data,
+        "preprocessing": {"name": preprocessing, **asdict(prepared)},
+        "images": found.images,
+        "views": views,
+        "loss": found.loss,
+        "corrected_loss": found.corrected_loss,
+        "ridge": found.ridge,
+        "failures": [asdict(failure) for failure in batches.failures],
+        "out": str(place),
+        "correction": str(file) if found.ridge is not None else None,
+    }
+    print_record(record, "correct_view.correct_view", as_json)
+    list_failures(batches.failures)

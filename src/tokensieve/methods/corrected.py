@@ -1,0 +1,66 @@
+"""A correction of what the head reads, fitted on unlabelled images by `tokensieve.correct`."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import ClassVar
+
+import torch
+from torch import nn
+
+from ..errors import RecipeError
+from ..tokens import Tokens
+from .base import Evidence, Here, Method, Place, register
+
+
+@register
+@dataclass(frozen=True)
+class Corrected(Method):
+    """The class token after the final norm, x, becomes x + W x + b; this project's own.
+
+    Leaving tokens out moves the class token, and part of how it moves is the same for all images: W and b undo that
+    part. They cost d^2 MACs an image. They belong to one recipe on one model, and to images like those they were
+    fitted on.
+
+    Args:
+        weights: file with `weight` (d, d) and `bias` (d,), written by `tokensieve.correct` or `tokensieve correct`.
+    """
+
+    weights: str | os.PathLike[str] | None = None
+
+    name: ClassVar[str] = "corrected"
+    place: ClassVar[Place] = "end"
+    needs_class_token: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        if self.weights is not None:
+            object.__setattr__(self, "weights", os.fspath(self.weights))
+
+    def left(self, here: Here) -> int:
+        return here.tokens
+
+    def acts(self, here: Here) -> bool:
+        return here.block == here.depth - 1
+
+    def build(self, width: int, depth: int, pretrained: bool) -> nn.Module:
+        if self.weights is None and pretrained:
+            raise RecipeError(
+                "corrected needs the weights that tokensieve.correct() fitted: weights=FILE. To measure its cost "
+                "alone, sieve(..., pretrained=False) makes random ones."
+            )
+        linear = nn.Linear(width, width)
+        if self.weights is not None:
+            from ..zoo.models import load_strictly, read_weights
+
+            load_strictly(linear, read_weights(self.weights), f"the correction {os.fspath(self.weights)}")
+        return linear
+
+    def reduce(self, tokens: Tokens, left: int, evidence: Evidence) -> Tokens:
+        assert evidence.part is not None
+        first = tokens.x[:, :1]
+        return replace(tokens, x=torch.cat([first + evidence.part(first), tokens.x[:, 1:]], dim=1))
+
+    def refuses(self, reads_prefix: bool, others: Sequence[Method]) -> str | None:
+        return None if reads_prefix else "its head reads patch tokens too, and the class token alone is corrected"
