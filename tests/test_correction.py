@@ -7,7 +7,7 @@ from safetensors import safe_open
 from timm.models.vision_transformer import VisionTransformer
 
 from tokensieve import InputError, Recipe, RecipeError, UnsupportedHost, correct, sieve
-from tokensieve.correction import FOLDS, _left_out, fit
+from tokensieve.correction import FOLDS, _chosen, _left_out, fit
 from tokensieve.measure import fidelity
 
 
@@ -44,6 +44,20 @@ def test_no_image_is_corrected_by_itself():
         others = [i for i in range(15) if i % FOLDS != image % FOLDS]
         weight, bias = slow_fit(sieved[others][:, :, 0].reshape(-1, 4), dense[others][:, :, 0].reshape(-1, 4), 0.5)
         torch.testing.assert_close(change[image], weight @ sieved[image, 0, 0].double() + bias, rtol=1e-9, atol=1e-9)
+
+
+def test_agreement_decides_where_the_loss_cannot():
+    loss = torch.linspace(0.9, 1.1, 100, dtype=torch.float64)
+    wobble = 0.1 * torch.tensor([1.0, -1.0], dtype=torch.float64).repeat(50)
+    same = torch.arange(100) < 90
+    found = {
+        0.1: (loss + 0.05 + wobble, same | True),  # five standard errors more
+        0.5: (loss + 0.01 + wobble, torch.arange(100) < 95),  # one
+        1.0: (loss, same),
+        2.0: (loss + 0.001 + wobble, same),
+    }
+    assert _chosen(found) == 0.5
+    assert _chosen({ridge: (told, None) for ridge, (told, _) in found.items()}) == 1.0
 
 
 @pytest.fixture(scope="module")

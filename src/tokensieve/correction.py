@@ -22,8 +22,10 @@ from .search.judge import losses
 from .stream import Sieved, sieve
 from .tokens import Tokens
 
-RIDGES = (0.03, 0.1, 0.3, 1.0, 3.0, 10.0)
+RIDGES = (0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0)
 """What a large correction costs beside what it mends, in mean squares of the features: the images choose."""
+UNSURE = 2.0
+"""Losses that differ by so many standard errors count as equal; agreement decides between them."""
 WORTH, ROUNDING = 0.99, 1e-7
 """A correction is kept if it leaves so much of the loss at most, and where the loss is more than rounding."""
 FOLDS = 5
@@ -64,7 +66,8 @@ def correct(
     """Fit what the head reads under a recipe to what it reads in the dense model, by ridge regression.
 
     Each image is seen whole, mirrored, and in random crops. How large the correction may be is decided by five-fold
-    cross-validation over images; the correction that is written is fitted on all of them. Images that are all of a few
+    cross-validation over images, by loss and, where that cannot tell, agreement; the correction that is written is
+    fitted on all of them. Images that are all of a few
     classes also teach it that there are no others: fit on images like those the model will see.
 
     Args:
@@ -94,15 +97,16 @@ def correct(
     with evaluating(model, fast):
         sieved, wanted = _features(fast, dense, loader, views, seed, batch, report or (lambda _: None))
         answers = _Answers(dense, sieved, wanted)
-        found = {ridge: answers.loss(_left_out(sieved, wanted, ridge)) for ridge in RIDGES}
-    before = answers.loss(torch.zeros_like(wanted[:, 0, 0]))
-    ridge = min(found, key=lambda each: found[each])
-    if found[ridge] > WORTH * before or before < ROUNDING:
+        found = {ridge: answers.losses(_left_out(sieved, wanted, ridge)) for ridge in RIDGES}
+        before = float(answers.losses(torch.zeros_like(wanted[:, 0, 0]))[0].mean())
+    ridge = _chosen(found)
+    after = float(found[ridge][0].mean())
+    if after > WORTH * before or before < ROUNDING:
         return Correction(plain, None, before, before, len(wanted))
     weight, bias = fit(sieved[:, :, 0].flatten(0, 1), wanted[:, :, 0].flatten(0, 1), ridge)
     with draft(out) as file:
         save_file({"weight": weight.float().contiguous(), "bias": bias.float()}, file, {"recipe": str(plain)})
-    return Correction(plain + Corrected(weights=out), ridge, before, found[ridge], len(wanted))
+    return Correction(plain + Corrected(weights=out), ridge, before, after, len(wanted))
 
 
 def fit(sieved: Tensor, dense: Tensor, ridge: float) -> tuple[Tensor, Tensor]:
@@ -135,6 +139,21 @@ def _left_out(sieved: Tensor, dense: Tensor, ridge: float) -> Tensor:
     return change
 
 
+def _chosen(found: dict[float, tuple[Tensor, Tensor | None]]) -> float:
+    """The ridge of the least loss, or of those that lose hardly more the one of the most agreement."""
+    best = min(found, key=lambda ridge: float(found[ridge][0].mean()))
+
+    def equal(ridge: float) -> bool:
+        more = found[ridge][0] - found[best][0]
+        return float(more.mean()) <= UNSURE * float(more.std()) / len(more) ** 0.5
+
+    def rank(ridge: float) -> tuple[float, float]:
+        loss, same = found[ridge]
+        return 0.0 if same is None else -float(same.double().mean()), float(loss.mean())
+
+    return min(filter(equal, found), key=rank)
+
+
 class _Answers:
     """The losses of corrected features, by the host's own head."""
 
@@ -143,11 +162,11 @@ class _Answers:
         self.classes = True
         self.dense = self._head(wanted[:, 0])
 
-    def loss(self, change: Tensor) -> float:
-        """Mean over the whole images, of whose class tokens `change` (N, d) is added."""
+    def losses(self, change: Tensor) -> tuple[Tensor, Tensor | None]:
+        """As `search.judge.losses` has them, of the whole images, to whose class tokens `change` (N, d) is added."""
         first = (self.tokens[:, :1].double() + change[:, None]).to(self.tokens.dtype)
         answers = self._head(torch.cat([first, self.tokens[:, 1:]], dim=1))
-        return float(losses(self.dense, answers, self.classes)[0].mean())
+        return losses(self.dense, answers, self.classes)
 
     def _head(self, x: Tensor) -> Tensor:
         model = self.host.model
