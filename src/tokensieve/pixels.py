@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -11,6 +11,8 @@ from torch import Tensor, nn
 
 Background = Literal["zero", "keep"]
 """What becomes of the places that are left out: they are set to zero, or keep what they had."""
+SLICE = 2**19
+"""Numbers that a point-wise operator reads at a time on CPUs."""
 
 
 @dataclass(frozen=True)
@@ -44,17 +46,31 @@ def take(map: Tensor, flat: Tensor) -> Tensor:
     return map.reshape(-1, channels).index_select(0, flat).view(batch, -1, channels)
 
 
-def put(map: Tensor, flat: Tensor, change: Tensor, background: Background) -> Tensor:
+def put(map: Tensor, flat: Tensor, change: Tensor, background: Background, *, own: bool = False) -> Tensor:
     """Maps (B, H, W, C) with `change` (n, C) added at n places `flat`; elsewhere as they were, or zero.
 
-    By index_add, also where nothing is there to add to: index_copy is fifty times slower on CPUs.
+    `own` lets the map itself be changed where nothing is set to zero. By index_add, also where nothing is there to add
+    to: index_copy is fifty times slower on CPUs.
     """
     wide = torch.promote_types(map.dtype, change.dtype)  # under autocast a scale in fp32 makes the change fp32
     rows, change = map.reshape(-1, map.shape[3]).to(wide), change.to(wide)
     if background == "keep":
-        return rows.index_add(0, flat, change).view(map.shape)
+        return (rows.index_add_ if own else rows.index_add)(0, flat, change).view(map.shape)
     changed = rows.index_select(0, flat) + change
     return torch.zeros_like(rows).index_add_(0, flat, changed).view(map.shape)
+
+
+def by_slices(operator: Callable[[Tensor], Tensor], pixels: Tensor) -> Tensor:
+    """`operator` on (B, K, C), a slice of the rows at a time, so that what it widens them to stays in the cache.
+
+    For operators that read one pixel each and nothing of the others.
+    """
+    batch, count, channels = pixels.shape
+    slices = -(-pixels.numel() // SLICE)
+    if slices == 1:
+        return operator(pixels)
+    rows = pixels.view(1, -1, channels)
+    return torch.cat([operator(part) for part in rows.chunk(slices, 1)], 1).view(batch, count, -1)
 
 
 def _flat(index: Tensor, count: int) -> Tensor:

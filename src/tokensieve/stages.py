@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from math import prod
 from typing import TYPE_CHECKING, Any
 
@@ -13,7 +14,7 @@ from .errors import RecipeError, UnsupportedHost
 from .hosts.staged import PixelBlock, StagedHost
 from .methods import Evidence, Method
 from .methods.base import There
-from .pixels import Pixels, put, take
+from .pixels import Pixels, by_slices, put, take
 from .plan import Reads
 from .recipe import Recipe
 from .stream import Mask, Sieved, Trace
@@ -107,7 +108,7 @@ class SievedStages(Sieved):
 
     def forward(self, images: Tensor | None = None, **words: Any) -> Any:
         images, words = self.host.arguments(images, words)
-        return self.host.answer(self._maps(images))
+        return self.host.answer(self._maps(images), **words)
 
     def forward_features(self, images: Tensor) -> Tensor:
         """(B, 3, H, W) -> the last map, as the host's own `forward_features` gives it."""
@@ -115,7 +116,7 @@ class SievedStages(Sieved):
 
     def forward_intermediates(self, images: Tensor) -> list[Tensor]:
         """(B, 3, H, W) -> the map (B, C, H, W) behind each stage, whole: a pyramid for a detector or a segmenter."""
-        return [self._channels_first(x) for x in self._maps(images)]
+        return [self._channels_first(x) for x in self._maps(images)[1:]]
 
     def asking(self, images: Tensor) -> Callable[[], Any]:
         assert self.significance is not None
@@ -136,21 +137,28 @@ class SievedStages(Sieved):
         return sizes
 
     def _maps(self, images: Tensor, trace: Trace | None = None) -> list[Tensor]:
-        """Image to map, map through the stages. A block for which no pixels were chosen is called whole, as it is."""
+        """Image to map, map through the stages: what goes into the first, and what comes out of each.
+
+        A block for which no pixels were chosen is called whole, as it is.
+        """
         host = self.host
-        x, maps = host.embed(images), []
+        x = host.embed(images)
         if self.plan.methods:
             x = host.lay_out(x)
+        maps = [x]
         asked = None if self.significance is None else self.significance.ask(images)
         for number, stage in enumerate(host.stages):
             x = stage.enter(x)
             size = host.size(x)
             pixels: Pixels | None = None
+            settled = False  # whether these pixels' background is what it is to be
             for index, block in enumerate(stage.blocks):
                 choice = self.plan.choice(number, index, prod(size))
                 if choice is not None:
                     pixels = self._choose(choice, x, None if asked is None else asked(size))
-                x = block(x) if pixels is None else self._on(index, block, x, pixels)
+                    settled = False
+                x = block(x) if pixels is None else self._on(index, block, x, pixels, settled)
+                settled = pixels is not None
             maps.append(x)
             if trace is not None:
                 trace.reads += self.plan.reads(number, prod(size))
@@ -166,17 +174,20 @@ class SievedStages(Sieved):
         x = x.permute(0, 2, 3, 1) if self.host.channels_first else x
         return method.choose(x, count, there, Evidence(significance=significance, part=self._part(index)))
 
-    def _on(self, index: int, block: PixelBlock, x: Tensor, pixels: Pixels) -> Tensor:
+    def _on(self, index: int, block: PixelBlock, x: Tensor, pixels: Pixels, settled: bool) -> Tensor:
         """A block, of this number in its stage, whose point-wise operator runs on these pixels."""
         residual, y = block.around(x)
         background = pixels.background or self.host.background
-        if self.training or pixels.cheaper is not None:
+        if self.training or pixels.cheaper is not None or (settled and block.leaves_zeros):
             background = "keep"
-        places, change = pixels.flat, block.pixel(take(y, pixels.flat)).flatten(0, 1)
+        operator = block.pixel
+        if block.each and not self.training and x.device.type == "cpu" and not torch.compiler.is_compiling():
+            operator = partial(by_slices, block.pixel)
+        places, change = pixels.flat, operator(take(y, pixels.flat)).flatten(0, 1)
         if pixels.cheaper is not None:
             rest = pixels.cheaper[str(index)](take(y, pixels.flat_rest))
             places, change = torch.cat([places, pixels.flat_rest]), torch.cat([change, rest.flatten(0, 1)])
-        out = put(residual, places, change, background)
+        out = put(residual, places, change, background, own=settled and not torch.is_grad_enabled())
         return out.permute(0, 3, 1, 2) if self.host.channels_first else out
 
     def _channels_first(self, x: Tensor) -> Tensor:

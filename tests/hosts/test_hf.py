@@ -284,7 +284,8 @@ def test_what_is_refused_says_what_would_work() -> None:
         (hf.CLIPModel, r"sieve its model\.vision_model"),
         (hf.ViTMAEForPreTraining, r"sieve model\.vit"),
         (hf.Dinov2Backbone, "maps of several layers"),
-        (hf.SwinModel, "no opener is written for transformers"),
+        (hf.ResNetModel, "no opener is written for transformers"),
+        (hf.SwinForMaskedImageModeling, r"sieve model\.swin"),
     ):
         refused = pytest.raises(UnsupportedHost, match=f"{model.__name__} cannot be sieved.*{reason}")
         with torch.device("meta"), refused:

@@ -14,8 +14,8 @@ from timm.models.convnext import ConvNeXt
 from torch import Tensor, nn
 
 from tests.reference.hf_hosts import seeded
-from tests.reference.staged import Staged, centre, choice_of, enlarged, staged_forms, staged_reference
-from tokensieve import PaPr, RecipeError, UnsupportedHost, sieve, tune
+from tests.reference.staged import Staged, centre, choice_of, enlarged, significance, staged_forms, staged_reference
+from tokensieve import PaPr, RecipeError, UnsupportedHost, sieve
 from tokensieve.measure.budget import merge_to
 from tokensieve.slimming import slim
 
@@ -41,12 +41,6 @@ def stages_of(model: nn.Module) -> int:
 
 def depths_of(model: nn.Module) -> list[int]:
     return [len(stage.blocks) for stage in (model.stages if hasattr(model, "stages") else model.layers)]
-
-
-def significance(images: Tensor) -> Tensor:
-    """(B, 3, H, W) -> (B, 5, 6): bumps that differ from image to image, and no two cells alike."""
-    bumps = torch.randn(5, 6, generator=torch.Generator().manual_seed(5), dtype=images.dtype)
-    return nn.functional.adaptive_avg_pool2d(images.mean(dim=1), (5, 6)) + bumps
 
 
 def reference(model: nn.Module, images: Tensor, keep: Any, stages: Any = None, background: str | None = None) -> Staged:
@@ -334,11 +328,10 @@ def test_a_host_without_stages_refuses_them(settings: str) -> None:
         sieve(vit, f"papr({share}{settings}, significance=centre)")
 
 
-@pytest.mark.parametrize("done", ["tuned", "slimmed", "merged"])
+@pytest.mark.parametrize("done", ["slimmed", "merged"])
 def test_what_works_on_tokens_alone_says_so(done: str) -> None:
     model, images = ConvNeXt(depths=(1, 1, 1, 1), dims=(4, 4, 8, 8)).eval(), torch.zeros(8, 3, 64, 64)
     calls = {
-        "tuned": lambda: tune(model, images, macs=1.5),
         "slimmed": lambda: slim(model, [images], saving=0.2),
         "merged": lambda: merge_to(model, 1e6, (3, 64, 64)),
     }

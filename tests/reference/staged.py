@@ -1,6 +1,7 @@
 """PaPr on hosts with stages, the slow way: timm's ConvNeXt, ConvNeXt-V2, Swin and Swin-V2, one image at a time.
 
 Only the weights are taken from the model, and its stem, downsampling and head as they are; the blocks are written out.
+Other libraries' models come as a view that names their weights as timm does (`hf_staged.py`).
 A map keeps its full size; the MLP of a block runs on the stage's most significant pixels.
 """
 
@@ -10,6 +11,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache, partial
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -41,14 +43,12 @@ class Staged:
     """That each block's MLP read."""
 
 
-def staged_reference(
-    model: nn.Module, images: Tensor, choices: Sequence[Choice], background: str | None = None
-) -> Staged:
+def staged_reference(model: Any, images: Tensor, choices: Sequence[Choice], background: str | None = None) -> Staged:
     """The host's forward on images (B, 3, H, W) with one choice of pixels an image.
 
     `background` is what becomes of the other pixels: None is the published code's. Training keeps them in any case.
     """
-    convnext = isinstance(model, ConvNeXt)
+    convnext = hasattr(model, "stages")
     zero = (background or ("zero" if convnext else "keep")) == "zero" and not model.training
     features, maps, kept, pixels = [], [], [], []
     for image, choice in zip(images, choices, strict=True):
@@ -93,6 +93,12 @@ def enlarged(map: Tensor) -> Callable[[Grid], list[float]]:
     return lambda grid: patch_significance(map[None, None], grid)[0].tolist()
 
 
+def significance(images: Tensor) -> Tensor:
+    """(B, 3, H, W) -> (B, 5, 6): bumps that differ from image to image, and no two cells alike."""
+    bumps = torch.randn(5, 6, generator=torch.Generator().manual_seed(5), dtype=images.dtype)
+    return nn.functional.adaptive_avg_pool2d(images.mean(dim=1), (5, 6)) + bumps
+
+
 def centre(grid: Grid) -> list[float]:
     """Minus the squared distance from the middle of the map: exact in binary, and full of ties."""
     height, width = grid
@@ -101,7 +107,7 @@ def centre(grid: Grid) -> list[float]:
     ]  # fmt: skip
 
 
-def _convnext(model: nn.Module, image: Tensor, choice: Choice, zero: bool) -> tuple:
+def _convnext(model: Any, image: Tensor, choice: Choice, zero: bool) -> tuple:
     x = model.stem(image[None])[0]
     maps, kept, pixels = [], [], []
     for number, stage in enumerate(model.stages):
@@ -115,7 +121,7 @@ def _convnext(model: nn.Module, image: Tensor, choice: Choice, zero: bool) -> tu
     return model.norm_pre(x[None])[0], maps, kept, pixels
 
 
-def _convnext_block(block: nn.Module, x: Tensor, chosen: Kept, zero: bool) -> Tensor:
+def _convnext_block(block: Any, x: Tensor, chosen: Kept, zero: bool) -> Tensor:
     channels, height, width = x.shape
     conv = block.conv_dw
     side, dilation = conv.kernel_size[0], conv.dilation[0]
@@ -131,8 +137,8 @@ def _convnext_block(block: nn.Module, x: Tensor, chosen: Kept, zero: bool) -> Te
     return out
 
 
-def _swin(model: nn.Module, image: Tensor, choice: Choice, zero: bool) -> tuple:
-    post = isinstance(model, SwinTransformerV2)
+def _swin(model: Any, image: Tensor, choice: Choice, zero: bool) -> tuple:
+    post = isinstance(model, SwinTransformerV2) or getattr(model, "norms_behind", False)
     x = model.patch_embed(image[None])[0]
     maps, kept, pixels = [], [], []
     for number, stage in enumerate(model.layers):
@@ -143,10 +149,10 @@ def _swin(model: nn.Module, image: Tensor, choice: Choice, zero: bool) -> tuple:
             pixels.append(x[..., 0].numel() if chosen is None else len(chosen))
         maps.append(x)
         kept.append(chosen)
-    return _norm(model.norm, x), maps, kept, pixels
+    return x if isinstance(model.norm, nn.Identity) else _norm(model.norm, x), maps, kept, pixels
 
 
-def _swin_block(block: nn.Module, x: Tensor, chosen: Kept, zero: bool, post: bool) -> Tensor:
+def _swin_block(block: Any, x: Tensor, chosen: Kept, zero: bool, post: bool) -> Tensor:
     height, width, _ = x.shape
     if post:
         x = x + _norm(block.norm1, _windows(block, x, _cosine_attention))
@@ -161,13 +167,22 @@ def _swin_block(block: nn.Module, x: Tensor, chosen: Kept, zero: bool, post: boo
     return out
 
 
-def _windows(block: nn.Module, x: Tensor, attend: Callable[..., Tensor]) -> Tensor:
-    """Shift the map (H, W, C) round its edges, fill it up with zeros to whole windows, attend in each, shift back."""
+def _windows(block: Any, x: Tensor, attend: Callable[..., Tensor]) -> Tensor:
+    """Shift the map (H, W, C) round its edges, fill it up with zeros to whole windows, attend in each, shift back.
+
+    Some hosts fill it up first, and some do not shift a map in one direction of which one window has room at most.
+    """
     height, width, channels = x.shape
+    fills_first = getattr(block, "fills_first", False)
     (tall, wide), (down, right) = block.window_size, block.shift_size
+    if getattr(block, "rests_on_small_maps", False) and min(height, width) <= tall:
+        down = right = 0
     rows, columns = math.ceil(height / tall) * tall, math.ceil(width / wide) * wide
-    shifted = x.roll((-down, -right), (0, 1))
-    filled = F.pad(shifted, (0, 0, 0, columns - width, 0, rows - height))
+    filling = (0, 0, 0, columns - width, 0, rows - height)
+    if fills_first:
+        filled = F.pad(x, filling).roll((-down, -right), (0, 1))
+    else:
+        filled = F.pad(x.roll((-down, -right), (0, 1)), filling)
     out = torch.zeros_like(filled)
     # what the shift has brought together from opposite edges does not see each other
     parts = torch.tensor(
@@ -180,6 +195,8 @@ def _windows(block: nn.Module, x: Tensor, attend: Callable[..., Tensor]) -> Tens
             apart = -100.0 * (part[:, None] != part[None, :]).to(x.dtype)
             answer = attend(block.attn, filled[window].reshape(-1, channels), apart, tall, wide)
             out[window] = answer.view(tall, wide, channels)
+    if fills_first:
+        return out.roll((down, right), (0, 1))[:height, :width]
     return out[:height, :width].roll((down, right), (0, 1))
 
 

@@ -1,5 +1,8 @@
 """How a model is opened: one file a family. The only place that knows other libraries' internals."""
 
+from collections.abc import Callable
+from typing import Any
+
 from torch import nn
 
 from ..attention import Attention
@@ -8,6 +11,7 @@ from .base import Host, HostBlock
 from .staged import StagedHost
 from .timm_beit import TimmBeit
 from .timm_convnext import TimmConvNeXt
+from .timm_features import TimmFeatureGetter, TimmFeatureList
 from .timm_swin import TimmSwin
 from .timm_vit import MODELS, TimmEva, TimmViT
 
@@ -20,8 +24,18 @@ _FAMILIES: dict[type[nn.Module], type[Host] | type[StagedHost]] = {
     **dict.fromkeys(TimmSwin.model_classes, TimmSwin),
 }
 
+_BACKBONES: dict[type[nn.Module], type[StagedHost]] = {
+    **dict.fromkeys(TimmFeatureList.model_classes, TimmFeatureList),
+    TimmFeatureGetter.model_class: TimmFeatureGetter,
+}
+"""What timm builds around models of which features alone are asked."""
+
 _WHOLE_GRID = "its windows or strides need the whole grid"
 _TOWERS = "it reads text too: sieve its model.vision_model, and give that one's pooler_output to what follows"
+
+_HOOKED = (
+    "it takes features by hooks or from a traced graph, which a sieve would go past: build it with feature_cls='list'"
+)
 
 _HINTS = {
     "OptimizedModule": "it is compiled: sieve the model first, then torch.compile what sieve() returns",
@@ -38,6 +52,7 @@ _HINTS = {
     "NaFlexVit": "its own patch masking is not joined with the stream",
     **dict.fromkeys(("VisionTransformerSAM", "SwinTransformerV2Cr"), _WHOLE_GRID),
     **dict.fromkeys(("Hiera", "HieraDet", "MultiScaleVit", "PoolingVisionTransformer", "Twins"), _WHOLE_GRID),
+    **dict.fromkeys(("FeatureHookNet", "FeatureGraphNet"), _HOOKED),
     # transformers
     **dict.fromkeys(("CLIPModel", "SiglipModel"), _TOWERS),
     "ViTMAEForPreTraining": "its decoder needs all patches: sieve model.vit",
@@ -47,6 +62,8 @@ _HINTS = {
         ("Dinov2Backbone", "Dinov2WithRegistersBackbone", "DINOv3ViTBackbone"),
         "it returns maps of several layers: sieve the model of that kind, and restore the grid by fast.trace(images)",
     ),
+    "SwinForMaskedImageModeling": "its decoder needs the masked patches: sieve model.swin",
+    "Swinv2ForMaskedImageModeling": "its decoder needs the masked patches: sieve model.swinv2",
     "BeitModel": "timm's Beit, with the same weights, can be",
     "BeitForImageClassification": "timm's Beit, with the same weights, can be",
     # open_clip
@@ -69,8 +86,9 @@ def open_host(model: nn.Module) -> Host | StagedHost:
         known = ", ".join(cls.__name__ for cls in _FAMILIES)
         missing = _HINTS.get(name, f"no opener is written for {type(model).__module__}.{name}")
         raise UnsupportedHost(
-            f"{name} cannot be sieved: {missing}. Models that can: timm's {known}, transformers' ViT, DeiT, DINOv2, "
-            "DINOv3, CLIP, SigLIP and MAE encoders, open_clip's VisionTransformer, used as they are."
+            f"{name} cannot be sieved: {missing}. Models that can: timm's {known}, and ConvNeXt and Swin with "
+            "features_only=True; transformers' ViT, DeiT, DINOv2, DINOv3, CLIP, SigLIP and MAE encoders, its ConvNeXt "
+            "and Swin (V2 too) with their backbones; open_clip's VisionTransformer; used as they are."
         )
     return family(model)
 
@@ -85,14 +103,14 @@ def open_tokens(model: nn.Module, done: str) -> Host:
     return host
 
 
-def _family(kind: type[nn.Module]) -> type[Host] | type[StagedHost] | None:
+def _family(kind: type[nn.Module]) -> Callable[[Any], Host | StagedHost] | None:
     """Who opens a class. Openers of libraries that need not be installed are imported when a class of theirs comes."""
     if kind.__module__.startswith("transformers."):
-        from . import hf_vit
+        from . import hf_staged, hf_vit
 
-        return hf_vit.HFViT if hf_vit.opens(kind) else None
+        return hf_vit.HFViT if hf_vit.opens(kind) else hf_staged.opener(kind)
     if kind.__module__.startswith("open_clip."):
         from . import open_clip
 
         return open_clip.OpenClipViT if (kind.__module__, kind.__name__) == open_clip.MODEL else None
-    return _FAMILIES.get(kind)
+    return _FAMILIES.get(kind) or _BACKBONES.get(kind)

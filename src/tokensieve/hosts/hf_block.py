@@ -11,6 +11,7 @@ from torch import Tensor
 from ..attention import Attention
 from ..tokens import Tokens, rows
 from .base import HostBlock
+from .hf_calls import theirs
 
 KERNELS = (None, "eager", "sdpa", "flash_attention_2", "flash_attention_3", "flex_attention")
 """transformers' ways to compute one and the same attention; any other may compute another one."""
@@ -137,11 +138,6 @@ class HFBlock(HostBlock):
         low, high = patches.chunk(2, dim=-1)
         turned = patches * cos + torch.cat([-high, low], dim=-1) * sin
         return torch.cat([heads[:, :, : self.prefix], turned], dim=2)
-
-
-def theirs(module: Any) -> bool:
-    """Whether a module's class is transformers' own."""
-    return type(module).__module__.startswith("transformers.models.")
 
 
 def _some(table: Tensor, asking: Tensor) -> Tensor:

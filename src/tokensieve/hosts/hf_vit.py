@@ -12,18 +12,15 @@ from math import prod
 from typing import Any, NamedTuple
 
 import torch
-from packaging.version import Version
 from torch import Tensor, nn
 
-from ..errors import InputError, UnsupportedHost
+from ..errors import UnsupportedHost
 from ..tokens import Tokens
 from .base import Host
 from .checks import check_images
-from .hf_block import HFBlock, theirs
+from .hf_block import HFBlock
+from .hf_calls import Around, called_with, check_model, check_size, check_words, given, refuse, theirs
 from .pooling import key_bias, weighed
-
-OLDEST = "5.23"
-"""Of transformers' versions the first that calls all these parts as they are called here."""
 
 
 class Encoder(NamedTuple):
@@ -87,18 +84,13 @@ class HFViT(Host):
 
     def __init__(self, model: Any) -> None:
         name = type(model).__name__
-        _check_version(name)
+        check_model(model)
         self.model = model
         self.wrapper = WRAPPERS.get(name)
         self.encoder = encoder = model if self.wrapper is None else getattr(model, self.wrapper.encoder)
         if not (theirs(encoder) and type(encoder).__name__ in ENCODERS):
             raise UnsupportedHost(f"{name} holds a {type(encoder).__name__}, for which no opener is written.")
         self.kind = kind = ENCODERS[type(encoder).__name__]
-        if any(getattr(module, "gradient_checkpointing", False) for module in model.modules()):
-            raise UnsupportedHost(
-                f"{name} has gradient checkpointing switched on, which would be lost: "
-                "call model.gradient_checkpointing_disable() first."
-            )
         if getattr(encoder.config, "mask_ratio", 0) != 0:
             raise UnsupportedHost(
                 f"{name} hides {encoder.config.mask_ratio:.0%} of the patches at random by itself: set "
@@ -119,32 +111,14 @@ class HFViT(Host):
             InputError: a word that needs what a sieved model does not have, or images of another size than the host's
                 without `interpolate_pos_encoding=True`.
         """
-        name, words = type(self.model).__name__, {word: value for word, value in words.items() if value is not None}
-        given = words.pop("pixel_values", None)
-        if (images is None) == (given is None):
-            raise InputError(f"{name} is called with images once, as the first argument or as pixel_values=.")
-        images = given if images is None else images
+        images, words = called_with(self.model, images, words)
         for word in ("output_attentions", "output_hidden_states"):
-            if words.pop(word, getattr(self.model.config, word, False)):
-                raise InputError(
-                    f"{word} cannot be had of a sieved model, in which each block has other tokens: "
-                    f"leave it out, and ask the dense model or fast.trace(images) instead."
-                )
+            refuse(self.model, words, word, "in which each block has other tokens")
         interpolates = words.pop("interpolate_pos_encoding", False)
-        assert images is not None
-        if self.kind.fixed and not interpolates and images.ndim == 4 and self._resized(images):
-            height, width = self._image_size()
-            raise InputError(
-                f"Images have {images.shape[2]} x {images.shape[3]} pixels, {name} reads {height} x {width}: "
-                "resize them, or call with interpolate_pos_encoding=True."
-            )
-        takes = ["return_dict", *(["labels"] if self.wrapper is not None and self.wrapper.labels else [])]
-        for word in words:
-            if word not in takes:
-                raise InputError(
-                    f"{name} takes no {word}= once it is sieved; it takes pixel_values, interpolate_pos_encoding, "
-                    f"{' and '.join(takes)}."
-                )
+        if self.kind.fixed and not interpolates and images.ndim == 4:
+            check_size(self.model, images, self._image_size())
+        labels = ["labels"] if self.wrapper is not None and self.wrapper.labels else []
+        check_words(self.model, words, ["interpolate_pos_encoding", "return_dict", *labels])
         return images, words
 
     def embed(self, images: Tensor) -> Tokens:
@@ -174,9 +148,8 @@ class HFViT(Host):
             if self.wrapper.mean:
                 tokens = weighed(tokens)
             words = {} if labels is None else {"labels": labels}
-            return type(self.model).forward(
-                _Around(self.model, self.wrapper.encoder), self._output(tokens), return_dict=return_dict, **words
-            )
+            around = Around(self.model, **{self.wrapper.encoder: given})
+            return around(self._output(tokens), return_dict=return_dict, **words)
         output = self._output(tokens)
         whole = self.model.config.return_dict if return_dict is None else return_dict
         return output if whole else output.to_tuple()
@@ -212,24 +185,6 @@ class HFViT(Host):
         return tuple(images.shape[2:]) != self._image_size()
 
 
-class _Around:
-    """A wrapper as its own forward sees it, but with an encoder that returns what it is given.
-
-    It is made for one call, so that nothing is kept, and nothing of the model is changed.
-    """
-
-    def __init__(self, model: Any, encoder: str) -> None:
-        self._model = model
-        self.__dict__[encoder] = _given
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._model, name)
-
-
-def _given(pixel_values: Any, **_words: Any) -> Any:
-    return pixel_values
-
-
 def _masked_output(tokens: Tokens) -> Any:
     """ViTMAE's: where patches are gone, they count as masked, and `ids_restore` brings them behind those that stay."""
     from transformers.models.vit_mae.modeling_vit_mae import ViTMAEModelOutput
@@ -262,13 +217,3 @@ def _attend_weighed(head: Any, tokens: Tokens) -> Tensor:
 def _pair(side: Any) -> tuple[int, int]:
     height, width = side if isinstance(side, Iterable) else (side, side)
     return height, width
-
-
-def _check_version(name: str) -> None:
-    import transformers
-
-    if Version(transformers.__version__) < Version(OLDEST):
-        raise UnsupportedHost(
-            f"{name} is of transformers {transformers.__version__}, whose layers have other parts; "
-            f"version {OLDEST} or newer is needed: pip install 'transformers>={OLDEST}'."
-        )

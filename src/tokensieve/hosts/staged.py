@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from ..errors import InputError
@@ -19,6 +20,11 @@ class PixelBlock(ABC):
     Called whole where all pixels count; else through its verbs. Maps are in the host's own layout outside the verbs,
     and (B, H, W, C) between them.
     """
+
+    each = True
+    """Whether the point-wise operator reads nothing of other pixels."""
+    leaves_zeros = False
+    """Whether the residual is the map as it came, so that zeros stay zeros."""
 
     def __init__(self, block: Any) -> None:
         self.block = block
@@ -70,19 +76,15 @@ class StagedHost(ABC):
 
     def lay_out(self, x: Tensor) -> Tensor:
         """The same map, so in memory that (B, H, W, C) is a view of it: called where pixels are about to be chosen."""
-        return x
+        return x.contiguous(memory_format=torch.channels_last) if self.channels_first else x
 
     @abstractmethod
     def features(self, x: Tensor) -> Tensor:
         """What comes after the last stage and is still a map."""
 
     @abstractmethod
-    def head(self, x: Tensor) -> Any:
-        """Pooling and classifier -> the host's own output."""
-
     def answer(self, maps: Sequence[Tensor]) -> Any:
-        """The maps behind each stage -> the host's own output."""
-        return self.head(self.features(maps[-1]))
+        """The map that goes into stage 0, and then those behind each stage -> the host's own output."""
 
     def size(self, x: Tensor) -> tuple[int, int]:
         """Height and width of a map."""
@@ -90,7 +92,7 @@ class StagedHost(ABC):
         return height, width
 
     def arguments(self, images: Tensor | None, words: dict[str, Any]) -> tuple[Tensor, dict[str, Any]]:
-        """As of a `Host`."""
+        """As of a `Host`; the words go to `answer`."""
         if images is None or words:
             raise InputError(f"{type(self.model).__name__} is called with images (B, 3, H, W) alone.")
         return images, words

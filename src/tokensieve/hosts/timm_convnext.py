@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
 from typing import Any
 
-import torch
+from timm.layers import GlobalResponseNormMlp
 from timm.models.convnext import ConvNeXt, ConvNeXtBlock
 from torch import Tensor, nn
 
@@ -19,6 +20,12 @@ class ConvNeXtPixels(PixelBlock):
     Global response normalisation, which takes norms over the whole map, takes them over the pixels that are there.
     """
 
+    leaves_zeros = True
+
+    def __init__(self, block: Any) -> None:
+        super().__init__(block)
+        self.each = not isinstance(block.mlp, GlobalResponseNormMlp)
+
     def around(self, x: Tensor) -> tuple[Tensor, Tensor]:
         return x.permute(0, 2, 3, 1), self.block.conv_dw(x).permute(0, 2, 3, 1)
 
@@ -31,6 +38,18 @@ class ConvNeXtPixels(PixelBlock):
         return block.drop_path(y if block.gamma is None else y * block.gamma)
 
 
+def convnext_stages(model: nn.Module, stages: Iterable[Any]) -> list[Stage]:
+    """Stages of timm's ConvNeXt, in whatever `model` that holds them."""
+    stages, name = list(stages), type(model).__name__
+    for block in (block for stage in stages for block in stage.blocks):
+        if type(block) is not ConvNeXtBlock:
+            raise UnsupportedHost(f"{name} cannot be sieved: its block is {type(block).__name__}.")
+        if not isinstance(block.shortcut, nn.Identity):
+            raise UnsupportedHost(f"{name} cannot be sieved: a block changes the size of its map.")
+    no_checkpointing(model, *(stage.grad_checkpointing for stage in stages))
+    return [Stage(stage.downsample, [ConvNeXtPixels(block) for block in stage.blocks]) for stage in stages]
+
+
 class TimmConvNeXt(StagedHost):
     """Stem, stages and head as timm has them."""
 
@@ -41,26 +60,14 @@ class TimmConvNeXt(StagedHost):
 
     def __init__(self, model: Any) -> None:
         self.model = model
-        blocks = [block for stage in model.stages for block in stage.blocks]
-        for block in blocks:
-            if type(block) is not ConvNeXtBlock:
-                raise UnsupportedHost(f"{type(model).__name__} cannot be sieved: its block is {type(block).__name__}.")
-            if not isinstance(block.shortcut, nn.Identity):
-                raise UnsupportedHost(f"{type(model).__name__} cannot be sieved: a block changes the size of its map.")
-        no_checkpointing(model, *(stage.grad_checkpointing for stage in model.stages))
         self.widths = [info["num_chs"] for info in model.feature_info]
-        self.stages = [
-            Stage(stage.downsample, [ConvNeXtPixels(block) for block in stage.blocks]) for stage in model.stages
-        ]
+        self.stages = convnext_stages(model, model.stages)
 
     def embed(self, images: Tensor) -> Tensor:
         return self.model.stem(check_images(self.model, images))
 
-    def lay_out(self, x: Tensor) -> Tensor:
-        return x.contiguous(memory_format=torch.channels_last)
-
     def features(self, x: Tensor) -> Tensor:
         return self.model.norm_pre(x)
 
-    def head(self, x: Tensor) -> Tensor:
-        return self.model.forward_head(x)
+    def answer(self, maps: Sequence[Tensor]) -> Tensor:
+        return self.model.forward_head(self.features(maps[-1]))

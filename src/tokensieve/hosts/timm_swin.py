@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from timm.models.swin_transformer import SwinTransformer, SwinTransformerBlock
 from timm.models.swin_transformer_v2 import SwinTransformerV2, SwinTransformerV2Block
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..errors import UnsupportedHost
 from .checks import check_images, no_checkpointing
@@ -40,6 +41,16 @@ class SwinV2Pixels(SwinPixels):
 BLOCKS: dict[type, type[PixelBlock]] = {SwinTransformerBlock: SwinPixels, SwinTransformerV2Block: SwinV2Pixels}
 
 
+def swin_stages(model: nn.Module, stages: Iterable[Any]) -> list[Stage]:
+    """Stages of timm's Swin and Swin-V2, in whatever `model` that holds them."""
+    stages = list(stages)
+    for block in (block for stage in stages for block in stage.blocks):
+        if type(block) not in BLOCKS:
+            raise UnsupportedHost(f"{type(model).__name__} cannot be sieved: its block is {type(block).__name__}.")
+    no_checkpointing(model, *(stage.grad_checkpointing for stage in stages))
+    return [Stage(stage.downsample, [BLOCKS[type(block)](block) for block in stage.blocks]) for stage in stages]
+
+
 class TimmSwin(StagedHost):
     """Patch embedding, stages, norm and head as timm has them."""
 
@@ -50,14 +61,8 @@ class TimmSwin(StagedHost):
 
     def __init__(self, model: Any) -> None:
         self.model = model
-        for block in (block for stage in model.layers for block in stage.blocks):
-            if type(block) not in BLOCKS:
-                raise UnsupportedHost(f"{type(model).__name__} cannot be sieved: its block is {type(block).__name__}.")
-        no_checkpointing(model, *(stage.grad_checkpointing for stage in model.layers))
         self.widths = [info["num_chs"] for info in model.feature_info]
-        self.stages = [
-            Stage(stage.downsample, [BLOCKS[type(block)](block) for block in stage.blocks]) for stage in model.layers
-        ]
+        self.stages = swin_stages(model, model.layers)
 
     def embed(self, images: Tensor) -> Tensor:
         return self.model.patch_embed(check_images(self.model, images))
@@ -65,5 +70,5 @@ class TimmSwin(StagedHost):
     def features(self, x: Tensor) -> Tensor:
         return self.model.norm(x)
 
-    def head(self, x: Tensor) -> Tensor:
-        return self.model.forward_head(x)
+    def answer(self, maps: Sequence[Tensor]) -> Tensor:
+        return self.model.forward_head(self.features(maps[-1]))

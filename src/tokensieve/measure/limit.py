@@ -44,6 +44,7 @@ class SlicingLimit(nn.Module):
         x = host.embed(images)
         if fast.plan.methods:
             x = host.lay_out(x)
+        maps = [x]
         for number, stage in enumerate(host.stages):
             x = stage.enter(x)
             for block, read in zip(stage.blocks, fast.plan.reads(number, prod(host.size(x))), strict=True):
@@ -54,7 +55,8 @@ class SlicingLimit(nn.Module):
                 change = block.pixel(y.flatten(1, 2)[:, : read.mlp])
                 out.flatten(1, 2)[:, : read.mlp] += change
                 x = out.permute(0, 3, 1, 2) if host.channels_first else out
-        return host.head(host.features(x))
+            maps.append(x)
+        return host.answer(maps)
 
     def _tokens(self, fast: Sieved, images: Tensor) -> Tensor:
         host = fast.host

@@ -1,0 +1,102 @@
+"""How models of transformers are called, and what their openers refuse alike; imported with the first of them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from packaging.version import Version
+from torch import Tensor
+
+from ..errors import InputError, UnsupportedHost
+
+OLDEST = "5.23"
+"""Of transformers' versions the first that calls all these parts as they are called here."""
+
+
+def theirs(module: Any) -> bool:
+    """Whether a module's class is transformers' own."""
+    return type(module).__module__.startswith("transformers.models.")
+
+
+def check_model(model: Any) -> None:
+    """Refuse a version whose models have other parts, and gradient checkpointing, which a sieve would lose."""
+    import transformers
+
+    name = type(model).__name__
+    if Version(transformers.__version__) < Version(OLDEST):
+        raise UnsupportedHost(
+            f"{name} is of transformers {transformers.__version__}, whose layers have other parts; "
+            f"version {OLDEST} or newer is needed: pip install 'transformers>={OLDEST}'."
+        )
+    if any(getattr(module, "gradient_checkpointing", False) for module in model.modules()):
+        raise UnsupportedHost(
+            f"{name} has gradient checkpointing switched on, which would be lost: "
+            "call model.gradient_checkpointing_disable() first."
+        )
+
+
+def called_with(model: Any, images: Tensor | None, words: dict[str, Any]) -> tuple[Tensor, dict[str, Any]]:
+    """What a sieved model was called with -> its images, given as the first argument or by name, and the other words.
+
+    Raises:
+        InputError: no images, or images twice.
+    """
+    words = {word: value for word, value in words.items() if value is not None}
+    given = words.pop("pixel_values", None)
+    if (images is None) == (given is None):
+        raise InputError(
+            f"{type(model).__name__} is called with images once, as the first argument or as pixel_values=."
+        )
+    images = given if images is None else images
+    assert images is not None
+    return images, words
+
+
+def refuse(model: Any, words: dict[str, Any], word: str, why: str) -> None:
+    """Take a word away that asks for what cannot be had; an InputError where it, or the model's config, does ask."""
+    if words.pop(word, getattr(model.config, word, False)):
+        raise InputError(
+            f"{word} cannot be had of a sieved model, {why}: "
+            "leave it out, and ask the dense model or fast.trace(images) instead."
+        )
+
+
+def check_size(model: Any, images: Tensor, size: tuple[int, int]) -> None:
+    """Refuse images of another size than (height, width), which the host reads unless it is told to interpolate."""
+    if tuple(images.shape[2:]) != size:
+        raise InputError(
+            f"Images have {images.shape[2]} x {images.shape[3]} pixels, {type(model).__name__} reads "
+            f"{size[0]} x {size[1]}: resize them, or call with interpolate_pos_encoding=True."
+        )
+
+
+def check_words(model: Any, words: dict[str, Any], takes: list[str]) -> None:
+    """Refuse words that are none of those which the sieved model takes beside pixel_values."""
+    for word in words:
+        if word not in takes:
+            raise InputError(
+                f"{type(model).__name__} takes no {word}= once it is sieved; it takes "
+                f"{', '.join(['pixel_values', *takes[:-1]])} and {takes[-1]}."
+            )
+
+
+class Around:
+    """A model as its own forward sees it, but with other parts, by name, in the place of some of its own.
+
+    It is made for one call, so that nothing is kept, and nothing of the model is changed.
+    """
+
+    def __init__(self, model: Any, **parts: Any) -> None:
+        self._model = model
+        self.__dict__.update(parts)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._model, name)
+
+    def __call__(self, *inputs: Any, **words: Any) -> Any:
+        return type(self._model).forward(self, *inputs, **words)
+
+
+def given(pixel_values: Any, **_words: Any) -> Any:
+    """A part that answers with what it is given."""
+    return pixel_values

@@ -1,0 +1,311 @@
+"""transformers' models with stages: ConvNeXt and Swin, both in both versions.
+
+A model here is a base model, a classifier around one, or a backbone. Embeddings and layers are opened; of everything
+around them its own forward runs, on an encoder that answers with the maps that the sieve has made. Nothing of
+transformers is imported before one is opened.
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Iterable, Sequence
+from functools import partial
+from typing import Any
+
+from torch import Tensor, nn
+
+from ..errors import InputError, UnsupportedHost
+from .checks import check_images
+from .hf_calls import Around, called_with, check_model, check_size, check_words, given, refuse, theirs
+from .staged import PixelBlock, Stage, StagedHost
+
+BASES: dict[str, str | None] = {
+    **{f"ConvNext{v}{what}": None for v in ("", "V2") for what in ("Model", "Backbone")},
+    "ConvNextForImageClassification": "convnext",
+    "ConvNextV2ForImageClassification": "convnextv2",
+    "SwinModel": None,
+    "SwinForImageClassification": "swin",
+    "SwinBackbone": "swin",
+    "Swinv2Model": None,
+    "Swinv2ForImageClassification": "swinv2",
+    "Swinv2Backbone": None,
+}
+"""By class, the name under which it holds its base model; None where it holds embeddings and encoder itself."""
+
+
+def opener(kind: type[nn.Module]) -> type[StagedHost] | None:
+    """Who opens a class, if it is one of these and transformers' own."""
+    if not kind.__module__.startswith("transformers.models.") or kind.__name__ not in BASES:
+        return None
+    return HFConvNeXt if kind.__name__.startswith("ConvNext") else HFSwin
+
+
+class HFStaged(StagedHost):
+    """What models of both families are called with, and how they answer."""
+
+    words: tuple[str, ...] = ("output_hidden_states", "return_dict")
+    """Beside `pixel_values` and, with classifiers, `labels`."""
+
+    def __init__(self, model: Any) -> None:
+        check_model(model)
+        self.model, self.name = model, type(model).__name__
+        self.inner = BASES[self.name]
+        self.base = model if self.inner is None else getattr(model, self.inner)
+        self._know(self.base, *(name for name, inner in BASES.items() if inner is None))
+
+    def arguments(self, images: Tensor | None, words: dict[str, Any]) -> tuple[Tensor, dict[str, Any]]:
+        """What the sieved model was called with -> the images, and the words that `answer` takes.
+
+        Raises:
+            InputError: a word that needs what a sieved model does not have.
+        """
+        images, words = called_with(self.model, images, words)
+        refuse(self.model, words, "output_attentions", "whose blocks give their maps alone")
+        labels = ["labels"] if self.name.endswith("ForImageClassification") else []
+        check_words(self.model, words, [*self.words, *labels])
+        if type(self._hidden(words)) is not bool:
+            raise InputError(f"output_hidden_states is True or False once {self.name} is sieved: all of them or none.")
+        return images, words
+
+    def answer(self, maps: Sequence[Tensor], **words: Any) -> Any:
+        """The host's own output, of the type that it returns."""
+        around = Around(self.base, embeddings=self._embedded, encoder=partial(self._encoded, maps))
+        if self.inner is not None:
+            around = Around(self.model, **{self.inner: around})
+        return around(maps[0], **words)
+
+    def _embedded(self, x: Tensor, **_words: Any) -> Any:
+        """The map that goes into stage 0, as the host's embeddings return it."""
+        return x
+
+    @abstractmethod
+    def _encoded(self, maps: Sequence[Tensor], *_inputs: Any, **words: Any) -> Any:
+        """What the host's encoder returns for these maps when it is called with these words."""
+
+    def _hidden(self, words: dict[str, Any]) -> Any:
+        """Whether all maps are asked for."""
+        wanted = words.get("output_hidden_states")
+        return getattr(self.base.config, "output_hidden_states", False) if wanted is None else wanted
+
+    def _know(self, part: Any, *known: str) -> Any:
+        """The part, if its class is one of these and transformers' own: of others nothing is guessed."""
+        if not (theirs(part) and type(part).__name__ in known):
+            raise UnsupportedHost(f"{self.name} holds a {type(part).__name__}, for which no opener is written.")
+        return part
+
+
+class ConvNextPixels(PixelBlock):
+    """A depth-wise convolution, then norm, MLP and scale on each pixel; as timm's, with response normalisation too."""
+
+    leaves_zeros = True
+
+    def __init__(self, block: Any) -> None:
+        super().__init__(block)
+        self.each = not hasattr(block, "grn")
+
+    def around(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        return x.permute(0, 2, 3, 1), self.block.dwconv(x).permute(0, 2, 3, 1)
+
+    def pixel(self, y: Tensor) -> Tensor:
+        block = self.block
+        y = block.act(block.pwconv1(block.layernorm(y)))
+        if hasattr(block, "grn"):
+            y = block.grn(y[:, None])[:, 0]
+        y = block.pwconv2(y)
+        scale = getattr(block, "layer_scale_parameter", None)
+        return block.drop_path(y if scale is None else scale * y)
+
+
+class HFConvNeXt(HFStaged):
+    """Patch embedding and stages; a base model pools and has its norm behind that, a backbone one for each map."""
+
+    family = "ConvNeXt"
+    background = "zero"
+    channels_first = True
+
+    def __init__(self, model: Any) -> None:
+        super().__init__(model)
+        encoder = self._know(self.base.encoder, "ConvNextEncoder", "ConvNextV2Encoder")
+        stages = [self._know(stage, "ConvNextStage", "ConvNextV2Stage") for stage in encoder.stages]
+        self.widths = list(self.base.config.hidden_sizes)
+        self.stages = [
+            Stage(
+                partial(_through, stage.downsampling_layer),
+                [ConvNextPixels(self._know(layer, "ConvNextLayer", "ConvNextV2Layer")) for layer in stage.layers],
+            )
+            for stage in stages
+        ]
+
+    def embed(self, images: Tensor) -> Tensor:
+        return self.base.embeddings(check_images(self.model, images))
+
+    def features(self, x: Tensor) -> Tensor:
+        return x
+
+    def _encoded(self, maps: Sequence[Tensor], *_inputs: Any, **words: Any) -> Any:
+        from transformers.modeling_outputs import BaseModelOutputWithNoAttention
+
+        hidden = tuple(maps) if self._hidden(words) else None
+        return BaseModelOutputWithNoAttention(last_hidden_state=maps[-1], hidden_states=hidden)
+
+
+class SwinPixels(PixelBlock):
+    """Attention in (shifted) windows, then an MLP on each pixel, its norm in front."""
+
+    always = False
+    """Whether windows keep their size and shift on maps that are no larger."""
+
+    def __call__(self, x: Tensor) -> Tensor:
+        size = self._size(x)
+        return self.block(x.flatten(1, 2), size, always_partition=self.always)[0].unflatten(1, size)
+
+    def around(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        layer = self.block
+        fits = not self.always and min(self._size(x)) <= layer.window_size
+        attended = layer.dropout(_windows(layer, layer.layernorm_before(x), 0 if fits else layer.shift_size))
+        x = x + layer.drop_path(attended)
+        return x, x
+
+    def pixel(self, y: Tensor) -> Tensor:
+        return self.block.dropout(self.block.mlp(self.block.layernorm_after(y)))
+
+    def _size(self, x: Tensor) -> tuple[int, int]:
+        """Height and width; refuses what the layer would shrink its windows for, and then fail for good."""
+        height, width = x.shape[1:3]
+        side = self.block.attention.relative_position_bias.window_size[0]
+        if not self.always and min(height, width) < side:
+            raise InputError(
+                f"A map of {height} x {width} is smaller than the windows of {side} x {side} that are to attend in it: "
+                "give larger images."
+            )
+        return height, width
+
+
+class AlwaysSwinPixels(SwinPixels):
+    """As a backbone calls its layers."""
+
+    always = True
+
+
+class SwinV2Pixels(PixelBlock):
+    """The same with the norms behind, and windows that were settled when the model was made."""
+
+    def __call__(self, x: Tensor) -> Tensor:
+        size = (x.shape[1], x.shape[2])
+        return self.block(x.flatten(1, 2), size)[0].unflatten(1, size)
+
+    def around(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        layer = self.block
+        x = x + layer.drop_path(layer.layernorm_before(_windows(layer, x, layer.shift_size)))
+        return x, x
+
+    def pixel(self, y: Tensor) -> Tensor:
+        layer = self.block
+        return layer.drop_path(layer.layernorm_after(layer.output(layer.intermediate(y))))
+
+
+class HFSwin(HFStaged):
+    """Patch embedding, stages, norm and average."""
+
+    family = "Swin"
+    background = "keep"
+    channels_first = False
+    words = ("interpolate_pos_encoding", *HFStaged.words)
+
+    def __init__(self, model: Any) -> None:
+        super().__init__(model)
+        encoder = self._know(self.base.encoder, "SwinEncoder", "Swinv2Encoder")
+        stages = [self._know(stage, "SwinStage", "Swinv2Stage") for stage in encoder.layers]
+        first = AlwaysSwinPixels if self.name.endswith("Backbone") else SwinPixels
+        opened: dict[str, type[PixelBlock]] = {"SwinLayer": first, "Swinv2Layer": SwinV2Pixels}
+        self.widths = [self.base.config.embed_dim * 2**number for number in range(len(stages))]
+        self.merges = [None if stage.downsample is None else partial(_merged, stage.downsample) for stage in stages]
+        self.stages = [
+            Stage(enter or given, [self._block(layer, opened) for layer in stage.blocks])
+            for enter, stage in zip([None, *self.merges[:-1]], stages, strict=True)
+        ]
+
+    def _block(self, layer: Any, opened: dict[str, type[PixelBlock]]) -> PixelBlock:
+        self._know(self._know(layer, *opened).attention, "SwinAttention", "Swinv2Attention")
+        return opened[type(layer).__name__](layer)
+
+    def arguments(self, images: Tensor | None, words: dict[str, Any]) -> tuple[Tensor, dict[str, Any]]:
+        """As of both families; and where the host has absolute positions, images that make another grid than its own
+        need `interpolate_pos_encoding=True`."""
+        images, words = super().arguments(images, words)
+        if not words.pop("interpolate_pos_encoding", False) and images.ndim == 4 and self._resized(images):
+            height, width = self.base.embeddings.patch_grid
+            tall, wide = self.base.embeddings.patch_embeddings.patch_size
+            check_size(self.model, images, (height * tall, width * wide))
+        return images, words
+
+    def embed(self, images: Tensor) -> Tensor:
+        check_images(self.model, images)
+        words = {"interpolate_pos_encoding": True} if self._resized(images) else {}
+        x, size = self.base.embeddings(images, **words)
+        return x.unflatten(1, size)
+
+    def features(self, x: Tensor) -> Tensor:
+        return x if self.name.endswith("Backbone") else self.base.layernorm(x)
+
+    def _embedded(self, x: Tensor, **_words: Any) -> tuple[Tensor, tuple[int, int]]:
+        return x.flatten(1, 2), self.size(x)
+
+    def _encoded(
+        self,
+        maps: Sequence[Tensor],
+        *_inputs: Any,
+        output_hidden_states_before_downsampling: bool = False,
+        **words: Any,
+    ) -> Any:
+        from transformers.models.swin.modeling_swin import SwinEncoderOutput
+
+        output = SwinEncoderOutput(last_hidden_state=maps[-1].flatten(1, 2))
+        if self._hidden(words):
+            behind = maps[1:]
+            if not output_hidden_states_before_downsampling:
+                behind = [x if merge is None else merge(x) for x, merge in zip(behind, self.merges, strict=True)]
+            every = [maps[0], *behind]
+            output.hidden_states = tuple(x.flatten(1, 2) for x in every)
+            output.reshaped_hidden_states = tuple(self._first(x) for x in every)
+        return output
+
+    def _first(self, x: Tensor) -> Tensor:
+        """A map with its channels in front, in memory as in the host: what follows may go another way otherwise."""
+        x = x.permute(0, 3, 1, 2)
+        return x if self.name.startswith("Swinv2") else x.contiguous()
+
+    def _resized(self, images: Tensor) -> bool:
+        """Whether absolute positions, where there are any, are those of another grid than these images make."""
+        embeddings = self.base.embeddings
+        if embeddings.position_embeddings is None:
+            return False
+        sides = zip(images.shape[2:], embeddings.patch_embeddings.patch_size, strict=True)
+        return tuple(-(-side // patch) for side, patch in sides) != tuple(embeddings.patch_grid)
+
+
+def _through(parts: Iterable[Any], x: Tensor) -> Tensor:
+    for part in parts:
+        x = part(x)
+    return x
+
+
+def _merged(merge: Any, x: Tensor) -> Tensor:
+    """A map (B, H, W, C) -> (B, H / 2, W / 2, 2 C), sides rounded up, as the layer between two stages makes it."""
+    height, width = x.shape[1:3]
+    return merge(x.flatten(1, 2), (height, width)).unflatten(1, ((height + 1) // 2, (width + 1) // 2))
+
+
+def _windows(layer: Any, x: Tensor, shift: int) -> Tensor:
+    """What a Swin layer's attention makes of a map (B, H, W, C), in windows that are shifted by so many pixels."""
+    _, height, width, channels = x.shape
+    x, _ = layer.maybe_pad(x, height, width)
+    x = x.roll((-shift, -shift), (1, 2)) if shift else x
+    _, tall, wide, _ = x.shape
+    side = layer.window_size
+    windows = x.unflatten(2, (-1, side)).unflatten(1, (-1, side)).transpose(2, 3)
+    mask = layer.get_attn_mask(tall, wide, dtype=x.dtype, device=x.device) if shift else None
+    attended = layer.attention(windows.reshape(-1, side * side, channels), mask)[0]
+    x = attended.view(windows.shape).transpose(2, 3).flatten(3, 4).flatten(1, 2)
+    x = x.roll((shift, shift), (1, 2)) if shift else x
+    return x[:, :height, :width]

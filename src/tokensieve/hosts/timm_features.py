@@ -1,0 +1,97 @@
+"""timm's models made with `features_only=True` of ConvNeXt, Swin and Swin-V2: maps of some stages, and no head."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+from timm.models._features import FeatureDictNet, FeatureGetterNet, FeatureListNet, feature_take_indices
+from timm.models.convnext import ConvNeXt, ConvNeXtStage
+from timm.models.swin_transformer import SwinTransformer, SwinTransformerStage
+from timm.models.swin_transformer_v2 import SwinTransformerV2, SwinTransformerV2Stage
+from torch import Tensor, nn
+
+from ..errors import UnsupportedHost
+from .checks import check_images, no_checkpointing
+from .staged import Stage, StagedHost
+from .timm_convnext import TimmConvNeXt, convnext_stages
+from .timm_swin import TimmSwin, swin_stages
+
+Opener = Callable[[nn.Module, Iterable[Any]], list[Stage]]
+STAGES: dict[type[nn.Module], tuple[type[StagedHost], Opener]] = {
+    ConvNeXtStage: (TimmConvNeXt, convnext_stages),
+    SwinTransformerStage: (TimmSwin, swin_stages),
+    SwinTransformerV2Stage: (TimmSwin, swin_stages),
+}
+WHOLE: dict[type[nn.Module], type[StagedHost]] = {
+    ConvNeXt: TimmConvNeXt,
+    SwinTransformer: TimmSwin,
+    SwinTransformerV2: TimmSwin,
+}
+WHICH = "maps of several stages are had of timm's ConvNeXt, SwinTransformer and SwinTransformerV2 alone"
+
+
+class TimmFeatureList(StagedHost):
+    """The parts of a model in their order, up to the last stage that is asked for: a list or a dictionary of maps."""
+
+    model_classes = (FeatureListNet, FeatureDictNet)
+
+    def __init__(self, model: Any) -> None:
+        self.model = model
+        parts = list(model.items())
+        kinds = [type(part) for _, part in parts]
+        first = next((index for index, kind in enumerate(kinds) if kind in STAGES), len(parts))
+        if len(set(kinds[first:])) != 1:
+            inside = ", ".join(dict.fromkeys(type(part).__name__ for _, part in parts))
+            raise UnsupportedHost(f"{type(model).__name__} cannot be sieved: {WHICH}, and it holds {inside}.")
+        no_checkpointing(model, model.grad_checkpointing)
+        kind, opened = STAGES[kinds[first]]
+        self.family, self.background, self.channels_first = kind.family, kind.background, kind.channels_first
+        self.names = [name for name, _ in parts[first:]]
+        self.stem = [part for _, part in parts[:first]]
+        self.stages = opened(model, [part for _, part in parts[first:]])
+        self.widths = [info["num_chs"] for info in model.feature_info.info[: len(self.stages)]]
+
+    def embed(self, images: Tensor) -> Tensor:
+        x = check_images(self.model, images)
+        for part in self.stem:
+            x = part(x)
+        return x
+
+    def features(self, x: Tensor) -> Tensor:
+        return x
+
+    def answer(self, maps: Sequence[Tensor]) -> list[Tensor] | OrderedDict[str, Tensor]:
+        """The maps that are asked for, in the model's own layout and order."""
+        names, found = self.model.return_layers, zip(self.names, maps[1:], strict=True)
+        taken = OrderedDict((names[name], x) for name, x in found if name in names)
+        return list(taken.values()) if type(self.model) is FeatureListNet else taken
+
+
+class TimmFeatureGetter(StagedHost):
+    """A whole model, of which `forward_intermediates` is asked: maps (B, C, H, W)."""
+
+    model_class = FeatureGetterNet
+
+    def __init__(self, model: Any) -> None:
+        inner = type(model.model)
+        if inner not in WHOLE:
+            raise UnsupportedHost(f"{type(model).__name__} cannot be sieved: {WHICH}, and it holds {inner.__name__}.")
+        self.model, self.inner = model, WHOLE[inner](model.model)
+        own = self.inner
+        self.family, self.background, self.channels_first = own.family, own.background, own.channels_first
+        self.stages, self.widths = own.stages, own.widths
+
+    def embed(self, images: Tensor) -> Tensor:
+        return self.inner.embed(images)
+
+    def features(self, x: Tensor) -> Tensor:
+        return self.inner.features(x) if self.model.norm else x
+
+    def answer(self, maps: Sequence[Tensor]) -> list[Tensor]:
+        *others, last = maps[1:]
+        ready = [*others, self.features(last)]
+        indices, _ = feature_take_indices(len(ready), self.model.out_indices, as_set=True)
+        taken = [x for index, x in enumerate(ready) if index in indices]
+        return taken if self.channels_first else [x.permute(0, 3, 1, 2).contiguous() for x in taken]
