@@ -1,6 +1,6 @@
 """onnxruntime: sieved against dense and limit, all as ONNX files -> results/onnx.csv.
 
-    python benchmarks/exported.py [--hosts vit_small_patch16_224,nano_vit] [--batches 1,8]
+    python benchmarks/exported.py [--hosts vit_small_patch16_224,nano_vit] [--batches 1,8]    # other hosts' rows stay
 
 Differences are from PyTorch, on random images at batch 1 and 5. Weights are bundled, or random where none are.
 """
@@ -15,7 +15,7 @@ from pathlib import Path
 
 import torch
 
-from results import write
+from results import update
 from tokensieve import InputError, export_onnx, sieve, zoo
 from tokensieve.data import Preprocessing
 from tokensieve.measure import SlicingLimit, macs
@@ -29,6 +29,8 @@ RECIPES = {
         "tome(r=8)",
         "papr(keep=0.8, proposal=nano_convnet) + tome(r=8)",
     ),
+    "convnext_tiny": ("papr(keep=0.65)",),
+    "swin_tiny_patch4_window7_224": ("papr(keep=0.65)",),
 }
 
 
@@ -83,7 +85,7 @@ def main() -> int:
                         }
                     )
                     print(rows[-1], flush=True)
-                    write(args.out, rows)
+                    update(args.out, rows, "host", "recipe", "batch")
     return 0
 
 

@@ -1,6 +1,8 @@
-"""Which methods compile as one graph and can be written as ONNX? A small ViT -> results/graphs.csv.
+"""Which methods compile as one graph and can be written as ONNX? -> results/graphs.csv.
 
-    python benchmarks/graphs.py [--only METHOD ...]
+    python benchmarks/graphs.py [--only METHOD ...]    # other rows of the file stay
+
+On a small ViT, and on models with stages; images of 64 x 64, random weights.
 
 `torch.compile(fullgraph=True)` with inductor at two batch sizes, and `export_onnx` with a dynamic batch, checked
 against PyTorch at batch 1 and 5; for each the largest difference, or the sentence with which it was refused.
@@ -16,10 +18,12 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import timm
 import torch
 from timm.models.vision_transformer import VisionTransformer
+from torch import nn
 
-from results import write
+from results import update, write
 from tokensieve import Sieved, SieveError, export_onnx, sieve
 
 DEPTH = 4
@@ -42,7 +46,10 @@ RECIPES = {
     "patch_slimming A": "patch_slimming(patches={nested})",
     "patch_slimming B": "patch_slimming(patches={nested}, form=B)",
     "four of them": "papr(keep=0.8, significance=centre) + evit(keep=0.9, layers=(1,)) + tome(r=4) + readout()",
+    "papr on convnext_atto": "papr(keep=0.65)",
+    "papr on swin_tiny_patch4_window7_224": "papr(keep=0.65)",
 }
+SIZE = 64
 
 
 def tried(what: Callable[[], float]) -> tuple[bool, float | None, str]:
@@ -55,6 +62,16 @@ def tried(what: Callable[[], float]) -> tuple[bool, float | None, str]:
         return False, None, f"{type(error).__name__}: {str(error).strip().splitlines()[0]}"
 
 
+def host_of(name: str) -> nn.Module:
+    """The host that a row names, by default the small ViT."""
+    torch.manual_seed(0)
+    _, _, staged = name.partition(" on ")
+    if staged:
+        settings = {"img_size": SIZE} if staged.startswith("swin") else {}
+        return timm.create_model(staged, **settings).eval()
+    return VisionTransformer(img_size=SIZE, patch_size=8, embed_dim=64, depth=DEPTH, num_heads=2, num_classes=10).eval()
+
+
 def compiled(fast: Sieved) -> float:
     torch.compiler.reset()
     graph = torch.compile(fast, fullgraph=True)
@@ -63,7 +80,7 @@ def compiled(fast: Sieved) -> float:
 
 def exported(fast: Sieved) -> float:
     with tempfile.TemporaryDirectory() as folder:
-        done = export_onnx(fast, Path(folder) / "fast.onnx", (3, 64, 64), mean=[0.5] * 3, std=[0.5] * 3)
+        done = export_onnx(fast, Path(folder) / "fast.onnx", (3, SIZE, SIZE), mean=[0.5] * 3, std=[0.5] * 3)
     return max(done.differences.values())
 
 
@@ -72,27 +89,25 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--only", nargs="*")
     args = parser.parse_args()
-    torch.manual_seed(0)
-    model = VisionTransformer(img_size=64, patch_size=8, embed_dim=64, depth=DEPTH, num_heads=2, num_classes=10).eval()
     nested = tuple(tuple(range(0, 64, step)) for step in (1, 2, 2, 4))
     rows = []
     for name, text in RECIPES.items():
         if args.only and name not in args.only:
             continue
-        fast = sieve(model, text.replace("{nested}", str(nested)), pretrained=False)
+        norm = {"mean": (0.5,) * 3, "std": (0.5,) * 3}
+        fast = sieve(host_of(name), text.replace("{nested}", str(nested)), pretrained=False, **norm)
 
         row: dict[str, Any] = {"method": name, "recipe": text}
         for kind, what in (("compile", compiled), ("onnx", exported)):
             row[kind], row[f"{kind}_difference"], row[f"{kind}_refusal"] = tried(partial(what, fast))
         rows.append(row)
         print(row, flush=True)
-    if not args.only:
-        write("graphs.csv", rows)
+    update("graphs.csv", rows, "method") if args.only else write("graphs.csv", rows)
     return 0
 
 
 def draw(count: int) -> torch.Tensor:
-    return torch.randn(count, 3, 64, 64, generator=torch.Generator().manual_seed(count))
+    return torch.randn(count, 3, SIZE, SIZE, generator=torch.Generator().manual_seed(count))
 
 
 if __name__ == "__main__":

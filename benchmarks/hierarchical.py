@@ -83,7 +83,7 @@ def on_photographs(folder: Path, name: str, size: int, args: dict[str, Any], dra
     pictures = image_set(SHARED / "data" / "imagenette_val.tar", Preprocessing((size, size), mean, std))
     loader = [(batch.images, batch.labels) for batch in load_batches(pictures, 100)]
     weights = SHARED / "weights" / "squeezenet1_1.safetensors"
-    proposal = f"proposal=squeezenet1_1, proposal_weights={weights}"
+    proposal = f"proposal=squeezenet1_1, proposal_weights='{weights}'"
     return measure("photographs", name, model, mean, std, size, proposal, loader, draws)
 
 

@@ -106,7 +106,8 @@ def tuned() -> str:
             if row not in best.values():
                 continue
             lost = float(row["top1"]) - float(row["top1_dense"])
-            name = "**searched**" if row["kind"] == "searched" else f"`{row['title']}` alone"
+            names = {"searched": "**searched**", "corrected": "**searched, corrected**"}
+            name = names.get(row["kind"], f"`{row['title']}` alone")
             rows.append(
                 [title, f"{float(row['macs_ratio']):.2f}x", name, f"{lost:+.1f}", f"{float(row['agreement']):.1f}",
                  f"{float(row['kl']):.4f}"]
@@ -167,7 +168,7 @@ def onnx() -> str:
     for row in read("onnx.csv"):
         worst = max(float(row["difference_b1"]), float(row["difference_b5"]))
         rows.append(
-            [row["host"].removesuffix("_patch16_224"), f"`{row['recipe']}`", row["batch"],
+            [row["host"].partition("_patch")[0], f"`{row['recipe']}`", row["batch"],
              f"{float(row['limit']):.2f}x",
              f"**{float(row['ratio']):.2f}x** [{float(row['ratio_low']):.2f}-{float(row['ratio_high']):.2f}]",
              f"{worst:.0e}"]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import platform
+import shlex
 import sys
 from collections.abc import Iterable
 from datetime import date
@@ -19,7 +20,7 @@ SHARED = ROOT.parent / "shared"
 
 def provenance() -> dict[str, str]:
     """Columns that every row carries."""
-    arguments = " ".join([f"python {Path(sys.argv[0]).resolve().relative_to(ROOT)}", *sys.argv[1:]])
+    arguments = shlex.join(["python", str(Path(sys.argv[0]).resolve().relative_to(ROOT)), *sys.argv[1:]])
     return {
         "command": arguments,
         "machine": f"{processor()}, {torch.get_num_threads()} threads",
@@ -38,6 +39,18 @@ def processor() -> str:
     flags = fields.get("flags", "").split()
     units = [name for name in ("avx2", "avx512f", "avx512_bf16", "amx_bf16") if name in flags]
     return f"{fields.get('model name', platform.machine())} ({' '.join(units)})"
+
+
+def update(name: str, rows: Iterable[dict[str, Any]], *key: str) -> Path:
+    """`write`, but rows of the file that these, told apart by the columns `key`, do not replace stay as they are."""
+    new = {tuple(str(row[column]) for column in key): row for row in rows}
+    path = ROOT / "results" / name
+    old: list[dict[str, Any]] = []
+    if path.is_file():
+        with path.open(newline="") as file:
+            old = list(csv.DictReader(file))
+    kept = [new.pop(tuple(row[column] for column in key), row) for row in old]
+    return write(name, [*kept, *new.values()])
 
 
 def write(name: str, rows: Iterable[dict[str, Any]]) -> Path:

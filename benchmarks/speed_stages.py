@@ -1,6 +1,7 @@
 """Speed on hosts with stages, dense, sieved and limit interleaved in one process -> results/speed_stages.csv.
 
     python benchmarks/speed_stages.py [--hosts convnext_base,swin_base_patch4_window7_224] [--batches 1,8,32]
+                                      [--prepack] [--out speed_stages.csv]
 
 The limit runs the point-wise operators on a slice of as many pixels of each map; choosing and putting back are free.
 Random weights: speed does not depend on them. `pointwise_share` is what the papers' first argument is about: the part
@@ -22,6 +23,7 @@ from results import write
 from tokensieve import sieve
 from tokensieve.measure import SlicingLimit, macs
 from tokensieve.measure.speed import interleaved, summarise
+from tokensieve.packing import prepack
 
 HOSTS = ("convnext_base", "swin_base_patch4_window7_224")
 KEEPS = (0.65, 0.5, 0.3)
@@ -46,6 +48,7 @@ def main() -> int:
     parser.add_argument("--keeps", default=",".join(map(str, KEEPS)))
     parser.add_argument("--rounds", type=int, default=5, help="at least so many")
     parser.add_argument("--seconds", type=float, default=40, help="and for so long, for each host and batch")
+    parser.add_argument("--prepack", action="store_true", help="weights packed for the CPU, dense model too")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--out", default="speed_stages.csv")
     args = parser.parse_args()
@@ -54,6 +57,7 @@ def main() -> int:
     for host in args.hosts.split(","):
         model = timm.create_model(host).eval()
         share = pointwise_share(model)
+        model = prepack(model) if args.prepack else model
         fasts = {
             keep: sieve(model, f"papr(keep={keep})", pretrained=False) for keep in map(float, args.keeps.split(","))
         }
@@ -69,7 +73,8 @@ def main() -> int:
                 told = summarise({"dense": times["dense"], **mine, "proposal": times["proposal"]}, batch)
                 rows.append(
                     {
-                        "host": host, "recipe": str(fast.recipe), "batch": batch, "pointwise_share": share,
+                        "host": host, "recipe": str(fast.recipe), "batch": batch,
+                        "prepacked": args.prepack, "pointwise_share": share,
                         "macs_ratio": macs(model, SIZE) / macs(fast, SIZE), "limit": told.limit, "ratio": told.ratio,
                         "ratio_low": told.low, "ratio_high": told.high, "of_limit": told.of_limit,
                         "of_limit_low": told.of_limit_low, "of_limit_high": told.of_limit_high,

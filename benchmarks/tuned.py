@@ -3,17 +3,21 @@
     tokensieve tune --model deit_tiny_patch16_224 --weights W --data imagenette_train.tar --limit 250 --macs 1.9 \\
         --preprocessing papers --proposal squeezenet1_1 --proposal-weights P --holdout 0.2 --trials 500 --out FRONT
     python benchmarks/tuned.py deit_tiny --front FRONT
+    python benchmarks/tuned.py deit_tiny --front FRONT --correct
     python benchmarks/tuned.py nano_vit                # searches itself, on 250 scenes of the training split
 
 At each budget the searched recipes and the three methods alone that lost least in the search, on the 1,750 photographs
-of compare_methods.py or on 1,000 scenes. The best recipe is kept as results/tuned_HOST.json.
+of compare_methods.py or on 1,000 scenes. The best recipe is kept as results/tuned_HOST.json. With --correct the
+searched recipes are judged again with a correction that was fitted on the search's images; the rows join the table's.
 """
 
 from __future__ import annotations
 
 import argparse
+import csv
 import json
 import sys
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +25,8 @@ import torch
 
 from compare_methods import HOSTS, Study
 from results import ROOT, SHARED, write
-from tokensieve import Recipe, sieve, tune
-from tokensieve.measure import fidelity
+from tokensieve import Recipe, correct, sieve, tune
+from tokensieve.measure import fidelity, macs
 from tokensieve.measure.outputs import collect_outputs
 
 RIVALS = 3
@@ -52,32 +56,60 @@ def search(study: Study, trials: int, storage: str | None) -> dict[str, Any]:
     return front.record()
 
 
-@torch.no_grad()
-def judge(study: Study, front: dict[str, Any]) -> list[dict[str, Any]]:
-    dense = collect_outputs(study.model, study.loader)
-    labels = torch.cat([labels for _, labels in study.loader])
-    right = 100 * float((dense.argmax(1) == labels).double().mean())
-    rows = []
-    for point in chosen(front):
-        recipe = Recipe.from_json(json.dumps(point["recipe_json"]))
+class Bench:
+    """The dense answers to all images, and a row for each recipe."""
+
+    @torch.no_grad()
+    def __init__(self, study: Study) -> None:
+        self.study, self.dense = study, collect_outputs(study.model, study.loader)
+        labels = torch.cat([labels for _, labels in study.loader])
+        self.right = 100 * float((self.dense.argmax(1) == labels).double().mean())
+
+    @torch.no_grad()
+    def row(self, recipe: Recipe, point: dict[str, Any], **told: Any) -> dict[str, Any]:
+        study = self.study
         fast = sieve(study.model, recipe, mean=study.mean, std=study.std)
-        told = fidelity(fast, dense, study.loader, k=1)
+        found = fidelity(fast, self.dense, study.loader, k=1)
+        shown = str(recipe).replace(f"{SHARED}/", "../shared/")
         row = {
             "host": study.name, "budget": point["budget"], "title": point["title"], "kind": point["kind"],
-            "macs_ratio": point["ratio"], "kl": told.kl, "agreement": told.agreement, "top1": told.accuracy.top[1],
-            "top1_dense": right, "images": told.count, "kl_search": point["search"]["loss"],
-            "kl_heldout": point["heldout"]["loss"], "dominated_in_search": point["dominated"],
-            "recommended": point["recipe"] == front["best"]["recipe"],
-            "recipe": str(recipe).replace(f"{SHARED}/", "../shared/"),
+            "macs_ratio": macs(study.model, study.size) / macs(fast, study.size), "kl": found.kl,
+            "agreement": found.agreement, "top1": found.accuracy.top[1], "top1_dense": self.right,
+            "images": found.count, "kl_search": point["search"]["loss"], "kl_heldout": point["heldout"]["loss"],
+            "dominated_in_search": point["dominated"], "recommended": False, "recipe": shown, **told,
         }  # fmt: skip
-        rows.append(row)
-        write(f"tuned_{study.name}.csv", rows)
         print(
-            f"{row['budget']:.2f}x {row['title']:36} KL {row['kl']:.4f}  agreement {row['agreement']:.1f}  "
-            f"top-1 {row['top1'] - right:+.1f}" + ("  <- recommended" if row["recommended"] else ""),
-            flush=True,
-        )
+            f"{row['budget']:.2f}x {row['title']:36} {row['kind']:10} KL {row['kl']:.4f}  agreement "
+            f"{row['agreement']:.1f}  top-1 {row['top1'] - self.right:+.1f}", flush=True,
+        )  # fmt: skip
+        return row
+
+
+def judge(study: Study, front: dict[str, Any]) -> list[dict[str, Any]]:
+    bench, rows = Bench(study), []
+    for point in chosen(front):
+        recipe = Recipe.from_json(json.dumps(point["recipe_json"]))
+        rows.append(bench.row(recipe, point, recommended=point["recipe"] == front["best"]["recipe"]))
+        write(f"tuned_{study.name}.csv", rows)
     return rows
+
+
+def judge_corrected(study: Study, front: dict[str, Any]) -> None:
+    """Rows for the searched recipes without a proposal, corrected on all images that the search had."""
+    table = ROOT / "results" / f"tuned_{study.name}.csv"
+    with table.open(newline="") as file:
+        rows = [row for row in csv.DictReader(file) if row["kind"] != "corrected"]
+    bench = Bench(study)
+    for point in chosen(front):
+        if point["kind"] != "searched" or point["proposal"] is not None:
+            continue
+        recipe = Recipe.from_json(json.dumps(point["recipe_json"]))
+        with tempfile.TemporaryDirectory() as folder:
+            found = correct(study.model, recipe, study.search, Path(folder) / "correction.safetensors")
+            told = {"kind": "corrected", "kl_search": found.corrected_loss, "kl_heldout": None, "ridge": found.ridge}
+            told["recipe"] = f"{recipe} + corrected(weights=FILE)"
+            rows.append(bench.row(found.recipe, {**point, "kind": "corrected"}, **told))
+        write(table.name, rows)
 
 
 def beaten(rows: list[dict[str, Any]]) -> list[str]:
@@ -98,8 +130,12 @@ def main() -> int:
     parser.add_argument("--trials", type=int, default=300)
     parser.add_argument("--storage", help="SQLite file that keeps the search's trials")
     parser.add_argument("--limit", type=int, help="images of each set")
+    parser.add_argument("--correct", action="store_true", help="add the searched recipes, corrected")
     args = parser.parse_args()
     study = HOSTS[args.host](args.limit)
+    if args.correct:
+        judge_corrected(study, json.loads((args.front / "front.json").read_text()))
+        return 0
     if args.front is None:
         front = search(study, args.trials, args.storage)
     else:

@@ -397,3 +397,43 @@ def test_schedules_spend_the_whole_budget(model):
             assert 0.98 * fit.target <= costs.of(recipe) <= fit.target
     with pytest.raises(RecipeError, match="times the MACs that it may"):
         SINGLES["tome"].recipe({}, {}, Fit(costs, costs.dense / 100))
+
+
+def test_the_recommended_recipe_is_corrected_within_its_budget(images, tmp_path):
+    host, more = vit(), torch.cat([images, images.flip(2), images.flip(3), images.roll(9, 3), images.roll(20, 2)])
+    file = tmp_path / "correction.safetensors"
+    front = search(host, more, macs=1.6, trials=4, families=("tome", "evit"), correction=file, holdout=0.4)
+    point, best = front.corrected, front.best
+    assert point.kind == "corrected"
+    assert str(point.recipe) == f"{best.recipe} + corrected(weights='{file}')"
+    assert point.macs == best.macs + host.embed_dim**2 == macs(sieve(host, point.recipe), (3, 64, 64))
+    assert point.ratio >= 1.6
+    assert point.heldout.loss == pytest.approx(
+        fidelity(sieve(host, point.recipe), host, [more[held_out(100, 0.4)]]).kl, rel=1e-4
+    )
+    better = point.heldout.loss < best.heldout.loss
+    assert front.recommended is (point if better else best)
+    assert ("is no better" in front.found) == (not better)
+    assert "Corrected: a KL of" in front.found
+    folder = front.save(tmp_path / "front")
+    assert Recipe.load(folder / "best.json") == front.recommended.recipe
+    assert json.loads((folder / "front.json").read_text())["corrected"]["recipe"] == str(point.recipe)
+
+
+def held_out(count, share, seed=0):
+    order = torch.randperm(count, generator=torch.Generator().manual_seed(seed))
+    return order[count - round(count * share) :]
+
+
+def test_what_cannot_be_corrected_is_tuned_all_the_same(images, tmp_path):
+    file = tmp_path / "c.safetensors"
+    pooled = vit(class_token=False, global_pool="avg")
+    front = search(pooled, images, macs=1.4, trials=0, families=("tome",), correction=file)
+    assert front.corrected is None
+    assert front.recommended is front.best
+    assert "class token" in front.left_out["correction"]
+    few = search(vit(), images[:8], macs=1.4, trials=0, families=("tome",), correction=file)
+    assert "10 images" in few.left_out["correction"]
+    assert not file.exists()
+    with pytest.raises(InputError, match="must end in"):
+        search(vit(), images, macs=1.4, correction=tmp_path / "c.json")

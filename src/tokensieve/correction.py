@@ -45,6 +45,10 @@ class Correction:
     """Of the recipe without correction: mean KL(dense || sieved) over the images, 1 - cosine for embeddings."""
     corrected_loss: float
     """With correction, of each image by a correction that was fitted without it."""
+    agreement: float | None
+    """Percent of the images to which recipe and dense model give the same class; None for embeddings."""
+    corrected_agreement: float | None
+    """With correction, as `corrected_loss`."""
     images: int
 
 
@@ -67,8 +71,8 @@ def correct(
 
     Each image is seen whole, mirrored, and in random crops. How large the correction may be is decided by five-fold
     cross-validation over images, by loss and, where that cannot tell, agreement; the correction that is written is
-    fitted on all of them. Images that are all of a few
-    classes also teach it that there are no others: fit on images like those the model will see.
+    fitted on all of them. Images that are all of a few classes also teach it that there are no others: fit on images
+    like those the model will see.
 
     Args:
         model: the host, one whose head reads a class token. Its modes are restored.
@@ -98,15 +102,15 @@ def correct(
         sieved, wanted = _features(fast, dense, loader, views, seed, batch, report or (lambda _: None))
         answers = _Answers(dense, sieved, wanted)
         found = {ridge: answers.losses(_left_out(sieved, wanted, ridge)) for ridge in RIDGES}
-        before = float(answers.losses(torch.zeros_like(wanted[:, 0, 0]))[0].mean())
+        before, same = _means(answers.losses(torch.zeros_like(wanted[:, 0, 0])))
     ridge = _chosen(found)
-    after = float(found[ridge][0].mean())
+    after, then_same = _means(found[ridge])
     if after > WORTH * before or before < ROUNDING:
-        return Correction(plain, None, before, before, len(wanted))
+        return Correction(plain, None, before, before, same, same, len(wanted))
     weight, bias = fit(sieved[:, :, 0].flatten(0, 1), wanted[:, :, 0].flatten(0, 1), ridge)
     with draft(out) as file:
         save_file({"weight": weight.float().contiguous(), "bias": bias.float()}, file, {"recipe": str(plain)})
-    return Correction(plain + Corrected(weights=out), ridge, before, after, len(wanted))
+    return Correction(plain + Corrected(weights=out), ridge, before, after, same, then_same, len(wanted))
 
 
 def fit(sieved: Tensor, dense: Tensor, ridge: float) -> tuple[Tensor, Tensor]:
@@ -137,6 +141,12 @@ def _left_out(sieved: Tensor, dense: Tensor, ridge: float) -> Tensor:
         weight, bias = fit(sieved[others][:, :, 0].flatten(0, 1), dense[others][:, :, 0].flatten(0, 1), ridge)
         change[own] = sieved[own][:, 0, 0].double() @ weight.T + bias
     return change
+
+
+def _means(told: tuple[Tensor, Tensor | None]) -> tuple[float, float | None]:
+    """Mean loss, and agreement in percent."""
+    loss, same = told
+    return float(loss.mean()), None if same is None else 100 * float(same.double().mean())
 
 
 def _chosen(found: dict[float, tuple[Tensor, Tensor | None]]) -> float:

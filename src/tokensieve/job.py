@@ -77,6 +77,9 @@ class Job:
                     f"--size {self.size} does not divide into {self.model}'s patches of {patch[0]} pixels."
                 )
             dense.set_input_size(img_size=size)
+        maps = getattr(dense, "feature_info", None)
+        if size is not None and maps and min(size) < (least := maps[-1]["reduction"]):
+            raise InputError(f"--size {self.size} is too small for {self.model}: give at least {least} pixels.")
         own = Preprocessing.of(dense, mean, std, size)
         return self.sieve(dense.to(self.where, self.precision), own)
 

@@ -14,19 +14,20 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from .errors import InputError, RecipeError, SieveError, nearest
+from .errors import InputError, RecipeError, SieveError, UnsupportedHost, nearest
 from .files import check_place
-from .hosts import open_tokens
+from .hosts import StagedHost, open_host
 from .measure.outputs import evaluating
 from .measure.speed import interleaved, summarise
 from .methods import METHODS
 from .methods.base import make
 from .recipe import Recipe
-from .search.costs import Costs
 from .search.families import CONTROLS, Family, Scheduled, family_names
 from .search.families import families as families_of
 from .search.fit import Fit
 from .search.judge import Judge
+from .search.stages import NAMES, costs_of, stage_families
+from .stream import sieve
 
 if TYPE_CHECKING:  # optuna is an extra: it is imported where a search begins, so that its absence can be explained
     import optuna
@@ -54,6 +55,7 @@ def tune(
     holdout: float = 0.3,
     seed: int = 0,
     include_proposal: bool = True,
+    correction: str | os.PathLike[str] | None = None,
     report: Callable[[Progress], None] | None = None,
     mean: Sequence[float] | None = None,
     std: Sequence[float] | None = None,
@@ -76,7 +78,8 @@ def tune(
             `time` or `loss`.
         time: wanted speed-up, measured on this machine where the model is.
         loss: largest allowed loss on the search images.
-        families: what to search, see `tokensieve.search.families.family_names()`; None is all that the host takes.
+        families: what to search, see `tokensieve.search.families.family_names()`, for hosts with stages
+            `tokensieve.search.stages.NAMES`; None is all that the host takes.
         proposals: networks that may rank patches: names, or name -> file of weights. Whether one pays, with what it
             costs, is found out; one that cannot be had is left out, and the result says so.
         trials: recipes to try in the searches, half of them at the wanted budget.
@@ -86,6 +89,8 @@ def tune(
         holdout: share of the images that the search does not see, on which what it found is reported too.
         seed: of the parting of the images and of CMA-ES.
         include_proposal: False leaves the proposal's MACs out of the budget, where its map comes for free.
+        correction: file of weights to write, .safetensors: the recommended recipe is corrected on the search images,
+            see `tokensieve.correct`, and what that costs is part of the budget. None corrects nothing.
         report: called after every trial.
         mean, std, pretrained: as in `sieve`.
         batch: images that go through together.
@@ -101,11 +106,14 @@ def tune(
             f"trials={trials} must be 0 or more, holdout={holdout:g} in [0, 1), batch={batch} at least 1, and timeout "
             "more than 0 seconds."
         )
-    open_tokens(model, "tuned")
+    host = open_host(model)
+    staged = isinstance(host, StagedHost)
+    if correction is not None:
+        correction = check_place(correction, (".safetensors",))
     optuna = _optuna()
     from .search.ladder import Clock, OutOfTime, Search, climb, towards
 
-    names, asked = _names(families), _proposals(proposals)
+    names, asked = _names(families, model, staged), _proposals(proposals)
     clock = Clock(timeout)
     stopped = None
     with evaluating(model), _quiet(optuna):
@@ -120,10 +128,13 @@ def tune(
             pretrained=pretrained,
             check=lambda: None,
         )
-        costs = Costs(judge.empty, judge.input_size)
+        costs = costs_of(judge.empty, judge.input_size)
         readout = "readout" in METHODS and _refusal(judge, Recipe.parse("readout()")) is None
         left_out: dict[str, str] = {}
-        chosen = _families(names, asked, judge, Fit(costs, 0.9 * costs.dense, readout), left_out)
+        if correction is not None and (why := _cannot_correct(judge)) is not None:
+            left_out["correction"], correction = str(why), None
+        spare = 0 if correction is None else judge.empty.host.width**2
+        chosen = _families(names, staged, asked, judge, Fit(costs, 0.9 * costs.dense, readout), left_out)
         settings = {
             **wanted,
             "model": _digest(model.state_dict().items()),
@@ -133,11 +144,12 @@ def tune(
             "holdout": holdout,
             "seed": seed,
             "include_proposal": include_proposal,
+            "corrected": correction is not None,
             "pretrained": pretrained,
         }
         search = Search(
             families=chosen,
-            fit=lambda ratio: Fit(costs, costs.dense / ratio, readout, include_proposal),
+            fit=lambda ratio: Fit(costs, costs.dense / ratio - spare, readout, include_proposal),
             judge=judge,
             storage=_storage(optuna, storage, settings),
             seed=seed,
@@ -157,7 +169,8 @@ def tune(
         except KeyboardInterrupt:
             stopped = "interrupted"
         judge.check = lambda: None
-        return _front(search, wanted, include_proposal, left_out, {**settings, "trials": trials}, stopped)
+        front = _front(search, wanted, include_proposal, left_out, {**settings, "trials": trials}, stopped)
+        return front if correction is None else _corrected(front, judge, correction, include_proposal)
 
 
 def _front(
@@ -200,6 +213,41 @@ def _front(
         left_out=left_out,
         settings=settings,
     )
+
+
+def _cannot_correct(judge: Judge) -> SieveError | None:
+    from .correction import LEAST
+    from .methods import Corrected
+
+    if len(judge.parts["search"]) < LEAST:
+        return InputError(f"it takes {LEAST} images to search on.")
+    try:
+        sieve(judge.model, Corrected(), pretrained=False)
+    except SieveError as error:
+        return error
+    return None
+
+
+def _corrected(front: Front, judge: Judge, file: Path, include_proposal: bool) -> Front:
+    """The front with its recommended recipe corrected beside it; as it is where no correction helps.
+
+    What the correction does to the search images is told of each by a correction that was fitted without it.
+    """
+    from .correction import correct
+    from .search.judge import Figures
+
+    best = front.best
+    found = correct(judge.model, best.recipe, judge.images[judge.parts["search"]], file, batch=judge.batch,
+                    **judge.settings)  # fmt: skip
+    if found.ridge is None:
+        return front
+    cost = judge.macs(found.recipe, include_proposal)
+    held = judge.judge(found.recipe, "heldout") if len(judge.parts["heldout"]) else None
+    point = replace(
+        best, recipe=found.recipe, kind="corrected", macs=cost, ratio=front.dense_macs / cost, heldout=held,
+        search=Figures(found.corrected_loss, found.corrected_agreement, None, found.images),
+    )  # fmt: skip
+    return replace(front, corrected=point)
 
 
 def _points(search: Search, include_proposal: bool) -> list[Point]:
@@ -316,11 +364,16 @@ def budget(macs: float | None, time: float | None, loss: float | None) -> dict[s
     return given
 
 
-def _names(given: Sequence[str] | None) -> list[str] | None:
+def _names(given: Sequence[str] | None, model: nn.Module, staged: bool) -> list[str] | None:
     if given is None:
         return None
-    known = family_names()
+    known, others = (list(NAMES), family_names()) if staged else (family_names(), list(NAMES))
     for name in [given] if isinstance(given, str) else given:
+        if name in others and name not in known:
+            kind = "has stages, whose maps keep their size" if staged else "has no stages"
+            raise UnsupportedHost(
+                f"{type(model).__name__} cannot be tuned by {name}: it {kind}. Families for it: {', '.join(known)}."
+            )
         if name not in known:
             raise RecipeError(f"There is no family {name!r}{nearest(name, known)}. Known: {', '.join(known)}.")
     if not given:
@@ -345,7 +398,12 @@ def _proposals(given: str | Sequence[str] | Mapping[str, Any] | None) -> list[di
 
 
 def _families(
-    names: list[str] | None, proposals: list[dict[str, Any]], judge: Judge, mild: Fit, left_out: dict[str, str]
+    names: list[str] | None,
+    staged: bool,
+    proposals: list[dict[str, Any]],
+    judge: Judge,
+    mild: Fit,
+    left_out: dict[str, str],
 ) -> list[Family]:
     """Those that the host takes; what it refuses is an error where it was named, and is noted where it was not."""
     usable = []
@@ -355,9 +413,10 @@ def _families(
             usable.append(settings)
         except (SieveError, RuntimeError) as error:
             left_out[settings["proposal"]] = " ".join(str(error).split())
-    wanted = names or [name for name in family_names() if name not in CONTROLS]
+    made_of, all_names = (stage_families, NAMES) if staged else (families_of, family_names())
+    wanted = names or [name for name in all_names if name not in CONTROLS]
     found: list[Family] = []
-    for family in families_of(wanted, usable):
+    for family in made_of(wanted, usable):
         scheduled = isinstance(family, Scheduled) and any(isinstance(other, Scheduled) for other in found)
         if names is None and scheduled and family.name != "scheduled-guarded":
             continue  # the weaker of the two joins only where the host does not take the stronger, or where it is named

@@ -87,6 +87,7 @@ def bench(
 
     from ..packing import prepack as pack
     from ..show.progress import list_failures
+    from ..show.tables import units
 
     console = Console(stderr=True)
     with console.status("opening the model"):
@@ -110,6 +111,7 @@ def bench(
         "device": record["device"],
         "network": getattr(opened.fast.significance, "proposal", None) is not None,
         "decoded": decoded,
+        "units": units(record),
     }
     if waterfall:
         settings = {

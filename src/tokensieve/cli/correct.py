@@ -80,6 +80,8 @@ def correct(
         "views": views,
         "loss": found.loss,
         "corrected_loss": found.corrected_loss,
+        "agreement": found.agreement,
+        "corrected_agreement": found.corrected_agreement,
         "ridge": found.ridge,
         "failures": [asdict(failure) for failure in batches.failures],
         "out": str(place),

@@ -18,17 +18,22 @@ from .options import (
 )
 from .output import print_record
 
-BUNDLED, RECIPE = "nano_vit", "papr(keep=0.4, proposal=nano_convnet)"
+BUNDLED = {
+    "nano_vit": "papr(keep=0.4, proposal=nano_convnet)",
+    "nano_convnext": "papr(keep=0.5, proposal=nano_convnet)",
+}
+"""Bundled hosts, and what shows them."""
+FIRST, RECIPE = "nano_vit", "papr(keep=0.5)"
 OUT = ("tokensieve-demo.png", "tokensieve-demo.html")
 
 
 def demo(
     images: Annotated[list[str] | None, typer.Argument(metavar="[IMAGES]...", help="Your own photographs.")] = None,
     model: Annotated[
-        str, typer.Option(metavar="NAME", help="A vision transformer; its weights are downloaded.")
-    ] = BUNDLED,
+        str, typer.Option(metavar="NAME", help="A ViT, ConvNeXt or Swin; its weights are downloaded.")
+    ] = FIRST,
     recipe: Annotated[
-        str | None, typer.Option(metavar="TEXT|FILE", help=f"Default {RECIPE}, or papr(keep=0.5) for other models.")
+        str | None, typer.Option(metavar="TEXT|FILE", help=f"Default {BUNDLED[FIRST]}; {RECIPE} for models of yours.")
     ] = None,
     weights: WeightsOption = None,
     pretrained: Annotated[
@@ -48,7 +53,7 @@ def demo(
     threads: ThreadsOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """See it work: the bundled pair on generated scenes, or any pretrained model on photographs.
+    """See it work: a bundled pair on generated scenes, or any pretrained model on photographs.
 
     Prints the dense model and the recipe beside random patches and merging, and writes a picture and a page.
     """
@@ -56,7 +61,7 @@ def demo(
     from ..show.page import SUFFIXES
 
     places = [check_place(place, SUFFIXES) for place in out or OUT]
-    own_recipe = recipe or (RECIPE if model == BUNDLED else "papr(keep=0.5)")
+    own_recipe = recipe or BUNDLED.get(model, RECIPE)
     job = Job(model, own_recipe, weights, pretrained, proposal_weights, size, dtype, device, threads)
     from rich.console import Console
 
@@ -68,7 +73,7 @@ def demo(
     console = Console(stderr=True)
     with console.status("opening the model") as status:
         record, sections, failures = run_demo(
-            job, images or [], generated=model == BUNDLED, scenes=scenes, seed=seed, batch=batch, seconds=seconds,
+            job, images or [], generated=model in BUNDLED, scenes=scenes, seed=seed, batch=batch, seconds=seconds,
             tell=status.update,
         )  # fmt: skip
         record["out"] = [str(place) for place in places]

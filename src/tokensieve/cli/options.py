@@ -8,9 +8,9 @@ import typer
 
 from ..job import DTYPES
 
-ModelOption = Annotated[str, typer.Option(metavar="NAME", help="The model: a vision transformer that timm knows.")]
+ModelOption = Annotated[str, typer.Option(metavar="NAME", help="The model: a ViT, ConvNeXt or Swin that timm knows.")]
 RecipeOption = Annotated[
-    str, typer.Option(metavar="TEXT|FILE", help="What to do with its tokens, e.g. 'papr(keep=0.8) + tome(r=8)'.")
+    str, typer.Option(metavar="TEXT|FILE", help="What to read of a picture, e.g. 'papr(keep=0.8) + tome(r=8)'.")
 ]
 WeightsOption = Annotated[str | None, typer.Option(metavar="FILE", help="The model's weights, instead of a download.")]
 PretrainedOption = Annotated[

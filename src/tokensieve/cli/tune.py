@@ -26,7 +26,7 @@ from .output import print_record
 if TYPE_CHECKING:  # heavy imports wait until a command needs them, so that --help answers at once
     from ..search.ladder import Progress
 
-FOLDER = "tokensieve-tune"
+FOLDER, CORRECTION = "tokensieve-tune", "correction.safetensors"
 
 
 def tune(
@@ -57,6 +57,9 @@ def tune(
         list[str] | None, typer.Option(metavar="FILE", help="Weights of each --proposal, in their order.")
     ] = None,
     holdout: Annotated[float, typer.Option(metavar="SHARE", help="Pictures that the search does not see.")] = 0.3,
+    correct: Annotated[
+        bool, typer.Option(help="Correct what the recommended recipe loses on all pictures alike.")
+    ] = True,
     labels: Annotated[
         bool, typer.Option("--labels", help="The folders are the model's classes: tell accuracy too.")
     ] = False,
@@ -104,6 +107,8 @@ def tune(
                 yield one.images
 
     seen = (Watched if labelled else Unlabelled)(load_batches(pictures, batch, workers))
+    if correct:
+        Path(out).mkdir(exist_ok=True)
     with _bar(console) as report:
         front = tune(
             dense,
@@ -118,6 +123,7 @@ def tune(
             storage=storage,
             holdout=holdout,
             seed=seed,
+            correction=Path(out) / CORRECTION if correct else None,
             report=report,
             mean=own.mean,
             std=own.std,
@@ -125,7 +131,7 @@ def tune(
             batch=batch,
         )
     front.save(out)
-    job.recipe = front.best.recipe
+    job.recipe = front.recommended.recipe
     record = {
         **job.record(job.sieve(dense, own)),
         "data": data,

@@ -18,6 +18,15 @@ MINOR = 0.025
 """Shares of the dense time up to this are not worth a remedy."""
 WIDE = 0.2
 """Spread over ratio above this: the machine was not quiet."""
+NOTHING = {"tokens": "drops and merges nothing", "pixels": "leaves nothing out"}
+CONSTANT = {
+    "tokens": "reading the weights, patch embedding",
+    "pixels": "reading the weights, convolutions and windows over the whole map",
+}
+CHOOSING = {
+    "tokens": "ranking or matching, gathering or merging, the attention bias of merged tokens",
+    "pixels": "ranking, taking them out of the map and putting them back",
+}
 
 
 def verdict(
@@ -31,6 +40,7 @@ def verdict(
     network: bool = True,
     attention: Mapping[str, Collection[str]] | None = None,
     decoded: Decoding | None = None,
+    units: str = "tokens",
 ) -> list[str]:
     """Say what was measured, then why it is not more. A spread that includes 1 is never called faster.
 
@@ -44,6 +54,7 @@ def verdict(
         network: whether a network makes the significance map, and not a control or a tensor.
         attention: the kernels of the `dense` and the `sieved` model, of `attention_kernels`.
         decoded: how fast the pictures that the models read come, where that was measured.
+        units: what the recipe leaves out, `pixels` on hosts with stages.
 
     Returns:
         Sentences; the first is the result, the others the reasons.
@@ -52,7 +63,7 @@ def verdict(
     spread = f"{speed.low:.2f}-{speed.high:.2f}"
     if abs(macs_ratio - 1) < 1e-6 and not speed.proposal_share:
         return [
-            f"The recipe drops and merges nothing: the dense model was measured against itself, {speed.ratio:.2f}x "
+            f"The recipe {NOTHING[units]}: the dense model was measured against itself, {speed.ratio:.2f}x "
             f"(spread {spread}).",
             *slow,
         ]
@@ -71,14 +82,14 @@ def verdict(
         )
     reasons = [
         *noise(speed.low, speed.ratio, speed.high),
-        *_little_to_gain(macs_ratio),
-        *_starved(speed, host_macs_ratio or macs_ratio, dtype, device, prepacked),
+        *_little_to_gain(macs_ratio, units),
+        *_starved(speed, host_macs_ratio or macs_ratio, dtype, device, prepacked, units),
         *(
             kernel_lost(attention["dense"], attention["sieved"], "the dense model", "the sieved one")
             if attention
             else []
         ),
-        *_overhead(speed, dtype, device, network),
+        *_overhead(speed, dtype, device, network, units),
     ]
     if not reasons and round(speed.low, 2) <= 1:
         reasons = ["No single cost stands out: measure for longer, with a larger batch, on a quiet machine."]
@@ -90,19 +101,19 @@ def _of_limit(speed: Speed) -> str:
     return "all that slicing alone gives" if share >= 100 else f"{share}% of what slicing alone gives"
 
 
-def _little_to_gain(macs_ratio: float) -> list[str]:
+def _little_to_gain(macs_ratio: float, units: str) -> list[str]:
     if macs_ratio >= 1.1:
         return []
     if macs_ratio <= 1:
-        return ["The recipe saves no MACs: its proposal costs as much as the tokens that it drops."]
+        return [f"The recipe saves no MACs: its proposal costs as much as the {units} that it drops."]
     return [f"The recipe saves only {percent(1 - 1 / macs_ratio)} of the MACs: reduce more for a gain worth having."]
 
 
-def _starved(speed: Speed, macs_ratio: float, dtype: str, device: str, prepacked: bool) -> list[str]:
+def _starved(speed: Speed, macs_ratio: float, dtype: str, device: str, prepacked: bool, units: str) -> list[str]:
     """The limit itself falls short of the arithmetic: nothing that a better method could change."""
     if speed.limit >= STARVED * macs_ratio:
         return []
-    gap = f"Fewer tokens alone give {speed.limit:.2f}x where the MACs promise {macs_ratio:.2f}x: "
+    gap = f"Fewer {units} alone give {speed.limit:.2f}x where the MACs promise {macs_ratio:.2f}x: "
     batch, larger = f"a batch of {speed.batch}", " Take a larger batch." if speed.batch < LARGE else ""
     if device.startswith("cpu") and dtype == "bf16" and not prepacked:
         return [
@@ -115,19 +126,19 @@ def _starved(speed: Speed, macs_ratio: float, dtype: str, device: str, prepacked
             "Take a larger batch, or compile the model."
         ]
     return [
-        f"{gap}with {batch}, costs that do not shrink with the tokens weigh (reading the weights, patch embedding, "
+        f"{gap}with {batch}, costs that do not shrink with the {units} weigh ({CONSTANT[units]}, "
         f"small matrices).{larger}"
     ]
 
 
-def _overhead(speed: Speed, dtype: str, device: str, network: bool) -> list[str]:
+def _overhead(speed: Speed, dtype: str, device: str, network: bool, units: str) -> list[str]:
     """What lies between the limit and the measurement, named by its parts; all times as shares of the dense time."""
     if speed.of_limit >= OVERHEAD:
         return []
     saved = max(0.0, 1 - 1 / speed.limit)
     lost = 1 / speed.ratio - 1 / speed.limit
     proposal, selection = speed.proposal_share, lost - speed.proposal_share
-    parts = [f"fewer tokens save {percent(saved) if saved else 'nothing'}"]
+    parts = [f"fewer {units} save {percent(saved) if saved else 'nothing'}"]
     remedies = []
     if proposal > MINOR and proposal >= min(saved, 0.5 * lost):
         heavy = ", too heavy for this host" if proposal >= saved else ""
@@ -136,8 +147,7 @@ def _overhead(speed: Speed, dtype: str, device: str, network: bool) -> list[str]
         if network:
             remedies.append(f" A lighter proposal, a smaller proposal_size or {lighter} helps.")
     if selection > MINOR and (selection >= 0.5 * lost or 1 / speed.limit < OVERHEAD * (1 / speed.limit + selection)):
-        what = "choosing tokens (ranking or matching, gathering or merging, the attention bias of merged tokens)"
-        parts.append(f"{what} takes {percent(selection)}")
+        parts.append(f"choosing {units} ({CHOOSING[units]}) takes {percent(selection)}")
         if speed.batch < SMALL:
             remedies.append(" Choosing is many small operations: a larger batch carries them better.")
     return [f"Of the dense time, {'; '.join(parts)}.{''.join(remedies)}"] if parts[1:] else []

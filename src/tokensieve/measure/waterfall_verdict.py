@@ -24,6 +24,7 @@ def waterfall_verdicts(
     device: str,
     network: bool = True,
     decoded: Decoding | None = None,
+    units: str = "tokens",
 ) -> list[list[str]]:
     """For each row what to say of it: nothing where it is faster than the row before and pictures come fast enough.
 
@@ -46,6 +47,7 @@ def waterfall_verdicts(
                 device=device,
                 network=network,
                 attention={"dense": before.attention, "sieved": row.attention},
+                units=units,
             )
         elif before is not None:
             sentences = _of_step(row, before, device, network)

@@ -78,7 +78,11 @@ class Costs:
         around = sum(block.of(Reads(count, count, count, count)) for block in self.blocks) + self.per_token * count
         self.rest = self.dense - around
         """Embedding and head."""
-        trial = Recipe.parse(f"papr(keep={0.6 if self.patches > FEW else 0.8}, significance=centre)")
+        self._check(fast, input_size, 0.6 if self.patches > FEW else 0.8)
+
+    def _check(self, fast: Sieved, input_size: Sequence[int], keep: float) -> None:
+        """Count a recipe both ways."""
+        trial = Recipe.parse(f"papr(keep={keep}, significance=centre)")
         counted = macs(sieve(fast.model, trial), input_size, proposal=False)
         if round(counted) != self.of(trial):
             raise UnsupportedHost(

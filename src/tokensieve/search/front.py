@@ -38,7 +38,7 @@ class Point:
     """What it was found in: the name of a method alone, or of a scheduled family."""
     proposal: str | None
     """The network that ranks patches for it, if any."""
-    kind: Literal["searched", "single"]
+    kind: Literal["searched", "single", "corrected"]
     budget: float
     """The saving factor that it was made to meet."""
     macs: float
@@ -108,6 +108,9 @@ class Front:
     """The ten best at the recommended one's budget, by their search loss, with what they lose on the held-out images:
     how far the order can be trusted. It does not change the choice, which would make those figures a choice's too."""
     trials: int
+    corrected: Point | None = None
+    """`best` with a correction of what the head reads, see `tokensieve.correct`; None where none was asked for, or
+    none helps. Its figures on the search images are those of corrections that were fitted without them."""
     stopped: str | None = None
     """Why the search ended early: `timeout` or `interrupted`."""
     failures: tuple[Failed, ...] = ()
@@ -120,6 +123,16 @@ class Front:
 
     def __len__(self) -> int:
         return len(self.points)
+
+    @property
+    def recommended(self) -> Point:
+        """The corrected best where that loses less on the held-out images, or none were held out; else the best."""
+        point = self.corrected
+        if point is None or (
+            point.heldout is not None and self.best.heldout is not None and point.heldout.loss >= self.best.heldout.loss
+        ):
+            return self.best
+        return point
 
     @property
     def pareto(self) -> tuple[Point, ...]:
@@ -139,6 +152,7 @@ class Front:
             "objective": self.objective,
             "dense": {"macs": self.dense_macs, "accuracy": dict(self.dense_accuracy)},
             "best": self.best.record(),
+            "corrected": None if self.corrected is None else self.corrected.record(),
             "points": [point.record() for point in self.points],
             "finalists": [point.record() for point in self.finalists],
             "trials": self.trials,
@@ -152,10 +166,12 @@ class Front:
     @property
     def found(self) -> str:
         """In plain words: what was found, and whether a proposal paid."""
-        return " ".join([self._recommended(), *self._against_singles(), *self._proposal(), *self._warnings()])
+        return " ".join(
+            [self._recommended(), *self._correction(), *self._against_singles(), *self._proposal(), *self._warnings()]
+        )
 
     def save(self, folder: str | os.PathLike[str]) -> Path:
-        """Write best.json and a recipe file for every point of the front, front.csv, front.json and front.png.
+        """Write best.json, the recommended recipe, a file for every point of the front, front.csv, .json and .png.
 
         The folder is made if its parent is there; files of the same names are replaced.
 
@@ -169,7 +185,7 @@ class Front:
             folder.mkdir(exist_ok=True)
         except OSError as error:
             raise InputError(f"{folder} cannot be made: {error.strerror}.") from None
-        for name, point in {"best": self.best, **{_file_name(point): point for point in self.pareto}}.items():
+        for name, point in {"best": self.recommended, **{_file_name(point): point for point in self.pareto}}.items():
             with draft(folder / f"{name}.json") as file:
                 file.write_text(point.recipe.to_json() + "\n", encoding="utf-8")
         with draft(folder / "front.csv") as file, file.open("w", encoding="utf-8", newline="") as stream:
@@ -195,6 +211,17 @@ class Front:
         measured = "" if best.speed is None else f", measured {best.speed.ratio:.2f}x the dense speed"
         unit = "KL" if self.objective == "kl" else "1 - cosine"
         return f"{best.title}: {best.ratio:.2f}x fewer MACs{measured}, at a {unit} of {lost}{same}."
+
+    def _correction(self) -> list[str]:
+        point, best = self.corrected, self.best
+        if point is None:
+            return []
+        unit = "KL" if self.objective == "kl" else "1 - cosine"
+        if point.heldout is None or best.heldout is None:
+            return [f"Corrected: a {unit} of {point.search.loss:.3g} on images that it was not fitted on."]
+        same = "" if point.heldout.agreement is None else f", {point.heldout.agreement:.1f}% keep their class"
+        said = f"Corrected: a {unit} of {point.heldout.loss:.3g} on the held-out ones{same}"
+        return [f"{said}." if self.recommended is point else f"{said}, which is no better, so best.json goes without."]
 
     def _against_singles(self) -> list[str]:
         rivals = [point for point in self._beside() if point.kind == "single"]

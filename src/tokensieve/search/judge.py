@@ -17,7 +17,7 @@ from ..measure.fidelity import kl_divergence
 from ..measure.outputs import forward_batches, nothing_read
 from ..methods import Method, PaPr
 from ..recipe import Recipe
-from ..stream import Sieved, sieve
+from ..stream import NOT_OF_THE_MAP, Sieved, sieve
 
 Part = Literal["search", "heldout"]
 RUNGS = (96,)
@@ -85,7 +85,7 @@ class Judge:
         check: Callable[[], None],
     ) -> None:
         self.model, self.batch, self.check = model, batch, check
-        self._sieve: dict[str, Any] = {"mean": mean, "std": std, "pretrained": pretrained}
+        self.settings: dict[str, Any] = {"mean": mean, "std": std, "pretrained": pretrained}
         self._maps: dict[PaPr, tuple[Tensor, float]] = {}
         self._judged: dict[tuple[str, Part], Figures] = {}
         images, self.dense, labels, self.classes = _read(model, loader, batch)
@@ -147,32 +147,28 @@ class Judge:
         return sum(self.map_of(method)[1] for method in recipe if _asks(method))
 
     def map_of(self, method: PaPr) -> tuple[Tensor, float]:
-        """The significance of every image (N, P), and its MACs an image. Asked once: whatever is kept, it is the same.
+        """The map of every image (N, h, w), and its MACs an image. Asked once: whatever is kept where, it is the same.
 
         Raises:
             InputError: weights that cannot be had.
             RecipeError: a proposal that has no such layer.
         """
-        key = replace(method, keep=0.5)
+        key = replace(method, keep=0.5, stages=None, background=None)
         if key not in self._maps:
-            fast = sieve(self.model, key, **self._sieve).to(next(self.model.parameters()).device)
-            assert fast.significance is not None
-            grid, like, found = self._grid(), next(self.model.parameters()), []
+            fast = sieve(self.model, key, **self.settings).to(next(self.model.parameters()).device)
+            asked: Any = fast.significance
+            like, found = next(self.model.parameters()), []
             for chunk in self.images.split(self.batch):
                 self.check()
                 with torch.inference_mode():
-                    found.append(fast.significance(chunk.to(like.device), grid))
+                    found.append(asked.maps(chunk.to(like.device)))
             cost = macs(fast, self.input_size) - macs(fast, self.input_size, proposal=False)
             self._maps[key] = torch.cat(found), cost
         return self._maps[key]
 
-    def _grid(self) -> tuple[int, ...]:
-        with torch.no_grad():
-            return self.empty.host.embed(self.images[:1].to(next(self.model.parameters()).device)).grid
-
     def sieved(self, recipe: Recipe) -> Sieved:
         """The recipe as the user will run it, its proposal inside."""
-        return sieve(self.model, recipe, **self._sieve).to(next(self.model.parameters()).device)
+        return sieve(self.model, recipe, **self.settings).to(next(self.model.parameters()).device)
 
     def _sieved(self, recipe: Recipe, recall: _Recall) -> Sieved:
         """The recipe with the proposal's maps recalled instead of made."""
@@ -180,10 +176,11 @@ class Judge:
         for method in recipe:
             if _asks(method):
                 recall.maps = self.map_of(method)[0]
-                methods.append(PaPr(method.keep, significance=recall, order=method.order))
+                kept = {name: getattr(method, name) for name in (*NOT_OF_THE_MAP, "align_corners")}
+                methods.append(PaPr(**kept, significance=recall))
             else:
                 methods.append(method)
-        return sieve(self.model, Recipe(tuple(methods)), **self._sieve)
+        return sieve(self.model, Recipe(tuple(methods)), **self.settings)
 
     def _accuracy(self, outputs: Tensor, rows: Tensor) -> float | None:
         if self.labels is None or not len(rows):
@@ -199,7 +196,7 @@ class _Recall:
 
     def __call__(self, images: Tensor) -> Tensor:
         if len(images) != len(self.rows):
-            return self.maps[:1].expand(len(images), -1)
+            return self.maps[:1].expand(len(images), -1, -1)
         return self.maps[self.rows.to(self.maps.device)]
 
 

@@ -9,7 +9,7 @@ from time import monotonic
 
 import optuna
 
-from ..errors import SieveError
+from ..errors import RecipeError, SieveError
 from .arms import Arm, Failed
 from .families import Family
 from .fit import Fit
@@ -182,7 +182,11 @@ def _bracket(search: Search, loss: float) -> float:
         try:
             while high / low > 1.05:
                 middle = (low * high) ** 0.5
-                recipe = family.recipe({}, family.variants()[0], search.fit(middle))
+                try:
+                    recipe = family.recipe({}, family.variants()[0], search.fit(middle))
+                except RecipeError:  # more than the family can save
+                    high = middle
+                    continue
                 if search.judge.judge(recipe, "search").loss <= loss:
                     low = middle
                 else:

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from itertools import cycle
+from math import prod
 from statistics import fmean, median
 from typing import Any
 
@@ -81,10 +82,13 @@ def grid_section(
             drawn = next((heat(picture, found[0]) for found in maps if found is not None), None)
             alt = f"Significance map of {name}"
             rows[name].append(None if drawn is None else Panel(drawn, name, "significance map", alt))
-        panel = picture if trace.kept is None else kept(picture, trace.kept[0], _grid(trace))
-        alt = f"The patches kept at {keep:g} by {name}"
+        panel = picture
+        if trace.masks:
+            mask = trace.masks[0]
+            panel = kept(picture, mask.kept[0], mask.grid)
+        alt = f"What is kept at {spoken(keep)} by {name}"
         said, alert = ("", False) if verdict is None else (_said(verdict), not verdict.same)
-        rows[name].append(Panel(panel, f"keep {keep:g}", said, alt, alert))
+        rows[name].append(Panel(panel, f"keep {spoken(keep)}", said, alt, alert))
     cells = [
         {"proposal": name, "keep": keep, "kept": _count(trace), **({} if verdict is None else verdict.record())}
         for (name, keep), (trace, verdict) in seen.items()
@@ -116,7 +120,7 @@ def compare_section(
         note = f"{percent(verdict.confidence)} for {verdict.dense.label}\n"
         note += "answer stays" if verdict.same else f"now {verdict.sieved}"
         caption = f"{name}, {short(1000 * costs[name].seconds)} ms"
-        panels.append(Panel(both, caption, note, f"Map and kept patches of {name}", alert=not verdict.same))
+        panels.append(Panel(both, caption, note, f"Map of {name}, and what it keeps", alert=not verdict.same))
         entries.append({"map": name, "kept": _count(trace), **verdict.record()})
     return Section(title, panels=(tuple(panels),)), {"maps": entries}
 
@@ -127,7 +131,7 @@ def grid_table(rivals: Rivals[tuple[str, float]], size: Sequence[int]) -> tuple[
     for (name, keep), fast in rivals.fasts.items():
         total = macs(fast, size)
         entry = {"proposal": name, "keep": keep, **rivals.summary((name, keep)), "macs": total, "ratio": whole / total}
-        rows.append((f"{name}, keep {keep:g}", *_scores(entry), f"{whole / total:.2f}x"))
+        rows.append((f"{name}, keep {spoken(keep)}", *_scores(entry), f"{whole / total:.2f}x"))
         entries.append(entry)
     head = ("ranking", "answers kept", "confidence in the dense answer", "fewer MACs")
     return Table(head, tuple(rows), "All pictures; MACs with the proposal's."), entries
@@ -178,15 +182,17 @@ def compare_plot(entries: Sequence[Mapping[str, Any]]) -> Plot:
 _COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000", "#8c6d1f")
 
 
-def _grid(trace: Trace) -> tuple[int, int]:
+def spoken(keep: Any) -> str:
+    """A share, or the shares of all stages."""
+    return ", ".join(f"{share:g}" for share in keep) if isinstance(keep, tuple) else f"{keep:g}"
+
+
+def _count(trace: Trace) -> int | None:
+    """Patches kept; on a host with stages pixels, of the first stage in which any were left out, None for no stage."""
+    if trace.masks:
+        return trace.masks[0].kept.shape[1]
     assert trace.tokens is not None
-    return trace.tokens.grid[0], trace.tokens.grid[1]
-
-
-def _count(trace: Trace) -> int:
-    """Patches kept; on a host with stages those of the first stage in which any were left out."""
-    height, width = _grid(trace)
-    return trace.masks[0].kept.shape[1] if trace.masks else height * width
+    return None if isinstance(trace.kept, list) else prod(trace.tokens.grid)
 
 
 def _said(verdict: Verdict) -> str:

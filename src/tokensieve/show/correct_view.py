@@ -12,14 +12,20 @@ from .tables import header, new_table
 
 def correct_view(record: dict[str, Any]) -> RenderableType:
     """The loss before and after, and where recipe and weights are; or that nothing was to be mended."""
-    table = new_table("", "loss")
-    table.add_row("as it was", f"{record['loss']:.4f}")
+    classes = record["agreement"] is not None
+    table = new_table("", "loss", *(["same class"] if classes else []))
+
+    def row(title: str, start: str) -> None:
+        same = [f"{record[f'{start}agreement']:.1f}%"] if classes else []
+        table.add_row(title, f"{record[f'{start}loss']:.4f}", *same)
+
+    row("as it was", "")
     if record["ridge"] is None:
         said = "No correction helps on these pictures: the recipe was written as it was."
     else:
-        table.add_row("corrected", f"{record['corrected_loss']:.4f}")
+        row("corrected", "corrected_")
         said = f"Fitted on {record['images']} pictures, each in {record['views']} views; ridge {record['ridge']:g}."
-    legend = "loss: mean KL(dense || sieved), or 1 - cosine of embeddings; corrected: of each picture by a correction "
+    legend = "loss: mean KL(dense || sieved), or 1 - cosine of embeddings; corrected: each picture by a correction "
     legend += "that was fitted without it."
     written = [Text(path, style="bold") for path in (record["out"], record["correction"]) if path]
     return Group(header(record), "", table, Text(legend, style="dim"), "", Text(said), "", *written)

@@ -21,13 +21,14 @@ from ..measure.outputs import nothing_read
 from ..measure.speed import interleaved, summarise
 from ..methods import PaPr
 from ..recipe import Recipe
+from ..stages import SievedStages
 from ..stream import Sieved, sieve
 from .explain import class_names
 from .gallery import Pictures
 from .page import Fact, Panel, Report, Section, Table
 from .pictures import groups, heat, kept, photo
 from .rivals import CONTROLS, Rivals, open_rivals, varied
-from .tables import giga, header, new_table
+from .tables import giga, header, new_table, units
 
 if TYPE_CHECKING:
     from ..job import Job
@@ -35,7 +36,8 @@ if TYPE_CHECKING:
 Record = dict[str, Any]
 SHOWN, MOST = 5, 12
 """Scenes that are drawn; photographs that are read."""
-RANDOM, MERGING = "random patches", "merging alone"
+RANDOM, RANDOM_PIXELS, MERGING = "random patches", "random pixels", "merging alone"
+RIVALS = (RANDOM, RANDOM_PIXELS, MERGING)
 
 
 def run_demo(
@@ -92,9 +94,11 @@ def beside(model: nn.Module, recipe: Recipe, input_size: Sequence[int], **settin
     chosen = {str(recipe): recipe}
     first = next(iter(recipe), None)
     if isinstance(first, PaPr) and first.ranks and first.significance not in CONTROLS:
-        chosen[RANDOM] = varied(recipe, significance="random", proposal_weights=None)
+        fast = sieve(model, recipe, **settings)
+        label = RANDOM_PIXELS if isinstance(fast, SievedStages) else RANDOM
+        chosen[label] = varied(recipe, significance="random", proposal_weights=None)
         try:
-            budget = macs(sieve(model, recipe, **settings), input_size)
+            budget = macs(fast, input_size)
             chosen[MERGING] = merge_to(model, budget, input_size)
         except SieveError:
             pass  # the recipe saves more than merging can, or the host cannot merge: one row fewer
@@ -164,7 +168,9 @@ def drawn(
                 shown = kept(picture, trace.masks[0].kept[0], trace.masks[0].grid)
             wrong = verdict is not None and (verdict.sieved.index != label if label >= 0 else not verdict.same)
             said = "" if verdict is None else str(verdict.sieved)
-            caption = name[0].upper() + name[1:] if name in (RANDOM, MERGING) else "What the recipe reads"
+            caption = name[0].upper() + name[1:] if name in RIVALS else "What the recipe reads"
+            if isinstance(trace.kept, list) and trace.masks:
+                caption += f" ({trace.masks[0].title.partition(', ')[2]})"
             panels.append(Panel(shown, caption, said, f"{caption}: {said}", alert=wrong))
         rows.append(tuple(panels))
     return Section(title, lead, panels=tuple(rows))
@@ -186,18 +192,20 @@ def demo_report(record: Record, sections: Sequence[Section]) -> Report:
     if ours["right"] is not None:
         facts.append(Fact(f"{ours['right']:.1f} %", f"right answers; the dense model {ours['dense_right']:.1f} %"))
         facts += [
-            Fact(f"{row['right']:.1f} %", "right answers with random patches", alert=True)
+            Fact(f"{row['right']:.1f} %", f"right answers with {row['label']}", alert=True)
             for row in others
-            if row["label"] == RANDOM
+            if row["label"] in (RANDOM, RANDOM_PIXELS)
         ]
     elif ours["agreement"] is not None:
         facts.append(Fact(f"{ours['agreement']:.0f} %", "answers as the dense model's"))
     head, rows = _cells(record)
     caption = f"{record['pictures']} pictures; speed at batch {record['batch']}, all models in turn in one process."
     table = Table(head, tuple(map(tuple, rows)), caption)
-    lead = f"{record['model']} under {record['recipe']}: it reads the tokens that matter, and the answers stay."
+    lead = f"{record['model']} under {record['recipe']}"
     if ours["agreement"] is not None and ours["agreement"] < 90:
-        lead = f"{record['model']} under {record['recipe']}, beside the dense model."
+        lead += ", beside the dense model."
+    else:
+        lead += f": it reads the {units(record)} that matter, and the answers stay."
     machine = f"{record['machine']}, {record['threads']} threads, {record['dtype']}"
     sections = [Section("Beside the dense model", table=table), *sections]
     return Report(
@@ -212,7 +220,10 @@ def demo_view(record: Record) -> RenderableType:
     table.columns[0].justify, table.columns[0].no_wrap, table.columns[0].overflow = "left", False, "fold"
     for row in rows:
         table.add_row(*row)
-    legend = "Measured and limit: times faster than the dense model; the limit is the host on as many tokens, for free."
+    legend = (
+        "Measured and limit: times faster than the dense model; the limit is the host on as many "
+        f"{units(record)}, for free."
+    )
     paths = [Text(path, style="bold") for path in record["out"]]
     return Group(header(record), "", table, "", Text(legend, style="dim"), "", *paths)
 

@@ -15,6 +15,7 @@ from torch.nn import functional as F
 from ..data import class_index
 from ..errors import InputError
 from ..measure.outputs import evaluating, forward_batches
+from ..stages import SievedStages
 from ..stream import Sieved, Trace
 from .page import Fact, Panel
 from .pictures import HEIGHT, groups, heat, kept, photo
@@ -62,7 +63,7 @@ class Explained:
         facts: the answers in words.
         verdict: the answers; None for a host without a classifier.
         cosine: of the two models' embeddings where there is no classifier and both have one shape.
-        kept: patches kept before block 0; None where none were dropped.
+        kept: patches kept before block 0, or pixels in the first stage that leaves any out; None where all were kept.
         tokens_per_block: tokens, prefix included, that each block's MLP read.
     """
 
@@ -107,7 +108,8 @@ def explain(
     tokens = trace.tokens
     assert tokens is not None
     grid = (tokens.grid[0], tokens.grid[1])
-    patches, merging = grid[0] * grid[1], tokens.size is not None
+    merging, staged = tokens.size is not None, isinstance(fast, SievedStages)
+    grain = _maps(fast, images) if isinstance(fast, SievedStages) else f"{grid[0] * grid[1]} patches"
     verdicts = judge(probabilities, trace.output, classes)
     cosines: list[float | None] = [None] * len(images)
     if probabilities is None and embedding.ndim == 2 and embedding.shape == trace.output.shape:
@@ -116,7 +118,7 @@ def explain(
     explained = []
     for i, image in enumerate(images):
         picture = photo(image, mean, std, height)
-        size = f"{image.shape[-2]} x {image.shape[-1]} pixels, {patches} patches"
+        size = f"{image.shape[-2]} x {image.shape[-1]} pixels, {grain}"
         panels = [Panel(picture, "Input", size, "The picture as the model reads it")]
         if trace.significance is not None:
             note = "blue is low, yellow is high"
@@ -124,7 +126,7 @@ def explain(
         for mask in trace.masks:
             share = f"{mask.kept.shape[1]} of {mask.grid[0] * mask.grid[1]}"
             drawn = kept(picture, mask.kept[i], mask.grid)
-            panels.append(Panel(drawn, mask.title, share, f"The {share} patches kept"))
+            panels.append(Panel(drawn, mask.title, share, f"The {share} {'pixels' if staged else 'patches'} kept"))
         if merging:
             left = f"{tokens.x.shape[1] - tokens.prefix} after the last block"
             drawn = groups(picture, trace.source[i], grid)
@@ -140,6 +142,13 @@ def explain(
             )
         )
     return explained
+
+
+@torch.no_grad()
+def _maps(fast: SievedStages, images: Tensor) -> str:
+    like = next(fast.model.parameters())
+    sizes = fast.sizes(images[:1].to(like.device, like.dtype))
+    return f"maps of {sizes[0][0]} x {sizes[0][1]} to {sizes[-1][0]} x {sizes[-1][1]}"
 
 
 def dense_output(dense: nn.Module, images: Tensor) -> tuple[Tensor, Tensor | None]:

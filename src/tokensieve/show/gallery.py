@@ -19,7 +19,7 @@ from ..data import Failure, ImageSet, Preprocessing, image_set
 from ..errors import InputError
 from ..measure.outputs import nothing_read
 from ..methods import PaPr
-from .compare import compare_plot, compare_section, compare_table, grid_section, grid_table, map_costs
+from .compare import compare_plot, compare_section, compare_table, grid_section, grid_table, map_costs, spoken
 from .explain import explain, percent
 from .page import Fact, Report, Section
 from .progress import Watched
@@ -37,6 +37,12 @@ HOW_TO_READ = {
     "Kept patches": "what the host reads is as it was, with a light border; what it does not read is dark and grey.",
     "Merged patches": "patches that became one token have one colour, the mean of their pixels, and a border; "
     "a patch that is still a token of its own is shown as it is.",
+}
+OF_STAGES = {
+    "Significance map": "one colour for each pixel of the first map, from dark blue (lowest) over green to yellow "
+    "(highest).",
+    "Kept": "the pixels of a stage's map, of the first that leaves any out where one is shown, on which point-wise "
+    "operators run are as they were, with a light border; the others are dark and grey.",
 }
 
 
@@ -69,9 +75,10 @@ class Pictures(Dataset[tuple[Tensor, int]]):
         return owner.path(position)
 
     def attempt(self, index: int) -> tuple[Tensor, int] | Failure:
-        """Picture `index` as a tensor (3, H, W), or why it cannot be read."""
+        """Picture `index` as a tensor (3, H, W) without a label, or why it cannot be read."""
         owner, position = self.places[index]
-        return owner.attempt(position)
+        found = owner.attempt(position)
+        return found if isinstance(found, Failure) else (found[0], -1)  # a folder's number is no class of the model
 
 
 def _common(parents: Sequence[str]) -> str:
@@ -165,14 +172,13 @@ def random_parts(job: Job, recipes: Iterable[Recipe]) -> list[str]:
 
 def report(record: Record, gallery: Gallery, recipe: Recipe) -> Report:
     """The page: what ran and what it saves, the pictures, how to read them."""
-    macs, tokens, shown = record["macs"], record["tokens"], len(record["pictures"])
+    macs, shown = record["macs"], len(record["pictures"])
     one = not ("grid" in record or "compare" in record)
     facts = list(gallery.facts)
     if one:
-        last = tokens["per_block"][-1]
         facts = [
             Fact(f"{macs['ratio']:.2f}x", "fewer MACs, proposal included" if macs["proposal"] else "fewer MACs"),
-            Fact(f"{last} of {tokens['dense']}", "tokens in the last block"),
+            _left(record),
             *facts,
         ]
     height, width = record["input_size"][-2:]
@@ -181,9 +187,22 @@ def report(record: Record, gallery: Gallery, recipe: Recipe) -> Report:
     if shown < record["found"]:
         lead += f" {shown} of {record['found']} pictures."
     drawn = {panel.caption for part in gallery.sections for row in part.panels for panel in row if panel}
-    notes = [f"{name}: {said}" for name, said in HOW_TO_READ.items() if not one or name in drawn]
+    notes = [
+        f"{name}: {said}"
+        for name, said in (OF_STAGES if record["stages"] else HOW_TO_READ).items()
+        if not one or any(caption.startswith(name) for caption in drawn)
+    ]
     notes = [*_warning(record), *(notes if one else notes[:2])]
     return Report("What the model reads", lead, tuple(facts), gallery.sections, tuple(notes))
+
+
+def _left(record: Record) -> Fact:
+    """How much of a picture is left to read."""
+    if record["stages"]:
+        share = fmean(count / stage["pixels"] for stage in record["stages"] for count in stage["per_block"])
+        return Fact(percent(share), "of the pixels, mean over the blocks")
+    tokens = record["tokens"]
+    return Fact(f"{tokens['per_block'][-1]} of {tokens['dense']}", "tokens in the last block")
 
 
 def _spoken(recipe: Recipe) -> str:
@@ -210,7 +229,7 @@ def show_view(record: Record) -> RenderableType:
         table = new_table("", "keep", "answers kept", "confidence", "GMAC", "fewer MACs")
         for row in record["grid"]:
             scores = ["" if row[key] is None else percent(row[key]) for key in ("answers_kept", "confidence")]
-            table.add_row(row["proposal"], f"{row['keep']:g}", *scores, giga(row["macs"]), f"{row['ratio']:.2f}x")
+            table.add_row(row["proposal"], spoken(row["keep"]), *scores, giga(row["macs"]), f"{row['ratio']:.2f}x")
     else:
         table = new_table("", "dense", "sieved")
         for row in record["pictures"]:

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import platform
 import re
+from math import prod
 from pathlib import Path
 from typing import Any
 
 import timm
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from .. import __version__
 from ..measure import macs
+from ..stages import SievedStages
 from ..stream import Sieved
 
 
@@ -21,11 +23,11 @@ def describe(fast: Sieved, dense: nn.Module, size: tuple[int, int]) -> dict[str,
     """Facts about a pair of models that read images of `size` (height, width), as plain JSON.
 
     `macs` are for each image, the proposal's included in `sieved`; `tokens` has the dense count and what each block's
-    MLP reads, prefix included.
+    MLP reads, prefix included. A host with stages has `stages` instead: the pixels of each stage's map, and those that
+    its blocks' point-wise operators run on. The other one of the two is None.
     """
     like = next(dense.parameters())
-    trace = fast.trace(torch.zeros(1, 3, *size, device=like.device, dtype=like.dtype))
-    assert trace.tokens is not None
+    images = torch.zeros(1, 3, *size, device=like.device, dtype=like.dtype)
     before, after = macs(dense, (3, *size)), macs(fast, (3, *size))
     without = macs(fast, (3, *size), proposal=False)
     return {
@@ -47,8 +49,20 @@ def describe(fast: Sieved, dense: nn.Module, size: tuple[int, int]) -> dict[str,
             "ratio": before / after,
             "ratio_without_proposal": before / without,
         },
-        "tokens": {"dense": trace.tokens.prefix + trace.source.shape[1], "per_block": trace.tokens_per_block},
+        **_reads(fast, images),
     }
+
+
+def _reads(fast: Sieved, images: Tensor) -> dict[str, Any]:
+    if isinstance(fast, SievedStages):
+        pixels = [prod(size) for size in fast.sizes(images)]
+        blocks = [[reads.mlp for reads in fast.plan.reads(stage, count)] for stage, count in enumerate(pixels)]
+        stages = [{"pixels": count, "per_block": each} for count, each in zip(pixels, blocks, strict=True)]
+        return {"tokens": None, "stages": stages}
+    trace = fast.trace(images)
+    assert trace.tokens is not None
+    dense = trace.tokens.prefix + trace.source.shape[1]
+    return {"tokens": {"dense": dense, "per_block": trace.tokens_per_block}, "stages": None}
 
 
 def machine_name(device: torch.device) -> str:

@@ -46,7 +46,7 @@ def _runs_view(record: Record) -> RenderableType:
     tables = [part for shown in (table, memory, pictures) if shown.row_count for part in ("", shown)]
     legend = (
         "MACs and speed: dense over sieved, proposal included. "
-        "Limit: the host on as many tokens, with selection and proposal for free."
+        f"Limit: the host on as many {units(record)}, with selection and proposal for free."
     )
     said = _verdicts((f"batch {run['batch']}", run["verdict"]) for run in record["runs"])
     return Group(header(record), *tables, Text(legend, style="dim"), "", said)
@@ -159,8 +159,25 @@ def header(record: Record) -> RenderableType:
     macs = record["macs"]
     proposal = f", proposal {giga(macs['proposal'])} included" if macs["proposal"] else ""
     grid.add_row("MACs", f"{giga(macs['dense'])} → {giga(macs['sieved'])} G an image{proposal}")
-    grid.add_row("tokens", _tokens(record["tokens"]["dense"], record["tokens"]["per_block"]))
+    if record["stages"]:
+        grid.add_row("pixels", _pixels(record["stages"]))
+    else:
+        grid.add_row("tokens", _tokens(record["tokens"]["dense"], record["tokens"]["per_block"]))
     return grid
+
+
+def _pixels(stages: list[Record]) -> str:
+    """What the point-wise operators of each stage run on."""
+    said = []
+    for stage in stages:
+        first, last = stage["per_block"][0], stage["per_block"][-1]
+        said.append(f"{stage['pixels']} → {first}" + (f" to {last}" if first != last else ""))
+    return f"{', '.join(said)} by stage"
+
+
+def units(record: Record) -> str:
+    """What a recipe leaves out on the host of a record."""
+    return "pixels" if record["stages"] else "tokens"
 
 
 def _tokens(dense: int, per_block: list[int]) -> str:

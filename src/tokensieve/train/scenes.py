@@ -20,7 +20,6 @@ from ..zoo.nano import CLASSES, MEAN, STD, NanoConvNet, nano_convnext, nano_vit
 from . import loop
 from .loop import Losses, Plan
 
-PATCH = 8
 BACKGROUND = CLASSES
 """The patch label of everything that is not the digit."""
 UNSURE = -100
@@ -75,20 +74,19 @@ class NanoProposal(nn.Module):
 
 
 class NanoStages(nn.Module):
-    """The nano ConvNeXt with a second head on the map of stage 1, whose pixels are as large as patches."""
+    """The nano ConvNeXt with a second head on the map of stage 2, where most blocks are; a cell is two patches wide."""
 
     def __init__(self) -> None:
         super().__init__()
         self.model = nano_convnext()
-        self.patches = nn.Linear(self.model.feature_info[1]["num_chs"], CLASSES + 1)
+        self.patches = nn.Linear(self.model.feature_info[2]["num_chs"], CLASSES + 1)
 
     def forward(self, images: Tensor) -> Answers:
-        model = self.model
-        patches = x = model.stages[1](model.stages[0](model.stem(images)))
-        for stage in model.stages[2:]:
+        model, x = self.model, self.model.stem(images)
+        for stage in model.stages[:-1]:
             x = stage(x)
-        logits = model.forward_head(model.norm_pre(x))
-        return Answers(logits, self.patches(patches.flatten(2).transpose(1, 2)), images.new_zeros(()))
+        cells = self.patches(x.flatten(2).transpose(1, 2))
+        return Answers(model.forward_head(model.norm_pre(model.stages[-1](x))), cells, images.new_zeros(()))
 
 
 WRAPPED: dict[str, type[nn.Module]] = {
@@ -143,7 +141,8 @@ def normalise(images: Tensor) -> Tensor:
 
 def patch_loss(logits: Tensor, labels: Tensor, masks: Tensor) -> Tensor:
     """Cross-entropy of patch logits (B, P, 11); digit and background weigh about alike, though patches do not."""
-    share = F.avg_pool2d(masks[:, None].float(), PATCH).flatten(1)
+    side = round((masks[0].numel() / logits.shape[1]) ** 0.5)
+    share = F.avg_pool2d(masks[:, None].float(), side).flatten(1)
     wanted = torch.where(share > 0.15, labels[:, None], torch.where(share < 0.02, BACKGROUND, UNSURE))
     weight = torch.ones(CLASSES + 1)
     weight[BACKGROUND] = 0.15

@@ -1,0 +1,167 @@
+"""Hosts with stages: what a recipe costs there, and the families that are searched.
+
+Maps keep their size, so that nothing can be merged and `papr` is all there is: a share of pixels to keep in each stage.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from math import ceil, prod
+from typing import Any
+
+import torch
+
+from ..measure import macs
+from ..methods.base import make
+from ..recipe import Recipe
+from ..stages import SievedStages, StagePlan
+from ..stream import Sieved, sieve
+from .costs import Costs
+from .families import Family, Variant
+from .fit import Fit
+
+CENTRE: Variant = {"significance": "centre"}
+"""Settings of `papr` that ask no network."""
+FINE = 10_000
+"""Steps of a share."""
+REACH = 0.5
+"""How much more of a stage than of the others a knob of 1 keeps, as a share of its pixels."""
+
+
+class StageCosts(Costs):
+    """The MACs of a model with stages under any recipe, as `measure.macs(..., proposal=False)` counts them.
+
+    They are linear in the pixels that each stage keeps. `depth` counts stages, `pixels` those of each stage's map, and
+    `per_pixel` what one of them costs in all blocks of its stage.
+
+    Args:
+        fast: the host under the empty recipe.
+        input_size: (3, H, W).
+
+    Raises:
+        UnsupportedHost: a host whose parts cost otherwise, which a recipe counted both ways has shown.
+    """
+
+    def __init__(self, fast: SievedStages, input_size: Sequence[int]) -> None:
+        like = next(fast.model.parameters())
+        with torch.no_grad():
+            sizes = fast.sizes(torch.zeros(1, *input_size, device=like.device, dtype=like.dtype))
+        self.host: Any = fast.host
+        self.depth, self.pixels = len(sizes), [prod(size) for size in sizes]
+        self.dense = round(macs(fast.model, input_size))
+        self.per_pixel = []
+        for stage, pixels in enumerate(self.pixels):
+            one = make("papr", {"keep": 0.5 / pixels, "significance": "centre", "stages": (stage,)})
+            counted = macs(sieve(fast.model, one), input_size, proposal=False)
+            self.per_pixel.append(round((self.dense - counted) / max(1, pixels - 1)))
+        self._check(fast, input_size, 0.6)
+
+    def kept(self, recipe: Recipe) -> list[int]:
+        """The pixels that each stage keeps under a recipe."""
+        plan = StagePlan(recipe, self.host)
+        return [plan.reads(stage, pixels)[0].mlp for stage, pixels in enumerate(self.pixels)]
+
+    def of(self, recipe: Recipe) -> int:
+        """MACs of an image under a recipe, its proposal left out."""
+        counts = zip(self.pixels, self.kept(recipe), self.per_pixel, strict=True)
+        return self.dense - sum((pixels - kept) * each for pixels, kept, each in counts)
+
+
+def costs_of(fast: Sieved, input_size: Sequence[int]) -> Costs:
+    """The arithmetic of a host under the empty recipe, with tokens or with stages."""
+    return StageCosts(fast, input_size) if isinstance(fast, SievedStages) else Costs(fast, input_size)
+
+
+def _variants(proposal: Mapping[str, Any] | None) -> list[Variant]:
+    """What becomes of pixels that are left out, and the layer of the proposal that is read."""
+    layers: list[Variant] = [{}, {"layer": -2}] if proposal else [{}]
+    return [{"background": background, **layer} for layer in layers for background in ("zero", "keep")]
+
+
+@dataclass(frozen=True)
+class Shared(Family):
+    """`papr` with one share for all stages, as published; the budget decides it."""
+
+    name: str
+    settings: Variant
+    proposal: Mapping[str, Any] | None = None
+
+    def variants(self) -> Sequence[Variant]:
+        return _variants(self.proposal)
+
+    def recipe(self, knobs: Mapping[str, float], variant: Variant, fit: Fit) -> Recipe:
+        settings = {**self.settings, **variant}
+        return fit.count(1, FINE - 1, lambda n: Recipe.of(make("papr", {"keep": n / FINE, **settings})))
+
+
+@dataclass(frozen=True)
+class Staged(Family):
+    """`papr` with a share of its own for each stage, after a proposal or by the image's middle.
+
+    A stage keeps its knob's share more than a level that all have in common, and is left whole where that is all of its
+    pixels. The budget decides the level; single pixels spend what is left of it.
+    """
+
+    proposal: Mapping[str, Any] | None = None
+    name: str = "scheduled-papr"
+    searched: bool = True
+
+    def knobs(self, depth: int) -> list[str]:
+        return [f"stage{i}" for i in range(depth)]
+
+    def beginnings(self, depth: int) -> list[dict[str, float]]:
+        """The same share in every stage, and one stage left whole, each in turn."""
+        return [{}, *({name: 1 / REACH} for name in self.knobs(depth))]
+
+    def variants(self) -> Sequence[Variant]:
+        return _variants(self.proposal)
+
+    def recipe(self, knobs: Mapping[str, float], variant: Variant, fit: Fit) -> Recipe:
+        costs = fit.costs
+        assert isinstance(costs, StageCosts)
+        pixels, settings = costs.pixels, {**(self.proposal or CENTRE), **variant}
+        more = [REACH * knobs.get(name, 0.0) for name in self.knobs(costs.depth)]
+
+        def build(counts: Sequence[int]) -> Recipe:
+            keep = tuple(_share(count, whole) for count, whole in zip(counts, pixels, strict=True))
+            return Recipe.of(make("papr", {"keep": keep, **settings}))
+
+        def at(step: int) -> Recipe:
+            level = step / FINE - max(more)
+            shares = (level + own for own in more)
+            return build([min(n, max(1, round(n * each))) for n, each in zip(pixels, shares, strict=True)])
+
+        recipe = fit.count(0, ceil((1 + max(more) - min(more)) * FINE), at)
+        counts, spare = costs.kept(recipe), fit.target - costs.of(recipe)
+        for stage in sorted(range(costs.depth), key=lambda stage: -costs.per_pixel[stage]):
+            back = min(pixels[stage] - counts[stage], int(spare / max(1, costs.per_pixel[stage])))
+            counts[stage] += back
+            spare -= back * costs.per_pixel[stage]
+        return build(counts)
+
+
+def _share(count: int, pixels: int) -> float:
+    """A share, of as few digits as will do, that comes to so many pixels: it is cut off to whole ones."""
+    if count == pixels:
+        return 1.0
+    return next(
+        share for digits in range(2, 18) if int(pixels * (share := round((count + 0.5) / pixels, digits))) == count
+    )
+
+
+NAMES = ("scheduled-papr", "papr", "centre", "random")
+"""All that `families=` may name for hosts with stages. `random` is a control: it joins only where it is named."""
+
+
+def stage_families(names: Sequence[str], proposals: Sequence[Mapping[str, Any]]) -> list[Family]:
+    """The families of these names; what a network may rank for comes with each, and by the middle where that helps."""
+    found: list[Family] = []
+    for name in names:
+        if name == "scheduled-papr":
+            found += [Staged(proposal) for proposal in (None, *proposals)]
+        elif name == "papr":
+            found += [Shared("papr", proposal, proposal) for proposal in proposals]
+        else:
+            found.append(Shared(name, {"significance": name}))
+    return found
