@@ -101,17 +101,19 @@ def plot() -> None:
         own = [row for row in rows if (row["data"], row["host"]) == (data, host)]
         panel.axhline(float(own[0]["top1"]), color="#16191d", linewidth=1, linestyle=(0, (4, 3)))
         for source, colour in COLOURS.items():
-            for background, style in (("keep", "-"), ("zero", ":")):
+            for background, style in (("zero", "-"), ("keep", ":")):
                 line = [row for row in own if (row["source"], row["background"]) == (source, background)]
                 x, y = ([float(row[key]) for row in line] for key in ("keep", "top1"))
-                panel.plot(x, y, style, marker="o", color=colour, markersize=4, label=f"{source}, {background}")
+                panel.plot(
+                    x, y, style, marker="o", color=colour, markersize=4, label=f"{source}, background {background}"
+                )
         panel.set(title=f"{host} on {data}", xlabel="keep ratio of pixels", ylim=(0, 102))
         panel.invert_xaxis()
         panel.grid(alpha=0.25)
         panel.spines[["top", "right"]].set_visible(False)
     axes[0][0].set_ylabel("right answers, %")
-    axes[0][0].legend(frameon=False, fontsize=8, loc="lower left")
-    figure.tight_layout()
+    figure.legend(*axes[0][0].get_legend_handles_labels(), frameon=False, fontsize=8, loc="lower center", ncols=3)
+    figure.tight_layout(rect=(0, 0.12, 1, 1))
     figure.savefig(PICTURE)
 
 

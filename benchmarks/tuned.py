@@ -66,7 +66,7 @@ class Bench:
         self.right = 100 * float((self.dense.argmax(1) == labels).double().mean())
 
     @torch.no_grad()
-    def row(self, recipe: Recipe, point: dict[str, Any], **told: Any) -> dict[str, Any]:
+    def row(self, recipe: Recipe, point: dict[str, Any], /, **told: Any) -> dict[str, Any]:
         study = self.study
         fast = sieve(study.model, recipe, mean=study.mean, std=study.std)
         found = fidelity(fast, self.dense, study.loader, k=1)
