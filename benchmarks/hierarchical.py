@@ -22,7 +22,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from results import ROOT, SHARED, write
+from results import ROOT, SHARED, update
 from tokensieve import sieve
 from tokensieve.data import Preprocessing, Scenes, image_set, load_batches
 from tokensieve.measure import fidelity, macs
@@ -123,7 +123,7 @@ def main() -> int:
     parser.add_argument("--hosts", default="nano_convnext", help="whose weights they are, by name")
     parser.add_argument("--args", default="{}", help="JSON, by host: arguments they were built with")
     parser.add_argument("--size", type=int, default=128)
-    parser.add_argument("--scenes", type=int, default=1000)
+    parser.add_argument("--scenes", type=int, default=1000, help="0 leaves their rows as they are")
     parser.add_argument("--draws", type=int, default=3)
     parser.add_argument("--plot", action="store_true")
     args = parser.parse_args()
@@ -132,7 +132,7 @@ def main() -> int:
         settings = json.loads(args.args)
         for name in args.hosts.split(",") if args.photographs else ():
             rows += on_photographs(args.photographs, name, args.size, settings.get(name, {}), args.draws)
-        write(TABLE, rows)
+        update(TABLE, rows, "data", "host", "source", "background", "recipe")
     plot()
     return 0
 

@@ -99,9 +99,9 @@ def test_it_loses_less_on_images_that_it_never_saw(model, images, tmp_path):
 def test_batches_and_labels_do_not_matter_and_a_second_correction_replaces_the_first(model, images, tmp_path):
     model.eval()
     one, other = tmp_path / "one.safetensors", tmp_path / "other.safetensors"
-    first = correct(model, RECIPE, images[:60], one, views=2)
+    first = correct(model, RECIPE, images[:60], one, views=3)
     batches = [(part, torch.zeros(len(part), dtype=torch.int64)) for part in images[:60].split(20)]
-    again = correct(model, first.recipe, batches, other, views=2)
+    again = correct(model, first.recipe, batches, other, views=3)
     assert again.corrected_loss == pytest.approx(first.corrected_loss, rel=1e-5)
     assert str(again.recipe) == f"{RECIPE} + corrected(weights='{other}')"
     with safe_open(one, "pt") as a, safe_open(other, "pt") as b:
@@ -130,10 +130,44 @@ def test_what_cannot_be_corrected_is_refused_before_anything_is_read(model, imag
         correct(model, RECIPE, images[:9], out, views=1)
     with pytest.raises(InputError, match=r"must end in \.safetensors"):
         correct(model, RECIPE, images, tmp_path / "c.json")
-    with pytest.raises(RecipeError, match="views=0"):
-        correct(model, RECIPE, images, out, views=0)
+    for wrong in ({"views": 0}, {"batch": 0}):
+        with pytest.raises(RecipeError, match=r"views=\d+ and batch=\d+ must be at least 1"):
+            correct(model, RECIPE, images, out, **wrong)
     with pytest.raises(InputError, match="no images"):
         correct(model, RECIPE, [], out)
     pooled = VisionTransformer(img_size=32, patch_size=8, embed_dim=8, depth=1, num_heads=2, global_pool="avg")
     with pytest.raises(UnsupportedHost, match="its head reads patch tokens too"):
         correct(pooled, RECIPE, iter(()), out)
+    headless = VisionTransformer(
+        img_size=32, patch_size=8, embed_dim=8, depth=1, num_heads=2, class_token=False, global_pool="avg"
+    )
+    with pytest.raises(UnsupportedHost, match="it reads a class token"):
+        correct(headless, RECIPE, iter(()), out)
+
+
+def test_images_that_are_all_the_same_are_shifted_alone(model, tmp_path):
+    model.eval()
+    found = correct(model, RECIPE, torch.zeros(20, 3, 32, 32), tmp_path / "c.safetensors", views=2)
+    assert found.corrected_loss <= found.loss
+    weight, bias = fit(torch.ones(6, 3), torch.full((6, 3), 1.5), 0.5)
+    assert torch.equal(weight, torch.zeros(3, 3, dtype=torch.float64))
+    torch.testing.assert_close(bias, torch.full((3,), 0.5, dtype=torch.float64))
+
+
+@pytest.mark.parametrize("kind", [torch.float32, torch.bfloat16])
+def test_models_of_transformers_are_corrected_on_images_of_their_size(images, tmp_path, kind):
+    transformers = pytest.importorskip("transformers")
+    config = transformers.ViTConfig(
+        hidden_size=24, intermediate_size=48, num_hidden_layers=2, num_attention_heads=2, image_size=32, patch_size=8
+    )
+    torch.manual_seed(1)
+    host = transformers.ViTForImageClassification(config)
+    for parameter in host.parameters():
+        torch.nn.init.normal_(parameter, std=0.3)
+    host, out = host.to(kind).eval(), tmp_path / "c.safetensors"
+    found = correct(host, RECIPE, images[:160], out, views=2)
+    plain, fast = (fidelity(sieve(host, recipe), host, [images[160:]]).kl for recipe in (RECIPE, found.recipe))
+    assert found.corrected_loss < found.loss
+    assert fast < plain
+    with pytest.raises(InputError, match="reads 32 x 32"):
+        correct(host, RECIPE, torch.zeros(20, 3, 48, 48), out)

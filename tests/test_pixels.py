@@ -24,7 +24,7 @@ def test_what_is_put_back_is_added_where_it_was_taken(background):
                 torch.testing.assert_close(after, before + change[row])
             else:
                 assert torch.equal(after, before if background == "keep" else torch.zeros(4))
-    assert torch.equal(take(map, chosen.flat)[1, 0], map[1, 0, 1])
+    assert torch.equal(take(map, chosen.flat, 3)[1, 0], map[1, 0, 1])
 
 
 def test_only_a_map_of_its_own_is_changed():
@@ -69,3 +69,31 @@ def test_slices_and_maps_changed_in_place_answer_as_training_does(monkeypatch, b
         pyramid = fast.forward_intermediates(images)
     for one, other in zip(pyramid, fast.forward_intermediates(images), strict=True):
         torch.testing.assert_close(one, other.detach(), rtol=1e-9, atol=1e-9)
+
+
+def small_convnext():
+    torch.manual_seed(0)
+    return ConvNeXt(depths=(1, 1, 3, 1), dims=(4, 8, 8, 16), ls_init_value=0.5).eval()
+
+
+@pytest.mark.parametrize("recipe", ["papr(keep=0.5, significance=centre)", "dynamiccnn(keep=(1, 0.5), layers=(0, 1))"])
+def test_what_a_hook_holds_stays_as_it_was(recipe):
+    model, held = small_convnext(), []
+
+    def hold(_module, inputs, _output):
+        held.append((inputs[0], inputs[0].clone()))
+
+    fast, images = sieve(model, recipe, pretrained=False), torch.randn(2, 3, 64, 64)
+    with torch.no_grad():
+        answer = fast(images)
+        for block in model.stages[2].blocks:
+            block.conv_dw.register_forward_hook(hold)
+        torch.testing.assert_close(fast(images), answer)
+    assert len(held) == 3
+    assert all(torch.equal(map, before) for map, before in held)
+
+
+def test_no_images_have_no_answers():
+    model = small_convnext()
+    with torch.no_grad():
+        assert sieve(model, "papr(keep=0.5, significance=centre)")(torch.zeros(0, 3, 64, 64)).shape == (0, 1000)

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import itertools
 import json
+from unittest.mock import Mock
 
 import pytest
 import torch
 from timm.models.vision_transformer import VisionTransformer
 
+import tokensieve.correction as correction
 import tokensieve.search.judge as judging
 import tokensieve.tuning as tuning
 from tests.reference.hosts import host_forms, host_images
@@ -425,7 +427,7 @@ def held_out(count, share, seed=0):
     return order[count - round(count * share) :]
 
 
-def test_what_cannot_be_corrected_is_tuned_all_the_same(images, tmp_path):
+def test_what_cannot_be_corrected_is_tuned_all_the_same(images, tmp_path, monkeypatch):
     file = tmp_path / "c.safetensors"
     pooled = vit(class_token=False, global_pool="avg")
     front = search(pooled, images, macs=1.4, trials=0, families=("tome",), correction=file)
@@ -435,5 +437,12 @@ def test_what_cannot_be_corrected_is_tuned_all_the_same(images, tmp_path):
     few = search(vit(), images[:8], macs=1.4, trials=0, families=("tome",), correction=file)
     assert "10 images" in few.left_out["correction"]
     assert not file.exists()
+    for error, why in ((KeyboardInterrupt(), "interrupted"), (InputError("The disk is full."), "The disk is full")):
+        with monkeypatch.context() as patch:
+            patch.setattr(correction, "correct", Mock(side_effect=error))
+            front = search(vit(), images, macs=1.4, trials=0, families=("tome",), correction=file)
+        assert why in front.left_out["correction"]
+        assert why in front.found
+        assert front.recommended is front.best
     with pytest.raises(InputError, match="must end in"):
         search(vit(), images, macs=1.4, correction=tmp_path / "c.json")

@@ -38,7 +38,7 @@ class Correction:
     """What `correct` found."""
 
     recipe: Recipe
-    """The given one with `corrected(weights=FILE)` behind it; as it was given where no correction helps."""
+    """The given one with `corrected(weights=FILE)` behind it; without any correction where none helps."""
     ridge: float | None
     """The one of `RIDGES` that was chosen; None where no correction helps, and no file was written."""
     loss: float
@@ -88,12 +88,12 @@ def correct(
 
     Raises:
         InputError: too few images, or `out` cannot be written.
-        RecipeError: the recipe makes no sense, or `views` is below 1.
+        RecipeError: the recipe makes no sense, or `views` or `batch` is below 1.
         UnsupportedHost: the model cannot be sieved, or its head reads patch tokens.
     """
     out = check_place(out, (".safetensors",))
-    if views < 1:
-        raise RecipeError(f"views={views} must be at least 1.")
+    if views < 1 or batch < 1:
+        raise RecipeError(f"views={views} and batch={batch} must be at least 1.")
     plain = Recipe(tuple(method for method in Recipe.of(recipe) if not isinstance(method, Corrected)))
     words: dict[str, Any] = {"mean": mean, "std": std, "pretrained": pretrained}
     sieve(model, plain + Corrected(), **{**words, "pretrained": False})  # refuses what cannot be corrected
@@ -127,7 +127,8 @@ def fit(sieved: Tensor, dense: Tensor, ridge: float) -> tuple[Tensor, Tensor]:
     change = dense.double() - x
     middle, shift = x.mean(0), change.mean(0)
     x = x - middle
-    price = ridge * len(x) * x.square().mean() * torch.eye(x.shape[1], dtype=x.dtype)
+    size = x.square().mean().clamp_min(torch.finfo(x.dtype).tiny)  # of features that are all the same W is 0
+    price = ridge * len(x) * size * torch.eye(x.shape[1], dtype=x.dtype)
     weight = torch.linalg.solve(x.T @ x + price, x.T @ (change - shift)).T
     return weight, shift - weight @ middle
 
@@ -196,9 +197,9 @@ def _features(
     found: tuple[list[Tensor], list[Tensor]] = ([], [])
     count = 0
     for given in loader.split(batch) if isinstance(loader, Tensor) else loader:
-        images, _ = unpack(given)
+        images, _ = dense.host.arguments(unpack(given)[0], {})
         images = images.to(like.device, like.dtype)
-        for view in _views(images, views, seed + count):
+        for view in _views(images, views, seed, count):
             for model, kept in zip((fast, dense), found, strict=True):
                 kept.append(model.forward_features(view)[:, :prefix].float().cpu())
         for kept in found:
@@ -212,7 +213,7 @@ def _features(
     return torch.cat(found[0]), torch.cat(found[1])
 
 
-def _views(images: Tensor, count: int, seed: int) -> Iterator[Tensor]:
+def _views(images: Tensor, count: int, seed: int, first: int) -> Iterator[Tensor]:
     """Whole, mirrored, then cropped by chance: half to all of the area, mirrored or not."""
     yield images
     if count > 1:
@@ -220,6 +221,9 @@ def _views(images: Tensor, count: int, seed: int) -> Iterator[Tensor]:
     crop = v2.RandomResizedCrop(images.shape[2:], scale=(0.5, 1.0), ratio=(0.8, 1.25), antialias=True)
     change = v2.Compose([crop, v2.RandomHorizontalFlip()])
     for view in range(2, count):
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed * 1009 + view)
-            yield torch.stack([change(image) for image in images])
+        changed = []
+        for number, image in enumerate(images, start=first):  # by an image's number, in whatever batch it comes
+            with torch.random.fork_rng(devices=[]):
+                torch.manual_seed((seed * 1_000_003 + number) * 1009 + view)
+                changed.append(change(image))
+        yield torch.stack(changed)

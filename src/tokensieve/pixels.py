@@ -40,10 +40,10 @@ class Pixels:
         object.__setattr__(self, "flat_rest", self.flat[:0] if self.rest is None else _flat(self.rest, self.count))
 
 
-def take(map: Tensor, flat: Tensor) -> Tensor:
-    """Places of maps (B, H, W, C), B K of them in all, -> (B, K, C)."""
+def take(map: Tensor, flat: Tensor, count: int) -> Tensor:
+    """Places of maps (B, H, W, C), `count` = K of each, -> (B, K, C)."""
     batch, _, _, channels = map.shape
-    return map.reshape(-1, channels).index_select(0, flat).view(batch, -1, channels)
+    return map.reshape(-1, channels).index_select(0, flat).view(batch, count, channels)
 
 
 def put(map: Tensor, flat: Tensor, change: Tensor, background: Background, *, own: bool = False) -> Tensor:
@@ -67,7 +67,7 @@ def by_slices(operator: Callable[[Tensor], Tensor], pixels: Tensor) -> Tensor:
     """
     batch, count, channels = pixels.shape
     slices = -(-pixels.numel() // SLICE)
-    if slices == 1:
+    if slices <= 1:
         return operator(pixels)
     rows = pixels.view(1, -1, channels)
     return torch.cat([operator(part) for part in rows.chunk(slices, 1)], 1).view(batch, count, -1)

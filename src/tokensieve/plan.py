@@ -99,8 +99,8 @@ def check(host: Host, plan: Plan) -> None:
             raise UnsupportedHost(f"{name} cannot take {method.name}: {host.cannot_merge}. PaPr works on it.")
         if method.needs_class_token and not host.class_token:
             raise UnsupportedHost(
-                f"{name} cannot take {method.name}: it ranks patches by the attention of a class token, and this host "
-                "has none. Methods that need none, such as PaPr and ToMe, work on it."
+                f"{name} cannot take {method.name}: it reads a class token, or the attention of one, and this host has "
+                "none. Methods that need none, such as PaPr and ToMe, work on it."
             )
         missing = method.refuses(host.reads_prefix, [other for other in methods if other is not method])
         if missing:

@@ -56,8 +56,8 @@ class StagePlan:
         for method in self.every:
             if not method.on_pixels:
                 raise UnsupportedHost(
-                    f"{name} cannot take {method.name}: its maps keep their full size, so that no token can be dropped "
-                    "or merged. papr chooses the pixels of its point-wise operators."
+                    f"{name} cannot take {method.name}: its maps keep their full size, and no token in them can be "
+                    "dropped, merged or corrected. papr chooses the pixels of its point-wise operators."
                 )
             if method.family not in ("", host.family):
                 raise UnsupportedHost(f"{name} cannot take {method.name}: it is made for {method.family}.")
@@ -181,13 +181,16 @@ class SievedStages(Sieved):
         if self.training or pixels.cheaper is not None or (settled and block.leaves_zeros):
             background = "keep"
         operator = block.pixel
-        if block.each and not self.training and x.device.type == "cpu" and not torch.compiler.is_compiling():
+        compiling = torch.compiler.is_compiling()
+        if block.each and not self.training and x.device.type == "cpu" and not compiling:
             operator = partial(by_slices, block.pixel)
-        places, change = pixels.flat, operator(take(y, pixels.flat)).flatten(0, 1)
+        kept = pixels.index.shape[1]
+        places, change = pixels.flat, operator(take(y, pixels.flat, kept)).flatten(0, 1)
         if pixels.cheaper is not None:
-            rest = pixels.cheaper[str(index)](take(y, pixels.flat_rest))
+            rest = pixels.cheaper[str(index)](take(y, pixels.flat_rest, pixels.count - kept))
             places, change = torch.cat([places, pixels.flat_rest]), torch.cat([change, rest.flatten(0, 1)])
-        out = put(residual, places, change, background, own=settled and not torch.is_grad_enabled())
+        own = settled and not torch.is_grad_enabled() and not compiling and not block.watched
+        out = put(residual, places, change, background, own=own)
         return out.permute(0, 3, 1, 2) if self.host.channels_first else out
 
     def _channels_first(self, x: Tensor) -> Tensor:

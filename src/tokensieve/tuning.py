@@ -83,7 +83,8 @@ def tune(
         proposals: networks that may rank patches: names, or name -> file of weights. Whether one pays, with what it
             costs, is found out; one that cannot be had is left out, and the result says so.
         trials: recipes to try in the searches, half of them at the wanted budget.
-        timeout: seconds after which the search ends with what it has. Measuring what was found comes on top.
+        timeout: seconds after which the search ends with what it has. Measuring and correcting what was found come on
+            top.
         storage: SQLite file that keeps the trials: a search that was ended goes on where it was, and more trials can be
             added later. Other settings are refused.
         holdout: share of the images that the search does not see, on which what it found is reported too.
@@ -170,7 +171,7 @@ def tune(
             stopped = "interrupted"
         judge.check = lambda: None
         front = _front(search, wanted, include_proposal, left_out, {**settings, "trials": trials}, stopped)
-        return front if correction is None else _corrected(front, judge, correction, include_proposal)
+        return front if correction is None else _corrected(front, judge, correction, include_proposal, seed)
 
 
 def _front(
@@ -228,7 +229,7 @@ def _cannot_correct(judge: Judge) -> SieveError | None:
     return None
 
 
-def _corrected(front: Front, judge: Judge, file: Path, include_proposal: bool) -> Front:
+def _corrected(front: Front, judge: Judge, file: Path, include_proposal: bool, seed: int) -> Front:
     """The front with its recommended recipe corrected beside it; as it is where no correction helps.
 
     What the correction does to the search images is told of each by a correction that was fitted without it.
@@ -237,14 +238,17 @@ def _corrected(front: Front, judge: Judge, file: Path, include_proposal: bool) -
     from .search.judge import Figures
 
     best = front.best
-    found = correct(judge.model, best.recipe, judge.images[judge.parts["search"]], file, batch=judge.batch,
-                    **judge.settings)  # fmt: skip
+    images = judge.images[judge.parts["search"]]
+    try:
+        found = correct(judge.model, best.recipe, images, file, batch=judge.batch, seed=seed, **judge.settings)
+    except (SieveError, KeyboardInterrupt) as error:  # what the search found is not lost for it
+        return replace(front, left_out={**front.left_out, "correction": str(error) or "it was interrupted"})
     if found.ridge is None:
         return front
     cost = judge.macs(found.recipe, include_proposal)
     held = judge.judge(found.recipe, "heldout") if len(judge.parts["heldout"]) else None
     point = replace(
-        best, recipe=found.recipe, kind="corrected", macs=cost, ratio=front.dense_macs / cost, heldout=held,
+        best, recipe=found.recipe, kind="corrected", macs=cost, ratio=front.dense_macs / cost, heldout=held, speed=None,
         search=Figures(found.corrected_loss, found.corrected_agreement, None, found.images),
     )  # fmt: skip
     return replace(front, corrected=point)

@@ -319,4 +319,8 @@ def test_the_loss_falls_and_the_weights_load(begin, tmp_path):
     model, mean, _ = create("nano_convnext", weights=weights, args={"num_classes": 3})
     assert mean == (0.5, 0.5, 0.5)
     task.module.model = model
+    top1_of_five = task.top1(replace(plan, validation=5))
     assert task.top1(plan) == pytest.approx(rows[-1]["validation_top1"], abs=10)  # half precision, 12 pictures
+    images, labels = task.unseen.images[:5], task.unseen.labels[:5]
+    task.unseen = replace(task.unseen, images=images, labels=labels)
+    assert task.top1(plan) == top1_of_five

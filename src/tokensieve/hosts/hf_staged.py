@@ -101,7 +101,7 @@ class ConvNextPixels(PixelBlock):
 
     def __init__(self, block: Any) -> None:
         super().__init__(block)
-        self.each = not hasattr(block, "grn")
+        self.each, self.shown = not hasattr(block, "grn"), block.dwconv
 
     def around(self, x: Tensor) -> tuple[Tensor, Tensor]:
         return x.permute(0, 2, 3, 1), self.block.dwconv(x).permute(0, 2, 3, 1)

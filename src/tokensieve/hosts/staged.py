@@ -25,9 +25,17 @@ class PixelBlock(ABC):
     """Whether the point-wise operator reads nothing of other pixels."""
     leaves_zeros = False
     """Whether the residual is the map as it came, so that zeros stay zeros."""
+    shown: nn.Module | None = None
+    """The part that is called with the map as it came, where that is the residual too."""
 
     def __init__(self, block: Any) -> None:
         self.block = block
+
+    @property
+    def watched(self) -> bool:
+        """Whether a hook of somebody else may hold the map that came."""
+        parts = () if self.shown is None else self.shown.modules()
+        return any(part._forward_hooks or part._forward_pre_hooks for part in parts)
 
     def __call__(self, x: Tensor) -> Tensor:
         """The block as it is."""

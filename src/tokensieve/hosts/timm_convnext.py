@@ -24,7 +24,7 @@ class ConvNeXtPixels(PixelBlock):
 
     def __init__(self, block: Any) -> None:
         super().__init__(block)
-        self.each = not isinstance(block.mlp, GlobalResponseNormMlp)
+        self.each, self.shown = not isinstance(block.mlp, GlobalResponseNormMlp), block.conv_dw
 
     def around(self, x: Tensor) -> tuple[Tensor, Tensor]:
         return x.permute(0, 2, 3, 1), self.block.conv_dw(x).permute(0, 2, 3, 1)
@@ -32,7 +32,8 @@ class ConvNeXtPixels(PixelBlock):
     def pixel(self, y: Tensor) -> Tensor:
         block = self.block
         if block.use_conv_mlp:
-            y = block.mlp(block.norm(y.transpose(1, 2)[..., None]))[..., 0].transpose(1, 2)
+            # (B, C, 1, K) of these strides counts as channels last; (B, C, K, 1) does not, and would be copied
+            y = block.mlp(block.norm(y.transpose(1, 2)[:, :, None]))[:, :, 0].transpose(1, 2)
         else:
             y = block.mlp(block.norm(y)[:, None])[:, 0]
         return block.drop_path(y if block.gamma is None else y * block.gamma)

@@ -191,7 +191,7 @@ class Front:
         with draft(folder / "front.csv") as file, file.open("w", encoding="utf-8", newline="") as stream:
             writer = csv.DictWriter(stream, list(_row(self.best)))
             writer.writeheader()
-            writer.writerows(_row(point) for point in self.points)
+            writer.writerows(_row(point) for point in (*self.points, self.corrected) if point is not None)
         with draft(folder / "front.png") as file:
             front_plot(self).savefig(file, format="png", dpi=150)
         with draft(folder / "front.json") as file:

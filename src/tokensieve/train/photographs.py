@@ -184,9 +184,8 @@ class NameClasses:
     @torch.no_grad()
     def top1(self, plan: Plan) -> float:
         model, right = self.module.model.eval(), 0
-        for images, labels in zip(
-            self.unseen.images[: plan.validation].split(100), self.unseen.labels.split(100), strict=False
-        ):
+        seen = self.unseen.images[: plan.validation], self.unseen.labels[: plan.validation]
+        for images, labels in zip(*(each.split(100) for each in seen), strict=True):
             right += int((model(self._normalise(images)).argmax(1) == labels).sum())
         return 100 * right / min(plan.validation, len(self.unseen.labels))
 
