@@ -5,7 +5,7 @@
 
 On scenes the bundled nano ConvNeXt, ranked by the bundled proposal. On the 1,500 photographs of imagenette_val models
 that `tokensieve train NAME --images imagenette_train.tar --validation imagenette_val.tar` trained, whose weights lie in
-FOLDER, ranked by SqueezeNet. Both backgrounds, beside random pixels (mean of the draws) and the centre.
+FOLDER, ranked by SqueezeNet at their size and at 224 pixels. Both backgrounds, beside random pixels (mean of the draws) and the centre.
 """
 
 from __future__ import annotations
@@ -32,12 +32,21 @@ from tokensieve.zoo import create
 KEEPS = (0.8, 0.7, 0.65, 0.6, 0.5, 0.4, 0.3)
 SEED = 2  # scenes that training never looked at, on the way or otherwise
 TABLE, PICTURE = "hierarchical.csv", ROOT / "docs" / "pictures" / "hierarchical.png"
-COLOURS = {"proposal": "#0072b2", "random": "#7a7a7a", "centre": "#e69f00"}
+COLOURS = {"proposal": "#0072b2", "proposal at 224": "#009e73", "random": "#7a7a7a", "centre": "#e69f00"}
 Loader = list[tuple[Tensor, Tensor]]
 
 
 def measure(
-    data: str, name: str, model: nn.Module, mean: Any, std: Any, size: int, proposal: str, loader: Loader, draws: int
+    data: str,
+    name: str,
+    model: nn.Module,
+    mean: Any,
+    std: Any,
+    size: int,
+    proposal: str,
+    loader: Loader,
+    draws: int,
+    sources: tuple[str, ...] = ("proposal", "centre", "random"),
 ) -> list[dict[str, Any]]:
     """A row for the dense model, and one for each keep ratio, background and source of significance."""
     shape, dense = (3, size, size), collect_outputs(model, loader)
@@ -59,13 +68,17 @@ def measure(
         return made
 
     rows = [row("dense", 1.0, "", [""])]
-    for background in ("zero", "keep"):
-        for keep in KEEPS:
-            ask = f"papr(keep={keep}, background={background}, "
-            rows.append(row("proposal", keep, background, [f"{ask}{proposal})"]))
-            rows.append(row("centre", keep, background, [f"{ask}significance=centre)"]))
-            seeds = [f"{ask}significance=random, seed={seed})" for seed in range(draws)]
-            rows.append(row("random", keep, background, seeds))
+    asks = {
+        "proposal": [proposal],
+        "proposal at 224": [f"{proposal}, proposal_size=224"],
+        "centre": ["significance=centre"],
+        "random": [f"significance=random, seed={seed}" for seed in range(draws)],
+    }
+    for source in sources:
+        for background in ("zero", "keep"):
+            for keep in KEEPS:
+                recipes = [f"papr(keep={keep}, background={background}, {ask})" for ask in asks[source]]
+                rows.append(row(source, keep, background, recipes))
     return rows
 
 
@@ -78,13 +91,15 @@ def on_scenes(count: int, draws: int) -> list[dict[str, Any]]:
     return measure("scenes", "nano_convnext", model, mean, std, size, "proposal=nano_convnet", loader, draws)
 
 
-def on_photographs(folder: Path, name: str, size: int, args: dict[str, Any], draws: int) -> list[dict[str, Any]]:
+def on_photographs(
+    folder: Path, name: str, size: int, args: dict[str, Any], draws: int, sources: tuple[str, ...]
+) -> list[dict[str, Any]]:
     model, mean, std = create(name, weights=folder / f"{name}.safetensors", args={"num_classes": 10, **args})
     pictures = image_set(SHARED / "data" / "imagenette_val.tar", Preprocessing((size, size), mean, std))
     loader = [(batch.images, batch.labels) for batch in load_batches(pictures, 100)]
     weights = SHARED / "weights" / "squeezenet1_1.safetensors"
     proposal = f"proposal=squeezenet1_1, proposal_weights='{weights}'"
-    return measure("photographs", name, model, mean, std, size, proposal, loader, draws)
+    return measure("photographs", name, model, mean, std, size, proposal, loader, draws, sources)
 
 
 def plot() -> None:
@@ -125,13 +140,16 @@ def main() -> int:
     parser.add_argument("--size", type=int, default=128)
     parser.add_argument("--scenes", type=int, default=1000, help="0 leaves their rows as they are")
     parser.add_argument("--draws", type=int, default=3)
+    parser.add_argument("--sources", default=",".join(COLOURS), help="of the maps on photographs")
     parser.add_argument("--plot", action="store_true")
     args = parser.parse_args()
     if not args.plot:
         rows = on_scenes(args.scenes, args.draws) if args.scenes else []
         settings = json.loads(args.args)
         for name in args.hosts.split(",") if args.photographs else ():
-            rows += on_photographs(args.photographs, name, args.size, settings.get(name, {}), args.draws)
+            rows += on_photographs(
+                args.photographs, name, args.size, settings.get(name, {}), args.draws, tuple(args.sources.split(","))
+            )
         update(TABLE, rows, "data", "host", "source", "background", "recipe")
     plot()
     return 0
