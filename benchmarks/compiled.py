@@ -37,8 +37,9 @@ def main() -> int:
     parser.add_argument("--recipes", default=";".join(RECIPES), help="joined by ;")
     parser.add_argument("--out", default="compile.csv")
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--threads", type=int, default=2)
     args = parser.parse_args()
-    torch.set_num_threads(2)
+    torch.set_num_threads(args.threads)
     model = timm.create_model(args.host).eval()
     batches = [torch.randn(int(batch), 3, 224, 224) for batch in args.batches.split(",")]
     for images in batches:

@@ -5,7 +5,7 @@
 
 On scenes the bundled nano ConvNeXt, ranked by the bundled proposal. On the 1,500 photographs of imagenette_val models
 that `tokensieve train NAME --images imagenette_train.tar --validation imagenette_val.tar` trained, whose weights lie in
-FOLDER, ranked by SqueezeNet at their size and at 224 pixels. Both backgrounds, beside random pixels (mean of the draws) and the centre.
+FOLDER, ranked by SqueezeNet at their size and at 224 pixels. Both backgrounds, beside the centre and random pixels.
 """
 
 from __future__ import annotations
