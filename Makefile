@@ -39,6 +39,9 @@ bench: $(VENV)/installed-dev
 	$(BIN)/python benchmarks/compare_methods.py --time
 	$(BIN)/python benchmarks/speed_methods.py
 	$(BIN)/python benchmarks/speed_stages.py
+	$(BIN)/python benchmarks/speed_stages.py --batches 1 --prepack --out speed_stages_prepacked.csv
+	$(BIN)/python benchmarks/compiled.py --host convnext_tiny --recipes "papr(keep=0.65)" --out compile_stages.csv
+	$(BIN)/python benchmarks/hierarchical.py
 	$(BIN)/python benchmarks/tuned.py nano_vit
 	$(BIN)/python benchmarks/fresh_clone.py
 	$(BIN)/python benchmarks/readme.py
