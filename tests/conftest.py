@@ -37,6 +37,13 @@ def shared() -> Path:
 
 
 @pytest.fixture
+def there(tmp_path, monkeypatch):
+    """The current folder, empty."""
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.fixture
 def run(monkeypatch, capsys):
     """Call the command line; gives its exit code, stdout and stderr."""
     monkeypatch.setenv("COLUMNS", "80")

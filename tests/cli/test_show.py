@@ -21,13 +21,6 @@ def pictures(tmp_path_factory):
     return two_classes(tmp_path_factory.mktemp("pictures"))
 
 
-@pytest.fixture
-def there(tmp_path, monkeypatch):
-    """The current folder, empty."""
-    monkeypatch.chdir(tmp_path)
-    return tmp_path
-
-
 def record(result):
     assert result.code == 0, result.err
     return json.loads(result.out)

@@ -30,13 +30,6 @@ def pictures(tmp_path_factory):
     return two_classes(tmp_path_factory.mktemp("pictures"), each=6)
 
 
-@pytest.fixture
-def there(tmp_path, monkeypatch):
-    """The current folder, empty."""
-    monkeypatch.chdir(tmp_path)
-    return tmp_path
-
-
 def test_a_front_is_printed_and_written(run, pictures, there):
     result = run("tune", "--data", pictures, *MODEL, *QUICK, "--macs", 1.3)
     assert result.code == 0, result.err

@@ -15,8 +15,8 @@ from safetensors.torch import load_file, save_file
 from tokensieve.data import Preprocessing, image_set
 from tokensieve.errors import InputError, RecipeError
 from tokensieve.train import photographs
-from tokensieve.train.loop import read_log
-from tokensieve.train.photographs import prepare, train
+from tokensieve.train.loop import read_log, train
+from tokensieve.train.photographs import prepare
 from tokensieve.zoo import create
 
 SIZE, SAMPLES = 32, 10

@@ -74,8 +74,8 @@ def train(
         raise InputError(f"--only must be one of {', '.join(names)}, not {only!r}.")
     import torch
 
+    from ..train import loop
     from ..train import scenes as on_scenes
-    from ..train.loop import read_log
 
     if threads is not None:
         torch.set_num_threads(threads)
@@ -93,8 +93,10 @@ def train(
                 name, images, validation, folder, epochs=epochs or 60, size=size or 128, args=_arguments(args),
                 seed=seed, teacher=teacher, teacher_weights=teacher_weights, say=say,
             )  # fmt: skip
-            weights = photographs.train(plan, task, folder, workers=workers, report=_tell)
-        trained.append({"model": name, "weights": str(weights), "plan": asdict(plan), "log": read_log(folder, name)})
+            weights = loop.train(plan, task, folder, workers=workers, report=_tell)
+        trained.append(
+            {"model": name, "weights": str(weights), "plan": asdict(plan), "log": loop.read_log(folder, name)}
+        )
     print_record({"trained": trained}, "train_view.train_view", as_json)
 
 

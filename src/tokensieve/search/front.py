@@ -164,6 +164,11 @@ class Front:
         }
 
     @property
+    def unit(self) -> str:
+        """What the loss is called in a sentence."""
+        return "KL" if self.objective == "kl" else self.objective
+
+    @property
     def found(self) -> str:
         """In plain words: what was found, and whether a proposal paid."""
         return " ".join(
@@ -209,18 +214,16 @@ class Front:
         elif best.search.agreement is not None:
             same = f", and {best.search.agreement:.1f}% keep their class"
         measured = "" if best.speed is None else f", measured {best.speed.ratio:.2f}x the dense speed"
-        unit = "KL" if self.objective == "kl" else "1 - cosine"
-        return f"{best.title}: {best.ratio:.2f}x fewer MACs{measured}, at a {unit} of {lost}{same}."
+        return f"{best.title}: {best.ratio:.2f}x fewer MACs{measured}, at a {self.unit} of {lost}{same}."
 
     def _correction(self) -> list[str]:
         point, best = self.corrected, self.best
         if point is None:
             return []
-        unit = "KL" if self.objective == "kl" else "1 - cosine"
         if point.heldout is None or best.heldout is None:
-            return [f"Corrected: a {unit} of {point.search.loss:.3g} on images that it was not fitted on."]
+            return [f"Corrected: a {self.unit} of {point.search.loss:.3g} on images that it was not fitted on."]
         same = "" if point.heldout.agreement is None else f", {point.heldout.agreement:.1f}% keep their class"
-        said = f"Corrected: a {unit} of {point.heldout.loss:.3g} on the held-out ones{same}"
+        said = f"Corrected: a {self.unit} of {point.heldout.loss:.3g} on the held-out ones{same}"
         return [f"{said}." if self.recommended is point else f"{said}, which is no better, so best.json goes without."]
 
     def _against_singles(self) -> list[str]:

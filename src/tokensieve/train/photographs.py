@@ -25,7 +25,6 @@ from ..data.images import ImageSet
 from ..errors import InputError, RecipeError
 from ..files import draft
 from ..zoo import create
-from . import loop
 from .loop import Losses, Plan
 
 MARGIN = 1.25
@@ -208,7 +207,7 @@ def prepare(
     teacher_weights: str | None = None,
     say: Callable[[str], object] = print,
 ) -> tuple[Plan, NameClasses]:
-    """Everything `train` needs for a model called `name`, with a class for each class folder of `images`.
+    """Everything `loop.train` needs for a model called `name`, with a class for each class folder of `images`.
 
     The teacher's answers are kept in `folder`, as `teacher.safetensors`; nothing else is written.
 
@@ -261,14 +260,6 @@ def _checked(name: str, model: nn.Module, teacher: Teacher | None, classes: int,
             'arguments such as {"img_size": ' + f"{size}" + "}."
         ) from error
     return pupil
-
-
-def train(
-    plan: Plan, task: NameClasses, folder: Path, *, workers: int = 1, report: Callable[[dict[str, Any]], None] = print
-) -> Path:
-    """By `loop.train`."""
-    torch.manual_seed(plan.seed)
-    return loop.train(plan, task, folder, workers=workers, report=report)
 
 
 class _Batches(Dataset[tuple[Tensor, ...]]):
