@@ -85,16 +85,16 @@ class Bench:
         return row
 
 
-def judge(study: Study, front: dict[str, Any]) -> list[dict[str, Any]]:
+def judge(study: Study, front: dict[str, Any], folder: Path | None) -> list[dict[str, Any]]:
     bench, rows = Bench(study), []
     for point in chosen(front):
-        recipe = Recipe.from_json(json.dumps(point["recipe_json"]))
+        recipe = Recipe.from_json(json.dumps(point["recipe_json"]), folder)
         rows.append(bench.row(recipe, point, recommended=point["recipe"] == front["best"]["recipe"]))
         write(f"tuned_{study.name}.csv", rows)
     return rows
 
 
-def judge_corrected(study: Study, front: dict[str, Any]) -> None:
+def judge_corrected(study: Study, front: dict[str, Any], folder: Path) -> None:
     """Rows for the searched recipes without a proposal, corrected on all images that the search had."""
     table = ROOT / "results" / f"tuned_{study.name}.csv"
     with table.open(newline="") as file:
@@ -103,9 +103,9 @@ def judge_corrected(study: Study, front: dict[str, Any]) -> None:
     for point in chosen(front):
         if point["kind"] != "searched" or point["proposal"] is not None:
             continue
-        recipe = Recipe.from_json(json.dumps(point["recipe_json"]))
-        with tempfile.TemporaryDirectory() as folder:
-            found = correct(study.model, recipe, study.search, Path(folder) / "correction.safetensors")
+        recipe = Recipe.from_json(json.dumps(point["recipe_json"]), folder)
+        with tempfile.TemporaryDirectory() as place:
+            found = correct(study.model, recipe, study.search, Path(place) / "correction.safetensors")
             told = {"kind": "corrected", "kl_search": found.corrected_loss, "kl_heldout": None, "ridge": found.ridge}
             told["recipe"] = f"{recipe} + corrected(weights=FILE)"
             rows.append(bench.row(found.recipe, {**point, "kind": "corrected"}, **told))
@@ -134,15 +134,15 @@ def main() -> int:
     args = parser.parse_args()
     study = HOSTS[args.host](args.limit)
     if args.correct:
-        judge_corrected(study, json.loads((args.front / "front.json").read_text()))
+        judge_corrected(study, json.loads((args.front / "front.json").read_text()), args.front)
         return 0
     if args.front is None:
         front = search(study, args.trials, args.storage)
     else:
         front = json.loads((args.front / "front.json").read_text())
-    rows = judge(study, front)
-    best = json.dumps(front["best"]["recipe_json"], indent=2).replace(f"{SHARED}/", "../shared/")
-    (ROOT / "results" / f"tuned_{study.name}.json").write_text(best + "\n")
+    rows = judge(study, front, args.front)
+    best = Recipe.from_json(json.dumps(front["best"]["recipe_json"]), args.front)
+    best.save(ROOT / "results" / f"tuned_{study.name}.json")
     print("not matched by any searched recipe: " + (", ".join(beaten(rows)) or "no single method"))
     return 0
 

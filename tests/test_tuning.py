@@ -419,7 +419,9 @@ def test_the_recommended_recipe_is_corrected_within_its_budget(images, tmp_path)
     assert "Corrected: a KL of" in front.found
     folder = front.save(tmp_path / "front")
     assert Recipe.load(folder / "best.json") == front.recommended.recipe
-    assert json.loads((folder / "front.json").read_text())["corrected"]["recipe"] == str(point.recipe)
+    assert json.loads((folder / "front.json").read_text())["corrected"]["recipe"] == str(
+        point.recipe.relative_to(folder)
+    )
 
 
 def held_out(count, share, seed=0):

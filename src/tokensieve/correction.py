@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torchvision.transforms import v2
 
 from .errors import InputError, RecipeError
-from .files import check_place, draft
+from .files import check_place, draft, make_folder
 from .measure.outputs import as_tensor, classifies, evaluating, nothing_read, unpack
 from .methods import Corrected
 from .methods.base import Method
@@ -55,7 +55,7 @@ class Correction:
 @torch.no_grad()
 def correct(
     model: nn.Module,
-    recipe: str | Method | Recipe,
+    recipe: str | os.PathLike[str] | Method | Recipe,
     loader: Iterable[Any] | Tensor,
     out: str | os.PathLike[str],
     *,
@@ -79,7 +79,7 @@ def correct(
         recipe: what is corrected; a correction that it already has is replaced.
         loader: batches of images (B, 3, H, W) normalised as the model reads them, or tuples that begin with images, or
             one tensor; labels are not looked at. A few hundred images are enough.
-        out: the file of weights to write, .safetensors.
+        out: the file of weights to write, .safetensors. Its folder is made if the one above is there.
         views: ways in which each image is seen.
         seed: of the crops.
         mean, std, pretrained: as in `sieve`.
@@ -91,7 +91,7 @@ def correct(
         RecipeError: the recipe makes no sense, or `views` or `batch` is below 1.
         UnsupportedHost: the model cannot be sieved, or its head reads patch tokens.
     """
-    out = check_place(out, (".safetensors",))
+    out = check_place(out, (".safetensors",), new_folder=True)
     if views < 1 or batch < 1:
         raise RecipeError(f"views={views} and batch={batch} must be at least 1.")
     plain = Recipe(tuple(method for method in Recipe.of(recipe) if not isinstance(method, Corrected)))
@@ -108,9 +108,11 @@ def correct(
     if after > WORTH * before or before < ROUNDING:
         return Correction(plain, None, before, before, same, same, len(wanted))
     weight, bias = fit(sieved[:, :, 0].flatten(0, 1), wanted[:, :, 0].flatten(0, 1), ridge)
+    make_folder(out.parent)
     with draft(out) as file:
         save_file({"weight": weight.float().contiguous(), "bias": bias.float()}, file, {"recipe": str(plain)})
-    return Correction(plain + Corrected(weights=out), ridge, before, after, same, then_same, len(wanted))
+    corrected = (plain + Corrected(weights=out)).with_hashes()
+    return Correction(corrected, ridge, before, after, same, then_same, len(wanted))
 
 
 def fit(sieved: Tensor, dense: Tensor, ridge: float) -> tuple[Tensor, Tensor]:

@@ -100,7 +100,7 @@ class Job:
             "proposal_weights": self.proposal_weights,
             "pretrained": self.pretrained,
             "dtype": self.dtype,
-            "recipe_json": json.loads(self.recipe.to_json()),
+            "recipe_json": json.loads(opened.fast.recipe.to_json()),
             **describe(opened.fast, opened.dense, opened.own.input_size),
         }
 

@@ -1,4 +1,4 @@
-"""Recipe: a sequence of methods, written as text or as JSON."""
+"""Recipe: a sequence of methods, written as text or as JSON, and kept in files that can be moved with their weights."""
 
 from __future__ import annotations
 
@@ -6,16 +6,22 @@ import ast
 import json
 import os
 import re
-from collections.abc import Iterator
-from dataclasses import dataclass, fields
-from pathlib import Path
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from dataclasses import dataclass, fields, replace
+from functools import partial
+from pathlib import Path, PureWindowsPath
 from typing import Any
 
 from .errors import RecipeError, nearest
+from .files import check_place, draft, joined_path, relative_path, same_file
 from .methods import Method
 from .methods.base import make
 
-VERSION = 1
+VERSION = 2
+"""Of recipe files. In version 1 paths were relative to the working directory, and only proposals had a hash."""
+LARGE = 2**20
+"""Bytes; larger JSON files are not looked at for whether they are recipes."""
 
 
 @dataclass(frozen=True)
@@ -24,21 +30,24 @@ class Recipe:
 
     Text is keyword calls joined by `+`, `papr(keep=0.8) + tome(r=8, layers=6:12)`; arguments are literals, bare names
     or slices, always named. JSON says the same with every setting written out.
+
+    Paths of weights are relative to the working directory in text, and in a file relative to that file: a folder with a
+    recipe and its weights can be moved. JSON keeps the SHA-256 of weights too, and others are refused by `sieve`.
     """
 
     methods: tuple[Method, ...] = ()
 
     @classmethod
-    def of(cls, recipe: Recipe | Method | str) -> Recipe:
-        """A recipe from whatever the user wrote: text, a method, or a recipe."""
+    def of(cls, recipe: Recipe | Method | str | os.PathLike[str]) -> Recipe:
+        """A recipe from whatever the user wrote: text, the path of a recipe file, a method, or a recipe."""
         if isinstance(recipe, Recipe):
             return recipe
         if isinstance(recipe, Method):
             return cls((recipe,))
-        if isinstance(recipe, str):
-            return cls.parse(recipe)
+        if isinstance(recipe, str | os.PathLike):
+            return cls.load(recipe)
         raise RecipeError(
-            f"A recipe is text, a method, a sum of methods or a Recipe, not {type(recipe).__name__}; "
+            f"A recipe is text, a file, a method, a sum of methods or a Recipe, not {type(recipe).__name__}; "
             'for example "papr(keep=0.5)" or PaPr(keep=0.5).'
         )
 
@@ -57,43 +66,116 @@ class Recipe:
         return cls(tuple(_method(call, text) for call in _summands(tree)))
 
     @classmethod
-    def from_json(cls, text: str) -> Recipe:
-        """Read what `to_json` wrote. Settings that are left out keep their defaults."""
+    def from_json(cls, text: str, folder: str | os.PathLike[str] | None = None) -> Recipe:
+        """Read what `to_json` wrote. Settings that are left out keep their defaults.
+
+        Args:
+            text: JSON.
+            folder: where the paths in it begin; None is the working directory.
+        """
         try:
             data = json.loads(text)
         except json.JSONDecodeError as error:
             raise RecipeError(f"The recipe file is not JSON: {error}.") from None
         if not isinstance(data, dict) or "tokensieve" not in data or not isinstance(data.get("methods"), list):
-            raise RecipeError('A recipe file is an object like {"tokensieve": 1, "methods": [{"name": "papr", ...}]}.')
-        if data["tokensieve"] != VERSION:
+            raise RecipeError('A recipe file is an object like {"tokensieve": 2, "methods": [{"name": "papr", ...}]}.')
+        if data["tokensieve"] not in (1, VERSION):
             raise RecipeError(
-                f"The recipe file has version {data['tokensieve']!r}; this release reads version {VERSION}. "
+                f"The recipe file has version {data['tokensieve']!r}; this release reads versions 1 and {VERSION}. "
                 "Write it again with the release that made it, as text, or update tokensieve."
             )
         for key in data:
             if key not in ("tokensieve", "methods", "text"):
                 raise RecipeError(f"A recipe file has no entry {key!r}{nearest(key, ('methods', 'text'))}.")
-        return cls(tuple(_from_entry(entry) for entry in data["methods"]))
+        recipe = cls(tuple(_from_entry(entry) for entry in data["methods"]))
+        if folder is None:
+            return recipe
+        return recipe._with_paths(partial(_of_version_1 if data["tokensieve"] == 1 else joined_path, folder=folder))
 
     @classmethod
     def load(cls, source: str | os.PathLike[str]) -> Recipe:
-        """A recipe from text, or from a file that holds text or JSON."""
-        if isinstance(source, os.PathLike) or (isinstance(source, str) and _names_a_file(source)):
-            try:
-                text = Path(source).read_text(encoding="utf-8")
-            except (OSError, UnicodeDecodeError) as error:
-                raise RecipeError(f"The recipe file {os.fspath(source)!r} cannot be read: {error}.") from None
-            return cls.from_json(text) if text.lstrip().startswith("{") else cls.parse(text)
-        return cls.parse(source)
+        """A recipe from text, or from a file that holds text or JSON. Paths in a file begin in its folder.
 
-    def to_json(self) -> str:
-        """Every setting, with a version; `from_json` gives back an equal recipe."""
+        Weights are looked at by `sieve`, which refuses those whose SHA-256 is not the one that the file records.
+
+        Raises:
+            RecipeError: the file or the text cannot be read.
+        """
+        if isinstance(source, str) and not _names_a_file(source):
+            return cls.parse(source)
+        path = Path(source)
+        try:
+            text = path.read_text(encoding="utf-8-sig")
+        except (OSError, ValueError) as error:
+            why = error.strerror if isinstance(error, OSError) else error
+            raise RecipeError(f"The recipe file {os.fspath(source)!r} cannot be read: {why}.") from None
+        if text.lstrip().startswith("{"):
+            return cls.from_json(text, path.parent)
+        return cls.parse(text)._with_paths(partial(joined_path, folder=path.parent))
+
+    def save(self, path: str | os.PathLike[str]) -> Path:
+        """Write a recipe file, JSON, whole or not at all; `load`, `sieve` and the command line's `--recipe` read it.
+
+        Weights stay where they are. The file names them relative to its own folder, with ".." where they lie elsewhere
+        and in full on another drive, by "/" on every system; and it records their SHA-256.
+
+        Returns:
+            The path.
+
+        Raises:
+            RecipeError: a setting is a module or a tensor.
+            InputError: weights are not there, or `path` cannot be written.
+        """
+        path = check_place(path)
+        text = self.to_json(path.parent)
+        with draft(path) as file:
+            file.write_text(text + "\n", encoding="utf-8")
+        return path
+
+    def to_json(self, folder: str | os.PathLike[str] | None = None) -> str:
+        """Every setting, with a version and the SHA-256 of weights; `from_json` gives back an equal recipe.
+
+        Args:
+            folder: where the paths in it shall begin; None leaves them as they are, for the working directory.
+
+        Raises:
+            RecipeError: a setting is a module or a tensor.
+            InputError: weights are not there.
+        """
+        recorded = self.with_hashes().relative_to(folder)
         entries = [
             {"name": method.name, **{key: _jsonable(method, key, value) for key, value in method.settings().items()}}
-            for method in self.methods
+            for method in recorded
         ]
-        text = json.dumps({"tokensieve": VERSION, "text": str(self), "methods": entries}, indent=2)
-        return re.sub(r"\[[\d\s,.-]+\]", lambda numbers: " ".join(numbers[0].split()), text)  # a line for each list
+        text = json.dumps({"tokensieve": VERSION, "text": str(recorded), "methods": entries}, indent=2)
+        # A line for each list of numbers. What a string holds is never broken into lines.
+        return re.sub(r"\[\n[\d\s,.-]+\]", lambda numbers: " ".join(numbers[0].split()), text)
+
+    def with_hashes(self) -> Recipe:
+        """The same recipe, bound to the weights as they are now: with their SHA-256, which `sieve` checks.
+
+        Raises:
+            InputError: weights are not there.
+        """
+        return replace(self, methods=tuple(method.with_hashes() for method in self.methods))
+
+    def relative_to(self, folder: str | os.PathLike[str] | None) -> Recipe:
+        """The same recipe as a file in `folder` says it: paths from there, with "/". None leaves where they begin."""
+
+        def spell(path: str) -> str:
+            return (path if folder is None else relative_path(path, folder)).replace(os.sep, "/")
+
+        return self._with_paths(spell)
+
+    def paths(self) -> list[str]:
+        """The files of weights that the methods name."""
+        return [path for method in self.methods for path in method.paths().values()]
+
+    def _with_paths(self, change: Callable[[str], str]) -> Recipe:
+        def changed(method: Method) -> Method:
+            return replace(method, **{setting: change(path) for setting, path in method.paths().items()})
+
+        return replace(self, methods=tuple(changed(method) for method in self.methods))
 
     def __str__(self) -> str:
         return " + ".join(_text(method) for method in self.methods)
@@ -205,4 +287,33 @@ def _from_json_value(value: Any) -> Any:
 
 
 def _names_a_file(text: str) -> bool:
-    return "(" not in text and (text.endswith((".json", ".recipe", ".txt")) or (bool(text) and Path(text).is_file()))
+    """Text of a recipe ends in a bracket; without any it may be a file of whatever name."""
+    return text.endswith((".json", ".recipe", ".txt")) or ("(" not in text and os.path.isfile(text))
+
+
+def _of_version_1(path: str, folder: str | os.PathLike[str]) -> str:
+    """Where a file of version 1 in `folder` finds `path`.
+
+    It was meant relative to a working directory that is not known; but commands wrote weights beside the recipe.
+    """
+    beside, told = joined_path(PureWindowsPath(path).name, folder), joined_path(path, folder)
+    places = [told, beside] if os.path.isabs(path) else [told, path, beside]
+    found = [place for place in places if os.path.isfile(place)]
+    if found and not os.path.isabs(path) and (others := [each for each in found if not same_file(each, found[0])]):
+        raise RecipeError(
+            f"A recipe file in {os.fspath(folder)} was written by an older release and names {path}, which may be "
+            f"{found[0]} or {others[0]}: write the path into it in full."
+        )
+    return found[0] if found else told
+
+
+def recipes_with(weights: Path) -> list[Path]:
+    """The recipe files in the folder of a file of weights that name it: what would break without it."""
+    found = []
+    for path in sorted(weights.parent.iterdir()):
+        with suppress(OSError, ValueError):  # what cannot be read as a recipe is none; RecipeError is a ValueError
+            if path.suffix.lower() == ".json" and path.stat().st_size <= LARGE:
+                recipe = Recipe.from_json(path.read_text(encoding="utf-8-sig"), path.parent)
+                if any(same_file(weights, each) for each in recipe.paths()):
+                    found.append(path)
+    return found

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -29,7 +30,7 @@ Memories = dict[int, Tensor | None]
 
 def sieve(
     model: nn.Module,
-    recipe: str | Method | Recipe = "",
+    recipe: str | os.PathLike[str] | Method | Recipe = "",
     *,
     mean: Sequence[float] | None = None,
     std: Sequence[float] | None = None,
@@ -39,7 +40,9 @@ def sieve(
 
     Args:
         model: the host. It is opened, not copied, and stays usable beside the result, with which it shares its weights.
-        recipe: text such as "papr(keep=0.8) + tome(r=8)", a method, a sum of methods, or a `Recipe`.
+        recipe: text such as "papr(keep=0.8) + tome(r=8)", the path of a recipe file such as "best.json", a method, a
+            sum of methods, or a `Recipe`. Weights whose SHA-256 is not the recorded one are refused; the result's own
+            recipe has that of the weights that were read.
         mean, std: the normalisation of the images this model reads, three numbers each; by default what timm's
             `pretrained_cfg` says. A proposal with `proposal_norm="native"` needs to know it.
         pretrained: False gives named proposals random weights where none are named: for measuring cost alone.
@@ -50,11 +53,11 @@ def sieve(
     Raises:
         UnsupportedHost: the model, or a block of it, cannot take this recipe.
         RecipeError: the recipe cannot be read or makes no sense.
-        InputError: a proposal's weights cannot be had.
+        InputError: weights cannot be had, or are not those that the recipe was written with.
     """
     from .stages import SievedStages  # a Sieved itself
 
-    host, recipe = open_host(model), Recipe.of(recipe)
+    host, recipe = open_host(model), Recipe.of(recipe).with_hashes()
     fast = Sieved(host, recipe) if isinstance(host, Host) else SievedStages(host, recipe)
     config = getattr(model, "pretrained_cfg", None) or {}
     for index, method in fast.plan.methods:

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from .errors import InputError, RecipeError, SieveError, UnsupportedHost, nearest
-from .files import check_place
+from .files import check_place, make_folder
 from .hosts import StagedHost, open_host
 from .measure.outputs import evaluating
 from .measure.speed import interleaved, summarise
@@ -91,7 +91,8 @@ def tune(
         seed: of the parting of the images and of CMA-ES.
         include_proposal: False leaves the proposal's MACs out of the budget, where its map comes for free.
         correction: file of weights to write, .safetensors: the recommended recipe is corrected on the search images,
-            see `tokensieve.correct`, and what that costs is part of the budget. None corrects nothing.
+            see `tokensieve.correct`, and what that costs is part of the budget. Its folder is made when there is
+            something to write, if the one above is there. None corrects nothing.
         report: called after every trial.
         mean, std, pretrained: as in `sieve`.
         batch: images that go through together.
@@ -110,7 +111,8 @@ def tune(
     host = open_host(model)
     staged = isinstance(host, StagedHost)
     if correction is not None:
-        correction = check_place(correction, (".safetensors",))
+        correction = check_place(correction, (".safetensors",), new_folder=True)
+    made = None if correction is None else correction.parent
     optuna = _optuna()
     from .search.ladder import Clock, OutOfTime, Search, climb, towards
 
@@ -152,7 +154,7 @@ def tune(
             families=chosen,
             fit=lambda ratio: Fit(costs, costs.dense / ratio - spare, readout, include_proposal),
             judge=judge,
-            storage=_storage(optuna, storage, settings),
+            storage=_storage(optuna, storage, settings, made),
             seed=seed,
             report=report or (lambda _: None),
         )
@@ -241,12 +243,12 @@ def _corrected(front: Front, judge: Judge, file: Path, include_proposal: bool, s
     images = judge.images[judge.parts["search"]]
     try:
         found = correct(judge.model, best.recipe, images, file, batch=judge.batch, seed=seed, **judge.settings)
+        if found.ridge is None:
+            return front
+        cost = judge.macs(found.recipe, include_proposal)
+        held = judge.judge(found.recipe, "heldout") if len(judge.parts["heldout"]) else None
     except (SieveError, KeyboardInterrupt) as error:  # what the search found is not lost for it
         return replace(front, left_out={**front.left_out, "correction": str(error) or "it was interrupted"})
-    if found.ridge is None:
-        return front
-    cost = judge.macs(found.recipe, include_proposal)
-    held = judge.judge(found.recipe, "heldout") if len(judge.parts["heldout"]) else None
     point = replace(
         best, recipe=found.recipe, kind="corrected", macs=cost, ratio=front.dense_macs / cost, heldout=held, speed=None,
         search=Figures(found.corrected_loss, found.corrected_agreement, None, found.images),
@@ -476,11 +478,14 @@ class _quiet:
         self.logging.set_verbosity(self.before)
 
 
-def _storage(optuna: Any, file: str | os.PathLike[str] | None, settings: dict[str, Any]) -> optuna.storages.BaseStorage:
-    """Where trials are kept; a file that holds another search is refused."""
+def _storage(
+    optuna: Any, file: str | os.PathLike[str] | None, settings: dict[str, Any], made: Path | None
+) -> optuna.storages.BaseStorage:
+    """Where trials are kept; a file that holds another search is refused. Its folder may be `made` for it."""
     if file is None:
         return optuna.storages.InMemoryStorage()
-    path = check_place(file)
+    path = check_place(file, new_folder=Path(file).parent == made)
+    make_folder(path.parent)
     from sqlalchemy.exc import SQLAlchemyError
 
     try:

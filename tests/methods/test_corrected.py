@@ -8,7 +8,7 @@ from safetensors.torch import save_file
 from timm.models.vision_transformer import VisionTransformer
 
 from tests.reference.hosts import host_forms, host_images
-from tokensieve import Corrected, InputError, RecipeError, UnsupportedHost, measure, sieve
+from tokensieve import Corrected, InputError, Recipe, RecipeError, UnsupportedHost, measure, sieve
 
 FORMS = host_forms()
 
@@ -90,6 +90,24 @@ def test_it_is_compiled_in_one_graph(written):
     with torch.no_grad():
         quick = torch.compile(fast, backend="eager", fullgraph=True)
         torch.testing.assert_close(quick(images), fast(images))
+
+
+def test_weights_that_have_changed_since_are_refused(written, tmp_path):
+    file, *_ = written(16)
+    model, recipe = small(), Corrected(weights=file)
+    fast = sieve(model, recipe)
+    path = fast.recipe.save(tmp_path / "best.json")
+    images = torch.randn(2, 3, 32, 32)
+    with torch.no_grad():
+        for again in (path, str(path), Recipe.load(path)):
+            assert torch.equal(sieve(model, again)(images), fast(images))
+        written(16, scale=0.2)
+        for again in (path, str(path), Recipe.load(path), fast.recipe):
+            with pytest.raises(InputError, match=r"correction\.safetensors is not the file that was asked for"):
+                sieve(model, again)
+        assert not torch.equal(sieve(model, recipe)(images), fast(images))  # by path alone: whatever lies there
+        with pytest.raises(InputError, match="is not the file"):
+            sieve(model, fast.recipe.save(tmp_path / "later.json"))  # what ran, not what lies there by now
 
 
 def test_weights_that_are_missing_or_of_another_model_are_named(written, tmp_path):

@@ -7,6 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
+from ..errors import InputError
 from ..job import Job
 from .options import (
     DeviceOption,
@@ -47,10 +48,16 @@ def correct(
 
     Nothing is trained: a linear map for the class token, by ridge regression. It costs next to nothing to run.
     """
-    from ..files import check_place, draft
+    from ..files import check_place
+    from ..recipe import recipes_with
 
     place = check_place(out, (".json",))
     file = place.with_suffix(".safetensors")
+    replaced = file.exists()
+    if replaced and (owners := recipes_with(file)) != [place]:
+        others = ", ".join(owner.name for owner in owners if owner != place)
+        why = f"belongs to {others}" if others else f"does not belong to {place}"
+        raise InputError(f"{file} is there and {why}: give another --out, or move the file away.")
     job = Job(model, recipe, weights, pretrained, proposal_weights, size, "fp32", device, threads)
     from rich.console import Console
 
@@ -70,8 +77,9 @@ def correct(
             dense, fast.recipe, batches, file, views=views, seed=seed, mean=own.mean, std=own.std,
             pretrained=pretrained, report=status.update,
         )  # fmt: skip
-    with draft(place) as path:
-        path.write_text(found.recipe.to_json() + "\n", encoding="utf-8")
+    found.recipe.save(place)
+    if replaced and found.ridge is None:  # it was of the recipe that has just been replaced
+        file.unlink(missing_ok=True)
     record: dict[str, Any] = {
         **job.record(opened),
         "data": data,

@@ -105,8 +105,7 @@ def slim(
         "out": out,
         "plot": plot,
     }
-    with draft(out) as file:
-        file.write_text(found.recipe.to_json() + "\n", encoding="utf-8")
+    found.recipe.save(out)
     if plot is not None:
         from ..show.slim_view import slim_plot
 

@@ -26,7 +26,7 @@ from .output import print_record
 if TYPE_CHECKING:  # heavy imports wait until a command needs them, so that --help answers at once
     from ..search.ladder import Progress
 
-FOLDER, CORRECTION = "tokensieve-tune", "correction.safetensors"
+FOLDER = "tokensieve-tune"
 
 
 def tune(
@@ -78,8 +78,10 @@ def tune(
 ) -> None:
     """Find recipes for your model on your own pictures, no labels needed, within a budget of MACs, time or loss."""
     proposals = _proposals(proposal, proposal_weights)
-    if not Path(out).absolute().parent.is_dir():
-        raise InputError(f"--out {out} cannot be made: there is no folder {Path(out).parent}.")
+    from ..files import check_folder
+
+    check_folder(out)
+    correction = _correction(Path(out)) if correct else None
     job = Job(model, "", weights, pretrained, None, size, dtype, device, threads)
     from rich.console import Console
 
@@ -107,8 +109,6 @@ def tune(
                 yield one.images
 
     seen = (Watched if labelled else Unlabelled)(load_batches(pictures, batch, workers))
-    if correct:
-        Path(out).mkdir(exist_ok=True)
     with _bar(console) as report:
         front = tune(
             dense,
@@ -123,7 +123,7 @@ def tune(
             storage=storage,
             holdout=holdout,
             seed=seed,
-            correction=Path(out) / CORRECTION if correct else None,
+            correction=correction,
             report=report,
             mean=own.mean,
             std=own.std,
@@ -144,6 +144,18 @@ def tune(
     }
     print_record(record, "tune_view.tune_view", as_json)
     list_failures(seen.failures)
+
+
+def _correction(folder: Path) -> Path:
+    """The file for the correction's weights; one that belongs to another recipe than an earlier search's is refused."""
+    from ..methods.corrected import CORRECTION
+    from ..recipe import recipes_with
+
+    file = folder / CORRECTION
+    others = [path.name for path in (recipes_with(file) if file.exists() else []) if path.name != "best.json"]
+    if others:
+        raise InputError(f"{file} belongs to {', '.join(others)}: give another --out.")
+    return file
 
 
 def _proposals(names: list[str] | None, files: list[str] | None) -> dict[str, str | None]:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import inspect
+import os
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, fields
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, fields, replace
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple, Self
 
 from torch import Tensor, nn
 
@@ -123,6 +124,20 @@ class Method(ABC):
     family: ClassVar[str] = ""
     """The one family of hosts with stages that it is made for; empty is any."""
 
+    files: ClassVar[Mapping[str, str]] = {}
+    """Settings that name a file of weights -> the setting that keeps its SHA-256, a field with `compare=False`."""
+
+    def __post_init__(self) -> None:
+        """Check the settings that are files; a method that checks more of its settings calls this too."""
+        for setting, digest in self.files.items():
+            path, known = getattr(self, setting), getattr(self, digest)
+            path = os.fspath(path) if isinstance(path, os.PathLike) else path
+            if not isinstance(path, str | None):
+                raise RecipeError(f"{self.name}: {setting} must be the name of a file, not {path!r}.")
+            if not isinstance(known, str | None):
+                raise RecipeError(f"{self.name}: {digest} must be a SHA-256 in hexadecimal digits, not {known!r}.")
+            object.__setattr__(self, setting, path)
+
     @abstractmethod
     def left(self, here: Here) -> int:
         """How many of `here.tokens` remain after this method; the answer `here.tokens` means that it does not act."""
@@ -183,6 +198,30 @@ class Method(ABC):
     def settings(self) -> dict[str, Any]:
         """Field name -> value, all of them, as a recipe file records them."""
         return {field.name: getattr(self, field.name) for field in fields(self)}
+
+    def paths(self) -> dict[str, str]:
+        """The settings that name a file, and which."""
+        return {setting: path for setting in self.files if (path := getattr(self, setting)) is not None}
+
+    def read(self, setting: str) -> dict[str, Tensor]:
+        """The tensors in the file that `setting` names, in float32.
+
+        Raises:
+            InputError: there is no such file, it cannot be read, or its SHA-256 is not the one that is recorded.
+        """
+        from ..zoo.models import read_weights
+
+        return read_weights(self.paths()[setting], getattr(self, self.files[setting]))
+
+    def with_hashes(self) -> Self:
+        """The same method, with the SHA-256 of its files where none is recorded yet. Raises `InputError`."""
+        unknown = {self.files[setting]: path for setting, path in self.paths().items()}
+        unknown = {digest: path for digest, path in unknown.items() if getattr(self, digest) is None}
+        if not unknown:
+            return self
+        from ..zoo import file_sha256
+
+        return replace(self, **{digest: file_sha256(path) for digest, path in unknown.items()})
 
     def __add__(self, other: Method | Recipe | str) -> Recipe:
         from ..recipe import Recipe  # a recipe is made of methods; the sum alone looks the other way

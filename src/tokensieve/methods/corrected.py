@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import ClassVar
 
 import torch
@@ -13,6 +13,9 @@ from torch import nn
 from ..errors import RecipeError
 from ..tokens import Tokens
 from .base import Evidence, Here, Method, Place, register
+
+CORRECTION = "correction.safetensors"
+"""What its weights are called beside the recipes that a search found."""
 
 
 @register
@@ -26,17 +29,16 @@ class Corrected(Method):
 
     Args:
         weights: file with `weight` (d, d) and `bias` (d,), written by `tokensieve.correct` or `tokensieve correct`.
+        sha256: what that file must hash to; recipe files record it.
     """
 
     weights: str | os.PathLike[str] | None = None
+    sha256: str | None = field(default=None, compare=False)
 
     name: ClassVar[str] = "corrected"
     place: ClassVar[Place] = "end"
     needs_class_token: ClassVar[bool] = True
-
-    def __post_init__(self) -> None:
-        if self.weights is not None:
-            object.__setattr__(self, "weights", os.fspath(self.weights))
+    files: ClassVar[Mapping[str, str]] = {"weights": "sha256"}
 
     def left(self, here: Here) -> int:
         return here.tokens
@@ -52,9 +54,9 @@ class Corrected(Method):
             )
         linear = nn.Linear(width, width)
         if self.weights is not None:
-            from ..zoo.models import load_strictly, read_weights
+            from ..zoo.models import load_strictly
 
-            load_strictly(linear, read_weights(self.weights), f"the correction {os.fspath(self.weights)}")
+            load_strictly(linear, self.read("weights"), f"the correction {os.fspath(self.weights)}")
         return linear
 
     def reduce(self, tokens: Tokens, left: int, evidence: Evidence) -> Tokens:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import ClassVar
 
@@ -39,15 +39,18 @@ class DynamicSpatial(Method):
         weights: file with the weights of predictors and fast paths, keys as in published checkpoints; what else it
             holds is ignored. The host should be the one that was trained with them.
         layers: the blocks of the third stage with a predictor in front; None is after one, two and three ninths.
+        sha256: what that file must hash to; recipe files record it.
     """
 
     keep: float | tuple[float, ...]
     weights: str | os.PathLike[str] | None = None
     layers: tuple[int, ...] | None = None
+    sha256: str | None = field(default=None, compare=False)
 
     place: ClassVar[Place] = "before"
     on_tokens: ClassVar[bool] = False
     on_pixels: ClassVar[bool] = True
+    files: ClassVar[Mapping[str, str]] = {"weights": "sha256"}
     epsilon: ClassVar[float]
     """Of its layer norms."""
     scaled: ClassVar[bool]
@@ -56,13 +59,12 @@ class DynamicSpatial(Method):
     """A checkpoint's keys, as patterns -> the keys here; what none of them fits belongs to the host."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         for name in ("keep", "layers"):
             if isinstance(getattr(self, name), list):
                 object.__setattr__(self, name, tuple(getattr(self, name)))
         if self.layers is not None and (not self.layers or list(self.layers) != sorted(set(self.layers))):
             raise RecipeError(f"{self.name}: layers must be blocks in ascending order, not {self.layers!r}.")
-        if self.weights is not None:
-            object.__setattr__(self, "weights", os.fspath(self.weights))
         for share in self._shares(len(self.layers or (0, 0, 0))):
             check_share(self.name, "keep", share)
 
@@ -110,7 +112,8 @@ class DynamicSpatial(Method):
         paths = Paths(widths[STAGE], len(blocks), range(blocks[0], depths[STAGE]), self.epsilon, self.scaled)
         check_predictors(self.name, self.weights, pretrained)
         if self.weights is not None:
-            _load(paths, self.weights, self.published, self.name)
+            what = f"{self.name}'s predictors and fast paths ({os.fspath(self.weights)})"
+            _load(paths, self.read("weights"), self.published, what)
         return paths
 
 
@@ -179,13 +182,13 @@ class FastPath(nn.Module):
         return x if self.scale is None else x * self.scale
 
 
-def _load(paths: Paths, file: str | os.PathLike[str], published: Mapping[str, str], name: str) -> None:
-    from ..zoo.models import load_strictly, read_weights
+def _load(paths: Paths, state: Mapping[str, Tensor], published: Mapping[str, str], what: str) -> None:
+    from ..zoo.models import load_strictly
 
     own = {
         found.expand(new): value.flatten(1) if value.ndim == 4 else value  # a 1x1 convolution is a linear layer
-        for key, value in read_weights(file).items()
+        for key, value in state.items()
         for pattern, new in published.items()
         if (found := re.fullmatch(pattern, key))
     }
-    load_strictly(paths, own, f"{name}'s predictors and fast paths ({os.fspath(file)})")
+    load_strictly(paths, own, what)

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from typing import ClassVar
 
 import torch
@@ -31,23 +31,25 @@ class DynamicViT(Method):
         weights: file with the predictors' weights, keys as `score_predictor.0.in_conv.0.weight`; what else it holds is
             ignored, so that a DynamicViT checkpoint will do.
         layers: the blocks with a predictor in front; None is after one, two and three quarters (3, 6 and 9 of 12).
+        sha256: what that file must hash to; recipe files record it.
     """
 
     keep: float | tuple[float, ...]
     weights: str | os.PathLike[str] | None = None
     layers: Layers = None
+    sha256: str | None = field(default=None, compare=False)
 
     name: ClassVar[str] = "dynamicvit"
     place: ClassVar[Place] = "before"
+    files: ClassVar[Mapping[str, str]] = {"weights": "sha256"}
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if isinstance(self.keep, list):
             object.__setattr__(self, "keep", tuple(self.keep))
         for share in self.keep if isinstance(self.keep, tuple) else (self.keep,):
             check_share("dynamicvit", "keep", share)
         object.__setattr__(self, "layers", check_layers("dynamicvit", self.layers))
-        if self.weights is not None:
-            object.__setattr__(self, "weights", os.fspath(self.weights))
 
     def _stages(self, depth: int) -> tuple[int, ...]:
         return tuple(blocks(self.layers, depth, quarters(depth)))
@@ -67,7 +69,7 @@ class DynamicViT(Method):
         predictors = nn.ModuleList(Predictor(width) for _ in self._stages(depth))
         check_predictors("dynamicvit", self.weights, pretrained)
         if self.weights is not None:
-            _load(predictors, self.weights)
+            _load(predictors, self.read("weights"), self.weights)
         return predictors
 
     def reduce(self, tokens: Tokens, left: int, evidence: Evidence) -> Tokens:
@@ -106,9 +108,9 @@ class Predictor(nn.Module):
         return self.out_conv(torch.cat([x[:, :, :half], overall], dim=2))
 
 
-def _load(predictors: nn.ModuleList, file: str | os.PathLike[str]) -> None:
-    from ..zoo.models import load_strictly, read_weights
+def _load(predictors: nn.ModuleList, state: Mapping[str, Tensor], file: str | os.PathLike[str]) -> None:
+    from ..zoo.models import load_strictly
 
     start = "score_predictor."
-    own = {key[len(start) :]: value for key, value in read_weights(file).items() if key.startswith(start)}
+    own = {key[len(start) :]: value for key, value in state.items() if key.startswith(start)}
     load_strictly(predictors, own, f"dynamicvit's {len(predictors)} predictors ({os.fspath(file)}, {start}*)")

@@ -71,8 +71,10 @@ class PaPr(Method):
     place: ClassVar[Literal["start"]] = "start"
     needs_significance: ClassVar[bool] = True
     on_pixels: ClassVar[bool] = True
+    files: ClassVar[Mapping[str, str]] = {"proposal_weights": "proposal_sha256"}
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if isinstance(self.keep, list):
             object.__setattr__(self, "keep", tuple(self.keep))
         for share in self.keep if isinstance(self.keep, tuple) else (self.keep,):
@@ -84,8 +86,6 @@ class PaPr(Method):
             _one_of("significance", self.significance, SIGNIFICANCES)
         if self.proposal_dtype is not None:
             _one_of("proposal_dtype", self.proposal_dtype, ("float32", "bfloat16", "float16"))
-        if self.proposal_weights is not None:
-            object.__setattr__(self, "proposal_weights", os.fspath(self.proposal_weights))
         if isinstance(self.proposal_size, list):
             object.__setattr__(self, "proposal_size", tuple(self.proposal_size))
 
@@ -142,14 +142,6 @@ class PaPr(Method):
         assert evidence.significance is not None
         index = top_patches(evidence.significance, count).sort(dim=-1).values
         return Pixels(index, there.pixels, self.background)
-
-    def settings(self) -> dict[str, Any]:
-        settings = super().settings()
-        if self.proposal_weights is not None and self.proposal_sha256 is None:
-            from ..zoo import file_sha256
-
-            settings["proposal_sha256"] = file_sha256(self.proposal_weights)
-        return settings
 
 
 def top_patches(significance: Tensor, count: int) -> Tensor:

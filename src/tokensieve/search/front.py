@@ -11,9 +11,9 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from ..errors import InputError
-from ..files import draft
-from ..recipe import Recipe
+from ..files import draft, make_folder, same_file
+from ..methods.corrected import CORRECTION
+from ..recipe import Recipe, recipes_with
 from .arms import Failed
 from .judge import Figures
 
@@ -68,10 +68,10 @@ class Point:
         """Percent of the search images to which dense and sieved give the same class."""
         return self.search.agreement
 
-    def record(self) -> dict[str, Any]:
-        """As plain JSON."""
-        plain = {**asdict_flat(self), "recipe": str(self.recipe), "recipe_json": json.loads(self.recipe.to_json())}
-        return {**plain, "title": self.title}
+    def record(self, folder: Path | None = None) -> dict[str, Any]:
+        """As plain JSON, with paths for a file in `folder`, or for the working directory."""
+        recipe = json.loads(self.recipe.to_json(folder))
+        return {**asdict_flat(self), "recipe": recipe["text"], "recipe_json": recipe, "title": self.title}
 
     @property
     def title(self) -> str:
@@ -139,22 +139,22 @@ class Front:
         """The points that no other one beats in both MACs and loss."""
         return tuple(point for point in self.points if not point.dominated)
 
-    def to_json(self) -> str:
-        """Everything, with a version."""
-        return json.dumps(self.record(), indent=2)
+    def to_json(self, folder: Path | None = None) -> str:
+        """Everything, with a version, with paths for a file in `folder`, or for the working directory."""
+        return json.dumps(self.record(folder), indent=2)
 
-    def record(self) -> dict[str, Any]:
-        """Everything as plain JSON."""
+    def record(self, folder: Path | None = None) -> dict[str, Any]:
+        """Everything as plain JSON, paths as in `to_json`."""
         return {
             "tokensieve_front": VERSION,
             "wanted": dict(self.wanted),
             "reached": self.reached,
             "objective": self.objective,
             "dense": {"macs": self.dense_macs, "accuracy": dict(self.dense_accuracy)},
-            "best": self.best.record(),
-            "corrected": None if self.corrected is None else self.corrected.record(),
-            "points": [point.record() for point in self.points],
-            "finalists": [point.record() for point in self.finalists],
+            "best": self.best.record(folder),
+            "corrected": None if self.corrected is None else self.corrected.record(folder),
+            "points": [point.record(folder) for point in self.points],
+            "finalists": [point.record(folder) for point in self.finalists],
             "trials": self.trials,
             "stopped": self.stopped,
             "failures": [asdict(failed) for failed in self.failures],
@@ -178,29 +178,28 @@ class Front:
     def save(self, folder: str | os.PathLike[str]) -> Path:
         """Write best.json, the recommended recipe, a file for every point of the front, front.csv, .json and .png.
 
-        The folder is made if its parent is there; files of the same names are replaced.
+        The folder is made if its parent is there; files of the same names are replaced. Paths of weights are relative
+        to it. The correction.safetensors of a search that was saved here before goes, unless a recipe here names it.
 
         Raises:
             InputError: it cannot be written.
         """
         from ..show.front_plot import front_plot  # matplotlib takes a while: only where something is drawn
 
-        folder = Path(folder)
-        try:
-            folder.mkdir(exist_ok=True)
-        except OSError as error:
-            raise InputError(f"{folder} cannot be made: {error.strerror}.") from None
+        folder = make_folder(folder)
         for name, point in {"best": self.recommended, **{_file_name(point): point for point in self.pareto}}.items():
-            with draft(folder / f"{name}.json") as file:
-                file.write_text(point.recipe.to_json() + "\n", encoding="utf-8")
+            point.recipe.save(folder / f"{name}.json")
         with draft(folder / "front.csv") as file, file.open("w", encoding="utf-8", newline="") as stream:
-            writer = csv.DictWriter(stream, list(_row(self.best)))
+            writer = csv.DictWriter(stream, list(_row(self.best, folder)))
             writer.writeheader()
-            writer.writerows(_row(point) for point in (*self.points, self.corrected) if point is not None)
+            writer.writerows(_row(point, folder) for point in (*self.points, self.corrected) if point is not None)
         with draft(folder / "front.png") as file:
             front_plot(self).savefig(file, format="png", dpi=150)
         with draft(folder / "front.json") as file:
-            file.write_text(self.to_json() + "\n", encoding="utf-8")
+            file.write_text(self.to_json(folder) + "\n", encoding="utf-8")
+        before, named = folder / CORRECTION, [] if self.corrected is None else self.corrected.recipe.paths()
+        if before.is_file() and not any(same_file(before, path) for path in named) and not recipes_with(before):
+            before.unlink()
         return folder
 
     def _recommended(self) -> str:
@@ -280,7 +279,7 @@ def _file_name(point: Point) -> str:
     return re.sub(r"[^a-z0-9.]+", "-", f"{point.ratio:.2f}x {point.title}".lower())
 
 
-def _row(point: Point) -> dict[str, Any]:
+def _row(point: Point, folder: Path) -> dict[str, Any]:
     row: dict[str, Any] = {
         "title": point.title,
         "kind": point.kind,
@@ -294,4 +293,4 @@ def _row(point: Point) -> dict[str, Any]:
             row[f"{part}_{name}"] = None if figures is None else getattr(figures, name)
     for name in ("ratio", "low", "high"):
         row[f"speed_{name}"] = None if point.speed is None else getattr(point.speed, name)
-    return {**row, "dominated": point.dominated, "recipe": str(point.recipe)}
+    return {**row, "dominated": point.dominated, "recipe": str(point.recipe.relative_to(folder))}

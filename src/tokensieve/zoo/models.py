@@ -120,6 +120,8 @@ def file_sha256(path: str | PathLike[str]) -> str:
     try:
         with open(path, "rb") as file:
             return hashlib.file_digest(file, "sha256").hexdigest()
+    except FileNotFoundError:
+        raise InputError(f"There is no weights file {path}.") from None
     except OSError as error:
         raise InputError(f"The weights file {path} cannot be read: {error.strerror}.") from error
 
