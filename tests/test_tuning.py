@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import itertools
 import json
+import shutil
+from pathlib import Path
 from unittest.mock import Mock
 
 import pytest
@@ -422,6 +424,45 @@ def test_the_recommended_recipe_is_corrected_within_its_budget(images, tmp_path)
     assert json.loads((folder / "front.json").read_text())["corrected"]["recipe"] == str(
         point.recipe.relative_to(folder)
     )
+
+
+def test_a_front_and_its_correction_are_one_folder_that_can_be_moved(images, there, monkeypatch):
+    host, more = vit(), torch.cat([images, images.flip(2), images.flip(3), images.roll(9, 3), images.roll(20, 2)])
+    settings = {"macs": 1.6, "trials": 0, "families": ("tome",), "holdout": 0.0}
+    front = search(host, more, correction="found/correction.safetensors", **settings)
+    assert front.recommended is front.corrected
+    front.save("found")
+    assert str(there) not in "".join(path.read_text() for path in (there / "found").glob("front.[cj]s*"))
+    wanted = sieve(host, front.recommended.recipe)(more[:2])
+    shutil.move("found", "moved")
+    (there / "elsewhere").mkdir()
+    monkeypatch.chdir("elsewhere")
+    assert torch.equal(sieve(host, "../moved/best.json")(more[:2]), wanted)
+    told = json.loads(Path("../moved/front.json").read_text())["corrected"]["recipe_json"]
+    assert torch.equal(sieve(host, Recipe.from_json(json.dumps(told), there / "moved"))(more[:2]), wanted)
+    again = search(host, more, **settings)
+    again.save(there / "moved")
+    assert not (there / "moved" / "correction.safetensors").exists()
+
+
+def test_an_interrupted_correction_does_not_lose_the_front(images, tmp_path, monkeypatch):
+    """Ctrl-C while the corrected recipe is judged, when its weights are written."""
+    more = torch.cat([images, images.flip(2)])
+    judged = Judge.judge
+
+    def interrupted(self, recipe, part):
+        if "corrected" in str(recipe):
+            raise KeyboardInterrupt
+        return judged(self, recipe, part)
+
+    monkeypatch.setattr(Judge, "judge", interrupted)
+    folder = tmp_path / "found"
+    settings = {"macs": 1.6, "trials": 0, "families": ("tome",)}
+    front = search(vit(), more, correction=folder / "correction.safetensors", **settings)
+    assert "interrupted" in front.left_out["correction"]
+    assert (folder / "correction.safetensors").is_file()
+    front.save(folder)
+    assert not (folder / "correction.safetensors").exists()
 
 
 def held_out(count, share, seed=0):

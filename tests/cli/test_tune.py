@@ -10,7 +10,7 @@ from safetensors.torch import save_file
 
 import tokensieve.tuning as tuning
 from tests.pictures import two_classes
-from tokensieve import Recipe
+from tokensieve import Corrected, Recipe
 from tokensieve.measure.speed import interleaved
 
 MODEL = ["--model", "test_vit", "--no-pretrained", "--threads", 1, "--batch", 8]
@@ -76,7 +76,37 @@ def test_labels_tell_accuracy(run, pictures, there):
         (["--macs", 1.3, "--proposal", "resnet18", "--proposal-weights", "a.pt"], "no weights file a.pt"),
         (["--macs", 1.3, "--family", "tomme"], "the nearest"),
         (["--macs", 1.3, "--out", "nowhere/found"], "nowhere"),
+        (["--macs", 1.3, "--out", "file"], "file is a file: give the name of a folder"),
+        (["--macs", 1.3, "--no-correct", "--out", "file"], "file is a file: give the name of a folder"),
+        ([*QUICK, "--macs", 500], "No recipe could be judged"),
+        (["--macs", 1.3, "--storage", "nowhere/trials.db", *QUICK], "there is no folder nowhere"),
     ],
 )
-def test_one_sentence_for_what_cannot_be_done(refused, pictures, there, arguments, sentence):
+def test_one_sentence_for_what_cannot_be_done_and_nothing_is_written(refused, pictures, there, arguments, sentence):
+    (there / "file").write_text("mine")
     assert sentence in refused("tune", "--data", pictures, *MODEL, *arguments)
+    assert [path.read_text() for path in there.iterdir()] == ["mine"]
+
+
+def test_the_correction_of_an_earlier_run_goes_where_there_is_none(run, refused, pictures, there):
+    folder = there / "tokensieve-tune"
+    folder.mkdir()
+    weights = folder / "correction.safetensors"
+    weights.write_bytes(b"abc")
+    for name in ("best", "good"):
+        Recipe.of(Corrected(weights=weights)).save(folder / f"{name}.json")
+    command = ["tune", "--data", pictures, *MODEL, *QUICK, "--macs", 1.3]
+    assert "correction.safetensors belongs to good.json: give another --out" in refused(*command)
+    assert run(*command, "--no-correct").code == 0  # it writes none, and leaves what another recipe needs
+    assert weights.read_bytes() == b"abc"
+    (folder / "good.json").unlink()
+    result = run(*command)  # too few pictures to correct on
+    assert result.code == 0, result.err
+    assert not weights.exists()
+    assert Recipe.load(folder / "best.json").paths() == []
+
+
+def test_the_trials_may_be_kept_in_the_folder_that_is_made(run, pictures, there):
+    storage = ["--out", "found", "--storage", "found/trials.db"]
+    assert run("tune", "--data", pictures, *MODEL, *QUICK, "--macs", 1.3, *storage).code == 0
+    assert {"trials.db", "best.json"} <= {path.name for path in (there / "found").iterdir()}
