@@ -230,6 +230,14 @@ def test_a_file_of_text_names_weights_from_its_folder_too(there: Path) -> None:
     assert Recipe.load("mine/a.recipe") == Recipe.parse("tome(r=8) + corrected(weights='mine/w.pt')")
 
 
+def test_the_recipes_beside_the_results_load() -> None:
+    files = sorted((Path(__file__).resolve().parents[1] / "results").glob("*.json"))
+    assert len(files) >= 2
+    for file in files:
+        recipe = Recipe.load(file)
+        assert recipe == Recipe.parse(json.loads(file.read_text())["text"])
+
+
 def version_1(folder: Path, weights: str) -> Path:
     """A recipe file as the release before wrote it."""
     entry = {"name": "corrected", "weights": weights}
