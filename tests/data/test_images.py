@@ -153,14 +153,6 @@ class TestPictures:
         with pytest.raises(InputError, match="32-bit"):
             read_image(tmp_path / "int.tif")
 
-    def test_orientation_stays_as_timm_leaves_it(self, noise, tmp_path):
-        exif = Image.Exif()
-        exif[0x0112] = 6
-        noise("RGB").save(tmp_path / "a.jpg", exif=exif)
-        assert read_image(tmp_path / "a.jpg").size == (20, 18)
-        theirs = timm.data.ImageDataset(str(tmp_path))[0][0]
-        assert np.array_equal(read_image(tmp_path / "a.jpg"), theirs)
-
     def test_one_pixel_is_a_picture(self, save, small):
         image, _ = image_set(save("dot.png", value=255, size=(1, 1)), small)[0]
         assert torch.equal(image, torch.ones(3, 16, 16))

@@ -1,7 +1,8 @@
 """Images in, batches out: thin over the readers and transforms of timm and Pillow."""
 
-from .classes import class_index
+from .classes import class_descriptions, class_index
 from .images import Failure, ImageSet, StreamSet, image_set, photograph_set, read_image, scene_set
+from .listing import Skipped
 from .loading import Batch, Batches, load_batches
 from .preprocessing import Preprocessing
 from .scenes import Scene, Scenes, photographs
@@ -14,7 +15,9 @@ __all__ = [
     "Preprocessing",
     "Scene",
     "Scenes",
+    "Skipped",
     "StreamSet",
+    "class_descriptions",
     "class_index",
     "image_set",
     "load_batches",

@@ -2,6 +2,7 @@
 
 import os
 import sys
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import redirect_stdout
 from dataclasses import dataclass
@@ -11,22 +12,29 @@ from typing import IO, Any
 
 import numpy as np
 import timm.data
-from PIL import Image, UnidentifiedImageError
-from timm.data.readers.reader_image_folder import find_images_and_targets
-from timm.data.readers.reader_image_in_tar import ReaderImageInTar
-from timm.utils.misc import natural_key
+from PIL import ExifTags, Image, UnidentifiedImageError
 from torch import Tensor
 from torch.utils.data import Dataset, IterableDataset
-from torchvision.datasets.folder import IMG_EXTENSIONS
 
 from ..errors import InputError, RecipeError
 from .classes import class_index
+from .listing import Listing, Skipped, TarMember, list_folder, list_tar
 from .preprocessing import Preprocessing
 from .scenes import ScenePictures, Scenes, photographs
 
 SCENES = 1000
 """Scenes in a set of them, unless it is limited."""
 _TIMM_PREFIXES = ("hfds", "hfids", "tfds", "wds", "torch")
+_TURNS: dict[Any, Image.Transpose] = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+"""By EXIF orientation; 1 is upright."""
 
 
 @dataclass(frozen=True)
@@ -45,6 +53,9 @@ class ImageSet(Dataset[tuple[Tensor, int]]):
 
     Attributes:
         classes: folder name -> class index; empty for sets without class folders.
+        found: how many pictures there are, those that a limit leaves out included.
+        skipped: files and folders beside them that are not read.
+        notes: sentences about what changes labels, or is read in part.
     """
 
     def __init__(
@@ -53,9 +64,11 @@ class ImageSet(Dataset[tuple[Tensor, int]]):
         transform: Callable[[Image.Image], Tensor],
         *,
         names: Sequence[str] | str,
-        labels: Mapping[int, int] | None = None,
+        labels: Sequence[int] | None = None,
         classes: Mapping[str, int] | None = None,
         limit: int | None = None,
+        skipped: Sequence[Skipped] = (),
+        notes: Sequence[str] = (),
     ) -> None:
         """Wrap anything with a length whose items are (file, or PIL image; label).
 
@@ -63,21 +76,29 @@ class ImageSet(Dataset[tuple[Tensor, int]]):
             items: indexable, with a length.
             transform: from an RGB image to a tensor (3, H, W).
             names: under which each item is reported; one name for all becomes "NAME[i]".
-            labels: what each label of `items` becomes; by default it stays.
+            labels: of each item, where they are known before it is read.
             classes: see above.
             limit: at most so many pictures, spread evenly over the items.
+            skipped: see above.
+            notes: see above.
         """
         self.items = items
         self.transform = transform
         self.classes = dict(classes or {})
         self._names = names
         self._labels = labels
-        count = len(items)
+        self.found = count = len(items)
+        self.skipped, self.notes = tuple(skipped), tuple(notes)
         # The items are sorted by class: the first ones would all be of one class.
         self._indices = range(count) if limit is None or limit >= count else [i * count // limit for i in range(limit)]
 
     def __len__(self) -> int:
         return len(self._indices)
+
+    @property
+    def unlabelled(self) -> int:
+        """How many pictures are known to have no label."""
+        return 0 if self._labels is None else sum(self._labels[i] < 0 for i in self._indices)
 
     def __getitem__(self, index: int) -> tuple[Tensor, int]:
         """Picture `index`; raises InputError when it cannot be read."""
@@ -96,13 +117,28 @@ class ImageSet(Dataset[tuple[Tensor, int]]):
         position = self._indices[index]
         try:
             source, label = self.items[position][:2]
-            label = -1 if label is None else int(label)
             image = _to_rgb(source) if isinstance(source, Image.Image) else _decode(source)
-            return self.transform(image), label if self._labels is None else self._labels[label]
+            return self.transform(image), -1 if label is None else int(label)
         except _UnusableError as error:
             return Failure(self.path(index), str(error))
         except Exception as error:  # whatever a reader or a resize may raise concerns this picture alone
             return Failure(self.path(index), f"cannot be read: {_reason(error)}")
+
+
+class _Listed:
+    """Items of a listing: (path, or the content of a tar's member; label)."""
+
+    def __init__(self, listing: Listing) -> None:
+        self.sources, self.labels = listing.sources, listing.labels
+
+    def __len__(self) -> int:
+        return len(self.sources)
+
+    def __getitem__(self, index: int) -> tuple[Any, int]:
+        source = self.sources[index]
+        if source is None:
+            raise _UnusableError("does not exist")
+        return source.open() if isinstance(source, TarMember) else source, self.labels[index]
 
 
 class StreamSet(IterableDataset[tuple[Tensor, int]]):
@@ -119,6 +155,9 @@ class StreamSet(IterableDataset[tuple[Tensor, int]]):
         self.transform = transform
         self.name = name
         self.limit = limit
+        self.found, self.unlabelled = None, 0
+        self.skipped: tuple[Skipped, ...] = ()
+        self.notes: tuple[str, ...] = ()
 
     def __iter__(self) -> Iterator[tuple[Tensor, int]]:
         count = 0
@@ -145,6 +184,8 @@ def image_set(
         source: a folder of class folders (the folder that holds a picture names its class), a flat folder (no labels:
             -1), a tar of either, one image file, or a data set that timm opens: "hfds/NAME", "hfids/NAME", "tfds/NAME",
             "wds/NAME", "torch/NAME". "folder/PATH" is PATH. "scenes" generates pictures of digits (see `Scenes`).
+            Hidden files and folders are skipped, links are followed, and nothing is read twice. A class folder without
+            pictures keeps its number. What is skipped is listed in `skipped`, what else matters in `notes`.
         preprocessing: what makes a picture a tensor.
         classes: a class-index file, or its content (see `class_index`), so that ten folders of ImageNet are scored
             1000-way. Without it the class folders count in natural order ("2" before "10"), from 0.
@@ -174,10 +215,10 @@ def image_set(
             source = Path(rest)
     path = Path(source)
     if path.is_dir():
-        return _folder(path, transform, index, limit)
+        return _listed(list_folder(path, index), transform, limit)
     if path.is_file():
         if path.suffix.lower() == ".tar":
-            return _tar(path, transform, index, limit)
+            return _listed(list_tar(path, index), transform, limit)
         return ImageSet([(path, -1)], transform, names=[str(path)])
     known = ", ".join(f"{prefix}/" for prefix in _TIMM_PREFIXES)
     raise InputError(
@@ -202,8 +243,8 @@ def photograph_set(preprocessing: Preprocessing) -> ImageSet:
 def read_image(path: str | os.PathLike[str] | IO[bytes]) -> Image.Image:
     """Read a picture as 8-bit RGB.
 
-    Transparency is dropped and EXIF orientation is not applied, as in timm's readers. 16-bit grey keeps its upper eight
-    bits (Pillow alone would clip it to white).
+    It is turned as its EXIF orientation says. Transparency is dropped, of several frames the first is read, and 16-bit
+    grey keeps its upper eight bits (Pillow alone would clip it to white).
 
     Raises:
         InputError: no such file, not a picture, damaged, or float samples whose range is unknown.
@@ -226,6 +267,8 @@ def _decode(source: Any) -> Image.Image:
         raise
     except FileNotFoundError:
         raise _UnusableError("does not exist") from None
+    except PermissionError:
+        raise _UnusableError("may not be read: permission denied") from None
     except UnidentifiedImageError:
         raise _UnusableError("is not a picture that Pillow can read") from None
     except Exception as error:  # Pillow's decoders raise OSError, SyntaxError, ValueError, struct.error and others
@@ -233,6 +276,7 @@ def _decode(source: Any) -> Image.Image:
 
 
 def _to_rgb(picture: Image.Image) -> Image.Image:
+    turn = _turn(picture)
     if picture.mode == "F":
         raise _UnusableError("holds float samples of unknown range: save it with 8 or 16 bits")
     if picture.mode == "I" or picture.mode.startswith("I;16"):
@@ -242,52 +286,35 @@ def _to_rgb(picture: Image.Image) -> Image.Image:
         picture = Image.fromarray((samples >> 8).astype(np.uint8))
     elif picture.mode == "P" and "transparency" in picture.info:
         picture = picture.convert("RGBA")  # the same pixels as straight to RGB, without Pillow's warning
-    return picture.convert("RGB")
+    picture = picture.convert("RGB")
+    return picture if turn is None else picture.transpose(turn)
+
+
+def _turn(picture: Image.Image) -> Image.Transpose | None:
+    """What puts a picture upright. Pillow's `exif_transpose` also rewrites the EXIF data, and fails where it cannot."""
+    picture.load()  # the readers of some formats turn the picture themselves, and take the orientation away
+    try:
+        with warnings.catch_warnings(action="ignore"):
+            return _TURNS.get(picture.getexif().get(ExifTags.Base.Orientation))
+    except Exception:  # damaged EXIF data raises whatever its parser meets; the picture itself is whole
+        return None
 
 
 def _reason(error: BaseException) -> str:
     return " ".join(str(error).split()).rstrip(".") or type(error).__name__
 
 
-def _folder(root: Path, transform: Callable, index: dict[str, int] | None, limit: int | None) -> ImageSet:
-    found, positions = find_images_and_targets(str(root), types=IMG_EXTENSIONS)
-    if not found:
-        raise InputError(f"{root} holds no pictures ({', '.join(IMG_EXTENSIONS)}).")
-    found.sort(key=lambda item: [(natural_key(part), part) for part in Path(item[0]).parts])
-    labels, classes = _relabel(positions, index, str(root))
-    return ImageSet(found, transform, names=[file for file, _ in found], labels=labels, classes=classes, limit=limit)
-
-
-def _tar(path: Path, transform: Callable, index: dict[str, int] | None, limit: int | None) -> ImageSet:
-    try:
-        # Without cached handles: worker processes would share, and move, one file position.
-        reader = ReaderImageInTar(str(path), cache_tarfiles=False, cache_tarinfo=False)
-    except Exception as error:
-        raise InputError(f"{path} holds no pictures that can be listed: {_reason(error)}.") from error
-    labels, classes = _relabel(reader.class_name_to_idx, index, str(path))
+def _listed(listing: Listing, transform: Callable, limit: int | None) -> ImageSet:
     return ImageSet(
-        reader,
+        _Listed(listing),
         transform,
-        names=[f"{path}:{name}" for name in reader.filenames()],
-        labels=labels,
-        classes=classes,
+        names=listing.names,
+        labels=listing.labels,
+        classes=listing.classes,
         limit=limit,
+        skipped=listing.skipped,
+        notes=listing.notes,
     )
-
-
-def _relabel(
-    positions: Mapping[str, int], index: dict[str, int] | None, name: str
-) -> tuple[dict[int, int], dict[str, int]]:
-    """From timm's numbers of the folders found to class indices; pictures outside any class folder have label -1."""
-    folders = sorted((folder for folder in positions if folder), key=lambda folder: (natural_key(folder), folder))
-    if index is None:
-        index = {folder: i for i, folder in enumerate(folders)}
-    for folder in folders:
-        if folder not in index:
-            raise InputError(
-                f"The class folder '{folder}' of {name} is not in the class index: name it there or move it."
-            )
-    return {position: index[folder] if folder else -1 for folder, position in positions.items()}, index
 
 
 def _timm_set(

@@ -12,7 +12,7 @@ from timm.data import ImageNetInfo, infer_imagenet_subset
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ..data import class_index
+from ..data import class_descriptions
 from ..errors import InputError
 from ..measure.outputs import evaluating, forward_batches
 from ..stages import SievedStages
@@ -199,7 +199,7 @@ def class_names(model: nn.Module, file: str | Path | None = None) -> list[str] |
             return None
         info = ImageNetInfo(subset)
         return [info.index_to_description(index).split(",")[0] for index in range(info.num_classes())]
-    names = {index: name for name, index in class_index(file).items()}
+    names = class_descriptions(file)
     if not count:
         raise InputError(f"The class names of {file} have no use: {type(model).__name__} has no classifier.")
     for index in range(count):
