@@ -86,12 +86,14 @@ def bench(
     from rich.console import Console
 
     from ..packing import prepack as pack
+    from ..show.files import files_record, tell_files
     from ..show.progress import list_failures
     from ..show.tables import units
 
     console = Console(stderr=True)
     with console.status("opening the model"):
         source = None if data is None else _pictures(data)
+        tell_files(source)
         opened = job.open()
         record = {**job.record(opened), "prepacked": prepack, "data": data, "decoding": None}
         if prepack and not waterfall:
@@ -103,6 +105,7 @@ def bench(
         with console.status("decoding pictures"):
             decoded, images = _decode(source, opened, max(batches), workers or 0, seconds)
         record["decoding"] = asdict(decoded)
+        record |= files_record(source, decoded.pictures, decoded.failures)
     record |= {"runs": [], "waterfall": None}
     images = images.to(job.where, job.precision)
     said = {

@@ -63,10 +63,12 @@ def correct(
 
     from .. import correction
     from ..data import Preprocessing, image_set, load_batches
+    from ..show.files import files_record, tell_files
     from ..show.progress import list_failures
 
     console = Console(stderr=True)
     pictures = image_set(data, Preprocessing((224, 224), (0.5,) * 3, (0.5,) * 3), limit=limit)
+    tell_files(pictures)
     with console.status("opening the model"):
         dense, fast, own = opened = job.open()
         prepared = Preprocessing.named(preprocessing, dense, mean=own.mean, std=own.std, size=own.input_size)
@@ -91,7 +93,7 @@ def correct(
         "agreement": found.agreement,
         "corrected_agreement": found.corrected_agreement,
         "ridge": found.ridge,
-        "failures": [asdict(failure) for failure in batches.failures],
+        **files_record(pictures, found.images, batches.failures),
         "out": str(place),
         "correction": str(file) if found.ridge is not None else None,
     }

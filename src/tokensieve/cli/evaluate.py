@@ -10,6 +10,7 @@ import typer
 from ..errors import InputError
 from ..job import Job, numbers
 from .options import (
+    ClassesOption,
     DeviceOption,
     DtypeOption,
     JsonOption,
@@ -34,9 +35,7 @@ def evaluate(
     weights: WeightsOption = None,
     pretrained: PretrainedOption = True,
     proposal_weights: ProposalWeightsOption = None,
-    classes: Annotated[
-        str | None, typer.Option(metavar="FILE", help="Which folder is which class, for folders of some classes.")
-    ] = None,
+    classes: ClassesOption = None,
     preprocessing: Annotated[str, typer.Option(metavar="timm|papers", help="How pictures are resized.")] = "timm",
     batch: Annotated[int, typer.Option(min=1, metavar="N", help="Pictures that go through together.")] = 32,
     k: Annotated[str | None, typer.Option(metavar="K,...", help="Top-k accuracies; default 1,5.")] = None,
@@ -55,10 +54,12 @@ def evaluate(
 
     from ..data import Preprocessing, image_set, load_batches
     from ..measure import fidelity
+    from ..show.files import files_record, tell_files
     from ..show.progress import Watched, list_failures
 
     # The data is opened first, which is soon done; how its pictures are prepared, only the model knows.
     pictures = image_set(data, Preprocessing((224, 224), (0.5,) * 3, (0.5,) * 3), classes=classes, limit=limit)
+    tell_files(pictures)
     with Console(stderr=True).status("opening the model"):
         dense, fast, own = opened = job.open()
         prepared = Preprocessing.named(preprocessing, dense, mean=own.mean, std=own.std, size=own.input_size)
@@ -76,7 +77,7 @@ def evaluate(
         "images": result.count,
         **{name: scores and {f"top{k}": percent for k, percent in scores.top.items()} for name, scores in both.items()},
         **{name: getattr(result, name) for name in ("agreement", "agreement_stderr", "kl", "cosine")},
-        "failures": [asdict(failure) for failure in result.failures],
+        **files_record(pictures, result.count, result.failures),
     }
     print_record(record, "tables.eval_view", as_json)
     list_failures(result.failures)

@@ -21,4 +21,11 @@ SizeOption = Annotated[str | None, typer.Option(metavar="224|224x256", help="Hei
 DtypeOption = Annotated[str, typer.Option(metavar="|".join(DTYPES), help="Precision of the model.")]
 DeviceOption = Annotated[str, typer.Option(metavar="cpu|cuda|cuda:0|auto", help="Where to run.")]
 ThreadsOption = Annotated[int | None, typer.Option(min=1, metavar="N", help="CPU threads; default torch's choice.")]
+CLASS_FILES = (
+    "A folder name a line; lines 'n01440764 tench, Tinca tinca'; CSV or tabs under a header folder,index; or JSON."
+)
+ClassesOption = Annotated[
+    str | None,
+    typer.Option(metavar="FILE", help=f"Which folder is which class, for folders of some classes. {CLASS_FILES}"),
+]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object, unrounded, and nothing else.")]

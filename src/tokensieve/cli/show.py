@@ -11,6 +11,7 @@ import typer
 from ..errors import InputError
 from ..job import Job
 from .options import (
+    CLASS_FILES,
     DeviceOption,
     DtypeOption,
     JsonOption,
@@ -46,7 +47,9 @@ def show(
         str | None, typer.Option(metavar="MAP,...", help=f"Significance maps beside each other: {', '.join(MAPS)}.")
     ] = None,
     limit: Annotated[int, typer.Option(min=1, metavar="N", help="At most N pictures, evenly spread.")] = 12,
-    classes: Annotated[str | None, typer.Option(metavar="FILE", help="Names of the model's classes.")] = None,
+    classes: Annotated[
+        str | None, typer.Option(metavar="FILE", help=f"Names of the model's classes. {CLASS_FILES}")
+    ] = None,
     out: Annotated[
         list[str] | None, typer.Option(metavar="FILE", help=f"A .png or .html; repeats. Default {' and '.join(OUT)}.")
     ] = None,
@@ -74,6 +77,7 @@ def show(
     from ..data import load_batches
     from ..show import gallery, rivals
     from ..show.explain import class_names
+    from ..show.files import files_record, tell_files
     from ..show.progress import Watched, list_failures
     from ..show.sheet import sheet
 
@@ -88,6 +92,7 @@ def show(
         record["random"] = gallery.random_parts(job, recipes.values())
         fasts = rivals.open_rivals(dense, recipes, own.mean, own.std, pretrained=pretrained) if several else {}
         pictures = gallery.Pictures(images, own, limit)
+        tell_files(pictures)
         seen = Watched(load_batches(pictures, 1 if several else BATCH))
     if maps:
         shown = gallery.compared(rivals.Rivals(fasts, dense, known), own, seen, pictures.names)
@@ -96,7 +101,8 @@ def show(
         shown = gallery.grid(rivals.Rivals(cells, dense, known), own, seen, pictures.names)
     else:
         shown = gallery.explained(opened, seen, pictures.names, known)
-    record |= {**shown.record, "found": pictures.found, "failures": [vars(failure) for failure in seen.failures]}
+    record |= {**shown.record, "found": pictures.found}
+    record |= files_record(pictures, len(shown.record["pictures"]), seen.failures)
     record["out"] = [str(place) for place in places]
     report = gallery.report(record, shown, job.recipe)
     with console.status("drawing"):

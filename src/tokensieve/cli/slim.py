@@ -70,10 +70,12 @@ def slim(
 
     from .. import slimming
     from ..data import Preprocessing, image_set, load_batches
+    from ..show.files import files_record, tell_files
     from ..show.progress import list_failures
 
     console = Console(stderr=True)
     pictures = image_set(data, Preprocessing((224, 224), (0.5,) * 3, (0.5,) * 3), limit=limit)
+    tell_files(pictures)
     with console.status("opening the model"):
         dense, _, own = job.open()
     pictures.transform = own.transform()
@@ -101,7 +103,7 @@ def slim(
         "saving": found.saving,
         "patches": list(found.counts),
         "errors": list(found.errors),
-        "failures": [asdict(failure) for failure in batches.failures],
+        **files_record(pictures, found.images, batches.failures),
         "out": out,
         "plot": plot,
     }

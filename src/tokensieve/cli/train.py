@@ -79,25 +79,28 @@ def train(
 
     if threads is not None:
         torch.set_num_threads(threads)
-    folder, trained = Path(out or what), list[dict[str, Any]]()
+    folder, trained, read = Path(out or what), list[dict[str, Any]](), dict[str, Any]()
     for name in names if only is None else (only,):
         if images is None:
             plan = replace(on_scenes.PLANS[name], seed=seed)
             plan = plan if scenes is None else replace(plan, images=scenes)
             weights = on_scenes.train(plan, folder, workers=workers, report=_tell)
         else:
+            from ..show.files import files_record, tell_files
             from ..train import photographs
 
             assert validation is not None
             plan, task = photographs.prepare(
                 name, images, validation, folder, epochs=epochs or 60, size=size or 128, args=_arguments(args),
-                seed=seed, teacher=teacher, teacher_weights=teacher_weights, say=say,
+                seed=seed, teacher=teacher, teacher_weights=teacher_weights, say=say, opened=tell_files,
             )  # fmt: skip
+            # None of them failed, or nothing is trained.
+            read = {name: files_record(each, len(each), ()) for name, each in task.sets.items()}
             weights = loop.train(plan, task, folder, workers=workers, report=_tell)
         trained.append(
             {"model": name, "weights": str(weights), "plan": asdict(plan), "log": loop.read_log(folder, name)}
         )
-    print_record({"trained": trained}, "train_view.train_view", as_json)
+    print_record({"trained": trained, "data": read}, "train_view.train_view", as_json)
 
 
 def _arguments(text: str | None) -> dict[str, Any]:

@@ -12,6 +12,7 @@ import typer
 from ..errors import InputError
 from ..job import Job
 from .options import (
+    ClassesOption,
     DeviceOption,
     DtypeOption,
     JsonOption,
@@ -61,11 +62,10 @@ def tune(
         bool, typer.Option(help="Correct what the recommended recipe loses on all pictures alike.")
     ] = True,
     labels: Annotated[
-        bool, typer.Option("--labels", help="The folders are the model's classes: tell accuracy too.")
+        bool,
+        typer.Option("--labels", help="The folders are the model's classes: tell accuracy too. --classes means it."),
     ] = False,
-    classes: Annotated[
-        str | None, typer.Option(metavar="FILE", help="Which folder is which class; means --labels.")
-    ] = None,
+    classes: ClassesOption = None,
     preprocessing: Annotated[str, typer.Option(metavar="timm|papers", help="How pictures are resized.")] = "timm",
     batch: Annotated[int, typer.Option(min=1, metavar="N", help="Pictures that go through together.")] = 32,
     workers: Annotated[int, typer.Option(min=0, metavar="N", help="Processes that read ahead.")] = 0,
@@ -86,11 +86,13 @@ def tune(
     from rich.console import Console
 
     from ..data import Preprocessing, image_set, load_batches
+    from ..show.files import files_record, tell_files
     from ..show.progress import Watched, list_failures
     from ..tuning import budget, tune
 
     budget(macs, time, loss)
     pictures = image_set(data, Preprocessing((224, 224), (0.5,) * 3, (0.5,) * 3), classes=classes, limit=limit)
+    tell_files(pictures)
     console = Console(stderr=True)
     with console.status("opening the model"):
         dense, _, own = job.open()
@@ -102,6 +104,8 @@ def tune(
             f"--labels: the {folders} class folders are not the {_classes(dense)} classes of the model; --classes FILE "
             "says which folder is which class."
         )
+    if labelled and (loose := getattr(pictures, "unlabelled", 0)):
+        raise InputError(f"Accuracy needs a label for every picture, and {loose} lie in no class folder: move them.")
 
     class Unlabelled(Watched):
         def __iter__(self) -> Iterator[Any]:
@@ -132,15 +136,16 @@ def tune(
         )
     front.save(out)
     job.recipe = front.recommended.recipe
+    images = front.best.search.images + (front.best.heldout.images if front.best.heldout else 0)
     record = {
         **job.record(job.sieve(dense, own)),
         "data": data,
         "classes": classes,
         "preprocessing": {"name": preprocessing, **asdict(prepared)},
-        "images": front.best.search.images + (front.best.heldout.images if front.best.heldout else 0),
+        "images": images,
         "front": front.record(),
         "out": out,
-        "failures": [asdict(failure) for failure in seen.failures],
+        **files_record(pictures, images, seen.failures),
     }
     print_record(record, "tune_view.tune_view", as_json)
     list_failures(seen.failures)

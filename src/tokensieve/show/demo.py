@@ -24,6 +24,7 @@ from ..recipe import Recipe
 from ..stages import SievedStages
 from ..stream import Sieved, sieve
 from .explain import class_names
+from .files import files_record, tell_files
 from .gallery import Pictures
 from .page import Fact, Panel, Report, Section, Table
 from .pictures import groups, heat, kept, photo
@@ -65,6 +66,7 @@ def run_demo(
     known: Rivals[str] = Rivals(fasts, dense, named)
 
     given: Dataset = Pictures(images, own, MOST) if images else photograph_set(own)
+    tell_files(given)
     photographs = load_batches(given, batch)
     sections, asked = [], photographs
     if generated:
@@ -83,6 +85,8 @@ def run_demo(
         lead = "Made for this run; none of these handwritten digits was in training. A wrong answer is marked."
         sections.append(drawn("Fresh scenes", lead, _first(asked_batches, SHOWN), own.mean, own.std, known))
     seen = asked_batches if not generated else list(photographs)
+    if images:
+        record |= files_record(given, sum(len(one.images) for one in seen), photographs.failures)
     lead = "Whole photographs" + (", on which a reader of digits has only guesses." if generated else ".")
     if seen:
         sections.append(drawn("Photographs", lead, _first(seen, MOST), own.mean, own.std, known))

@@ -60,6 +60,8 @@ class Pictures(Dataset[tuple[Tensor, int]]):
                 raise InputError(f"{source} is a stream: show takes image files, folders and tars.")
             self.places += [(found, index) for index in range(len(found))]
         self.found = len(self.places)
+        self.skipped = [each for found in sets for each in found.skipped]
+        self.notes = [note for found in sets for note in found.notes]
         if limit < self.found:
             self.places = [self.places[i * self.found // limit] for i in range(limit)]
         paths = [self.path(index) for index in range(len(self))]

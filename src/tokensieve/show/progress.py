@@ -18,7 +18,7 @@ SHOWN = 5
 class Watched:
     """Batches with a progress bar where stderr is a terminal. Can be read once.
 
-    The first batch is read at once, because it shows whether there are labels.
+    The first batch is read at once, because it shows whether there are labels, where the set does not know.
     """
 
     def __init__(self, batches: Batches) -> None:
@@ -27,7 +27,8 @@ class Watched:
 
     @property
     def labelled(self) -> bool:
-        return self.first is not None and bool((self.first.labels >= 0).all())
+        unlabelled: int = getattr(self.batches.dataset, "unlabelled", 0)
+        return not unlabelled and self.first is not None and bool((self.first.labels >= 0).all())
 
     @property
     def failures(self) -> list[Failure]:

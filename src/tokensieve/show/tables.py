@@ -10,6 +10,8 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from .files import files_line
+
 Record = dict[str, Any]
 
 
@@ -156,6 +158,8 @@ def header(record: Record) -> RenderableType:
         pictures, workers = record["decoding"]["pictures"], record["decoding"]["workers"]
         who = f"{workers} worker{'s' if workers > 1 else ''}" if workers else "this process"
         grid.add_row("data", Text(f"{record['data']}, {pictures} pictures decoded by {who}"))
+    if "files" in record:
+        grid.add_row("files", files_line(record["files"]))
     macs = record["macs"]
     proposal = f", proposal {giga(macs['proposal'])} included" if macs["proposal"] else ""
     grid.add_row("MACs", f"{giga(macs['dense'])} → {giga(macs['sieved'])} G an image{proposal}")

@@ -5,8 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 from rich.console import Group, RenderableType
+from rich.table import Table
 from rich.text import Text
 
+from .files import files_line
 from .tables import new_table
 
 
@@ -17,4 +19,10 @@ def train_view(record: dict[str, Any]) -> RenderableType:
         last = trained["log"][-1]
         minutes, right = f"{last['seconds'] / 60:.0f}", f"{last['validation_top1']:.1f}%"
         table.add_row(trained["model"], f"{last['images']:.0f}", minutes, right)
-    return Group(table, "", *(Text(trained["weights"], style="bold") for trained in record["trained"]))
+    files = Table.grid(padding=(0, 2))
+    for name, read in record["data"].items():
+        files.add_row(name, files_line(read["files"]))
+    parts: list[RenderableType] = [table, ""]
+    if record["data"]:
+        parts += [files, ""]
+    return Group(*parts, *(Text(trained["weights"], style="bold") for trained in record["trained"]))

@@ -30,6 +30,8 @@ from .loop import Losses, Plan
 MARGIN = 1.25
 """Photographs are kept so much larger than the model reads them, to be cropped from."""
 SMOOTHING, BATCH, RATE = 0.1, 64, 2e-3
+NAMED = 10
+"""Photographs that cannot be read, named in one error."""
 
 
 @dataclass(frozen=True)
@@ -61,17 +63,18 @@ def read(pictures: ImageSet) -> Photographs:
     Raises:
         InputError: a picture that cannot be read, or one outside of any class folder.
     """
+    if loose := pictures.unlabelled:
+        first = next(pictures.path(i) for i, label in enumerate(pictures.items.labels) if label < 0)
+        more = f" ({loose} pictures do)" if loose > 1 else ""
+        raise InputError(f"{first} lies in no class folder{more}: move it into one, or remove it.")
     parts = [((batch.images * 255).round().byte(), batch.labels) for batch in _every(pictures, 100)]
     images, labels = (torch.cat(column) for column in zip(*parts, strict=True))
-    if (labels < 0).any():
-        loose = pictures.path(int((labels < 0).int().argmax()))
-        raise InputError(f"{loose} lies in no class folder: move it into one, or remove it.")
     return Photographs(images, labels)
 
 
 def fingerprint(pictures: ImageSet) -> str:
-    """SHA-256 of the pictures' files, of their names and class folders, in order, wherever they lie."""
-    digest = hashlib.sha256()
+    """SHA-256 of the classes, of the pictures' files, names and class folders, in order, wherever they lie."""
+    digest = hashlib.sha256(json.dumps(["upright", *pictures.classes.items()]).encode())
     for index in range(len(pictures)):
         digest.update("/".join(PurePath(pictures.path(index)).parts[-2:]).encode())
         source = pictures.items[index][0]
@@ -139,8 +142,13 @@ def _every(pictures: ImageSet, size: int) -> Iterator[Batch]:
     """Batches of all the pictures; a training leaves none out in silence."""
     batches = load_batches(pictures, size)
     yield from batches
-    if batches.failures:
-        raise InputError(f"{batches.failures[0]}: mend or remove it before training.")
+    failures = batches.failures
+    if len(failures) == 1:
+        raise InputError(f"{failures[0]}: mend or remove it before training.")
+    if failures:
+        named = "; ".join(map(str, failures[:NAMED])) + ("; ..." if len(failures) > NAMED else "")
+        which = f"{len(failures)} of {len(pictures)} photographs"
+        raise InputError(f"{which} cannot be read: mend or remove them before training. {named}.")
 
 
 class Pupil(nn.Module):
@@ -162,8 +170,18 @@ class Pupil(nn.Module):
 class NameClasses:
     """The task: which of the folders a photograph is from."""
 
-    def __init__(self, pupil: Pupil, size: int, known: Photographs, unseen: Photographs, norms: Any) -> None:
+    def __init__(
+        self,
+        pupil: Pupil,
+        size: int,
+        known: Photographs,
+        unseen: Photographs,
+        norms: Any,
+        sets: Mapping[str, ImageSet] | None = None,
+    ) -> None:
         self.module = pupil
+        self.sets = dict(sets or {})
+        """What the photographs were read from, "images" and "validation"."""
         self.size, self.known = size, known
         self.unseen = replace(unseen, images=v2.functional.resize(unseen.images, [size, size], antialias=True))
         self.mean, self.std = (torch.tensor(values)[:, None, None] for values in norms)
@@ -206,10 +224,12 @@ def prepare(
     teacher: str | None = None,
     teacher_weights: str | None = None,
     say: Callable[[str], object] = print,
+    opened: Callable[[ImageSet], object] = lambda pictures: None,
 ) -> tuple[Plan, NameClasses]:
     """Everything `loop.train` needs for a model called `name`, with a class for each class folder of `images`.
 
-    The teacher's answers are kept in `folder`, as `teacher.safetensors`; nothing else is written.
+    The teacher's answers are kept in `folder`, as `teacher.safetensors`; nothing else is written. Both sets of
+    pictures go to `opened` before they are read.
 
     Raises:
         InputError: pictures that cannot be read, other class folders in the two sets, a model that is no classifier, or
@@ -218,6 +238,8 @@ def prepare(
     """
     kept = Preprocessing((round(size * MARGIN), round(size * MARGIN)), (0.0,) * 3, (1.0,) * 3)
     known, unseen = (open_classes(source, kept) for source in (images, validation))
+    opened(known)
+    opened(unseen)
     if odd := known.classes.keys() ^ unseen.classes.keys():
         raise InputError(f"{images} and {validation} must have the same class folders: only one has '{min(odd)}'.")
     if "num_classes" in (args or {}):
@@ -232,7 +254,7 @@ def prepare(
     if wise is not None:
         taught = ask_teacher(wise, images, prints[0], folder / "teacher.safetensors", say)
         photographs = replace(photographs, taught=taught)
-    task = NameClasses(pupil, size, photographs, looked_at, norms)
+    task = NameClasses(pupil, size, photographs, looked_at, norms, {"images": known, "validation": unseen})
     steps = max(1, epochs * len(known) // BATCH)
     plan = Plan(
         name, steps * BATCH, BATCH, RATE, warmup=min(500, steps // 10 + 1), seed=seed, every=max(1, steps // 50),

@@ -1,0 +1,60 @@
+"""Which files were read, could not be read, and were skipped: counted in every record and table, named on stderr."""
+
+from __future__ import annotations
+
+import sys
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from ..data import Failure, Skipped
+
+NAMED = 3
+"""Skipped files and folders that are named, of each kind."""
+
+
+def files_record(pictures: Any, read: int, failures: Sequence[Failure]) -> dict[str, Any]:
+    """The parts `files` (counts), `skipped` and `failures` (each with path and reason) of a command's record.
+
+    Args:
+        pictures: a set of pictures; what it found and skipped is asked of it, where it knows.
+        read: pictures that went through the model.
+        failures: pictures that could not be read.
+    """
+    skipped: Sequence[Skipped] = getattr(pictures, "skipped", ())
+    return {
+        "files": {
+            "found": getattr(pictures, "found", None),
+            "read": read,
+            "failed": len(failures),
+            "skipped": dict(Counter(each.reason for each in skipped).most_common()),
+        },
+        "skipped": [asdict(each) for each in skipped],
+        "failures": [asdict(failure) for failure in failures],
+    }
+
+
+def files_line(files: dict[str, Any]) -> str:
+    """The counts of a record's `files` in words: "12 of 40 pictures read, 1 failed, 3 skipped (.txt 2, ...)"."""
+    read, failed, found, skipped = files["read"], files["failed"], files["found"], files["skipped"]
+    of = f" of {found}" if found is not None and found > read + failed else ""
+    pictures = "picture" if f"{read}{of}" == "1" else "pictures"
+    kinds = ", ".join(f"{reason} {count}" for reason, count in skipped.items())
+    return f"{read}{of} {pictures} read, {failed} failed, {sum(skipped.values())} skipped" + (kinds and f" ({kinds})")
+
+
+def tell_files(pictures: Any) -> None:
+    """Say on stderr what a set of pictures skips, kind by kind, and what else changes labels or pictures."""
+    kinds: dict[str, list[str]] = {}
+    for each in getattr(pictures, "skipped", ()):
+        kinds.setdefault(each.reason, []).append(each.path)
+    if kinds:
+        total = sum(map(len, kinds.values()))
+        print(f"tokensieve: {total} skipped, which {'is' if total == 1 else 'are'} not read:", file=sys.stderr)
+    for reason, paths in sorted(kinds.items(), key=lambda kind: -len(kind[1])):
+        more = f" and {len(paths) - NAMED} more" if len(paths) > NAMED else ""
+        print(f"  {reason} {len(paths)}: {', '.join(paths[:NAMED])}{more}", file=sys.stderr)
+    for note in getattr(pictures, "notes", ()):
+        print(f"tokensieve: {note}", file=sys.stderr)
