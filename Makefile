@@ -34,6 +34,7 @@ bench: $(VENV)/installed-dev
 	$(BIN)/python benchmarks/waterfall.py
 	$(BIN)/python benchmarks/hosts.py
 	$(BIN)/python benchmarks/graphs.py
+	$(BIN)/python benchmarks/odd_folder.py
 	$(BIN)/python benchmarks/slim.py
 	$(BIN)/python benchmarks/compare_methods.py
 	$(BIN)/python benchmarks/compare_methods.py --time
