@@ -52,7 +52,7 @@ def main() -> int:
                         "kinds": ", ".join(f"{name} {count}" for name, count in files["skipped"].items()),
                         "reasons": "; ".join(sorted({failure.reason for failure in batches.failures})),
                         "classes": " ".join(f"{name}={i}" for name, i in pictures.classes.items()),
-                        "said": " ".join(pictures.notes),
+                        "said": " ".join(note.removeprefix(f"{source}: ") for note in pictures.notes),
                         "as_expected": right,
                         "pillow": PIL.__version__,
                     }

@@ -65,7 +65,7 @@ def told(result, expected):
     assert f"{sum(expected.skipped.values())} skipped, which are not read:" in result.err
     assert f"{expected.failed} pictures were left out:" in result.err
     assert "2 class folders hold no picture and keep their numbers: b, c." in result.err
-    assert "The first frame is read of 2 .gif." in result.err
+    assert "the first frame is read of 2 .gif." in result.err
     assert "pictures lie in no class folder and have no label." in result.err
 
 

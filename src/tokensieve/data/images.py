@@ -2,7 +2,6 @@
 
 import os
 import sys
-import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import redirect_stdout
 from dataclasses import dataclass
@@ -294,8 +293,7 @@ def _turn(picture: Image.Image) -> Image.Transpose | None:
     """What puts a picture upright. Pillow's `exif_transpose` also rewrites the EXIF data, and fails where it cannot."""
     picture.load()  # the readers of some formats turn the picture themselves, and take the orientation away
     try:
-        with warnings.catch_warnings(action="ignore"):
-            return _TURNS.get(picture.getexif().get(ExifTags.Base.Orientation))
+        return _TURNS.get(picture.getexif().get(ExifTags.Base.Orientation))
     except Exception:  # damaged EXIF data raises whatever its parser meets; the picture itself is whole
         return None
 

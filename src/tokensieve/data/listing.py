@@ -53,7 +53,7 @@ class Listing:
         labels: class index of each, -1 outside of class folders.
         classes: name of the class folder -> class index.
         skipped: what was not read, in order of path.
-        notes: sentences about what changes labels, or is read in part.
+        notes: sentences, the source before them, about what changes labels, or is read in part.
     """
 
     sources: list[Any]
@@ -329,7 +329,7 @@ def _arrange(
         labels=[classes[parts[-2]] if len(parts) > base + 1 else -1 for parts in order],
         classes=classes if folders or index is not None else {},
         skipped=skipped,
-        notes=tuple(_notes(tree, folders, empty, base, classes)),
+        notes=tuple(f"{source}: {note}" for note in _notes(tree, folders, empty, base, classes)),
     )
 
 
@@ -340,7 +340,7 @@ def _notes(
     missing = sorted({parts[-1] for parts in empty} - {parts[-1] for parts in folders}, key=_natural)
     if len(missing) == 1:
         number = f"; it stays class {classes[missing[0]]}" if missing[0] in classes else ""
-        yield f"The class folder {missing[0]} holds no picture{number}."
+        yield f"the class folder {missing[0]} holds no picture{number}."
     elif missing:
         yield f"{len(missing)} class folders hold no picture and keep their numbers: {_few(missing)}."
     places = Counter(parts[-1] for parts in folders)
@@ -349,13 +349,13 @@ def _notes(
         yield f"{len(where)} folders are one class, '{name}': {_few(where)}."
     inside = sorted("/".join(parts[base:]) for parts in folders if parts[:-1] in folders)
     if inside:
-        yield f"A folder inside a class folder is a class of its own, by its own name: {_few(inside)}."
+        yield f"a folder inside a class folder is a class of its own, by its own name: {_few(inside)}."
     loose = sum(len(parts) == base + 1 for parts in tree.pictures)
     if loose and folders:
         yield f"{loose} of {len(tree.pictures)} pictures lie in no class folder and have no label."
     gifs = sum(parts[-1].lower().endswith(".gif") for parts in tree.pictures)
     if gifs:
-        yield f"The first frame is read of {gifs} .gif."
+        yield f"the first frame is read of {gifs} .gif."
 
 
 def count(skipped: Iterable[Skipped]) -> str:
