@@ -6,9 +6,12 @@ import copy
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from functools import partial
 
 import pytest
+import timm
 import torch
+from timm.layers import AttentionPoolLatent
 from torch import Tensor, nn
 
 from tests.reference.hosts import host_forms, host_images
@@ -310,12 +313,35 @@ def test_blocks_without_a_seam_take_papr_and_refuse_merging() -> None:
         sieve(model, "tome(r=4)")
 
 
-def test_a_pooling_that_cannot_weigh_refuses_merging() -> None:
-    model = small_vit(global_pool="prr")
+class OtherPool(AttentionPoolLatent):
+    """May compute anything."""
+
+
+def other_pool() -> nn.Module:
+    model = small_vit(global_pool="map")
+    model.attn_pool.__class__ = OtherPool
+    return model
+
+
+@pytest.mark.parametrize(
+    ("make", "pool"),
+    [
+        (other_pool, "OtherPool"),
+        pytest.param(
+            partial(small_vit, global_pool="prr"),
+            "AttentionPoolPrr",
+            marks=pytest.mark.skipif(
+                not hasattr(timm.layers, "AttentionPoolPrr"), reason=f"timm {timm.__version__} has no AttentionPoolPrr"
+            ),
+        ),
+    ],
+)
+def test_a_pooling_that_cannot_weigh_refuses_merging(make: Callable[[], nn.Module], pool: str) -> None:
+    model = make()
     images = torch.randn(1, 3, 64, 64)
     assert torch.equal(sieve(model)(images), model(images))
     sieve(model, "random(keep=0.5)")(images)
-    with pytest.raises(UnsupportedHost, match="AttentionPoolPrr cannot weigh"):
+    with pytest.raises(UnsupportedHost, match=f"{pool} cannot weigh"):
         sieve(model, "tome(r=4)")
 
 

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import math
 
+import timm.layers
 import torch
 from timm.layers import AttentionPoolLatent
-from timm.layers.attention import Attention, AttentionRope
 from timm.models.deit import VisionTransformerDistilled
 from timm.models.eva import Eva, EvaAttention
-from timm.models.vision_transformer import Block
+from timm.models.vision_transformer import Attention, Block
 from torch import Tensor, nn
 
 from tests.reference.stream import Stream
+
+ATTENTIONS = [Attention, EvaAttention, getattr(timm.layers, "AttentionRope", Attention)]
 
 
 def embed(model: nn.Module, image: Tensor) -> tuple[Stream, Tensor | None, int]:
@@ -22,7 +24,7 @@ def embed(model: nn.Module, image: Tensor) -> tuple[Stream, Tensor | None, int]:
         x, rope = model._pos_embed(x)  # drops patches itself
     else:
         x, rope = model.patch_drop(model._pos_embed(x)), None
-    x = model.norm_pre(x)[0]
+    x = _part(model, "norm_pre", x)[0]
     prefix = model.num_prefix_tokens
     patches = x.shape[0] - prefix
     stream = Stream(
@@ -51,8 +53,8 @@ def attention(
 ) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
     """Self-attention of one image: each head's probabilities (N, N), its keys (N, d_h) before rotary, its values."""
     q, k, v = _heads(attn, x)
-    q = [attn.q_norm(head) for head in q]
-    k = [attn.k_norm(head) for head in k]
+    q = [_part(attn, "q_norm", head) for head in q]
+    k = [_part(attn, "k_norm", head) for head in k]
     metric = list(k)
     if table is not None:
         # a head of 'mixed' tables has its own rows; keys of grouped heads rotate with the row all heads share
@@ -69,18 +71,23 @@ def attended(attn: nn.Module, x: Tensor, stream: Stream, probs: list[Tensor], va
     """The attention branch (M, d) of the tokens that ask, M of the N in x (N, d)."""
     share = len(probs) // len(values)
     out = torch.cat([matrix[stream.own] @ values[h // share] for h, matrix in enumerate(probs)], dim=-1)
-    out = attn.norm(out)
+    out = _part(attn, "norm", out)
     gate = getattr(attn, "gate", None)
     if gate is not None:
         out = out / (1 + torch.exp(-gate(x[stream.own])))
     return attn.proj(out)
 
 
+def _part(module: nn.Module, name: str, x: Tensor) -> Tensor:
+    """What a part makes of x; an older timm may not have the part, and then nothing is done."""
+    return getattr(module, name)(x) if hasattr(module, name) else x
+
+
 def _heads(attn: nn.Module, x: Tensor) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
     """Queries, keys and values as one (N, d_h) matrix a head."""
-    if type(attn) not in (Attention, AttentionRope, EvaAttention):
+    if type(attn) not in ATTENTIONS:
         raise NotImplementedError(f"no reference for {type(attn).__name__}")
-    width = attn.head_dim
+    width = (attn.q_proj.out_features if attn.qkv is None else attn.qkv.out_features // 3) // attn.num_heads
     if attn.qkv is None:
         parts = [attn.q_proj(x), attn.k_proj(x), attn.v_proj(x)]
     else:
@@ -96,7 +103,7 @@ def _heads(attn: nn.Module, x: Tensor) -> tuple[list[Tensor], list[Tensor], list
 def _rotate(head: Tensor, stream: Stream, table: Tensor, attn: nn.Module) -> Tensor:
     """Rotary position embedding: each patch token turns by its own row of `table` (P, 2 d_h) = [sin, cos]."""
     width = head.shape[1]
-    if attn.rotate_half:
+    if getattr(attn, "rotate_half", False):
         pairs = [(c, c + width // 2) for c in range(width // 2)]
     else:
         pairs = [(c, c + 1) for c in range(0, width, 2)]
@@ -127,11 +134,12 @@ def head(model: nn.Module, stream: Stream) -> Tensor:
     if isinstance(model, VisionTransformerDistilled):
         return (model.head(x[0]) + model.head_dist(x[1])) / 2
     sizes = torch.tensor(stream.sizes, dtype=torch.float64)
-    # EVA's attention pooling reads the prefix tokens too and its other poolings do not; ViT has a switch for both
-    include = model.attn_pool is not None if isinstance(model, Eva) else model.pool_include_prefix
-    start = 0 if include else stream.prefix
-    if model.attn_pool is not None:
-        pooled = _attention_pool(model.attn_pool, x[start:], sizes[start:])
+    # EVA's attention pooling reads the prefix tokens too and its other poolings do not; ViT has a switch for both, but
+    # in an older timm, which goes by the same rule as EVA
+    pool = getattr(model, "attn_pool", None)
+    start = 0 if getattr(model, "pool_include_prefix", pool is not None) else stream.prefix
+    if pool is not None:
+        pooled = _attention_pool(pool, x[start:], sizes[start:])
     elif model.global_pool == "token":
         pooled = x[0]
     elif model.global_pool == "":

@@ -2,6 +2,8 @@
 
 Every parameter is random and matters: LayerScale, norms, registers, class tokens and positions would otherwise be so
 close to nothing at initialisation that leaving them out would pass unnoticed.
+
+A form whose settings the installed timm does not know is left out, and `absent_forms` says which.
 """
 
 from __future__ import annotations
@@ -9,12 +11,14 @@ from __future__ import annotations
 import zlib
 from collections.abc import Callable
 from functools import partial
+from inspect import Parameter, signature
 
+import timm
 import torch
 from timm.layers import SwiGLUPacked
 from timm.models.deit import VisionTransformerDistilled
 from timm.models.eva import Eva, EvaAttention
-from timm.models.vision_transformer import ResPostBlock, VisionTransformer
+from timm.models.vision_transformer import Attention, ResPostBlock, VisionTransformer
 from torch import Tensor, nn
 
 CLASSES = 7
@@ -24,11 +28,25 @@ Form = Callable[[], nn.Module]
 
 def host_forms() -> dict[str, Form]:
     """Constructors of the hosts by name; each call builds the same weights anew, in eval mode."""
-    vit = partial(_vit, VisionTransformer)
-    forms: dict[str, Form] = {
+    return {
+        name: partial(_seeded, form, zlib.crc32(name.encode())) for name, form in _forms().items() if not _unknown(form)
+    }
+
+
+def absent_forms() -> dict[str, str]:
+    """Why the other forms cannot be built here, by name."""
+    unknown = {name: _unknown(form) for name, form in _forms().items()}
+    return {name: f"timm {timm.__version__} has no {' and no '.join(what)}" for name, what in unknown.items() if what}
+
+
+def _forms() -> dict[str, partial[nn.Module]]:
+    sizes = {"img_size": 40, "patch_size": 8, "embed_dim": 32, "num_heads": 2, "num_classes": CLASSES}
+    vit = partial(VisionTransformer, **sizes, depth=4, mlp_ratio=2.0)
+    eva = partial(Eva, **sizes, depth=3, mlp_ratio=2.0)
+    return {
         # class-token ViTs
         "class-token": vit,
-        "distilled": partial(_vit, VisionTransformerDistilled),
+        "distilled": partial(VisionTransformerDistilled, **vit.keywords),
         "registers": partial(vit, reg_tokens=4, no_embed_class=True, init_values=0.1),
         "mae": partial(vit, global_pool="avg", fc_norm=True),
         "layerscale": partial(vit, init_values=0.1),
@@ -41,7 +59,7 @@ def host_forms() -> dict[str, Form]:
         "include-prefix": partial(vit, global_pool="avg", pool_include_prefix=True, reg_tokens=2),
         "map-include-prefix": partial(vit, global_pool="map", pool_include_prefix=True),
         "scale-norms": partial(vit, scale_attn_norm=True, scale_mlp_norm=True),
-        "gated": partial(_gated, vit),
+        "gated": partial(_gated, Attention, vit),
         "rms-swiglu": partial(vit, norm_layer="rmsnorm", mlp_layer=SwiGLUPacked, qk_norm=True, qkv_bias=False),
         # without a class token
         "gap": partial(vit, class_token=False, global_pool="avg", fc_norm=False),
@@ -52,10 +70,10 @@ def host_forms() -> dict[str, Form]:
         "siglip": partial(vit, class_token=False, global_pool="map"),
         "respost": partial(vit, class_token=False, global_pool="avg", block_fn=ResPostBlock, init_values=0.1),
         # EVA
-        "eva": partial(_eva, qkv_bias=True, init_values=0.1),
-        "eva-gap": partial(_eva, class_token=False, use_rot_pos_emb=True, qkv_bias=False),
+        "eva": partial(eva, qkv_bias=True, init_values=0.1),
+        "eva-gap": partial(eva, class_token=False, use_rot_pos_emb=True, qkv_bias=False),
         "eva02": partial(
-            _eva,
+            eva,
             global_pool="token",
             qkv_fused=False,
             swiglu_mlp=True,
@@ -65,7 +83,7 @@ def host_forms() -> dict[str, Form]:
             ref_feat_shape=(4, 4),
         ),
         "dinov3": partial(
-            _eva,
+            eva,
             img_size=32,
             dynamic_img_size=True,
             num_reg_tokens=4,
@@ -78,7 +96,7 @@ def host_forms() -> dict[str, Form]:
             use_fc_norm=False,
         ),
         "eva-mixed-rope": partial(
-            _eva,
+            eva,
             img_size=(32, 48),
             global_pool="token",
             attn_type="rope",
@@ -89,9 +107,9 @@ def host_forms() -> dict[str, Form]:
             rope_temperature=10.0,
             init_values=0.1,
         ),
-        "eva-postnorm": partial(_eva, use_post_norm=True, use_rot_pos_emb=True, swiglu_mlp=True),
+        "eva-postnorm": partial(eva, use_post_norm=True, use_rot_pos_emb=True, swiglu_mlp=True),
         "eva-gqa": partial(
-            _eva,
+            eva,
             num_heads=4,
             num_kv_heads=2,
             attn_type="rope",
@@ -101,7 +119,7 @@ def host_forms() -> dict[str, Form]:
             swiglu_mlp=True,
         ),
         "eva-pe": partial(
-            _eva,
+            eva,
             global_pool="map",
             attn_type="rope",
             use_rot_pos_emb=True,
@@ -110,12 +128,24 @@ def host_forms() -> dict[str, Form]:
             ref_feat_shape=(4, 4),
             use_pre_transformer_norm=True,
         ),
-        "eva-gated": partial(_gated, partial(_eva, use_rot_pos_emb=True, num_reg_tokens=1, no_embed_class=True)),
+        "eva-gated": partial(
+            _gated, EvaAttention, partial(eva, use_rot_pos_emb=True, num_reg_tokens=1, no_embed_class=True)
+        ),
         "eva-mrope": partial(
-            _eva, attn_type="rope", use_rot_pos_emb=True, rope_type="mrope", rope_mrope_section=(2, 3, 3)
+            eva, attn_type="rope", use_rot_pos_emb=True, rope_type="mrope", rope_mrope_section=(2, 3, 3)
         ),
     }
-    return {name: partial(_seeded, form, zlib.crc32(name.encode())) for name, form in forms.items()}
+
+
+def _unknown(form: partial[nn.Module]) -> list[str]:
+    """The settings of a form that the installed timm does not know."""
+    if form.func is _gated:
+        kind, inner = form.args
+        return _unknown(inner) or _unknown(partial(kind, gated=True))
+    known = signature(form.func).parameters
+    if any(parameter.kind is Parameter.VAR_KEYWORD for parameter in known.values()):
+        return []
+    return [f"{form.func.__name__}({name}=)" for name in form.keywords if name not in known]
 
 
 def host_images(model: nn.Module, batch: int = 2) -> Tensor:
@@ -126,17 +156,7 @@ def host_images(model: nn.Module, batch: int = 2) -> Tensor:
     return torch.randn(batch, 3, height, width, generator=torch.Generator().manual_seed(batch))
 
 
-def _vit(kind: type[VisionTransformer], **settings: object) -> nn.Module:
-    sizes = {"img_size": 40, "patch_size": 8, "embed_dim": 32, "depth": 4, "num_heads": 2, "num_classes": CLASSES}
-    return kind(**{**sizes, "mlp_ratio": 2.0, **settings})
-
-
-def _eva(**settings: object) -> nn.Module:
-    sizes = {"img_size": 40, "patch_size": 8, "embed_dim": 32, "depth": 3, "num_heads": 2, "num_classes": CLASSES}
-    return Eva(**{**sizes, "mlp_ratio": 2.0, **settings})
-
-
-def _gated(form: Form) -> nn.Module:
+def _gated(kind: type[nn.Module], form: Form) -> nn.Module:
     """The host with gated attention, which timm's constructors do not pass on to the blocks."""
     model = form()
     for block in model.blocks:
@@ -144,7 +164,7 @@ def _gated(form: Form) -> nn.Module:
         settings = {"num_heads": old.num_heads, "qkv_bias": True, "gated": True}
         if isinstance(old, EvaAttention):
             settings |= {"num_prefix_tokens": old.num_prefix_tokens, "scale_norm": False}
-        block.attn = type(old)(model.embed_dim, **settings)
+        block.attn = kind(model.embed_dim, **settings)
     return model
 
 

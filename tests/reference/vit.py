@@ -94,7 +94,7 @@ def reference_forward(
                 kepts.append(torch.tensor(kept, dtype=torch.int64))
             streams.append(stream)
         for i, block in enumerate(model.blocks):
-            table = rope[i] if rope is not None and model.rope_mixed else rope
+            table = rope[i] if rope is not None and getattr(model, "rope_mixed", False) else rope
             _run_block(block, streams, table, steps, i, len(model.blocks))
             counts.append(streams[0].count)
         for stream in streams:

@@ -1,15 +1,19 @@
-"""timm's transformer blocks, opened at the seam between attention and MLP."""
+"""timm's transformer blocks, opened at the seam between attention and MLP.
+
+What an older timm does not have (gates, key norms, grouped queries, a half rotation) is not there to be honoured: a
+block is read by the parts that it holds.
+"""
 
 from __future__ import annotations
 
 from typing import Any
 
+import timm.layers
 import torch
 import torch.nn.functional as F
 from timm.layers import apply_rot_embed_cat
-from timm.layers.attention import Attention, AttentionRope
 from timm.models.eva import EvaAttention, EvaBlock, EvaBlockPostNorm
-from timm.models.vision_transformer import Block, ResPostBlock
+from timm.models.vision_transformer import Attention, Block, ResPostBlock
 from torch import Tensor, nn
 
 from ..attention import Attention as Reading
@@ -17,7 +21,7 @@ from ..tokens import Tokens, rows
 from .base import HostBlock
 
 BLOCKS = (Block, ResPostBlock, EvaBlock, EvaBlockPostNorm)
-ATTENTIONS = (Attention, AttentionRope, EvaAttention)
+ATTENTIONS = (Attention, EvaAttention, *([timm.layers.AttentionRope] if hasattr(timm.layers, "AttentionRope") else []))
 
 
 class TimmBlock(HostBlock):
@@ -49,7 +53,7 @@ class TimmBlock(HostBlock):
         x = tokens.x if self.post_norm else block.norm1(tokens.x)
         own = x if asking is None else rows(x, asking)
         q, k, v = _project(attn, x) if asking is None else _project_some(attn, x, asking)
-        q, k = attn.q_norm(q), attn.k_norm(k)
+        q, k = _through(attn, "q_norm", q), _through(attn, "k_norm", k)
         keys = k
         rope = self._rope(tokens)
         if rope is not None:
@@ -58,12 +62,12 @@ class TimmBlock(HostBlock):
         groups = getattr(attn, "num_kv_groups", 1)
         if groups > 1:
             k, v = k.repeat_interleave(groups, dim=1), v.repeat_interleave(groups, dim=1)
-        gate = None if attn.gate is None else attn.gate(own).sigmoid()
+        gate = None if getattr(attn, "gate", None) is None else attn.gate(own).sigmoid()
         return Reading(q, k, v, keys, gate, attn.attn_drop.p if attn.training else 0.0)
 
     def attention_out(self, attended: Tensor, attention: Reading, x: Tensor) -> Tensor:
         block, attn = self.block, self.block.attn
-        out = attn.norm(attended.transpose(1, 2).flatten(2))
+        out = _through(attn, "norm", attended.transpose(1, 2).flatten(2))
         if attention.gate is not None:
             out = out * attention.gate
         out = attn.proj_drop(attn.proj(out))
@@ -97,21 +101,31 @@ class TimmBlock(HostBlock):
         return table[:, tokens.positions].transpose(0, 1)
 
 
+def _through(attn: Any, part: str, x: Tensor) -> Tensor:
+    """What a part of the attention makes of x, which is x itself where it holds no such part."""
+    module = getattr(attn, part, None)
+    return x if module is None else module(x)
+
+
 def _project(attn: Any, x: Tensor) -> tuple[Tensor, ...]:
     """Queries, keys and values, each (B, H, N, d_h), from fused or separate projections."""
-    batch, tokens, _ = x.shape
     if getattr(attn, "q_proj", None) is not None:
-        parts = (projection(x) for projection in (attn.q_proj, attn.k_proj, attn.v_proj))
-        return tuple(part.view(batch, tokens, -1, attn.head_dim).transpose(1, 2) for part in parts)
+        return _heads(attn, attn.q_proj(x), attn.k_proj(x), attn.v_proj(x))
     if getattr(attn, "q_bias", None) is None:
         fused = attn.qkv(x)
     else:
         bias = torch.cat((attn.q_bias, attn.k_bias, attn.v_bias))
         fused = attn.qkv(x) + bias if attn.qkv_bias_separate else F.linear(x, attn.qkv.weight, bias)
-    return fused.view(batch, tokens, 3, attn.num_heads, attn.head_dim).permute(2, 0, 3, 1, 4).unbind(0)
+    return fused.unflatten(2, (3, attn.num_heads, -1)).permute(2, 0, 3, 1, 4).unbind(0)
 
 
-def _project_some(attn: Any, x: Tensor, asking: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def _heads(attn: Any, q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, ...]:
+    """(B, N, d) of each -> (B, H, N, d_h). With grouped queries keys and values have fewer heads, of the same size."""
+    size = q.shape[2] // attn.num_heads
+    return tuple(part.unflatten(2, (-1, size)).transpose(1, 2) for part in (q, k, v))
+
+
+def _project_some(attn: Any, x: Tensor, asking: Tensor) -> tuple[Tensor, ...]:
     """Keys and values of all tokens, queries of the rows `asking` (B, M) alone."""
     if getattr(attn, "q_proj", None) is not None:
         few = rows(x, asking)
@@ -123,14 +137,13 @@ def _project_some(attn: Any, x: Tensor, asking: Tensor) -> tuple[Tensor, Tensor,
         if getattr(attn, "q_bias", None) is not None:
             own = torch.cat((attn.q_bias, attn.k_bias, attn.v_bias))
             bias = own if bias is None else bias + own
-        width = attn.num_heads * attn.head_dim
+        width = weight.shape[0] // 3
         q = F.linear(rows(x, asking), weight[:width], None if bias is None else bias[:width])
         k, v = F.linear(x, weight[width:], None if bias is None else bias[width:]).chunk(2, dim=-1)
     else:  # a layer that somebody put in its place: it is called as it is
         q, k, v = _project(attn, x)
         return q.gather(2, asking[:, None, :, None].expand(-1, q.shape[1], -1, q.shape[3])), k, v
-    q, k, v = (part.unflatten(2, (-1, attn.head_dim)).transpose(1, 2) for part in (q, k, v))
-    return q, k, v
+    return _heads(attn, q, k, v)
 
 
 def _some(rope: Tensor, asking: Tensor, prefix: int) -> Tensor:
@@ -147,5 +160,6 @@ def _some(rope: Tensor, asking: Tensor, prefix: int) -> Tensor:
 def _rotate(attn: Any, heads: Tensor, rope: Tensor) -> Tensor:
     """Rotary embedding on all but the prefix tokens."""
     prefix = attn.num_prefix_tokens
-    turned = apply_rot_embed_cat(heads[:, :, prefix:], rope, half=attn.rotate_half)
+    layout = {"half": True} if getattr(attn, "rotate_half", False) else {}
+    turned = apply_rot_embed_cat(heads[:, :, prefix:], rope, **layout)
     return torch.cat([heads[:, :, :prefix], turned], dim=2)

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from inspect import signature
 from math import prod
 from typing import Any
 
+import torch.nn.functional as F
 from timm.layers import AttentionPoolLatent
 from timm.models.deit import VisionTransformerDistilled
 from timm.models.eva import Eva
@@ -30,18 +32,19 @@ class TimmViT(Host):
         self.width, self.prefix = model.embed_dim, model.num_prefix_tokens
         self.class_token = getattr(model, "cls_token", None) is not None
         distilled = type(model) is VisionTransformerDistilled
-        self.reads_prefix = model.attn_pool is None and (distilled or model.global_pool == "token")
+        self.pooler = getattr(model, "attn_pool", None)  # which an older Eva does not have
+        self.reads_prefix = self.pooler is None and (distilled or model.global_pool == "token")
         no_checkpointing(model, model.grad_checkpointing)
-        # In pool_type "map" the host's attention pooling takes a mask; the other pooling module has no place for one.
-        if model.attn_pool is not None and type(model.attn_pool) is not AttentionPoolLatent:
-            self.cannot_merge = f"its pooling {type(model.attn_pool).__name__} cannot weigh merged tokens by size"
+        # timm's other pooling module has no place for a mask, in which sizes could be given to it.
+        if self.pooler is not None and type(self.pooler) is not AttentionPoolLatent:
+            self.cannot_merge = f"its pooling {type(self.pooler).__name__} cannot weigh merged tokens by size"
 
     def embed(self, images: Tensor) -> Tokens:
         model = self.model
         x = model.patch_embed(check_images(model, images))
         grid = tuple(x.shape[1:3]) if x.ndim == 4 else tuple(model.patch_embed.grid_size)
         x, table = self._positions(x)
-        x = model.norm_pre(x)
+        x = model.norm_pre(x) if hasattr(model, "norm_pre") else x
         if x.shape[1] != prod(grid) + self.prefix:
             raise UnsupportedHost(
                 f"{type(model).__name__} drops patches at random in training (patch_drop_rate), so that tokens can no "
@@ -66,11 +69,12 @@ class TimmViT(Host):
         """The host's pooling as it would be over every patch that the merged tokens stand for: (B, N, d) -> (B, d)."""
         model, x, size = self.model, tokens.x, tokens.size
         assert size is not None
-        with_prefix = model.attn_pool is not None if isinstance(model, Eva) else model.pool_include_prefix
+        # Where it cannot be said, timm's attention pooling reads all tokens, and every other one those of patches.
+        with_prefix = getattr(model, "pool_include_prefix", self.pooler is not None)
         first = 0 if with_prefix else self.prefix
         x, size = x[:, first:], size[:, first:]
-        if model.attn_pool is not None:
-            return model.attn_pool(x, attn_mask=size.log().to(x.dtype)[:, None, None, :])
+        if self.pooler is not None:
+            return _attend_weighed(self.pooler, x, size.log().to(x.dtype)[:, None, None, :])
         share = (size / size.sum(1, keepdim=True)).to(x.dtype)
         average = (x * share[..., None]).sum(1)
         if model.global_pool == "avg":
@@ -83,3 +87,19 @@ class TimmEva(TimmViT):
 
     def _positions(self, x: Tensor) -> tuple[Tensor, Tensor | None]:
         return self.model._pos_embed(x)
+
+
+def _attend_weighed(pooler: Any, x: Tensor, mask: Tensor) -> Tensor:
+    """timm's `AttentionPoolLatent` with a mask that is added to its logits: (B, N, d), (B, 1, 1, N) -> (B, d)."""
+    if "attn_mask" in signature(pooler.forward).parameters:
+        return pooler(x, attn_mask=mask)
+    # An older timm's takes none; this is what all of those compute.
+    if pooler.pos_embed is not None:
+        x = x + pooler.pos_embed.to(x.dtype)
+    heads = pooler.num_heads
+    q = pooler.q(pooler.latent.expand(x.shape[0], -1, -1)).unflatten(2, (heads, -1)).transpose(1, 2)
+    k, v = pooler.kv(x).unflatten(2, (2, heads, -1)).permute(2, 0, 3, 1, 4)
+    attended = F.scaled_dot_product_attention(pooler.q_norm(q), pooler.k_norm(k), v, attn_mask=mask)
+    x = pooler.proj_drop(pooler.proj(attended.transpose(1, 2).flatten(2)))
+    x = x + pooler.mlp(pooler.norm(x))
+    return x.mean(1) if pooler.pool == "avg" else x[:, 0] if pooler.pool == "token" else x

@@ -47,7 +47,7 @@ class Significance(Frozen):
 
     def ask(self, images: Tensor) -> Callable[[Sequence[int]], Tensor]:
         """The map of these images for any grid, as `forward` gives it; a network is asked once, here."""
-        asks = isinstance(self.source, FeatureMap | CallableMap)
+        asks = isinstance(self.source, (FeatureMap, CallableMap))  # torch 2.6 does not compile a test for A | B
         made = self.maps(images) if asks else None
 
         def on(grid: Sequence[int]) -> Tensor:
