@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import partial
 from math import prod
 from typing import Any, NamedTuple
@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from .errors import InputError
+from .frozen import replace
 from .hosts import Host, HostBlock, open_host
 from .methods import Evidence, Method
 from .methods.base import Place

@@ -7,7 +7,6 @@ own forward runs, on an encoder that answers with what the stream made of the im
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import replace
 from math import prod
 from typing import Any, NamedTuple
 
@@ -15,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import UnsupportedHost
+from ..frozen import replace
 from ..tokens import Tokens
 from .base import Host
 from .checks import check_images

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from math import prod
 from typing import Any
 
@@ -11,6 +10,7 @@ from torch import Tensor, nn
 
 from ..attention import Attention
 from ..errors import InputError, UnsupportedHost
+from ..frozen import replace
 from ..tokens import Tokens, rows
 from .base import Host, HostBlock
 from .checks import no_checkpointing

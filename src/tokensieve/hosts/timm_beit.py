@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from math import prod
 from typing import Any, ClassVar
 
@@ -14,6 +13,7 @@ from torch import Tensor, nn
 
 from ..attention import Attention
 from ..errors import UnsupportedHost
+from ..frozen import replace
 from ..tokens import Tokens, rows
 from .base import Host, HostBlock
 from .checks import check_images, no_checkpointing

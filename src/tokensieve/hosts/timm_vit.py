@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from inspect import signature
 from math import prod
 from typing import Any
@@ -15,6 +14,7 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor
 
 from ..errors import UnsupportedHost
+from ..frozen import replace
 from ..tokens import Tokens
 from .base import Host
 from .checks import check_images, no_checkpointing

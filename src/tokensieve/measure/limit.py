@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 from math import prod
 
 import torch
 from torch import Tensor, nn
 
+from ..frozen import replace
 from ..plan import Reads
 from ..stages import SievedStages
 from ..stream import Sieved

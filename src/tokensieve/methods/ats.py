@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
 from torch import Tensor
 
 from ..errors import RecipeError
+from ..frozen import replace
 from ..tokens import Tokens
 from .base import Evidence, Here, Method, Place, register
 from .matching import ranked

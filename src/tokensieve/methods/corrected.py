@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import ClassVar
 
 import torch
 from torch import nn
 
 from ..errors import RecipeError
+from ..frozen import replace
 from ..tokens import Tokens
 from .base import Evidence, Here, Method, Place, register
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 import torch
@@ -11,6 +11,7 @@ from torch import Tensor
 
 from ..attention import Attention
 from ..errors import RecipeError
+from ..frozen import replace
 from ..tokens import Tokens, rows
 from .base import Evidence, Here, Method, Place, register
 from .matching import metric, product, ranked
