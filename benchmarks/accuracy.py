@@ -108,11 +108,11 @@ def main() -> int:
     study, rows = Study(args.preprocessing), []
 
     def row(table: str, source: str, scored: dict[str, Any], sketch: str = "") -> None:
-        sketched = map(float, sketch.split() if papers else ())
-        beside = dict(zip(("sketch_top1", "sketch_agreement"), sketched, strict=False))
+        sketch = sketch if papers else ""
+        beside = dict(zip(("sketch_top1", "sketch_agreement"), map(float, sketch.split()), strict=False))
         rows.append({"table": table, "source": source, **scored, **beside})
         print(f"{table:10} {source:24} {scored['recipe'][:48]:48} top-1 {scored['top1']:5.1f}  "
-              f"agreement {scored['agreement']:5.1f}  KL {scored['kl']:.3f}  {sketch if papers else ''}", flush=True)  # fmt: skip
+              f"agreement {scored['agreement']:5.1f}  KL {scored['kl']:.3f}  {sketch}", flush=True)  # fmt: skip
 
     row("dense", "", study.score(Recipe()))
     maps = {"squeezenet1_1": study.map(SQUEEZENET), "mobilenetv2_100": study.map(MOBILENET)}

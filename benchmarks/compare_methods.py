@@ -4,10 +4,11 @@
     python benchmarks/compare_methods.py --time        # on a quiet machine: measured time, into the rows that are there
     python benchmarks/compare_methods.py --plot        # the picture from the committed figures
 
-DeiT-Tiny on 1,750 photographs (imagenette_val and imagenet_val_a, scored 1000-way), the bundled pair on scenes. Each
-recipe takes as many of the host's MACs as the others; a proposal's come on top in one row (`counted` host) and are part
-of the budget in another (`counted` all). Nothing is trained for what it does here: DynamicViT has random predictors,
-for its cost alone, and EViT and ATS were published with trained weights, so their rows are unfair to them.
+DeiT-Tiny on 1,750 photographs (imagenette_val and imagenet_val_a, scored 1000-way, prepared as timm prepares them for
+this model unless --preprocessing says otherwise), the bundled pair on scenes. Each recipe takes as many of the host's
+MACs as the others; a proposal's come on top in one row (`counted` host) and are part of the budget in another
+(`counted` all). Nothing is trained for what it does here: DynamicViT has random predictors, for its cost alone, and
+EViT and ATS were published with trained weights, so their rows are unfair to them. Times stay with their recipes.
 """
 
 from __future__ import annotations
@@ -59,9 +60,9 @@ class Study:
     std: Any = None
 
 
-def deit_tiny(limit: int | None) -> Study:
+def deit_tiny(limit: int | None, preprocessing: str = "timm") -> Study:
     model = create("deit_tiny_patch16_224", weights=WEIGHTS / "deit_tiny_patch16_224.safetensors").model.eval()
-    prepared, loader = Preprocessing.papers(model), []
+    prepared, loader = Preprocessing.named(preprocessing, model), []
     for folder in (DATA / "imagenet_val_a", DATA / "imagenette_val.tar"):
         pictures = image_set(folder, prepared, classes=DATA / "imagenet_classes.json", limit=limit)
         loader += [(batch.images, batch.labels) for batch in load_batches(pictures, 50)]
@@ -73,8 +74,8 @@ def deit_tiny(limit: int | None) -> Study:
     )
 
 
-def bundled(limit: int | None) -> Study:
-    model, mean, std = create("nano_vit")
+def bundled(limit: int | None, preprocessing: str = "timm") -> Study:
+    model, mean, std = create("nano_vit")  # scenes are made at the size it reads: nothing is resized
     count = limit or 1000
 
     def normalised(split: str, count: int) -> tuple[Tensor, Tensor]:
@@ -88,6 +89,8 @@ def bundled(limit: int | None) -> Study:
 
 
 HOSTS = {"deit_tiny": deit_tiny, "nano_vit": bundled}
+NAMED = ("host", "saved", "method", "counted", "recipe")
+TIMED = ("batch", "ratio", "ratio_low", "ratio_high", "limit")
 
 
 def recipes(study: Study, saved: int) -> Iterator[tuple[str, str, Recipe]]:
@@ -138,6 +141,7 @@ def measure(study: Study, savings: list[int], rows: list[dict[str, Any]]) -> Non
     labels = torch.cat([labels for _, labels in study.loader])
     right = float((dense.argmax(1) == labels).double().mean())
     whole = macs(study.model, study.size)
+    timed = {tuple(row[key] for key in NAMED): {key: row.get(key, "") for key in TIMED} for row in read()}
     for saved in savings:
         for method, counted, recipe in at_saving(study, saved):
             draws = [recipe] if method != "random" else [recipe_of_seed(recipe, seed) for seed in range(3)]
@@ -153,7 +157,7 @@ def measure(study: Study, savings: list[int], rows: list[dict[str, Any]]) -> Non
                 "images": told[0].count, "unfair": UNFAIR.get(method, ""),
                 "recipe": shown(recipe),
             }  # fmt: skip
-            rows.append(row)
+            rows.append(row | timed.get(tuple(str(row[key]) for key in NAMED), {}))
             write("compare.csv", rows)
             print(
                 f"{study.name:10} {saved} % {method:18} {counted:5} {row['gmac']:.3f} GMAC  top-1 {row['top1']:.1f}  "
@@ -236,6 +240,7 @@ def main() -> int:
     parser.add_argument("--host", choices=HOSTS, action="append")
     parser.add_argument("--limit", type=int, help="images of each set; default all 1,750, and 1,000 scenes")
     parser.add_argument("--saved", default="25,35,45,55,65", help="per cent of the host's MACs")
+    parser.add_argument("--preprocessing", choices=("timm", "papers"), default="timm")
     parser.add_argument("--time", action="store_true", help="measured time alone, for the recipes of compare.csv")
     parser.add_argument("--plot", action="store_true", help="the picture alone")
     args = parser.parse_args()
@@ -247,7 +252,7 @@ def main() -> int:
     elif not args.plot:
         rows = [row for row in read() if row["host"] not in hosts]
         for host in hosts:
-            measure(HOSTS[host](args.limit), [int(n) for n in args.saved.split(",")], rows)
+            measure(HOSTS[host](args.limit, args.preprocessing), [int(n) for n in args.saved.split(",")], rows)
     plot()
     return 0
 

@@ -1,13 +1,13 @@
 """Does PaPr's map leave a host more confident than a CAM's? DeiT-Tiny, SqueezeNet, keep 0.4 -> results/maps.csv.
 
     python benchmarks/maps.py [--keep 0.4] [--draws 5] [--quick]
-    python benchmarks/maps.py --time        # on a quiet machine: what each map costs in time, into the rows that are there
+    python benchmarks/maps.py --time        # on a quiet machine: each map's time, into the rows that are there
 
-On 250 ImageNet validation photographs and on those of scikit-image and scikit-learn. `target` says whose probability is
-read: the dense host's first answer, or the label. With the label the photographs are also taken by confidence, as PaPr's
-paper does: the dense host is sure of the label (probability .5 or more), and the proposal is not (.2, .05 or less).
-`cam` asks for the proposal's own first answer, `cam, label` for the label, which nobody knows at inference. Intervals are
-95 % percentile bootstraps over photographs; `papr_ahead_by` is the paired difference.
+On 250 ImageNet validation photographs and on those of scikit-image and scikit-learn. `target` says whose probability
+is read: the dense host's first answer, or the label. With the label the photographs are also taken by confidence, as
+PaPr's paper does: the dense host is sure of the label (probability .5 or more), and the proposal is not (.2, .05 or
+less). `cam` asks for the proposal's own first answer, `cam, label` for the label, which nobody knows at inference.
+Intervals are 95 % percentile bootstraps over photographs; `papr_ahead_by` is the paired difference.
 """
 
 from __future__ import annotations
@@ -105,8 +105,8 @@ def rows_of(
             }
         )  # fmt: skip
         print(
-            f"{told['photographs']:14} {told['target']:6} {told['proposal_at_most']:4} n {rows[-1]['count']:3} {name:12}"
-            f" {100 * float(confidence.mean()):.1f} % [{100 * low:.1f}-{100 * high:.1f}]",
+            f"{told['photographs']:14} {told['target']:6} {told['proposal_at_most']:4} n {rows[-1]['count']:3} "
+            f"{name:12} {100 * float(confidence.mean()):.1f} % [{100 * low:.1f}-{100 * high:.1f}]",
             flush=True,
         )
     return rows
