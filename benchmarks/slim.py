@@ -40,12 +40,13 @@ def main() -> int:
     parser.add_argument("--saving", type=float, default=0.25, help="share of the MACs to save at least")
     parser.add_argument("--granularity", type=int, default=5)
     parser.add_argument("--limit", type=int, help="photographs of each set, evenly spread; default all")
+    parser.add_argument("--preprocessing", choices=("timm", "papers"), default="timm")
     args = parser.parse_args()
     if not WEIGHTS.is_dir():
         print(f"The weights and photographs are expected in {SHARED}; nothing to measure.", file=sys.stderr)
         return 2
     model = create("deit_tiny_patch16_224", weights=WEIGHTS / "deit_tiny_patch16_224.safetensors").model.eval()
-    prepared = Preprocessing.papers(model)
+    prepared = Preprocessing.named(args.preprocessing, model)
     whole = macs(model, SIZE)
 
     searched, recipes = {}, dict[str, Recipe]()
