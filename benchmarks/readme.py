@@ -1,271 +1,348 @@
-"""Write the README's figures from results/*.csv, so that they are never typed by hand.
+"""Write the figures of README and docs from results/*.csv, so that they are never typed by hand.
 
 python benchmarks/readme.py [--check]
 """
 
 from __future__ import annotations
 
-import csv
 import re
 import sys
-from pathlib import Path
+import textwrap
+from collections.abc import Callable
 
-ROOT = Path(__file__).resolve().parents[1]
-MARKS = ("<!-- results: written by benchmarks/readme.py -->", "<!-- end of results -->")
+from results import ROOT
+from tables import (
+    accuracy,
+    best_of,
+    budgets,
+    change,
+    commands,
+    compared,
+    embeddings,
+    loss_and_speed,
+    maps,
+    maps_by_confidence,
+    maps_everywhere,
+    named,
+    onnx,
+    overlap,
+    papr_against_tome,
+    points,
+    read,
+    scenes,
+    slimming,
+    speed,
+    stages,
+    table,
+    times,
+    tuned,
+    waterfall,
+)
 
-
-def read(*names: str) -> list[dict[str, str]]:
-    rows = []
-    for name in names:
-        with (ROOT / "results" / name).open(newline="") as file:
-            rows += csv.DictReader(file)
-    return rows
-
-
-def speeds() -> list[dict[str, str]]:
-    return read("speed.csv", "speed_large.csv")
-
-
-def table(head: list[str], rows: list[list[str]]) -> str:
-    lines = [head, ["---"] * len(head), *rows]
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
-
-
-def speed() -> str:
-    rows = []
-    for row in speeds():
-        if row["batch"] != "8" or "centre" in row["recipe"]:
-            continue
-        ratio = macs_ratio(row)
-        rows.append(
-            [
-                row["host"].removesuffix("_patch16_224"), f"`{row['recipe']}`", row["dtype"], f"{ratio:.2f}x",
-                f"{float(row['limit']):.2f}x",
-                f"**{float(row['ratio']):.2f}x** [{float(row['ratio_low']):.2f}-{float(row['ratio_high']):.2f}]",
-                f"{100 * float(row['of_limit']):.0f} %",
-            ]
-        )  # fmt: skip
-    head = ["host", "recipe", "dtype", "MACs", "limit", "measured", "of the limit"]
-    return table(head, rows)
-
-
-def stages() -> str:
-    rows = []
-    for row in read("speed_stages.csv"):
-        if row["recipe"] != "papr(keep=0.3)":
-            rows.append(
-                [
-                    row["host"].split("_patch4")[0], f"`{row['recipe']}`", row["batch"],
-                    f"{float(row['macs_ratio']):.2f}x", f"{float(row['limit']):.2f}x",
-                    f"**{float(row['ratio']):.2f}x** [{float(row['ratio_low']):.2f}-{float(row['ratio_high']):.2f}]",
-                ]
-            )  # fmt: skip
-    return table(["host", "recipe", "batch", "MACs", "limit", "measured"], rows)
+MARKS = "<!-- {}: written by benchmarks/readme.py -->\n", "<!-- end of {} -->"
+WIDTH = 120
+SHOWN = ("guarded + readout", "guarded", "tome", "mctf", "pitome", "papr, centre", "papr, proposal on top", "random")
+"""Rows of the README's table; all are in docs/results.md."""
+EVAL = """```bash
+tokensieve eval --model deit_tiny_patch16_224 --weights ../shared/weights/deit_tiny_patch16_224.safetensors \\
+    --data ../shared/data/imagenet_val_a --classes ../shared/data/imagenet_classes.json --recipe "tome(r=8)"
+```"""
 
 
-def macs_ratio(row: dict[str, str]) -> float:
-    same = [r for r in speeds() if (r["host"], r["recipe"]) == (row["host"], row["recipe"]) and r["macs_ratio"]]
-    return float(same[0]["macs_ratio"])
+def headline() -> str:
+    best = row_of("guarded + readout")
+    large = next(
+        float(row["ratio"])
+        for row in read("speed.csv")
+        if (row["host"], row["batch"], row["dtype"], row["recipe"])
+        == ("vit_base_patch16_224", "8", "fp32", "tome(r=13)")
+    )
+    return f"""A DeiT-Tiny with {float(saved(best)[:-1]):.1f} times fewer multiply-accumulates runs
+{float(best["ratio"]):.1f}
+times as fast on a CPU, gives the same answer to {float(best["agreement"]):.0f} of 100 photographs and loses
+{-float(change(best, best["top1_dense"])):.1f} points of top-1 accuracy. A ViT-B runs {large:.1f} times as fast under
+`tome(r=13)`. Nothing is trained, and the weights stay as they are."""
 
 
-def accuracy() -> str:
-    rows = []
-    shown = {
-        "papr": ("squeezenet1_1",), "random": ("random, mean of 10 draws",), "tome": ("",), "papr+tome": None,
-    }  # fmt: skip
-    for row in read("accuracy.csv"):
-        sources = shown.get(row["table"], ())
-        if sources is not None and row["source"] not in sources:
-            continue
-        recipe = re.sub(r", proposal_weights='[^']*'", "", row["recipe"])
-        if row["table"] == "papr+tome" and not re.search(r"keep=0\.8,.*r=8", recipe):
-            continue
-        if row["table"] != "papr+tome" and re.search(r"keep=0\.(7|6|3)\b", recipe):
-            continue
-        spread = f" [{float(row['top1_min']):.1f}-{float(row['top1_max']):.1f}]" if row["top1_min"] else ""
-        saved = float(row["gmac_dense"]) / float(row["gmac_host"])
-        everything = float(row["gmac_dense"]) / float(row["gmac_with_proposal"])
-        rows.append(
-            [f"`{recipe}`", f"{saved:.2f}x", f"{everything:.2f}x", f"{float(row['top1']):.1f}{spread}",
-             f"{float(row['agreement']):.1f}", f"{float(row['kl']):.3f}"]
-        )  # fmt: skip
-    return table(["recipe", "MACs saved, host", "with proposal", "top-1", "agreement", "KL"], rows)
+def row_of(name: str) -> dict[str, str]:
+    """Of the README's table."""
+    return next(row for row in compared("deit_tiny", "45") if named(row) == name)
 
 
-def compare(host: str) -> str:
-    """Every method at the saving at which time was measured, the least changed first."""
-    every = [row for row in read("compare.csv") if row["host"] == host]
-    rows = [row for row in every if row.get("ratio")]
-    cells = []
-    for row in sorted(rows, key=lambda row: float(row["kl"])):
-        name = row["method"] + (", proposal counted" if row["counted"] == "all" else "")
-        saved = float(row["gmac_dense"]) / float(row["gmac"])
-        lost = float(row["top1"]) - float(row["top1_dense"])
-        measured = f"{float(row['ratio']):.2f}x [{float(row['ratio_low']):.2f}-{float(row['ratio_high']):.2f}]"
-        cells.append(
-            [name, f"{saved:.2f}x", f"{lost:+.1f}", f"{float(row['agreement']):.1f}", f"{float(row['kl']):.3f}",
-             measured, row["unfair"]]
-        )  # fmt: skip
-    head = ["method", "fewer MACs, everything", "top-1", "agreement", "KL", "measured, batch 16", ""]
-    return table(head, cells)
+def saved(row: dict[str, str]) -> str:
+    return times(float(row["gmac_dense"]) / float(row["gmac"]))
 
 
-def tuned() -> str:
-    rows = []
-    for host, title in (("deit_tiny", "DeiT-Tiny"), ("nano_vit", "bundled pair")):
-        for row in sorted(read(f"tuned_{host}.csv"), key=lambda row: float(row["budget"])):
-            same = [r for r in read(f"tuned_{host}.csv") if r["budget"] == row["budget"]]
-            best = {kind: min((r for r in same if r["kind"] == kind), key=lambda r: float(r["kl"])) for kind in
-                    {r["kind"] for r in same}}  # fmt: skip
-            if row not in best.values():
-                continue
-            lost = float(row["top1"]) - float(row["top1_dense"])
-            names = {"searched": "**searched**", "corrected": "**searched, corrected**"}
-            name = names.get(row["kind"], f"`{row['title']}` alone")
-            rows.append(
-                [title, f"{float(row['macs_ratio']):.2f}x", name, f"{lost:+.1f}", f"{float(row['agreement']):.1f}",
-                 f"{float(row['kl']):.4f}"]
-            )  # fmt: skip
-    return table(["host", "fewer MACs, everything", "recipe", "top-1", "agreement", "KL"], rows)
+def measured_readme() -> str:
+    row = row_of("guarded + readout")
+    return f"""One host, DeiT-Tiny, with 45 % of its multiply-accumulates (MACs) saved; {row["images"]}
+ImageNet photographs, on
+which the dense model has a top-1 accuracy of {float(row["top1_dense"]):.1f} %:
+
+{loss_and_speed("deit_tiny", SHOWN)}
+
+- **fewer MACs**: those of the dense model over those of the sieved one for an image, the proposal's included.
+- **speed**: time of the dense model over time of the sieved one, everything included, at batch {row["batch"]} on a CPU
+  ({row["machine"]}). Both run in turns in one process; in brackets the 10th and 90th percentile of the rounds.
+- **top-1**: change of the accuracy against the dense model, in percentage points. One photograph is
+  {100 / int(row["images"]):.2f} points.
+- **same answer**: share of the photographs to which both models give the same class.
+- **KL**: mean Kullback-Leibler divergence from the dense model's class probabilities, in nats. It tells recipes apart
+  where the other two are noise.
+
+`papr` saves less here because its proposal, SqueezeNet, costs a fifth of a host this small; on a ViT-B the default
+proposal costs 1.6 %. Written by
+
+{commands("compare.csv", host="deit_tiny")[:-4]}
+python benchmarks/compare_methods.py --time        # the speed
+```
+
+[All results](docs/results.md): every method and budget, larger models, bf16, compiled, ONNX, models with stages.
+[Which recipe](docs/which-recipe.md): from a budget to the loss to expect."""
 
 
-def scenes() -> str:
-    rows = read("scenes.csv")
-    dense = rows[0]
-    chosen = {row["method"]: row for row in rows if row["keep"] == "0.4"}
-    names = ("PaPr, nano proposal", "PaPr and ToMe", "ToMe", "centre", "random")
-    cells = [["dense", "", "1.00x", f"{float(dense['top1']):.1f}", ""]]
-    for name in names:
-        if name in chosen:
-            row = chosen[name]
-            spread = f" [{float(row['top1_low']):.1f}-{float(row['top1_high']):.1f}]" if row["draws"] != "1" else ""
-            recipe = f"`{row['recipe']}`".replace(", seed=0", "")
-            cells.append(
-                [name, recipe, f"{float(row['macs_ratio']):.2f}x", f"{float(row['top1']):.1f}{spread}",
-                 f"{float(row['agreement']):.1f}"]
-            )  # fmt: skip
-    return table(["", "recipe", "fewer MACs", "right, %", "agrees, %"], cells)
+def every_method() -> str:
+    row = row_of("guarded + readout")
+    return f"""DeiT-Tiny on {row["images"]} photographs, 45 % of the host's MACs saved, dense top-1
+{float(row["top1_dense"]):.1f} %. Speed at batch {row["batch"]}; where it is missing, the recipe is new since it was
+measured.
+
+{loss_and_speed("deit_tiny")}
+
+{commands("compare.csv", host="deit_tiny")}
+
+The same for savings of 25 to 65 %, and on the bundled pair, is in [results/compare.csv](../results/compare.csv):
+
+![KL over MACs, every method, both hosts](pictures/compare.png)"""
 
 
-def maps() -> str:
-    rows = [row for row in read("maps.csv") if row["photographs"] == "imagenet_val_a"]
-    return table(
-        ["map", "confidence left", "answers kept", "PaPr higher / lower on", "cost, share of the host's MACs"],
-        [
-            [
-                "PaPr (mean)" if row["map"] == "mean" else row["map"], f"{100 * float(row['confidence']):.1f} %",
-                f"{float(row['answers_kept']):.1f} %",
-                "" if row["map"] == "mean" else f"{row['papr_higher_on']} / {row['papr_lower_on']}",
-                f"{100 * float(row['share_of_host_macs']):.0f} %",
-            ]
-            for row in rows
-        ],
-    )  # fmt: skip
-
-
-def waterfall() -> str:
-    rows = read("waterfall.csv")
-    steps = {"dense": "dense, fp32, batch 8", "recipe": "+ recipe", "bf16": "+ bf16", "compile": "+ compile"}
-    recipes = list(dict.fromkeys(row["recipe"] for row in rows))
-    cells: dict[str, list[str]] = {}
-    for row in rows:
-        name = steps.get(row["step"], f"+ batch {row['batch']}")
-        cell = f"{float(row['ratio']):.2f}x"
-        if row["limit"]:
-            cell += f" [{float(row['low']):.2f}-{float(row['high']):.2f}], limit {float(row['limit']):.2f}x"
-        cells.setdefault(name, [name]).append(cell)
-    return table(["", *(f"`{recipe}`" for recipe in recipes)], list(cells.values()))
-
-
-def onnx() -> str:
-    rows = []
-    for row in read("onnx.csv"):
-        worst = max(float(row["difference_b1"]), float(row["difference_b5"]))
-        rows.append(
-            [row["host"].partition("_patch")[0], f"`{row['recipe']}`", row["batch"],
-             f"{float(row['limit']):.2f}x",
-             f"**{float(row['ratio']):.2f}x** [{float(row['ratio_low']):.2f}-{float(row['ratio_high']):.2f}]",
-             f"{worst:.0e}"]
-        )  # fmt: skip
-    return table(["host", "recipe", "batch", "limit", "measured", "largest difference"], rows)
-
-
-def section() -> str:
-    dense = next(row for row in read("accuracy.csv") if row["table"] == "dense")
-    machine = speeds()[0]["machine"]
-    compiled = next(row for row in read("compile.csv") if row["recipe"].startswith("tome"))
-    scene = read("scenes.csv")[0]
-    ours = next(row for row in read("maps.csv") if (row["photographs"], row["map"]) == ("imagenet_val_a", "mean"))
-    photographs = next(row["images"] for row in read("compare.csv") if row["host"] == "deit_tiny")
-    sure = 100 * float(ours["confidence_dense"])
-    return f"""{MARKS[0]}
-## Measured
-
-Speed on a CPU ({machine}), batch 8; dense model, sieved model and
-limit interleaved in one process. **Limit**: the host
-itself on as many tokens, with selection for free. **Measured**: everything included, with the 10th and 90th percentile.
-
-{speed()}
-
-Compiled with inductor, `{compiled["recipe"]}` is {float(compiled["ratio"]):.2f}x faster than the compiled dense
-ViT-B (limit {float(compiled["limit"]):.2f}x). All batches, memory and other settings: [results/](results/).
-
-Hosts with stages keep their maps whole; point-wise operators alone read less ([stages](docs/stages.md)).
-The limit runs them on a slice of as many pixels; proposal included:
-
-{stages()}
-
-What it loses, without training: DeiT-Tiny on 250 ImageNet validation photographs, 1000-way (dense: top-1
-{float(dense["top1"]):.1f}; one photograph is 0.4 points). Agreement and KL are with the dense model.
+def loss() -> str:
+    dense, papers = (read(name)[0] for name in ("accuracy.csv", "accuracy_papers.csv"))
+    return f"""DeiT-Tiny on 250 ImageNet validation photographs, 1000 classes, dense top-1
+{float(dense["top1"]):.1f} %; one
+photograph is 0.4 points. The random row is the mean and the range of ten draws.
 
 {accuracy()}
 
-The random row is the mean and range of ten draws. On a host as small as this the proposal weighs: SqueezeNet is a fifth
-of it. On a ViT-B, MobileOne-S0 is 1.6 %.
+{commands("accuracy.csv")}
 
-Every method at the same MACs: 45 % of the host's saved, on {photographs} photographs (DeiT-Tiny) and with what choosing
-costs in the measured time. All of 25 to 65 %, and the same on the bundled pair: [results](results/compare.csv).
+or for one row
 
-{compare("deit_tiny")}
+{EVAL}
 
-![KL over MACs, every method, both hosts](docs/pictures/compare.png)
+With `--preprocessing papers` both commands prepare the photographs as the papers do, resized to exactly 224 pixels:
+dense top-1 is then {float(papers["top1"]):.1f} % ([results/accuracy_papers.csv](../results/accuracy_papers.csv))."""
 
-What `tokensieve tune` finds on 250 other pictures without labels, beside the best method alone at the same MACs:
+
+def searched() -> str:
+    row = read("tuned_deit_tiny.csv")[0]
+    return f"""What [`tokensieve tune`](tune.md) finds on 250 other pictures without labels, beside the best
+method alone at
+the same MACs; judged on {int(row["images"]):,} photographs, the bundled pair on 1,000 scenes.
 
 {tuned()}
 
-The bundled pair on {scene["scenes"]} scenes that it never saw, everything at the MACs of `papr(keep=0.4)`:
+{commands("tuned_deit_tiny.csv", "tuned_nano_vit.csv")}"""
+
+
+def bundled() -> str:
+    row = read("scenes.csv")[0]
+    return f"""The bundled pair on {row["scenes"]} scenes that it never saw, everything at the MACs of
+`papr(keep=0.4)`; dense
+top-1 {float(row["top1"]):.1f} %.
 
 {scenes()}
 
-![Right answers over MACs, by what chooses the tokens](docs/pictures/scenes.png)
+{commands("scenes.csv")}
 
-Is PaPr's map better than a CAM's? The probability that DeiT-Tiny still gives its dense answer on {ours["count"]}
-ImageNet photographs when it reads 40 % of the tokens, SqueezeNet ranking (all tokens: {sure:.1f} %):
+![Right answers over MACs, by what chooses the tokens](pictures/scenes.png)"""
 
-{maps()}
 
-The reduction is one of several things that make a model faster. ViT-B, each row added to the one before, time an image
-against the dense model in fp32 at batch 8:
+def maps_all() -> str:
+    ours = next(row for row in maps("both", "answer") if row["map"] == "mean")
+    return f"""The probability that DeiT-Tiny still gives its dense answer on {int(ours["count"]):,}
+photographs when it reads
+40 % of the tokens, SqueezeNet ranking (all tokens: {100 * float(ours["confidence_dense"]):.1f} %). By confidence, which
+is the paper's setting: [PaPr](papr.md#papr-or-a-cam).
+
+{maps_everywhere()}
+
+{commands("maps.csv")}"""
+
+
+def larger() -> str:
+    compiled = next(row for row in read("compile.csv") if row["recipe"].startswith("tome"))
+    return f"""Batch 8, {read("speed.csv")[0]["machine"]}. The weights are random: speed does not depend on them.
+
+{speed()}
+
+{commands("speed.csv", "speed_large.csv")}
+
+Compiled with inductor, `{compiled["recipe"]}` is {times(compiled["ratio"])} as fast as the compiled dense ViT-B (limit
+{times(compiled["limit"])}; [results/compile.csv](../results/compile.csv))."""
+
+
+def with_stages() -> str:
+    return f"""[ConvNeXt and Swin](stages.md) keep their maps whole, and only point-wise operators read less.
+Their limit runs
+those operators on a slice of as many pixels.
+
+{stages()}
+
+{commands("speed_stages.csv")}"""
+
+
+def steps() -> str:
+    return f"""A recipe is one of several things that make a model faster. ViT-B, each row added to the one
+before; time of an
+image against the dense model in fp32 at batch 8.
 
 {waterfall()}
 
-Exported to ONNX, in onnxruntime on the same CPU, dense, sieved and limit interleaved:
+{commands("waterfall.csv")}"""
+
+
+def exported() -> str:
+    return f"""In onnxruntime on the same CPU.
 
 {onnx()}
-{MARKS[1]}"""
+
+{commands("onnx.csv")}"""
+
+
+def which() -> str:
+    return f"""Change of top-1 in points / same answer. A DeiT-Tiny on photographs:
+
+{budgets("deit_tiny")}
+
+The bundled ViT on scenes, where the object is small and the background is nothing:
+
+{budgets("nano_vit")}
+
+What `tokensieve tune` found for both, on 250 pictures without labels:
+
+{tuned()}"""
+
+
+def papr_maps() -> str:
+    return f"""{maps_by_confidence()}
+
+{commands("maps.csv")}"""
+
+
+def papr_loss() -> str:
+    rows = read("accuracy.csv")
+    sources = {"squeezenet1_1": "SqueezeNet", "mobilenetv2_100": "MobileNetV2", "centre": "the centre, no proposal",
+               "random, mean of 10 draws": "random patches"}  # fmt: skip
+    keeps = ("0.8", "0.7", "0.6", "0.5", "0.4", "0.3")
+    dense, cells = rows[0], []
+    for source, title in sources.items():
+        found = [next(r for r in rows if r["source"] == source and f"keep={keep}," in r["recipe"]) for keep in keeps]
+        cells.append([title, *(change(row, dense["top1"]) for row in found)])
+    return f"""Change of top-1, in points, of a DeiT-Tiny on 250 photographs (dense {float(dense["top1"]):.1f} %; one
+photograph is 0.4 points):
+
+{table(["ranked by", *(f"keep={keep}" for keep in keeps)], cells)}
+
+{commands("accuracy.csv")}
+
+The centre of the picture costs nothing and does well on photographs while much is kept, because objects sit in the
+middle. The halves that SqueezeNet and MobileNetV2 keep overlap by
+{overlap("squeezenet1_1", "mobilenetv2_100"):.2f}, those of SqueezeNet and the centre by
+{overlap("squeezenet1_1", "centre"):.2f}, those of SqueezeNet and random patches by
+{overlap("squeezenet1_1", "random"):.2f} ([results/overlap.csv](../results/overlap.csv)): two proposals agree about as
+much as one of them and the centre."""
+
+
+def tome_loss() -> str:
+    dense, *rows = [row for row in read("accuracy.csv") if row["table"] in ("dense", "tome")]
+    lost = [
+        f"`{row['recipe']}` {change(row, dense['top1'])} at {times(float(row['gmac_dense']) / float(row['gmac_host']))}"
+        for row in rows
+    ]
+    return f"""Points of top-1 at so many times fewer MACs, on a DeiT-Tiny and 250 photographs (dense
+{float(dense["top1"]):.1f} %): {", ".join(lost)} ([results](results.md#loss))."""
+
+
+def tune_found() -> str:
+    here = {row["kind"]: row for row in best_of("deit_tiny", "1.9")}
+    found = {
+        kind: f"a KL of {points(row)[1]}, {points(row)[0]} same answers and {change(row, row['top1_dense'])}"
+        " points of top-1"
+        for kind, row in here.items()
+    }
+    text = f"""At {times(here["searched"]["macs_ratio"])} fewer MACs the searched recipe has
+{found["searched"]}. The best
+method alone, `{here["single"]["title"]}` with the same number in every block, has {found["single"]}."""
+    if "corrected" in here:
+        text += f""" Corrected, the searched recipe has {found["corrected"]}; these photographs are of ten classes, and
+so are those that the correction was fitted on."""
+    return text
+
+
+PAGES: dict[str, dict[str, Callable[[], str]]] = {
+    "README.md": {"headline": headline, "measured": measured_readme},
+    "docs/results.md": {
+        "every method": every_method,
+        "loss": loss,
+        "tuned": searched,
+        "bundled": bundled,
+        "maps": maps_all,
+        "larger models": larger,
+        "stages": with_stages,
+        "waterfall": steps,
+        "onnx": exported,
+    },
+    "docs/which-recipe.md": {"budgets": which},
+    "docs/papr.md": {"maps": papr_maps, "loss": papr_loss, "papr and tome": papr_against_tome},
+    "docs/tome.md": {"loss": tome_loss},
+    "docs/tune.md": {"found": tune_found},
+    "docs/embeddings.md": {"embeddings": embeddings},
+    "docs/patch-slimming.md": {"slimming": slimming},
+}
+
+
+def wrapped(text: str) -> str:
+    """Paragraphs and list entries filled to the width of a line; tables, commands and pictures as they are."""
+
+    def fill(part: str, indent: str = "") -> str:
+        words = " ".join(part.split())
+        return textwrap.fill(words, WIDTH, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False)
+
+    parts = []
+    for part in text.split("\n\n"):
+        if part.startswith("- "):
+            part = "\n".join(fill(f"- {entry}", "  ") for entry in part[2:].split("\n- "))
+        elif not part.startswith(("|", "```", "!")):
+            part = fill(part)
+        parts.append(part)
+    return "\n\n".join(parts)
+
+
+def written(text: str, sections: dict[str, Callable[[], str]]) -> str:
+    """A page with its sections anew. Every section must have its place."""
+    for name, section in sections.items():
+        start, end = (mark.format(name) for mark in MARKS)
+        before, rest = text.split(start)
+        after = rest.split(end)[1]
+        text = f"{before}{start}{wrapped(section())}\n{end}{after}"
+    return text
 
 
 def main() -> int:
-    readme = ROOT / "README.md"
-    text = readme.read_text()
-    before, rest = text.split(MARKS[0])
-    after = rest.split(MARKS[1])[1]
-    written = before + section() + after
-    if "--check" in sys.argv:
-        return int(written != text)
-    readme.write_text(written)
-    return 0
+    changed = []
+    for name, sections in PAGES.items():
+        page = ROOT / name
+        text = page.read_text()
+        new = written(text, sections)
+        if new != text:
+            changed.append(name)
+            if "--check" not in sys.argv:
+                page.write_text(new)
+    unknown = [name for name in PAGES for found in re.findall(r"<!-- (.+?): written by", (ROOT / name).read_text())
+               if found not in PAGES[name]]  # fmt: skip
+    print("\n".join(f"{name} is written anew" for name in changed) or "all pages are as results/ has it")
+    return int(bool(unknown) or ("--check" in sys.argv and bool(changed)))
 
 
 if __name__ == "__main__":

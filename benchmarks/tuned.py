@@ -1,7 +1,7 @@
 """What `tokensieve tune` found, on images that it never saw -> results/tuned_HOST.csv and .json.
 
     tokensieve tune --model deit_tiny_patch16_224 --weights W --data imagenette_train.tar --limit 250 --macs 1.9 \\
-        --preprocessing papers --proposal squeezenet1_1 --proposal-weights P --holdout 0.2 --trials 500 --out FRONT
+        --proposal squeezenet1_1 --proposal-weights P --holdout 0.2 --trials 500 --out FRONT
     python benchmarks/tuned.py deit_tiny --front FRONT
     python benchmarks/tuned.py deit_tiny --front FRONT --correct
     python benchmarks/tuned.py nano_vit                # searches itself, on 250 scenes of the training split
@@ -131,8 +131,9 @@ def main() -> int:
     parser.add_argument("--storage", help="SQLite file that keeps the search's trials")
     parser.add_argument("--limit", type=int, help="images of each set")
     parser.add_argument("--correct", action="store_true", help="add the searched recipes, corrected")
+    parser.add_argument("--preprocessing", choices=("timm", "papers"), default="timm", help="of the search and here")
     args = parser.parse_args()
-    study = HOSTS[args.host](args.limit)
+    study = HOSTS[args.host](args.limit, args.preprocessing)
     if args.correct:
         judge_corrected(study, json.loads((args.front / "front.json").read_text()), args.front)
         return 0

@@ -1,17 +1,31 @@
-"""README and docs: figures are those of results/, and every block of Python runs."""
+"""README and docs: figures are those of results/, blocks of Python run, commands and links exist."""
 
 from __future__ import annotations
 
+import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+import typer
+
+from tokensieve.cli import app
 
 ROOT = Path(__file__).resolve().parents[1]
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
 
 
-def test_the_readmes_figures_come_from_results() -> None:
+def named(page: Path) -> str:
+    return page.name
+
+
+def blocks(page: Path, language: str) -> list[str]:
+    return [part.split("```")[0] for part in page.read_text().split(f"```{language}\n")[1:]]
+
+
+def test_the_pages_figures_come_from_results() -> None:
     check = subprocess.run([sys.executable, str(ROOT / "benchmarks" / "readme.py"), "--check"], cwd=ROOT)
     assert check.returncode == 0, "run: python benchmarks/readme.py"
 
@@ -22,22 +36,80 @@ def run(code: str) -> str:
     return done.stdout
 
 
-@pytest.mark.parametrize("page", [page.name for page in sorted((ROOT / "docs").glob("*.md"))])
-def test_every_block_of_python_in_docs_runs(page: str) -> None:
-    parts = (ROOT / "docs" / page).read_text().split("```python\n")[1:]
-    code = "\n".join(part.split("```")[0] for part in parts)
-    run(code)
+@pytest.mark.parametrize("page", sorted((ROOT / "docs").glob("*.md")), ids=named)
+def test_every_block_of_python_in_docs_runs(page: Path) -> None:
+    run("\n".join(blocks(page, "python")))
 
 
 def test_the_readmes_lines_of_python_run() -> None:
     """With a small model in the place of the one that would be downloaded."""
-    text = (ROOT / "README.md").read_text()
-    code = text.split("```python\n")[1].split("```")[0]
+    (code,) = blocks(ROOT / "README.md", "python")
     assert code.count("pretrained=True") == 1
     code = code.replace('"vit_base_patch16_224.augreg_in21k_ft_in1k", pretrained=True', '"vit_tiny_patch16_224"')
-    code = code.replace('"papr(keep=0.8) + tome(r=8)")', '"papr(keep=0.8) + tome(r=8)", pretrained=False)')
     code = code.replace("speed(fast, model, images)", "speed(fast, model, images, seconds=0, min_rounds=2)")
     code = code.replace("fast = ", "import torch\nimages = torch.randn(2, 3, 224, 224)\nloader = [images]\nfast = ")
     printed = run(code)
     assert "Speed(ratio=" in printed
     assert "Fidelity(agreement=" in printed
+
+
+def told_commands(page: Path) -> list[list[str]]:
+    """The `tokensieve` command lines of a page's shell blocks, in words."""
+    lines = "\n".join(blocks(page, "bash")).replace("\\\n", " ").splitlines()
+    parts = [part for line in lines for part in split_at_semicolons(shlex.split(line, comments=True))]
+    return [part for part in parts if part[:1] == ["tokensieve"] and len(part) > 1]
+
+
+def split_at_semicolons(words: list[str]) -> list[list[str]]:
+    parts: list[list[str]] = [[]]
+    for word in words:
+        parts[-1].append(word.removesuffix(";"))
+        if word.endswith(";"):
+            parts.append([])
+    return parts
+
+
+@pytest.mark.parametrize("page", PAGES, ids=named)
+def test_commands_and_their_options_exist(page: Path) -> None:
+    commands = typer.main.get_command(app).commands  # type: ignore[attr-defined]
+    for words in told_commands(page):
+        command = commands.get(words[1])
+        assert command is not None, words
+        options = {name for option in command.params for name in (*option.opts, *option.secondary_opts)}
+        wrong = [word for word in words if word.startswith("--") and word.partition("=")[0] not in options]
+        assert not wrong, f"{' '.join(words)}: no option {', '.join(wrong)}"
+
+
+def anchors(page: Path) -> set[str]:
+    """Of a page's headings, as GitHub makes them."""
+    headings = re.findall(r"^#+ (.+)$", re.sub(r"```.*?```", "", page.read_text(), flags=re.S), flags=re.M)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=named)
+def test_links_lead_somewhere(page: Path) -> None:
+    text = re.sub(r"```.*?```", "", page.read_text(), flags=re.S)
+    for target in re.findall(r"\]\(([^)\s]+)\)", text):
+        if target.startswith(("http://", "https://")):
+            continue
+        place, _, anchor = target.partition("#")
+        found = (page.parent / place).resolve() if place else page
+        assert found.exists(), f"{page.name}: {target}"
+        assert not anchor or anchor in anchors(found), f"{page.name}: {target} has no such heading"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=named)
+def test_tables_have_one_width(page: Path) -> None:
+    """A row of another width, or an empty line within a table, ends it where it is shown."""
+    lines = re.sub(r"```.*?```", "", page.read_text(), flags=re.S).splitlines()
+    width = 0
+    for number, line in enumerate(lines):
+        if not line.startswith("|"):
+            width = 0
+            continue
+        cells = len(re.findall(r"(?<!\\)\|", re.sub(r"`[^`]*`", "", line))) - 1
+        if width == 0:
+            following = lines[number + 1] if number + 1 < len(lines) else ""
+            assert re.fullmatch(r"\|(\s*:?-+:?\s*\|)+", following), f"{page.name}: a table without a head: {line}"
+        assert width in (0, cells), f"{page.name}: {line}"
+        width = cells

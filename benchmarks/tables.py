@@ -1,0 +1,308 @@
+"""Tables of README and docs, from results/*.csv. `readme.py` puts them in their places."""
+
+from __future__ import annotations
+
+import csv
+import re
+from collections.abc import Iterable, Sequence
+
+from results import ROOT
+
+Row = dict[str, str]
+
+
+def read(*names: str) -> list[Row]:
+    rows = []
+    for name in names:
+        with (ROOT / "results" / name).open(newline="") as file:
+            rows += csv.DictReader(file)
+    return rows
+
+
+def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    lines = [head, ["---"] * len(head), *rows]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def commands(*names: str, **where: str) -> str:
+    """The commands that wrote these files, or those of their rows that hold `where`."""
+    chosen = [row for row in read(*names) if all(row[key] == value for key, value in where.items())]
+    return "```bash\n" + "\n".join(dict.fromkeys(row["command"] for row in chosen)) + "\n```"
+
+
+def times(value: str | float) -> str:
+    return f"{float(value):.2f}x"
+
+
+def measured(row: Row) -> str:
+    return f"{times(row['ratio'])} [{float(row['ratio_low']):.2f}-{float(row['ratio_high']):.2f}]"
+
+
+def change(row: Row, dense: str | float) -> str:
+    """Of top-1, in points."""
+    return f"{float(row['top1']) - float(dense):+.1f}"
+
+
+def points(row: Row, digits: int = 3) -> list[str]:
+    """Agreement and KL."""
+    return [f"{float(row['agreement']):.1f} %", f"{float(row['kl']):.{digits}f}"]
+
+
+def short(host: str) -> str:
+    return host.partition("_patch")[0]
+
+
+def recipe_of(row: Row) -> str:
+    """Without the places of weights, and without lists that fill a line."""
+    text = re.sub(r", proposal_weights='[^']*'", "", row["recipe"])
+    return f"`{text}`"
+
+
+# Loss and speed of the same host
+
+
+def compared(host: str, saved: str) -> list[Row]:
+    """Rows of compare.csv at one saving, the least changed first."""
+    rows = [row for row in read("compare.csv") if (row["host"], row["saved"]) == (host, saved)]
+    return sorted(rows, key=lambda row: float(row["kl"]))
+
+
+def named(row: Row) -> str:
+    told = {"papr": ", proposal on top", "dynamicvit": ""}
+    return row["method"] + (", proposal in the budget" if row["counted"] == "all" else told.get(row["method"], ""))
+
+
+def loss_and_speed(host: str, only: Sequence[str] = ()) -> str:
+    """Every method at the saving at which time was measured, or `only` some."""
+    cells = []
+    for row in compared(host, "45"):
+        if only and named(row) not in only:
+            continue
+        notes = [] if only else [row["unfair"]]
+        speed = f"**{measured(row)}**" if row["ratio"] else ""
+        lost = [change(row, row["top1_dense"]), *points(row)]
+        if row["method"] == "dynamicvit":  # what random predictors lose says nothing
+            lost = [""] * len(lost)
+        cells.append(
+            [f"`{row['method']}`" + named(row).removeprefix(row["method"]),
+             times(float(row["gmac_dense"]) / float(row["gmac"])), speed, *lost, *notes]
+        )  # fmt: skip
+    head = ["method", "fewer MACs", "speed", "top-1", "same answer", "KL"]
+    return table(head if only else [*head, ""], cells)
+
+
+# Loss
+
+
+def accuracy() -> str:
+    rows, dense = [], next(row for row in read("accuracy.csv") if row["table"] == "dense")
+    shown = {"papr": "squeezenet1_1", "random": "random, mean of 10 draws", "centre": "centre", "tome": "",
+             "papr+tome": "squeezenet1_1"}  # fmt: skip
+    for row in read("accuracy.csv"):
+        if shown.get(row["table"]) != row["source"]:
+            continue
+        if row["table"] == "papr+tome" and not re.search(r"keep=0\.8,.*r=8", row["recipe"]):
+            continue
+        if row["table"] != "papr+tome" and re.search(r"keep=0\.(7|6|3)\b", row["recipe"]):
+            continue
+        spread = ""
+        if row["top1_min"]:
+            low, high = (float(row[key]) - float(dense["top1"]) for key in ("top1_min", "top1_max"))
+            spread = f" [{low:+.1f} to {high:+.1f}]"
+        host, everything = (float(row["gmac_dense"]) / float(row[key]) for key in ("gmac_host", "gmac_with_proposal"))
+        rows.append([recipe_of(row), times(host), times(everything), change(row, dense["top1"]) + spread, *points(row)])
+    return table(["recipe", "fewer MACs, host alone", "fewer MACs", "top-1", "same answer", "KL"], rows)
+
+
+def tuned() -> str:
+    rows = []
+    for host, title in (("deit_tiny", "DeiT-Tiny"), ("nano_vit", "bundled pair")):
+        for row in sorted(read(f"tuned_{host}.csv"), key=lambda row: float(row["budget"])):
+            if row is not None and row in best_of(host, row["budget"]):
+                names = {"searched": "**searched**", "corrected": "**searched, corrected**"}
+                name = names.get(row["kind"], f"`{row['title']}` alone")
+                rows.append([title, times(row["macs_ratio"]), name, change(row, row["top1_dense"]), *points(row, 4)])
+    return table(["host", "fewer MACs", "recipe", "top-1", "same answer", "KL"], rows)
+
+
+def best_of(host: str, budget: str) -> list[Row]:
+    """Of each kind the recipe that lost least at this budget."""
+    same = [row for row in read(f"tuned_{host}.csv") if row["budget"] == budget]
+    kinds = dict.fromkeys(row["kind"] for row in same)
+    return [min((row for row in same if row["kind"] == kind), key=lambda row: float(row["kl"])) for kind in kinds]
+
+
+def scenes() -> str:
+    rows = read("scenes.csv")
+    dense = rows[0]
+    chosen = {row["method"]: row for row in rows if row["keep"] == "0.4"}
+    cells = []
+    for name in ("PaPr, nano proposal", "PaPr and ToMe", "ToMe", "centre", "random"):
+        row = chosen[name]
+        spread = ""
+        if row["draws"] != "1":
+            low, high = (float(row[key]) - float(dense["top1"]) for key in ("top1_low", "top1_high"))
+            spread = f" [{low:+.1f} to {high:+.1f}]"
+        recipe = recipe_of(row).replace(", seed=0", "")
+        cells.append([name, recipe, times(row["macs_ratio"]), change(row, dense["top1"]) + spread, *points(row)])
+    return table(["", "recipe", "fewer MACs", "top-1", "same answer", "KL"], cells)
+
+
+def budgets(host: str) -> str:
+    """For each saving what some methods lose: the table from budget to expected loss."""
+    columns = {"guarded + readout": "`guarded + readout`", "tome": "`tome`", "papr": "`papr`, proposal on top",
+               "random": "`random`"}  # fmt: skip
+    rows = []
+    for saved in dict.fromkeys(row["saved"] for row in read("compare.csv") if row["host"] == host):
+        here = {named(row).partition(",")[0]: row for row in compared(host, saved) if row["counted"] == "host"
+                and row["method"] in columns}  # fmt: skip
+        cells = []
+        for method in columns:
+            row = here.get(method)
+            cells.append("" if row is None else f"{change(row, row['top1_dense'])} / {points(row)[0]}")
+        dense, host_macs = (float(next(iter(here.values()))[key]) for key in ("gmac_dense", "gmac_host"))
+        rows.append([times(dense / host_macs), *cells])
+    return table(["fewer MACs of the host", *columns.values()], rows)
+
+
+# PaPr's map
+
+
+def maps(photographs: str, target: str, host_at_least: str = "0", proposal_at_most: str = "1") -> list[Row]:
+    told = (photographs, target, host_at_least, proposal_at_most)
+    keys = ("photographs", "target", "host_at_least", "proposal_at_most")
+    return [row for row in read("maps.csv") if tuple(row[key] for key in keys) == told]
+
+
+MAPS = {"mean": "PaPr", "cam": "CAM of the proposal's answer", "cam, label": "CAM of the label", "centre": "centre",
+        "random": "random"}  # fmt: skip
+
+
+def maps_by_confidence(photographs: str = "both") -> str:
+    """PaPr's map and CAMs on all photographs, and on those of which the host is sure and the proposal is not."""
+    groups = {"all": ("0", "1"), "host >= .5": ("0.5", "1"), "and proposal <= .2": ("0.5", "0.2"),
+              "and proposal <= .05": ("0.5", "0.05")}  # fmt: skip
+    rows, head = [], ["map"]
+    found = {title: {row["map"]: row for row in maps(photographs, "label", *ends)} for title, ends in groups.items()}
+    for title, group in found.items():
+        head.append(f"{title}, n = {group['mean']['count']}")
+    dense = [f"{100 * float(group['mean']['confidence_dense']):.1f} %" for group in found.values()]
+    rows.append(["all tokens", *dense])
+    for name, title in MAPS.items():
+        cells = []
+        for group in found.values():
+            row = group[name]
+            left = f"{100 * float(row['confidence']):.1f} %"
+            low, high = (-100 * float(row[key]) for key in ("papr_ahead_high", "papr_ahead_low"))
+            against = (
+                "" if name == "mean" else f" ({-100 * float(row['papr_ahead_by']):+.1f}; {low:+.1f} to {high:+.1f})"
+            )
+            cells.append(left + against)
+        rows.append([title, *cells])
+    return table(head, rows)
+
+
+def maps_everywhere() -> str:
+    return table(
+        ["map", "confidence left", "answers kept", "PaPr higher / lower on", "cost, share of the host's MACs"],
+        [
+            [
+                "PaPr" if row["map"] == "mean" else row["map"], f"{100 * float(row['confidence']):.1f} %",
+                f"{float(row['answers_kept']):.1f} %",
+                "" if row["map"] == "mean" else f"{row['papr_higher_on']} / {row['papr_lower_on']}",
+                f"{100 * float(row['share_of_host_macs']):.0f} %",
+            ]
+            for row in maps("both", "answer") if row["map"] != "cam, label"
+        ],
+    )  # fmt: skip
+
+
+def overlap(a: str, b: str) -> float:
+    return next(float(row["overlap"]) for row in read("overlap.csv") if (row["a"], row["b"]) == (a, b))
+
+
+def papr_against_tome(host: str = "deit_tiny") -> str:
+    """KL of both at each saving of the host's MACs."""
+    found = {(row["saved"], row["method"]): row for row in read("compare.csv") if row["host"] == host
+             and row["counted"] == "host"}  # fmt: skip
+    savings = dict.fromkeys(saved for saved, _ in found)
+    cells = [
+        [f"`{method}`", *(f"{float(found[saved, method]['kl']):.3f}" for saved in savings)]
+        for method in ("papr", "tome")
+    ]
+    return table(["KL", *(f"{saved} % saved" for saved in savings)], cells)
+
+
+# Speed
+
+
+def speed() -> str:
+    every = read("speed.csv", "speed_large.csv")
+    macs = {(row["host"], row["recipe"]): row["macs_ratio"] for row in every if row["macs_ratio"]}
+    rows = [
+        [short(row["host"]), recipe_of(row), row["dtype"], times(macs[row["host"], row["recipe"]]), times(row["limit"]),
+         f"**{measured(row)}**", f"{100 * float(row['of_limit']):.0f} %"]
+        for row in every if row["batch"] == "8" and "centre" not in row["recipe"]
+    ]  # fmt: skip
+    return table(["host", "recipe", "dtype", "fewer MACs", "limit", "speed", "of the limit"], rows)
+
+
+def stages() -> str:
+    rows = [
+        [short(row["host"]), recipe_of(row), row["batch"], times(row["macs_ratio"]), times(row["limit"]),
+         f"**{measured(row)}**"]
+        for row in read("speed_stages.csv") if row["recipe"] != "papr(keep=0.3)"
+    ]  # fmt: skip
+    return table(["host", "recipe", "batch", "fewer MACs", "limit", "speed"], rows)
+
+
+def waterfall() -> str:
+    rows = read("waterfall.csv")
+    steps = {"dense": "dense, fp32, batch 8", "recipe": "+ recipe", "bf16": "+ bf16", "compile": "+ compile"}
+    recipes = list(dict.fromkeys(row["recipe"] for row in rows))
+    cells: dict[str, list[str]] = {}
+    for row in rows:
+        name = steps.get(row["step"], f"+ batch {row['batch']}")
+        cell = times(row["ratio"])
+        if row["limit"]:
+            cell += f" [{float(row['low']):.2f}-{float(row['high']):.2f}], limit {times(row['limit'])}"
+        cells.setdefault(name, [name]).append(cell)
+    return table(["", *(f"`{recipe}`" for recipe in recipes)], list(cells.values()))
+
+
+def onnx() -> str:
+    rows = []
+    for row in read("onnx.csv"):
+        worst = max(float(row["difference_b1"]), float(row["difference_b5"]))
+        rows.append([short(row["host"]), recipe_of(row), row["batch"], times(row["limit"]), f"**{measured(row)}**",
+                     f"{worst:.0e}"])  # fmt: skip
+    return table(["host", "recipe", "batch", "limit", "speed", "largest difference"], rows)
+
+
+def embeddings() -> str:
+    rows = [
+        [short(row["host"]), recipe_of(row) if row["recipe"] else "dense", f"{float(row['gmac']):.1f}",
+         times(row["macs_ratio"]), row["tokens_last_block"]]
+        for row in read("embeddings.csv")
+    ]  # fmt: skip
+    return table(["host", "recipe", "GMAC", "fewer MACs", "tokens in the last block"], rows)
+
+
+def slimming() -> str:
+    names = {"patch_slimming, form A": "Patch Slimming, form A",
+             "patch_slimming, form A, head_mean": "the same, ranked by averaged heads",
+             "patch_slimming, form B": "Patch Slimming, form B",
+             "papr, squeezenet, its MACs in the budget": "PaPr, SqueezeNet's MACs within the budget",
+             "papr, squeezenet, its MACs on top": "PaPr, SqueezeNet's MACs on top",
+             "papr, centre": "PaPr by distance from the centre, no proposal",
+             "papr, centre + readout": "the same + readout", "papr, random": "PaPr at random",
+             "tome": "ToMe", "tome + readout": "ToMe + readout"}  # fmt: skip
+    found: dict[str, list[Row]] = {}
+    for row in read("slim.csv"):
+        found.setdefault(row["method"], []).append(row)
+    rows = []
+    for name, title in names.items():
+        both = found[name]
+        same, kl = (" / ".join(cells) for cells in zip(*(points(row) for row in both), strict=True))
+        rows.append([title, f"{float(both[0]['gmac']):.2f}", same, kl])
+    return table(["recipe", "GMAC", "same answer", "KL"], rows)
