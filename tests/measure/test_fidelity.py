@@ -10,6 +10,7 @@ from torch.nn import functional as F
 from tokensieve.data import Preprocessing, image_set, load_batches
 from tokensieve.errors import InputError
 from tokensieve.measure.fidelity import fidelity, kl_divergence
+from tokensieve.measure.intervals import change_interval, mean_interval, share_interval
 from tokensieve.measure.outputs import collect_outputs, evaluating, forward_batches
 
 
@@ -40,6 +41,11 @@ def test_against_torch():
     assert result.agreement_stderr == pytest.approx(100 * math.sqrt(share * (1 - share) / 20))
     kl = F.kl_div(ours.double().log_softmax(1), theirs.double().softmax(1), reduction="batchmean")
     assert result.kl == pytest.approx(float(kl), rel=1e-12)
+    assert result.agreement_interval == share_interval(round(20 * share), 20)
+    each = F.kl_div(ours.double().log_softmax(1), theirs.double().softmax(1), reduction="none").sum(1)
+    assert result.kl_interval == pytest.approx(mean_interval(each), rel=1e-9)
+    assert result.kl_interval.low < result.kl < result.kl_interval.high
+    assert result.cosine_interval.low < result.cosine < result.cosine_interval.high
     assert result.cosine == pytest.approx(float(F.cosine_similarity(ours, theirs).mean()), rel=1e-5)
     assert (result.accuracy, result.dense_accuracy, result.failures) == (None, None, ())
 
@@ -48,6 +54,7 @@ def test_a_model_agrees_with_itself():
     result = fidelity(Part(0), Part(0), [pairs()])
     assert (result.agreement, result.agreement_stderr, result.kl) == (100.0, 0.0, 0.0)
     assert result.cosine == pytest.approx(1.0)
+    assert result.agreement_interval == pytest.approx((83.9, 100), abs=0.1), "twenty equal answers are no certainty"
 
 
 def test_kl_is_dense_to_sieved_and_excluded_classes_add_nothing():
@@ -121,6 +128,11 @@ def test_accuracy_of_both_in_the_same_pass():
     result = fidelity(Part(0), Part(1), [(both, truth)], k=(1, 2))
     assert result.accuracy.top[1] == pytest.approx(100 * float((both[:, 0].argmax(1) == truth).float().mean()))
     assert result.dense_accuracy.top[1] == pytest.approx(100 * float((both[:, 1].argmax(1) == truth).float().mean()))
+    first = result.accuracy.top[1] - result.dense_accuracy.top[1]
+    assert result.changes[1] == pytest.approx(first)
+    right = [both[:, half].argmax(1) == truth for half in (1, 0)]
+    assert result.change_intervals[1] == change_interval(*right)
+    assert result.accuracy.intervals[1] == share_interval(int(right[1].sum()), 20)
     with pytest.raises(InputError, match="no labels"):
         fidelity(Part(0), Part(1), [(both, torch.full((20,), -1))], k=1)
 

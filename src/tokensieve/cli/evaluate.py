@@ -56,6 +56,7 @@ def evaluate(
     from ..measure import fidelity
     from ..show.files import files_record, tell_files
     from ..show.progress import Watched, list_failures
+    from ..show.record import compared
 
     # The data is opened first, which is soon done; how its pictures are prepared, only the model knows.
     pictures = image_set(data, Preprocessing((224, 224), (0.5,) * 3, (0.5,) * 3), classes=classes, limit=limit)
@@ -68,15 +69,12 @@ def evaluate(
         seen = Watched(load_batches(pictures, batch, workers))
     folders = 0 if classes else len(getattr(pictures, "classes", ()))
     result = fidelity(fast, dense, seen, k=_scorable(ks, seen, folders, getattr(dense, "num_classes", None)))
-    both = {"dense": result.dense_accuracy, "sieved": result.accuracy}
     record |= {
         "data": data,
         "classes": classes,
         "preprocessing": {"name": preprocessing, **asdict(prepared)},
         "batch": batch,
-        "images": result.count,
-        **{name: scores and {f"top{k}": percent for k, percent in scores.top.items()} for name, scores in both.items()},
-        **{name: getattr(result, name) for name in ("agreement", "agreement_stderr", "kl", "cosine")},
+        **compared(result),
         **files_record(pictures, result.count, result.failures),
     }
     print_record(record, "tables.eval_view", as_json)

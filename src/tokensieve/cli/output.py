@@ -17,7 +17,7 @@ def print_record(record: dict[str, Any], view: str, as_json: bool) -> None:
     if as_json:
         print(json.dumps(record, indent=2, ensure_ascii=False))
         return
-    from rich.console import Console
+    from ..show.tables import print_whole
 
     module, _, function = view.partition(".")
-    Console(highlight=False).print(getattr(import_module(f"..show.{module}", __package__), function)(record))
+    print_whole(getattr(import_module(f"..show.{module}", __package__), function)(record))

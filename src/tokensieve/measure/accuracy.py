@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from ..data import Failure
 from ..errors import InputError, RecipeError
+from .intervals import Interval, percent_interval
 from .outputs import evaluating, failures_of, forward_batches, nothing_read
 
 
@@ -27,6 +28,12 @@ class Accuracy:
     count: int
     classes: int
     failures: tuple[Failure, ...] = ()
+
+    @property
+    def intervals(self) -> dict[int, Interval]:
+        """k -> Wilson's 95 % interval of `top`, in percent."""
+        found = {k: percent_interval(percent, self.count) for k, percent in self.top.items()}
+        return {k: interval for k, interval in found.items() if interval is not None}
 
 
 def accuracy(
@@ -68,7 +75,7 @@ class TopK:
         self.ks = sorted({k} if isinstance(k, int) else set(k))
         if not self.ks or self.ks[0] < 1:
             raise RecipeError(f"Top-k accuracy needs a k of at least 1, not {k}.")
-        self.hits = dict.fromkeys(self.ks, 0)
+        self._right: dict[int, list[Tensor]] = {k: [] for k in self.ks}
         self.count = 0
         self.classes = 0
 
@@ -88,12 +95,16 @@ class TopK:
             )
         rank = rank_of(scores, labels)
         for k in self.ks:
-            self.hits[k] += int((rank < k).sum())
+            self._right[k].append(rank < k)
         self.count += len(scores)
+
+    def right(self, k: int) -> Tensor:
+        """(N,) of bool: whether each image's label is among its first k."""
+        return torch.cat(self._right[k])
 
     def result(self, failures: tuple[Failure, ...] = ()) -> Accuracy:
         """Accuracy so far, in percent; needs at least one image."""
-        top = {k: 100 * hits / self.count for k, hits in self.hits.items()}
+        top = {k: 100 * int(self.right(k).sum()) / self.count for k in self.ks}
         return Accuracy(top, self.count, self.classes, failures)
 
 

@@ -1,8 +1,8 @@
 """How far a sieved model says what the dense one says, on any images, without labels."""
 
 import math
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -12,22 +12,28 @@ from torch.nn import functional as F
 from ..data import Failure
 from ..errors import InputError
 from .accuracy import Accuracy, TopK
+from .intervals import Interval, change_interval, mean_interval, percent_interval
 from .outputs import evaluating, failures_of, forward_batches, nothing_read
 
 
 @dataclass(frozen=True)
 class Fidelity:
-    """Agreement of a sieved model with its dense one.
+    """Agreement of a sieved model with its dense one. Every interval is one of 95 %.
 
     Attributes:
         agreement: percent of the images to which both give the same class; None for embeddings.
-        agreement_stderr: binomial standard error of it, in percentage points; None for embeddings.
+        agreement_stderr: binomial standard error of it, in percentage points, which is 0 where all agree: the interval
+            is what to print. None for embeddings.
         kl: mean KL(dense || sieved) of the class probabilities, in nats; None for embeddings.
         cosine: mean cosine of the two outputs; of token outputs (B, N, C) the mean over the tokens.
         count: images compared.
         failures: pictures that could not be read; they count nowhere.
         accuracy: of the sieved model, when it was asked for.
         dense_accuracy: of the dense model, when it was asked for.
+        agreement_interval: Wilson's, in percent; None for embeddings.
+        kl_interval, cosine_interval: by bootstrap over the images; None for one image.
+        changes: k -> percentage points by which the sieved top-k accuracy is higher, where accuracy was asked for.
+        change_intervals: k -> of that, by paired bootstrap over the images.
     """
 
     agreement: float | None
@@ -38,6 +44,11 @@ class Fidelity:
     failures: tuple[Failure, ...] = ()
     accuracy: Accuracy | None = None
     dense_accuracy: Accuracy | None = None
+    agreement_interval: Interval | None = None
+    kl_interval: Interval | None = None
+    cosine_interval: Interval | None = None
+    changes: Mapping[int, float] = field(default_factory=dict)
+    change_intervals: Mapping[int, Interval] = field(default_factory=dict)
 
 
 def fidelity(
@@ -77,15 +88,15 @@ def fidelity(
     if isinstance(dense, Tensor) and len(dense) != sums.count:
         raise _other_images(len(dense), sums.count)
     failures = failures_of(loader)
-    both = (None, None) if scored is None else tuple(counter.result(failures) for counter in scored)
-    return sums.result(failures, *both)
+    return sums.result(failures, scored)
 
 
 class _Sums:
     def __init__(self) -> None:
         self.classes = True
         self.count = self.same = 0
-        self.kl = self.cosine = 0.0
+        self.kl: list[Tensor] = []
+        self.cosine: list[Tensor] = []
 
     def add(self, ours: Tensor, theirs: Tensor, classes: bool) -> None:
         if ours.ndim == theirs.ndim == 3 and ours.shape[1] != theirs.shape[1]:
@@ -103,24 +114,35 @@ class _Sums:
         ours, theirs = ours.double(), theirs.double()
         self.count += len(ours)
         cosine = F.cosine_similarity(ours, theirs, dim=-1).clamp(-1, 1)
-        self.cosine += float(cosine.reshape(len(ours), -1).mean(1).sum())
+        self.cosine.append(cosine.reshape(len(ours), -1).mean(1))
         if self.classes:
             self.same += int((ours.argmax(1) == theirs.argmax(1)).sum())
-            self.kl += float(kl_divergence(theirs, ours).sum())
+            self.kl.append(kl_divergence(theirs, ours))
 
-    def result(
-        self, failures: tuple[Failure, ...], accuracy: Accuracy | None, dense_accuracy: Accuracy | None
-    ) -> Fidelity:
-        share = self.same / self.count
+    def result(self, failures: tuple[Failure, ...], scored: tuple[TopK, TopK] | None) -> Fidelity:
+        """Everything, from counters of the sieved and the dense model where accuracy was asked for."""
+        share, cosine = self.same / self.count, torch.cat(self.cosine)
+        kl = torch.cat(self.kl) if self.classes else None
+        agreement = 100 * share if self.classes else None
+        ours, theirs = (None, None) if scored is None else (counter.result(failures) for counter in scored)
+        changes, intervals = dict[int, float](), dict[int, Interval]()
+        if scored is not None and ours is not None and theirs is not None:
+            changes = {k: ours.top[k] - theirs.top[k] for k in ours.top}
+            intervals = {k: change_interval(scored[1].right(k), scored[0].right(k)) for k in ours.top}
         return Fidelity(
-            agreement=100 * share if self.classes else None,
+            agreement=agreement,
             agreement_stderr=100 * math.sqrt(share * (1 - share) / self.count) if self.classes else None,
-            kl=self.kl / self.count if self.classes else None,
-            cosine=self.cosine / self.count,
+            kl=None if kl is None else float(kl.mean()),
+            cosine=float(cosine.mean()),
             count=self.count,
             failures=failures,
-            accuracy=accuracy,
-            dense_accuracy=dense_accuracy,
+            accuracy=ours,
+            dense_accuracy=theirs,
+            agreement_interval=percent_interval(agreement, self.count),
+            kl_interval=None if kl is None else mean_interval(kl),
+            cosine_interval=mean_interval(cosine),
+            changes=changes,
+            change_intervals=intervals,
         )
 
 

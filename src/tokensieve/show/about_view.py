@@ -27,10 +27,7 @@ def methods_view(record: Record) -> RenderableType:
 def method_view(record: Record) -> RenderableType:
     """The record of `tokensieve methods NAME`: the whole of it."""
     (method,) = record["methods"]
-    table = new_table("", "")
-    table.show_header = False
-    table.columns[0].justify = table.columns[1].justify = "left"
-    table.columns[1].no_wrap = False
+    table = Table.grid(padding=(0, 2))
     for setting in method["settings"]:
         kind = Text(setting["type"], style="dim")
         table.add_row(Text(_call(setting), style="bold"), Text.assemble(kind, "\n", setting["doc"]))
@@ -151,8 +148,6 @@ def _call(setting: Record) -> str:
 def _models(models: list[Record], *columns: str) -> Table:
     table = new_table("", "M param.", "input", *columns, "GMAC")
     table.collapse_padding = True
-    name = table.columns[0]
-    name.justify, name.no_wrap, name.overflow = "left", False, "fold"
     for model in models:
         _, height, width = model["input_size"]
         told = {**model, "map": " x ".join(map(str, model.get("features", ())))}

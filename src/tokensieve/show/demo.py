@@ -221,7 +221,6 @@ def demo_view(record: Record) -> RenderableType:
     """What the command prints: what ran, the table, the files."""
     head, rows = _cells(record)
     table = new_table(*head)
-    table.columns[0].justify, table.columns[0].no_wrap, table.columns[0].overflow = "left", False, "fold"
     for row in rows:
         table.add_row(*row)
     legend = (

@@ -233,7 +233,7 @@ def show_view(record: Record) -> RenderableType:
             scores = ["" if row[key] is None else percent(row[key]) for key in ("answers_kept", "confidence")]
             table.add_row(row["proposal"], spoken(row["keep"]), *scores, giga(row["macs"]), f"{row['ratio']:.2f}x")
     else:
-        table = new_table("", "dense", "sieved")
+        table = new_table("", "dense", "sieved", text=(1, 2))
         for row in record["pictures"]:
             table.add_row(row["name"], *(_cell(row[side]) for side in ("dense", "sieved")))
     parts += [table, ""]

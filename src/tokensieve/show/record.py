@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import platform
 import re
+from collections.abc import Mapping
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,8 @@ import torch
 from torch import Tensor, nn
 
 from .. import __version__
-from ..measure import macs
+from ..measure import Fidelity, macs
+from ..measure.intervals import Interval
 from ..stages import SievedStages
 from ..stream import Sieved
 
@@ -50,6 +52,31 @@ def describe(fast: Sieved, dense: nn.Module, size: tuple[int, int]) -> dict[str,
             "ratio_without_proposal": before / without,
         },
         **_reads(fast, images),
+    }
+
+
+def compared(result: Fidelity) -> dict[str, Any]:
+    """How far a sieved model is from its dense one, as plain JSON: NAME, and NAME_low and NAME_high of its interval.
+
+    `dense` and `sieved` have a percentage for each top-k, and `change` what they differ by; None without labels.
+    """
+    found: dict[str, Any] = {"images": result.count}
+    for name, scores in (("dense", result.dense_accuracy), ("sieved", result.accuracy)):
+        found[name] = scores and {f"top{k}": percent for k, percent in scores.top.items()}
+        found |= _ends(name, scores and scores.intervals)
+    found["change"] = {f"top{k}": change for k, change in result.changes.items()} or None
+    found |= _ends("change", result.change_intervals or None)
+    for name in ("agreement", "kl", "cosine"):
+        interval: Interval | None = getattr(result, f"{name}_interval")
+        found[name] = getattr(result, name)
+        found |= {f"{name}_{end}": interval and getattr(interval, end) for end in Interval._fields}
+    return {**found, "agreement_stderr": result.agreement_stderr}
+
+
+def _ends(name: str, intervals: Mapping[int, Interval] | None) -> dict[str, Any]:
+    return {
+        f"{name}_{end}": intervals and {f"top{k}": getattr(interval, end) for k, interval in intervals.items()}
+        for end in Interval._fields
     }
 
 

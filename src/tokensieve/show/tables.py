@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 from rich import box
-from rich.console import Group, RenderableType
+from rich.console import Console, Group, JustifyMethod, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from ..measure.intervals import DIFFERENCES, SHARES
 from .files import files_line
 
 Record = dict[str, Any]
+WIDEST = 100_000
 
 
 def bench_view(record: Record) -> RenderableType:
@@ -57,7 +59,7 @@ def _runs_view(record: Record) -> RenderableType:
 def _waterfall_view(record: Record) -> RenderableType:
     rows, decoding = record["waterfall"], record["decoding"]
     table = new_table("", "ms", "over dense", "this step", "limit", "of limit", "MiB")
-    table.columns[0].justify, table.padding = "left", (0, 1, 0, 0)
+    table.padding = (0, 1, 0, 0)
     said = []
     for row in rows:
         first, skipped = row["step"] == "dense", "reason" in row
@@ -120,21 +122,48 @@ def eval_view(record: Record) -> RenderableType:
     scored = record["dense"] is not None
     ks = list(record["dense"]) if scored else []
     table = new_table("", *(k.replace("top", "top-") for k in ks), "GMAC an image")
-    rows = {name: record[name] if scored else {} for name in ("dense", "sieved")}
-    for name, top in rows.items():
-        table.add_row(name, *(f"{top[k]:.1f}%" for k in ks), giga(record["macs"][name]))
-    changes = [f"{rows['sieved'][k] - rows['dense'][k]:+.1f}".replace("-", "−") for k in ks]
+    for name in ("dense", "sieved"):
+        cells = [f"{record[name][k]:.1f}% {between(record[f'{name}_low'][k], record[f'{name}_high'][k])}" for k in ks]
+        table.add_row(name, *cells, giga(record["macs"][name]))
+    ends = [(record["change_low"][k], record["change_high"][k]) for k in ks]
+    changes = [
+        f"{signed(record['change'][k])} [{signed(low)} to {signed(high)}]"
+        for k, (low, high) in zip(ks, ends, strict=True)
+    ]
     table.add_row("change", *changes, f"{record['macs']['ratio']:.2f}x fewer", style="dim")
+    said = Text.assemble(("sieved against dense: ", "bold"), lost(record))
+    return Group(header(record), "", table, "", said, Text(INTERVALS, style="dim"))
 
-    found = [f"cosine {record['cosine']:.4f}"]
+
+INTERVALS = (
+    f"In brackets: 95 % intervals, of shares {SHARES}'s, of changes and means by {DIFFERENCES} over the images. Change: "
+    "percentage points."
+)
+
+
+def lost(record: Record) -> str:
+    """How far a sieved model is from its dense one, of what `record.compared` tells."""
+    found = [f"cosine {_mean(record, 'cosine')}"]
     if record["agreement"] is not None:
-        found = [
-            f"same class {record['agreement']:.1f} ± {record['agreement_stderr']:.1f}%",
-            f"KL {record['kl']:.4f} nats",
-            *found,
-        ]
-    agreement = Text.assemble(("sieved against dense: ", "bold"), ", ".join(found))
-    return Group(header(record), "", table, "", agreement)
+        count = record["images"]
+        same = f"{round(record['agreement'] * count / 100)} of {count}"
+        ends = between(record["agreement_low"], record["agreement_high"])
+        found = [f"same class {same}, {record['agreement']:.1f}% {ends}", f"KL {_mean(record, 'kl')} nats", *found]
+    return ", ".join(found)
+
+
+def _mean(record: Record, name: str) -> str:
+    low, high = record[f"{name}_low"], record[f"{name}_high"]
+    return f"{record[name]:.4f}" + ("" if low is None else f" [{low:.4f}-{high:.4f}]")
+
+
+def between(low: float, high: float) -> str:
+    """The interval of a percentage."""
+    return f"[{low:.1f}-{high:.1f}]"
+
+
+def signed(value: float) -> str:
+    return f"{value:+.1f}".replace("-", "−")
 
 
 def header(record: Record) -> RenderableType:
@@ -192,11 +221,35 @@ def _tokens(dense: int, per_block: list[int]) -> str:
     return f"{dense} → {first} in the first block, {last} in the last of {depth}"
 
 
-def new_table(first: str, *columns: str) -> Table:
+def print_whole(view: RenderableType) -> None:
+    """Print to stdout. In a file or a pipe a table is as wide as its cells, since nobody can widen the window there."""
+    console = Console(highlight=False)
+    for part in [view] if console.is_terminal else _parts(view):
+        if isinstance(part, Table) and part.box is not None and not console.is_terminal:
+            whole = console.measure(part, options=console.options.update(max_width=WIDEST)).maximum
+            Console(highlight=False, width=max(console.width, whole)).print(part)
+        else:
+            console.print(part)
+
+
+def _parts(view: RenderableType) -> Iterator[RenderableType]:
+    if isinstance(view, Group):
+        for part in view.renderables:
+            yield from _parts(part)
+    else:
+        yield view
+
+
+def new_table(first: str, *columns: str, text: Sequence[int] = ()) -> Table:
+    """A table of figures under a head. Columns `text`, and a first one without a name, hold words.
+
+    Where there is no room for all, words go on in a second line; figures stay whole.
+    """
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False)
-    table.add_column(first, justify="right" if first else "left", no_wrap=True)
-    for column in columns:
-        table.add_column(column, justify="right", no_wrap=True)
+    for place, name in enumerate((first, *columns)):
+        words = place in text or not (place or name)
+        justify: JustifyMethod = "left" if words else "right"
+        table.add_column(name, justify=justify, no_wrap=not words, overflow="fold" if words else "ellipsis")
     return table
 
 

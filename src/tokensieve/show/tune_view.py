@@ -21,8 +21,8 @@ def tune_view(record: Record) -> RenderableType:
     head = ["MACs", "measured", unit, *(["held out"] if held else []), *(["same class"] if classes else [])]
     scored = "heldout" if held else "search"
     labelled = front["dense"]["accuracy"].get(scored) is not None
-    table = new_table("", "", *head, *(["top-1"] if labelled else []))
-    table.columns[1].justify, table.columns[1].no_wrap, table.padding = "left", False, (0, 1, 0, 0)
+    table = new_table("", "", *head, *(["top-1"] if labelled else []), text=(1,))
+    table.padding = (0, 1, 0, 0)
     for point in front["points"]:
         if point["dominated"] and point["budget"] != best["budget"]:
             continue
