@@ -136,8 +136,8 @@ def eval_view(record: Record) -> RenderableType:
 
 
 INTERVALS = (
-    f"In brackets: 95 % intervals, of shares {SHARES}'s, of changes and means by {DIFFERENCES} over the images. Change: "
-    "percentage points."
+    f"In brackets: 95 % intervals, of shares {SHARES}'s, of changes and means by {DIFFERENCES} over the images. "
+    "Change: percentage points."
 )
 
 
