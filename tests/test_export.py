@@ -11,6 +11,7 @@ import onnxruntime
 import pytest
 import timm
 import torch
+from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
 import tokensieve.export
@@ -308,8 +309,24 @@ def test_places_and_settings_that_cannot_be(tmp_path) -> None:
         export_onnx(tiny(), tmp_path / "a.onnx", opset=23, **SIZE)
     with pytest.raises(InputError, match="batch must be at least 1"):
         export_onnx(tiny(), tmp_path / "a.onnx", batch=0, **SIZE)
-    with pytest.raises(InputError, match=r"input_size is \(3, height, width\), not \(224, 224\)"):
-        export_onnx(tiny(), tmp_path / "a.onnx", (224, 224), **HALF)
+    with pytest.raises(InputError, match=r"input_size is a side in pixels, .*, not \(224,\)"):
+        export_onnx(tiny(), tmp_path / "a.onnx", (224,), **HALF)
+
+
+@pytest.mark.parametrize("channels", [1, 4, 13])
+def test_other_channels_than_three(channels, tmp_path) -> None:
+    model = VisionTransformer(32, 8, channels, embed_dim=16, depth=1, num_heads=2).eval()
+    model.pretrained_cfg = {"input_size": (3, 224, 224), "mean": (0.5,) * 3, "std": (0.5,) * 3}  # as timm leaves it
+    fast, path = sieve(model, "papr(keep=0.5, significance=centre)"), tmp_path / "fast.onnx"
+    assert export_onnx(fast, path).inputs == {"images": ("batch", channels, 32, 32)}
+    told = onnxruntime.InferenceSession(path).get_modelmeta().custom_metadata_map
+    assert set(told) == {"recipe", "recipe_json", "tokensieve"}  # a normalisation of 3 channels is not this model's
+    export_onnx(fast, path, 32, mean=(0.5,) * channels, std=(0.5,) * channels)
+    told = onnxruntime.InferenceSession(path).get_modelmeta().custom_metadata_map
+    assert Preprocessing(**json.loads(told["preprocessing"])).mean == (0.5,) * channels
+    with pytest.raises(InputError, match=rf"have 3 numbers, and the images {channels} channels"):
+        export_onnx(fast, path, **HALF)
+    assert export_program(fast, tmp_path / "fast.pt2", (32, 32)).inputs == {"images": ("batch", channels, 32, 32)}
 
 
 def test_missing_packages_are_named(tmp_path, monkeypatch) -> None:

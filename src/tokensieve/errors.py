@@ -35,3 +35,11 @@ def nearest(word: object, words: Iterable[str]) -> str:
     if not close:
         return ""
     return f"; the nearest is {close[0]}" if len(close) == 1 else f"; the nearest are {', '.join(close)}"
+
+
+def cause(error: BaseException) -> str:
+    """The first line of what an error comes from, without a full stop."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    lines = str(error).strip().splitlines() or [type(error).__name__]
+    return lines[0].strip().rstrip(".")

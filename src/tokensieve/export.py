@@ -18,7 +18,8 @@ from torch.export import Dim, ExportedProgram
 
 from . import __version__
 from .data import Preprocessing
-from .errors import ExportError, InputError, RecipeError, SieveError
+from .data.inputs import channels_of, own_input_size
+from .errors import ExportError, InputError, RecipeError, SieveError, cause
 from .files import draft
 from .measure.parity import largest_difference
 from .methods import PaPr
@@ -68,7 +69,7 @@ class Exported:
 def export_onnx(
     module: nn.Module,
     path: str | os.PathLike[str],
-    input_size: Sequence[int] | None = None,
+    input_size: int | Sequence[int] | None = None,
     *,
     batch: int | None = None,
     opset: int = OPSET,
@@ -78,17 +79,18 @@ def export_onnx(
 ) -> Exported:
     """Write an ONNX file, once onnxruntime has answered with it as PyTorch does.
 
-    One input, `images` (batch, 3, H, W) float32, normalised; one output, `logits`, or `features` of a host without
+    One input, `images` (batch, C, H, W) float32, normalised; one output, `logits`, or `features` of a host without
     classifier. The metadata hold recipe, preprocessing and version. From 1.5 GB on the weights are in a second file
     beside it, named after it with `.data`.
 
     Args:
         module: what `sieve` returns; also a dense model or a `SlicingLimit`. In eval mode, float32, on the CPU.
         path: the file to write. What was there before stays if anything goes wrong.
-        input_size: (3, H, W) of the images; by default what the host was built for.
+        input_size: a side in pixels, (H, W) or (C, H, W) of the images; by default what the host was built for.
         batch: the one number of images that the file takes; None lets it take any.
         opset: version of ONNX's operators, 18 to 22.
-        mean, std: the normalisation of the host's images, for the metadata; by default what the host states.
+        mean, std: the normalisation of the host's images, for the metadata; by default what the host states. Where that
+            is for other channels than the host reads, the metadata hold no preprocessing.
         seed: of the random images on which the file is checked.
 
     Raises:
@@ -122,14 +124,14 @@ def export_onnx(
         with _attempt(f"onnxruntime cannot open the exported file (opset {opset})"):
             return onnx_graph.runner(file), sum(1 for _ in graph.model.graph.all_nodes())
 
-    own = _preprocessing(module, input_size, mean, std)
-    return _export(module, Path(path), own, batch, seed, write, opset)
+    shape, own = _preprocessing(module, input_size, mean, std)
+    return _export(module, Path(path), shape, batch, seed, write, opset)
 
 
 def export_program(
     module: nn.Module,
     path: str | os.PathLike[str],
-    input_size: Sequence[int] | None = None,
+    input_size: int | Sequence[int] | None = None,
     *,
     batch: int | None = None,
     mean: Sequence[float] | None = None,
@@ -138,7 +140,7 @@ def export_program(
 ) -> Exported:
     """Write a `torch.export` program (.pt2), once it has been read again and has answered as the module does.
 
-    `torch.export.load(path).module()` is called with images (batch, 3, H, W) in the module's precision, on its device.
+    `torch.export.load(path).module()` is called with images (batch, C, H, W) in the module's precision, on its device.
     What an ONNX file has as metadata are extra files here: `recipe`, `recipe_json`, `preprocessing`, `tokensieve`.
     Arguments and errors as in `export_onnx`; the module may have any precision and be on any device.
     """
@@ -154,15 +156,15 @@ def export_program(
             again = torch.export.load(file)
         return again.module(), sum(node.op == "call_function" for node in again.graph.nodes)
 
-    own = _preprocessing(module, input_size, mean, std)
-    return _export(module, Path(path), own, batch, seed, write)
+    shape, own = _preprocessing(module, input_size, mean, std)
+    return _export(module, Path(path), shape, batch, seed, write)
 
 
 @torch.no_grad()
 def _export(
     module: nn.Module,
     path: Path,
-    own: Preprocessing,
+    shape: tuple[int, int, int],
     batch: int | None,
     seed: int,
     write: Callable[[ExportedProgram, Path, str], Written],
@@ -175,7 +177,7 @@ def _export(
     like, generator = next(module.parameters(), torch.empty(0)), torch.Generator().manual_seed(seed)
 
     def draw(count: int) -> Tensor:
-        return torch.randn(count, 3, *own.input_size, generator=generator).to(like.device, like.dtype)
+        return torch.randn(count, *shape, generator=generator).to(like.device, like.dtype)
 
     with draft(path) as file:
         example = draw(batch or 2)
@@ -203,11 +205,7 @@ def _attempt(what: str, refusal: type[SieveError] = ExportError) -> Iterator[Non
     except SieveError:
         raise
     except Exception as error:
-        root: BaseException = error
-        while root.__cause__ is not None:
-            root = root.__cause__
-        line = (str(root).strip().splitlines() or [type(root).__name__])[0].strip()
-        raise refusal(f"{what}: {line}") from error
+        raise refusal(f"{what}: {cause(error)}.") from error
 
 
 def _refuse(module: Any, reasons: dict[str, str]) -> None:
@@ -230,16 +228,24 @@ def _refuse(module: Any, reasons: dict[str, str]) -> None:
 
 
 def _preprocessing(
-    module: nn.Module, input_size: Sequence[int] | None, mean: Sequence[float] | None, std: Sequence[float] | None
-) -> Preprocessing:
-    if input_size is not None and (len(input_size) != 3 or input_size[0] != 3):
-        raise InputError(f"input_size is (3, height, width), not {tuple(input_size)}.")
-    return Preprocessing.of(module, mean, std, None if input_size is None else tuple(input_size[1:]))
+    module: nn.Module, input_size: int | Sequence[int] | None, mean: Sequence[float] | None, std: Sequence[float] | None
+) -> tuple[tuple[int, int, int], Preprocessing | None]:
+    """(C, H, W) of the images, and their preprocessing: None where the host states none for as many channels."""
+    given = None if input_size is None else own_input_size(module, input_size)
+    own = Preprocessing.of(module, mean, std, None if given is None else given[1:])
+    shape = given or (channels_of(module) or len(own.mean), *own.input_size)
+    if len(own.mean) == shape[0]:
+        return shape, own
+    if mean is not None or std is not None:
+        raise InputError(f"mean and std have {len(own.mean)} numbers, and the images {shape[0]} channels.")
+    return shape, None
 
 
-def _facts(module: nn.Module, own: Preprocessing) -> dict[str, str]:
+def _facts(module: nn.Module, own: Preprocessing | None) -> dict[str, str]:
     """What the file says of itself."""
-    facts = {"tokensieve": __version__, "preprocessing": json.dumps(asdict(own))}
+    facts = {"tokensieve": __version__}
+    if own is not None:
+        facts["preprocessing"] = json.dumps(asdict(own))
     recipe = getattr(module, "recipe", None)
     if isinstance(recipe, Recipe):
         facts["recipe"] = str(recipe)

@@ -187,6 +187,28 @@ def test_the_self_test_sees_tokens_that_stay(monkeypatch) -> None:
     assert "[8, 7, 6] tokens where [1, 1, 1] were planned" in sentence
 
 
+def test_macs_of_a_known_model_are_counted() -> None:
+    facts = machine_facts()
+    assert facts["macs"] == {"counted": 780_640.0, "known": 780_640}
+    assert facts["failures"] == []
+
+
+def test_macs_that_are_counted_wrong_are_told(monkeypatch) -> None:
+    # What the count was where torch's own registry lacked the attention of CPUs.
+    monkeypatch.setattr(machine, "macs", lambda model: 780_640.0 - 3 * 2 * 17**2 * 32)
+    (sentence,) = machine_facts()["failures"]
+    assert sentence == (
+        f"MACs are counted wrong with torch {torch.__version__}: 725,152 of a tiny ViT that has 780,640. "
+        "No figure of MACs can be trusted here."
+    )
+
+    def refuse(model):
+        raise InputError("The MACs of VisionTransformer cannot be counted.")
+
+    monkeypatch.setattr(machine, "macs", refuse)
+    assert machine_facts()["failures"] == ["The MACs of VisionTransformer cannot be counted."]
+
+
 def test_the_self_test_leaves_the_random_numbers_alone() -> None:
     state = torch.get_rng_state()
     self_test()

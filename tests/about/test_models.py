@@ -9,12 +9,14 @@ from pathlib import Path
 import pytest
 import timm
 import torch
+from rich.console import Console
 from torch import nn
 
 from tokensieve import InputError, RecipeError, zoo
 from tokensieve.about import models
 from tokensieve.about.models import built, bundled_names, families, matching, model_facts, weights_of
 from tokensieve.measure import macs
+from tokensieve.show.about_view import models_tables
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -60,6 +62,19 @@ def test_torchvision_has_proposals_of_its_own() -> None:
     assert (facts["library"], facts["opens_as"], facts["features"]) == ("torchvision", "proposal", [512, 13, 13])
     assert facts["input_size"] == [3, 224, 224]
     assert facts["weights"] == ["IMAGENET1K_V1"]
+
+
+def test_macs_that_cannot_be_counted_are_unknown_and_said_why(monkeypatch) -> None:
+    def refuse(module, size):
+        raise InputError("It runs something.")
+
+    monkeypatch.setattr(models, "macs", refuse)
+    facts = [model_facts("test_vit"), model_facts("test_resnet")]
+    assert [(each["macs"], each["macs_reason"]) for each in facts] == [(None, "It runs something.")] * 2
+    console = Console(width=80, record=True)
+    console.print(*models_tables(facts))
+    said = " ".join(console.export_text().split())
+    assert "MACs unknown: test_vit, test_resnet It runs something." in said
 
 
 def test_what_opens_neither_way_says_why_twice() -> None:

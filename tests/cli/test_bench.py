@@ -9,6 +9,7 @@ import torch
 from PIL import Image
 from safetensors.torch import save_file
 
+from tokensieve import zoo
 from tokensieve.measure import decoding
 
 HOST = ["--model", "test_vit", "--recipe", "tome(r=8)"]
@@ -38,6 +39,18 @@ def no_compiler(monkeypatch):
         raise RuntimeError("No working C++ compiler found.\nSet TORCH_LOGS for more")
 
     monkeypatch.setattr(torch, "compile", fail)
+
+
+@pytest.mark.parametrize("channels", [1, 4, 13])
+def test_other_channels_than_three(run, monkeypatch, channels):
+    loaded = zoo.create("test_vit", pretrained=False, args={"in_chans": channels})
+    monkeypatch.setattr(zoo, "create", lambda *_, **__: loaded)
+    for more in ([], ["--size", "96"]):
+        result = run("bench", *HOST, *QUICK, *more, "--json")
+        assert result.code == 0, result.err
+        record = json.loads(result.out)
+        assert record["input_size"] == [channels, *([96, 96] if more else [160, 160])]
+        assert record["macs"]["dense"] > record["macs"]["sieved"] > 0
 
 
 def test_waterfall_json(run, uncompiled):

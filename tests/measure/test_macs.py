@@ -8,7 +8,9 @@ import torch
 from timm.models.vision_transformer import VisionTransformer
 from torch import nn
 
-from tokensieve import InputError, prepack, sieve
+from tests.reference.cases import CASES, Facts
+from tests.reference.hosts import host_forms
+from tokensieve import InputError, RecipeError, prepack, sieve
 from tokensieve.measure import macs
 
 
@@ -61,11 +63,32 @@ def test_selection_adds_the_similarity_scores() -> None:
     assert macs(fast, (3, 64, 64), selection=True) - macs(fast, (3, 64, 64)) == scores
 
 
-@pytest.mark.parametrize("significance", ["grad-cam", "cam", "mean"])
-def test_maps_with_gradients_are_counted(significance: str) -> None:
+@pytest.mark.parametrize("significance", ["mean", "cam", "grad-cam", "'grad-cam++'", "eigen-cam", "score-cam"])
+def test_maps_of_all_kinds_are_counted(significance: str) -> None:
     recipe = f"papr(keep=0.5, proposal=resnet18, significance={significance})"
     fast = sieve(vit(), recipe, mean=[0.5] * 3, std=[0.5] * 3, pretrained=False)
     assert macs(fast, (3, 64, 64)) > macs(fast, (3, 64, 64), proposal=False)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_the_selection_of_every_method_is_made_of_operators_that_are_known(name: str) -> None:
+    model = host_forms()["class-token"]()
+    patches = repr(Facts(25, len(model.blocks)).nested(4))
+    for case in CASES[name]:
+        fast = sieve(model, case.text.replace("{slimming}", patches), pretrained=False)
+        assert macs(fast, selection=True) >= macs(fast) > 0
+        images = torch.randn(2, 3, 40, 40)
+        assert macs(fast, images=images, selection=True) >= macs(fast, images=images) > 0
+
+
+def test_layers_of_a_methods_own_are_counted_once() -> None:
+    fast = sieve(vit(), "dynamicvit(keep=0.7)", pretrained=False)  # which sorts, and multiplies nothing else
+    assert macs(fast, selection=True) == macs(fast) > macs(fast.model) / 2
+
+
+def test_an_empty_batch_has_no_mean() -> None:
+    with pytest.raises(InputError, match="at least one image"):
+        macs(vit(), images=torch.empty(0, 3, 64, 64))
 
 
 def test_compat_adds_the_papers_terms() -> None:
@@ -84,6 +107,8 @@ def test_compat_leaves_out_channels_first_layer_norm_and_counts_batch_norm() -> 
 @pytest.mark.parametrize(
     ("name", "recipe", "compat", "printed"),
     [
+        ("deit_tiny_patch16_224", "", False, "1.254"),
+        ("vit_base_patch16_224", "", False, "17.56"),
         ("vit_small_patch16_224", "", True, "4.608"),
         ("vit_small_patch16_224", "papr(keep=0.45)", True, "2.299"),
         ("vit_small_patch16_224", "tome(r=13)", False, "2.703"),
@@ -103,9 +128,84 @@ def test_printed_tables(name: str, recipe: str, compat: bool, printed: str) -> N
     assert f"{count:.{len(printed.split('.')[1])}f}" == printed
 
 
-def test_input_size_has_three_numbers() -> None:
-    with pytest.raises(InputError, match=r"\(3, height, width\)"):
-        macs(vit(), (64, 64))  # type: ignore[arg-type]
+def test_a_side_and_a_height_and_width_are_of_the_models_channels() -> None:
+    counted = macs(vit(), (3, 64, 64))
+    assert macs(vit(), 64) == macs(vit(), (64, 64)) == macs(vit()) == counted
+    stem = 64 * 64 * 32  # of every channel
+    assert macs(vit(in_chans=4), 64) == counted + stem
+    with pytest.raises(InputError, match="input_size is a side"):
+        macs(vit(), (64,))
+
+
+@pytest.mark.parametrize("channels", [1, 4, 13])
+@pytest.mark.parametrize("recipe", ["", "tome(r=8)", "papr(keep=0.5, significance=centre)"])
+def test_a_model_is_counted_at_its_own_size_and_channels(channels: int, recipe: str) -> None:
+    model = vit(img_size=(40, 48), in_chans=channels)
+    fast = sieve(model, recipe)
+    assert macs(model) == by_hand([(31, 31)] * 3, 32, 30, 5, 64) + 30 * (channels - 3) * 64 * 32
+    assert macs(fast) == macs(fast, (channels, 40, 48)) <= macs(model)
+
+
+def test_models_for_larger_images_are_counted_at_those() -> None:
+    with torch.device("meta"):
+        large, at_518 = timm.create_model("vit_base_patch16_384"), timm.create_model("vit_small_patch14_dinov2")
+    assert macs(large) == macs(large, (3, 384, 384)) == pytest.approx(55.48e9, rel=1e-3)
+    assert macs(at_518) == 12 * (12 * 1370 * 384**2 + 2 * 1370**2 * 384) + 1369 * 3 * 14**2 * 384
+
+
+def test_transformers_count_at_what_their_config_says() -> None:
+    hf = pytest.importorskip("transformers")
+    settings = {"image_size": 518, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
+    model = hf.Dinov2Model(hf.Dinov2Config(**settings)).eval()
+    blocks = by_hand([(1370, 1370)] * 2, 32, 1369, 0, 14 * 14)
+    assert macs(model) == macs(sieve(model)) == blocks
+
+
+NAMED = "papr(keep=0.5, proposal=test_resnet)"
+
+
+@pytest.mark.parametrize("channels", [1, 4, 13])
+def test_a_named_proposal_reads_three_channels(channels: int) -> None:
+    fast = sieve(vit(in_chans=channels), NAMED, mean=(0.5,) * 3, std=(0.5,) * 3, pretrained=False)
+    for call in (lambda: macs(fast), lambda: fast(torch.randn(1, channels, 64, 64))):
+        with pytest.raises(InputError, match=r"the proposal test_resnet reads \(B, 3, H, W\)\. Give a network of your"):
+            call()
+    with pytest.raises(RecipeError, match=rf"test_resnet reads 3 channels, the host {channels} \(mean="):
+        sieve(fast.model, NAMED, mean=(0.5,) * channels, std=(0.5,) * channels, pretrained=False)
+
+
+def test_a_size_that_the_model_does_not_read_is_a_sentence() -> None:
+    with pytest.raises(
+        InputError, match=r"does not run on images of shape \(1, 3, 72, 72\): .* built for \(3, 64, 64\)"
+    ):
+        macs(vit(), 72)
+    with pytest.raises(InputError, match=r"images of shape \(1, 4, 64, 64\)"):
+        macs(sieve(vit(), "tome(r=8)"), (4, 64, 64))
+    with pytest.raises(InputError, match=r"not uint8 of shape \(1, 3, 64, 64\)"):
+        macs(vit(), images=torch.zeros(1, 3, 64, 64, dtype=torch.uint8))
+    with pytest.raises(InputError, match="Sequential states no size of its images"):
+        macs(nn.Sequential(nn.Conv2d(3, 4, 1)))
+
+
+class Distances(nn.Module):
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return torch.cdist(images.flatten(2), images.flatten(2)).mean(0) @ images[0, 0, :3].mT
+
+
+def test_what_cannot_be_counted_is_said() -> None:
+    words = "The MACs of Distances cannot be counted: it runs aten._cdist_forward, for which no formula is known"
+    with pytest.raises(InputError, match=words):
+        macs(Distances(), (3, 8, 3))
+
+
+@pytest.mark.parametrize("recipe", ["", "papr(keep=0.5, significance=centre) + tome(r=8)"])
+def test_what_is_around_a_model_changes_no_count(recipe: str) -> None:
+    fast = sieve(vit(), recipe)
+    assert macs(torch.compile(fast)) == macs(nn.DataParallel(fast)) == macs(fast)
+    with torch.inference_mode():
+        assert macs(fast) == macs(sieve(vit(), recipe))
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert macs(fast) == macs(sieve(vit(), recipe))
 
 
 def test_packed_weights_count_as_the_plain_ones() -> None:

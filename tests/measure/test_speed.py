@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import pytest
 import torch
+from timm.models.vision_transformer import VisionTransformer
 from torch import nn
 
 from tests.reference.hosts import host_forms, host_images
-from tokensieve import sieve
-from tokensieve.measure import SlicingLimit, macs, peak_memory, speed
+from tokensieve import InputError, sieve
+from tokensieve.measure import SlicingLimit, fidelity, macs, peak_memory, speed
+from tokensieve.measure.attention import attention_kernels
 from tokensieve.measure.speed import interleaved, summarise
+from tokensieve.measure.waterfall import waterfall
 
 FORMS = host_forms()
 
@@ -70,6 +73,50 @@ def test_speed_measures_all_contestants() -> None:
     assert result.rounds == 2
     assert result.batch == 2
     assert result.low <= result.ratio <= result.high
+
+
+def test_models_in_each_others_place_are_a_sentence() -> None:
+    model = FORMS["class-token"]()
+    fast, images = sieve(model, "tome(r=3)"), host_images(model)
+    for swapped in (lambda: speed(model, fast, images), lambda: waterfall(model, fast, images, batch=1)):
+        with pytest.raises(InputError, match=r"in each other's place: call (speed|waterfall)\(fast, dense, \.\.\.\)"):
+            swapped()
+    for dense in (lambda: speed(model, model, images), lambda: waterfall(model, model, images, batch=1)):
+        with pytest.raises(InputError, match=r"begins with what sieve\(\) returned, not with VisionTransformer"):
+            dense()
+    with pytest.raises(InputError, match=r"of what sieve\(\) returned, not of VisionTransformer"):
+        SlicingLimit(model)
+    with pytest.raises(InputError, match="in each other's place: call fidelity"):
+        fidelity(model, fast, [images])
+    with pytest.raises(InputError, match="in each other's place"):
+        fidelity(model, torch.compile(fast), [images])
+    assert fidelity(model, model, [images]).agreement == 100  # such as one model in two precisions
+
+
+def test_images_that_are_none_are_a_sentence() -> None:
+    model = FORMS["class-token"]()
+    fast, images = sieve(model, "tome(r=3)"), host_images(model)
+    for wrong in (images[0], images.byte(), [images], (3, 40, 40)):
+        with pytest.raises(InputError, match="Images must be one tensor"):
+            speed(fast, model, wrong, seconds=0, min_rounds=2)
+        with pytest.raises(InputError, match="Images must be one tensor"):
+            waterfall(fast, model, wrong, batch=1)
+    with pytest.raises(InputError, match=r"VisionTransformer does not run on images of shape \(2, 3, 48, 48\)"):
+        speed(fast, model, torch.randn(2, 3, 48, 48), seconds=0, min_rounds=2)
+
+
+@pytest.mark.parametrize("measured", [peak_memory, attention_kernels])
+def test_a_model_is_no_call(measured) -> None:
+    with pytest.raises(InputError, match=rf"{measured.__name__} takes a function without arguments, such as"):
+        measured(FORMS["class-token"]())
+
+
+@pytest.mark.parametrize("channels", [1, 4, 13])
+def test_other_channels_than_three_are_measured(channels: int) -> None:
+    model = VisionTransformer(32, 8, channels, embed_dim=16, depth=1, num_heads=2).eval()
+    images = torch.randn(2, channels, 32, 32)
+    result = speed(sieve(model, "tome(r=3)"), model, images, seconds=0, min_rounds=2)
+    assert result.batch == 2
 
 
 def test_the_limit_costs_what_the_host_costs_on_as_many_tokens() -> None:

@@ -14,7 +14,7 @@ import torchvision
 from torch import nn
 
 from .. import zoo
-from ..data import Preprocessing
+from ..data.inputs import likely_input_size
 from ..errors import InputError, RecipeError, SieveError, UnsupportedHost, nearest
 from ..hosts import _FAMILIES, Host, StagedHost, open_host
 from ..measure import macs
@@ -96,8 +96,9 @@ def model_facts(name: str, *, quick: bool = False) -> dict[str, Any]:
     """Build a model without weights, try to open it, and say what it is, as plain JSON.
 
     `opens_as` is "host", "proposal" or None, for which `reason` and `reason_proposal` say why. `parameters` are
-    counted, `macs` are for an image of `input_size` (3, H, W): a proposal's up to its feature map `features`
-    (K, h, w), without classifier. `quick` tries models as hosts alone and counts no MACs.
+    counted, `macs` are for an image of `input_size` (C, H, W): a proposal's up to its feature map `features`
+    (K, h, w), without classifier; None where they cannot be counted, for which `macs_reason` says why. `quick` tries
+    models as hosts alone and counts no MACs.
     """
     model, size = built(name)
     facts: dict[str, Any] = {
@@ -114,7 +115,7 @@ def model_facts(name: str, *, quick: bool = False) -> dict[str, Any]:
     except UnsupportedHost as refusal:
         refused = {"opens_as": None, "reason": str(refusal)}
         return {**facts, **refused, **({} if quick else _as_proposal(name, facts["parameters"], size))}
-    cost = {} if quick else {"macs": macs(model, size)}
+    cost = {} if quick else _cost(model, size)
     return {**facts, "opens_as": "host", **_as_host(model, host), **cost}
 
 
@@ -131,13 +132,7 @@ def built(name: str) -> tuple[nn.Module, list[int]]:
             model = zoo.create(name, pretrained=False).model
     except RecipeError:  # some constructors compute with numbers, which only a real device has
         model = zoo.create(name, pretrained=False).model
-    try:
-        height, width = Preprocessing.of(model).input_size
-    except SieveError:  # torchvision states nothing; 224 pixels is what its ConvNets were trained on
-        stated = getattr(model, "pretrained_cfg", None) or {}
-        _, height, width = stated.get("input_size", (3, 224, 224))
-    # Gradients are no use here, and torch's counter stumbles over parameters that are read as they are.
-    return model.requires_grad_(False), [3, height, width]
+    return model.requires_grad_(False), list(likely_input_size(model))
 
 
 def _as_host(model: nn.Module, host: Host | StagedHost) -> dict[str, Any]:
@@ -168,4 +163,11 @@ def _as_proposal(name: str, parameters: int, size: list[int]) -> dict[str, Any]:
         features = proposal(torch.zeros(1, *size)).shape[1:]
     except (SieveError, RuntimeError) as refusal:  # torch refuses some networks with its own words
         return {"reason_proposal": str(refusal)}
-    return {"opens_as": "proposal", "reason": None, "features": list(features), "macs": macs(proposal, size)}
+    return {"opens_as": "proposal", "reason": None, "features": list(features), **_cost(proposal, size)}
+
+
+def _cost(module: nn.Module, size: list[int]) -> dict[str, Any]:
+    try:
+        return {"macs": macs(module, size)}
+    except InputError as refusal:  # operators that are known to nobody
+        return {"macs": None, "macs_reason": str(refusal)}

@@ -100,7 +100,7 @@ def bench(
             opened = job.sieve(pack(opened.dense), opened.own)
     decoded = None
     if source is None:
-        images = torch.randn(max(batches), 3, *opened.own.input_size)
+        images = torch.randn(max(batches), *record["input_size"])
     else:
         with console.status("decoding pictures"):
             decoded, images = _decode(source, opened, max(batches), workers or 0, seconds)

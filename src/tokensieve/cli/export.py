@@ -80,7 +80,7 @@ def export(
     if kind == "onnx":
         write = partial(export_onnx, opset=OPSET if opset is None else opset)
     with console.status("tracing, writing and checking, which takes a minute for a large model"):
-        written = write(opened.fast, out, (3, *own.input_size), batch=batch, mean=own.mean, std=own.std, seed=seed)
+        written = write(opened.fast, out, own.input_size, batch=batch, mean=own.mean, std=own.std, seed=seed)
     record |= {
         "format": kind,
         "preprocessing": asdict(own),

@@ -10,6 +10,7 @@ from timm.data.transforms import str_to_pil_interp
 from torch import Tensor, nn
 
 from ..errors import InputError, RecipeError
+from .inputs import size_of
 
 _CROP_MODES = ("center", "squash", "border")
 
@@ -22,16 +23,16 @@ class Preprocessing:
 
     Attributes:
         input_size: height and width of the tensor, in pixels.
-        mean: per channel (R, G, B), of values in [0, 1].
-        std: per channel (R, G, B), of values in [0, 1].
+        mean: per channel, of values in [0, 1]; three (R, G, B) for whatever reads pictures.
+        std: per channel, of values in [0, 1].
         interpolation: as timm names it: "bicubic", "bilinear", "nearest", "lanczos", "box" or "hamming".
         crop_pct: side of the crop as a share of the resized side, in (0, 1].
         crop_mode: "center" keeps the aspect ratio and crops, "squash" warps, "border" pads.
     """
 
     input_size: tuple[int, int]
-    mean: tuple[float, float, float]
-    std: tuple[float, float, float]
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
     interpolation: str = "bicubic"
     crop_pct: float = 1.0
     crop_mode: str = "center"
@@ -42,8 +43,10 @@ class Preprocessing:
             object.__setattr__(self, field, tuple(getattr(self, field)))
         if len(self.input_size) != 2 or not all(isinstance(n, int) and n > 0 for n in self.input_size):
             raise RecipeError(f"input_size must be a height and a width in pixels, not {self.input_size}.")
-        if len(self.mean) != 3 or len(self.std) != 3 or min(self.std) <= 0:
-            raise RecipeError(f"mean and std must have three channels, std positive, not {self.mean} and {self.std}.")
+        if not self.mean or len(self.mean) != len(self.std) or min(self.std) <= 0:
+            raise RecipeError(
+                f"mean and std must be a number each for every channel, std positive, not {self.mean} and {self.std}."
+            )
         if not 0 < self.crop_pct <= 1:
             raise RecipeError(f"crop_pct must lie in (0, 1], not {self.crop_pct}.")
         if self.crop_mode not in _CROP_MODES:
@@ -80,14 +83,14 @@ class Preprocessing:
             )
         # `pretrained_cfg` keeps the size of the weights; a model built with img_size= reads another.
         if size is None:
-            size = _built_for(host)
+            size = size_of(host)
         if size is None and not known:
             raise InputError(f"{type(host).__name__} states no input size: give size= in pixels.")
         config = timm.data.resolve_model_data_config(host)
         return cls(
             input_size=config["input_size"][-2:] if size is None else _pair(size),
-            mean=_triple(config["mean"] if mean is None else mean),
-            std=_triple(config["std"] if std is None else std),
+            mean=tuple(config["mean"] if mean is None else mean),
+            std=tuple(config["std"] if std is None else std),
             interpolation=config["interpolation"],
             crop_pct=config["crop_pct"],
             crop_mode=config["crop_mode"],
@@ -131,7 +134,14 @@ class Preprocessing:
         """A function from an RGB image to a float32 tensor (3, H, W); it can be sent to worker processes.
 
         The function raises InputError for a picture so narrow that resizing it would not fit in memory.
+
+        Raises:
+            InputError: the model reads other than three channels, which pictures do not have.
         """
+        if len(self.mean) != 3:
+            raise InputError(
+                f"Pictures have 3 channels, and this preprocessing is for {len(self.mean)}: give tensors instead."
+            )
         return _Transform(self)
 
 
@@ -167,20 +177,8 @@ def _host(model: nn.Module) -> nn.Module:
     return inner if isinstance(inner, nn.Module) and not states else model
 
 
-def _built_for(model: nn.Module) -> int | Sequence[int] | None:
-    """Input size that the modules of a timm, transformers or torchvision model are built for."""
-    places = (("patch_embed", "img_size"), ("config", "image_size"))
-    stated = [getattr(getattr(model, holder, None), field, None) for holder, field in places]
-    stated.append(getattr(model, "image_size", None))
-    return next((size for size in stated if isinstance(size, int | tuple | list)), None)
-
-
 def _pair(size: int | Sequence[int]) -> tuple[int, int]:
     return (size, size) if isinstance(size, int) else cast(tuple[int, int], tuple(size))
-
-
-def _triple(values: Sequence[float]) -> tuple[float, float, float]:
-    return cast(tuple[float, float, float], tuple(values))
 
 
 def _is_hierarchical(model: nn.Module) -> bool:

@@ -8,6 +8,8 @@ from collections.abc import Callable, Collection
 import torch
 from torch.profiler import ProfilerActivity, profile
 
+from .pair import check_call
+
 _DISPATCHED = re.compile(r"aten::_scaled_dot_product_(?:attention_(math)|(\w+?)_attention)")
 
 
@@ -18,6 +20,7 @@ def attention_kernels(call: Callable[[], object]) -> tuple[str, ...]:
     `flash`, `efficient` and `cudnn` are fused; `math` writes out the whole attention matrix. Empty where attention is
     computed without that function.
     """
+    check_call(call, "attention_kernels")
     with profile(activities=[ProfilerActivity.CPU]) as record:  # the dispatcher runs on the CPU whatever the device
         call()
     matches = (_DISPATCHED.match(event.name()) for event in record.profiler.kineto_results.events())

@@ -15,14 +15,19 @@ from .macs import macs
 
 
 def merge_to(
-    model: nn.Module, target: float, input_size: Sequence[int], before: Recipe | str = "", *, pretrained: bool = True
+    model: nn.Module,
+    target: float,
+    input_size: int | Sequence[int] | None = None,
+    before: Recipe | str = "",
+    *,
+    pretrained: bool = True,
 ) -> Recipe:
     """The recipe `before` with the least ToMe after it, spread evenly over the blocks, that fits a budget.
 
     Args:
         model: the host.
         target: MACs for each image that the host may take; a proposal's come on top and are not counted.
-        input_size: (3, H, W) of the image.
+        input_size: as in `macs`.
         before: what the recipe begins with.
         pretrained: False builds named proposals with random weights, as in `sieve`.
 

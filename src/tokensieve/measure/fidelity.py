@@ -14,6 +14,7 @@ from ..errors import InputError
 from .accuracy import Accuracy, TopK
 from .intervals import Interval, change_interval, mean_interval, percent_interval
 from .outputs import evaluating, failures_of, forward_batches, nothing_read
+from .pair import check_pair
 
 
 @dataclass(frozen=True)
@@ -71,8 +72,10 @@ def fidelity(
         k: also score both models in the same pass, as `accuracy` does; the images then need labels.
 
     Raises:
-        InputError: outputs that cannot be compared, cached outputs of other images, nothing to read.
+        InputError: the two models in each other's place, outputs that cannot be compared, cached outputs of other
+            images, nothing to read.
     """
+    check_pair(fast, dense, "fidelity", sieved=False)
     models = [fast] if isinstance(dense, Tensor) else [fast, dense]
     scored = None if k is None else (TopK(k), TopK(k))
     sums = _Sums()

@@ -8,11 +8,13 @@ from math import prod
 import torch
 from torch import Tensor, nn
 
+from ..errors import InputError
 from ..frozen import replace
 from ..plan import Reads
 from ..stages import SievedStages
 from ..stream import Sieved
 from ..tokens import Tokens
+from .pair import eager
 
 
 class SlicingLimit(nn.Module):
@@ -23,8 +25,15 @@ class SlicingLimit(nn.Module):
     """
 
     def __init__(self, fast: Sieved, reads: Sequence[Reads] | None = None) -> None:
-        """`reads` says how many tokens each block reads; None is the recipe's plan."""
+        """`reads` says how many tokens each block reads; None is the recipe's plan.
+
+        Raises:
+            InputError: `fast` is not what `sieve` returned.
+        """
         super().__init__()
+        fast = eager(fast)
+        if isinstance(fast, nn.Module) and not isinstance(fast, Sieved):
+            raise InputError(f"The slicing limit is of what sieve() returned, not of {type(fast).__name__}.")
         self.model, self._fast, self._reads = fast.model, (fast,), reads
         self.training = fast.training
 

@@ -2,27 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import ExitStack
 from functools import partial
-from math import prod
 from typing import Any
 
 import torch
 from timm.layers import LayerNorm2d
 from torch import Tensor, nn
-from torch.utils.flop_counter import FlopCounterMode
 
+from ..data.inputs import check_images, own_input_size, reading
 from ..errors import InputError
 from ..stream import Sieved
+from .counter import Formula, MacCounter
 from .limit import SlicingLimit
-
-aten = torch.ops.aten
+from .pair import eager
 
 
 def macs(
     module: nn.Module,
-    input_size: Sequence[int] = (3, 224, 224),
+    input_size: int | Sequence[int] | None = None,
     *,
     proposal: bool = True,
     selection: bool = False,
@@ -32,59 +31,88 @@ def macs(
     """Count multiply-accumulates for each image: what papers print as "GFLOPs" is this over 1e9.
 
     Counted by running an image: every convolution and matrix product, attention's two included. One
-    multiply-accumulate counts as one.
+    multiply-accumulate counts as one. The count follows from shapes alone: it is the same on every device, with every
+    version of torch, in every precision, and of a compiled model what it is of the model itself.
 
     Args:
         module: a dense model, a sieved one, or any module that takes images.
-        input_size: (3, H, W) of the image.
+        input_size: a side in pixels, (H, W) or (C, H, W) of the image; None is what the model was built for.
         proposal: False leaves out what computes the significance map.
         selection: True adds the arithmetic of choosing tokens (ToMe's similarity scores, 0.03 to 0.5 %), which the
             papers' tables leave out.
         fvcore_compat: add what the papers' counter adds: 5 for each element of a LayerNorm's output, 2 for each of a
             BatchNorm's, 4 for each of a bilinear resize. Channels-first LayerNorm is left out, as there.
-        images: (B, 3, H, W) to count on instead, and the mean over them. Where the count depends on the data (`ats`),
+        images: (B, C, H, W) to count on instead, and the mean over them. Where the count depends on the data (`ats`),
             it is the most that can be without them.
 
     Returns:
         MACs for each image.
+
+    Raises:
+        InputError: the model states no size, and none is given; it does not run on images of this size; it runs
+            operators that multiply matrices and for which no formula is known.
     """
+    module = eager(module)
     given = images is not None
     if images is None:
-        if len(input_size) != 3:
-            raise InputError(f"input_size is (3, height, width), not {tuple(input_size)}.")
-        parameter = next(module.parameters(), torch.empty(0))
-        images = torch.zeros(1, *input_size, device=parameter.device, dtype=parameter.dtype)
-    parts: list[tuple[nn.Module, Callable[[], Any]]] = []
-    if not isinstance(module, Sieved):
-        parts.append((module, partial(module, images)))
-    else:
-        # The host on as many tokens is what the papers count; the significance map comes on top.
-        lengths = [(SlicingLimit(module), images)]
-        if given and any(method.varies for _, method in module.plan.methods):  # each image on what it keeps itself
-            lengths = [(SlicingLimit.on(module, one), one) for one in images.split(1)]
-        parts.append((module.model, lambda: [limit(some) for limit, some in lengths]))
-        if module.significance is not None and (proposal or selection):
-            parts.append((module.significance, module.asking(images)))
-    total = sum(_count(owner, call, fvcore_compat) for owner, call in parts[: 2 if proposal else 1])
-    if isinstance(module, Sieved) and module.parts:  # learned layers of a method's own
-        total += _count(module, partial(module, images), fvcore_compat, within="parts")
-    if selection and isinstance(module, Sieved):
-        counted = sum(_count(owner, call, False) for owner, call in parts)
-        total += _count(module, partial(module, images), False) - counted
-    return total / images.shape[0]
+        like = next((each for each in module.parameters() if each.is_floating_point()), torch.empty(0))
+        images = torch.zeros(1, *own_input_size(module, input_size), device=like.device, dtype=like.dtype)
+    if not len(check_images(images)):
+        raise InputError("MACs are counted on at least one image, and the batch is empty.")
+    with reading(module, images):
+        if not isinstance(module, Sieved):
+            return _count(module, partial(module, images), fvcore_compat=fvcore_compat) / len(images)
+        # Where each image keeps its own number of tokens, zeros stand for none of them.
+        alone = images.split(1) if any(method.varies for _, method in module.plan.methods) else [images]
+        lengths = [(SlicingLimit.on(module, one), one) for one in alone] if given else [(SlicingLimit(module), images)]
+        total = _parts(module, lengths, images, proposal, fvcore_compat=fvcore_compat)
+        if selection:
+            for one in alone:
+                known = _parts(module, [(SlicingLimit.on(module, one), one)], one, True)
+                total += _count(module, partial(module, one)) - known
+        return total / len(images)
+
+
+def _parts(
+    fast: Sieved, lengths: list[tuple[SlicingLimit, Tensor]], images: Tensor, proposal: bool, **settings: Any
+) -> float:
+    """What the papers count, the host on as many tokens; what comes on top, the map and layers of a method's own."""
+    total = _count(fast.model, lambda: [limit(some) for limit, some in lengths], **settings)
+    if fast.significance is not None and proposal:
+        total += _count(fast.significance, fast.asking(images), **settings)
+    if fast.parts:
+        total += _count(fast, partial(fast, images), only=fast.parts.modules(), **settings)
+    return total
+
+
+BATCH_NORMS = (
+    "native_batch_norm",
+    "cudnn_batch_norm",
+    "miopen_batch_norm",
+    "_native_batch_norm_legit",
+    "_native_batch_norm_legit_no_training",
+    "_batch_norm_with_update",
+    "_batch_norm_no_update",
+)
+EXTRA: dict[str, Formula] = {
+    "aten::native_layer_norm": lambda x, *_, **__: 5 * x.numel(),
+    **{f"aten::{norm}": lambda x, *_, **__: 2 * x.numel() for norm in BATCH_NORMS},
+    "aten::upsample_bilinear2d": lambda *_, out, **__: 4 * out.numel(),
+}
+"""What the papers' counter adds."""
 
 
 @torch.no_grad()
-def _count(owner: nn.Module, call: Callable[[], Any], fvcore_compat: bool, within: str = "") -> float:
-    """MACs of one call; `owner` holds the modules that it runs, `within` names one of them to count alone."""
-    counted = {torch.ops.mkldnn._linear_pointwise: lambda x, *_a, out_shape=None, **_k: 2 * prod(x) * out_shape[-1]}
-    extra = {
-        aten.native_layer_norm: lambda x, *_a, out_shape=None, **_k: 2 * 5 * prod(x),
-        aten.native_batch_norm: lambda x, *_a, out_shape=None, **_k: 2 * 2 * prod(x),
-        aten.cudnn_batch_norm: lambda x, *_a, out_shape=None, **_k: 2 * 2 * prod(x),
-        aten.upsample_bilinear2d: lambda *_a, out_shape=None, **_k: 2 * 4 * prod(out_shape),
-    }
-    counter = FlopCounterMode(display=False, custom_mapping={**counted, **extra} if fvcore_compat else counted)
+def _count(
+    owner: nn.Module,
+    call: Callable[[], Any],
+    *,
+    fvcore_compat: bool = False,
+    only: Iterable[nn.Module] | None = None,
+) -> float:
+    """MACs of one call; `owner` holds the modules that it runs, of which `only` those count."""
+    kept = None if only is None else list(only)
+    counter = MacCounter(EXTRA if fvcore_compat else None, kept)
     uncounted = 0
 
     def leave_out(_module: nn.Module, _inputs: Any, output: Tensor) -> None:
@@ -92,23 +120,16 @@ def _count(owner: nn.Module, call: Callable[[], Any], fvcore_compat: bool, withi
         uncounted += 5 * output.numel()
 
     with ExitStack() as hooks:
-        # torch's own multi-head attention has a fast path that the counter sees nothing of.
-        hooks.callback(torch.backends.mha.set_fastpath_enabled, torch.backends.mha.get_fastpath_enabled())
-        torch.backends.mha.set_fastpath_enabled(False)
-        # The counter's hooks stumble over a parameter that is read as it is (a pooling's latent), grad mode or not.
-        for parameter in owner.parameters():
-            if parameter.requires_grad:
-                hooks.callback(parameter.requires_grad_, True)
-                parameter.requires_grad_(False)
         if fvcore_compat:
-            for name, part in owner.named_modules():
-                if isinstance(part, LayerNorm2d) and name.startswith(within):
+            for part in owner.modules() if kept is None else kept:
+                if isinstance(part, LayerNorm2d):
                     hooks.callback(part.register_forward_hook(leave_out).remove)
         with counter:
             call()
-    if within:
-        # Modules by their dotted names; one inside another that was called is counted with that one.
-        counts = {name: sum(ops.values()) for name, ops in counter.get_flop_counts().items()}
-        named = [name for name in counts if name.startswith(f"{type(owner).__name__}.{within}.")]
-        return sum(counts[name] for name in named if name.rpartition(".")[0] not in counts) / 2 - uncounted
-    return counter.get_total_flops() / 2 - uncounted
+    if counter.unknown:
+        seen = ", ".join(sorted(name.replace("::", ".") for name in counter.unknown))
+        raise InputError(
+            f"The MACs of {type(owner).__name__} cannot be counted: it runs {seen}, for which no formula is known "
+            "here. torch.utils.flop_counter.register_flop_formula tells torch one, and then it counts."
+        )
+    return counter.total - uncounted

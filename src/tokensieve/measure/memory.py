@@ -8,6 +8,8 @@ from collections.abc import Callable
 import torch
 from torch.profiler import ProfilerActivity, profile
 
+from .pair import check_call
+
 os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # else the profiler tells every start and stop on the terminal
 
 
@@ -18,6 +20,7 @@ def peak_memory(call: Callable[[], object], device: str | torch.device = "cpu") 
     On CUDA the allocator's own count; on the CPU the running sum of what torch allocates and frees, which leaves out
     the scratch space of matrix libraries.
     """
+    check_call(call, "peak_memory")
     device = torch.device(device)
     call()  # lazy initialisation is not the call's
     if device.type == "cuda":

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from ..data.inputs import check_images, reading
 from ..errors import InputError
 
 
@@ -62,7 +63,7 @@ def forward_batches(
         outputs, classes = [], True
         for model, (where, kind) in zip(models, placed, strict=True):
             # Not inference_mode: significance by gradients needs to switch them on inside the forward.
-            with torch.no_grad():
+            with torch.no_grad(), reading(model, images):
                 output = model(images.to(device=where, dtype=kind))
             classes = classes and classifies(model, output)
             outputs.append(as_tensor(output, model, len(images)))
@@ -111,13 +112,18 @@ def _place(
 
 def unpack(batch: Any) -> tuple[Tensor, Tensor | None]:
     if isinstance(batch, Tensor):
-        return batch, None
+        return _of_numbers(batch), None
     if isinstance(batch, tuple | list) and batch and isinstance(batch[0], Tensor):
         labels = batch[1] if len(batch) > 1 and isinstance(batch[1], Tensor) else None
-        return batch[0], None if labels is None else labels.cpu()
+        return _of_numbers(batch[0]), None if labels is None else labels.cpu()
     raise InputError(
         f"A batch must be a tensor of images, or begin with images and labels, not {type(batch).__name__}."
     )
+
+
+def _of_numbers(images: Tensor) -> Tensor:
+    """Bytes would become numbers without a word, 0 to 255 where a model reads about -2 to 2."""
+    return images if images.is_floating_point() else check_images(images)
 
 
 def classifies(model: nn.Module, output: Any) -> bool:

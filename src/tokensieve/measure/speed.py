@@ -13,8 +13,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..data.inputs import check_images, reading
 from ..stream import Sieved
 from .limit import SlicingLimit
+from .pair import check_pair, eager
 
 
 @dataclass(frozen=True)
@@ -72,17 +74,30 @@ def speed(
         limit: what to take as the limit; by default `SlicingLimit.on` these images. A compiled `fast` needs one too.
 
     Runs in as many threads as torch is set to.
+
+    Raises:
+        InputError: the two in each other's place, another module than `sieve` returned as `fast`, images that are no
+            tensor (B, C, H, W) of floating-point numbers, or that the models do not read.
     """
-    eager = _eager(fast)
+    check_pair(fast, dense, "speed")
+    with reading(dense, check_images(images)):
+        times = _race(fast, dense, images, limit, seconds=seconds, min_rounds=min_rounds, max_rounds=max_rounds)
+    return summarise(times, images.shape[0])
+
+
+def _race(
+    fast: Sieved, dense: nn.Module, images: Tensor, limit: nn.Module | None, **settings: Any
+) -> dict[str, list[float]]:
+    """Everybody's times."""
+    itself = eager(fast)
     contestants: dict[str, Callable[[], object]] = {
         "dense": partial(dense, images),
         "sieved": partial(fast, images),
-        "limit": partial(limit if limit is not None else SlicingLimit.on(eager, images), images),
+        "limit": partial(limit if limit is not None else SlicingLimit.on(itself, images), images),
     }
-    if eager.significance is not None:
-        contestants["proposal"] = eager.asking(images)
-    times = interleaved(contestants, seconds=seconds, min_rounds=min_rounds, max_rounds=max_rounds)
-    return summarise(times, images.shape[0])
+    if itself.significance is not None:
+        contestants["proposal"] = itself.asking(images)
+    return interleaved(contestants, **settings)
 
 
 def summarise(times: dict[str, list[float]], batch: int) -> Speed:
@@ -136,11 +151,6 @@ def _clock() -> float:
     if torch.accelerator.is_available():
         torch.accelerator.synchronize()
     return perf_counter()
-
-
-def _eager(fast: Any) -> Sieved:
-    """The sieved module itself, also where it is compiled."""
-    return getattr(fast, "_orig_mod", fast)
 
 
 def _spread(values: list[float]) -> tuple[float, float, float]:

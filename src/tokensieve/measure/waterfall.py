@@ -12,6 +12,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
+from ..data.inputs import check_images
 from ..errors import InputError, SieveError
 from ..packing import prepack
 from ..stream import Sieved
@@ -19,6 +20,7 @@ from .attention import attention_kernels
 from .limit import SlicingLimit
 from .memory import peak_memory
 from .outputs import collect_outputs
+from .pair import check_pair
 from .speed import Speed, interleaved, summarise
 
 PRECISIONS = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}
@@ -128,6 +130,8 @@ def waterfall(
     Raises:
         InputError: a batch that is not smaller than the number of images, or a model that cannot run at all.
     """
+    check_pair(fast, dense, "waterfall")
+    check_images(images)
     if not 0 < batch < len(images):
         raise InputError(f"The waterfall ends with a larger batch: {len(images)} images are not more than {batch}.")
     if next(dense.parameters()).dtype != torch.float32 or images.dtype != torch.float32:

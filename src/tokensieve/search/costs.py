@@ -110,7 +110,7 @@ class _Part:
 
     def count(self, reads: Reads) -> int:
         stand_in = cast(Sieved, SimpleNamespace(model=self.model, training=False, host=self))
-        return round(macs(SlicingLimit(stand_in, [reads]), images=self.tokens.x[:, 0, 0]))
+        return round(macs(SlicingLimit(stand_in, [reads]), images=self.tokens.x[:, :1, :1, None]))
 
 
 def _block_cost(model: nn.Module, block: Any, tokens: Tokens) -> BlockCost:

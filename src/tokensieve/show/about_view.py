@@ -86,6 +86,8 @@ def models_tables(models: list[Record]) -> list[RenderableType]:
         parts += ["", Text(f"Hosts, {cls}", style="bold"), _models(group, "blocks", "prefix")]
     for reason, group in _grouped([model for model in hosts if not model["merges"]], "merges_reason").items():
         parts += ["", *_reason("No merging", group, reason)]
+    for reason, group in _grouped([model for model in models if model.get("macs_reason")], "macs_reason").items():
+        parts += ["", *_reason("MACs unknown", group, reason)]
     if proposals:
         parts += ["", Text("Proposals", style="bold"), _models(proposals, "map")]
     for reason, group in _grouped([model for model in models if model["opens_as"] is None], "reason").items():
@@ -108,12 +110,13 @@ def doctor_view(record: Record) -> RenderableType:
         ("compiler", record["compiler"] or "none found"),
         *((f"[{extra['name']}]", _extra(extra)) for extra in record["extras"]),
         *(("bundled", f"{m['name']} {'loads' if m['loads'] else 'does not load'}") for m in record["bundled"]),
+        ("MACs", _counts(record["macs"])),
         ("self-test", "failed" if record["failures"] else "passed"),
     ]
     if not record["accelerators"]:
         rows.insert(4, ("GPU", "none that torch can use"))
     if not record["bundled"]:
-        rows.insert(-1, ("bundled", "no models"))
+        rows.insert(-2, ("bundled", "no models"))
     said: list[RenderableType] = [Text.assemble(("! ", "bold"), warning) for warning in record["warnings"]]
     return Group(_facts(*rows), *(["", *said] if said else []))
 
@@ -122,6 +125,12 @@ def _attention(row: Record) -> str:
     same = row["plain"] == row["masked"]
     kernels = row["plain"] if same else f"{row['plain']}, with the mask of merged tokens {row['masked']}"
     return f"{row['device']} {row['dtype']}: {kernels}"
+
+
+def _counts(macs: Record) -> str:
+    if macs["counted"] == macs["known"]:
+        return f"counted right: {macs['known']:,} of a model that is known to have as many"
+    return "counted wrong"
 
 
 def _extra(extra: Record) -> str:
@@ -152,8 +161,9 @@ def _models(models: list[Record], *columns: str) -> Table:
         _, height, width = model["input_size"]
         told = {**model, "map": " x ".join(map(str, model.get("features", ())))}
         size = f"{height} x {width}"
+        macs = "unknown" if model["macs"] is None else giga(model["macs"])
         values = [str(told[column]) for column in columns]
-        table.add_row(model["name"], short(model["parameters"] / 1e6), size, *values, giga(model["macs"]))
+        table.add_row(model["name"], short(model["parameters"] / 1e6), size, *values, macs)
     return table
 
 

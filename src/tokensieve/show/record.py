@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from .. import __version__
+from ..data.inputs import own_input_size
 from ..measure import Fidelity, macs
 from ..measure.intervals import Interval
 from ..stages import SievedStages
@@ -29,12 +30,13 @@ def describe(fast: Sieved, dense: nn.Module, size: tuple[int, int]) -> dict[str,
     its blocks' point-wise operators run on. The other one of the two is None.
     """
     like = next(dense.parameters())
-    images = torch.zeros(1, 3, *size, device=like.device, dtype=like.dtype)
-    before, after = macs(dense, (3, *size)), macs(fast, (3, *size))
-    without = macs(fast, (3, *size), proposal=False)
+    shape = own_input_size(dense, size)
+    images = torch.zeros(1, *shape, device=like.device, dtype=like.dtype)
+    before, after = macs(dense, shape), macs(fast, shape)
+    without = macs(fast, shape, proposal=False)
     return {
         "recipe": str(fast.recipe),
-        "input_size": [3, *size],
+        "input_size": list(shape),
         "device": str(like.device),
         "machine": machine_name(like.device),
         "threads": torch.get_num_threads(),

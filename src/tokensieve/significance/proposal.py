@@ -11,6 +11,7 @@ from timm.utils.model import reparameterize_model
 from torch import Tensor, nn
 
 from .. import zoo
+from ..data.inputs import likely_input_size
 from ..errors import RecipeError
 from .graph import fold, split
 
@@ -165,7 +166,7 @@ def _dtype_of(module: nn.Module) -> torch.dtype | None:
 
 def _trial_images(model: nn.Module) -> Tensor:
     """One picture of noise, of the size and on the device that the model expects."""
-    size = (getattr(model, "pretrained_cfg", None) or {}).get("input_size") or (3, 224, 224)
+    size = likely_input_size(model)
     like = next(model.parameters(), torch.empty(0))
     noise = torch.randn(1, *size, generator=torch.Generator().manual_seed(0))
     return noise.to(like.device, like.dtype)

@@ -18,6 +18,8 @@ from .controls import centre_map, random_map
 from .map import resize_map
 from .proposal import Frozen, Proposal, module_proposal, named_proposal
 
+WITHOUT = "Give a network of your own for these channels (proposal=), or a map that asks none (significance=centre)."
+"""What to do where a host's images are not what a named proposal reads."""
 PATCH = 16
 """Pixels a side of the patches for which a map is made where no grid is given and the map has no size of its own."""
 
@@ -192,7 +194,7 @@ class FeatureMap(nn.Module):
         if self.proposal.mean is not None and (images.ndim != 4 or images.shape[1] != len(self.proposal.mean)):
             raise InputError(
                 f"Images have shape {tuple(images.shape)}; the proposal {self.proposal.name} reads "
-                f"(B, {len(self.proposal.mean)}, H, W)."
+                f"(B, {len(self.proposal.mean)}, H, W). {WITHOUT}"
             )
         if self.size is not None and tuple(images.shape[-2:]) != self.size:
             images = F.interpolate(images, size=self.size, mode="bilinear", align_corners=True)
@@ -271,6 +273,10 @@ def _renormalisation(mean: Sequence[float], std: Sequence[float], proposal: Prop
     """Scale and shift (1, 3, 1, 1) from the host's normalisation to the proposal's; None where they are the same."""
     if proposal.mean is None or proposal.std is None:
         return None
+    if len(mean) == len(std) != len(proposal.mean):
+        raise RecipeError(
+            f"The proposal {proposal.name} reads {len(proposal.mean)} channels, the host {len(mean)} (mean=). {WITHOUT}"
+        )
     if len(mean) != len(proposal.mean) or len(std) != len(proposal.std) or min(std) <= 0:
         raise RecipeError(f"mean={tuple(mean)} and std={tuple(std)} are no normalisation: expected 3 numbers, std > 0.")
     host_mean, host_std, own_mean, own_std = (
