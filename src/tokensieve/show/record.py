@@ -65,7 +65,7 @@ def compared(result: Fidelity) -> dict[str, Any]:
     found: dict[str, Any] = {"images": result.count}
     for name, scores in (("dense", result.dense_accuracy), ("sieved", result.accuracy)):
         found[name] = scores and {f"top{k}": percent for k, percent in scores.top.items()}
-        found |= _ends(name, scores and scores.intervals)
+        found |= _ends(name, None if scores is None else scores.intervals)
     found["change"] = {f"top{k}": change for k, change in result.changes.items()} or None
     found |= _ends("change", result.change_intervals or None)
     for name in ("agreement", "kl", "cosine"):
