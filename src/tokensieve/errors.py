@@ -17,6 +17,10 @@ class UnsupportedHost(SieveError, TypeError):
     """A model, or a part of it, that a recipe cannot be applied to: says which, what is missing, what would work."""
 
 
+class DenseOnly(UnsupportedHost, AttributeError):
+    """Something of the host that would silently run the dense model; as an AttributeError, so that hasattr is False."""
+
+
 class RecipeError(SieveError, ValueError):
     """A recipe that cannot be read, or settings that make no sense."""
 

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from .errors import RecipeError, UnsupportedHost
+from .hosts.checks import refuse_hooks
 from .hosts.staged import PixelBlock, StagedHost
 from .methods import Evidence, Method
 from .methods.base import There
@@ -90,9 +91,8 @@ class SievedStages(Sieved):
     the published code.
     """
 
-    host: StagedHost  # type: ignore[assignment]
-    plan: StagePlan  # type: ignore[assignment]
-
+    host: StagedHost
+    plan: StagePlan
     significance: Significance | None
 
     def __init__(self, host: StagedHost, recipe: Recipe) -> None:
@@ -106,17 +106,20 @@ class SievedStages(Sieved):
     def _build(self, method: Method, pretrained: bool) -> nn.Module | None:
         return method.build_for_stages(self.host.widths, self.plan.depths, pretrained)
 
-    def forward(self, images: Tensor | None = None, **words: Any) -> Any:
-        images, words = self.host.arguments(images, words)
+    def _answer(self, images: Tensor, words: dict[str, Any]) -> Any:
         return self.host.answer(self._maps(images), **words)
+
+    def _head_is_enough(self) -> bool:
+        return True
 
     def forward_features(self, images: Tensor) -> Tensor:
         """(B, 3, H, W) -> the last map, as the host's own `forward_features` gives it."""
-        return self.host.features(self._maps(images)[-1])
+        now = self._now()
+        return now.host.features(now._maps(images)[-1])
 
     def forward_intermediates(self, images: Tensor) -> list[Tensor]:
         """(B, 3, H, W) -> the map (B, C, H, W) behind each stage, whole: a pyramid for a detector or a segmenter."""
-        return [self._channels_first(x) for x in self._maps(images)[1:]]
+        return [self._channels_first(x) for x in self._now()._maps(images)[1:]]
 
     def asking(self, images: Tensor) -> Callable[[], Any]:
         assert self.significance is not None
@@ -176,6 +179,8 @@ class SievedStages(Sieved):
 
     def _on(self, index: int, block: PixelBlock, x: Tensor, pixels: Pixels, settled: bool) -> Tensor:
         """A block, of this number in its stage, whose point-wise operator runs on these pixels."""
+        if not torch.compiler.is_compiling():
+            refuse_hooks(self.model, block.bypassed)
         residual, y = block.around(x)
         background = pixels.background or self.host.background
         if self.training or pixels.cheaper is not None or (settled and block.leaves_zeros):
@@ -197,9 +202,9 @@ class SievedStages(Sieved):
         return x if self.host.channels_first else x.permute(0, 3, 1, 2)
 
     def trace(self, images: Tensor) -> Trace:
-        trace = Trace()
-        maps = self._maps(images, trace)
-        trace.output = self.host.answer(maps)
-        x = self._channels_first(self.host.features(maps[-1]))
+        now, trace = self._now(), Trace()
+        maps = now._maps(images, trace)
+        trace.output = now.host.answer(maps)
+        x = self._channels_first(now.host.features(maps[-1]))
         trace.tokens = Tokens(x.flatten(2).transpose(1, 2), 0, tuple(x.shape[2:])).tracked()
         return trace

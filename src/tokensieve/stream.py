@@ -2,27 +2,31 @@
 
 from __future__ import annotations
 
+import copy
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from math import prod
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Self
 
 import torch
 from torch import Tensor, nn
 
-from .errors import InputError
+from .errors import DenseOnly, InputError, UnsupportedHost
 from .frozen import replace
 from .hosts import Host, HostBlock, open_host
+from .hosts.checks import check_images, refuse_hooks
 from .methods import Evidence, Method
 from .methods.base import Place
 from .plan import Act, Plan, Reads, check
 from .recipe import Recipe
 from .tokens import Tokens, restore
 
-OWN = ("significance.", "parts.")
-"""Sub-modules that belong to the recipe and not to the host."""
+OWN = ("model", "host", "recipe", "plan", "significance", "parts")
+"""Attributes of a sieved model itself; all others are its host's."""
+DENSE = ("forward_intermediates", "get_intermediate_layers", "forward_pruned", "get_last_selfattention")
+"""What hosts offer that would run the dense model without a word."""
 NOT_OF_THE_MAP = ("keep", "order", "stages", "background")
 """Settings of a method that needs a map which say nothing of how the map is made."""
 Memories = dict[int, Tensor | None]
@@ -78,19 +82,102 @@ def sieve(
 class Sieved(nn.Module):
     """A host under a recipe. Keeps nothing between calls, so that threads may share it.
 
-    Its `state_dict` is the host's: a proposal's weights never appear in it.
+    It stands in the host's place: its parameters, buffers and sub-modules are the host's own, under the host's names,
+    and so are all attributes but its own. What is done to either is done to both: `fast.half()` converts the host too.
+    A proposal and layers of a method's own are no part of them: `fast.significance`, `fast.parts`.
     """
+
+    model: nn.Module
+    host: Any
+    recipe: Recipe
+    plan: Any
+    significance: Any
+    parts: nn.ModuleDict
 
     def __init__(self, host: Host, recipe: Recipe) -> None:
         super().__init__()
         self.host, self.recipe = host, recipe
         self.plan = self._planned()
-        self.model = host.model
-        self.parts = nn.ModuleDict()
-        self.significance: nn.Module | None = None
-        self.training = self.model.training
-        self._register_state_dict_hook(_as_host_keys)
-        self.register_load_state_dict_pre_hook(_from_host_keys)
+        self.parts, self.significance = nn.ModuleDict(), None
+        self._stand_for(host.model)
+
+    def _stand_for(self, model: nn.Module) -> None:
+        """Share the registries of the host, so that whoever walks, reads or swaps them finds one model."""
+        self.model = model
+        for registry in ("_parameters", "_buffers", "_modules", "_non_persistent_buffers_set"):
+            object.__setattr__(self, registry, getattr(model, registry))
+
+    @property
+    def training(self) -> bool:
+        """Whether the host is in training mode."""
+        return self.model.training
+
+    @training.setter
+    def training(self, mode: bool) -> None:
+        if "model" in self.__dict__:  # not yet when nn.Module sets its first value
+            self.model.training = mode
+
+    def __getattr__(self, name: str) -> Any:
+        """What the host has, unless it would silently run the dense model."""
+        model = self.__dict__.get("model")
+        if model is None or name.startswith("__"):
+            raise AttributeError(f"{type(self).__name__} has no attribute {name!r}")
+        if name in DENSE and hasattr(model, name):
+            raise DenseOnly(
+                f"{name}() of a sieved {type(model).__name__} would run the dense model: fast.trace(images).restore() "
+                f"gives the last block's tokens on the grid, fast.model.{name}() asks the dense model."
+            )
+        if name == "forward_head" and not self._head_is_enough():
+            raise DenseOnly(
+                f"forward_head() of {type(model).__name__} averages tokens, and would not weigh merged ones by what "
+                "they stand for: call fast(images), which does."
+            )
+        return getattr(model, name)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        """What is set on a sieved model is set on its host, apart from its own attributes."""
+        if name.startswith("_") or name in OWN or hasattr(type(self), name):
+            object.__setattr__(self, name, value)
+        else:
+            setattr(self.model, name, value)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Sieved:
+        """Moves and conversions, of the shared host too."""
+        for module in (self.model, self.parts, self.significance):
+            if module is not None:
+                module._apply(fn, recurse)
+        return self
+
+    def _replicate_for_data_parallel(self) -> Sieved:
+        """A replica stands for a replica of the host, whose parts torch then puts into it."""
+        replica = super()._replicate_for_data_parallel()
+        replica._stand_for(self.model._replicate_for_data_parallel())
+        return replica
+
+    def _now(self) -> Self:
+        """The same on the host as it is now, since it may have been changed after it was sieved."""
+        if torch.compiler.is_compiling():  # a graph holds the host as it was when it was compiled
+            return self
+        host: Any = open_host(self.model)
+        if host.facts != self.host.facts:
+            raise UnsupportedHost(
+                f"{type(self.model).__name__} has other blocks, tokens or another pooling than when it was sieved: "
+                "call sieve() again."
+            )
+        if self.plan.methods:
+            refuse_hooks(self.model, host.bypassed)
+        now = object.__new__(type(self))
+        now.__dict__.update(self.__dict__, host=host)
+        if getattr(self, "_is_replica", False):  # of nn.DataParallel, which knows nothing of what is not the host's
+            device = _device(self.model)
+            now.__dict__.update(parts=copy.deepcopy(self.parts).to(device))
+            if self.significance is not None:
+                now.__dict__.update(significance=copy.deepcopy(self.significance).to(device))
+        return now
+
+    def _head_is_enough(self) -> bool:
+        """Whether the host's own head gives the right answer for the surviving tokens alone."""
+        return self.host.reads_prefix or not any(method.merges for _, method in self.plan.methods)
 
     def _planned(self) -> Plan:
         """The recipe on this host, or a refusal."""
@@ -111,13 +198,24 @@ class Sieved(nn.Module):
         return partial(self.significance, images, self.host.embed(images[:1]).grid)
 
     def forward(self, images: Tensor | None = None, **words: Any) -> Any:
-        """(B, 3, H, W) -> what the host returns. Hosts of transformers take words of their own: `labels` and others."""
-        images, words = self.host.arguments(images, words)
+        """(B, 3, H, W) -> what the host returns. Hosts of transformers take words of their own: `labels` and others.
+
+        Where nothing acts, the host itself is called, with its hooks and all.
+        """
+        if images is not None:
+            check_images(self.model, images)
+        now = self._now()
+        if not now.plan.methods:
+            return self.model(*(() if images is None else (images,)), **words)
+        images, words = now.host.arguments(images, words)
+        return now._answer(images, words)
+
+    def _answer(self, images: Tensor, words: dict[str, Any]) -> Any:
         return self.host.head(self._features(images), **words)
 
     def forward_features(self, images: Tensor) -> Tensor:
         """(B, 3, H, W) -> the surviving tokens after the final norm, (B, N, d), prefix first."""
-        return self._features(images).x
+        return self._now()._features(images).x
 
     def _features(self, images: Tensor, trace: Trace | None = None) -> Tokens:
         """Image to what the head reads: the surviving tokens after the final norm."""
@@ -145,6 +243,8 @@ class Sieved(nn.Module):
             if tokens.weight is None and not self.plan.opens(index, keys, prod(tokens.grid)):
                 tokens = replace(tokens, x=block(tokens))
             else:
+                if not torch.compiler.is_compiling():
+                    refuse_hooks(self.model, block.bypassed)
                 tokens, asked, queries = self._attend(index, block, tokens, memories)
                 tokens = replace(tokens, x=block.mlp(tokens.x))
             if trace is not None:
@@ -182,14 +282,14 @@ class Sieved(nn.Module):
 
     def trace(self, images: Tensor) -> Trace:
         """Run on (B, 3, H, W) and tell what happened: see `Trace`."""
-        trace = Trace()
-        tokens = self._features(images, trace)
-        trace.finish(tokens, self.host.head(tokens))
+        now, trace = self._now(), Trace()
+        tokens = now._features(images, trace)
+        trace.finish(tokens, now.host.head(tokens))
         return trace
 
     def train(self, mode: bool = True) -> Sieved:
         """Training or evaluation mode, of the shared host too; a proposal stays in evaluation mode."""
-        super().train(mode)
+        self.model.train(mode)
         return self
 
     def extra_repr(self) -> str:
@@ -275,23 +375,9 @@ class Trace:
         return restore(features, source, self.tokens.grid, fill)
 
 
-def _as_host_keys(module: nn.Module, state: dict[str, Any], prefix: str, _metadata: Any) -> None:
-    """Show the host's own keys: `model.` is dropped, and what belongs to the recipe with it."""
-    for key in [key for key in state if key.startswith(prefix)]:
-        inner = key[len(prefix) :]
-        if inner.startswith(OWN):
-            del state[key]
-        elif inner.startswith("model."):
-            state[prefix + inner.removeprefix("model.")] = state.pop(key)
-
-
-def _from_host_keys(
-    module: nn.Module, state: dict[str, Any], prefix: str, _metadata: Any, _strict: bool, *_rest: Any
-) -> None:
-    """Take the host's own keys, and the recipe's from the module itself, so that strict loading holds."""
-    for key in [key for key in state if key.startswith(prefix)]:
-        state[prefix + "model." + key[len(prefix) :]] = state.pop(key)
-    for own in OWN:
-        part = getattr(module, own[:-1])
-        if part is not None:
-            state.update({f"{prefix}{own}{key}": value for key, value in part.state_dict().items()})
+def _device(replica: nn.Module) -> torch.device:
+    """Where a replica's weights are, which are no parameters there."""
+    for module in replica.modules():
+        for tensor in getattr(module, "_former_parameters", {}).values():
+            return tensor.device
+    return torch.device("cpu")

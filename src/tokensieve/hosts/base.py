@@ -18,6 +18,8 @@ class HostBlock(ABC):
 
     closed: str | None = None
     """Why no method can act inside this block, or None."""
+    bypassed: Sequence[nn.Module] = ()
+    """Modules that are not called once the block is opened: itself, its attention."""
 
     @abstractmethod
     def __call__(self, tokens: Tokens) -> Tensor:
@@ -57,6 +59,17 @@ class Host(ABC):
     cannot_merge: str | None = None
     """Why this host's head cannot pool merged tokens, or None."""
 
+    @property
+    def facts(self) -> tuple[Any, ...]:
+        """All of the host that a plan depends on: while it stays the same, so does the plan."""
+        closed = tuple(block.closed for block in self.blocks)
+        return self.width, self.prefix, self.class_token, self.reads_prefix, self.cannot_merge, closed
+
+    @property
+    def bypassed(self) -> Sequence[nn.Module]:
+        """Modules around the blocks that are never called."""
+        return (self.model,)
+
     @abstractmethod
     def __init__(self, model: nn.Module) -> None:
         """Open `model`; raises `UnsupportedHost` for what would go wrong silently."""
@@ -79,6 +92,8 @@ class Host(ABC):
         Raises:
             InputError: no images, or words that the host does not know; most know none.
         """
+        if images is None and "x" in words:  # what timm and open_clip call it
+            images = words.pop("x")
         if images is None or words:
             raise InputError(
                 f"{type(self.model).__name__} is called with images (B, 3, H, W) alone"

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 from torch import Tensor, nn
 
 from ..errors import InputError, UnsupportedHost
@@ -16,8 +18,37 @@ def no_checkpointing(model: nn.Module, *switched: bool) -> None:
         )
 
 
+_HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+
+
+def refuse_hooks(model: nn.Module, bypassed: Iterable[nn.Module]) -> None:
+    """Refuse hooks and replaced forwards on modules which the stream does not call as a whole: they would not run."""
+    for module in bypassed:
+        if "forward" not in module.__dict__ and not any(getattr(module, hooks) for hooks in _HOOKS):
+            continue
+        name = next((name for name, part in model.named_modules() if part is module), "")
+        where = f"{type(model).__name__}.{name}" if name else type(model).__name__
+        if hasattr(module, "_hf_hook"):
+            raise UnsupportedHost(
+                f"{where} was placed by accelerate (device_map=), whose hooks would not run: load the model on one "
+                "device, without device_map=."
+            )
+        what = "a forward of its own" if "forward" in module.__dict__ else "a hook"
+        raise UnsupportedHost(
+            f"{where} has {what}, which would not run, because the recipe acts inside {type(module).__name__}: put it "
+            "on a module inside that is called as it is (a norm, an MLP), or remove it."
+        )
+
+
+def plain_linear(layer: nn.Module) -> bool:
+    """Whether rows of a linear layer's weight may be used by themselves: nothing of it is replaced or hooked."""
+    return type(layer) is nn.Linear and "forward" not in layer.__dict__ and not any(getattr(layer, h) for h in _HOOKS)
+
+
 def check_images(model: nn.Module, images: Tensor) -> Tensor:
-    """The images, if they have the rank of images."""
+    """The images, if they are a tensor of the rank of images."""
+    if not isinstance(images, Tensor):
+        raise InputError(f"Images are a {type(images).__name__}; {type(model).__name__} reads a tensor (B, 3, H, W).")
     if images.ndim != 4:
         raise InputError(f"Images have shape {tuple(images.shape)}; {type(model).__name__} reads (B, 3, H, W).")
     return images

@@ -77,6 +77,7 @@ class HFBlock(HostBlock):
         self.layer, self.prefix = layer, prefix
         self.seam = SEAMS.get(type(layer).__name__, Seam(""))
         inner = getattr(layer, self.seam.inner, None)
+        self.bypassed = (layer,) if inner is None else (layer, inner)
         kernel = getattr(getattr(inner, "config", None), "_attn_implementation", None)
         if not theirs(layer) or type(layer).__name__ not in SEAMS:
             self.closed = f"{type(layer).__name__} has no seam between attention and MLP that is known here"

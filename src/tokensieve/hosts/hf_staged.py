@@ -67,6 +67,12 @@ class HFStaged(StagedHost):
             raise InputError(f"output_hidden_states is True or False once {self.name} is sieved: all of them or none.")
         return images, words
 
+    @property
+    def bypassed(self) -> Sequence[nn.Module]:
+        encoder = self.base.encoder
+        stages = encoder.stages if hasattr(encoder, "stages") else encoder.layers
+        return [self.model, self.base, encoder, *stages]
+
     def answer(self, maps: Sequence[Tensor], **words: Any) -> Any:
         """The host's own output, of the type that it returns."""
         around = Around(self.base, embeddings=self._embedded, encoder=partial(self._encoded, maps))

@@ -6,7 +6,7 @@ own forward runs, on an encoder that answers with what the stream made of the im
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from math import prod
 from typing import Any, NamedTuple
 
@@ -103,6 +103,12 @@ class HFViT(Host):
         self.blocks = [HFBlock(layer, self.prefix) for layer in encoder.get_submodule(kind.layers)]
         if kind.pooling == "map" and encoder.use_head and not _known_pooling(encoder.head):
             self.cannot_merge = f"its pooling {type(encoder.head).__name__} cannot weigh merged tokens by size"
+
+    @property
+    def bypassed(self) -> Sequence[nn.Module]:
+        path = self.kind.layers.split(".")
+        around = [self.encoder.get_submodule(".".join(path[:count])) for count in range(len(path))]
+        return [self.model, *around]
 
     def arguments(self, images: Tensor | None, words: dict[str, Any]) -> tuple[Tensor, dict[str, Any]]:
         """What the sieved model was called with -> the images, and the words that `head` takes.

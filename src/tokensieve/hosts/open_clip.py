@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from math import prod
 from typing import Any
 
@@ -36,6 +37,10 @@ class OpenClipViT(Host):
         for pool in self.poolers:
             if not _theirs(pool, "AttentionalPooler") or type(pool.attn) is not nn.MultiheadAttention:
                 self.cannot_merge = f"its pooling {type(pool).__name__} cannot weigh merged tokens by size"
+
+    @property
+    def bypassed(self) -> Sequence[nn.Module]:
+        return (self.model, self.model.transformer)
 
     def embed(self, images: Tensor) -> Tokens:
         model = self.model
@@ -82,7 +87,7 @@ class OpenClipBlock(HostBlock):
     """A `ResidualAttentionBlock` around torch's `MultiheadAttention`, whose projections lie in one matrix."""
 
     def __init__(self, block: Any) -> None:
-        self.block = block
+        self.block, self.bypassed = block, (block, block.attn)
         if not _theirs(block, "ResidualAttentionBlock"):
             self.closed = (
                 f"{type(block).__name__} has no seam between attention and MLP that is known here "

@@ -37,6 +37,11 @@ class PixelBlock(ABC):
         parts = () if self.shown is None else self.shown.modules()
         return any(part._forward_hooks or part._forward_pre_hooks for part in parts)
 
+    @property
+    def bypassed(self) -> Sequence[nn.Module]:
+        """Modules that are not called once the block is opened."""
+        return (self.block,)
+
     def __call__(self, x: Tensor) -> Tensor:
         """The block as it is."""
         return self.block(x)
@@ -94,6 +99,16 @@ class StagedHost(ABC):
     def answer(self, maps: Sequence[Tensor]) -> Any:
         """The map that goes into stage 0, and then those behind each stage -> the host's own output."""
 
+    @property
+    def facts(self) -> tuple[Any, ...]:
+        """As of a `Host`."""
+        return self.family, tuple(self.widths), tuple(len(stage.blocks) for stage in self.stages)
+
+    @property
+    def bypassed(self) -> Sequence[nn.Module]:
+        """As of a `Host`."""
+        return (self.model,)
+
     def size(self, x: Tensor) -> tuple[int, int]:
         """Height and width of a map."""
         height, width = x.shape[2:4] if self.channels_first else x.shape[1:3]
@@ -101,6 +116,8 @@ class StagedHost(ABC):
 
     def arguments(self, images: Tensor | None, words: dict[str, Any]) -> tuple[Tensor, dict[str, Any]]:
         """As of a `Host`; the words go to `answer`."""
+        if images is None and "x" in words:
+            images = words.pop("x")
         if images is None or words:
             raise InputError(f"{type(self.model).__name__} is called with images (B, 3, H, W) alone.")
         return images, words

@@ -16,7 +16,7 @@ from ..errors import UnsupportedHost
 from ..frozen import replace
 from ..tokens import Tokens, rows
 from .base import Host, HostBlock
-from .checks import check_images, no_checkpointing
+from .checks import check_images, no_checkpointing, plain_linear
 from .pooling import weighed
 
 
@@ -67,6 +67,8 @@ class BeitBlock(HostBlock):
                 f"Beit holds a block {type(block).__name__} with attention {type(attention).__name__}; known here are "
                 f"timm's own {Block.__name__} and {BeitAttention.__name__} alone, whose bias can be gathered."
             )
+
+        self.bypassed = (block, block.attn, block.attn.attn_drop)
 
     def __call__(self, tokens: Tokens) -> Tensor:
         if not self._biased or self._whole(tokens):
@@ -122,7 +124,7 @@ class BeitBlock(HostBlock):
 def _project(attn: Any, x: Tensor, asking: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
     """Queries of the rows `asking` (B, M), or of all, with the keys and values of all tokens, each (B, H, ., d_h)."""
     bias = None if attn.q_bias is None else torch.cat((attn.q_bias, attn.k_bias, attn.v_bias))
-    plain = type(attn.qkv) is nn.Linear and not attn.qkv._forward_hooks
+    plain = plain_linear(attn.qkv)
     if bias is not None and not attn.qkv_bias_separate and asking is None:
         parts = F.linear(x, attn.qkv.weight, bias).chunk(3, dim=-1)
     elif asking is None or not plain:  # a layer that somebody put in its place: it is called as it is

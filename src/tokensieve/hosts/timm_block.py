@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from ..attention import Attention as Reading
 from ..tokens import Tokens, rows
 from .base import HostBlock
+from .checks import plain_linear
 
 BLOCKS = (Block, ResPostBlock, EvaBlock, EvaBlockPostNorm)
 ATTENTIONS = (Attention, EvaAttention, *([timm.layers.AttentionRope] if hasattr(timm.layers, "AttentionRope") else []))
@@ -29,6 +30,7 @@ class TimmBlock(HostBlock):
 
     def __init__(self, block: Any, index: int) -> None:
         self.block = block
+        self.bypassed = [block, *(part for name in ("attn", "attn.attn_drop") if (part := _inner(block, name)))]
         self.index = index
         self.rotary = type(block) in (EvaBlock, EvaBlockPostNorm)
         self.post_norm = type(block) in (ResPostBlock, EvaBlockPostNorm)
@@ -107,6 +109,14 @@ def _through(attn: Any, part: str, x: Tensor) -> Tensor:
     return x if module is None else module(x)
 
 
+def _inner(block: nn.Module, path: str) -> nn.Module | None:
+    """The sub-module at this path, if the block has one."""
+    try:
+        return block.get_submodule(path)
+    except AttributeError:
+        return None
+
+
 def _project(attn: Any, x: Tensor) -> tuple[Tensor, ...]:
     """Queries, keys and values, each (B, H, N, d_h), from fused or separate projections."""
     if getattr(attn, "q_proj", None) is not None:
@@ -130,7 +140,7 @@ def _project_some(attn: Any, x: Tensor, asking: Tensor) -> tuple[Tensor, ...]:
     if getattr(attn, "q_proj", None) is not None:
         few = rows(x, asking)
         q, k, v = attn.q_proj(few), attn.k_proj(x), attn.v_proj(x)
-    elif type(attn.qkv) is nn.Linear and not attn.qkv._forward_hooks:
+    elif plain_linear(attn.qkv):
         # One matrix holds the three projections: its rows are taken apart.
         weight: Tensor = attn.qkv.weight
         bias: Tensor | None = attn.qkv.bias

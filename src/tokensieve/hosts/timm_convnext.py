@@ -64,6 +64,10 @@ class TimmConvNeXt(StagedHost):
         self.widths = [info["num_chs"] for info in model.feature_info]
         self.stages = convnext_stages(model, model.stages)
 
+    @property
+    def bypassed(self) -> Sequence[nn.Module]:
+        return (self.model, self.model.stages, *self.model.stages, *(stage.blocks for stage in self.model.stages))
+
     def embed(self, images: Tensor) -> Tensor:
         return self.model.stem(check_images(self.model, images))
 

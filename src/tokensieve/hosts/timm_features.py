@@ -53,6 +53,11 @@ class TimmFeatureList(StagedHost):
         self.stages = opened(model, [part for _, part in parts[first:]])
         self.widths = [info["num_chs"] for info in model.feature_info.info[: len(self.stages)]]
 
+    @property
+    def bypassed(self) -> Sequence[nn.Module]:
+        stages = [part for part in self.model.values() if type(part) in STAGES]
+        return [self.model, *stages, *(stage.blocks for stage in stages)]
+
     def embed(self, images: Tensor) -> Tensor:
         x = check_images(self.model, images)
         for part in self.stem:
@@ -82,6 +87,10 @@ class TimmFeatureGetter(StagedHost):
         own = self.inner
         self.family, self.background, self.channels_first = own.family, own.background, own.channels_first
         self.stages, self.widths = own.stages, own.widths
+
+    @property
+    def bypassed(self) -> Sequence[nn.Module]:
+        return [self.model, *self.inner.bypassed]
 
     def embed(self, images: Tensor) -> Tensor:
         return self.inner.embed(images)

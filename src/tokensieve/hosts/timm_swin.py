@@ -64,6 +64,10 @@ class TimmSwin(StagedHost):
         self.widths = [info["num_chs"] for info in model.feature_info]
         self.stages = swin_stages(model, model.layers)
 
+    @property
+    def bypassed(self) -> Sequence[nn.Module]:
+        return (self.model, self.model.layers, *self.model.layers, *(stage.blocks for stage in self.model.layers))
+
     def embed(self, images: Tensor) -> Tensor:
         return self.model.patch_embed(check_images(self.model, images))
 

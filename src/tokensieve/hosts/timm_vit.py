@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from inspect import signature
 from math import prod
 from typing import Any
@@ -11,7 +12,7 @@ from timm.layers import AttentionPoolLatent
 from timm.models.deit import VisionTransformerDistilled
 from timm.models.eva import Eva
 from timm.models.vision_transformer import VisionTransformer
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..errors import UnsupportedHost
 from ..frozen import replace
@@ -38,6 +39,10 @@ class TimmViT(Host):
         # timm's other pooling module has no place for a mask, in which sizes could be given to it.
         if self.pooler is not None and type(self.pooler) is not AttentionPoolLatent:
             self.cannot_merge = f"its pooling {type(self.pooler).__name__} cannot weigh merged tokens by size"
+
+    @property
+    def bypassed(self) -> Sequence[nn.Module]:
+        return (self.model, self.model.blocks)
 
     def embed(self, images: Tensor) -> Tokens:
         model = self.model
