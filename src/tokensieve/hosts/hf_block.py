@@ -22,11 +22,13 @@ class Seam:
     """What a layer of one kind calls its parts."""
 
     attention: str
-    """Class of the attention; the names of the parts follow."""
+    """Class of the attention; the names of the parts follow, those with dots from the layer on."""
     inner: str = "attention"
     before: str = "norm1"
     after: str = "norm2"
-    out: str = "o_proj"
+    projections: tuple[str, str, str] = ("q_proj", "k_proj", "v_proj")
+    out: str = "attention.o_proj"
+    head_size: str = "head_dim"
     scaling: str = "scaling"
     dropout: str = "attention_dropout"
     scales: tuple[str, ...] = ()
@@ -34,6 +36,8 @@ class Seam:
     drop: str | None = None
     """What drops out in front of both residuals."""
     rotary: bool = False
+    older: bool = False
+    """The layer takes no mask, and the output projection its own input twice."""
 
 
 def _vit(name: str) -> Seam:
@@ -51,7 +55,7 @@ def _clip(name: str) -> Seam:
         inner="self_attn",
         before="layer_norm1",
         after="layer_norm2",
-        out="out_proj",
+        out="self_attn.out_proj",
         scaling="scale",
         dropout="dropout",
     )
@@ -70,14 +74,35 @@ SEAMS = {
 """By class of the layer."""
 
 
+def _older_dino(name: str) -> Seam:
+    return Seam(
+        f"{name}SelfAttention",
+        inner="attention.attention",
+        projections=("query", "key", "value"),
+        out="attention.output",
+        head_size="attention_head_size",
+        dropout="dropout_prob",
+        scales=("layer_scale1", "layer_scale2"),
+        drop="drop_path",
+        older=True,
+    )
+
+
+OLDER_SEAMS = {f"{name}Layer": _older_dino(name) for name in ("Dinov2", "Dinov2WithRegisters")}
+"""Of layers whose attention holds another one, which projects, as these did up to transformers 5.13."""
+
+
 class HFBlock(HostBlock):
     """A layer of a transformers vision encoder. Types are matched exactly: a subclass may compute anything."""
 
     def __init__(self, layer: Any, prefix: int) -> None:
         self.layer, self.prefix = layer, prefix
         self.seam = SEAMS.get(type(layer).__name__, Seam(""))
-        inner = getattr(layer, self.seam.inner, None)
-        self.bypassed = (layer,) if inner is None else (layer, inner)
+        inner: Any = getattr(layer, self.seam.inner, None)
+        outer = inner
+        if type(layer).__name__ in OLDER_SEAMS and theirs(inner) and hasattr(inner, "attention"):
+            self.seam, inner = OLDER_SEAMS[type(layer).__name__], inner.attention
+        self.bypassed = [part for part in (layer, outer, inner) if part is not None]
         kernel = getattr(getattr(inner, "config", None), "_attn_implementation", None)
         if not theirs(layer) or type(layer).__name__ not in SEAMS:
             self.closed = f"{type(layer).__name__} has no seam between attention and MLP that is known here"
@@ -92,14 +117,15 @@ class HFBlock(HostBlock):
     def __call__(self, tokens: Tokens) -> Tensor:
         if self.seam.rotary:
             return self.layer(tokens.x, None, position_embeddings=self._rope(tokens))
-        return self.layer(tokens.x, None)
+        return self.layer(tokens.x) if self.seam.older else self.layer(tokens.x, None)
 
     def qkv(self, tokens: Tokens, asking: Tensor | None = None) -> Attention:
-        seam, inner = self.seam, getattr(self.layer, self.seam.inner)
+        seam, inner = self.seam, self._part(self.seam.inner)
         x = getattr(self.layer, seam.before)(tokens.x)
         own = x if asking is None else rows(x, asking)
-        parts = (inner.q_proj(own), inner.k_proj(x), inner.v_proj(x))
-        q, k, v = (part.unflatten(2, (-1, inner.head_dim)).transpose(1, 2) for part in parts)
+        query, key, value = (getattr(inner, name) for name in seam.projections)
+        heads = (-1, getattr(inner, seam.head_size))
+        q, k, v = (part.unflatten(2, heads).transpose(1, 2) for part in (query(own), key(x), value(x)))
         keys = k
         if seam.rotary:
             cos, sin = self._rope(tokens)
@@ -111,11 +137,17 @@ class HFBlock(HostBlock):
         return Attention(q, k, v, keys, dropout=dropout, scale=getattr(inner, seam.scaling))
 
     def attention_out(self, attended: Tensor, attention: Attention, x: Tensor) -> Tensor:
-        inner = getattr(self.layer, self.seam.inner)
-        return self._add(x, getattr(inner, self.seam.out)(attended.transpose(1, 2).flatten(2)), 0)
+        out, attended = self._part(self.seam.out), attended.transpose(1, 2).flatten(2)
+        return self._add(x, out(attended, attended) if self.seam.older else out(attended), 0)
 
     def mlp(self, x: Tensor) -> Tensor:
         return self._add(x, self.layer.mlp(getattr(self.layer, self.seam.after)(x)), 1)
+
+    def _part(self, path: str) -> Any:
+        part = self.layer
+        for name in path.split("."):
+            part = getattr(part, name)
+        return part
 
     def _add(self, x: Tensor, out: Tensor, part: int) -> Tensor:
         """The residual around attention (part 0) or MLP (part 1), behind layer scale and dropout."""

@@ -9,8 +9,8 @@ from torch import Tensor
 
 from ..errors import InputError, UnsupportedHost
 
-OLDEST = "5.23"
-"""Of transformers' versions the first that calls all these parts as they are called here."""
+OLDEST = "5.9"
+"""Of transformers' versions the first in which ViT's layers have these parts."""
 
 
 def theirs(module: Any) -> bool:
@@ -88,7 +88,8 @@ class Around:
 
     def __init__(self, model: Any, **parts: Any) -> None:
         self._model = model
-        self.__dict__.update(parts)
+        for name, part in parts.items():
+            setattr(self, name, part)
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._model, name)

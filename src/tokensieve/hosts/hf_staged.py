@@ -10,6 +10,7 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Iterable, Sequence
 from functools import partial
+from inspect import signature
 from typing import Any
 
 from torch import Tensor, nn
@@ -310,8 +311,14 @@ def _windows(layer: Any, x: Tensor, shift: int) -> Tensor:
     _, tall, wide, _ = x.shape
     side = layer.window_size
     windows = x.unflatten(2, (-1, side)).unflatten(1, (-1, side)).transpose(2, 3)
-    mask = layer.get_attn_mask(tall, wide, dtype=x.dtype, device=x.device) if shift else None
+    mask = _apart(layer, tall, wide, x) if shift else None
     attended = layer.attention(windows.reshape(-1, side * side, channels), mask)[0]
     x = attended.view(windows.shape).transpose(2, 3).flatten(3, 4).flatten(1, 2)
     x = x.roll((shift, shift), (1, 2)) if shift else x
     return x[:, :height, :width]
+
+
+def _apart(layer: Any, height: int, width: int, x: Tensor) -> Tensor:
+    """What keeps pixels apart that the shift has brought together; an older transformers makes it on the CPU alone."""
+    takes = {"device": x.device} if "device" in signature(layer.get_attn_mask).parameters else {}
+    return layer.get_attn_mask(height, width, dtype=x.dtype, **takes).to(x.device)
