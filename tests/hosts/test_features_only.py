@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import timm
 import torch
+from packaging.version import Version
 from timm.models._features import FeatureDictNet, FeatureGetterNet, FeatureListNet
 from timm.models.convnext import ConvNeXt
 from timm.models.swin_transformer import SwinTransformer
@@ -43,6 +44,8 @@ FORMS: dict[str, Any] = {
     "getter-norm": lambda model, out: FeatureGetterNet(model, out, norm=True),
     "getter-whole": lambda model, out: FeatureGetterNet(model, out, prune=False),
 }
+STEM_COUNTS = Version(timm.__version__) < Version("1.0.16")
+"""Whether timm's getters of ConvNeXt take the stem for the first map, as those of 1.0.15 do."""
 each = pytest.mark.parametrize("name", MODELS)
 forms = pytest.mark.parametrize("form", FORMS)
 
@@ -59,6 +62,14 @@ def stages_of(name: str) -> int:
 def outs_of(name: str) -> list[tuple[int, ...]]:
     """All maps, some, fewer stages than the model has, and counted from the end in another order."""
     return [tuple(range(stages_of(name))), (0, 2), (1,), (-1, -2)]
+
+
+def norm_fits(name: str, form: str, out: tuple[int, ...]) -> bool:
+    """Whether the host itself runs: before 1.0.31 timm's Swin puts the norm of its last map on any that comes last."""
+    last = max(number % stages_of(name) for number in out) == stages_of(name) - 1
+    return (
+        last or form != "getter-norm" or name.startswith("convnext") or Version(timm.__version__) >= Version("1.0.31")
+    )
 
 
 def sizes_of(name: str) -> list[tuple[int, int]]:
@@ -86,6 +97,8 @@ def assert_equal(ours: Any, whole: Any) -> None:
 @pytest.mark.parametrize("training", [False, True])
 def test_identity_settings_are_the_host_bit_for_bit(name: str, form: str, training: bool) -> None:
     for out in outs_of(name):
+        if not norm_fits(name, form, out):
+            continue
         model = FORMS[form](whole_of(name), out).train(training)
         state = {key: value.clone() for key, value in model.state_dict().items()}
         for size in sizes_of(name):
@@ -112,6 +125,8 @@ def test_it_is_the_reference(name: str, background: str | None, training: bool) 
         slow = staged_reference(whole_of(name).train(training), images, choices, background)
     final = slow.features if slow.features.shape == slow.maps[-1].shape else slow.features.movedim(-1, 1)
     for form, out in itertools.product(FORMS, outs_of(name)):
+        if not norm_fits(name, form, out):
+            continue
         model = FORMS[form](whole_of(name), out).train(training)
         fast = sieve(model, PaPr(keep=0.5, significance=significance, background=background))
         with torch.no_grad():
@@ -121,14 +136,16 @@ def test_it_is_the_reference(name: str, background: str | None, training: bool) 
         if isinstance(whole, dict):
             assert list(output) == list(whole)
             output, whole = list(output.values()), list(whole.values())
-        taken = sorted(number % stages for number in out)
-        maps = [*slow.maps[:-1], final] if form == "getter-norm" else slow.maps
+        maps, behind = [*slow.maps[:-1], final] if form == "getter-norm" else slow.maps, 0
+        if STEM_COUNTS and name.startswith("convnext") and form.startswith("getter"):
+            maps, behind = [fast.host.embed(images), *slow.maps], 1
+        taken = sorted(number % len(maps) for number in out)
         for one, dense, number in zip(output, whole, taken, strict=True):
             assert one.shape == dense.shape
-            assert (one - dense).abs().max() > 1e-3
+            assert (one - dense).abs().max() > 1e-3 or number < behind
             first = one if form.startswith("getter") or name.startswith("convnext") else one.movedim(-1, 1)
             torch.testing.assert_close(first, maps[number], **TIGHT)
-        held = stages if form == "getter-whole" else max(taken) + 1
+        held = stages if form == "getter-whole" else max(taken) + 1 - behind
         assert [mask.kept.tolist() for mask in trace.masks] == slow.kept[:held]
         assert [mask.grid for mask in trace.masks] == [tuple(x.shape[2:]) for x in slow.maps[:held]]
         assert trace.tokens_per_block == slow.pixels[: len(trace.reads)]

@@ -29,14 +29,14 @@ Form = Callable[[], nn.Module]
 def host_forms() -> dict[str, Form]:
     """Constructors of the hosts by name; each call builds the same weights anew, in eval mode."""
     return {
-        name: partial(_seeded, form, zlib.crc32(name.encode())) for name, form in _forms().items() if not _unknown(form)
+        name: partial(_seeded, form, zlib.crc32(name.encode())) for name, form in _forms().items() if not unknown(form)
     }
 
 
 def absent_forms() -> dict[str, str]:
     """Why the other forms cannot be built here, by name."""
-    unknown = {name: _unknown(form) for name, form in _forms().items()}
-    return {name: f"timm {timm.__version__} has no {' and no '.join(what)}" for name, what in unknown.items() if what}
+    lacking = {name: unknown(form) for name, form in _forms().items()}
+    return {name: f"timm {timm.__version__} has no {' and no '.join(what)}" for name, what in lacking.items() if what}
 
 
 def _forms() -> dict[str, partial[nn.Module]]:
@@ -137,11 +137,11 @@ def _forms() -> dict[str, partial[nn.Module]]:
     }
 
 
-def _unknown(form: partial[nn.Module]) -> list[str]:
+def unknown(form: partial[nn.Module]) -> list[str]:
     """The settings of a form that the installed timm does not know."""
     if form.func is _gated:
         kind, inner = form.args
-        return _unknown(inner) or _unknown(partial(kind, gated=True))
+        return unknown(inner) or unknown(partial(kind, gated=True))
     known = signature(form.func).parameters
     if any(parameter.kind is Parameter.VAR_KEYWORD for parameter in known.values()):
         return []

@@ -6,6 +6,8 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
+import timm
+from packaging.version import Version
 from timm.models._features import FeatureDictNet, FeatureGetterNet, FeatureListNet, feature_take_indices
 from timm.models.convnext import ConvNeXt, ConvNeXtStage
 from timm.models.swin_transformer import SwinTransformer, SwinTransformerStage
@@ -87,6 +89,8 @@ class TimmFeatureGetter(StagedHost):
         own = self.inner
         self.family, self.background, self.channels_first = own.family, own.background, own.channels_first
         self.stages, self.widths = own.stages, own.widths
+        # timm 1.0.15's ConvNeXt counts its stem as the first map, and leaves the norm out
+        self.counts_stem = inner is ConvNeXt and Version(timm.__version__) < Version("1.0.16")
 
     @property
     def bypassed(self) -> Sequence[nn.Module]:
@@ -96,10 +100,10 @@ class TimmFeatureGetter(StagedHost):
         return self.inner.embed(images)
 
     def features(self, x: Tensor) -> Tensor:
-        return self.inner.features(x) if self.model.norm else x
+        return self.inner.features(x) if self.model.norm and not self.counts_stem else x
 
     def answer(self, maps: Sequence[Tensor]) -> list[Tensor]:
-        *others, last = maps[1:]
+        *others, last = maps if self.counts_stem else maps[1:]
         ready = [*others, self.features(last)]
         indices, _ = feature_take_indices(len(ready), self.model.out_indices, as_set=True)
         taken = [x for index, x in enumerate(ready) if index in indices]
