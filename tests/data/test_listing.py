@@ -15,7 +15,7 @@ from PIL import Image, ImageOps, features
 
 from tests.oddities import ODDITIES, base, odd_folder, packed, photo, place
 from tokensieve.data import Failure, image_set, load_batches, read_image
-from tokensieve.data.listing import FORMATS, picture_suffixes
+from tokensieve.data.scanning import FORMATS, picture_suffixes
 from tokensieve.errors import InputError
 
 
@@ -274,6 +274,10 @@ class TestTars:
         labels, found = self.opened(path, small)
         assert labels == {"a/0.png": 0}
         assert found.classes == {"a": 0, "b": 1}
+
+    def test_names_that_lead_nowhere_are_passed_over(self, png, small, tmp_path):
+        members = [("s/a/0.png", png), ("..", png), ("/", png), ("../../s/b/0.png", png)]
+        assert self.opened(self.write(tmp_path / "x.tar", members), small)[0] == {"s/a/0.png": 0, "s/b/0.png": 1}
 
     def test_the_last_of_one_name_counts(self, png, other, small, tmp_path):
         path = self.write(tmp_path / "x.tar", [("s/a/0.png", png), ("s/b/0.png", png)])

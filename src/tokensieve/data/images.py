@@ -17,8 +17,9 @@ from torch.utils.data import Dataset, IterableDataset
 
 from ..errors import InputError, RecipeError
 from .classes import class_index
-from .listing import Listing, Skipped, TarMember, list_folder, list_tar
+from .listing import Listing, Skipped, list_folder, list_tar
 from .preprocessing import Preprocessing
+from .scanning import TarMember
 from .scenes import ScenePictures, Scenes, photographs
 
 SCENES = 1000

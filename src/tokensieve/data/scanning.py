@@ -1,0 +1,226 @@
+"""What lies in a folder or a tar: pictures by their ending, visible folders, and what is skipped and why."""
+
+from __future__ import annotations
+
+import io
+import os
+import tarfile
+from collections import deque
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from PIL import Image, features
+
+from ..errors import InputError
+
+FORMATS = frozenset(
+    ("AVIF", "BMP", "DIB", "GIF", "HEIF", "JPEG", "JPEG2000", "JXL", "PNG", "PPM", "QOI", "TIFF", "WEBP")
+)
+"""Of Pillow's formats, and of those that plugins add, the ones in which people keep photographs."""
+SYSTEM_FOLDERS = frozenset(("__macosx", "@eadir", "__pycache__", "$recycle.bin", "system volume information"))
+"""Folders that systems and tools make beside pictures; as hidden as those that begin with a dot."""
+HIDDEN_FOLDER, HIDDEN_FILE = "hidden folder", "hidden file"
+FOLDER_ABOVE, FOLDER_AGAIN = "link to a folder above it", "folder that is read already"
+PICTURE_AGAIN, OLDER = "link to a picture that is read already", "older version in the tar"
+LINK_TO_NOTHING, NO_FILE = "link to nothing", "not a regular file"
+NOT_OPENED, NO_PICTURES, NO_SUFFIX = "folder that cannot be opened", "folder without pictures", "no extension"
+BROKEN_TAR = "tar that cannot be read"
+
+Parts = tuple[str, ...]
+"""A path below its source, part by part."""
+
+
+class TarMember:
+    """A picture in an uncompressed tar; opened anew each time, so that worker processes share no file position."""
+
+    def __init__(self, path: str, start: int, size: int) -> None:
+        self.path, self.start, self.size = path, start, size
+
+    def open(self) -> BinaryIO:
+        with open(self.path, "rb") as file:
+            file.seek(self.start)
+            return io.BytesIO(file.read(self.size))
+
+
+def picture_suffixes() -> frozenset[str]:
+    """Endings, in lower case, of the files that are read: what this Pillow, with its plugins, can open of `FORMATS`."""
+    # Formats whose library is missing still register their endings.
+    missing = {name for name, library in (("JPEG2000", "jpg_2000"), ("WEBP", "webp")) if not features.check(library)}
+    known = Image.registered_extensions()  # loads the plugins that Image.OPEN lists
+    return frozenset(end for end, name in known.items() if name in FORMATS - missing and name in Image.OPEN)
+
+
+class Tree:
+    """Everything below a source, by path: visible folders, pictures and what opens them, and what was skipped."""
+
+    def __init__(self) -> None:
+        self.pictures: dict[Parts, Any] = {}
+        self.folders: set[Parts] = set()
+        self.skipped: list[tuple[Parts, str]] = []
+        self.rooted = False
+        """Whether a tar lists "." itself: then it holds what is in a folder, and not that folder."""
+        self._suffixes = picture_suffixes()
+
+    def skip(self, parts: Parts, reason: str) -> None:
+        self.skipped.append((parts, reason))
+
+    def reads(self, parts: Parts) -> bool:
+        """Whether a file's ending is that of a picture; if not, it is skipped."""
+        suffix = os.path.splitext(parts[-1])[1].lower()
+        if suffix not in self._suffixes:
+            self.skip(parts, suffix or NO_SUFFIX)
+        return suffix in self._suffixes
+
+
+def _hidden(name: str) -> bool:
+    return name.startswith(".") or name.lower() in SYSTEM_FOLDERS
+
+
+def _printable(name: str) -> str:
+    """A file name whose bytes are no UTF-8, as text that can be printed and written."""
+    return name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+
+
+def scan_folder(tree: Tree, root: str) -> None:
+    """Add what lies below a folder; raises InputError where it cannot be opened."""
+    entered: dict[str, Parts] = {}  # real path of a folder -> where in the tree
+    folder_links: deque[tuple[str, Parts, str]] = deque()
+    file_links: list[tuple[str, Parts]] = []
+
+    def enter(start: str, start_parts: Parts, start_real: str) -> None:
+        waiting = [(start, start_parts, start_real)]
+        while waiting:
+            path, parts, real = waiting.pop()
+            if real in entered:
+                tree.skip(parts, FOLDER_AGAIN)
+                continue
+            entered[real] = parts
+            if parts:
+                tree.folders.add(parts)
+            try:
+                with os.scandir(path) as entries:
+                    found = sorted(entries, key=lambda entry: entry.name)
+            except OSError as error:
+                if not parts:
+                    raise InputError(f"{root} cannot be opened: {error.strerror}.") from error
+                tree.skip(parts, NOT_OPENED)
+                continue
+            for entry in found:
+                below, kind = (*parts, _printable(entry.name)), _kind(entry)
+                if _hidden(entry.name):
+                    tree.skip(below, HIDDEN_FOLDER if kind == "folder" else HIDDEN_FILE)
+                elif kind == "folder" and entry.is_symlink():
+                    folder_links.append((entry.path, below, real))
+                elif kind == "folder":
+                    waiting.append((entry.path, below, os.path.join(real, entry.name)))
+                elif kind == "other":
+                    tree.skip(below, NO_FILE)
+                elif kind == "nothing" and not os.path.splitext(entry.name)[1]:
+                    tree.skip(below, LINK_TO_NOTHING)
+                elif tree.reads(below):
+                    if entry.is_symlink():
+                        file_links.append((entry.path, below))
+                    else:
+                        tree.pictures[below] = entry.path
+
+    # What really lies here comes before links to it, and what links to folders lead to before links to files.
+    enter(root, (), os.path.realpath(root))
+    while folder_links:
+        path, parts, parent = folder_links.popleft()
+        target = os.path.realpath(path)
+        if target == parent or Path(target) in Path(parent).parents:
+            tree.skip(parts, FOLDER_ABOVE)
+        else:
+            enter(path, parts, target)
+    for path, parts in file_links:
+        folder, name = os.path.split(os.path.realpath(path))
+        if folder in entered and (*entered[folder], _printable(name)) in tree.pictures:
+            tree.skip(parts, PICTURE_AGAIN)
+        else:
+            tree.pictures[parts] = path
+
+
+def _kind(entry: os.DirEntry[str]) -> str:
+    """ "folder", "file", "nothing" (a link that leads nowhere) or "other" (a pipe, a device), links followed."""
+    try:
+        if entry.is_dir():
+            return "folder"
+        return "file" if entry.is_file() else "other" if os.path.exists(entry.path) else "nothing"
+    except OSError:  # a link in a circle, or into a folder that may not be entered
+        return "nothing"
+
+
+def scan_tar(tree: Tree, path: str, file: Any) -> None:
+    """Add what a tar, opened as `file`, holds; raises tarfile.TarError where it is none."""
+    files: dict[Parts, TarMember] = {}
+    links: dict[Parts, Parts | None] = {}  # symbolic link -> where it leads; None out of the tar
+    hidden: set[Parts] = set()
+
+    def look(tar: tarfile.TarFile, offset: int, above: Parts) -> None:
+        for member in tar:
+            parts = (*above, *_split(member.name))
+            if not parts:
+                tree.rooted = True
+                continue
+            depth = next((i for i, name in enumerate(parts) if _hidden(name)), None)
+            if depth is not None:
+                folder = depth < len(parts) - 1 or member.isdir()
+                tree.folders.update(parts[:i] for i in range(1, depth + 1))
+                if parts[: depth + 1] not in hidden:
+                    tree.skip(parts[: depth + 1], HIDDEN_FOLDER if folder else HIDDEN_FILE)
+                hidden.add(parts[: depth + 1])
+            else:
+                tree.folders.update(parts[:i] for i in range(1, len(parts) + member.isdir()))
+            if member.isreg() and not member.issparse():
+                keep(parts, TarMember(path, offset + member.offset_data, member.size), depth is None, tar, member)
+            elif member.islnk():  # a second name of a file: a file like any other once it is unpacked
+                target = files.get((*above, *_split(member.linkname)))
+                keep(parts, target, depth is None, tar, member)
+            elif depth is None and member.issym():
+                leads = os.path.normpath(os.path.join(*parts[:-1], member.linkname))
+                links[parts] = None if leads.startswith(("/", "..")) else _split(leads)
+            elif depth is None and not member.isdir():
+                tree.skip(parts, NO_FILE)
+
+    def keep(
+        parts: Parts, found: TarMember | None, visible: bool, tar: tarfile.TarFile, member: tarfile.TarInfo
+    ) -> None:
+        if found is not None:
+            files[parts] = found
+        if not visible:
+            return
+        if found is not None and parts[-1].lower().endswith(".tar") and member.isreg():
+            inner, above = tar.extractfile(member), (*parts[:-1], parts[-1][:-4])
+            assert inner is not None
+            try:
+                with tarfile.open(fileobj=inner, mode="r:") as child:
+                    look(child, found.start, above)
+                tree.folders.add(above)
+            except (tarfile.TarError, EOFError):
+                tree.skip(parts, BROKEN_TAR)
+        elif tree.reads(parts):
+            if parts in tree.pictures:
+                tree.skip(parts, OLDER)
+            tree.pictures[parts] = found
+
+    with tarfile.open(fileobj=file, mode="r:") as outer:
+        look(outer, 0, ())
+    for parts, start in links.items():
+        target, steps = start, 0
+        while target in links and steps <= len(links):  # from link to link, and not for ever
+            target, steps = links[target], steps + 1
+        if target is not None and target == parts[: len(target)] != parts:
+            tree.skip(parts, FOLDER_ABOVE)
+        elif target in tree.folders or (target in hidden and target not in files):
+            tree.skip(parts, FOLDER_AGAIN)
+        elif target not in files and not os.path.splitext(parts[-1])[1]:
+            tree.skip(parts, LINK_TO_NOTHING)
+        elif tree.reads(parts):
+            if target in tree.pictures and target not in links:
+                tree.skip(parts, PICTURE_AGAIN)
+            else:
+                tree.pictures[parts] = None if target is None else files.get(target)
+
+
+def _split(name: str) -> Parts:
+    return tuple(_printable(part) for part in name.split("/") if part not in ("", ".", ".."))
