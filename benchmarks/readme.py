@@ -61,7 +61,7 @@ def headline() -> str:
 {float(best["ratio"]):.1f}
 times as fast on a CPU, gives the same answer to {float(best["agreement"]):.0f} of 100 photographs and loses
 {-float(change(best, best["top1_dense"])):.1f} points of top-1 accuracy. A ViT-B runs {large:.1f} times as fast under
-`tome(r=13)`. Nothing is trained, and the weights stay as they are."""
+`tome(r=13)` ([results](docs/results.md#speed-of-larger-models)). Nothing is trained, and the weights stay as they are."""
 
 
 def row_of(name: str) -> dict[str, str]:
@@ -82,8 +82,10 @@ which the dense model has a top-1 accuracy of {float(row["top1_dense"]):.1f} %:
 {loss_and_speed("deit_tiny", SHOWN)}
 
 - **fewer MACs**: those of the dense model over those of the sieved one for an image, the proposal's included.
-- **speed**: time of the dense model over time of the sieved one, everything included, at batch {row["batch"]} on a CPU
-  ({row["machine"]}). Both run in turns in one process; in brackets the 10th and 90th percentile of the rounds.
+- **speed**: time of the dense model over time of the sieved one, everything included, at batch {row["batch"]} on a
+  CPU
+  ({row["machine"].replace("1 threads", "1 thread")}). Both run in turns in one process; in brackets the 10th and 90th
+  percentile of the rounds.
 - **top-1**: change of the accuracy against the dense model, in percentage points. One photograph is
   {100 / int(row["images"]):.2f} points.
 - **same answer**: share of the photographs to which both models give the same class.

@@ -84,7 +84,7 @@ def loss_and_speed(host: str, only: Sequence[str] = ()) -> str:
         if row["method"] == "dynamicvit":  # what random predictors lose says nothing
             lost = [""] * len(lost)
         cells.append(
-            [f"`{row['method']}`" + named(row).removeprefix(row["method"]),
+            [f"`{row['method'].partition(',')[0]}`" + named(row).removeprefix(row["method"].partition(",")[0]),
              times(float(row["gmac_dense"]) / float(row["gmac"])), speed, *lost, *notes]
         )  # fmt: skip
     head = ["method", "fewer MACs", "speed", "top-1", "same answer", "KL"]
