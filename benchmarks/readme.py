@@ -61,7 +61,7 @@ def headline() -> str:
 {float(best["ratio"]):.1f}
 times as fast on a CPU, gives the same answer to {float(best["agreement"]):.0f} of 100 photographs and loses
 {-float(change(best, best["top1_dense"])):.1f} points of top-1 accuracy. A ViT-B runs {large:.1f} times as fast under
-`tome(r=13)` ([results](docs/results.md#speed-of-larger-models)). Nothing is trained, and the weights stay as they are."""
+`tome(r=13)` ([results](docs/results.md#speed-of-larger-models)). Nothing is trained, and the weights stay as they are."""  # noqa: E501
 
 
 def row_of(name: str) -> dict[str, str]:

@@ -146,7 +146,7 @@ class PaPr(Method):
 
 def top_patches(significance: Tensor, count: int) -> Tensor:
     """(B, P) -> (B, count) int64: the most significant patches, highest first, ties to the lower index."""
-    if not torch.compiler.is_compiling() and not bool(significance.isfinite().all()):
+    if not (torch.compiler.is_compiling() or significance.is_meta) and not bool(significance.isfinite().all()):
         raise InputError(
             "The significance map holds NaN or infinite values: check the images and the proposal's weights "
             "(a proposal in float16 may overflow)."
