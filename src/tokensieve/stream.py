@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from .errors import DenseOnly, InputError, UnsupportedHost
 from .frozen import replace
 from .hosts import Host, HostBlock, open_host
-from .hosts.checks import check_images, refuse_hooks
+from .hosts.checks import check_images, hooked, refuse_hooks
 from .methods import Evidence, Method
 from .methods.base import Place
 from .plan import Act, Plan, Reads, check
@@ -200,14 +200,14 @@ class Sieved(nn.Module):
     def forward(self, images: Tensor | None = None, **words: Any) -> Any:
         """(B, 3, H, W) -> what the host returns. Hosts of transformers take words of their own: `labels` and others.
 
-        Where nothing acts, the host itself is called, with its hooks and all.
+        Where nothing acts and the host has hooks, it is called itself, hooks and all.
         """
         if images is not None:
             check_images(self.model, images)
         now = self._now()
-        if not now.plan.methods:
+        if not now.plan.methods and any(map(hooked, now.host.bypassed)):
             return self.model(*(() if images is None else (images,)), **words)
-        images, words = now.host.arguments(images, words)
+        images, words = now.host.arguments(images, dict(words))
         return now._answer(images, words)
 
     def _answer(self, images: Tensor, words: dict[str, Any]) -> Any:

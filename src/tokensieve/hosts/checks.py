@@ -21,10 +21,15 @@ def no_checkpointing(model: nn.Module, *switched: bool) -> None:
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 
 
+def hooked(module: nn.Module) -> bool:
+    """Whether a module has hooks or a forward put in the place of its own."""
+    return "forward" in module.__dict__ or any(getattr(module, hooks) for hooks in _HOOKS)
+
+
 def refuse_hooks(model: nn.Module, bypassed: Iterable[nn.Module]) -> None:
     """Refuse hooks and replaced forwards on modules which the stream does not call as a whole: they would not run."""
     for module in bypassed:
-        if "forward" not in module.__dict__ and not any(getattr(module, hooks) for hooks in _HOOKS):
+        if not hooked(module):
             continue
         name = next((name for name, part in model.named_modules() if part is module), "")
         where = f"{type(model).__name__}.{name}" if name else type(model).__name__
@@ -42,7 +47,7 @@ def refuse_hooks(model: nn.Module, bypassed: Iterable[nn.Module]) -> None:
 
 def plain_linear(layer: nn.Module) -> bool:
     """Whether rows of a linear layer's weight may be used by themselves: nothing of it is replaced or hooked."""
-    return type(layer) is nn.Linear and "forward" not in layer.__dict__ and not any(getattr(layer, h) for h in _HOOKS)
+    return type(layer) is nn.Linear and not hooked(layer)
 
 
 def check_images(model: nn.Module, images: Tensor) -> Tensor:
