@@ -22,8 +22,18 @@ _HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_
 
 
 def hooked(module: nn.Module) -> bool:
-    """Whether a module has hooks or a forward put in the place of its own."""
-    return "forward" in module.__dict__ or any(getattr(module, hooks) for hooks in _HOOKS)
+    """Whether a module has hooks or a forward put in the place of its own.
+
+    transformers collects hidden states by hooks that it leaves on its layers: they are no user's, and do not count.
+    """
+    if "forward" in module.__dict__:
+        return True
+    hooks = [hook for name in _HOOKS for hook in (getattr(module, name) or {}).values()]
+    return any(not _own(getattr(hook, "func", hook)) for hook in hooks)
+
+
+def _own(hook: object) -> bool:
+    return str(getattr(hook, "__module__", "")).startswith("transformers.")
 
 
 def refuse_hooks(model: nn.Module, bypassed: Iterable[nn.Module]) -> None:
