@@ -250,9 +250,10 @@ def main() -> int:
     if args.time:
         add_time(hosts)
     elif not args.plot:
-        rows = [row for row in read() if row["host"] not in hosts]
+        savings = args.saved.split(",")
+        rows = [row for row in read() if row["host"] not in hosts or row["saved"] not in savings]
         for host in hosts:
-            measure(HOSTS[host](args.limit, args.preprocessing), [int(n) for n in args.saved.split(",")], rows)
+            measure(HOSTS[host](args.limit, args.preprocessing), [int(saved) for saved in savings], rows)
     plot()
     return 0
 

@@ -20,9 +20,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
-import numpy as np
 import torch
-from scipy.stats import bootstrap
 from torch import Tensor, nn
 
 from accuracy import CAMS, SQUEEZENET, WEIGHTS
@@ -30,6 +28,7 @@ from results import ROOT, SHARED, write
 from tokensieve import PaPr, sieve
 from tokensieve.data import Preprocessing, image_set, load_batches, photograph_set
 from tokensieve.measure import macs
+from tokensieve.measure.intervals import mean_interval
 from tokensieve.show.compare import map_costs
 from tokensieve.significance import REDUCTIONS, build
 from tokensieve.zoo import create
@@ -94,11 +93,8 @@ def of_the_label(part: Seen, features: Tensor, proposal: Any, _images: Tensor) -
 
 
 def interval(values: Tensor) -> tuple[float, float]:
-    """95 % of the mean, resampled over photographs."""
-    if len(values) < 2 or float(values.std()) == 0:
-        return float(values.mean()), float(values.mean())
-    resampled = bootstrap((values.double().numpy(),), np.mean, method="percentile", rng=np.random.default_rng(0))
-    return float(resampled.confidence_interval.low), float(resampled.confidence_interval.high)
+    """95 % of the mean over photographs; without a width where nothing can be drawn anew."""
+    return mean_interval(values.numpy()) or (float(values.mean()),) * 2
 
 
 def rows_of(told: Mapping[str, Any], seen: Seen, targets: Tensor, among: Tensor) -> list[dict[str, Any]]:

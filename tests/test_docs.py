@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import csv
+import json
 import re
 import shlex
 import subprocess
@@ -28,6 +30,20 @@ def blocks(page: Path, language: str) -> list[str]:
 def test_the_pages_figures_come_from_results() -> None:
     check = subprocess.run([sys.executable, str(ROOT / "benchmarks" / "readme.py"), "--check"], cwd=ROOT)
     assert check.returncode == 0, "run: python benchmarks/readme.py"
+
+
+@pytest.mark.shared
+def test_a_row_of_the_results_comes_from_the_command_under_it(shared: Path) -> None:
+    """With the command's own defaults."""
+    (command,) = [words for words in told_commands(ROOT / "docs" / "results.md") if words[1] == "eval"]
+    local = [word.replace("../shared", str(shared)) for word in command[1:]]
+    told = subprocess.run([sys.executable, "-m", "tokensieve.cli", *local, "--json"], capture_output=True, check=True)
+    found = json.loads(told.stdout)
+    recipe = command[command.index("--recipe") + 1]
+    with (ROOT / "results" / "accuracy.csv").open(newline="") as file:
+        rows = [row for row in csv.DictReader(file) if (row["table"], row["recipe"]) == ("tome", recipe)]
+    assert found["sieved"]["top1"] == pytest.approx(float(rows[0]["top1"]), abs=0.41)  # one photograph
+    assert found["agreement"] == pytest.approx(float(rows[0]["agreement"]), abs=0.41)
 
 
 def run(code: str) -> str:
