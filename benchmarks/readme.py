@@ -240,8 +240,7 @@ Where the host is sure and the proposal is not, PaPr's map leaves {ahead(hard):.
 proposal's answer, as the paper says: that CAM points at another class. Over all photographs the CAM is ahead by
 {-ahead(everywhere):.1f} points: most of the time the proposal is right, and its CAM then points at the object alone.
 The CAM of the label is best of all, by {-ahead(hard, "cam, label"):.1f} points on the hard photographs, but at
-inference the label is not known. A mean over channels costs no classifier either. With the papers' preprocessing:
-[results/maps_papers.csv](../results/maps_papers.csv)."""
+inference the label is not known. A mean over channels costs no classifier either."""
 
 
 def papr_loss() -> str:
