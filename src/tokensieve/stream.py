@@ -158,7 +158,7 @@ class Sieved(nn.Module):
         """The same on the host as it is now, since it may have been changed after it was sieved."""
         if torch.compiler.is_compiling():  # a graph holds the host as it was when it was compiled
             return self
-        host: Any = open_host(self.model)
+        host: Any = type(self.host)(self.model)
         if host.facts != self.host.facts:
             raise UnsupportedHost(
                 f"{type(self.model).__name__} has other blocks, tokens or another pooling than when it was sieved: "
