@@ -132,3 +132,21 @@ def test_a_strip_is_refused_before_it_fills_memory():
     assert (
         Preprocessing((32, 32), MEAN, STD, crop_mode="squash").transform()(Image.new("RGB", (60000, 1))).shape[1] == 32
     )
+
+
+@pytest.mark.parametrize("channels", [1, 4, 13])
+def test_other_channels_than_three_are_stated_and_no_pictures(channels):
+    own = Preprocessing((32, 32), (0.5,) * channels, (0.2,) * channels)
+    assert Preprocessing(**json.loads(json.dumps(dataclasses.asdict(own)))) == own
+    with pytest.raises(InputError, match=f"Pictures have 3 channels, and this preprocessing is for {channels}"):
+        own.transform()
+    for mean in ((), (0.5,) * (channels + 1)):
+        with pytest.raises(RecipeError, match="a number each for every channel"):
+            Preprocessing((32, 32), mean, own.std)
+
+
+def test_backbones_keep_the_size_that_they_were_built_for():
+    settings = {"features_only": True, "feature_cls": "getter", "img_size": 192, "window_size": 6}
+    with torch.device("meta"):
+        model = timm.create_model("swin_tiny_patch4_window7_224", **settings)
+    assert Preprocessing.of(model).input_size == (192, 192)

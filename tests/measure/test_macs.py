@@ -146,6 +146,19 @@ def test_a_model_is_counted_at_its_own_size_and_channels(channels: int, recipe: 
     assert macs(fast) == macs(fast, (channels, 40, 48)) <= macs(model)
 
 
+@pytest.mark.parametrize("channels", [1, 4, 13])
+@pytest.mark.parametrize("features_only", [False, True])
+@pytest.mark.parametrize("name", ["convnext_atto", "swin_tiny_patch4_window7_224"])
+def test_hosts_with_stages_are_counted_at_their_own_channels(name: str, features_only: bool, channels: int) -> None:
+    with torch.device("meta"):
+        model, of_three = (timm.create_model(name, features_only=features_only, in_chans=n) for n in (channels, 3))
+    stem = next(part for part in model.modules() if isinstance(part, nn.Conv2d))
+    more = (channels - 3) * stem.weight[:, 0].numel() * (224 // 4) ** 2
+    assert macs(model.eval()) == macs(of_three.eval()) + more
+    fast = sieve(model, "papr(keep=0.5, significance=centre)")
+    assert macs(fast) == macs(fast, (channels, 224, 224)) < macs(model)
+
+
 def test_models_for_larger_images_are_counted_at_those() -> None:
     with torch.device("meta"):
         large, at_518 = timm.create_model("vit_base_patch16_384"), timm.create_model("vit_small_patch14_dinov2")

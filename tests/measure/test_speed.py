@@ -9,7 +9,7 @@ from torch import nn
 
 from tests.reference.hosts import host_forms, host_images
 from tokensieve import InputError, sieve
-from tokensieve.measure import SlicingLimit, fidelity, macs, peak_memory, speed
+from tokensieve.measure import SlicingLimit, accuracy, fidelity, macs, peak_memory, speed
 from tokensieve.measure.attention import attention_kernels
 from tokensieve.measure.speed import interleaved, summarise
 from tokensieve.measure.waterfall import waterfall
@@ -101,6 +101,12 @@ def test_images_that_are_none_are_a_sentence() -> None:
             speed(fast, model, wrong, seconds=0, min_rounds=2)
         with pytest.raises(InputError, match="Images must be one tensor"):
             waterfall(fast, model, wrong, batch=1)
+    with pytest.raises(InputError, match=r"Images must be one tensor .* not uint8 of shape"):
+        fidelity(fast, model, [images.byte()])
+    with pytest.raises(InputError, match=r"Images must be one tensor .* not uint8 of shape"):
+        accuracy(fast, [(images.byte(), torch.zeros(2).long())])
+    with pytest.raises(InputError, match=r"VisionTransformer does not run on images of shape \(3, 40, 40\)"):
+        accuracy(model, [(images[0], torch.zeros(2).long())])
     with pytest.raises(InputError, match=r"VisionTransformer does not run on images of shape \(2, 3, 48, 48\)"):
         speed(fast, model, torch.randn(2, 3, 48, 48), seconds=0, min_rounds=2)
 
