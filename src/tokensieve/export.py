@@ -25,6 +25,7 @@ from .measure.parity import largest_difference
 from .methods import PaPr
 from .packing import PackedLinear
 from .recipe import Recipe
+from .significance.source import UNTRACEABLE
 
 TOLERANCE = 1e-4
 """Largest absolute difference from PyTorch in any output."""
@@ -35,11 +36,6 @@ BATCHES = (1, 5)
 ONE_FILE = 1536 * 2**20
 """Bytes of weights from which ONNX files keep them in a second file: the format ends at 2 GiB."""
 
-_UNTRACEABLE = {
-    "grad-cam": "takes gradients, which no file computes",
-    "grad-cam++": "takes gradients, which no file computes",
-    "score-cam": "runs the proposal anew for every channel of every image",
-}
 _NOT_IN_ONNX = {
     "eigen-cam": "needs eigenvectors, for which ONNX has no operator",
     "random": "hashes the bits of the images, which ONNX cannot see",
@@ -105,7 +101,7 @@ def export_onnx(
             f"opset must be from {OPSETS[0]} to {OPSETS[-1]}, not {opset}: before, operators are missing; after, "
             "attention is an operator that onnxruntime cannot run with merged tokens."
         )
-    _refuse(module, _UNTRACEABLE | _NOT_IN_ONNX)
+    _refuse(module, UNTRACEABLE | _NOT_IN_ONNX)
     for parameter in module.parameters():
         if (parameter.dtype, parameter.device.type) != (torch.float32, "cpu"):
             raise InputError(
@@ -146,7 +142,7 @@ def export_program(
     """
     if Path(path).suffix != ".pt2":
         raise InputError(f"torch.export reads its programs from files that end in .pt2, not from {path}.")
-    _refuse(module, _UNTRACEABLE)
+    _refuse(module, UNTRACEABLE)
 
     def write(program: ExportedProgram, file: Path, _output: str) -> Written:
         for node in program.graph.nodes:

@@ -9,6 +9,7 @@ from .errors import RecipeError, UnsupportedHost
 from .hosts import Host
 from .methods import Method
 from .methods.base import Here, Place
+from .recording import whole
 
 PLENTY = 10**6
 """Patches of an image on which every method that acts at all acts."""
@@ -48,7 +49,7 @@ class Plan:
 
     def acts(self, place: Place, block: int, count: int, patches: int) -> list[Act]:
         """What happens here to `count` tokens of an image of `patches` patches, one after the other."""
-        acts = []
+        acts, count, patches = [], whole(count), whole(patches)
         for index, method in self.methods:
             if method.place == place:
                 here = Here(block, self.depth, count, self.prefix, patches)

@@ -18,6 +18,7 @@ from .methods.base import There
 from .pixels import Pixels, by_slices, put, take
 from .plan import Reads
 from .recipe import Recipe
+from .recording import recording, whole
 from .stream import Mask, Sieved, Trace
 from .tokens import Tokens
 
@@ -35,7 +36,7 @@ class StagePlan:
 
     def choice(self, stage: int, block: int, pixels: int) -> tuple[int, Method, There, int] | None:
         """The method that chooses in front of this block, with its place in the recipe, and how many of `pixels`."""
-        there = There(stage, len(self.depths), block, self.depths[stage], pixels)
+        there = There(stage, len(self.depths), block, self.depths[stage], whole(pixels))
         for index, method in self.methods:
             count = method.chooses(there)
             if count is not None:
@@ -186,15 +187,15 @@ class SievedStages(Sieved):
         if self.training or pixels.cheaper is not None or (settled and block.leaves_zeros):
             background = "keep"
         operator = block.pixel
-        compiling = torch.compiler.is_compiling()
-        if block.each and not self.training and x.device.type == "cpu" and not compiling:
+        recorded = recording()
+        if block.each and not self.training and x.device.type == "cpu" and not recorded:
             operator = partial(by_slices, block.pixel)
         kept = pixels.index.shape[1]
         places, change = pixels.flat, operator(take(y, pixels.flat, kept)).flatten(0, 1)
         if pixels.cheaper is not None:
             rest = pixels.cheaper[str(index)](take(y, pixels.flat_rest, pixels.count - kept))
             places, change = torch.cat([places, pixels.flat_rest]), torch.cat([change, rest.flatten(0, 1)])
-        own = settled and not torch.is_grad_enabled() and not compiling and not block.watched
+        own = settled and not torch.is_grad_enabled() and not recorded and not block.watched
         out = put(residual, places, change, background, own=own)
         return out.permute(0, 3, 1, 2) if self.host.channels_first else out
 

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from ..errors import RecipeError
 from ..frozen import replace
+from ..recording import recording
 from ..tokens import Tokens
 from .base import Evidence, Here, Method, Place, register
 from .matching import ranked
@@ -69,7 +70,7 @@ class ATS(Method):
         real = None if tokens.weight is None else tokens.weight[:, prefix:] > 0
         index, count = sample(scores, max(self.tokens - prefix, 1), real)
         index = index[:, : left - prefix]
-        if self.adaptive and not torch.compiler.is_compiling():
+        if self.adaptive and not recording():
             longest = int(count.max())
             index = index[:, :longest]
             if bool((count == longest).all()):

@@ -12,6 +12,7 @@ from torch import Tensor
 from ..attention import Attention
 from ..errors import RecipeError
 from ..frozen import replace
+from ..recording import whole
 from ..tokens import Tokens, rows
 from .base import Evidence, Here, Method, Place, register
 from .matching import metric, product, ranked
@@ -121,7 +122,7 @@ class GTP(Method):
 def sparse(matrix: Tensor, share: float) -> Tensor:
     """(B, N, N) with all but the largest `share` of each image's entries set to 0; ties with the smallest kept stay."""
     flat = matrix.flatten(1)
-    smallest = flat.topk(max(int(share * flat.shape[1]), 1), dim=1, sorted=False).values.amin(1)
+    smallest = flat.topk(max(int(share * whole(flat.shape[1])), 1), dim=1, sorted=False).values.amin(1)
     return matrix.masked_fill(matrix < smallest[:, None, None], 0)
 
 

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from ..errors import InputError, RecipeError, nearest
 from ..pixels import Background, Pixels
+from ..recording import recording
 from ..tokens import Tokens
 from .base import SHORTHANDS, Evidence, Here, Method, There, register
 from .matching import ranked
@@ -146,7 +147,7 @@ class PaPr(Method):
 
 def top_patches(significance: Tensor, count: int) -> Tensor:
     """(B, P) -> (B, count) int64: the most significant patches, highest first, ties to the lower index."""
-    if not (torch.compiler.is_compiling() or significance.is_meta) and not bool(significance.isfinite().all()):
+    if not (recording() or significance.is_meta) and not bool(significance.isfinite().all()):
         raise InputError(
             "The significance map holds NaN or infinite values: check the images and the proposal's weights "
             "(a proposal in float16 may overflow)."

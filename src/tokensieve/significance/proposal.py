@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from .. import zoo
 from ..data.inputs import likely_input_size
 from ..errors import RecipeError
+from ..recording import recording
 from .graph import fold, split
 
 IMAGES_PER_THREAD = 4
@@ -77,7 +78,7 @@ class Proposal(Frozen):
 
     def _run(self, images: Tensor) -> Tensor:
         images = images.to(self.dtype or _dtype_of(self.features) or images.dtype)
-        if self.in_pieces and images.device.type == "cpu" and not torch.compiler.is_compiling():
+        if self.in_pieces and images.device.type == "cpu" and not recording():
             area = images.shape[-2] * images.shape[-1]
             piece = max(1, IMAGES_PER_THREAD * torch.get_num_threads() * 224 * 224 // area)
             if len(images) > piece:

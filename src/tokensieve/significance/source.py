@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..errors import InputError, RecipeError, nearest
+from ..errors import ExportError, InputError, RecipeError, nearest
 from .cam import CLASS_BASED, REDUCTIONS, Reduction, class_weights
 from .controls import centre_map, random_map
 from .map import resize_map
@@ -20,6 +20,13 @@ from .proposal import Frozen, Proposal, module_proposal, named_proposal
 
 WITHOUT = "Give a network of your own for these channels (proposal=), or a map that asks none (significance=centre)."
 """What to do where a host's images are not what a named proposal reads."""
+UNTRACEABLE = {
+    "grad-cam": "takes gradients, which no file computes",
+    "grad-cam++": "takes gradients, which no file computes",
+    "score-cam": "runs the proposal anew for every channel of every image",
+}
+"""Maps that no graph can hold, and why."""
+_UNTRACEABLE_BY_JIT = UNTRACEABLE | {"random": "hashes the bits of the images, which TorchScript cannot see"}
 PATCH = 16
 """Pixels a side of the patches for which a map is made where no grid is given and the map has no size of its own."""
 
@@ -27,12 +34,13 @@ PATCH = 16
 class Significance(Frozen):
     """How much each patch of an image matters; keeps nothing between calls.
 
-    `proposal` is the network that is asked, None where there is none; `name` says in words what ranks.
+    `proposal` is the network that is asked, None where there is none; `name` says in words what ranks, `kind` is the
+    recipe's word for how.
     """
 
-    def __init__(self, source: nn.Module, name: str, *, align_corners: bool = True) -> None:
+    def __init__(self, source: nn.Module, name: str, *, kind: str = "", align_corners: bool = True) -> None:
         super().__init__()
-        self.source, self.name, self.align_corners = source, name, align_corners
+        self.source, self.name, self.kind, self.align_corners = source, name, kind, align_corners
         self.eval()
 
     @property
@@ -72,6 +80,11 @@ class Significance(Frozen):
 
         `grid` is for maps that have no size of their own (`random`, `centre`): by default patches of 16 pixels.
         """
+        if torch.jit.is_tracing() and self.kind in _UNTRACEABLE_BY_JIT:
+            raise ExportError(
+                f"torch.jit.trace cannot record the map {self.kind}, which {_UNTRACEABLE_BY_JIT[self.kind]}. It records "
+                "mean, cam, eigen-cam and centre; torch.export (tokensieve.export_program) records random as well."
+            )
         if grid is None:
             grid = tuple(max(1, side // PATCH) for side in images.shape[-2:])
         with torch.no_grad():
@@ -131,7 +144,7 @@ def build(
         name = getattr(significance, "__name__", type(significance).__name__)
         return Significance(CallableMap(significance), name, align_corners=align_corners)
     if significance == "random":
-        return Significance(ControlMap(partial(random_map, seed=seed)), "random", align_corners=align_corners)
+        return Significance(ControlMap(partial(random_map, seed=seed)), "random", kind="random", align_corners=align_corners)
     if significance == "centre":
         return Significance(ControlMap(centre_map), "centre", align_corners=align_corners)
     if significance not in REDUCTIONS:
@@ -167,7 +180,8 @@ def build(
         affine = _renormalisation(mean, std, net)
     size = (proposal_size, proposal_size) if isinstance(proposal_size, int) else proposal_size
     name = net.name if significance == "mean" else f"{net.name} {significance}"
-    return Significance(FeatureMap(net, REDUCTIONS[significance], affine, size), name, align_corners=align_corners)
+    source = FeatureMap(net, REDUCTIONS[significance], affine, size)
+    return Significance(source, name, kind=significance, align_corners=align_corners)
 
 
 class FeatureMap(nn.Module):
