@@ -78,7 +78,9 @@ def test_maps_that_cannot_be_traced_say_so(significance: str) -> None:
     model = host_forms()["class-token"]()
     recipe = PaPr(keep=0.5, proposal="test_resnet", significance=significance)
     fast = sieve(model, recipe, pretrained=False, **HALF)
-    with pytest.raises(ExportError, match=rf"torch\.jit\.trace cannot record the map {significance.replace('+', '.')},"):
+    with pytest.raises(
+        ExportError, match=rf"torch\.jit\.trace cannot record the map {significance.replace('+', '.')},"
+    ):
         traced(fast, host_images(model))
 
 

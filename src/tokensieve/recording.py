@@ -16,3 +16,8 @@ def recording() -> bool:
 def whole(count: Any) -> int:
     """A size as an integer. torch.jit.trace makes sizes tensors, whose product with a share would be in float32."""
     return int(count) if isinstance(count, Tensor) else count
+
+
+def none(batch: Tensor) -> bool:
+    """Whether a batch is empty; one that is recorded never is."""
+    return not recording() and batch.shape[0] == 0

@@ -18,8 +18,8 @@ from .methods.base import There
 from .pixels import Pixels, by_slices, put, take
 from .plan import Reads
 from .recipe import Recipe
-from .recording import recording, whole
-from .stream import Mask, Sieved, Trace
+from .recording import none, recording, whole
+from .stream import Mask, Sieved, Trace, stand_in
 from .tokens import Tokens
 
 if TYPE_CHECKING:
@@ -145,6 +145,11 @@ class SievedStages(Sieved):
 
         A block for which no pixels were chosen is called whole, as it is.
         """
+        if none(images):
+            maps = self._maps(stand_in(images), trace)
+            if trace is not None:
+                trace.forget()
+            return [x[:0] for x in maps]
         host = self.host
         x = host.embed(images)
         if self.plan.methods:

@@ -21,6 +21,7 @@ from .methods import Evidence, Method
 from .methods.base import Place
 from .plan import Act, Plan, Reads, check
 from .recipe import Recipe
+from .recording import none
 from .tokens import Tokens, restore
 
 OWN = ("model", "host", "recipe", "plan", "significance", "parts")
@@ -219,6 +220,11 @@ class Sieved(nn.Module):
 
     def _features(self, images: Tensor, trace: Trace | None = None) -> Tokens:
         """Image to what the head reads: the surviving tokens after the final norm."""
+        if none(images):
+            tokens = self._features(stand_in(images), trace)
+            if trace is not None:
+                trace.forget()
+            return tokens.nothing()
         tokens = self.host.features(self._stream(images, trace))
         return self._reduce("end", self.plan.depth - 1, tokens, {})
 
@@ -331,6 +337,14 @@ class Trace:
         if tokens.positions is not None:
             self.masks.append(Mask("Kept patches", tokens.positions, (tokens.grid[-2], tokens.grid[-1])))
 
+    def forget(self) -> None:
+        """Leave nothing of the image that stood in for an empty batch but its token counts."""
+        self.significance = None if self.significance is None else self.significance[:0]
+        kept = self.kept if isinstance(self.kept, list) else [self.kept]
+        kept = [None if one is None else one[:0] for one in kept]
+        self.kept = kept if isinstance(self.kept, list) else kept[0]
+        self.masks = [mask._replace(kept=mask.kept[:0]) for mask in self.masks]
+
     def finish(self, tokens: Tokens, output: Any) -> None:
         self.tokens, self.output = tokens, output
 
@@ -373,6 +387,11 @@ class Trace:
         if features.shape[1] != count:
             source = torch.where(source < 0, source, source - self.tokens.prefix)
         return restore(features, source, self.tokens.grid, fill)
+
+
+def stand_in(images: Tensor) -> Tensor:
+    """One blank image in the place of none: blocks of several hosts, and what ranks, fail on an empty batch."""
+    return images.new_zeros(1, *images.shape[1:])
 
 
 def _device(replica: nn.Module) -> torch.device:

@@ -48,6 +48,12 @@ class Tokens:
         start = torch.arange(prod(self.grid), device=self.x.device) + self.prefix
         return replace(self, source=start.expand(self.x.shape[0], -1))
 
+    def nothing(self) -> Tokens:
+        """The same of an empty batch: no image, and as many tokens of each."""
+        per_image = ("x", "positions", "size", "weight", "source", "row")
+        cut = {name: None if (value := getattr(self, name)) is None else value[:0] for name in per_image}
+        return replace(self, **cut)
+
     def select(self, index: Tensor) -> Tokens:
         """Drop all patch tokens but `index` (B, K) int64, counted without the prefix; the prefix stays in front."""
         return self.take(torch.cat([self.places[:, : self.prefix], index + self.prefix], dim=1))

@@ -363,6 +363,18 @@ def test_it_compiles_in_one_graph(name: str) -> None:
         torch.testing.assert_close(compiled[field], whole[field])
 
 
+@pytest.mark.parametrize("name", ["vit", "dinov2-model", "clip-vision"])
+def test_a_dense_call_that_notes_its_outputs_leaves_the_host_open(name: str) -> None:
+    """transformers leaves hooks of its own behind, which are nobody's."""
+    model = FORMS[name]()
+    images, fast = hf_images(model), sieve(model, "tome(r=3)")
+    before = sieved(model, "tome(r=3)", images)
+    dense(model, images, output_hidden_states=True)
+    with torch.no_grad():
+        for field, value in fast(images).items():
+            assert torch.equal(value, before[field])
+
+
 def test_gradients_reach_the_first_layer() -> None:
     model = FORMS["vit"]()
     fast = sieve(model, "random(keep=0.5) + tome(r=3)").train()

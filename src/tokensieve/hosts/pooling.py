@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from ..frozen import replace
+from ..recording import none
 from ..tokens import Tokens
 
 
@@ -21,4 +22,4 @@ def weighed(tokens: Tokens) -> Tokens:
 
 def key_bias(tokens: Tokens) -> Tensor | None:
     """(B, N) log(size), which attention pooling adds to the logits of its keys; `key_padding_mask` in torch's words."""
-    return None if tokens.size is None else tokens.size.log().to(tokens.x.dtype)
+    return None if tokens.size is None or none(tokens.x) else tokens.size.log().to(tokens.x.dtype)
