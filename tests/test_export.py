@@ -281,9 +281,14 @@ class Counts(nn.Module):
         return images.new_ones(images.shape[0], int((images > 0).sum()))
 
 
-class Pair(nn.Module):
-    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        return images, images
+class Nothing(nn.Module):
+    def forward(self, images: Tensor) -> list[int]:
+        return [len(images)]
+
+
+class Mean(nn.Module):
+    def forward(self, images: Tensor) -> Tensor:
+        return images.mean()
 
 
 def test_what_the_libraries_cannot_do_is_one_sentence(tmp_path) -> None:
@@ -293,8 +298,10 @@ def test_what_the_libraries_cannot_do_is_one_sentence(tmp_path) -> None:
     with pytest.raises(ExportError, match=r"Counts cannot be traced by torch\.export: ") as error:
         export_onnx(Counts().eval(), path, **SIZE)
     assert "\n" not in str(error.value)
-    with pytest.raises(ExportError, match="Pair returns a tuple"):
-        export_onnx(Pair().eval(), path, **SIZE)
+    with pytest.raises(ExportError, match="Nothing returns a list without a tensor"):
+        export_onnx(Nothing().eval(), path, **SIZE)
+    with pytest.raises(ExportError, match=r"Mean returns logits of shape \(\) .* the batch first"):
+        export_onnx(Mean().eval(), path, **SIZE)
     assert leftovers(tmp_path) == set()
 
 

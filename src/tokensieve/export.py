@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 
 from . import __version__
+from .answers import Chosen
 from .data import Preprocessing
 from .data.inputs import channels_of, own_input_size
 from .errors import ExportError, InputError, RecipeError, SieveError, cause
@@ -28,7 +29,7 @@ from .recipe import Recipe
 from .significance.source import UNTRACEABLE
 
 TOLERANCE = 1e-4
-"""Largest absolute difference from PyTorch in any output."""
+"""Largest difference from PyTorch in any output."""
 OPSET, OPSETS = 20, range(18, 23)
 """From 23 on attention is one operator, which onnxruntime runs no faster on CPUs, and not at all with ToMe's sizes."""
 BATCHES = (1, 5)
@@ -41,7 +42,7 @@ _NOT_IN_ONNX = {
     "random": "hashes the bits of the images, which ONNX cannot see",
 }
 Shape = tuple[str | int, ...]
-Written = tuple[Callable[[Tensor], Tensor], int]  # what runs the file, and the operators in it
+Written = tuple[Callable[[Tensor], Any], int]  # what runs the file, and the operators in it
 
 
 @dataclass(frozen=True)
@@ -53,7 +54,8 @@ class Exported:
     """Name -> shape; a dimension that may be any number is a name."""
     outputs: dict[str, Shape]
     differences: dict[int, float]
-    """Batch size -> largest absolute difference from PyTorch in any output, on random images."""
+    """Batch size -> largest difference from PyTorch in any output, on random images: absolute, and of tokens and maps
+    a share of the output's largest number where that is above 1."""
     nodes: int
     """Operators in the graph."""
     bytes: int
@@ -67,6 +69,7 @@ def export_onnx(
     path: str | os.PathLike[str],
     input_size: int | Sequence[int] | None = None,
     *,
+    output: str | None = None,
     batch: int | None = None,
     opset: int = OPSET,
     mean: Sequence[float] | None = None,
@@ -75,14 +78,19 @@ def export_onnx(
 ) -> Exported:
     """Write an ONNX file, once onnxruntime has answered with it as PyTorch does.
 
-    One input, `images` (batch, C, H, W) float32, normalised; one output, `logits`, or `features` of a host without
-    classifier. The metadata hold recipe, preprocessing and version. From 1.5 GB on the weights are in a second file
-    beside it, named after it with `.data`.
+    One input, `images` (batch, C, H, W) float32, normalised. The output is called `logits`, or `features` where the
+    host has no classifier; of transformers' models as its field is called; of backbones there are several, called after
+    their stages or `feature_maps_0` and so on. The metadata hold recipe, preprocessing and version. From 1.5 GB on the
+    weights are in a second file beside it, named after it with `.data`.
 
     Args:
         module: what `sieve` returns; also a dense model or a `SlicingLimit`. In eval mode, float32, on the CPU.
         path: the file to write. What was there before stays if anything goes wrong.
         input_size: a side in pixels, (H, W) or (C, H, W) of the images; by default what the host was built for.
+        output: what to write of all that the model offers, such as `logits`, `pooler_output`, `last_hidden_state` (the
+            tokens after the final norm; the last map of a host with stages) or `feature_maps` (those of all stages);
+            also one of several tensors by its name. None is the first of `logits`, `image_embeds`, `pooler_output`,
+            `last_hidden_state`, `feature_maps` that the model returns.
         batch: the one number of images that the file takes; None lets it take any.
         opset: version of ONNX's operators, 18 to 22.
         mean, std: the normalisation of the host's images, for the metadata; by default what the host states. Where that
@@ -90,7 +98,7 @@ def export_onnx(
         seed: of the random images on which the file is checked.
 
     Raises:
-        InputError: a path, a size or a model that cannot be used as it is; missing packages.
+        InputError: a path, a size, an output or a model that cannot be used as it is; missing packages.
         ExportError: the model cannot be exported, or the file does not answer as PyTorch does.
     """
     missing = [package for package in ("onnx", "onnxscript", "onnxruntime") if find_spec(package) is None]
@@ -110,18 +118,18 @@ def export_onnx(
                 f"{parameter.device}. Move it with .float().cpu(), or write an exported program, which takes any."
             )
 
-    def write(program: ExportedProgram, file: Path, output: str) -> Written:
+    def write(program: ExportedProgram, file: Path, names: tuple[str, ...]) -> Written:
         from . import onnx_graph
 
         with _attempt(f"The model cannot be written in ONNX's operators (opset {opset})"):
-            graph = onnx_graph.translate(program, output, opset)
+            graph = onnx_graph.translate(program, names, opset)
         graph.model.metadata_props.update(_facts(module, own))
         graph.save(file, external_data=onnx_graph.weight_bytes(graph) >= ONE_FILE)
         with _attempt(f"onnxruntime cannot open the exported file (opset {opset})"):
             return onnx_graph.runner(file), sum(1 for _ in graph.model.graph.all_nodes())
 
     shape, own = _preprocessing(module, input_size, mean, std)
-    return _export(module, Path(path), shape, batch, seed, write, opset)
+    return _export(module, Path(path), shape, output, batch, seed, write, opset)
 
 
 def export_program(
@@ -129,6 +137,7 @@ def export_program(
     path: str | os.PathLike[str],
     input_size: int | Sequence[int] | None = None,
     *,
+    output: str | None = None,
     batch: int | None = None,
     mean: Sequence[float] | None = None,
     std: Sequence[float] | None = None,
@@ -136,24 +145,25 @@ def export_program(
 ) -> Exported:
     """Write a `torch.export` program (.pt2), once it has been read again and has answered as the module does.
 
-    `torch.export.load(path).module()` is called with images (batch, C, H, W) in the module's precision, on its device.
-    What an ONNX file has as metadata are extra files here: `recipe`, `recipe_json`, `preprocessing`, `tokensieve`.
+    `torch.export.load(path).module()` is called with images (batch, C, H, W) in the module's precision, on its device,
+    and returns a tensor, or a tuple where there are several. What an ONNX file has as metadata are extra files here:
+    `recipe`, `recipe_json`, `preprocessing`, `tokensieve`, and `outputs`, a JSON list of their names.
     Arguments and errors as in `export_onnx`; the module may have any precision and be on any device.
     """
     if Path(path).suffix != ".pt2":
         raise InputError(f"torch.export reads its programs from files that end in .pt2, not from {path}.")
     _refuse(module, UNTRACEABLE)
 
-    def write(program: ExportedProgram, file: Path, _output: str) -> Written:
+    def write(program: ExportedProgram, file: Path, names: tuple[str, ...]) -> Written:
         for node in program.graph.nodes:
             node.meta.pop("stack_trace", None)  # names folders of the machine that writes the file
         with _attempt("torch.export cannot save the program"):
-            torch.export.save(program, file, extra_files=_facts(module, own))
+            torch.export.save(program, file, extra_files=_facts(module, own) | {"outputs": json.dumps(names)})
             again = torch.export.load(file)
         return again.module(), sum(node.op == "call_function" for node in again.graph.nodes)
 
     shape, own = _preprocessing(module, input_size, mean, std)
-    return _export(module, Path(path), shape, batch, seed, write)
+    return _export(module, Path(path), shape, output, batch, seed, write)
 
 
 @torch.no_grad()
@@ -161,13 +171,14 @@ def _export(
     module: nn.Module,
     path: Path,
     shape: tuple[int, int, int],
+    output: str | None,
     batch: int | None,
     seed: int,
-    write: Callable[[ExportedProgram, Path, str], Written],
+    write: Callable[[ExportedProgram, Path, tuple[str, ...]], Written],
     opset: int | None = None,
 ) -> Exported:
     """Trace, write beside the target, compare, and only then put in place."""
-    kind, host = type(module).__name__, getattr(module, "model", module)
+    kind = type(module).__name__
     if batch is not None and batch < 1:
         raise InputError(f"batch must be at least 1, or None for any, not {batch}.")
     like, generator = next(module.parameters(), torch.empty(0)), torch.Generator().manual_seed(seed)
@@ -177,18 +188,20 @@ def _export(
 
     with draft(path) as file:
         example = draw(batch or 2)
-        answer = _answer(module, example)
-        output = "features" if getattr(host, "num_classes", None) == 0 else "logits"
+        with _attempt(f"{kind} does not run on random images"):
+            chosen = Chosen(module, example, output)
+        asked = module if chosen.plain else chosen
         with _attempt(f"{kind} cannot be traced by torch.export"):
             free = None if batch else ({0: Dim("batch")},)
-            program = torch.export.export(module, (example,), dynamic_shapes=free)
-        run, nodes = write(program, file, output)
+            program = torch.export.export(asked, (example,), dynamic_shapes=free)
+        run, nodes = write(program, file, chosen.names)
         counts = (batch,) if batch else BATCHES
         with _attempt("The exported file does not run"):
-            differences = {n: largest_difference(module, run, draw(n), TOLERANCE) for n in counts}
+            differences = {n: largest_difference(asked, run, draw(n), TOLERANCE) for n in counts}
         size = sum(part.stat().st_size for part in file.parent.iterdir())
-    shapes = [(batch or "batch", *tensor.shape[1:]) for tensor in (example, answer)]
-    return Exported(path, {"images": shapes[0]}, {output: shapes[1]}, differences, nodes, size, opset)
+    shapes = [(batch or "batch", *tensor.shape[1:]) for tensor in (example, *chosen.example)]
+    outputs = dict(zip(chosen.names, shapes[1:], strict=True))
+    return Exported(path, {"images": shapes[0]}, outputs, differences, nodes, size, opset)
 
 
 @contextmanager
@@ -248,16 +261,3 @@ def _facts(module: nn.Module, own: Preprocessing | None) -> dict[str, str]:
         with suppress(RecipeError):  # a module or a tensor in the recipe: the graph holds it, text cannot
             facts["recipe_json"] = recipe.to_json()
     return facts
-
-
-def _answer(module: nn.Module, images: Tensor) -> Tensor:
-    """What the module says, before anything slow begins."""
-    kind, shape = type(module).__name__, tuple(images.shape)
-    with _attempt(f"{kind} does not run on images of shape {shape}", InputError):
-        answer = module(images)
-    if not isinstance(answer, Tensor) or answer.shape[:1] != images.shape[:1]:
-        said = tuple(answer.shape) if isinstance(answer, Tensor) else f"a {type(answer).__name__}"
-        raise ExportError(
-            f"{kind} returns {said} for images of shape {shape}; one tensor, batch first, can be written."
-        )
-    return answer

@@ -27,6 +27,18 @@ def test_onnx_in_json(run, tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["fast.onnx"]
 
 
+def test_another_output(run, tmp_path):
+    path = tmp_path / "fast.onnx"
+    words = ("--recipe", "tome(r=8, layers=0:1)", "--output", "last_hidden_state", "--out", path, "--json")
+    record = json.loads(run("export", *HOST, *words).out)
+    assert list(record["outputs"]) == ["last_hidden_state"]
+    assert record["outputs"]["last_hidden_state"][::2] == ["batch", 64]
+    model = ["--model", "test_convnext", "--no-pretrained", "--recipe", "papr(keep=0.5, significance=centre)"]
+    result = run("export", *model, "--output", "feature_maps", "--out", path)
+    assert result.code == 0
+    assert all(f"feature_maps_{stage} (batch, " in result.out for stage in range(4))
+
+
 def test_a_program_in_a_table(run, tmp_path):
     path = tmp_path / "fast.pt2"
     result = run("export", *HOST, "--recipe", "random(keep=0.5)", "--dtype", "bf16", "--batch", 2, "--out", path)
@@ -60,6 +72,7 @@ def test_a_program_in_a_table(run, tmp_path):
         (["--out", "fast.onnx", "--format", "program"], "end in .pt2"),
         (["--out", "absent/fast.onnx"], "absent/fast.onnx cannot be written: there is no folder absent"),
         (["--out", "fast.onnx", "--batch", "0"], "--batch"),
+        (["--out", "fast.onnx", "--output", "embedding"], "no output 'embedding'; it has logits, last_hidden_state."),
         (["--out", "fast.onnx", "--recipe", "random(keep=0.5)"], "The map random"),
         (["--out", "fast.onnx", "--recipe", "tomee(r=8)"], "the nearest are tome"),
     ],

@@ -41,6 +41,10 @@ def export(
     format: Annotated[
         str | None, typer.Option(metavar="|".join(FORMATS), help="What to write; default by the end of FILE.")
     ] = None,
+    output: Annotated[
+        str | None,
+        typer.Option(metavar="NAME", help="What to write: logits, last_hidden_state or feature_maps; default logits."),
+    ] = None,
     batch: Annotated[
         int | None, typer.Option(min=1, metavar="N", help="The one batch size that the file takes; default any.")
     ] = None,
@@ -80,7 +84,9 @@ def export(
     if kind == "onnx":
         write = partial(export_onnx, opset=OPSET if opset is None else opset)
     with console.status("tracing, writing and checking, which takes a minute for a large model"):
-        written = write(opened.fast, out, own.input_size, batch=batch, mean=own.mean, std=own.std, seed=seed)
+        written = write(
+            opened.fast, out, own.input_size, output=output, batch=batch, mean=own.mean, std=own.std, seed=seed
+        )
     record |= {
         "format": kind,
         "preprocessing": asdict(own),

@@ -10,6 +10,9 @@ from torch import Tensor, nn
 from ..data.inputs import check_images, reading
 from ..errors import InputError
 
+FIELDS = ("logits", "image_embeds", "pooler_output", "last_hidden_state")
+"""Of what a transformers model returns, from the one that is most likely wanted."""
+
 
 class Answers(NamedTuple):
     """What each model says about one batch.
@@ -136,8 +139,7 @@ def as_tensor(output: Any, model: nn.Module, count: int) -> Tensor:
     """What a model returned for `count` images as a tensor on the CPU; raises InputError where it holds none."""
     name = type(model).__name__
     if not isinstance(output, Tensor):
-        fields = ("logits", "image_embeds", "pooler_output", "last_hidden_state")
-        output = next((found for field in fields if isinstance(found := getattr(output, field, None), Tensor)), output)
+        output = next((found for field in FIELDS if isinstance(found := getattr(output, field, None), Tensor)), output)
     if not isinstance(output, Tensor):
         raise InputError(f"{name} returns {type(output).__name__}: a tensor or an output with logits is needed.")
     if output.ndim < 2 or len(output) != count:

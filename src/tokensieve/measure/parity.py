@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -14,8 +15,10 @@ DRAWS = 8
 
 
 @torch.no_grad()
-def largest_difference(module: nn.Module, run: Callable[[Tensor], Tensor], images: Tensor, tolerance: float) -> float:
-    """The largest absolute difference between `module(images)` and `run(images)`, images (B, ...).
+def largest_difference(module: nn.Module, run: Callable[[Tensor], Any], images: Tensor, tolerance: float) -> float:
+    """The largest difference between `module(images)` and `run(images)`, images (B, ...); each a tensor or several.
+
+    Absolute; of outputs (B, ., ., ...), tokens and maps, a share of the image's largest number where that is above 1.
 
     Raises:
         ExportError: it exceeds `tolerance`. The sentence counts the images and tells apart two causes. Which token goes
@@ -23,19 +26,20 @@ def largest_difference(module: nn.Module, run: Callable[[Tensor], Tensor], image
             choose the other, and the module's own answer changes as well if the image changes by next to nothing. An
             answer that stays then has no such excuse.
     """
-    wanted, got = module(images), run(images)
-    if got.shape != wanted.shape:
-        raise ExportError(f"The exported file answers {tuple(got.shape)} where PyTorch answers {tuple(wanted.shape)}.")
+    wanted, got = _several(module(images)), _several(run(images))
+    shapes = [", ".join(str(tuple(tensor.shape)) for tensor in tensors) for tensors in (got, wanted)]
+    if shapes[0] != shapes[1]:
+        raise ExportError(f"The exported file answers {shapes[0]} where PyTorch answers {shapes[1]}.")
     apart = _apart(wanted, got)
     wrong = ~(apart <= tolerance)  # NaN is wrong too
     if not wrong.any():
         return apart.max().item()
-    wanted, images = wanted[wrong], images[wrong]
+    wanted, images = tuple(tensor[wrong] for tensor in wanted), images[wrong]
     moved, generator = torch.zeros_like(apart[wrong]), torch.Generator().manual_seed(0)
     bits = 8 * torch.finfo(images.dtype).eps
     for _ in range(DRAWS):
         noise = torch.randn(images.shape, generator=generator).to(images)
-        moved = torch.maximum(moved, _apart(wanted, module(images * (1 + bits * noise))))
+        moved = torch.maximum(moved, _apart(wanted, _several(module(images * (1 + bits * noise)))))
     firm = int((moved <= tolerance).sum())
     if firm:
         why = (
@@ -52,6 +56,15 @@ def largest_difference(module: nn.Module, run: Callable[[Tensor], Tensor], image
     )
 
 
-def _apart(a: Tensor, b: Tensor) -> Tensor:
-    """(B, ...) twice -> (B,) the largest difference for each image."""
-    return (a.double() - b.double()).abs().flatten(1).amax(1)
+def _several(answer: Any) -> tuple[Tensor, ...]:
+    return (answer,) if isinstance(answer, Tensor) else tuple(answer)
+
+
+def _apart(wanted: Sequence[Tensor], got: Sequence[Tensor]) -> Tensor:
+    """Tensors (B, ...) twice -> (B,) the largest difference for each image."""
+    apart = []
+    for own, other in zip(wanted, got, strict=True):
+        a, b = own.double().flatten(1), other.double().flatten(1)
+        scale = a.abs().amax(1).clamp(min=1) if own.ndim > 2 else 1
+        apart.append((a - b).abs().amax(1) / scale)
+    return torch.stack(apart).amax(0)

@@ -82,8 +82,8 @@ class Significance(Frozen):
         """
         if torch.jit.is_tracing() and self.kind in _UNTRACEABLE_BY_JIT:
             raise ExportError(
-                f"torch.jit.trace cannot record the map {self.kind}, which {_UNTRACEABLE_BY_JIT[self.kind]}. It records "
-                "mean, cam, eigen-cam and centre; torch.export (tokensieve.export_program) records random as well."
+                f"torch.jit.trace cannot record the map {self.kind}, which {_UNTRACEABLE_BY_JIT[self.kind]}. It "
+                "records mean, cam, eigen-cam and centre; tokensieve.export_program records random as well."
             )
         if grid is None:
             grid = tuple(max(1, side // PATCH) for side in images.shape[-2:])
@@ -144,7 +144,8 @@ def build(
         name = getattr(significance, "__name__", type(significance).__name__)
         return Significance(CallableMap(significance), name, align_corners=align_corners)
     if significance == "random":
-        return Significance(ControlMap(partial(random_map, seed=seed)), "random", kind="random", align_corners=align_corners)
+        control = ControlMap(partial(random_map, seed=seed))
+        return Significance(control, "random", kind="random", align_corners=align_corners)
     if significance == "centre":
         return Significance(ControlMap(centre_map), "centre", align_corners=align_corners)
     if significance not in REDUCTIONS:
