@@ -1,19 +1,24 @@
-# make demo    see it work: the bundled pair on fresh scenes and on photographs, a picture and a page
-# make test    all tests
-# make lint    ruff and mypy
-# make bench   the figures in results/ (real weights where ../shared has them; some hours on two cores)
+# make demo          see it work: the bundled pair on fresh scenes and on photographs, a picture and a page
+# make test          all tests
+# make test-lowest   the tests but the slow ones, under the lowest versions that pyproject.toml admits
+# make lint          ruff and mypy
+# make bench         the figures in results/ (real weights where ../shared has them; some hours on two cores)
 
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+LOWEST := .venv-lowest
 
-.PHONY: demo test lint bench clean
+.PHONY: demo test test-lowest lint bench clean
 
 demo: $(VENV)/installed
 	$(BIN)/tokensieve demo
 
 test: $(VENV)/installed-dev
 	$(BIN)/python -m pytest
+
+test-lowest: $(LOWEST)/installed
+	$(LOWEST)/bin/python -m pytest -m "not slow"
 
 lint: $(VENV)/installed-dev
 	$(BIN)/ruff check .
@@ -57,5 +62,12 @@ $(VENV)/installed-dev: $(VENV)/installed
 	$(BIN)/python -m pip install --quiet --editable '.[dev]'
 	@touch $@
 
+$(LOWEST)/installed: pyproject.toml tests/lowest.py
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info[:2] not in ((3, 11), (3, 12)) and "the lowest versions are there for Python 3.11 and 3.12: make test-lowest PYTHON=python3.11")'
+	$(PYTHON) -m venv --clear $(LOWEST)
+	$(PYTHON) tests/lowest.py > $(LOWEST)/constraints.txt
+	$(LOWEST)/bin/python -m pip install --quiet --constraint $(LOWEST)/constraints.txt --editable '.[dev]'
+	@touch $@
+
 clean:
-	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) $(LOWEST) .pytest_cache .mypy_cache .ruff_cache
