@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from .default import RANKED, default_recipe
 from .errors import InputError, RecipeError
 
 if TYPE_CHECKING:  # heavy imports wait until a command needs them, so that --help answers at once
@@ -32,10 +33,11 @@ class Opened(NamedTuple):
 
 @dataclass
 class Job:
-    """The options that both commands have, checked before anything slow begins."""
+    """The options that commands with a model share, checked before anything slow begins."""
 
     model: str
-    recipe_text: str
+    recipe_text: str | None
+    """None leaves the choice to `default_recipe`, once the model is there; to `RANKED` where a proposal has weights."""
     weights: str | None
     pretrained: bool
     proposal_weights: str | None
@@ -56,7 +58,11 @@ class Job:
 
         self.precision: torch.dtype = getattr(torch, DTYPES[self.dtype])
         self.where = _device(self.device)
-        self.recipe = Recipe.load(self.recipe_text)
+        text = self.recipe_text
+        if text is None:
+            text = "" if self.proposal_weights is None else RANKED
+        self.recipe = Recipe.load(text)
+        self.undecided = self.recipe_text is None and self.proposal_weights is None
         if self.proposal_weights is not None:
             self.recipe = _with_proposal_weights(self.recipe, self.proposal_weights)
         if self.threads is not None:
@@ -81,7 +87,10 @@ class Job:
         if size is not None and maps and min(size) < (least := maps[-1]["reduction"]):
             raise InputError(f"--size {self.size} is too small for {self.model}: give at least {least} pixels.")
         own = Preprocessing.of(dense, mean, std, size)
-        return self.sieve(dense.to(self.where, self.precision), own)
+        dense = dense.to(self.where, self.precision)
+        if self.undecided:
+            self.recipe = default_recipe(dense, (3, *own.input_size))
+        return self.sieve(dense, own)
 
     def sieve(self, dense: nn.Module, own: Preprocessing) -> Opened:
         from .stream import sieve
@@ -100,6 +109,7 @@ class Job:
             "proposal_weights": self.proposal_weights,
             "pretrained": self.pretrained,
             "dtype": self.dtype,
+            "recipe_is_default": self.recipe_text is None,
             "recipe_json": json.loads(opened.fast.recipe.to_json()),
             **describe(opened.fast, opened.dense, opened.own.input_size),
         }

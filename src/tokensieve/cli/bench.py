@@ -16,9 +16,9 @@ from .options import (
     DtypeOption,
     JsonOption,
     ModelOption,
+    OwnRecipeOption,
     PretrainedOption,
     ProposalWeightsOption,
-    RecipeOption,
     SizeOption,
     ThreadsOption,
     WeightsOption,
@@ -37,7 +37,7 @@ DECODED = 8
 
 def bench(
     model: ModelOption = "vit_base_patch16_224",
-    recipe: RecipeOption = "papr(keep=0.5)",
+    recipe: OwnRecipeOption = None,
     weights: WeightsOption = None,
     pretrained: PretrainedOption = False,
     proposal_weights: ProposalWeightsOption = None,

@@ -6,17 +6,30 @@ from typing import Annotated
 
 import typer
 
+from ..default import SAID
 from ..job import DTYPES
 
 ModelOption = Annotated[str, typer.Option(metavar="NAME", help="The model: a ViT, ConvNeXt or Swin that timm knows.")]
 RecipeOption = Annotated[
     str, typer.Option(metavar="TEXT|FILE", help="What to read of a picture, e.g. 'papr(keep=0.8) + tome(r=8)'.")
 ]
+OwnRecipeOption = Annotated[
+    str | None,
+    typer.Option(
+        metavar="TEXT|FILE", help=f"What to read, e.g. 'papr(keep=0.8) + tome(r=8)'. Default {SAID}.", show_default=False
+    ),
+]
 WeightsOption = Annotated[str | None, typer.Option(metavar="FILE", help="The model's weights, instead of a download.")]
 PretrainedOption = Annotated[
     bool, typer.Option(help="Download weights that no FILE gives, of model and proposal, or let them be random.")
 ]
-ProposalWeightsOption = Annotated[str | None, typer.Option(metavar="FILE", help="Weights of the recipe's proposal.")]
+ProposalOwnRecipeOption = Annotated[
+    str | None,
+    typer.Option(
+        metavar="TEXT|FILE", help=f"What to read, e.g. 'papr(keep=0.8) + tome(r=8)'. Default {SAID}.", show_default=False
+    ),
+]
+WeightsOption = Annotated[str | None, typer.Option(metavar="FILE", help="Weights of the recipe's proposal.")]
 SizeOption = Annotated[str | None, typer.Option(metavar="224|224x256", help="Height x width; default the model's.")]
 DtypeOption = Annotated[str, typer.Option(metavar="|".join(DTYPES), help="Precision of the model.")]
 DeviceOption = Annotated[str, typer.Option(metavar="cpu|cuda|cuda:0|auto", help="Where to run.")]

@@ -16,8 +16,8 @@ from .options import (
     DtypeOption,
     JsonOption,
     ModelOption,
+    OwnRecipeOption,
     PretrainedOption,
-    RecipeOption,
     SizeOption,
     ThreadsOption,
     WeightsOption,
@@ -34,7 +34,7 @@ def show(
         list[str], typer.Argument(metavar="IMAGES", help="Image files, folders, tars; scenes has some generated.")
     ],
     model: ModelOption = "vit_base_patch16_224",
-    recipe: RecipeOption = "papr(keep=0.5)",
+    recipe: OwnRecipeOption = None,
     weights: WeightsOption = None,
     pretrained: PretrainedOption = True,
     proposal_weights: Annotated[
