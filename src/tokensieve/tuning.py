@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from statistics import median
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -17,8 +18,10 @@ from torch import Tensor, nn
 from .errors import InputError, RecipeError, SieveError, UnsupportedHost, nearest
 from .files import check_place, make_folder
 from .hosts import StagedHost, open_host
+from .measure.load import OtherWork, disturbs
 from .measure.outputs import evaluating
-from .measure.speed import interleaved, summarise
+from .measure.speed import Speed, interleaved, summarise
+from .measure.verdict import WIDE
 from .methods import METHODS
 from .methods.base import make
 from .recipe import Recipe
@@ -37,6 +40,8 @@ if TYPE_CHECKING:  # optuna is an extra: it is imported where a search begins, s
 
 MEASURED = 16
 """Images a batch when the front's speed is measured."""
+ATTEMPTS = 3
+"""How often the front's speed is measured while the machine is not quiet."""
 FINALISTS = 10
 
 
@@ -57,6 +62,8 @@ def tune(
     include_proposal: bool = True,
     correction: str | os.PathLike[str] | None = None,
     report: Callable[[Progress], None] | None = None,
+    tell: Callable[[str], object] | None = None,
+    keep: Callable[[Front], object] | None = None,
     mean: Sequence[float] | None = None,
     std: Sequence[float] | None = None,
     pretrained: bool = True,
@@ -94,6 +101,10 @@ def tune(
             see `tokensieve.correct`, and what that costs is part of the budget. Its folder is made when there is
             something to write, if the one above is there. None corrects nothing.
         report: called after every trial.
+        tell: called with a sentence when something is left out, when a round of the search is over and when what it
+            found is measured or corrected.
+        keep: called with the front as soon as there is one, before it is measured and corrected, and for a wanted
+            `time`, of which the measuring is a part, after that: so that what was found outlives an end in between.
         mean, std, pretrained: as in `sieve`.
         batch: images that go through together.
 
@@ -133,7 +144,7 @@ def tune(
         )
         costs = costs_of(judge.empty, judge.input_size)
         readout = "readout" in METHODS and _refusal(judge, Recipe.parse("readout()")) is None
-        left_out: dict[str, str] = {}
+        left_out = _LeftOut(tell or (lambda _: None))
         if correction is not None and (why := _cannot_correct(judge)) is not None:
             left_out["correction"], correction = str(why), None
         spare = 0 if correction is None else judge.empty.host.width**2
@@ -157,6 +168,7 @@ def tune(
             storage=_storage(optuna, storage, settings, made),
             seed=seed,
             report=report or (lambda _: None),
+            tell=left_out.tell,
         )
         judge.check = clock
         try:
@@ -172,8 +184,23 @@ def tune(
         except KeyboardInterrupt:
             stopped = "interrupted"
         judge.check = lambda: None
-        front = _front(search, wanted, include_proposal, left_out, {**settings, "trials": trials}, stopped)
-        return front if correction is None else _corrected(front, judge, correction, include_proposal, seed)
+
+        def front_of(held: bool) -> Front:
+            return _front(search, wanted, include_proposal, left_out, {**settings, "trials": trials}, stopped, held)
+
+        if stopped == "interrupted" and keep is not None and "time" not in wanted:
+            keep(front_of(False))  # at once: whoever ended the search may not wait for the rest
+        left_out.tell("Judging what was found on the held-out images.")
+        front = front_of(True)
+        if keep is not None:
+            keep(front)
+        if "time" not in wanted:
+            left_out.tell("Measuring how fast it is.")
+            front = _timed(front, judge)
+        if correction is not None:
+            left_out.tell("Fitting the correction.")
+            front = _corrected(front, judge, correction, include_proposal, seed)
+        return front
 
 
 def _front(
@@ -183,22 +210,21 @@ def _front(
     left_out: dict[str, str],
     settings: dict[str, Any],
     stopped: str | None,
+    held: bool,
 ) -> Front:
     from .search.front import Front, mark_dominated
 
     judge = search.judge
-    points = mark_dominated(_points(search, include_proposal))
+    points = mark_dominated(_points(search, include_proposal, held))
     if not points:
         why = search.failures[0].reason if search.failures else "the time was over before the first one; allow more"
         raise InputError(f"No recipe could be judged: {why.rstrip('.')}.")
-    best, _ = _choose(points, wanted)
-    timed = "time" in wanted
-    chosen = [p for p in points if timed or not p.dominated or p.budget == best.budget]
-    points = _with_speed(judge, points, chosen)
+    if "time" in wanted:
+        points = _with_speed(judge, points, points)
     best, reached = _choose(points, wanted)
     at_budget = [(tried.figures.loss, arm, tried) for arm in search.arms[best.budget] for tried in arm.top(FINALISTS)]
     finalists = [
-        _point(search, arm, tried, include_proposal)
+        _point(search, arm, tried, include_proposal, held)
         for _, arm, tried in sorted(at_budget, key=lambda each: each[0])[:FINALISTS]
     ]
     return Front(
@@ -213,9 +239,31 @@ def _front(
         trials=search.trials,
         stopped=stopped,
         failures=tuple(search.failures),
-        left_out=left_out,
+        left_out=dict(left_out),
         settings=settings,
     )
+
+
+class _LeftOut(dict[str, str]):
+    """Names to reasons, told as soon as they are known."""
+
+    def __init__(self, tell: Callable[[str], object]) -> None:
+        super().__init__()
+        self.tell = tell
+
+    def __setitem__(self, name: str, reason: str) -> None:
+        from .search.front import left_out
+
+        super().__setitem__(name, reason)
+        self.tell(left_out(name, reason))
+
+
+def _timed(front: Front, judge: Judge) -> Front:
+    """The front with the speed of what nothing beats, and of all at the recommended budget."""
+    chosen = [point for point in front.points if not point.dominated or point.budget == front.best.budget]
+    points = _with_speed(judge, front.points, chosen)
+    best = next(new for old, new in zip(front.points, points, strict=True) if old is front.best)
+    return replace(front, points=tuple(points), best=best)
 
 
 def _cannot_correct(judge: Judge) -> SieveError | None:
@@ -253,24 +301,25 @@ def _corrected(front: Front, judge: Judge, file: Path, include_proposal: bool, s
         best, recipe=found.recipe, kind="corrected", macs=cost, ratio=front.dense_macs / cost, heldout=held, speed=None,
         search=Figures(found.corrected_loss, found.corrected_agreement, None, found.images),
     )  # fmt: skip
+    (point,) = _with_speed(judge, [point], [point])
     return replace(front, corrected=point)
 
 
-def _points(search: Search, include_proposal: bool) -> list[Point]:
-    """The best of each arm, also judged on the held-out images."""
+def _points(search: Search, include_proposal: bool, held: bool = True) -> list[Point]:
+    """The best of each arm, also judged on the held-out images where that is wanted."""
     return [
-        _point(search, arm, tried, include_proposal)
+        _point(search, arm, tried, include_proposal, held)
         for arms in search.arms.values()
         for arm in arms
         if (tried := arm.best()) is not None
     ]
 
 
-def _point(search: Search, arm: Any, tried: Any, include_proposal: bool) -> Point:
+def _point(search: Search, arm: Any, tried: Any, include_proposal: bool, held: bool) -> Point:
     from .search.front import Point
 
     judge, family = search.judge, arm.family
-    held = judge.recalled(tried.recipe, "heldout") if len(judge.parts["heldout"]) else None
+    figures = judge.recalled(tried.recipe, "heldout") if held and len(judge.parts["heldout"]) else None
     cost = judge.macs(tried.recipe, include_proposal)
     return Point(
         recipe=tried.recipe,
@@ -281,7 +330,7 @@ def _point(search: Search, arm: Any, tried: Any, include_proposal: bool) -> Poin
         macs=cost,
         ratio=arm.fit.costs.dense / cost,
         search=tried.figures,
-        heldout=held,
+        heldout=figures,
     )
 
 
@@ -336,7 +385,10 @@ def _until_fast(search: Search, wanted: float, trials: int) -> None:
 
 @torch.no_grad()
 def _with_speed(judge: Judge, points: Sequence[Point], chosen: Sequence[Point], seconds: float = 10.0) -> list[Point]:
-    """All points, the chosen ones with their speed: each against the dense model, all of them in the same rounds."""
+    """All points, the chosen ones with their speed: each against the dense model, all of them in the same rounds.
+
+    Where others kept the machine busy, or the rounds differ much, it is measured again; of all the steadiest counts.
+    """
     from .search.front import Measured
 
     like = next(judge.model.parameters())
@@ -344,16 +396,40 @@ def _with_speed(judge: Judge, points: Sequence[Point], chosen: Sequence[Point], 
     fasts = {str(point.recipe): judge.sieved(point.recipe) for point in chosen}
     calls: dict[str, Callable[[], Any]] = {"dense": partial(judge.model, images)}
     calls |= {text: partial(fast, images) for text, fast in fasts.items()}
+    found: list[tuple[str, float, float | None, dict[str, Speed]]] = []
     try:
-        times = interleaved(calls, seconds=seconds, min_rounds=5, max_rounds=50)
+        while len(found) < ATTEMPTS and not (found and not found[-1][0]):
+            work = OtherWork()
+            times = interleaved(calls, seconds=seconds, min_rounds=5, max_rounds=50)
+            others = work.cores()
+            speeds = {
+                text: summarise({"dense": times["dense"], "sieved": times[text], "limit": times[text]}, len(images))
+                for text in fasts
+            }
+            spread = median((speed.high - speed.low) / speed.ratio for speed in speeds.values())
+            found.append((_busy(others, spread), spread, others, speeds))
     except KeyboardInterrupt:  # whoever does not want to wait for this either gets the front without it
-        return list(points)
+        if not found:
+            return list(points)
+    busy, _, others, speeds = min(found, key=lambda each: (bool(each[0]), each[1]))
 
-    def measured(text: str) -> Measured:
-        speed = summarise({"dense": times["dense"], "sieved": times[text], "limit": times[text]}, len(images))
-        return Measured(speed.ratio, speed.low, speed.high)
+    def measured(speed: Speed) -> Measured:
+        return Measured(speed.ratio, speed.low, speed.high, len(images), len(found), others, busy)
 
-    return [replace(point, speed=measured(text)) if (text := str(point.recipe)) in fasts else point for point in points]
+    return [
+        replace(point, speed=measured(speeds[text])) if (text := str(point.recipe)) in fasts else point
+        for point in points
+    ]
+
+
+def _busy(others: float | None, spread: float) -> str:
+    """Why what was timed is not to be relied on; empty where the machine was quiet."""
+    said = []
+    if others is not None and disturbs(others, torch.get_num_threads()):
+        said.append(f"other processes used {others:.1f} of {os.cpu_count()} cores")
+    if spread > WIDE:
+        said.append(f"the rounds differ by {100 * spread:.0f} %")
+    return ", ".join(said)
 
 
 def budget(macs: float | None, time: float | None, loss: float | None) -> dict[str, float]:

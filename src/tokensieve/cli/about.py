@@ -73,13 +73,12 @@ def doctor(as_json: JsonOption = False) -> None:
 
 
 def _tried(names: list[str]) -> list[dict[str, Any]]:
-    from rich.console import Console
-
     from ..about.models import model_facts
+    from ..show.progress import working
 
     tried = []
-    with Console(stderr=True).status("") as status:
+    with working("building models") as status:
         for index, name in enumerate(names):
-            status.update(f"{index + 1} of {len(names)}: {name}")
+            status.update(f"building model {index + 1} of {len(names)}: {name}")
             tried.append(model_facts(name))
     return tried

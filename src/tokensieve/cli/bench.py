@@ -83,15 +83,13 @@ def bench(
     if prepack and job.where.type != "cpu":
         raise InputError("--prepack is for CPUs: leave it out, or give --device cpu.")
     import torch
-    from rich.console import Console
 
     from ..packing import prepack as pack
     from ..show.files import files_record, tell_files
-    from ..show.progress import list_failures
+    from ..show.progress import list_failures, working
     from ..show.tables import units
 
-    console = Console(stderr=True)
-    with console.status("opening the model"):
+    with working("opening the model"):
         source = None if data is None else _pictures(data)
         tell_files(source)
         opened = job.open()
@@ -102,7 +100,7 @@ def bench(
     if source is None:
         images = torch.randn(max(batches), *record["input_size"])
     else:
-        with console.status("decoding pictures"):
+        with working("decoding pictures"):
             decoded, images = _decode(source, opened, max(batches), workers or 0, seconds)
         record["decoding"] = asdict(decoded)
         record |= files_record(source, decoded.pictures, decoded.failures)
@@ -123,12 +121,12 @@ def bench(
             "agreement": data is not None and (pretrained or weights is not None),
             "seconds": seconds,
         }
-        with console.status("measuring") as status:
+        with working("measuring") as status:
             record["waterfall"] = _waterfall(opened, images, batches[0], settings, said, status.update)
     else:
         said |= {"dtype": dtype, "prepacked": prepack}
         for count in batches:
-            with console.status(f"batch {count}: measuring for {seconds:g} s"):
+            with working(f"batch {count}: measuring for {seconds:g} s"):
                 record["runs"].append(_run(opened, images[:count], seconds, memory, said))
     print_record(record, "tables.bench_view", as_json)
     list_failures(decoded.failures if decoded else ())

@@ -59,22 +59,19 @@ def correct(
         why = f"belongs to {others}" if others else f"does not belong to {place}"
         raise InputError(f"{file} is there and {why}: give another --out, or move the file away.")
     job = Job(model, recipe, weights, pretrained, proposal_weights, size, "fp32", device, threads)
-    from rich.console import Console
-
     from .. import correction
     from ..data import Preprocessing, image_set, load_batches
     from ..show.files import files_record, tell_files
-    from ..show.progress import list_failures
+    from ..show.progress import list_failures, working
 
-    console = Console(stderr=True)
     pictures = image_set(data, Preprocessing((224, 224), (0.5,) * 3, (0.5,) * 3), limit=limit)
     tell_files(pictures)
-    with console.status("opening the model"):
+    with working("opening the model"):
         dense, fast, own = opened = job.open()
         prepared = Preprocessing.named(preprocessing, dense, mean=own.mean, std=own.std, size=own.input_size)
     pictures.transform = prepared.transform()
     batches = load_batches(pictures, BATCH)
-    with console.status("reading pictures") as status:
+    with working("reading pictures") as status:
         found = correction.correct(
             dense, fast.recipe, batches, file, views=views, seed=seed, mean=own.mean, std=own.std,
             pretrained=pretrained, report=status.update,

@@ -63,15 +63,12 @@ def demo(
     places = [check_place(place, SUFFIXES) for place in out or OUT]
     own_recipe = recipe or BUNDLED.get(model, RECIPE)
     job = Job(model, own_recipe, weights, pretrained, proposal_weights, size, dtype, device, threads)
-    from rich.console import Console
-
     from ..show.demo import demo_report, run_demo
     from ..show.page import write_page, write_png
-    from ..show.progress import list_failures
+    from ..show.progress import list_failures, working
     from ..show.sheet import sheet
 
-    console = Console(stderr=True)
-    with console.status("opening the model") as status:
+    with working("opening the model") as status:
         record, sections, failures = run_demo(
             job, images or [], generated=model in BUNDLED, scenes=scenes, seed=seed, batch=batch, seconds=seconds,
             tell=status.update,

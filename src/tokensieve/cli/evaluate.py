@@ -50,18 +50,16 @@ def evaluate(
     """Measure what a recipe loses on your own pictures: accuracy where there are labels, agreement everywhere."""
     ks = None if k is None else numbers(k, "--k")
     job = Job(model, recipe, weights, pretrained, proposal_weights, size, dtype, device, threads)
-    from rich.console import Console
-
     from ..data import Preprocessing, image_set, load_batches
     from ..measure import fidelity
     from ..show.files import files_record, tell_files
-    from ..show.progress import Watched, list_failures
+    from ..show.progress import Watched, list_failures, working
     from ..show.record import compared
 
     # The data is opened first, which is soon done; how its pictures are prepared, only the model knows.
     pictures = image_set(data, Preprocessing((224, 224), (0.5,) * 3, (0.5,) * 3), classes=classes, limit=limit)
     tell_files(pictures)
-    with Console(stderr=True).status("opening the model"):
+    with working("opening the model"):
         dense, fast, own = opened = job.open()
         prepared = Preprocessing.named(preprocessing, dense, mean=own.mean, std=own.std, size=own.input_size)
         pictures.transform = prepared.transform()

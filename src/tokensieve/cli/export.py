@@ -71,19 +71,17 @@ def export(
     if kind == "onnx":
         device = "cpu"
     job = Job(model, recipe, weights, pretrained, proposal_weights, size, dtype, device, threads)
-    from rich.console import Console
-
     from ..export import OPSET, TOLERANCE, export_onnx, export_program
+    from ..show.progress import working
 
-    console = Console(stderr=True)
-    with console.status("opening the model"):
+    with working("opening the model"):
         opened = job.open()
         record = job.record(opened)
     own = opened.own
     write: Callable[..., Exported] = export_program
     if kind == "onnx":
         write = partial(export_onnx, opset=OPSET if opset is None else opset)
-    with console.status("tracing, writing and checking, which takes a minute for a large model"):
+    with working("tracing, writing and checking, which takes a minute for a large model"):
         written = write(
             opened.fast, out, own.input_size, output=output, batch=batch, mean=own.mean, std=own.std, seed=seed
         )

@@ -16,20 +16,16 @@ RecipeOption = Annotated[
 OwnRecipeOption = Annotated[
     str | None,
     typer.Option(
-        metavar="TEXT|FILE", help=f"What to read, e.g. 'papr(keep=0.8) + tome(r=8)'. Default {SAID}.", show_default=False
+        metavar="TEXT|FILE",
+        help=f"What to read, e.g. 'papr(keep=0.8) + tome(r=8)'. Default {SAID}.",
+        show_default=False,
     ),
 ]
 WeightsOption = Annotated[str | None, typer.Option(metavar="FILE", help="The model's weights, instead of a download.")]
 PretrainedOption = Annotated[
     bool, typer.Option(help="Download weights that no FILE gives, of model and proposal, or let them be random.")
 ]
-ProposalOwnRecipeOption = Annotated[
-    str | None,
-    typer.Option(
-        metavar="TEXT|FILE", help=f"What to read, e.g. 'papr(keep=0.8) + tome(r=8)'. Default {SAID}.", show_default=False
-    ),
-]
-WeightsOption = Annotated[str | None, typer.Option(metavar="FILE", help="Weights of the recipe's proposal.")]
+ProposalWeightsOption = Annotated[str | None, typer.Option(metavar="FILE", help="Weights of the recipe's proposal.")]
 SizeOption = Annotated[str | None, typer.Option(metavar="224|224x256", help="Height x width; default the model's.")]
 DtypeOption = Annotated[str, typer.Option(metavar="|".join(DTYPES), help="Precision of the model.")]
 DeviceOption = Annotated[str, typer.Option(metavar="cpu|cuda|cuda:0|auto", help="Where to run.")]

@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import json
-import sys
 from importlib import import_module
 from typing import Any
 
-
-def say(sentence: str) -> None:
-    print(f"tokensieve: {sentence}", file=sys.stderr)
+from ..show.said import say as say  # where commands find it
 
 
 def print_record(record: dict[str, Any], view: str, as_json: bool) -> None:

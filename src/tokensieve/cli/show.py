@@ -72,20 +72,17 @@ def show(
 
     places = [check_place(place, SUFFIXES) for place in out or OUT]
     job = Job(model, recipe, weights, pretrained, None, size, dtype, device, threads)
-    from rich.console import Console
-
     from ..data import load_batches
     from ..show import gallery, rivals
     from ..show.explain import class_names
     from ..show.files import files_record, tell_files
-    from ..show.progress import Watched, list_failures
+    from ..show.progress import Watched, list_failures, working
     from ..show.sheet import sheet
 
     recipes = rivals.choose(job.recipe, keeps=keeps, proposals=nets, maps=maps, files=files)
     job.recipe = next(iter(recipes.values()))
     several = bool(keeps or nets or maps)
-    console = Console(stderr=True)
-    with console.status("opening the model"):
+    with working("opening the model"):
         dense, _, own = opened = job.open()
         known = class_names(dense, classes)
         record = {**job.record(opened), "proposal_weights": files or None}
@@ -105,7 +102,7 @@ def show(
     record |= files_record(pictures, len(shown.record["pictures"]), seen.failures)
     record["out"] = [str(place) for place in places]
     report = gallery.report(record, shown, job.recipe)
-    with console.status("drawing"):
+    with working("drawing"):
         for place in places:
             if place.suffix.lower() == ".html":
                 write_page(place, report)

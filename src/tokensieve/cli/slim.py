@@ -66,21 +66,18 @@ def slim(
         with draft(place):  # says at once that nothing could be written there
             pass
     job = Job(model, "", weights, pretrained, None, size, "fp32", device, threads)
-    from rich.console import Console
-
     from .. import slimming
     from ..data import Preprocessing, image_set, load_batches
     from ..show.files import files_record, tell_files
-    from ..show.progress import list_failures
+    from ..show.progress import list_failures, working
 
-    console = Console(stderr=True)
     pictures = image_set(data, Preprocessing((224, 224), (0.5,) * 3, (0.5,) * 3), limit=limit)
     tell_files(pictures)
-    with console.status("opening the model"):
+    with working("opening the model"):
         dense, _, own = job.open()
     pictures.transform = own.transform()
     batches = load_batches(pictures, BATCH)
-    with console.status("reading pictures") as status:
+    with working("reading pictures") as status:
         found = slimming.slim(
             dense,
             batches,

@@ -83,18 +83,15 @@ def tune(
     check_folder(out)
     correction = _correction(Path(out)) if correct else None
     job = Job(model, "", weights, pretrained, None, size, dtype, device, threads)
-    from rich.console import Console
-
     from ..data import Preprocessing, image_set, load_batches
     from ..show.files import files_record, tell_files
-    from ..show.progress import Watched, list_failures
+    from ..show.progress import Counting, Watched, list_failures, working
     from ..tuning import budget, tune
 
     budget(macs, time, loss)
     pictures = image_set(data, Preprocessing((224, 224), (0.5,) * 3, (0.5,) * 3), classes=classes, limit=limit)
     tell_files(pictures)
-    console = Console(stderr=True)
-    with console.status("opening the model"):
+    with working("opening the model"):
         dense, _, own = job.open()
         prepared = Preprocessing.named(preprocessing, dense, mean=own.mean, std=own.std, size=own.input_size)
         pictures.transform = prepared.transform()
@@ -113,7 +110,12 @@ def tune(
                 yield one.images
 
     seen = (Watched if labelled else Unlabelled)(load_batches(pictures, batch, workers))
-    with _bar(console) as report:
+    with Counting("recipes tried") as counting:
+
+        def report(now: Progress) -> None:
+            loss = "" if now.loss is None else f", best {now.loss:.4f}"
+            counting.update(now.trials, now.of, f"{now.ratio:.2f}x {now.family}{loss}")
+
         front = tune(
             dense,
             seen,
@@ -129,6 +131,8 @@ def tune(
             seed=seed,
             correction=correction,
             report=report,
+            tell=counting.say,
+            keep=lambda found: found.save(out),
             mean=own.mean,
             std=own.std,
             pretrained=pretrained,
@@ -175,28 +179,3 @@ def _proposals(names: list[str] | None, files: list[str] | None) -> dict[str, st
 
 def _classes(dense: Any) -> int | None:
     return getattr(dense, "num_classes", None)
-
-
-class _bar:
-    """Progress over trials where stderr is a terminal."""
-
-    def __init__(self, console: Any) -> None:
-        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-        columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
-        self.progress = Progress(*columns, console=console, transient=True, disable=not console.is_terminal)
-
-    def __enter__(self) -> Any:
-        self.task: Any = None
-        return self.tell
-
-    def tell(self, now: Progress) -> None:
-        if self.task is None:  # only now: the bar of the pictures that are read comes before
-            self.progress.start()
-            self.task = self.progress.add_task("")
-        loss = "" if now.loss is None else f", best {now.loss:.4f}"
-        described = f"{now.ratio:.2f}x {now.family}{loss}"
-        self.progress.update(self.task, completed=now.trials, total=now.of, description=described)
-
-    def __exit__(self, *_: object) -> None:
-        self.progress.stop()

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from ..files import draft, make_folder, same_file
+from ..measure.intervals import Interval, percent_interval
 from ..methods.corrected import CORRECTION
 from ..recipe import Recipe, recipes_with
 from .arms import Failed
@@ -27,6 +28,13 @@ class Measured:
     ratio: float
     low: float
     high: float
+    batch: int
+    attempts: int
+    """How often it was measured before the machine was quiet, or this was given up."""
+    others: float | None
+    """Cores that other processes kept busy meanwhile; None where the system does not tell."""
+    busy: str
+    """Why the figure is not to be relied on; empty where the machine was quiet."""
 
 
 @dataclass(frozen=True)
@@ -80,11 +88,16 @@ class Point:
 
 def asdict_flat(point: Point) -> dict[str, Any]:
     """A point's fields as plain JSON, the recipe left to its own writers."""
-    return {
-        name: asdict(value) if isinstance(value, Figures | Measured) else value
-        for name, value in vars(point).items()
-        if name != "recipe"
-    }
+    plain: dict[str, Any] = {name: value for name, value in vars(point).items() if name != "recipe"}
+    for name, value in plain.items():
+        if isinstance(value, Measured):
+            plain[name] = asdict(value)
+        elif isinstance(value, Figures):
+            ends = percent_interval(value.agreement, value.images)
+            plain[name] = {**asdict(value)} | {
+                f"agreement_{end}": ends and getattr(ends, end) for end in Interval._fields
+            }
+    return plain
 
 
 @dataclass(frozen=True)
@@ -172,7 +185,14 @@ class Front:
     def found(self) -> str:
         """In plain words: what was found, and whether a proposal paid."""
         return " ".join(
-            [self._recommended(), *self._correction(), *self._against_singles(), *self._proposal(), *self._warnings()]
+            [
+                self._recommended(),
+                *self._correction(),
+                *self._measured(),
+                *self._against_singles(),
+                *self._proposal(),
+                *self._warnings(),
+            ]
         )
 
     def save(self, folder: str | os.PathLike[str]) -> Path:
@@ -209,11 +229,27 @@ class Front:
             lost += f" on the search images and {best.heldout.loss:.3g} on the held-out ones"
         same = ""
         if best.heldout is not None and best.heldout.agreement is not None:
-            same = f", and {best.heldout.agreement:.1f}% of the held-out ones keep their class"
+            same = f", and {_keep_class(best.heldout)} of the held-out ones keep their class"
         elif best.search.agreement is not None:
-            same = f", and {best.search.agreement:.1f}% keep their class"
-        measured = "" if best.speed is None else f", measured {best.speed.ratio:.2f}x the dense speed"
-        return f"{best.title}: {best.ratio:.2f}x fewer MACs{measured}, at a {self.unit} of {lost}{same}."
+            same = f", and {_keep_class(best.search)} keep their class"
+        return f"{best.title}: {best.ratio:.2f}x fewer MACs, at a {self.unit} of {lost}{same}."
+
+    def _measured(self) -> list[str]:
+        """What the recommended recipe brings in time, and how far that can be trusted."""
+        point = self.recommended
+        if point.speed is None:
+            return ["Its speed was not measured."]
+        speed = point.speed
+        said = (
+            f"Measured here at batch {speed.batch}: {speed.ratio:.2f}x the dense speed "
+            f"[{speed.low:.2f}-{speed.high:.2f}], where it has {point.ratio:.2f}x fewer MACs."
+        )
+        again = f", after measuring {speed.attempts} times" if speed.attempts > 1 else ""
+        state = f"The machine was quiet meanwhile{again}."
+        if speed.busy:
+            state = f"The machine was busy meanwhile{again}, so do not rely on it: {speed.busy}."
+        hint = [] if "time" in self.wanted else ["To search for a speed instead of MACs: --time X, in Python time=X."]
+        return [said, state, *hint]
 
     def _correction(self) -> list[str]:
         point, best = self.corrected, self.best
@@ -221,7 +257,7 @@ class Front:
             return []
         if point.heldout is None or best.heldout is None:
             return [f"Corrected: a {self.unit} of {point.search.loss:.3g} on images that it was not fitted on."]
-        same = "" if point.heldout.agreement is None else f", {point.heldout.agreement:.1f}% keep their class"
+        same = "" if point.heldout.agreement is None else f", {_keep_class(point.heldout)} keep their class"
         said = f"Corrected: a {self.unit} of {point.heldout.loss:.3g} on the held-out ones{same}"
         return [f"{said}." if self.recommended is point else f"{said}, which is no better, so best.json goes without."]
 
@@ -258,11 +294,23 @@ class Front:
             said.append("The loss on held-out images is much larger: search on more images.")
         if self.stopped:
             said.append(f"The search was ended early ({self.stopped}) after {self.trials} trials.")
-        said += [f"{name} was left out: {reason.rstrip('.')}." for name, reason in self.left_out.items()]
+        said += [left_out(name, reason) for name, reason in self.left_out.items()]
         return said
 
     def _beside(self) -> list[Point]:
         return [point for point in self.points if point.budget == self.best.budget]
+
+
+def left_out(name: str, reason: str) -> str:
+    """The sentence on what could not take part."""
+    return f"{name} was left out: {reason.rstrip('.')}."
+
+
+def _keep_class(figures: Figures) -> str:
+    """The share of images that keep their class, with its interval."""
+    interval = percent_interval(figures.agreement, figures.images)
+    assert interval is not None
+    return f"{figures.agreement:.1f}% [{interval.low:.1f}-{interval.high:.1f}]"
 
 
 def mark_dominated(points: list[Point]) -> list[Point]:

@@ -62,8 +62,11 @@ class Search:
     storage: optuna.storages.BaseStorage
     seed: int
     report: Callable[[Progress], None]
+    tell: Callable[[str], object] = lambda _: None
+    """Hears a sentence when a round of a budget is over."""
     arms: dict[float, list[Arm]] = field(default_factory=dict)
     expected: int = 0
+    begun: float = field(default_factory=monotonic)
 
     def at(self, ratio: float, trials: int, near: float | None = None) -> None:
         """Search a budget: every family is begun, then the trials go to ever fewer of those that have knobs.
@@ -81,6 +84,7 @@ class Search:
             arm = Arm(ratio, family, self.fit(ratio), self.judge, study, self.seed, self._tell, beside)
             arms.append(arm)
             arm.start()
+        self._round(ratio, f"{len(arms)} families begun")
         left = [arm for arm in arms if arm.family.searched and arm.alive]
         rounds = ceil(log2(len(left))) + 1 if left else 0
         shared = dict.fromkeys(map(id, left), 0)
@@ -88,6 +92,7 @@ class Search:
             for arm in left:
                 shared[id(arm)] += trials // rounds // len(left)
                 arm.run(arm.starts + shared[id(arm)])
+            self._round(ratio, f"round {turn + 1} of {rounds}")
             if turn < rounds - 1:
                 left.sort(key=lambda arm: arm.best(arm.starts + shared[id(arm)]).figures.loss)  # type: ignore[union-attr]
                 left = left[: ceil(len(left) / 2)]
@@ -120,6 +125,18 @@ class Search:
     def _tell(self, arm: Arm) -> None:
         total = max(self.expected, self.trials)
         self.report(Progress(self.trials, total, arm.ratio, arm.family.title, self.best(arm.ratio)))
+
+    def _round(self, ratio: float, what: str) -> None:
+        found = [(tried.figures.loss, arm) for arm in self.arms[ratio] if (tried := arm.best()) is not None]
+        best = ""
+        if found:
+            loss, arm = min(found, key=lambda each: each[0])
+            best = f", best loss {loss:.4f} by {arm.family.title}"
+        minutes = (monotonic() - self.begun) / 60
+        self.tell(
+            f"{ratio:.2f}x, {what}{best}; {self.trials} of {max(self.expected, self.trials)} recipes tried, "
+            f"{minutes:.0f} min"
+        )
 
 
 def ladder(wanted: float) -> list[float]:

@@ -10,7 +10,7 @@ from pathlib import PurePath
 from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
-from rich.console import Console, Group, RenderableType
+from rich.console import Group, RenderableType
 from rich.text import Text
 from torch import Tensor
 from torch.utils.data import Dataset
@@ -22,7 +22,7 @@ from ..methods import PaPr
 from .compare import compare_plot, compare_section, compare_table, grid_section, grid_table, map_costs, spoken
 from .explain import explain, percent
 from .page import Fact, Report, Section
-from .progress import Watched
+from .progress import Watched, working
 from .rivals import Rivals, asks_proposal, ranking
 from .tables import giga, header, new_table, short
 
@@ -132,7 +132,7 @@ def compared(rivals: Rivals, own: Preprocessing, batches: Watched, names: Mappin
     """Each picture under every map, and a table and a chart of what each map is worth and costs."""
     if batches.first is None:
         raise nothing_read(batches)
-    with Console(stderr=True).status("measuring what each map costs"):
+    with working("measuring what each map costs"):
         costs = map_costs(rivals.fasts, rivals.dense, batches.first.images[0])
     sections, pictures = _each(partial(compare_section, costs=costs), rivals, own, batches, names)
     table, entries = compare_table(rivals, costs)

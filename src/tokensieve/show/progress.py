@@ -4,19 +4,84 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator, Sequence, Sized
+from contextlib import contextmanager
 from itertools import chain
+from typing import Protocol
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.status import Status
+from rich.text import Text
 
 from ..data import Batch, Batches, Failure
+from .said import Ticking, say
 
 SHOWN = 5
 """Failures named one by one."""
 
 
+class Work(Protocol):
+    """Work that goes on."""
+
+    def update(self, doing: str) -> object:
+        """Say otherwise what is being done."""
+
+
+@contextmanager
+def working(doing: str) -> Iterator[Work]:
+    """Show what is being done: a turning sign where stderr is a terminal, elsewhere a line now and then."""
+    console = Console(stderr=True)
+    with _Turning(doing, console=console) if console.is_terminal else Ticking(doing) as work:
+        yield work
+
+
+class _Turning(Status):
+    def update(self, doing: str) -> None:  # type: ignore[override]
+        super().update(Text(doing))
+
+
+class Counting:
+    """Progress over a number of things: a bar where stderr is a terminal, elsewhere a line now and then.
+
+    Nothing is shown before the first `update`, so that what comes before may show its own.
+    """
+
+    def __init__(self, what: str) -> None:
+        self.what, console = what, Console(stderr=True)
+        columns = TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn()
+        self._bar = Progress(*columns, TimeRemainingColumn(), console=console, transient=True)
+        self._task = self._bar.add_task(what, total=None)
+        self._shown: Progress | Ticking = self._bar if console.is_terminal else Ticking(what)
+        self._begun = False
+
+    def update(self, done: int, total: int | None, note: str = "") -> None:
+        """So many are done of so many."""
+        if not self._begun:
+            self._shown.__enter__()
+        self._begun = True
+        if isinstance(self._shown, Ticking):
+            of = "" if total is None else f" of {total}"
+            self._shown.update(f"{done}{of} {self.what}" + (note and f", {note}"))
+        else:
+            self._bar.update(self._task, completed=done, total=total, description=note or self.what)
+
+    def say(self, sentence: str) -> None:
+        """A line that stays."""
+        if isinstance(self._shown, Ticking):
+            say(sentence)
+        else:
+            self._bar.console.print(f"tokensieve: {sentence}", markup=False, highlight=False)
+
+    def __enter__(self) -> Counting:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._begun:
+            self._shown.__exit__(None, None, None)
+
+
 class Watched:
-    """Batches with a progress bar where stderr is a terminal. Can be read once.
+    """Batches with their progress on stderr. Can be read once.
 
     The first batch is read at once, because it shows whether there are labels, where the set does not know.
     """
@@ -38,14 +103,13 @@ class Watched:
     def __iter__(self) -> Iterator[Batch]:
         if self.first is None:
             return
-        console = Console(stderr=True)
-        columns = TextColumn("images"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
-        with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
-            dataset = self.batches.dataset
-            task = progress.add_task("", total=len(dataset) if isinstance(dataset, Sized) else None)
+        dataset, done = self.batches.dataset, 0
+        total = len(dataset) if isinstance(dataset, Sized) else None
+        with Counting("pictures read") as counting:
             for batch in chain([self.first], self.rest):
                 yield batch
-                progress.update(task, advance=len(batch.images))
+                done += len(batch.images)
+                counting.update(done, total)
 
 
 def list_failures(failures: Sequence[Failure]) -> None:
