@@ -109,7 +109,7 @@ class Job:
             "proposal_weights": self.proposal_weights,
             "pretrained": self.pretrained,
             "dtype": self.dtype,
-            "recipe_is_default": self.recipe_text is None,
+            "recipe_is_default": self.undecided,
             "recipe_json": json.loads(opened.fast.recipe.to_json()),
             **describe(opened.fast, opened.dense, opened.own.input_size),
         }

@@ -124,6 +124,8 @@ def tune(
     if correction is not None:
         correction = check_place(correction, (".safetensors",), new_folder=True)
     made = None if correction is None else correction.parent
+    if storage is not None:
+        check_place(storage, new_folder=Path(storage).parent == made)  # before anything slow begins
     optuna = _optuna()
     from .search.ladder import Clock, OutOfTime, Search, climb, towards
 

@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import json
+import re
+import signal
+import subprocess
+import sys
 
 import pytest
 import timm
 from safetensors.torch import save_file
 
+import tokensieve.search.judge as judge
 import tokensieve.tuning as tuning
 from tests.pictures import two_classes
-from tokensieve import Corrected, Recipe
+from tokensieve import Corrected, InputError, Recipe
 from tokensieve.measure.speed import interleaved
 
 MODEL = ["--model", "test_vit", "--no-pretrained", "--threads", 1, "--batch", 8]
@@ -78,7 +83,6 @@ def test_labels_tell_accuracy(run, pictures, there):
         (["--macs", 1.3, "--out", "nowhere/found"], "nowhere"),
         (["--macs", 1.3, "--out", "file"], "file is a file: give the name of a folder"),
         (["--macs", 1.3, "--no-correct", "--out", "file"], "file is a file: give the name of a folder"),
-        ([*QUICK, "--macs", 500], "No recipe could be judged"),
         (["--macs", 1.3, "--storage", "nowhere/trials.db", *QUICK], "there is no folder nowhere"),
     ],
 )
@@ -86,6 +90,55 @@ def test_one_sentence_for_what_cannot_be_done_and_nothing_is_written(refused, pi
     (there / "file").write_text("mine")
     assert sentence in refused("tune", "--data", pictures, *MODEL, *arguments)
     assert [path.read_text() for path in there.iterdir()] == ["mine"]
+
+
+def test_a_search_that_finds_nothing_writes_nothing(run, pictures, there):
+    result = run("tune", "--data", pictures, *MODEL, *QUICK, "--macs", 500)
+    assert (result.code, result.out) == (2, "")
+    assert "No recipe could be judged" in result.err.splitlines()[-1]
+    assert not list(there.iterdir())
+
+
+def test_a_file_gets_a_line_a_round_and_what_is_left_out_at_once(run, pictures, there, monkeypatch):
+    def unreachable(*arguments, **settings):
+        raise InputError("The pretrained weights of resnet18 could not be had.")
+
+    monkeypatch.setattr(judge.Judge, "map_of", unreachable)
+    families = ["--family", "tome", "--family", "scheduled-guarded", "--trials", 8]
+    result = run("tune", "--data", pictures, *MODEL, *families, "--proposal", "resnet18", "--macs", 1.3)
+    assert result.code == 0, result.err
+    lines = result.err.splitlines()
+    left_out = lines.index("tokensieve: resnet18 was left out: The pretrained weights of resnet18 could not be had.")
+    rounds = [line for line in lines if "recipes tried" in line]
+    assert left_out < lines.index(rounds[0])
+    assert rounds[0].startswith("tokensieve: 1.30x, 2 families begun, best loss ")
+    assert len({line.split(",")[0] for line in rounds}) == 5, "every budget has its lines"
+    assert lines.index(rounds[-1]) < lines.index("tokensieve: Measuring how fast it is.")
+    assert max(map(len, lines)) < 200
+
+
+def test_what_was_measured_is_said_at_the_end(run, pictures, there):
+    out = " ".join(run("tune", "--data", pictures, *MODEL, *QUICK, "--macs", 1.3).out.split())
+    assert re.search(
+        r"Measured here at batch \d+: \d\.\d\dx the dense speed \[.*\], where it has 1\.3\dx fewer MACs", out
+    )
+    assert "The machine was " in out
+    assert "--time X" in out
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_ends_the_search_and_keeps_what_was_found(pictures, there, number):
+    arguments = ["--data", pictures, *MODEL, "--proposal", "none", "--family", "scheduled-guarded", "--macs", 1.3]
+    command = [sys.executable, "-m", "tokensieve.cli", "tune", *map(str, arguments), "--trials", "100000"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        for line in process.stderr:
+            if "families begun" in line:
+                break
+        process.send_signal(number)
+        out, err = process.communicate(timeout=120)
+    assert process.returncode == 0, err
+    assert "ended early (interrupted)" in " ".join(out.split())
+    assert Recipe.load(there / "tokensieve-tune" / "best.json").methods
 
 
 def test_the_correction_of_an_earlier_run_goes_where_there_is_none(run, refused, pictures, there):

@@ -5,6 +5,10 @@ torch, timm and rich are imported inside the commands, so that --help answers at
 
 from __future__ import annotations
 
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
+from threading import current_thread, main_thread
 from typing import Annotated
 
 import typer
@@ -69,12 +73,38 @@ def _sentence(error: Exception) -> str | None:
     return None
 
 
+@contextmanager
+def _terminable() -> Iterator[list[int]]:
+    """SIGTERM ends a command as Ctrl-C does, so that the work so far is kept; gives the list of those that came."""
+    came: list[int] = []
+
+    def end(number: int, _frame: object) -> None:
+        came.append(number)
+        raise KeyboardInterrupt
+
+    if current_thread() is not main_thread():  # only there a signal can be handled
+        yield came
+        return
+    before = signal.signal(signal.SIGTERM, end)
+    try:
+        yield came
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
 def main() -> int:
-    """Run the command line. Exit code 2, and one line on stderr, for whatever the user can mend."""
+    """Run the command line. Exit code 2, and one line on stderr, for whatever the user can mend; 130 after Ctrl-C and
+    143 after SIGTERM where nothing was there to be kept."""
+    with _terminable() as came:
+        return _run(came)
+
+
+def _run(came: list[int]) -> int:
     try:
         status = app(prog_name="tokensieve", standalone_mode=False)
-    except typer.Abort:
-        return 130
+    except (typer.Abort, KeyboardInterrupt):
+        say("ended by SIGTERM." if came else "ended by Ctrl-C.")
+        return 128 + signal.SIGTERM if came else 130
     except Exception as error:
         sentence = _sentence(error)
         if sentence is None:

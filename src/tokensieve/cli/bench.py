@@ -33,6 +33,8 @@ if TYPE_CHECKING:  # heavy imports wait until the command runs, so that --help a
 
 DECODED = 8
 """Pictures that a worker prepares at a time: few, so that the rate is known soon."""
+COMPARED = 100
+"""Pictures of --data on which the loss is measured, at most."""
 
 
 def bench(
@@ -69,7 +71,7 @@ def bench(
 ) -> None:
     """Measure how much faster a model gets, beside the dense model in the same process, and say why not more.
 
-    Weights are random unless asked for: speed does not depend on them.
+    Weights are random unless asked for: speed does not depend on them. With weights and --data it also tells the loss.
     """
     batches = numbers(batch, "--batch")
     if waterfall:
@@ -93,19 +95,24 @@ def bench(
         source = None if data is None else _pictures(data)
         tell_files(source)
         opened = job.open()
-        record = {**job.record(opened), "prepacked": prepack, "data": data, "decoding": None}
+        record = {**job.record(opened), "prepacked": prepack, "data": data, "decoding": None, "loss": None}
         if prepack and not waterfall:
             opened = job.sieve(pack(opened.dense), opened.own)
     decoded = None
     if source is None:
         images = torch.randn(max(batches), *record["input_size"])
     else:
-        with working("decoding pictures"):
-            decoded, images = _decode(source, opened, max(batches), workers or 0, seconds)
+        known = not waterfall and (pretrained or weights is not None)
+        with working("decoding pictures") as work:
+            keep = max(*batches, COMPARED) if known else max(batches)
+            decoded, images = _decode(source, opened, keep, workers or 0, seconds)
+            if known:
+                work.update("comparing answers")
+                record["loss"] = _loss(opened, images[: min(COMPARED, decoded.pictures)])
         record["decoding"] = asdict(decoded)
         record |= files_record(source, decoded.pictures, decoded.failures)
     record |= {"runs": [], "waterfall": None}
-    images = images.to(job.where, job.precision)
+    images = images[: max(batches)].to(job.where, job.precision)
     said = {
         "macs_ratio": record["macs"]["ratio"],
         "host_macs_ratio": record["macs"]["ratio_without_proposal"],
@@ -152,6 +159,14 @@ def _run(opened: Opened, images: Tensor, seconds: float, memory: bool, said: dic
         "attention": kernels,
         "verdict": verdict(result, **said, attention=kernels),
     }
+
+
+def _loss(opened: Opened, images: Tensor) -> dict[str, Any]:
+    """How far the sieved model's answers to some pictures are from the dense one's."""
+    from ..measure import fidelity
+    from ..show.record import compared
+
+    return compared(fidelity(opened.fast, opened.dense, list(images.split(DECODED))))
 
 
 def _waterfall(

@@ -6,6 +6,7 @@ from typing import Annotated
 
 import typer
 
+from ..default import SAID
 from ..job import Job
 from .options import (
     DeviceOption,
@@ -23,7 +24,7 @@ BUNDLED = {
     "nano_convnext": "papr(keep=0.5, proposal=nano_convnet)",
 }
 """Bundled hosts, and what shows them."""
-FIRST, RECIPE = "nano_vit", "papr(keep=0.5)"
+FIRST = "nano_vit"
 OUT = ("tokensieve-demo.png", "tokensieve-demo.html")
 
 
@@ -33,7 +34,7 @@ def demo(
         str, typer.Option(metavar="NAME", help="A ViT, ConvNeXt or Swin; its weights are downloaded.")
     ] = FIRST,
     recipe: Annotated[
-        str | None, typer.Option(metavar="TEXT|FILE", help=f"Default {BUNDLED[FIRST]}; {RECIPE} for models of yours.")
+        str | None, typer.Option(metavar="TEXT|FILE", help=f"Default {BUNDLED[FIRST]}; for other models {SAID}.")
     ] = None,
     weights: WeightsOption = None,
     pretrained: Annotated[
@@ -61,7 +62,7 @@ def demo(
     from ..show.page import SUFFIXES
 
     places = [check_place(place, SUFFIXES) for place in out or OUT]
-    own_recipe = recipe or BUNDLED.get(model, RECIPE)
+    own_recipe = BUNDLED.get(model) if recipe is None else recipe
     job = Job(model, own_recipe, weights, pretrained, proposal_weights, size, dtype, device, threads)
     from ..show.demo import demo_report, run_demo
     from ..show.page import write_page, write_png

@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 
+from ..default import RANKED
 from ..errors import InputError
 from ..job import Job
 from .options import (
@@ -71,6 +72,8 @@ def show(
     from ..show.page import SUFFIXES, write_page, write_png
 
     places = [check_place(place, SUFFIXES) for place in out or OUT]
+    if recipe is None and (keeps or nets or maps or files):
+        recipe = RANKED  # they vary what ranks the patches
     job = Job(model, recipe, weights, pretrained, None, size, dtype, device, threads)
     from ..data import load_batches
     from ..show import gallery, rivals
@@ -84,6 +87,8 @@ def show(
     several = bool(keeps or nets or maps)
     with working("opening the model"):
         dense, _, own = opened = job.open()
+        if job.undecided:
+            recipes = {"": job.recipe}
         known = class_names(dense, classes)
         record = {**job.record(opened), "proposal_weights": files or None}
         record["random"] = gallery.random_parts(job, recipes.values())

@@ -17,6 +17,7 @@ from ..data import Batch, Failure, load_batches, photograph_set, scene_set
 from ..errors import SieveError
 from ..measure import SlicingLimit, fidelity, macs
 from ..measure.budget import merge_to
+from ..measure.intervals import SHARES
 from ..measure.outputs import nothing_read
 from ..measure.speed import interleaved, summarise
 from ..methods import PaPr
@@ -28,8 +29,9 @@ from .files import files_record, tell_files
 from .gallery import Pictures
 from .page import Fact, Panel, Report, Section, Table
 from .pictures import groups, heat, kept, photo
+from .record import compared
 from .rivals import CONTROLS, Rivals, open_rivals, varied
-from .tables import giga, header, new_table, units
+from .tables import between, brief, giga, header, new_table, units
 
 if TYPE_CHECKING:
     from ..job import Job
@@ -39,6 +41,13 @@ SHOWN, MOST = 5, 12
 """Scenes that are drawn; photographs that are read."""
 RANDOM, RANDOM_PIXELS, MERGING = "random patches", "random pixels", "merging alone"
 RIVALS = (RANDOM, RANDOM_PIXELS, MERGING)
+SIDES = {
+    "right": "sieved",
+    "right_low": "sieved_low",
+    "right_high": "sieved_high",
+    "dense_right": "dense",
+}
+"""Figures of a row -> of `record.compared`."""
 
 
 def run_demo(
@@ -114,7 +123,8 @@ def measure_all(
 ) -> list[Record]:
     """A row for each recipe: answers on `batches`, speed on `images` (B, 3, H, W) with all models interleaved.
 
-    `right` and `dense_right` are percentages, None where a picture has no label.
+    `right` and `dense_right` are percentages, None where a picture has no label; `same` counts the answers that are the
+    dense model's, None for embeddings.
     """
     k = 1 if all(bool((batch.labels >= 0).all()) for batch in batches) else None
     told = {label: fidelity(fast, dense, batches, k=k) for label, fast in fasts.items()}
@@ -129,15 +139,14 @@ def measure_all(
         speed = summarise(
             {"dense": times["dense"], "sieved": times[label], "limit": times[f"{label}, limit"]}, len(images)
         )
-        total, scored = macs(fast, size), told[label]
+        total, scored = macs(fast, size), compared(told[label])
         rows.append(
             {
                 "label": label,
                 "recipe": str(fast.recipe),
-                "right": scored.accuracy and scored.accuracy.top[1],
-                "dense_right": scored.dense_accuracy and scored.dense_accuracy.top[1],
-                "agreement": scored.agreement,
-                "cosine": scored.cosine,
+                **{name: scored[name] for name in ("agreement", "agreement_low", "agreement_high", "cosine")},
+                "same": None if scored["agreement"] is None else round(scored["agreement"] * scored["images"] / 100),
+                **{name: scored[side] and scored[side]["top1"] for name, side in SIDES.items()},
                 "macs": total,
                 "macs_ratio": whole / total,
                 "ratio": speed.ratio,
@@ -194,22 +203,26 @@ def demo_report(record: Record, sections: Sequence[Section]) -> Report:
         Fact(f"{ours['ratio']:.2f}x", f"faster, measured; slicing alone gives {ours['limit']:.2f}x"),
     ]
     if ours["right"] is not None:
-        facts.append(Fact(f"{ours['right']:.1f} %", f"right answers; the dense model {ours['dense_right']:.1f} %"))
+        ends = between(ours["right_low"], ours["right_high"])
+        said = f"right answers {ends}; the dense model {ours['dense_right']:.1f} %"
+        facts.append(Fact(f"{ours['right']:.1f} %", said))
         facts += [
             Fact(f"{row['right']:.1f} %", f"right answers with {row['label']}", alert=True)
             for row in others
             if row["label"] in (RANDOM, RANDOM_PIXELS)
         ]
     elif ours["agreement"] is not None:
-        facts.append(Fact(f"{ours['agreement']:.0f} %", "answers as the dense model's"))
+        ends = between(ours["agreement_low"], ours["agreement_high"])
+        facts.append(
+            Fact(f"{ours['same']} of {record['pictures']}", f"answers as the dense model's, in percent {ends}")
+        )
     head, rows = _cells(record)
-    caption = f"{record['pictures']} pictures; speed at batch {record['batch']}, all models in turn in one process."
+    caption = f"{record['pictures']} pictures; speed at batch {record['batch']}, all models in turn in one process. "
+    caption += f"In brackets: of shares {SHARES}'s 95 % interval, of speed the 10th and 90th percentile of the rounds."
     table = Table(head, tuple(map(tuple, rows)), caption)
-    lead = f"{record['model']} under {record['recipe']}"
-    if ours["agreement"] is not None and ours["agreement"] < 90:
-        lead += ", beside the dense model."
-    else:
-        lead += f": it reads the {units(record)} that matter, and the answers stay."
+    lead = f"{record['model']} under {brief(record['recipe']) or 'the empty recipe'}, beside the dense model."
+    if ours["same"] is not None:
+        lead += f" {ours['same']} of {record['pictures']} answers are the dense model's."
     machine = f"{record['machine']}, {record['threads']} threads, {record['dtype']}"
     sections = [Section("Beside the dense model", table=table), *sections]
     return Report(
@@ -247,10 +260,10 @@ def _cells(record: Record) -> tuple[tuple[str, ...], list[list[str]]]:
     first = ["dense", *([f"{rows[0]['dense_right']:.1f}%"] if scored else []), "", giga(record["macs"]["dense"])]
     cells = [[*first, "", "", ""]]
     for row in rows:
-        same = f"{row['agreement']:.1f}%" if agreeing else f"{row['cosine']:.3f}"
+        same = f"{row['same']} of {record['pictures']}" if agreeing else f"{row['cosine']:.3f}"
         cells.append(
             [
-                row["label"],
+                brief(row["label"]),
                 *([f"{row['right']:.1f}%"] if scored else []),
                 same,
                 giga(row["macs"]),

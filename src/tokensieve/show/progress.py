@@ -23,7 +23,7 @@ SHOWN = 5
 class Work(Protocol):
     """Work that goes on."""
 
-    def update(self, doing: str) -> object:
+    def update(self, doing: str) -> None:
         """Say otherwise what is being done."""
 
 

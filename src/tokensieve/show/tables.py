@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Iterator, Sequence
+from pathlib import PurePath
 from typing import Any
 
 from rich import box
@@ -10,6 +12,7 @@ from rich.console import Console, Group, JustifyMethod, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from ..default import SAID
 from ..measure.intervals import DIFFERENCES, SHARES
 from .files import files_line
 
@@ -53,7 +56,20 @@ def _runs_view(record: Record) -> RenderableType:
         f"Limit: the host on as many {units(record)}, with selection and proposal for free."
     )
     said = _verdicts((f"batch {run['batch']}", run["verdict"]) for run in record["runs"])
-    return Group(header(record), *tables, Text(legend, style="dim"), "", said)
+    return Group(header(record), *tables, Text(legend, style="dim"), "", said, "", *_loss(record))
+
+
+def _loss(record: Record) -> list[RenderableType]:
+    """What the recipe loses, or how that is found out."""
+    if record["loss"] is not None:
+        told = Text.assemble(("loss ", "bold"), f"on {record['loss']['images']} pictures: {lost(record['loss'])}")
+        return [told, Text(INTERVALS, style="dim")]
+    missing = [
+        *(["weights (--pretrained or --weights FILE)"] if not (record["pretrained"] or record["weights"]) else []),
+        *(["pictures (--data FOLDER)"] if record["data"] is None else []),
+    ]
+    how = f"give {' and '.join(missing)}, or see tokensieve eval"
+    return [Text.assemble(("loss ", "bold"), f"not measured: {how}.")]
 
 
 def _waterfall_view(record: Record) -> RenderableType:
@@ -132,13 +148,10 @@ def eval_view(record: Record) -> RenderableType:
     ]
     table.add_row("change", *changes, f"{record['macs']['ratio']:.2f}x fewer", style="dim")
     said = Text.assemble(("sieved against dense: ", "bold"), lost(record))
-    return Group(header(record), "", table, "", said, Text(INTERVALS, style="dim"))
+    return Group(header(record), "", table, "", said, Text(f"{INTERVALS} Change: percentage points.", style="dim"))
 
 
-INTERVALS = (
-    f"In brackets: 95 % intervals, of shares {SHARES}'s, of changes and means by {DIFFERENCES} over the images. "
-    "Change: percentage points."
-)
+INTERVALS = f"In brackets: 95 % intervals, of shares {SHARES}'s, of changes and means by {DIFFERENCES} over the images."
 
 
 def lost(record: Record) -> str:
@@ -173,6 +186,8 @@ def header(record: Record) -> RenderableType:
     kind = "weights from file" if record["weights"] else "pretrained" if record["pretrained"] else "random weights"
     grid.add_row("model", Text(f"{record['model']}, {height} x {width}, {kind}", style="bold"))
     grid.add_row("recipe", Text(short_recipe(record["recipe"]) or "(empty)", style="bold"))
+    if record.get("recipe_is_default"):
+        grid.add_row("", Text(f"the default: {SAID}; --recipe gives another", style="dim"))
     threads = record["threads"]
     packed = ", weights packed once" if record.get("prepacked") and not record.get("waterfall") else ""
     grid.add_row(
@@ -268,6 +283,14 @@ def giga(macs: float) -> str:
 def short(value: float) -> str:
     """Three significant digits at least, without an exponent."""
     return f"{value:.0f}" if value >= 100 else f"{value:#.3g}"
+
+
+def brief(recipe: str, most: int = 100) -> str:
+    """Recipe text for a page or a cell: files by their names, and what is long by its methods alone."""
+    named = re.sub(r"(weights=)(['\"])(.*?)\2", lambda found: found[1] + PurePath(found[3]).name, recipe)
+    if len(named) <= most:
+        return named
+    return " + ".join(part.partition("(")[0] for part in re.split(r"(?<=\))\s\+\s", named))
 
 
 def short_recipe(text: str, most: int = 400) -> str:

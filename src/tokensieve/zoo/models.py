@@ -14,6 +14,7 @@ from safetensors.torch import load_file
 from torch import nn
 
 from ..errors import InputError, RecipeError, nearest
+from .hub import one_sentence_of_retries
 from .nano import BUNDLED, bundled_weights
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
@@ -54,12 +55,13 @@ def create(
     if not from_timm and name not in BUNDLED and name not in torchvision.models.list_models():
         raise RecipeError(f"Neither timm nor torchvision knows a model {name!r}{nearest(name, _names())}.")
     try:
-        if name in BUNDLED:
-            model = BUNDLED[name](**(args or {}))
-        elif from_timm:
-            model = timm.create_model(name, pretrained=download, **(args or {}))
-        else:
-            model = torchvision.models.get_model(name, **_torchvision_weights(name, download), **(args or {}))
+        with one_sentence_of_retries():
+            if name in BUNDLED:
+                model = BUNDLED[name](**(args or {}))
+            elif from_timm:
+                model = timm.create_model(name, pretrained=download, **(args or {}))
+            else:
+                model = torchvision.models.get_model(name, **_torchvision_weights(name, download), **(args or {}))
     except TypeError as error:
         raise RecipeError(f"{name} cannot be created with the arguments {dict(args or {})}: {error}.") from error
     except Exception as error:
