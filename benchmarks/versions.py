@@ -1,7 +1,7 @@
 """The same numbers under every version -> results/versions.csv; what runs between the oldest and the newest.
 
-    python benchmarks/versions.py                                  # MACs of ten hosts and recipes, under what is installed
-    python benchmarks/versions.py --with timm==1.0.18              # -> results/versions_between.csv: the tests of hosts
+    python benchmarks/versions.py                               # MACs of ten hosts and recipes, under what is installed
+    python benchmarks/versions.py --with timm==1.0.18           # -> results/versions_between.csv: the tests of hosts
     python benchmarks/versions.py --with transformers==5.14.1
 
 Rows of other versions stay. Run it under each environment that is to be compared (`make test-lowest` leaves one in

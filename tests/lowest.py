@@ -22,7 +22,10 @@ def lowest(pyproject: Path = PYPROJECT) -> list[str]:
         SystemExit: a dependency without a floor, of which nothing is known to work.
     """
     project = tomllib.loads(pyproject.read_text())["project"]
-    wanted = [*project["dependencies"], *(each for extra in project["optional-dependencies"].values() for each in extra)]
+    wanted = [
+        *project["dependencies"],
+        *(each for extra in project["optional-dependencies"].values() for each in extra),
+    ]
     pins = []
     for requirement in wanted:
         if requirement.startswith(f"{project['name']}["):  # an extra made of other extras

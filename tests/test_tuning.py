@@ -489,3 +489,71 @@ def test_what_cannot_be_corrected_is_tuned_all_the_same(images, tmp_path, monkey
         assert front.recommended is front.best
     with pytest.raises(InputError, match="must end in"):
         search(vit(), images, macs=1.4, correction=tmp_path / "c.json")
+
+
+class Others:
+    """Other processes that use so many cores in one measurement after the other."""
+
+    seen: list[float]
+
+    def cores(self):
+        return self.seen.pop(0)
+
+
+def steady(calls, **_):
+    return {name: [0.2 if name == "dense" else 0.1] * 5 for name in calls}
+
+
+@pytest.mark.parametrize(
+    ("cores", "attempts", "said"),
+    [
+        ([0.0], 1, "The machine was quiet meanwhile."),
+        ([99.0, 0.0], 2, "The machine was quiet meanwhile, after measuring 2 times."),
+        ([99.0, 99.0, 99.0], 3, "The machine was busy meanwhile, after measuring 3 times, so do not rely on it: other"),
+    ],
+)
+def test_a_busy_machine_is_said_and_measured_again(model, images, monkeypatch, cores, attempts, said):
+    monkeypatch.setattr(tuning, "interleaved", steady)
+    monkeypatch.setattr(tuning, "OtherWork", Others)
+    monkeypatch.setattr(Others, "seen", list(cores), raising=False)
+    front = search(model, images, macs=1.5, trials=0)
+    assert front.best.speed.attempts == attempts
+    assert front.best.speed.ratio == 2
+    assert said in front.found
+    assert "Measured here at batch 14: 2.00x the dense speed [2.00-2.00], where it has 1.5" in front.found
+    assert "To search for a speed instead of MACs: --time X, in Python time=X." in front.found
+
+
+def test_rounds_that_differ_are_no_quiet_machine(model, images, monkeypatch):
+    def uneven(calls, **_):
+        return {name: [0.2, 0.1, 0.3, 0.2, 0.4] if name == "dense" else [0.1] * 5 for name in calls}
+
+    monkeypatch.setattr(tuning, "interleaved", uneven)
+    monkeypatch.setattr(tuning, "OtherWork", Others)
+    monkeypatch.setattr(Others, "seen", [0.0] * 3, raising=False)
+    front = search(model, images, macs=1.5, trials=0)
+    assert front.best.speed.attempts == 3
+    assert "the rounds differ by" in front.found
+
+
+def test_what_was_found_is_kept_before_it_is_measured_and_corrected(model, images, monkeypatch):
+    """Whoever is ended in between has it all the same."""
+    kept = []
+
+    def ended(*_arguments, **_settings):
+        raise RuntimeError("the machine was switched off")
+
+    monkeypatch.setattr(tuning, "_timed", ended)
+    with pytest.raises(RuntimeError):
+        search(model, images, macs=1.5, trials=0, keep=kept.append)
+    (front,) = kept
+    assert front.best.ratio >= 1.5
+    assert front.best.heldout is not None
+    assert "Its speed was not measured." in front.found
+
+
+def test_agreement_has_its_interval(front):
+    record = front.record()["best"]["heldout"]
+    assert record["agreement_low"] <= record["agreement"] <= record["agreement_high"]
+    assert record["agreement_high"] - record["agreement_low"] > 10, "six images tell little"
+    assert f"{record['agreement']:.1f}% [{record['agreement_low']:.1f}-" in front.found

@@ -1,0 +1,48 @@
+"""What else a machine does: other processes are counted, this one is not."""
+
+import os
+import subprocess
+import sys
+import time
+
+import pytest
+
+from tokensieve.measure import load
+from tokensieve.measure.load import OtherWork, disturbs
+
+
+def spin(seconds):
+    end = time.process_time() + seconds
+    while time.process_time() < end:
+        pass
+
+
+@pytest.mark.skipif(not load.STAT.exists(), reason="the system has no /proc/stat")
+def test_others_are_counted_and_this_process_is_not():
+    before = load._others()
+    spin(0.5)
+    alone = load._others() - before
+    code = "import time\nwhile time.process_time() < 1: pass"
+    before = load._others()
+    subprocess.run([sys.executable, "-c", code], check=True)
+    # What other processes of the machine use meanwhile comes on top, here as there.
+    assert load._others() - before > 0.9
+    assert alone < 0.5 * (os.cpu_count() or 1) + 0.5
+    assert OtherWork().cores() >= 0
+
+
+def test_where_the_system_does_not_tell(monkeypatch, tmp_path):
+    monkeypatch.setattr(load, "STAT", tmp_path / "absent")
+    monkeypatch.setattr(load.os, "getloadavg", lambda: (2.5, 0, 0), raising=False)
+    assert OtherWork().cores() == 1.5
+    monkeypatch.delattr(load.os, "getloadavg")
+    assert OtherWork().cores() is None
+
+
+@pytest.mark.parametrize(
+    ("others", "threads", "cores", "expected"),
+    [(None, 1, 2, False), (0.9, 1, 2, False), (1.2, 1, 2, True), (0.1, 2, 2, False), (0.5, 2, 2, True)],
+)
+def test_others_disturb_where_too_few_cores_are_left(monkeypatch, others, threads, cores, expected):
+    monkeypatch.setattr(load.os, "cpu_count", lambda: cores)
+    assert disturbs(others, threads) is expected
