@@ -166,14 +166,6 @@ def test_a_block_put_in_later_is_the_one_that_runs(images: Tensor) -> None:
         fast(images)
 
 
-def test_checkpointing_switched_on_later_is_not_lost_silently(images: Tensor) -> None:
-    model = small_vit().train()
-    fast = sieve(model, RECIPE)
-    fast.set_grad_checkpointing(True)
-    with pytest.raises(UnsupportedHost, match=r"set_grad_checkpointing\(False\)"):
-        fast(images)
-
-
 def replicated(module: nn.Module, device: str) -> nn.Module:
     """As `torch.nn.parallel.replicate` does for one device, without its broadcast between GPUs."""
     modules = list(module.modules())

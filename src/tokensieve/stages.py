@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from .errors import RecipeError, UnsupportedHost
 from .hosts.checks import refuse_hooks
@@ -166,7 +167,8 @@ class SievedStages(Sieved):
                 if choice is not None:
                     pixels = self._choose(choice, x, None if asked is None else asked(size))
                     settled = False
-                x = block(x) if pixels is None else self._on(index, block, x, pixels, settled)
+                step = block if pixels is None else partial(self._on, index, block, pixels, settled)
+                x = checkpoint(step, x, use_reentrant=False) if block.checkpoints else step(x)
                 settled = pixels is not None
             maps.append(x)
             if trace is not None:
@@ -183,7 +185,7 @@ class SievedStages(Sieved):
         x = x.permute(0, 2, 3, 1) if self.host.channels_first else x
         return method.choose(x, count, there, Evidence(significance=significance, part=self._part(index)))
 
-    def _on(self, index: int, block: PixelBlock, x: Tensor, pixels: Pixels, settled: bool) -> Tensor:
+    def _on(self, index: int, block: PixelBlock, pixels: Pixels, settled: bool, x: Tensor) -> Tensor:
         """A block, of this number in its stage, whose point-wise operator runs on these pixels."""
         if not torch.compiler.is_compiling():
             refuse_hooks(self.model, block.bypassed)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import inspect
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -12,6 +13,7 @@ from typing import Any, NamedTuple, Self
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from .errors import DenseOnly, InputError, UnsupportedHost
 from .frozen import replace
@@ -107,6 +109,12 @@ class Sieved(nn.Module):
         self.model = model
         for registry in ("_parameters", "_buffers", "_modules", "_non_persistent_buffers_set"):
             object.__setattr__(self, registry, getattr(model, registry))
+
+    @property
+    def accepts_loss_kwargs(self) -> bool:
+        """What transformers' Trainer asks: whether the host's own loss minds the number of items in a batch."""
+        kinds = [parameter.kind for parameter in inspect.signature(self.model.forward).parameters.values()]
+        return getattr(self.model, "accepts_loss_kwargs", inspect.Parameter.VAR_KEYWORD in kinds)
 
     @property
     def training(self) -> bool:
@@ -245,17 +253,24 @@ class Sieved(nn.Module):
         for index, block in enumerate(self.host.blocks):
             tokens = self._reduce("before", index, tokens, memories)
             keys = tokens.x.shape[1]
-            asked = queries = keys
-            if tokens.weight is None and not self.plan.opens(index, keys, prod(tokens.grid)):
-                tokens = replace(tokens, x=block(tokens))
+            opens = tokens.weight is not None or self.plan.opens(index, keys, prod(tokens.grid))
+            run = partial(self._opened, index, block, memories) if opens else partial(_whole, block)
+            if block.checkpoints and (opens or not block.checkpoints_itself):
+                tokens, reads = checkpoint(run, tokens, use_reentrant=False)
             else:
-                if not torch.compiler.is_compiling():
-                    refuse_hooks(self.model, block.bypassed)
-                tokens, asked, queries = self._attend(index, block, tokens, memories)
-                tokens = replace(tokens, x=block.mlp(tokens.x))
+                tokens, reads = run(tokens)
             if trace is not None:
-                trace.reads.append(Reads(keys, asked, queries, tokens.x.shape[1]))
+                trace.reads.append(reads)
         return tokens
+
+    def _opened(self, index: int, block: HostBlock, memories: Memories, tokens: Tokens) -> tuple[Tokens, Reads]:
+        """A block in which something acts, and how many tokens it read where."""
+        if not torch.compiler.is_compiling():
+            refuse_hooks(self.model, block.bypassed)
+        keys = tokens.x.shape[1]
+        tokens, asked, queries = self._attend(index, block, tokens, memories)
+        tokens = replace(tokens, x=block.mlp(tokens.x))
+        return tokens, Reads(keys, asked, queries, tokens.x.shape[1])
 
     def _attend(self, index: int, block: HostBlock, tokens: Tokens, memories: Memories) -> tuple[Tokens, int, int]:
         """A block up to its MLP; how many queries were projected, and how many attended.
@@ -300,6 +315,12 @@ class Sieved(nn.Module):
 
     def extra_repr(self) -> str:
         return f'recipe="{self.recipe}"'
+
+
+def _whole(block: HostBlock, tokens: Tokens) -> tuple[Tokens, Reads]:
+    """A block as it is, and how many tokens it read where."""
+    count = tokens.x.shape[1]
+    return replace(tokens, x=block(tokens)), Reads(count, count, count, count)
 
 
 class Mask(NamedTuple):

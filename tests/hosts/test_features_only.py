@@ -202,10 +202,6 @@ def test_what_cannot_be_opened_says_why() -> None:
     ):
         with pytest.raises(UnsupportedHost, match=reason):
             sieve(model)
-    model = convnext()
-    model.set_grad_checkpointing()
-    with pytest.raises(UnsupportedHost, match=r"FeatureListNet has gradient checkpointing.*set_grad_checkpointing"):
-        sieve(model)
     with pytest.raises(UnsupportedHost, match="FeatureListNet cannot take tome"):
         sieve(convnext(), "tome(r=2)")
     model = convnext()

@@ -337,13 +337,6 @@ def test_a_subclass_or_an_unknown_attention_is_not_guessed() -> None:
         sieve(model, "tome(r=3)")
 
 
-def test_gradient_checkpointing_is_not_lost_silently() -> None:
-    model = FORMS["vit"]()
-    model.gradient_checkpointing_enable()
-    with pytest.raises(UnsupportedHost, match=r"gradient_checkpointing_disable\(\)"):
-        sieve(model)
-
-
 def test_a_new_classifier_is_used_at_once() -> None:
     model = FORMS["vit"]()
     fast = sieve(model, "tome(r=3)")

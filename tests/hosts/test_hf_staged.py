@@ -297,13 +297,6 @@ def test_others_are_not_guessed(kind: str) -> None:
         sieve(model, "tome(r=2)")
 
 
-def test_gradient_checkpointing_is_not_lost_silently() -> None:
-    model = FORMS["SwinForImageClassification"]()
-    model.gradient_checkpointing_enable()
-    with pytest.raises(UnsupportedHost, match=r"gradient_checkpointing_disable\(\)"):
-        sieve(model)
-
-
 def test_a_new_classifier_is_used_at_once() -> None:
     model = FORMS["SwinForImageClassification"]()
     fast = sieve(model, "papr(keep=0.5, significance=centre)")

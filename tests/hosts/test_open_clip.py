@@ -110,9 +110,6 @@ def test_what_is_refused() -> None:
     model = FORMS["class"]()
     with pytest.raises(InputError, match=r"reads \(B, 3, 40, 40\)"):
         sieve(model)(torch.zeros(1, 3, 48, 48))
-    model.set_grad_checkpointing(True)
-    with pytest.raises(UnsupportedHost, match=r"set_grad_checkpointing\(False\)"):
-        sieve(model)
     custom = FORMS["class"]()
     for block in custom.transformer.resblocks:  # open_clip's own other kind came with version 3
         block.__class__ = type("CustomResidualAttentionBlock", (type(block),), {})

@@ -18,6 +18,10 @@ class HostBlock(ABC):
 
     closed: str | None = None
     """Why no method can act inside this block, or None."""
+    checkpoints = False
+    """Whether gradient checkpointing is switched on: the stream keeps what goes in, and computes the rest again."""
+    checkpoints_itself = False
+    """Whether the block does so by itself where it is called whole."""
     bypassed: Sequence[nn.Module] = ()
     """Modules that are not called once the block is opened: itself, its attention."""
 

@@ -8,16 +8,6 @@ from torch import Tensor, nn
 
 from ..errors import InputError, UnsupportedHost
 
-
-def no_checkpointing(model: nn.Module, *switched: bool) -> None:
-    """Refuse a model whose gradient checkpointing a sieve would lose."""
-    if any(switched):
-        raise UnsupportedHost(
-            f"{type(model).__name__} has gradient checkpointing switched on, which would be lost: "
-            "call model.set_grad_checkpointing(False) first."
-        )
-
-
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 
 

@@ -95,8 +95,11 @@ OLDER_SEAMS = {f"{name}Layer": _older_dino(name) for name in ("Dinov2", "Dinov2W
 class HFBlock(HostBlock):
     """A layer of a transformers vision encoder. Types are matched exactly: a subclass may compute anything."""
 
+    checkpoints_itself = True
+
     def __init__(self, layer: Any, prefix: int) -> None:
         self.layer, self.prefix = layer, prefix
+        self.checkpoints = layer.training and getattr(layer, "gradient_checkpointing", False)
         self.seam = SEAMS.get(type(layer).__name__, Seam(""))
         inner: Any = getattr(layer, self.seam.inner, None)
         outer = inner

@@ -13,13 +13,17 @@ OLDEST = "5.9"
 """Of transformers' versions the first in which ViT's layers have these parts."""
 
 
+LABELS = ("labels", "num_items_in_batch")
+"""What a classifier's loss is computed from; the second is what transformers' Trainer adds."""
+
+
 def theirs(module: Any) -> bool:
     """Whether a module's class is transformers' own."""
     return type(module).__module__.startswith("transformers.models.")
 
 
 def check_model(model: Any) -> None:
-    """Refuse a version whose models have other parts, and gradient checkpointing, which a sieve would lose."""
+    """Refuse a version whose models have other parts."""
     import transformers
 
     name = type(model).__name__
@@ -27,11 +31,6 @@ def check_model(model: Any) -> None:
         raise UnsupportedHost(
             f"{name} is of transformers {transformers.__version__}, whose layers have other parts; "
             f"version {OLDEST} or newer is needed: pip install 'transformers>={OLDEST}'."
-        )
-    if any(getattr(module, "gradient_checkpointing", False) for module in model.modules()):
-        raise UnsupportedHost(
-            f"{name} has gradient checkpointing switched on, which would be lost: "
-            "call model.gradient_checkpointing_disable() first."
         )
 
 

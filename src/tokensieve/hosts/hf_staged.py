@@ -17,8 +17,8 @@ from torch import Tensor, nn
 
 from ..errors import InputError, UnsupportedHost
 from .checks import check_images
-from .hf_calls import Around, called_with, check_model, check_size, check_words, given, refuse, theirs
-from .staged import PixelBlock, Stage, StagedHost
+from .hf_calls import LABELS, Around, called_with, check_model, check_size, check_words, given, refuse, theirs
+from .staged import PixelBlock, Stage, StagedHost, checkpointed
 
 BASES: dict[str, str | None] = {
     **{f"ConvNext{v}{what}": None for v in ("", "V2") for what in ("Model", "Backbone")},
@@ -62,7 +62,7 @@ class HFStaged(StagedHost):
         """
         images, words = called_with(self.model, images, words)
         refuse(self.model, words, "output_attentions", "whose blocks give their maps alone")
-        labels = ["labels"] if self.name.endswith("ForImageClassification") else []
+        labels = list(LABELS) if self.name.endswith("ForImageClassification") else []
         check_words(self.model, words, [*self.words, *labels])
         if type(self._hidden(words)) is not bool:
             raise InputError(f"output_hidden_states is True or False once {self.name} is sieved: all of them or none.")
@@ -142,6 +142,7 @@ class HFConvNeXt(HFStaged):
             )
             for stage in stages
         ]
+        checkpointed(self.stages, [_checkpoints(encoder, stage, *stage.layers) for stage in stages])
 
     def embed(self, images: Tensor) -> Tensor:
         return self.base.embeddings(check_images(self.model, images))
@@ -231,6 +232,7 @@ class HFSwin(HFStaged):
             Stage(enter or given, [self._block(layer, opened) for layer in stage.blocks])
             for enter, stage in zip([None, *self.merges[:-1]], stages, strict=True)
         ]
+        checkpointed(self.stages, [_checkpoints(encoder, stage) for stage in stages])
 
     def _block(self, layer: Any, opened: dict[str, type[PixelBlock]]) -> PixelBlock:
         self._know(self._know(layer, *opened).attention, "SwinAttention", "Swinv2Attention")
@@ -289,6 +291,11 @@ class HFSwin(HFStaged):
             return False
         sides = zip(images.shape[2:], embeddings.patch_embeddings.patch_size, strict=True)
         return tuple(-(-side // patch) for side, patch in sides) != tuple(embeddings.patch_grid)
+
+
+def _checkpoints(*modules: Any) -> bool:
+    """Whether gradient checkpointing is switched on in the stage, or around it; layers that do it say so themselves."""
+    return any(module.training and getattr(module, "gradient_checkpointing", False) for module in modules)
 
 
 def _through(parts: Iterable[Any], x: Tensor) -> Tensor:

@@ -19,7 +19,7 @@ from ..tokens import Tokens
 from .base import Host
 from .checks import check_images
 from .hf_block import HFBlock
-from .hf_calls import Around, called_with, check_model, check_size, check_words, given, refuse, theirs
+from .hf_calls import LABELS, Around, called_with, check_model, check_size, check_words, given, refuse, theirs
 from .pooling import key_bias, weighed
 
 
@@ -123,7 +123,7 @@ class HFViT(Host):
         interpolates = words.pop("interpolate_pos_encoding", False)
         if self.kind.fixed and not interpolates and images.ndim == 4:
             check_size(self.model, images, self._image_size())
-        labels = ["labels"] if self.wrapper is not None and self.wrapper.labels else []
+        labels = list(LABELS) if self.wrapper is not None and self.wrapper.labels else []
         check_words(self.model, words, ["interpolate_pos_encoding", "return_dict", *labels])
         return images, words
 
@@ -148,14 +148,13 @@ class HFViT(Host):
     def features(self, tokens: Tokens) -> Tokens:
         return tokens if self.kind.norm is None else replace(tokens, x=getattr(self.encoder, self.kind.norm)(tokens.x))
 
-    def head(self, tokens: Tokens, *, labels: Tensor | None = None, return_dict: bool | None = None) -> Any:
+    def head(self, tokens: Tokens, *, return_dict: bool | None = None, **loss: Any) -> Any:
         """The host's own output, of the type that it returns; with `labels`, its loss too."""
         if self.wrapper is not None:
             if self.wrapper.mean:
                 tokens = weighed(tokens)
-            words = {} if labels is None else {"labels": labels}
             around = Around(self.model, **{self.wrapper.encoder: given})
-            return around(self._output(tokens), return_dict=return_dict, **words)
+            return around(self._output(tokens), return_dict=return_dict, **loss)
         output = self._output(tokens)
         whole = self.model.config.return_dict if return_dict is None else return_dict
         return output if whole else output.to_tuple()

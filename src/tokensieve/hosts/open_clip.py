@@ -14,7 +14,6 @@ from ..errors import InputError, UnsupportedHost
 from ..frozen import replace
 from ..tokens import Tokens, rows
 from .base import Host, HostBlock
-from .checks import no_checkpointing
 from .pooling import key_bias, weighed
 
 MODEL = ("open_clip.transformer", "VisionTransformer")
@@ -27,10 +26,11 @@ class OpenClipViT(Host):
     def __init__(self, model: Any) -> None:
         self.model = model
         transformer = model.transformer
-        no_checkpointing(model, transformer.grad_checkpointing)
         if not transformer.batch_first:
             raise UnsupportedHost("VisionTransformer runs with tokens first: build it with batch_first=True.")
         self.blocks = [OpenClipBlock(block) for block in transformer.resblocks]
+        for block in self.blocks:
+            block.checkpoints = transformer.grad_checkpointing
         self.width, self.prefix, self.class_token = transformer.width, 1, True
         self.reads_prefix = model.attn_pool is None and model.pool_type == "tok" and not model.output_tokens
         self.poolers = [pool for pool in (model.attn_pool, getattr(model, "attn_pool_contrastive", None)) if pool]

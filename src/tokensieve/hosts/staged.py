@@ -28,6 +28,9 @@ class PixelBlock(ABC):
     shown: nn.Module | None = None
     """The part that is called with the map as it came, where that is the residual too."""
 
+    checkpoints = False
+    """As of a `HostBlock`; a block here never does it by itself."""
+
     def __init__(self, block: Any) -> None:
         self.block = block
 
@@ -62,6 +65,14 @@ class Stage:
     enter: Callable[[Tensor], Tensor]
     """What shrinks the map of the stage before."""
     blocks: Sequence[PixelBlock]
+
+
+def checkpointed(stages: list[Stage], switched: Sequence[bool]) -> list[Stage]:
+    """The stages, whose blocks know whether gradient checkpointing is switched on in them."""
+    for stage, on in zip(stages, switched, strict=True):
+        for block in stage.blocks:
+            block.checkpoints = on
+    return stages
 
 
 class StagedHost(ABC):

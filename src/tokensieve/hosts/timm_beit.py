@@ -16,7 +16,7 @@ from ..errors import UnsupportedHost
 from ..frozen import replace
 from ..tokens import Tokens, rows
 from .base import Host, HostBlock
-from .checks import check_images, no_checkpointing, plain_linear
+from .checks import check_images, plain_linear
 from .pooling import weighed
 
 
@@ -33,7 +33,8 @@ class TimmBeit(Host):
         self.blocks = [BeitBlock(block, model.rel_pos_bias) for block in model.blocks]
         self.width, self.prefix, self.class_token = model.embed_dim, model.num_prefix_tokens, True
         self.reads_prefix = model.global_pool == "token"
-        no_checkpointing(model, model.grad_checkpointing)
+        for block in self.blocks:
+            block.checkpoints = model.grad_checkpointing
 
     def embed(self, images: Tensor) -> Tokens:
         model = self.model

@@ -10,8 +10,8 @@ from timm.models.convnext import ConvNeXt, ConvNeXtBlock
 from torch import Tensor, nn
 
 from ..errors import UnsupportedHost
-from .checks import check_images, no_checkpointing
-from .staged import PixelBlock, Stage, StagedHost
+from .checks import check_images
+from .staged import PixelBlock, Stage, StagedHost, checkpointed
 
 
 class ConvNeXtPixels(PixelBlock):
@@ -47,8 +47,8 @@ def convnext_stages(model: nn.Module, stages: Iterable[Any]) -> list[Stage]:
             raise UnsupportedHost(f"{name} cannot be sieved: its block is {type(block).__name__}.")
         if not isinstance(block.shortcut, nn.Identity):
             raise UnsupportedHost(f"{name} cannot be sieved: a block changes the size of its map.")
-    no_checkpointing(model, *(stage.grad_checkpointing for stage in stages))
-    return [Stage(stage.downsample, [ConvNeXtPixels(block) for block in stage.blocks]) for stage in stages]
+    opened = [Stage(stage.downsample, [ConvNeXtPixels(block) for block in stage.blocks]) for stage in stages]
+    return checkpointed(opened, [stage.grad_checkpointing for stage in stages])
 
 
 class TimmConvNeXt(StagedHost):

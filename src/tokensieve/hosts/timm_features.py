@@ -15,8 +15,8 @@ from timm.models.swin_transformer_v2 import SwinTransformerV2, SwinTransformerV2
 from torch import Tensor, nn
 
 from ..errors import UnsupportedHost
-from .checks import check_images, no_checkpointing
-from .staged import Stage, StagedHost
+from .checks import check_images
+from .staged import Stage, StagedHost, checkpointed
 from .timm_convnext import TimmConvNeXt, convnext_stages
 from .timm_swin import TimmSwin, swin_stages
 
@@ -47,12 +47,13 @@ class TimmFeatureList(StagedHost):
         if len(set(kinds[first:])) != 1:
             inside = ", ".join(dict.fromkeys(type(part).__name__ for _, part in parts))
             raise UnsupportedHost(f"{type(model).__name__} cannot be sieved: {WHICH}, and it holds {inside}.")
-        no_checkpointing(model, model.grad_checkpointing)
         kind, opened = STAGES[kinds[first]]
         self.family, self.background, self.channels_first = kind.family, kind.background, kind.channels_first
         self.names = [name for name, _ in parts[first:]]
         self.stem = [part for _, part in parts[:first]]
         self.stages = opened(model, [part for _, part in parts[first:]])
+        if model.grad_checkpointing:
+            checkpointed(self.stages, [True] * len(self.stages))
         self.widths = [info["num_chs"] for info in model.feature_info.info[: len(self.stages)]]
 
     @property

@@ -10,8 +10,8 @@ from timm.models.swin_transformer_v2 import SwinTransformerV2, SwinTransformerV2
 from torch import Tensor, nn
 
 from ..errors import UnsupportedHost
-from .checks import check_images, no_checkpointing
-from .staged import PixelBlock, Stage, StagedHost
+from .checks import check_images
+from .staged import PixelBlock, Stage, StagedHost, checkpointed
 
 
 class SwinPixels(PixelBlock):
@@ -47,8 +47,8 @@ def swin_stages(model: nn.Module, stages: Iterable[Any]) -> list[Stage]:
     for block in (block for stage in stages for block in stage.blocks):
         if type(block) not in BLOCKS:
             raise UnsupportedHost(f"{type(model).__name__} cannot be sieved: its block is {type(block).__name__}.")
-    no_checkpointing(model, *(stage.grad_checkpointing for stage in stages))
-    return [Stage(stage.downsample, [BLOCKS[type(block)](block) for block in stage.blocks]) for stage in stages]
+    opened = [Stage(stage.downsample, [BLOCKS[type(block)](block) for block in stage.blocks]) for stage in stages]
+    return checkpointed(opened, [stage.grad_checkpointing for stage in stages])
 
 
 class TimmSwin(StagedHost):

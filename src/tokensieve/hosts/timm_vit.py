@@ -18,7 +18,7 @@ from ..errors import UnsupportedHost
 from ..frozen import replace
 from ..tokens import Tokens
 from .base import Host
-from .checks import check_images, no_checkpointing
+from .checks import check_images
 from .timm_block import TimmBlock
 
 MODELS = (VisionTransformer, VisionTransformerDistilled, Eva)
@@ -35,7 +35,8 @@ class TimmViT(Host):
         distilled = type(model) is VisionTransformerDistilled
         self.pooler = getattr(model, "attn_pool", None)  # which an older Eva does not have
         self.reads_prefix = self.pooler is None and (distilled or model.global_pool == "token")
-        no_checkpointing(model, model.grad_checkpointing)
+        for block in self.blocks:
+            block.checkpoints = model.grad_checkpointing
         # timm's other pooling module has no place for a mask, in which sizes could be given to it.
         if self.pooler is not None and type(self.pooler) is not AttentionPoolLatent:
             self.cannot_merge = f"its pooling {type(self.pooler).__name__} cannot weigh merged tokens by size"
