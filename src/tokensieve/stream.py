@@ -169,9 +169,14 @@ class Sieved(nn.Module):
             return self
         host: Any = type(self.host)(self.model)
         if host.facts != self.host.facts:
+            sharded = any(type(part).__name__.startswith("FSDP") for part in self.model.modules())
             raise UnsupportedHost(
                 f"{type(self.model).__name__} has other blocks, tokens or another pooling than when it was sieved: "
-                "call sieve() again."
+                + (
+                    "fully_shard() was called on its blocks, which the recipe opens; call it on what sieve() returns."
+                    if sharded
+                    else "call sieve() again."
+                )
             )
         if self.plan.methods:
             refuse_hooks(self.model, host.bypassed)
@@ -206,13 +211,21 @@ class Sieved(nn.Module):
         assert self.significance is not None
         return partial(self.significance, images, self.host.embed(images[:1]).grid)
 
-    def forward(self, images: Tensor | None = None, **words: Any) -> Any:
-        """(B, 3, H, W) -> what the host returns. Hosts of transformers take words of their own: `labels` and others.
+    def forward(
+        self,
+        images: Tensor | None = None,
+        pixel_values: Tensor | None = None,
+        labels: Tensor | None = None,
+        **words: Any,
+    ) -> Any:
+        """(B, C, H, W) -> what the host returns. `pixel_values`, `labels` and other words are for transformers' hosts.
 
         Where nothing acts and the host has hooks, it is called itself, hooks and all.
         """
         if images is not None:
             check_images(self.model, images)
+        named = {"pixel_values": pixel_values, "labels": labels}  # by name, for those who read the signature
+        words |= {word: value for word, value in named.items() if value is not None}
         now = self._now()
         if not now.plan.methods and any(map(hooked, now.host.bypassed)):
             return self.model(*(() if images is None else (images,)), **words)

@@ -64,6 +64,10 @@ _HINTS = {
     ),
     "SwinForMaskedImageModeling": "its decoder needs the masked patches: sieve model.swin",
     "Swinv2ForMaskedImageModeling": "its decoder needs the masked patches: sieve model.swinv2",
+    **dict.fromkeys(
+        ("TimmWrapperModel", "TimmWrapperForImageClassification"),
+        "sieve the model in it, in its place: model.timm_model = sieve(model.timm_model, recipe)",
+    ),
     "BeitModel": "timm's Beit, with the same weights, can be",
     "BeitForImageClassification": "timm's Beit, with the same weights, can be",
     # open_clip
