@@ -150,6 +150,10 @@ class Sieved(nn.Module):
         else:
             setattr(self.model, name, value)
 
+    def get_submodule(self, target: str) -> nn.Module:
+        """The host's, also where the host itself has a part called `model`."""
+        return self.model.get_submodule(target) if target else self
+
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Sieved:
         """Moves and conversions, of the shared host too."""
         for module in (self.model, self.parts, self.significance):
