@@ -125,13 +125,16 @@ class SievedStages(Sieved):
 
     def asking(self, images: Tensor) -> Callable[[], Any]:
         assert self.significance is not None
-        ask, sizes = self.significance.ask, self.sizes(images)
+        ask, sizes, images = self.significance.ask, self.sizes(images), self.covered(images)
 
         def maps() -> list[Tensor]:
             laid = ask(images)
             return [laid(size) for size in sizes]
 
         return maps
+
+    def covered(self, images: Tensor) -> Tensor:
+        return self.host.covered(images, self.sizes(images)[0])
 
     def sizes(self, images: Tensor) -> list[tuple[int, int]]:
         """Height and width of each stage's map."""
@@ -156,7 +159,9 @@ class SievedStages(Sieved):
         if self.plan.methods:
             x = host.lay_out(x)
         maps = [x]
-        asked = None if self.significance is None else self.significance.ask(images)
+        asked = None
+        if self.significance is not None:
+            asked = self.significance.ask(host.covered(images, host.size(x)))
         for number, stage in enumerate(host.stages):
             x = stage.enter(x)
             size = host.size(x)

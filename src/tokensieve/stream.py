@@ -213,7 +213,12 @@ class Sieved(nn.Module):
     def asking(self, images: Tensor) -> Callable[[], Any]:
         """A call that does nothing but make the significance map of these images, for whoever counts or times it."""
         assert self.significance is not None
-        return partial(self.significance, images, self.host.embed(images[:1]).grid)
+        grid = self.host.embed(images[:1]).grid
+        return partial(self.significance, self.host.covered(images, grid), grid)
+
+    def covered(self, images: Tensor) -> Tensor:
+        """What of the images (B, C, H, W) the host's grid covers, which is what a map is made of."""
+        return self.host.covered(images, self.host.embed(images[:1]).grid)
 
     def forward(
         self,
@@ -262,7 +267,7 @@ class Sieved(nn.Module):
 
         if self._acts("start", 0, tokens):
             assert self.significance is not None
-            significance = self.significance(images, tokens.grid)
+            significance = self.significance(self.host.covered(images, tokens.grid), tokens.grid)
             tokens = self._reduce("start", 0, tokens, memories, significance=significance)
             if trace is not None:
                 trace.begin(tokens, significance)

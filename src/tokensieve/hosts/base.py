@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from ..attention import Attention
 from ..errors import InputError
 from ..tokens import Tokens
+from .checks import covered
 
 
 class HostBlock(ABC):
@@ -89,6 +90,15 @@ class Host(ABC):
     @abstractmethod
     def head(self, tokens: Tokens) -> Any:
         """Pooling, which minds sizes, and classifier: what `features` gave -> the host's own output."""
+
+    @property
+    def patch(self) -> Sequence[int] | None:
+        """Height and width of a patch in pixels; None where patches overlap, or are not known."""
+        return None
+
+    def covered(self, images: Tensor, grid: Sequence[int]) -> Tensor:
+        """What of the images the grid of patches covers: what a significance map is made of."""
+        return covered(images, grid, self.patch)
 
     def arguments(self, images: Tensor | None, words: dict[str, Any]) -> tuple[Tensor, dict[str, Any]]:
         """What a sieved model was called with -> the images, and the words that go to `head`.

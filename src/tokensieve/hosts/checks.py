@@ -2,11 +2,37 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..errors import InputError, UnsupportedHost
+from ..recording import whole
+
+
+def plain_patch(projection: nn.Module | None) -> tuple[int, ...] | None:
+    """Height and width of the patches that a convolution embeds, if they lie side by side; else None."""
+    if not isinstance(projection, nn.Conv2d) or projection.padding != (0, 0):
+        return None
+    return tuple(projection.stride) if projection.stride == projection.kernel_size else None
+
+
+def covered(images: Tensor, grid: Sequence[int], patch: Sequence[int] | None) -> Tensor:
+    """The part of the images (B, C, H, W) that a grid of patches covers, from the upper left corner on.
+
+    Hosts leave out what is no whole patch at the right and lower edge, or fill it up with zeros: so is it done here.
+    `patch` None is not known, and the whole image stands for the grid.
+    """
+    if patch is None:
+        return images
+    height, width = (whole(side) for side in images.shape[-2:])
+    tall, wide = (count * side for count, side in zip(grid, patch, strict=True))
+    if (tall, wide) == (height, width):
+        return images
+    images = images[..., : min(tall, height), : min(wide, width)]
+    return F.pad(images, (0, max(0, wide - width), 0, max(0, tall - height)))
+
 
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 

@@ -16,7 +16,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from ..errors import InputError, UnsupportedHost
-from .checks import check_images
+from .checks import check_images, plain_patch
 from .hf_calls import LABELS, Around, called_with, check_model, check_size, check_words, given, refuse, theirs
 from .staged import PixelBlock, Stage, StagedHost, checkpointed
 
@@ -73,6 +73,11 @@ class HFStaged(StagedHost):
         encoder = self.base.encoder
         stages = encoder.stages if hasattr(encoder, "stages") else encoder.layers
         return [self.model, self.base, encoder, *stages]
+
+    @property
+    def patch(self) -> Sequence[int] | None:
+        embeddings = self.base.embeddings.patch_embeddings
+        return plain_patch(getattr(embeddings, "projection", embeddings))
 
     def answer(self, maps: Sequence[Tensor], **words: Any) -> Any:
         """The host's own output, of the type that it returns."""

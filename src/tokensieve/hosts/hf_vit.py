@@ -127,6 +127,10 @@ class HFViT(Host):
         check_words(self.model, words, ["interpolate_pos_encoding", "return_dict", *labels])
         return images, words
 
+    @property
+    def patch(self) -> Sequence[int] | None:
+        return self._patch_size()
+
     def embed(self, images: Tensor) -> Tokens:
         encoder, name = self.encoder, type(self.model).__name__
         check_images(self.model, images)

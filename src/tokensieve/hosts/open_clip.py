@@ -14,6 +14,7 @@ from ..errors import InputError, UnsupportedHost
 from ..frozen import replace
 from ..tokens import Tokens, rows
 from .base import Host, HostBlock
+from .checks import plain_patch
 from .pooling import key_bias, weighed
 
 MODEL = ("open_clip.transformer", "VisionTransformer")
@@ -41,6 +42,10 @@ class OpenClipViT(Host):
     @property
     def bypassed(self) -> Sequence[nn.Module]:
         return (self.model, self.model.transformer)
+
+    @property
+    def patch(self) -> Sequence[int] | None:
+        return plain_patch(self.model.conv1)
 
     def embed(self, images: Tensor) -> Tokens:
         model = self.model

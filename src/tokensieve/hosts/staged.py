@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from ..errors import InputError
 from ..pixels import Background
+from .checks import covered
 
 
 class PixelBlock(ABC):
@@ -119,6 +120,15 @@ class StagedHost(ABC):
     def bypassed(self) -> Sequence[nn.Module]:
         """As of a `Host`."""
         return (self.model,)
+
+    @property
+    def patch(self) -> Sequence[int] | None:
+        """As of a `Host`, of the map that goes into stage 0."""
+        return None
+
+    def covered(self, images: Tensor, grid: Sequence[int]) -> Tensor:
+        """As of a `Host`, by the grid of stage 0."""
+        return covered(images, grid, self.patch)
 
     def size(self, x: Tensor) -> tuple[int, int]:
         """Height and width of a map."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from math import prod
 from typing import Any, ClassVar
 
@@ -16,7 +17,7 @@ from ..errors import UnsupportedHost
 from ..frozen import replace
 from ..tokens import Tokens, rows
 from .base import Host, HostBlock
-from .checks import check_images, plain_linear
+from .checks import check_images, plain_linear, plain_patch
 from .pooling import weighed
 
 
@@ -35,6 +36,10 @@ class TimmBeit(Host):
         self.reads_prefix = model.global_pool == "token"
         for block in self.blocks:
             block.checkpoints = model.grad_checkpointing
+
+    @property
+    def patch(self) -> Sequence[int] | None:
+        return plain_patch(self.model.patch_embed.proj)
 
     def embed(self, images: Tensor) -> Tokens:
         model = self.model

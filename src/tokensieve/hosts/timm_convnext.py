@@ -10,7 +10,7 @@ from timm.models.convnext import ConvNeXt, ConvNeXtBlock
 from torch import Tensor, nn
 
 from ..errors import UnsupportedHost
-from .checks import check_images
+from .checks import check_images, plain_patch
 from .staged import PixelBlock, Stage, StagedHost, checkpointed
 
 
@@ -67,6 +67,10 @@ class TimmConvNeXt(StagedHost):
     @property
     def bypassed(self) -> Sequence[nn.Module]:
         return (self.model, self.model.stages, *self.model.stages, *(stage.blocks for stage in self.model.stages))
+
+    @property
+    def patch(self) -> Sequence[int] | None:
+        return plain_patch(self.model.stem[0])
 
     def embed(self, images: Tensor) -> Tensor:
         return self.model.stem(check_images(self.model, images))

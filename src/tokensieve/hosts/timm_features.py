@@ -15,7 +15,7 @@ from timm.models.swin_transformer_v2 import SwinTransformerV2, SwinTransformerV2
 from torch import Tensor, nn
 
 from ..errors import UnsupportedHost
-from .checks import check_images
+from .checks import check_images, plain_patch
 from .staged import Stage, StagedHost, checkpointed
 from .timm_convnext import TimmConvNeXt, convnext_stages
 from .timm_swin import TimmSwin, swin_stages
@@ -61,6 +61,11 @@ class TimmFeatureList(StagedHost):
         stages = [part for part in self.model.values() if type(part) in STAGES]
         return [self.model, *stages, *(stage.blocks for stage in stages)]
 
+    @property
+    def patch(self) -> Sequence[int] | None:
+        convolutions = (part for stem in self.stem for part in stem.modules() if isinstance(part, nn.Conv2d))
+        return plain_patch(next(convolutions, None))
+
     def embed(self, images: Tensor) -> Tensor:
         x = check_images(self.model, images)
         for part in self.stem:
@@ -96,6 +101,10 @@ class TimmFeatureGetter(StagedHost):
     @property
     def bypassed(self) -> Sequence[nn.Module]:
         return [self.model, *self.inner.bypassed]
+
+    @property
+    def patch(self) -> Sequence[int] | None:
+        return self.inner.patch
 
     def embed(self, images: Tensor) -> Tensor:
         return self.inner.embed(images)

@@ -10,7 +10,7 @@ from timm.models.swin_transformer_v2 import SwinTransformerV2, SwinTransformerV2
 from torch import Tensor, nn
 
 from ..errors import UnsupportedHost
-from .checks import check_images
+from .checks import check_images, plain_patch
 from .staged import PixelBlock, Stage, StagedHost, checkpointed
 
 
@@ -67,6 +67,10 @@ class TimmSwin(StagedHost):
     @property
     def bypassed(self) -> Sequence[nn.Module]:
         return (self.model, self.model.layers, *self.model.layers, *(stage.blocks for stage in self.model.layers))
+
+    @property
+    def patch(self) -> Sequence[int] | None:
+        return plain_patch(self.model.patch_embed.proj)
 
     def embed(self, images: Tensor) -> Tensor:
         return self.model.patch_embed(check_images(self.model, images))

@@ -8,7 +8,7 @@ from math import prod
 from typing import Any
 
 import torch.nn.functional as F
-from timm.layers import AttentionPoolLatent
+from timm.layers import AttentionPoolLatent, PatchEmbed
 from timm.models.deit import VisionTransformerDistilled
 from timm.models.eva import Eva
 from timm.models.vision_transformer import VisionTransformer
@@ -18,7 +18,7 @@ from ..errors import UnsupportedHost
 from ..frozen import replace
 from ..tokens import Tokens
 from .base import Host
-from .checks import check_images
+from .checks import check_images, plain_patch
 from .timm_block import TimmBlock
 
 MODELS = (VisionTransformer, VisionTransformerDistilled, Eva)
@@ -44,6 +44,10 @@ class TimmViT(Host):
     @property
     def bypassed(self) -> Sequence[nn.Module]:
         return (self.model, self.model.blocks)
+
+    @property
+    def patch(self) -> Sequence[int] | None:
+        return plain_patch(self.model.patch_embed.proj) if type(self.model.patch_embed) is PatchEmbed else None
 
     def embed(self, images: Tensor) -> Tokens:
         model = self.model

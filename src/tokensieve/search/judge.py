@@ -161,7 +161,7 @@ class Judge:
             for chunk in self.images.split(self.batch):
                 self.check()
                 with torch.inference_mode():
-                    found.append(asked.maps(chunk.to(like.device)))
+                    found.append(asked.maps(fast.covered(chunk.to(like.device))))
             cost = macs(fast, self.input_size) - macs(fast, self.input_size, proposal=False)
             self._maps[key] = torch.cat(found), cost
         return self._maps[key]
