@@ -147,10 +147,10 @@ def tune(
         costs = costs_of(judge.empty, judge.input_size)
         readout = "readout" in METHODS and _refusal(judge, Recipe.parse("readout()")) is None
         left_out = _LeftOut(tell or (lambda _: None))
+        chosen = _families(names, staged, asked, judge, Fit(costs, 0.9 * costs.dense, readout), left_out)
         if correction is not None and (why := _cannot_correct(judge)) is not None:
             left_out["correction"], correction = str(why), None
         spare = 0 if correction is None else judge.empty.host.width**2
-        chosen = _families(names, staged, asked, judge, Fit(costs, 0.9 * costs.dense, readout), left_out)
         settings = {
             **wanted,
             "model": _digest(model.state_dict().items()),
@@ -519,7 +519,8 @@ def _families(
         else:
             left_out[family.name] = str(why)
     if not found:
-        raise InputError(f"There is nothing to search: {'; '.join(left_out.values()) or 'papr needs a proposal'}.")
+        reasons = "; ".join(why.rstrip(".") for why in left_out.values())
+        raise InputError(f"There is nothing to search: {reasons or 'papr needs a proposal'}.")
     return found
 
 

@@ -48,7 +48,7 @@ def test_bench(run):
     said = words(run("bench", *HOST, *PAPR, *QUICK))
     assert f"pixels {PIXELS}" in said
     assert "the host on as many pixels" in said
-    assert "token" not in said.removeprefix("tokensieve")
+    assert "token" not in said.replace("tokensieve", "")
     said = words(run("bench", *HOST, "--recipe", "papr(keep=1)", *QUICK))
     assert "The recipe leaves nothing out" in said
 

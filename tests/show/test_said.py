@@ -57,9 +57,12 @@ def test_a_terminal_has_a_bar_and_lines_that_stay(capsys, soon, monkeypatch):
     assert "[1.90x] tome" in err
     assert "3/20" in err
     assert "tokensieve: [a] was left out." in err
-    with working("opening [bold]the model") as work:
-        work.update("reading [x]")
+    with working("opening [bold]the model"):
+        pass
     assert "opening [bold]the model" in capsys.readouterr().err
+    with working("opening") as work:
+        work.update("reading [x]")
+    assert "reading [x]" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(("seconds", "text"), [(0.4, "0 s"), (119, "119 s"), (125, "2 min"), (9000, "2.5 h")])

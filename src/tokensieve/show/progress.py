@@ -31,7 +31,7 @@ class Work(Protocol):
 def working(doing: str) -> Iterator[Work]:
     """Show what is being done: a turning sign where stderr is a terminal, elsewhere a line now and then."""
     console = Console(stderr=True)
-    with _Turning(doing, console=console) if console.is_terminal else Ticking(doing) as work:
+    with _Turning(Text(doing), console=console) if console.is_terminal else Ticking(doing) as work:
         yield work
 
 
