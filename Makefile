@@ -1,5 +1,6 @@
 # make demo          see it work: the bundled pair on fresh scenes and on photographs, a picture and a page
 # make test          all tests
+# make test-fast     the tests but the slow ones: what a developer runs at each change
 # make test-lowest   the tests but the slow ones, under the lowest versions that pyproject.toml admits
 # make lint          ruff and mypy
 # make bench         the figures in results/ (real weights where ../shared has them; some hours on two cores)
@@ -8,17 +9,22 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 LOWEST := .venv-lowest
+# A process for each core; a file's tests stay together, since some count what others saw.
+WORKERS := -n auto --dist loadfile
 
-.PHONY: demo test test-lowest lint bench clean
+.PHONY: demo test test-fast test-lowest lint bench clean
 
 demo: $(VENV)/installed
 	$(BIN)/tokensieve demo
 
 test: $(VENV)/installed-dev
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest $(WORKERS)
+
+test-fast: $(VENV)/installed-dev
+	$(BIN)/python -m pytest $(WORKERS) -m "not slow"
 
 test-lowest: $(LOWEST)/installed
-	$(LOWEST)/bin/python -m pytest -m "not slow"
+	$(LOWEST)/bin/python -m pytest $(WORKERS) -m "not slow"
 
 lint: $(VENV)/installed-dev
 	$(BIN)/ruff check .

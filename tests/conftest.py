@@ -73,6 +73,13 @@ def refused(run):
     return call
 
 
+def pytest_collection_modifyitems(items):
+    """Whatever reads real weights is slow."""
+    for item in items:
+        if item.get_closest_marker("shared"):
+            item.add_marker(pytest.mark.slow)
+
+
 def pytest_terminal_summary(terminalreporter):
     """How many cells of `test_matrix.py` had which outcome."""
     reports = terminalreporter.getreports("passed")

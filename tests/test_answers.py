@@ -22,6 +22,8 @@ from tokensieve import InputError, Recipe, export_onnx, export_program, sieve
 from tokensieve.answers import Chosen, fields_of
 from tokensieve.measure import SlicingLimit
 
+pytestmark = pytest.mark.slow
+
 HALF = {"mean": [0.5] * 3, "std": [0.5] * 3}
 TOKENS = "papr(keep=0.6, significance=centre) + tome(r=2, layers=0:1)"
 

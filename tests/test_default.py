@@ -10,6 +10,8 @@ from tokensieve.default import RANKED, SAVING, default_recipe
 from tokensieve.measure import macs
 from tokensieve.zoo import create
 
+pytestmark = pytest.mark.slow
+
 FORMS = ["class-token", "registers", "gap", "siglip", "dinov3", "eva-gqa", "mae"]
 
 

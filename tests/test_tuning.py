@@ -26,6 +26,8 @@ from tokensieve.search.fit import Fit
 from tokensieve.search.judge import Judge
 from tokensieve.search.ladder import Clock, OutOfTime, ladder
 
+pytestmark = pytest.mark.slow
+
 FEW = ("scheduled-guarded", "tome", "evit")
 
 

@@ -21,6 +21,8 @@ from tokensieve.search.fit import Fit
 from tokensieve.search.judge import Judge, losses
 from tokensieve.search.stages import NAMES, Shared, StageCosts, Staged
 
+pytestmark = pytest.mark.slow
+
 SIZE = (3, 64, 64)
 NORM = {"mean": (0.5,) * 3, "std": (0.5,) * 3, "pretrained": False}
 FORMS = staged_forms()

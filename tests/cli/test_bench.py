@@ -12,6 +12,8 @@ from safetensors.torch import save_file
 from tokensieve import zoo
 from tokensieve.measure import decoding
 
+pytestmark = pytest.mark.slow
+
 HOST = ["--model", "test_vit", "--recipe", "tome(r=8)"]
 QUICK = ["--seconds", "0", "--batch", "2"]
 

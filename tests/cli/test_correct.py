@@ -7,6 +7,8 @@ import pytest
 
 from tokensieve import Corrected, Recipe
 
+pytestmark = pytest.mark.slow
+
 RECIPE = "random(keep=0.5)"
 
 

@@ -6,6 +6,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+pytestmark = pytest.mark.slow
+
 QUICK = ["--seconds", 0, "--batch", 2, "--threads", 1]
 OTHER = ["--model", "test_vit", "--no-pretrained", *QUICK]
 

@@ -7,6 +7,8 @@ import json
 import pytest
 import torch
 
+pytestmark = pytest.mark.slow
+
 HOST = ["--model", "test_vit", "--no-pretrained"]
 
 

@@ -15,6 +15,8 @@ from tests.oddities import BASE, base, odd_folder, packed, place
 from tokensieve.data import Failure, Preprocessing, image_set
 from tokensieve.measure.speed import interleaved
 
+pytestmark = pytest.mark.slow
+
 MODEL = ["--model", "test_vit", "--no-pretrained", "--threads", 1]
 QUICK = ["--proposal", "none", "--family", "tome", "--trials", 0, "--macs", 1.3, "--no-correct", "--batch", 8]
 COMMANDS = {

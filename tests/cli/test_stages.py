@@ -12,6 +12,8 @@ from tests.pictures import two_classes
 from tokensieve import Recipe
 from tokensieve.measure.speed import interleaved
 
+pytestmark = pytest.mark.slow
+
 HOST = ["--model", "convnext_atto", "--size", 64, "--no-pretrained", "--threads", 1]
 PAPR = ["--recipe", "papr(keep=0.5, proposal=test_resnet)"]
 QUICK = ["--seconds", 0, "--batch", 2]

@@ -9,6 +9,8 @@ from PIL import Image
 
 from tokensieve.zoo import create
 
+pytestmark = pytest.mark.slow
+
 
 def test_it_trains_a_bundled_model_and_tells_how_far_it_is(run, tmp_path):
     folder = tmp_path / "nano"

@@ -19,6 +19,8 @@ from tests.pictures import two_classes
 from tokensieve import Corrected, InputError, Recipe
 from tokensieve.measure.speed import interleaved
 
+pytestmark = pytest.mark.slow
+
 MODEL = ["--model", "test_vit", "--no-pretrained", "--threads", 1, "--batch", 8]
 QUICK = ["--proposal", "none", "--family", "tome", "--family", "scheduled-guarded", "--trials", 4]
 

@@ -120,7 +120,9 @@ def test_identity_settings_are_the_host_bit_for_bit(name: str, form: str, traini
 @pytest.mark.parametrize(("background", "training"), [(None, False), ("zero", False), ("keep", False), (None, True)])
 def test_it_is_the_reference(name: str, background: str | None, training: bool) -> None:
     images, stages = pictures(sizes_of(name)[1]), stages_of(name)
-    choices = [choice_of(stages, 0.5, None, enlarged(map)) for map in significance(images)]
+    with torch.no_grad():
+        seen = sieve(whole_of(name)).covered(images)  # what the host's grid covers
+    choices = [choice_of(stages, 0.5, None, enlarged(map)) for map in significance(seen)]
     with torch.no_grad():
         slow = staged_reference(whole_of(name).train(training), images, choices, background)
     final = slow.features if slow.features.shape == slow.maps[-1].shape else slow.features.movedim(-1, 1)

@@ -126,7 +126,7 @@ def test_it_is_the_reference(name: str, background: str | None, training: bool) 
     with torch.no_grad():
         view = as_timm(model)
         stages = len(view.stages if hasattr(view, "stages") else view.layers)
-        choices = [choice_of(stages, 0.5, None, enlarged(map)) for map in significance(images)]
+        choices = [choice_of(stages, 0.5, None, enlarged(map)) for map in significance(fast.covered(images))]
         slow = staged_reference(view, images, choices, background)
         trace, output = fast.trace(images), fast(images)
         outputs = expected(model, images, slow)

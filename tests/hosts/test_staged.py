@@ -48,9 +48,15 @@ def depths_of(model: nn.Module) -> list[int]:
     return [len(stage.blocks) for stage in (model.stages if hasattr(model, "stages") else model.layers)]
 
 
+def maps(model: nn.Module, images: Tensor) -> Tensor:
+    """Of what the host's grid covers of the images: see tests/significance/test_covered.py."""
+    with torch.no_grad():
+        return significance(sieve(model).covered(images))
+
+
 def reference(model: nn.Module, images: Tensor, keep: Any, stages: Any = None, background: str | None = None) -> Staged:
     count = stages_of(model)
-    choices = [choice_of(count, keep, stages, enlarged(map)) for map in significance(images)]
+    choices = [choice_of(count, keep, stages, enlarged(map)) for map in maps(model, images)]
     return staged_reference(model, images, choices, background)
 
 
@@ -261,7 +267,7 @@ def test_a_zeroed_pixel_is_zero(name: str) -> None:
 def test_a_tensor_is_a_map_too() -> None:
     name = "convnext"
     model, images = made(name), pictures(name)
-    fast = sieve(model, PaPr(keep=0.6, significance=significance(images)))
+    fast = sieve(model, PaPr(keep=0.6, significance=maps(model, images)))
     with torch.no_grad():
         assert_agrees(fast, images, reference(model, images, 0.6))
 

@@ -13,6 +13,8 @@ from tokensieve import InputError, PaPr, sieve
 from tokensieve.measure import waterfall as module
 from tokensieve.measure.waterfall import Skipped, waterfall
 
+pytestmark = pytest.mark.slow
+
 QUICK = {"seconds": 0, "min_rounds": 2}
 PAPR = "papr(keep=0.5, significance=centre)"
 

@@ -19,6 +19,8 @@ from tokensieve.train.loop import read_log, train
 from tokensieve.train.photographs import prepare
 from tokensieve.zoo import create
 
+pytestmark = pytest.mark.slow
+
 SIZE, SAMPLES = 32, 10
 COLOURS = {"blue": (40, 60, 200), "green": (40, 190, 60), "red": (200, 50, 40)}
 

@@ -21,6 +21,8 @@ from tokensieve.train.scenes import (
 )
 from tokensieve.zoo import create
 
+pytestmark = pytest.mark.slow
+
 SMALL = replace(PLANS["nano_convnet"], images=96, batch=16, every=2, warmup=2, validation=20)
 
 

@@ -7,6 +7,8 @@ from tokensieve import sieve
 from tokensieve.data import Scenes
 from tokensieve.zoo import create
 
+pytestmark = pytest.mark.slow
+
 COUNT = 200
 
 

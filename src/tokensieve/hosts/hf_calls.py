@@ -13,8 +13,8 @@ OLDEST = "5.9"
 """Of transformers' versions the first in which ViT's layers have these parts."""
 
 
-LABELS = ("labels", "num_items_in_batch")
-"""What a classifier's loss is computed from; the second is what transformers' Trainer adds."""
+COUNT = "num_items_in_batch"
+"""What transformers' Trainer adds to `labels=`, for the loss alone."""
 
 
 def theirs(module: Any) -> bool:
@@ -72,7 +72,7 @@ def check_size(model: Any, images: Tensor, size: tuple[int, int]) -> None:
 def check_words(model: Any, words: dict[str, Any], takes: list[str]) -> None:
     """Refuse words that are none of those which the sieved model takes beside pixel_values."""
     for word in words:
-        if word not in takes:
+        if word not in takes and not (word == COUNT and "labels" in takes):
             raise InputError(
                 f"{type(model).__name__} takes no {word}= once it is sieved; it takes "
                 f"{', '.join(['pixel_values', *takes[:-1]])} and {takes[-1]}."

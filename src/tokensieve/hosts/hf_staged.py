@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from ..errors import InputError, UnsupportedHost
 from .checks import check_images, plain_patch
-from .hf_calls import LABELS, Around, called_with, check_model, check_size, check_words, given, refuse, theirs
+from .hf_calls import Around, called_with, check_model, check_size, check_words, given, refuse, theirs
 from .staged import PixelBlock, Stage, StagedHost, checkpointed
 
 BASES: dict[str, str | None] = {
@@ -62,7 +62,7 @@ class HFStaged(StagedHost):
         """
         images, words = called_with(self.model, images, words)
         refuse(self.model, words, "output_attentions", "whose blocks give their maps alone")
-        labels = list(LABELS) if self.name.endswith("ForImageClassification") else []
+        labels = ["labels"] if self.name.endswith("ForImageClassification") else []
         check_words(self.model, words, [*self.words, *labels])
         if type(self._hidden(words)) is not bool:
             raise InputError(f"output_hidden_states is True or False once {self.name} is sieved: all of them or none.")

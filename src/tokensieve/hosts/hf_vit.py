@@ -19,7 +19,7 @@ from ..tokens import Tokens
 from .base import Host
 from .checks import check_images
 from .hf_block import HFBlock
-from .hf_calls import LABELS, Around, called_with, check_model, check_size, check_words, given, refuse, theirs
+from .hf_calls import Around, called_with, check_model, check_size, check_words, given, refuse, theirs
 from .pooling import key_bias, weighed
 
 
@@ -123,7 +123,7 @@ class HFViT(Host):
         interpolates = words.pop("interpolate_pos_encoding", False)
         if self.kind.fixed and not interpolates and images.ndim == 4:
             check_size(self.model, images, self._image_size())
-        labels = list(LABELS) if self.wrapper is not None and self.wrapper.labels else []
+        labels = ["labels"] if self.wrapper is not None and self.wrapper.labels else []
         check_words(self.model, words, ["interpolate_pos_encoding", "return_dict", *labels])
         return images, words
 
