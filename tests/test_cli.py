@@ -185,7 +185,7 @@ def test_proposal_weights_go_to_the_proposal(run, tmp_path):
     [
         (["--model", "vit_bse_patch16_224"], "vit_base_patch16_224"),
         (["--model", "resnet18", "--recipe", "tome(r=8)"], "ResNet cannot be sieved"),
-        (["--model", "test_vit_relpos", "--recipe", "tome(r=8)"], "cannot be sieved"),
+        (["--model", "vit_relpos_small_patch16_224", "--recipe", "tome(r=8)"], "cannot be sieved"),
         (["--recipe", "tomee(r=8)"], "the nearest are tome"),
         (["--recipe", "tome(r="], "cannot be read"),
         (["--recipe", "random(keep=0)"], "keep must be a number in (0, 1], not 0"),

@@ -338,6 +338,13 @@ def test_other_channels_than_three(channels, tmp_path) -> None:
     assert export_program(fast, tmp_path / "fast.pt2", (32, 32)).inputs == {"images": ("batch", channels, 32, 32)}
 
 
+def test_an_older_torch_is_told_to_be_too_old(tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr(torch, "__version__", "2.8.1")
+    with pytest.raises(ExportError, match=r"needs torch 2\.9 or newer; this is 2\.8\.1"):
+        export_program(sieve(timm.create_model("test_vit").eval()), tmp_path / "a.pt2")
+    assert not list(tmp_path.iterdir())
+
+
 def test_missing_packages_are_named(tmp_path, monkeypatch) -> None:
     monkeypatch.setattr(tokensieve.export, "find_spec", lambda name: None if name.startswith("onnxr") else np.__spec__)
     with pytest.raises(InputError, match=r"needs onnxruntime: pip install tokensieve\[export\]\."):

@@ -280,7 +280,9 @@ def test_export_has_a_dynamic_batch() -> None:
     fast = sieve(
         small_vit(), "papr(keep=0.6, proposal=resnet18) + tome(r=4)", mean=[0.5] * 3, std=[0.5] * 3, pretrained=False
     )
-    program = torch.export.export(fast, (torch.randn(2, 3, 64, 64),), dynamic_shapes=({0: torch.export.Dim.DYNAMIC},))
+    program = torch.export.export(
+        fast, (torch.randn(2, 3, 64, 64),), dynamic_shapes=({0: torch.export.Dim.DYNAMIC},), strict=False
+    )
     images = torch.randn(5, 3, 64, 64)
     with torch.no_grad():
         assert (program.module()(images) - fast(images)).abs().max() <= 1e-5

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
+from torch.torch_version import TorchVersion
 
 from . import __version__
 from .answers import Chosen
@@ -32,6 +33,8 @@ TOLERANCE = 1e-4
 """Largest difference from PyTorch in any output."""
 OPSET, OPSETS = 20, range(18, 23)
 """From 23 on attention is one operator, which onnxruntime runs no faster on CPUs, and not at all with ToMe's sizes."""
+LEAST_TORCH = "2.9"
+"""Of older versions, export ties the graph to the example's batch, and the way to ONNX lacks operators."""
 BATCHES = (1, 5)
 """What a file that takes any batch is checked at; it is traced with another."""
 ONE_FILE = 1536 * 2**20
@@ -179,6 +182,10 @@ def _export(
 ) -> Exported:
     """Trace, write beside the target, compare, and only then put in place."""
     kind = type(module).__name__
+    if TorchVersion(torch.__version__) < LEAST_TORCH:
+        raise ExportError(
+            f"Writing files for other runtimes needs torch {LEAST_TORCH} or newer; this is {torch.__version__}."
+        )
     if batch is not None and batch < 1:
         raise InputError(f"batch must be at least 1, or None for any, not {batch}.")
     like, generator = next(module.parameters(), torch.empty(0)), torch.Generator().manual_seed(seed)
@@ -193,7 +200,7 @@ def _export(
         asked = module if chosen.plain else chosen
         with _attempt(f"{kind} cannot be traced by torch.export"):
             free = None if batch else ({0: Dim("batch")},)
-            program = torch.export.export(asked, (example,), dynamic_shapes=free)
+            program = torch.export.export(asked, (example,), dynamic_shapes=free, strict=False)
         run, nodes = write(program, file, chosen.names)
         counts = (batch,) if batch else BATCHES
         with _attempt("The exported file does not run"):

@@ -142,7 +142,10 @@ class TestPictures:
     @pytest.mark.parametrize("name", ["a.png", "a.tif", "a.pgm"])
     def test_16_bit_grey_keeps_its_upper_bits(self, name, tmp_path):
         samples = np.linspace(0, 65535, 400, dtype=np.uint16).reshape(20, 20)
-        Image.fromarray(samples).save(tmp_path / name)
+        if name == "a.pgm":  # which Pillow writes from 11.1 on
+            (tmp_path / name).write_bytes(b"P5 20 20 65535\n" + samples.astype(">u2").tobytes())
+        else:
+            Image.fromarray(samples).save(tmp_path / name)
         assert np.array_equal(np.asarray(read_image(tmp_path / name))[..., 1], samples >> 8)
 
     def test_samples_of_unknown_range_are_refused(self, tmp_path):

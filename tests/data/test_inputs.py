@@ -12,13 +12,13 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import nn
 
 from tests.reference.hf_hosts import hf_forms, open_clip_forms
-from tokensieve import InputError, prepack, sieve
+from tokensieve import InputError, prepack, sieve, zoo
 from tokensieve.data.inputs import channels_of, check_images, own_input_size, reading, size_of
 from tokensieve.measure import SlicingLimit
 
 
 def built(name: str, **settings: Any) -> nn.Module:
-    with torch.device("meta"):
+    with zoo.without_memory():
         return timm.create_model(name, **settings)
 
 

@@ -10,6 +10,7 @@ import torch
 from PIL import Image
 from torch import nn
 
+from tokensieve import zoo
 from tokensieve.data import Preprocessing
 from tokensieve.errors import InputError, RecipeError
 
@@ -147,6 +148,6 @@ def test_other_channels_than_three_are_stated_and_no_pictures(channels):
 
 def test_backbones_keep_the_size_that_they_were_built_for():
     settings = {"features_only": True, "feature_cls": "getter", "img_size": 192, "window_size": 6}
-    with torch.device("meta"):
+    with zoo.without_memory():
         model = timm.create_model("swin_tiny_patch4_window7_224", **settings)
     assert Preprocessing.of(model).input_size == (192, 192)

@@ -10,7 +10,7 @@ from torch import nn
 
 from tests.reference.cases import CASES, Facts
 from tests.reference.hosts import host_forms
-from tokensieve import InputError, RecipeError, prepack, sieve
+from tokensieve import InputError, RecipeError, prepack, sieve, zoo
 from tokensieve.measure import macs
 
 
@@ -150,7 +150,7 @@ def test_a_model_is_counted_at_its_own_size_and_channels(channels: int, recipe: 
 @pytest.mark.parametrize("features_only", [False, True])
 @pytest.mark.parametrize("name", ["convnext_atto", "swin_tiny_patch4_window7_224"])
 def test_hosts_with_stages_are_counted_at_their_own_channels(name: str, features_only: bool, channels: int) -> None:
-    with torch.device("meta"):
+    with zoo.without_memory():
         model, of_three = (timm.create_model(name, features_only=features_only, in_chans=n) for n in (channels, 3))
     stem = next(part for part in model.modules() if isinstance(part, nn.Conv2d))
     more = (channels - 3) * stem.weight[:, 0].numel() * (224 // 4) ** 2
@@ -160,7 +160,7 @@ def test_hosts_with_stages_are_counted_at_their_own_channels(name: str, features
 
 
 def test_models_for_larger_images_are_counted_at_those() -> None:
-    with torch.device("meta"):
+    with zoo.without_memory():
         large, at_518 = timm.create_model("vit_base_patch16_384"), timm.create_model("vit_small_patch14_dinov2")
     assert macs(large) == macs(large, (3, 384, 384)) == pytest.approx(55.48e9, rel=1e-3)
     assert macs(at_518) == 12 * (12 * 1370 * 384**2 + 2 * 1370**2 * 384) + 1369 * 3 * 14**2 * 384

@@ -57,6 +57,8 @@ def test_any_masks_equal_a_dense_masked_computation(host: str, counts: tuple[int
 @torch.no_grad()
 def test_form_a_is_form_b_one_block_later(host: str) -> None:
     """What form B gathers in front of the next block, form A does not ask for: other hosts are held to the first."""
+    if host not in FORMS:
+        pytest.skip("this timm does not have it")
     model = FORMS[host]().double()
     images = host_images(model).double()
     count, depth = sieve(model).host.embed(images).x.shape[1] - model.num_prefix_tokens, len(model.blocks)

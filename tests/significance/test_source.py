@@ -211,6 +211,8 @@ def test_compiles_and_exports(images, name):
     expected = significance(images, GRID)
     compiled = torch.compile(significance, fullgraph=True, backend="aot_eager")
     torch.testing.assert_close(compiled(images, GRID), expected, rtol=1e-4, atol=1e-5)
-    free_batch = ({0: torch.export.Dim("batch")}, (None, None))
-    program = torch.export.export(significance, (torch.randn(3, 3, 96, 96), GRID), dynamic_shapes=free_batch)
+    free_batch = ({0: torch.export.Dim.DYNAMIC}, (None, None))
+    program = torch.export.export(
+        significance, (torch.randn(3, 3, 96, 96), GRID), dynamic_shapes=free_batch, strict=False
+    )
     torch.testing.assert_close(program.module()(images, GRID), expected, rtol=1e-4, atol=1e-5)

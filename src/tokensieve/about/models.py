@@ -128,7 +128,7 @@ def built(name: str) -> tuple[nn.Module, list[int]]:
         RecipeError: no library knows the name, or can build it.
     """
     try:
-        with torch.device("meta"):
+        with zoo.without_memory():
             model = zoo.create(name, pretrained=False).model
     except RecipeError:  # some constructors compute with numbers, which only a real device has
         model = zoo.create(name, pretrained=False).model

@@ -63,8 +63,8 @@ class TimmFeatureList(StagedHost):
 
     @property
     def patch(self) -> Sequence[int] | None:
-        convolutions = (part for stem in self.stem for part in stem.modules() if isinstance(part, nn.Conv2d))
-        return plain_patch(next(convolutions, None))
+        convolutions = [part for stem in self.stem for part in stem.modules() if isinstance(part, nn.Conv2d)]
+        return plain_patch(convolutions[0] if convolutions else None)
 
     def embed(self, images: Tensor) -> Tensor:
         x = check_images(self.model, images)

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from math import prod
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, cast
 
 import torch
 from torch import Tensor, nn
@@ -120,7 +120,7 @@ class _Rows(nn.Module):
             arriving = kept
 
     def of(self, block: int) -> Tensor:
-        return self.get_buffer(f"block{block}")
+        return cast(Tensor, getattr(self, f"block{block}"))  # torch 2.6 does not compile get_buffer
 
 
 def _counts(values: Any, least: int = 0) -> bool:

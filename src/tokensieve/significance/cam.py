@@ -138,7 +138,7 @@ def class_weights(proposal: Proposal) -> Tensor:
         raise RecipeError(
             f"The proposal {proposal.name} has no known classifier, which cam needs: use mean or eigen-cam."
         )
-    layers = [module for module in proposal.head.modules() if isinstance(module, nn.Linear | nn.Conv2d)]
+    layers = [module for module in proposal.head.modules() if isinstance(module, (nn.Linear, nn.Conv2d))]
     weights = [layer.weight.flatten(1) for layer in layers if getattr(layer, "kernel_size", (1, 1)) == (1, 1)]
     matrices = [parameter for parameter in proposal.head.parameters() if parameter.ndim > 1]
     if not len(layers) == len(weights) == len(matrices) == 1 or weights[0].shape[1] != proposal.channels:

@@ -2,7 +2,8 @@
 
 import hashlib
 import inspect
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from os import PathLike, fspath
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -12,6 +13,7 @@ import torch
 import torchvision
 from safetensors.torch import load_file
 from torch import nn
+from torch.overrides import TorchFunctionMode
 
 from ..errors import InputError, RecipeError, nearest
 from .hub import one_sentence_of_retries
@@ -19,6 +21,23 @@ from .nano import BUNDLED, bundled_weights
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
+
+
+@contextmanager
+def without_memory() -> Iterator[None]:
+    """Models made in here are on the meta device: they have shapes, no numbers, so that giants cost nothing.
+
+    Their constructors may still read what they computed with `torch.linspace`, as timm does for stochastic depth.
+    """
+    with torch.device("meta"), _NumbersOnCPU():
+        yield
+
+
+class _NumbersOnCPU(TorchFunctionMode):
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is torch.linspace:
+            kwargs = {"device": "cpu", **(kwargs or {})}
+        return func(*args, **(kwargs or {}))
 
 
 class Loaded(NamedTuple):
