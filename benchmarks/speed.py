@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import argparse
 import sys
-from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -23,6 +22,7 @@ from tokensieve import sieve
 from tokensieve.measure import SlicingLimit, macs, peak_memory
 from tokensieve.measure.speed import interleaved, summarise
 from tokensieve.packing import prepack
+from tokensieve.walk import Reads
 
 HOSTS = ("vit_small_patch16_224", "vit_base_patch16_224", "vit_large_patch16_224")
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
@@ -45,12 +45,8 @@ class BlockLimit(SlicingLimit):
 
     def forward(self, images: Tensor) -> Tensor:
         (fast,) = self._fast
-        tokens = fast.host.embed(images)
-        counts = fast.plan.reads(tokens.x.shape[1] - tokens.prefix)
-        for block, reads in zip(fast.host.blocks, counts, strict=True):
-            tokens = replace(tokens, x=tokens.x[:, : reads.mlp])
-            tokens = replace(tokens, x=block(tokens))
-        return fast.host.head(fast.host.features(tokens))
+        counts = [reads.mlp for reads in fast.reads(images)]
+        return fast.stream.limit(images, [Reads(n, n, n, n) for n in counts])
 
 
 def measure(host: str, model: nn.Module, batch: int, dtype: str, rounds: int, seconds: float) -> list[dict[str, Any]]:

@@ -55,9 +55,9 @@ def test_attributes_are_the_hosts_and_are_set_there() -> None:
 
 def test_what_would_run_the_dense_model_is_refused(images: Tensor) -> None:
     fast = sieve(small_vit(global_pool="avg"), "tome(r=4)")
-    assert not hasattr(fast, "forward_intermediates")
-    with pytest.raises(UnsupportedHost, match=r"would run the dense model: fast\.trace"):
-        fast.forward_intermediates(images)
+    assert not hasattr(fast, "get_intermediate_layers")
+    with pytest.raises(UnsupportedHost, match=r"would run the dense model: fast\.forward_intermediates"):
+        fast.get_intermediate_layers(images)
     with pytest.raises(UnsupportedHost, match="would not weigh merged ones"):
         fast.forward_head(fast.forward_features(images))
     plain = sieve(small_vit(), "tome(r=4)")

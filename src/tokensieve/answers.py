@@ -10,7 +10,6 @@ from torch import Tensor, nn
 from .data.inputs import reading
 from .errors import ExportError, InputError
 from .measure.outputs import FIELDS
-from .stages import SievedStages
 from .stream import Sieved
 
 MAPS = "feature_maps"
@@ -85,7 +84,7 @@ def _ways(module: Any) -> dict[str, str]:
     """Output -> how a model is asked for it, where its call does not return it."""
     ways = {"last_hidden_state": "forward_features"} if hasattr(module, "forward_features") else {}
     # other models' forward_intermediates return more than the maps
-    return {**ways, MAPS: "forward_intermediates"} if isinstance(module, SievedStages) else ways
+    return {**ways, MAPS: "forward_intermediates"} if getattr(module, "units", "") == "pixels" else ways
 
 
 def name_of(module: nn.Module) -> str:

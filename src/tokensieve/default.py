@@ -33,14 +33,14 @@ def default_recipe(model: nn.Module, input_size: Sequence[int]) -> Recipe:
     Raises:
         UnsupportedHost: the model cannot be sieved.
     """
-    from .hosts import StagedHost, open_host
+    from .hosts import open_host
     from .recipe import Recipe
     from .search.costs import Costs
     from .search.families import Scheduled
     from .search.fit import Fit
     from .stream import sieve
 
-    if isinstance(open_host(model), StagedHost):
+    if open_host(model).units == "pixels":
         return Recipe.parse(RANKED)
 
     def takes(recipe: Recipe) -> bool:

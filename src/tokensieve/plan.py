@@ -10,6 +10,7 @@ from .hosts import Host
 from .methods import Method
 from .methods.base import Here, Place
 from .recording import whole
+from .walk import Reads
 
 PLENTY = 10**6
 """Patches of an image on which every method that acts at all acts."""
@@ -21,18 +22,6 @@ class Act(NamedTuple):
     number: int
     method: Method
     left: int
-
-
-class Reads(NamedTuple):
-    """How many tokens, prefix included, a block reads where."""
-
-    keys: int
-    """Of which keys and values are made."""
-    asked: int
-    """Of which queries are projected: all of them where the attention is looked at first."""
-    queries: int
-    """Whose queries attend."""
-    mlp: int
 
 
 _OPENING: tuple[Place, ...] = ("queries", "rows", "inside")
@@ -64,20 +53,25 @@ class Plan:
 
     def reads(self, patches: int) -> list[Reads]:
         """For an image of `patches` patches: how many tokens each block reads where."""
+        return self._walked(patches)[0]
 
-        def after(places: tuple[Place, ...], block: int, count: int) -> int:
-            for place in places:
-                count = min([count, *(act.left for act in self.acts(place, block, count, patches))])
-            return count
+    def left(self, patches: int) -> int:
+        """How many tokens the final norm and the head read."""
+        return self._walked(patches)[1]
 
-        count, reads = after(("start",), 0, patches + self.prefix), []
+    def _walked(self, patches: int) -> tuple[list[Reads], int]:
+        def left(place: Place, block: int, count: int) -> int:
+            return min([count, *(act.left for act in self.acts(place, block, count, patches))])
+
+        count, reads = left("start", 0, patches + self.prefix), []
         for block in range(self.depth):
-            keys = after(("before",), block, count)
-            asked = after(("queries",), block, keys)
-            queries = after(("rows",), block, asked)
-            count = after(("inside",), block, queries)
-            reads.append(Reads(keys, asked, queries, count))
-        return reads
+            keys = left("before", block, count)
+            asked = left("queries", block, keys)
+            queries = left("rows", block, asked)
+            mlp = left("inside", block, queries)
+            reads.append(Reads(keys, asked, queries, mlp))
+            count = left("after", block, mlp)
+        return reads, count
 
     def _idle(self, method: Method) -> bool:
         """Whether a method acts nowhere, whatever the number of tokens (keep=1, r=0)."""
@@ -116,7 +110,8 @@ def check(host: Host, plan: Plan) -> None:
         }
         acting = [method for methods_here in places.values() for method in methods_here]
         varying = varying or next((method.name for method in acting if method.varies), "")
-        for method in before + acting:
+        behind = [act.method for act in plan.acts("after", index, PLENTY + plan.prefix, PLENTY)]
+        for method in before + acting + behind:
             if varying and not method.varies and method.place != "queries":
                 raise RecipeError(
                     f"{method.name} cannot act in block {index}, behind {varying}, which leaves each image another "

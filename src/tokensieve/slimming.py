@@ -19,6 +19,7 @@ from .methods.patch_slimming import PatchSlimming
 from .recipe import Recipe
 from .stream import sieve
 from .tokens import Tokens
+from .walk import Step, walk
 
 CHUNK = 8
 """Images whose attention matrices are held at a time."""
@@ -173,8 +174,11 @@ class _Dense:
                 raise InputError(f"The search needs images of one size, not {size} and {tuple(images.shape[1:])}.")
             size, tokens = tuple(images.shape[1:]), host.embed(images)
             chunk = [tokens]
-            for block in host.blocks:
-                chunk.append(replace(tokens, x=block(chunk[-1])))
+
+            def keep(step: Step, chunk: list[Tokens] = chunk) -> None:
+                chunk.append(step.tokens)
+
+            walk(host.blocks, tokens, watch=keep)
             chunks.append(chunk)
         if not chunks:
             raise nothing_read(loader)
@@ -373,7 +377,7 @@ class _Search:
             keys=heads.keys[:, :, read],
             bias=None if heads.bias is None else heads.bias[..., read],
         )
-        ours = _exact(verbs.mlp(verbs.attention_out(heads.attend(), heads, x[:, asking])))
+        ours = _exact(verbs.rest(heads.attend(), heads, x[:, asking]))
         theirs = _exact(chunk[block + 1].x[:, asking])
         return float(((ours - theirs).flatten(1).norm(dim=1) / theirs.flatten(1).norm(dim=1)).double().sum())
 

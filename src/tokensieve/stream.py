@@ -1,4 +1,5 @@
-"""The stream: one forward that holds host, significance and methods together."""
+"""sieve(): a model that is called as before and reads only the tokens that matter. The forwards are beside this file:
+`token_stream.py` for hosts whose tokens can be dropped and merged, `stage_stream.py` for hosts with stages."""
 
 from __future__ import annotations
 
@@ -6,34 +7,34 @@ import copy
 import inspect
 import os
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
-from functools import partial
-from math import prod
-from typing import Any, NamedTuple, Self
+from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
-from .errors import DenseOnly, InputError, UnsupportedHost
-from .frozen import replace
-from .hosts import Host, HostBlock, open_host
+from .errors import DenseOnly, UnsupportedHost
+from .hosts import open_host
 from .hosts.checks import check_images, hooked, refuse_hooks
-from .methods import Evidence, Method
-from .methods.base import Place
-from .plan import Act, Plan, Reads, check
+from .intermediates import Wanted
+from .methods import Method
 from .recipe import Recipe
-from .recording import none
-from .tokens import Tokens, restore
+from .stage_stream import StageStream
+from .token_stream import TokenStream
+from .trace import Mask, Trace
+from .walk import Reads
 
-OWN = ("model", "host", "recipe", "plan", "significance", "parts")
+__all__ = ["Mask", "Sieved", "Stream", "Trace", "sieve"]
+
+Stream = TokenStream | StageStream
+STREAMS: dict[str, Any] = {stream.units: stream for stream in (TokenStream, StageStream)}
+"""What a host has, tokens or pixels -> the forward of such hosts."""
+
+OWN = ("model", "recipe", "stream")
 """Attributes of a sieved model itself; all others are its host's."""
-DENSE = ("forward_intermediates", "get_intermediate_layers", "forward_pruned", "get_last_selfattention")
+DENSE = ("get_intermediate_layers", "forward_pruned", "get_last_selfattention")
 """What hosts offer that would run the dense model without a word."""
 NOT_OF_THE_MAP = ("keep", "order", "stages", "background")
 """Settings of a method that needs a map which say nothing of how the map is made."""
-Memories = dict[int, Tensor | None]
-"""What methods remember from before block 0, by their place in the recipe."""
 
 
 def sieve(
@@ -63,23 +64,22 @@ def sieve(
         RecipeError: the recipe cannot be read or makes no sense.
         InputError: weights cannot be had, or are not those that the recipe was written with.
     """
-    from .stages import SievedStages  # a Sieved itself
-
     host, recipe = open_host(model), Recipe.of(recipe).with_hashes()
-    fast = Sieved(host, recipe) if isinstance(host, Host) else SievedStages(host, recipe)
+    kind = STREAMS[host.units]
+    stream = kind(host, kind.planned(host, recipe), None, nn.ModuleDict())
     config = getattr(model, "pretrained_cfg", None) or {}
-    for index, method in fast.plan.methods:
-        part = fast._build(method, pretrained)
+    for index, method in stream.plan.methods:
+        part = stream.build(method, pretrained)
         if part is not None:
             own = next(model.parameters())
-            fast.parts[str(index)] = part.to(own.device, own.dtype).eval().requires_grad_(False)
+            stream.parts[str(index)] = part.to(own.device, own.dtype).eval().requires_grad_(False)
         if method.needs_significance:
             from .significance import build  # only where a map is needed: building one loads proposal libraries
 
             words = {key: value for key, value in method.settings().items() if key not in NOT_OF_THE_MAP}
             words |= {"mean": mean or config.get("mean"), "std": std or config.get("std")}
-            fast.significance = build(**words, pretrained=pretrained)
-    return fast
+            stream.significance = build(**words, pretrained=pretrained)
+    return Sieved(stream, recipe)
 
 
 class Sieved(nn.Module):
@@ -91,24 +91,44 @@ class Sieved(nn.Module):
     """
 
     model: nn.Module
-    host: Any
     recipe: Recipe
-    plan: Any
-    significance: Any
-    parts: nn.ModuleDict
+    stream: Any
 
-    def __init__(self, host: Host, recipe: Recipe) -> None:
+    def __init__(self, stream: Stream, recipe: Recipe) -> None:
         super().__init__()
-        self.host, self.recipe = host, recipe
-        self.plan = self._planned()
-        self.parts, self.significance = nn.ModuleDict(), None
-        self._stand_for(host.model)
+        self.stream, self.recipe = stream, recipe
+        self._stand_for(stream.host.model)
 
     def _stand_for(self, model: nn.Module) -> None:
         """Share the registries of the host, so that whoever walks, reads or swaps them finds one model."""
         self.model = model
         for registry in ("_parameters", "_buffers", "_modules", "_non_persistent_buffers_set"):
             object.__setattr__(self, registry, getattr(model, registry))
+
+    @property
+    def host(self) -> Any:
+        """The model, opened."""
+        return self.stream.host
+
+    @property
+    def plan(self) -> Any:
+        """Which method acts where, on how many tokens or pixels."""
+        return self.stream.plan
+
+    @property
+    def significance(self) -> Any:
+        """What makes the significance map, or None."""
+        return self.stream.significance
+
+    @property
+    def parts(self) -> nn.ModuleDict:
+        """Learned layers of the methods' own, by the method's number in the recipe."""
+        return self.stream.parts
+
+    @property
+    def units(self) -> str:
+        """What the recipe reduces: `tokens`, or `pixels` of a host with stages."""
+        return self.stream.units
 
     @property
     def accepts_loss_kwargs(self) -> bool:
@@ -133,8 +153,8 @@ class Sieved(nn.Module):
             raise AttributeError(f"{type(self).__name__} has no attribute {name!r}")
         if name in DENSE and hasattr(model, name):
             raise DenseOnly(
-                f"{name}() of a sieved {type(model).__name__} would run the dense model: fast.trace(images).restore() "
-                f"gives the last block's tokens on the grid, fast.model.{name}() asks the dense model."
+                f"{name}() of a sieved {type(model).__name__} would run the dense model: fast.forward_intermediates() "
+                f"gives features of chosen blocks, fast.model.{name}() asks the dense model."
             )
         if name == "forward_head" and not self._head_is_enough():
             raise DenseOnly(
@@ -167,12 +187,13 @@ class Sieved(nn.Module):
         replica._stand_for(self.model._replicate_for_data_parallel())
         return replica
 
-    def _now(self) -> Self:
-        """The same on the host as it is now, since it may have been changed after it was sieved."""
+    def _now(self) -> Stream:
+        """The stream on the host as it is now, since it may have been changed after it was sieved."""
+        stream = self.stream
         if torch.compiler.is_compiling():  # a graph holds the host as it was when it was compiled
-            return self
-        host: Any = type(self.host)(self.model)
-        if host.facts != self.host.facts:
+            return stream
+        host = type(stream.host)(self.model)
+        if host.facts != stream.host.facts:
             sharded = any(type(part).__name__.startswith("FSDP") for part in self.model.modules())
             raise UnsupportedHost(
                 f"{type(self.model).__name__} has other blocks, tokens or another pooling than when it was sieved: "
@@ -182,43 +203,19 @@ class Sieved(nn.Module):
                     else "call sieve() again."
                 )
             )
-        if self.plan.methods:
+        if stream.plan.methods:
             refuse_hooks(self.model, host.bypassed)
-        now = object.__new__(type(self))
-        now.__dict__.update(self.__dict__, host=host)
+        significance, parts = stream.significance, stream.parts
         if getattr(self, "_is_replica", False):  # of nn.DataParallel, which knows nothing of what is not the host's
             device = _device(self.model)
-            now.__dict__.update(parts=copy.deepcopy(self.parts).to(device))
-            if self.significance is not None:
-                now.__dict__.update(significance=copy.deepcopy(self.significance).to(device))
-        return now
+            parts = copy.deepcopy(parts).to(device)
+            significance = None if significance is None else copy.deepcopy(significance).to(device)
+        return type(stream)(host, stream.plan, significance, parts)
 
     def _head_is_enough(self) -> bool:
         """Whether the host's own head gives the right answer for the surviving tokens alone."""
-        return self.host.reads_prefix or not any(method.merges for _, method in self.plan.methods)
-
-    def _planned(self) -> Plan:
-        """The recipe on this host, or a refusal."""
-        plan = Plan(self.recipe, len(self.host.blocks), self.host.prefix)
-        check(self.host, plan)
-        return plan
-
-    def _build(self, method: Method, pretrained: bool) -> nn.Module | None:
-        return method.build(self.host.width, len(self.host.blocks), pretrained)
-
-    def _part(self, index: int) -> nn.Module | None:
-        """What `build` gave for the recipe's method of this number."""
-        return self.parts[str(index)] if str(index) in self.parts else None  # noqa: SIM401
-
-    def asking(self, images: Tensor) -> Callable[[], Any]:
-        """A call that does nothing but make the significance map of these images, for whoever counts or times it."""
-        assert self.significance is not None
-        grid = self.host.embed(images[:1]).grid
-        return partial(self.significance, self.host.covered(images, grid), grid)
-
-    def covered(self, images: Tensor) -> Tensor:
-        """What of the images (B, C, H, W) the host's grid covers, which is what a map is made of."""
-        return self.host.covered(images, self.host.embed(images[:1]).grid)
+        merges = any(method.merges for _, method in self.plan.methods)
+        return not merges or self.units == "pixels" or self.host.reads_prefix
 
     def forward(
         self,
@@ -235,100 +232,78 @@ class Sieved(nn.Module):
             check_images(self.model, images)
         named = {"pixel_values": pixel_values, "labels": labels}  # by name, for those who read the signature
         words |= {word: value for word, value in named.items() if value is not None}
-        now = self._now()
-        if not now.plan.methods and any(map(hooked, now.host.bypassed)):
+        stream = self._now()
+        if not stream.plan.methods and any(map(hooked, stream.host.bypassed)):
             return self.model(*(() if images is None else (images,)), **words)
-        images, words = now.host.arguments(images, dict(words))
-        return now._answer(images, words)
-
-    def _answer(self, images: Tensor, words: dict[str, Any]) -> Any:
-        return self.host.head(self._features(images), **words)
+        images, words = stream.host.arguments(images, dict(words))
+        return stream(images, **words)
 
     def forward_features(self, images: Tensor) -> Tensor:
-        """(B, 3, H, W) -> the surviving tokens after the final norm, (B, N, d), prefix first."""
-        return self._now()._features(images).x
+        """(B, C, H, W) -> the surviving tokens after the final norm, (B, N, d), prefix first; with stages the last map,
+        as the host's own `forward_features` gives it."""
+        return self._now().features(images)
 
-    def _features(self, images: Tensor, trace: Trace | None = None) -> Tokens:
-        """Image to what the head reads: the surviving tokens after the final norm."""
-        if none(images):
-            tokens = self._features(stand_in(images), trace)
-            if trace is not None:
-                trace.forget()
-            return tokens.nothing()
-        tokens = self.host.features(self._stream(images, trace))
-        return self._reduce("end", self.plan.depth - 1, tokens, {})
+    def forward_intermediates(
+        self,
+        x: Tensor,
+        indices: int | Sequence[int] | None = None,
+        return_prefix_tokens: bool = False,
+        norm: bool = False,
+        stop_early: bool = False,
+        output_fmt: str = "NCHW",
+        intermediates_only: bool | None = None,
+        output_dict: bool = False,
+        *,
+        restore: bool = False,
+        fill: str = "nearest",
+    ) -> Any:
+        """Features of chosen blocks, or maps of chosen stages: arguments and return value are timm's.
 
-    def _stream(self, images: Tensor, trace: Trace | None = None) -> Tokens:
-        """Image to tokens, tokens through the blocks. A block in which nothing acts is called whole, as it is."""
-        tokens = self.host.embed(images)
-        if trace is not None:
-            tokens = tokens.tracked()
-        memories = {index: method.prepare(tokens) for index, method in self.plan.methods}
+        Args:
+            x: images (B, C, H, W).
+            indices: the last n blocks or stages, those in a sequence, or all.
+            return_prefix_tokens: give each block's features as (features, prefix tokens).
+            norm: bring the features through the host's final norm.
+            stop_early: leave out the blocks behind the last that is wanted.
+            output_fmt: "NCHW", on the grid of patches, or "NLC", a row for each token.
+            intermediates_only: leave out the final features; by default they come first, but not with stages.
+            output_dict: a dictionary with `image_intermediates`, `image_intermediates_prefix` and `image_features`.
+            restore: put dropped and merged patches back on the grid, so that every block has all patches.
+            fill: what a dropped patch then shows, the `nearest` kept patch or `zero`.
 
-        if self._acts("start", 0, tokens):
-            assert self.significance is not None
-            significance = self.significance(self.host.covered(images, tokens.grid), tokens.grid)
-            tokens = self._reduce("start", 0, tokens, memories, significance=significance)
-            if trace is not None:
-                trace.begin(tokens, significance)
+        Returns:
+            (final features, list of features), or what the arguments above make of it.
 
-        for index, block in enumerate(self.host.blocks):
-            tokens = self._reduce("before", index, tokens, memories)
-            keys = tokens.x.shape[1]
-            opens = tokens.weight is not None or self.plan.opens(index, keys, prod(tokens.grid))
-            run = partial(self._opened, index, block, memories) if opens else partial(_whole, block)
-            if block.checkpoints and (opens or not block.checkpoints_itself):
-                tokens, reads = checkpoint(run, tokens, use_reentrant=False)
-            else:
-                tokens, reads = run(tokens)
-            if trace is not None:
-                trace.reads.append(reads)
-        return tokens
-
-    def _opened(self, index: int, block: HostBlock, memories: Memories, tokens: Tokens) -> tuple[Tokens, Reads]:
-        """A block in which something acts, and how many tokens it read where."""
-        if not torch.compiler.is_compiling():
-            refuse_hooks(self.model, block.bypassed)
-        keys = tokens.x.shape[1]
-        tokens, asked, queries = self._attend(index, block, tokens, memories)
-        tokens = replace(tokens, x=block.mlp(tokens.x))
-        return tokens, Reads(keys, asked, queries, tokens.x.shape[1])
-
-    def _attend(self, index: int, block: HostBlock, tokens: Tokens, memories: Memories) -> tuple[Tokens, int, int]:
-        """A block up to its MLP; how many queries were projected, and how many attended.
-
-        A function of its own, so that queries, keys and values are freed before the MLP runs.
+        Raises:
+            InputError: blocks that are not there, or "NCHW" without `restore` where tokens are no grid any more.
         """
-        tokens = replace(tokens, row=None)
-        asking = self._reduce("queries", index, tokens, memories)
-        attention = replace(block.qkv(tokens, asking.row), weight=tokens.weight).asked(asking.row)
-        heads = attention
-        if asking.row is None:
-            asking = self._reduce("rows", index, tokens, memories, attention=attention)
-            heads = attention if asking.row is None else attention.ask(asking.row)
+        words = {name: value for name, value in locals().items() if name not in ("self", "x")}
+        return self._now().intermediates(check_images(self.model, x), Wanted(**words))
 
-        own = [act.method for act in self._acts("inside", index, asking) if act.method.attends]
-        attended, found = own[0].attend(heads) if own else (heads.attend(), None)
-        tokens = replace(asking, x=block.attention_out(attended, heads, asking.x))
-        tokens = self._reduce("inside", index, tokens, memories, attention=attention, found=found)
-        return tokens, attention.q.shape[2], asking.x.shape[1]
+    def trace(self, images: Tensor, *, attention: Sequence[int] = ()) -> Trace:
+        """Run on (B, C, H, W) and tell what happened: see `Trace`. Of the blocks `attention` the class attention too.
 
-    def _reduce(self, place: Place, block: int, tokens: Tokens, memories: Memories, **known: Any) -> Tokens:
-        """Let every method of this place act, one after the other, each with what it may know."""
-        for index, method, left in self._acts(place, block, tokens):
-            evidence = Evidence(block, self.plan.depth, memory=memories.get(index), part=self._part(index), **known)
-            tokens = method.reduce(tokens, left, evidence)
-        return tokens
+        Raises:
+            InputError: blocks that are not there, or a host without a class token or with stages.
+            UnsupportedHost: one of these blocks cannot be opened.
+        """
+        return self._now().trace(images, Trace(looks=tuple(attention)))
 
-    def _acts(self, place: Place, block: int, tokens: Tokens) -> list[Act]:
-        return self.plan.acts(place, block, tokens.x.shape[1], prod(tokens.grid))
+    def reads(self, images: Tensor) -> list[Reads]:
+        """How many tokens, or pixels, each block reads of these images."""
+        return self._now().reads(images)
 
-    def trace(self, images: Tensor) -> Trace:
-        """Run on (B, 3, H, W) and tell what happened: see `Trace`."""
-        now, trace = self._now(), Trace()
-        tokens = now._features(images, trace)
-        trace.finish(tokens, now.host.head(tokens))
-        return trace
+    def sizes(self, images: Tensor) -> list[tuple[int, ...]]:
+        """Height and width of the grid of patches, or of each stage's map."""
+        return self.stream.sizes(images)
+
+    def covered(self, images: Tensor) -> Tensor:
+        """What of the images (B, C, H, W) the host's grid covers, which is what a significance map is made of."""
+        return self.stream.covered(images)
+
+    def asking(self, images: Tensor) -> Callable[[], Any]:
+        """A call that does nothing but make the significance map of these images, for whoever counts or times it."""
+        return self.stream.asking(images)
 
     def train(self, mode: bool = True) -> Sieved:
         """Training or evaluation mode, of the shared host too; a proposal stays in evaluation mode."""
@@ -337,104 +312,6 @@ class Sieved(nn.Module):
 
     def extra_repr(self) -> str:
         return f'recipe="{self.recipe}"'
-
-
-def _whole(block: HostBlock, tokens: Tokens) -> tuple[Tokens, Reads]:
-    """A block as it is, and how many tokens it read where."""
-    count = tokens.x.shape[1]
-    return replace(tokens, x=block(tokens)), Reads(count, count, count, count)
-
-
-class Mask(NamedTuple):
-    """Patches, or the pixels of a stage, that were chosen."""
-
-    title: str
-    kept: Tensor
-    """(B, K) int64, ascending unless the recipe's order says otherwise."""
-    grid: tuple[int, int]
-    """Of which they were chosen."""
-
-
-@dataclass
-class Trace:
-    """What a sieved model did with a batch of images."""
-
-    output: Any = None
-    """What the host returns."""
-    significance: Tensor | None = None
-    """(B, *grid) fp32: the map that ranked the patches; None where the recipe has none."""
-    kept: Any = None
-    """(B, K) int64: the patches kept before block 0, in token order; None where none were dropped there. On a host with
-    stages a list, one entry a stage: the pixels that the stage's last block ran on, None for all."""
-    reads: list[Reads] = field(default_factory=list)
-    """Tokens, prefix and padding included, that each block's keys, queries and MLP were made of."""
-    tokens: Tokens | None = None
-    """The last block's tokens after the host's final norm."""
-
-    masks: list[Mask] = field(default_factory=list)
-    """What was chosen by ranking: one entry where patches were dropped before block 0, one for each stage on a host
-    with stages; what the entries of `kept` are without their grids."""
-
-    def begin(self, tokens: Tokens, significance: Tensor) -> None:
-        self.kept, self.significance = tokens.positions, significance.unflatten(1, tokens.grid)
-        if tokens.positions is not None:
-            self.masks.append(Mask("Kept patches", tokens.positions, (tokens.grid[-2], tokens.grid[-1])))
-
-    def forget(self) -> None:
-        """Leave nothing of the image that stood in for an empty batch but its token counts."""
-        self.significance = None if self.significance is None else self.significance[:0]
-        kept = self.kept if isinstance(self.kept, list) else [self.kept]
-        kept = [None if one is None else one[:0] for one in kept]
-        self.kept = kept if isinstance(self.kept, list) else kept[0]
-        self.masks = [mask._replace(kept=mask.kept[:0]) for mask in self.masks]
-
-    def finish(self, tokens: Tokens, output: Any) -> None:
-        self.tokens, self.output = tokens, output
-
-    @property
-    def tokens_per_block(self) -> list[int]:
-        """Tokens, prefix included, that each block's MLP read."""
-        return [reads.mlp for reads in self.reads]
-
-    @property
-    def source(self) -> Tensor:
-        """(B, P) int64: for each patch the last block's token that stands for it, prefix counted; -1 if dropped."""
-        assert self.tokens is not None
-        assert self.tokens.source is not None
-        return self.tokens.source
-
-    def restore(self, features: Tensor | None = None, fill: str = "nearest") -> Tensor:
-        """Token features back on the grid of patches.
-
-        Args:
-            features: (B, N, C) for all tokens of the last block, or (B, N - prefix, C) without the prefix; by default
-                the final features.
-            fill: what a dropped patch shows, the `nearest` kept patch or `zero`.
-
-        Returns:
-            (B, C, *grid).
-        """
-        assert self.tokens is not None
-        count, source = self.tokens.x.shape[1], self.source
-        if count == self.tokens.prefix:
-            raise InputError(
-                "No patch token is left to restore: in its last block this recipe computes the prefix tokens alone."
-            )
-        if features is None:
-            features = self.tokens.x
-        if features.ndim != 3 or features.shape[1] not in (count, count - self.tokens.prefix):
-            raise InputError(
-                f"restore() takes features of shape (B, {count}, C), or (B, {count - self.tokens.prefix}, C) without "
-                f"prefix tokens, not {tuple(features.shape)}."
-            )
-        if features.shape[1] != count:
-            source = torch.where(source < 0, source, source - self.tokens.prefix)
-        return restore(features, source, self.tokens.grid, fill)
-
-
-def stand_in(images: Tensor) -> Tensor:
-    """One blank image in the place of none: blocks of several hosts, and what ranks, fail on an empty batch."""
-    return images.new_zeros(1, *images.shape[1:])
 
 
 def _device(replica: nn.Module) -> torch.device:

@@ -26,7 +26,7 @@ class Tokens:
     grid: tuple[int, ...]
     """Patches along each axis, (h, w) or (t, h, w); its product is P."""
     positions: Tensor | None = None
-    """(B, N - prefix) int64: the patch at whose place each token stands. None: all patches, in row-major order."""
+    """(B, N - prefix) int64: the patch at whose place each token stands. None: 0, 1, 2, ... of row-major order."""
     table: Tensor | None = None
     """The host's positional table over the whole grid (rotary embedding); hosts gather its rows by `positions`."""
     size: Tensor | None = None
@@ -53,6 +53,26 @@ class Tokens:
         per_image = ("x", "positions", "size", "weight", "source", "row")
         cut = {name: None if (value := getattr(self, name)) is None else value[:0] for name in per_image}
         return replace(self, **cut)
+
+    def first(self, count: int) -> Tokens:
+        """The first `count` tokens, prefix included. Nothing is copied: this is what selecting would be for free."""
+        if count == self.x.shape[1]:
+            return self
+        patches = count - self.prefix
+
+        def cut(values: Tensor | None) -> Tensor | None:
+            return None if values is None else values[:, :count]
+
+        return replace(
+            self,
+            x=self.x[:, :count],
+            positions=None if self.positions is None else self.positions[:, :patches],
+            table=self.table if self.table is None or self.positions is not None else self.table[..., :patches, :],
+            size=cut(self.size),
+            weight=cut(self.weight),
+            source=None if self.source is None else self.source.masked_fill(self.source >= count, -1),
+            row=self.places[:, :count] if self.row is None else cut(self.row),
+        )
 
     def select(self, index: Tensor) -> Tokens:
         """Drop all patch tokens but `index` (B, K) int64, counted without the prefix; the prefix stays in front."""
@@ -134,6 +154,35 @@ class Tokens:
             fell = _lookup(fell, self.source) == 1
             source = torch.where(fell, index.shape[1] - 1, source)
         return replace(taken, x=torch.cat([taken.x[:, :-1], fused], dim=1), size=size, source=source)
+
+    def on_grid(self, features: Tensor | None = None, fill: str = "nearest") -> Tensor:
+        """Features of these tokens back on the grid of patches: see `restore`.
+
+        Args:
+            features: (B, N, C), or (B, N - prefix, C) without the prefix; by default the activations.
+            fill: what a dropped patch shows, the `nearest` kept patch or `zero`.
+
+        Returns:
+            (B, C, *grid).
+
+        Raises:
+            InputError: features of another number of tokens, or no patch token is left.
+        """
+        assert self.source is not None
+        features = self.x if features is None else features
+        count, source = self.x.shape[1], self.source
+        if count == self.prefix:
+            raise InputError(
+                "No patch token is left to restore: in its last block this recipe computes the prefix tokens alone."
+            )
+        if features.ndim != 3 or features.shape[1] not in (count, count - self.prefix):
+            raise InputError(
+                f"restore() takes features of shape (B, {count}, C), or (B, {count - self.prefix}, C) without "
+                f"prefix tokens, not {tuple(features.shape)}."
+            )
+        if features.shape[1] != count:
+            source = torch.where(source < 0, source, source - self.prefix)
+        return restore(features, source, self.grid, fill)
 
     def take(self, index: Tensor) -> Tokens:
         """The tokens `index` (B, M) of the whole sequence, prefix first."""

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from .errors import InputError, RecipeError, SieveError, UnsupportedHost, nearest
 from .files import check_place, make_folder
-from .hosts import StagedHost, open_host
+from .hosts import open_host
 from .measure.load import OtherWork, disturbs
 from .measure.outputs import evaluating
 from .measure.speed import Speed, interleaved, summarise
@@ -120,7 +120,7 @@ def tune(
             "more than 0 seconds."
         )
     host = open_host(model)
-    staged = isinstance(host, StagedHost)
+    staged = host.units == "pixels"
     if correction is not None:
         correction = check_place(correction, (".safetensors",), new_folder=True)
     made = None if correction is None else correction.parent

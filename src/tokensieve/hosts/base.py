@@ -46,10 +46,16 @@ class HostBlock(ABC):
     def mlp(self, x: Tensor) -> Tensor:
         """Norm, MLP, scale, drop path and residual: (B, N, d) -> (B, N, d)."""
 
+    def rest(self, attended: Tensor, attention: Attention, x: Tensor) -> Tensor:
+        """Everything behind the attention itself."""
+        return self.mlp(self.attention_out(attended, attention, x))
+
 
 class Host(ABC):
     """A model opened into the parts of the stream. Holds references to its sub-modules and nothing else."""
 
+    units = "tokens"
+    """What recipes reduce."""
     model: Any
     """The host itself, an `nn.Module` whose parts the opener knows by name."""
     blocks: Sequence[HostBlock]

@@ -79,6 +79,8 @@ def checkpointed(stages: list[Stage], switched: Sequence[bool]) -> list[Stage]:
 class StagedHost(ABC):
     """A model opened into its stages. Holds references to its sub-modules and nothing else."""
 
+    units = "pixels"
+    """What recipes reduce."""
     model: Any
     """The host itself."""
     family: str

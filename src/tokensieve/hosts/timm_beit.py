@@ -81,7 +81,7 @@ class BeitBlock(HostBlock):
             return self.block(tokens.x, shared_rel_pos_bias=None if self.shared is None else self.shared())
         # The host's own attention has no other bias than that of the whole grid.
         attention = self.qkv(tokens)
-        return self.mlp(self.attention_out(attention.attend(), attention, tokens.x))
+        return self.rest(attention.attend(), attention, tokens.x)
 
     def qkv(self, tokens: Tokens, asking: Tensor | None = None) -> Attention:
         attn = self.block.attn

@@ -3,17 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from math import prod
+from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from ..errors import InputError
-from ..frozen import replace
-from ..plan import Reads
-from ..stages import SievedStages
 from ..stream import Sieved
-from ..tokens import Tokens
+from ..walk import Reads
 from .pair import eager
 
 
@@ -41,56 +37,8 @@ class SlicingLimit(nn.Module):
     def on(cls, fast: Sieved, images: Tensor) -> SlicingLimit:
         """The limit on these images: where the counts depend on them (`ats`), those that they bring."""
         varies = any(method.varies for _, method in fast.plan.methods)
-        return cls(fast, fast.trace(images).reads if varies else None)
+        return cls(fast, fast.reads(images) if varies else None)
 
-    def forward(self, images: Tensor) -> Tensor:
+    def forward(self, images: Tensor) -> Any:
         (fast,) = self._fast
-        return self._stages(fast, images) if isinstance(fast, SievedStages) else self._tokens(fast, images)
-
-    def _stages(self, fast: SievedStages, images: Tensor) -> Tensor:
-        """Point-wise operators on the first pixels of each map, which is changed in place: choosing is for free."""
-        host = fast.host
-        x = host.embed(images)
-        if fast.plan.methods:
-            x = host.lay_out(x)
-        maps = [x]
-        for number, stage in enumerate(host.stages):
-            x = stage.enter(x)
-            for block, read in zip(stage.blocks, fast.plan.reads(number, prod(host.size(x))), strict=True):
-                if read.mlp == read.keys:
-                    x = block(x)
-                    continue
-                out, y = block.around(x)
-                change = block.pixel(y.flatten(1, 2)[:, : read.mlp])
-                out.flatten(1, 2)[:, : read.mlp] += change
-                x = out.permute(0, 3, 1, 2) if host.channels_first else out
-            maps.append(x)
-        return host.answer(maps)
-
-    def _tokens(self, fast: Sieved, images: Tensor) -> Tensor:
-        host = fast.host
-        tokens = host.embed(images)
-        plan = self._reads or fast.plan.reads(tokens.x.shape[1] - tokens.prefix)
-        for block, reads in zip(host.blocks, plan, strict=True):
-            tokens = _first(tokens, reads.keys)
-            if reads.keys == reads.mlp:
-                tokens = replace(tokens, x=block(tokens))
-            else:
-                rows = torch.arange(reads.keys, device=images.device).expand(images.shape[0], -1)
-                asking = rows[:, : reads.asked] if reads.asked < reads.keys else None
-                heads = block.qkv(tokens, asking).asked(asking)
-                if reads.queries < reads.asked:
-                    heads = heads.ask(rows[:, : reads.queries])
-                tokens = _first(tokens, reads.queries)
-                tokens = replace(tokens, x=block.attention_out(heads.attend(), heads, tokens.x))
-                tokens = _first(tokens, reads.mlp)
-                tokens = replace(tokens, x=block.mlp(tokens.x))
-        return host.head(host.features(tokens))
-
-
-def _first(tokens: Tokens, count: int) -> Tokens:
-    """The first `count` tokens, with the first rows of the positional table."""
-    if count == tokens.x.shape[1]:
-        return tokens
-    table = None if tokens.table is None else tokens.table[..., : count - tokens.prefix, :]
-    return replace(tokens, x=tokens.x[:, :count], table=table)
+        return fast.stream.limit(images, self._reads)

@@ -61,7 +61,7 @@ def macs(
         raise InputError("MACs are counted on at least one image, and the batch is empty.")
     with reading(module, images):
         if not isinstance(module, Sieved):
-            return _count(module, partial(module, images), fvcore_compat=fvcore_compat) / len(images)
+            return count(module, partial(module, images), fvcore_compat=fvcore_compat) / len(images)
         # Where each image keeps its own number of tokens, zeros stand for none of them.
         alone = images.split(1) if any(method.varies for _, method in module.plan.methods) else [images]
         lengths = [(SlicingLimit.on(module, one), one) for one in alone] if given else [(SlicingLimit(module), images)]
@@ -69,7 +69,7 @@ def macs(
         if selection:
             for one in alone:
                 known = _parts(module, [(SlicingLimit.on(module, one), one)], one, True)
-                total += _count(module, partial(module, one)) - known
+                total += count(module, partial(module, one)) - known
         return total / len(images)
 
 
@@ -77,11 +77,11 @@ def _parts(
     fast: Sieved, lengths: list[tuple[SlicingLimit, Tensor]], images: Tensor, proposal: bool, **settings: Any
 ) -> float:
     """What the papers count, the host on as many tokens; what comes on top, the map and layers of a method's own."""
-    total = _count(fast.model, lambda: [limit(some) for limit, some in lengths], **settings)
+    total = count(fast.model, lambda: [limit(some) for limit, some in lengths], **settings)
     if fast.significance is not None and proposal:
-        total += _count(fast.significance, fast.asking(images), **settings)
+        total += count(fast.significance, fast.asking(images), **settings)
     if fast.parts:
-        total += _count(fast, partial(fast, images), only=fast.parts.modules(), **settings)
+        total += count(fast, partial(fast, images), only=fast.parts.modules(), **settings)
     return total
 
 
@@ -103,7 +103,7 @@ EXTRA: dict[str, Formula] = {
 
 
 @torch.no_grad()
-def _count(
+def count(
     owner: nn.Module,
     call: Callable[[], Any],
     *,

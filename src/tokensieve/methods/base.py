@@ -84,13 +84,14 @@ class Evidence:
         return values if tokens.row is None else values.gather(1, tokens.row)
 
 
-Place = Literal["start", "before", "queries", "rows", "inside", "end"]
+Place = Literal["start", "before", "queries", "rows", "inside", "after", "end"]
 PLACES: dict[Place, str] = {
     "start": "once, before block 0",
     "before": "in front of blocks",
     "queries": "inside blocks, before the attention: what stays asks, and all is read",
     "rows": "inside blocks, at the attention, after a look at it: what stays asks, and all is read",
     "inside": "inside blocks, between attention and MLP",
+    "after": "behind blocks",
     "end": "once, after the final norm",
 }
 

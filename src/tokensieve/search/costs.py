@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from types import SimpleNamespace
-from typing import Any, NamedTuple, cast
+from typing import NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from ..errors import InputError, UnsupportedHost
-from ..measure import SlicingLimit, macs
-from ..plan import Plan, Reads
+from ..hosts import Host, HostBlock
+from ..measure import macs
+from ..measure.macs import count
+from ..plan import Plan
 from ..recipe import Recipe
 from ..stream import Sieved, sieve
 from ..tokens import Tokens
+from ..walk import First, Reads, walk
 
 FEW = 5
 """Patches on which a block is counted."""
@@ -69,13 +71,13 @@ class Costs:
         if self.patches < FEW:
             raise InputError(f"An image of {self.patches} patches leaves nothing to reduce: give larger images.")
         self.blocks = [_block_cost(fast.model, block, tokens) for block in host.blocks]
-        count = self.patches + self.prefix
+        every = self.patches + self.prefix
         part = _Part(fast.model, host.blocks[-1], tokens, host)
-        heads = [part.count(Reads(n, n, n, n)) - self.blocks[-1].of(Reads(n, n, n, n)) for n in (count, count - 1)]
+        heads = [part.count(Reads(n, n, n, n)) - self.blocks[-1].of(Reads(n, n, n, n)) for n in (every, every - 1)]
         self.per_token = heads[0] - heads[1]
         """What the head costs for each token that it reads."""
         self.dense = round(macs(fast.model, input_size))
-        around = sum(block.of(Reads(count, count, count, count)) for block in self.blocks) + self.per_token * count
+        around = sum(block.of(Reads(every, every, every, every)) for block in self.blocks) + self.per_token * every
         self.rest = self.dense - around
         """Embedding and head."""
         self._check(fast, input_size, 0.6 if self.patches > FEW else 0.8)
@@ -92,48 +94,48 @@ class Costs:
 
     def of(self, recipe: Recipe) -> int:
         """MACs of an image under a recipe, its proposal left out."""
-        reads = Plan(recipe, self.depth, self.prefix).reads(self.patches)
-        blocks = sum(block.of(read) for block, read in zip(self.blocks, reads, strict=True))
-        return self.rest + blocks + self.per_token * reads[-1].mlp
+        plan = Plan(recipe, self.depth, self.prefix)
+        blocks = sum(block.of(read) for block, read in zip(self.blocks, plan.reads(self.patches), strict=True))
+        return self.rest + blocks + self.per_token * plan.left(self.patches)
 
 
 class _Part:
-    """One block in the place of a host, so that the slicing limit, which is what `macs` counts, runs it alone."""
+    """One block, counted alone on so many tokens."""
 
-    def __init__(self, model: nn.Module, block: Any, tokens: Tokens, host: Any = None) -> None:
-        self.blocks, self.tokens, self.model = [block], tokens, model
-        self.features = (lambda tokens: tokens) if host is None else host.features
-        self.head = (lambda tokens: tokens.x) if host is None else host.head
-
-    def embed(self, images: Tensor) -> Tokens:
-        return self.tokens
+    def __init__(self, model: nn.Module, block: HostBlock, tokens: Tokens, host: Host | None = None) -> None:
+        """With `host`, its final norm and head behind the block are counted too."""
+        self.model, self.block, self.tokens, self.host = model, block, tokens, host
 
     def count(self, reads: Reads) -> int:
-        stand_in = cast(Sieved, SimpleNamespace(model=self.model, training=False, host=self))
-        return round(macs(SlicingLimit(stand_in, [reads]), images=self.tokens.x[:, :1, :1, None]))
+        def run() -> None:
+            tokens = walk([self.block], self.tokens, First([reads]))
+            if self.host is not None:
+                self.host.head(self.host.features(tokens))
+
+        return round(count(self.model, run))
 
 
-def _block_cost(model: nn.Module, block: Any, tokens: Tokens) -> BlockCost:
+def _block_cost(model: nn.Module, block: HostBlock, tokens: Tokens) -> BlockCost:
     """By differences, which are exact: all counts are whole numbers, and each is linear in each number of tokens."""
     part, n = _Part(model, block, tokens), tokens.prefix + 1
 
-    def count(keys: int, asked: int, queries: int, mlp: int) -> int:
+    def macs_of(keys: int, asked: int, queries: int, mlp: int) -> int:
         return part.count(Reads(keys, asked, queries, mlp))
 
     if block.closed:
-        zero, one, two = (count(k, k, k, k) for k in (n, n + 1, n + 2))
+        zero, one, two = (macs_of(k, k, k, k) for k in (n, n + 1, n + 2))
         square = (two - 2 * one + zero) // 2
         linear = one - zero - square * (2 * n + 1)
         return BlockCost((zero - linear * n - square * n * n, linear, square), (0, 0), (0, 0, 0), 0, 0, 0)
     low, high = n + 2, n + 3
-    mlp = count(low, low, n + 1, n + 1) - count(low, low, n + 1, n)
-    at_low, at_high = (count(k, k, n + 1, n) - count(k, k, n, n) for k in (low, high))
+    mlp = macs_of(low, low, n + 1, n + 1) - macs_of(low, low, n + 1, n)
+    at_low, at_high = (macs_of(k, k, n + 1, n) - macs_of(k, k, n, n) for k in (low, high))
     pair = at_high - at_low
     query = at_low - pair * low
 
     def projected(keys: int, asked: int) -> int:
         queries = n if asked == keys else asked  # a block where fewer are asked has them all attend
-        return count(keys, asked, queries, n) - pair * keys * queries - query * queries - mlp * n
+        return macs_of(keys, asked, queries, n) - pair * keys * queries - query * queries - mlp * n
 
     all_low, per_key = projected(low, low), projected(high, high) - projected(low, low)
     few = projected(low, n)

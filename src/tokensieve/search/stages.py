@@ -15,7 +15,7 @@ import torch
 from ..measure import macs
 from ..methods.base import make
 from ..recipe import Recipe
-from ..stages import SievedStages, StagePlan
+from ..stage_plan import StagePlan
 from ..stream import Sieved, sieve
 from .costs import Costs
 from .families import Family, Variant
@@ -43,7 +43,7 @@ class StageCosts(Costs):
         UnsupportedHost: a host whose parts cost otherwise, which a recipe counted both ways has shown.
     """
 
-    def __init__(self, fast: SievedStages, input_size: Sequence[int]) -> None:
+    def __init__(self, fast: Sieved, input_size: Sequence[int]) -> None:
         like = next(fast.model.parameters())
         with torch.no_grad():
             sizes = fast.sizes(torch.zeros(1, *input_size, device=like.device, dtype=like.dtype))
@@ -70,7 +70,7 @@ class StageCosts(Costs):
 
 def costs_of(fast: Sieved, input_size: Sequence[int]) -> Costs:
     """The arithmetic of a host under the empty recipe, with tokens or with stages."""
-    return StageCosts(fast, input_size) if isinstance(fast, SievedStages) else Costs(fast, input_size)
+    return StageCosts(fast, input_size) if fast.units == "pixels" else Costs(fast, input_size)
 
 
 def _variants(proposal: Mapping[str, Any] | None) -> list[Variant]:

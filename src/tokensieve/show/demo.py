@@ -22,7 +22,6 @@ from ..measure.outputs import nothing_read
 from ..measure.speed import interleaved, summarise
 from ..methods import PaPr
 from ..recipe import Recipe
-from ..stages import SievedStages
 from ..stream import Sieved, sieve
 from .explain import class_names
 from .files import files_record, tell_files
@@ -108,7 +107,7 @@ def beside(model: nn.Module, recipe: Recipe, input_size: Sequence[int], **settin
     first = next(iter(recipe), None)
     if isinstance(first, PaPr) and first.ranks and first.significance not in CONTROLS:
         fast = sieve(model, recipe, **settings)
-        label = RANDOM_PIXELS if isinstance(fast, SievedStages) else RANDOM
+        label = RANDOM_PIXELS if fast.units == "pixels" else RANDOM
         chosen[label] = varied(recipe, significance="random", proposal_weights=None)
         try:
             budget = macs(fast, input_size)

@@ -15,7 +15,6 @@ from torch.nn import functional as F
 from ..data import class_descriptions
 from ..errors import InputError
 from ..measure.outputs import evaluating, forward_batches
-from ..stages import SievedStages
 from ..stream import Sieved, Trace
 from .page import Fact, Panel
 from .pictures import HEIGHT, groups, heat, kept, photo
@@ -108,8 +107,8 @@ def explain(
     tokens = trace.tokens
     assert tokens is not None
     grid = (tokens.grid[0], tokens.grid[1])
-    merging, staged = tokens.size is not None, isinstance(fast, SievedStages)
-    grain = _maps(fast, images) if isinstance(fast, SievedStages) else f"{grid[0] * grid[1]} patches"
+    merging, staged = tokens.size is not None, fast.units == "pixels"
+    grain = _maps(fast, images) if staged else f"{grid[0] * grid[1]} patches"
     verdicts = judge(probabilities, trace.output, classes)
     cosines: list[float | None] = [None] * len(images)
     if probabilities is None and embedding.ndim == 2 and embedding.shape == trace.output.shape:
@@ -145,7 +144,7 @@ def explain(
 
 
 @torch.no_grad()
-def _maps(fast: SievedStages, images: Tensor) -> str:
+def _maps(fast: Sieved, images: Tensor) -> str:
     like = next(fast.model.parameters())
     sizes = fast.sizes(images[:1].to(like.device, like.dtype))
     return f"maps of {sizes[0][0]} x {sizes[0][1]} to {sizes[-1][0]} x {sizes[-1][1]}"

@@ -17,7 +17,6 @@ from .. import __version__
 from ..data.inputs import own_input_size
 from ..measure import Fidelity, macs
 from ..measure.intervals import Interval
-from ..stages import SievedStages
 from ..stream import Sieved
 
 
@@ -83,7 +82,7 @@ def _ends(name: str, intervals: Mapping[int, Interval] | None) -> dict[str, Any]
 
 
 def _reads(fast: Sieved, images: Tensor) -> dict[str, Any]:
-    if isinstance(fast, SievedStages):
+    if fast.units == "pixels":
         pixels = [prod(size) for size in fast.sizes(images)]
         blocks = [[reads.mlp for reads in fast.plan.reads(stage, count)] for stage, count in enumerate(pixels)]
         stages = [{"pixels": count, "per_block": each} for count, each in zip(pixels, blocks, strict=True)]

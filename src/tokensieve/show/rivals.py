@@ -125,9 +125,10 @@ def with_keeps(fasts: Mapping[str, Sieved], keeps: Sequence[Any]) -> dict[tuple[
     cells: dict[tuple[str, Any], Sieved] = {}
     for name, fast in fasts.items():
         for keep in keeps or [ranking(fast.recipe).keep]:
-            cell = type(fast)(fast.host, varied(fast.recipe, keep=keep))
-            cell.significance = fast.significance if ranking(cell.recipe).ranks else None
-            cells[name, keep] = cell
+            recipe, kind = varied(fast.recipe, keep=keep), type(fast.stream)
+            significance = fast.significance if ranking(recipe).ranks else None
+            stream = kind(fast.host, kind.planned(fast.host, recipe), significance, fast.parts)
+            cells[name, keep] = Sieved(stream, recipe)
     return cells
 
 
