@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from math import prod
 from typing import Any
 
+import torch
 from timm.models._features import feature_take_indices
 from torch import Tensor
 
@@ -86,9 +87,36 @@ class Intermediates:
         x = tokens.x[:, tokens.prefix :]
         if self.wanted.output_fmt == "NLC":
             return x
-        if count != prod(tokens.grid) or tokens.positions is not None:
+        if not _is_grid(tokens):
             raise InputError(
                 f"Behind block {block} {count} tokens stand for {prod(tokens.grid)} patches, and are no grid any more: "
                 'restore=True puts them back on it, output_fmt="NLC" gives them as they are.'
             )
         return x.transpose(1, 2).unflatten(2, tokens.grid).contiguous()
+
+
+class HiddenStates:
+    """Looks on at a walk, and keeps what transformers calls the hidden states: what block 0 reads, and what each gives.
+
+    Each is (B, prefix + P, d): dropped patches have the row of the nearest kept one, merged ones share theirs.
+    """
+
+    def __init__(self) -> None:
+        self.states: list[Tensor] = []
+
+    def see(self, step: Step) -> None:
+        if not self.states:
+            self.states.append(_whole(step.read))
+        self.states.append(_whole(step.tokens))
+
+
+def _is_grid(tokens: Tokens) -> bool:
+    """Whether every patch has its own token, in the grid's order."""
+    return tokens.positions is None and tokens.x.shape[1] == prod(tokens.grid) + tokens.prefix
+
+
+def _whole(tokens: Tokens) -> Tensor:
+    """(B, prefix + P, d)"""
+    if _is_grid(tokens):
+        return tokens.x
+    return torch.cat([tokens.x[:, : tokens.prefix], tokens.on_grid().flatten(2).transpose(1, 2)], dim=1)

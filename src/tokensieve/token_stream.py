@@ -14,7 +14,7 @@ from .attention import Attention
 from .errors import InputError, UnsupportedHost
 from .hosts import Host
 from .hosts.checks import refuse_hooks
-from .intermediates import Intermediates, Wanted
+from .intermediates import HiddenStates, Intermediates, Wanted
 from .methods import Evidence, Method
 from .methods.base import Place
 from .plan import Act, Plan, check
@@ -75,8 +75,12 @@ class TokenStream:
         return tokens
 
     def __call__(self, images: Tensor, **words: Any) -> Any:
-        """Images -> the host's own output."""
-        return self.answer(self.run(images), **words)
+        """Images -> the host's own output, with `output_hidden_states` those of every block on the whole grid."""
+        if not words.pop("output_hidden_states", False):
+            return self.answer(self.run(images), **words)
+        hidden = HiddenStates()
+        tokens = self.run(images, watch=hidden.see)
+        return self.answer(tokens, hidden_states=tuple(x[: len(images)] for x in hidden.states), **words)
 
     def answer(self, tokens: Tokens, **words: Any) -> Any:
         """What `run` gave -> the host's own output."""

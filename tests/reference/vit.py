@@ -50,6 +50,7 @@ class Reference:
     sizes: Tensor  # (B, N_last) float64, patches in each token, 1 for prefix tokens
     tokens: Tensor  # (B, N_last, d), last block's output after the host's final norm
     margin: float
+    behind: list[list[tuple[Tensor, list[list[int]]]]]  # of each block, of each image: its tokens and their patches
 
 
 def reference_forward(
@@ -78,7 +79,7 @@ def reference_forward(
     model = copy.deepcopy(model).double().eval()
     steps = [*([] if r is None else [Tome(r, layers, proportional)]), *steps]
 
-    kepts, counts = [], []
+    kepts, counts, behind = [], [], []
     with torch.no_grad():
         streams, rope, patches = [], None, 0
         for b in range(images.shape[0]):
@@ -97,6 +98,7 @@ def reference_forward(
             table = rope[i] if rope is not None and getattr(model, "rope_mixed", False) else rope
             _run_block(block, streams, table, steps, i, len(model.blocks))
             counts.append(streams[0].count)
+            behind.append([(stream.x, [list(group) for group in stream.members]) for stream in streams])
         for stream in streams:
             stream.x = model.norm(stream.x)
         outputs = [head(model, stream) for stream in streams]
@@ -111,6 +113,7 @@ def reference_forward(
         sizes=torch.tensor(sizes, dtype=torch.float64),
         tokens=torch.stack([_filled(stream.x, stream) for stream in streams]),
         margin=min(stream.margin for stream in streams),
+        behind=behind,
     )
 
 

@@ -118,14 +118,16 @@ class HFViT(Host):
                 without `interpolate_pos_encoding=True`.
         """
         images, words = called_with(self.model, images, words)
-        for word in ("output_attentions", "output_hidden_states"):
-            refuse(self.model, words, word, "in which each block has other tokens")
+        refuse(self.model, words, "output_attentions", "in which each block has other tokens")
+        hidden = words.pop("output_hidden_states", None)
+        if hidden is None:
+            hidden = getattr(self.model.config, "output_hidden_states", False)
         interpolates = words.pop("interpolate_pos_encoding", False)
         if self.kind.fixed and not interpolates and images.ndim == 4:
             check_size(self.model, images, self._image_size())
         labels = ["labels"] if self.wrapper is not None and self.wrapper.labels else []
-        check_words(self.model, words, ["interpolate_pos_encoding", "return_dict", *labels])
-        return images, words
+        check_words(self.model, words, ["interpolate_pos_encoding", "output_hidden_states", "return_dict", *labels])
+        return images, words | ({"output_hidden_states": True} if hidden else {})
 
     @property
     def patch(self) -> Sequence[int] | None:
@@ -152,24 +154,32 @@ class HFViT(Host):
     def features(self, tokens: Tokens) -> Tokens:
         return tokens if self.kind.norm is None else replace(tokens, x=getattr(self.encoder, self.kind.norm)(tokens.x))
 
-    def head(self, tokens: Tokens, *, return_dict: bool | None = None, **loss: Any) -> Any:
+    def head(
+        self,
+        tokens: Tokens,
+        *,
+        return_dict: bool | None = None,
+        hidden_states: tuple[Tensor, ...] | None = None,
+        **loss: Any,
+    ) -> Any:
         """The host's own output, of the type that it returns; with `labels`, its loss too."""
         if self.wrapper is not None:
             if self.wrapper.mean:
                 tokens = weighed(tokens)
             around = Around(self.model, **{self.wrapper.encoder: given})
-            return around(self._output(tokens), return_dict=return_dict, **loss)
-        output = self._output(tokens)
+            return around(self._output(tokens, hidden_states), return_dict=return_dict, **loss)
+        output = self._output(tokens, hidden_states)
         whole = self.model.config.return_dict if return_dict is None else return_dict
         return output if whole else output.to_tuple()
 
-    def _output(self, tokens: Tokens) -> Any:
+    def _output(self, tokens: Tokens, hidden: tuple[Tensor, ...] | None) -> Any:
         """What the encoder returns, a `ModelOutput`."""
         if self.kind.pooling == "none":
-            return _masked_output(tokens)
+            return _masked_output(tokens, hidden)
         from transformers.modeling_outputs import BaseModelOutputWithPooling
 
-        return BaseModelOutputWithPooling(last_hidden_state=tokens.x, pooler_output=self._pool(tokens))
+        pooled = self._pool(tokens)
+        return BaseModelOutputWithPooling(last_hidden_state=tokens.x, pooler_output=pooled, hidden_states=hidden)
 
     def _pool(self, tokens: Tokens) -> Tensor | None:
         """(B, d) as the encoder would pool every patch that the merged tokens stand for."""
@@ -194,7 +204,7 @@ class HFViT(Host):
         return tuple(images.shape[2:]) != self._image_size()
 
 
-def _masked_output(tokens: Tokens) -> Any:
+def _masked_output(tokens: Tokens, hidden: tuple[Tensor, ...] | None) -> Any:
     """ViTMAE's: where patches are gone, they count as masked, and `ids_restore` brings them behind those that stay."""
     from transformers.models.vit_mae.modeling_vit_mae import ViTMAEModelOutput
 
@@ -206,7 +216,7 @@ def _masked_output(tokens: Tokens) -> Any:
         place = (patches + there.shape[1]).scatter(1, tokens.positions, there)
         mask = (place >= there.shape[1]).to(mask.dtype)
         restore = place.argsort(dim=1).argsort(dim=1)
-    return ViTMAEModelOutput(last_hidden_state=tokens.x, mask=mask, ids_restore=restore)
+    return ViTMAEModelOutput(last_hidden_state=tokens.x, mask=mask, ids_restore=restore, hidden_states=hidden)
 
 
 def _known_pooling(head: Any) -> bool:
