@@ -16,7 +16,7 @@ from .errors import InputError, RecipeError
 from .files import check_place, draft, make_folder
 from .measure.outputs import as_tensor, classifies, evaluating, nothing_read, unpack
 from .methods import Corrected
-from .methods.base import Method
+from .methods.base import BaseMethod
 from .recipe import Recipe
 from .search.judge import losses
 from .stream import Sieved, sieve
@@ -55,7 +55,7 @@ class Correction:
 @torch.no_grad()
 def correct(
     model: nn.Module,
-    recipe: str | os.PathLike[str] | Method | Recipe,
+    recipe: str | os.PathLike[str] | BaseMethod | Recipe,
     loader: Iterable[Any] | Tensor,
     out: str | os.PathLike[str],
     *,

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from .errors import RecipeError, UnsupportedHost
 from .hosts import Host
-from .methods import Method
+from .methods import BaseMethod, Method
 from .methods.base import Here, Place
 from .recording import whole
 from .walk import Reads
@@ -31,9 +31,10 @@ _OPENING: tuple[Place, ...] = ("queries", "rows", "inside")
 class Plan:
     """A recipe's methods on a host of so many blocks."""
 
-    def __init__(self, methods: Iterable[Method], depth: int, prefix: int) -> None:
+    def __init__(self, methods: Iterable[BaseMethod], depth: int, prefix: int) -> None:
+        """Raises `UnsupportedHost` for a method that acts on no tokens."""
         self.depth, self.prefix = depth, prefix
-        self.every = list(methods)
+        self.every: list[Method[Any]] = [_on_tokens(method) for method in methods]
         self.methods = [(i, method) for i, method in enumerate(self.every) if not self._idle(method)]
 
     def acts(self, place: Place, block: int, count: int, patches: int) -> list[Act]:
@@ -79,29 +80,21 @@ class Plan:
         return not any(method.acts(here) for here in heres)
 
 
+def _on_tokens(method: BaseMethod) -> Method[Any]:
+    if not isinstance(method, Method):
+        raise UnsupportedHost(f"A model with tokens cannot take {method.name}: it is made for {method.family}.")
+    return method
+
+
 def check(host: Host, plan: Plan) -> None:
     """Refuse, before anything runs, what would be half applied or make no sense."""
     name = type(host.model).__name__
     methods = [method for _, method in plan.methods]
-    for method in plan.every:
-        if not method.on_tokens:
-            raise UnsupportedHost(f"{name} cannot take {method.name}: it is made for {method.family}.")
     start = [method.name for method in methods if method.place == "start"]
     if len(start) > 1:
         raise RecipeError(f"{' and '.join(start)} both drop patches before block 0; keep one of them.")
     for method in methods:
-        if method.merges and host.cannot_merge:
-            raise UnsupportedHost(f"{name} cannot take {method.name}: {host.cannot_merge}. PaPr works on it.")
-        if method.needs_class_token and not host.class_token:
-            raise UnsupportedHost(
-                f"{name} cannot take {method.name}: it reads a class token, or the attention of one, and this host has "
-                "none. Methods that need none, such as PaPr and ToMe, work on it."
-            )
-        missing = method.refuses(host.reads_prefix, [other for other in methods if other is not method])
-        if missing:
-            raise (UnsupportedHost if missing.startswith("its ") else RecipeError)(
-                f"{name} cannot take {method.name}: {missing}."
-            )
+        method.check(host, [other for other in methods if other is not method])
     varying = ""
     for index, block in enumerate(host.blocks):
         before = [act.method for act in plan.acts("before", index, PLENTY + plan.prefix, PLENTY)]

@@ -15,7 +15,7 @@ from typing import Any
 
 from .errors import RecipeError, nearest
 from .files import check_place, draft, joined_path, relative_path, same_file
-from .methods import Method
+from .methods import BaseMethod
 from .methods.base import make
 
 VERSION = 2
@@ -35,14 +35,14 @@ class Recipe:
     recipe and its weights can be moved. JSON keeps the SHA-256 of weights too, and others are refused by `sieve`.
     """
 
-    methods: tuple[Method, ...] = ()
+    methods: tuple[BaseMethod, ...] = ()
 
     @classmethod
-    def of(cls, recipe: Recipe | Method | str | os.PathLike[str]) -> Recipe:
+    def of(cls, recipe: Recipe | BaseMethod | str | os.PathLike[str]) -> Recipe:
         """A recipe from whatever the user wrote: text, the path of a recipe file, a method, or a recipe."""
         if isinstance(recipe, Recipe):
             return recipe
-        if isinstance(recipe, Method):
+        if isinstance(recipe, BaseMethod):
             return cls((recipe,))
         if isinstance(recipe, str | os.PathLike):
             return cls.load(recipe)
@@ -172,7 +172,7 @@ class Recipe:
         return [path for method in self.methods for path in method.paths().values()]
 
     def _with_paths(self, change: Callable[[str], str]) -> Recipe:
-        def changed(method: Method) -> Method:
+        def changed(method: BaseMethod) -> BaseMethod:
             return replace(method, **{setting: change(path) for setting, path in method.paths().items()})
 
         return replace(self, methods=tuple(changed(method) for method in self.methods))
@@ -180,13 +180,13 @@ class Recipe:
     def __str__(self) -> str:
         return " + ".join(_text(method) for method in self.methods)
 
-    def __add__(self, other: Recipe | Method | str) -> Recipe:
+    def __add__(self, other: Recipe | BaseMethod | str) -> Recipe:
         return Recipe(self.methods + Recipe.of(other).methods)
 
-    def __radd__(self, other: Method | str) -> Recipe:
+    def __radd__(self, other: BaseMethod | str) -> Recipe:
         return Recipe.of(other) + self
 
-    def __iter__(self) -> Iterator[Method]:
+    def __iter__(self) -> Iterator[BaseMethod]:
         return iter(self.methods)
 
     def __len__(self) -> int:
@@ -215,7 +215,7 @@ def _summands(tree: ast.expr) -> Iterator[ast.expr]:
         yield tree
 
 
-def _method(call: ast.expr, text: str) -> Method:
+def _method(call: ast.expr, text: str) -> BaseMethod:
     if isinstance(call, ast.Name):
         raise RecipeError(f"In the recipe {text!r}, write {call.id}(...) with its settings in brackets.")
     if not isinstance(call, ast.Call) or not isinstance(call.func, ast.Name):
@@ -238,7 +238,7 @@ def _value(node: ast.expr, setting: str) -> Any:
     raise RecipeError(f"{setting}={ast.unparse(node)} is neither a literal, a bare name nor a slice; quote it.")
 
 
-def _text(method: Method) -> str:
+def _text(method: BaseMethod) -> str:
     shown = []
     for field in fields(method):
         value = getattr(method, field.name)
@@ -259,7 +259,7 @@ def _spell(value: Any) -> str:
     return f"<{type(value).__name__}>"
 
 
-def _jsonable(method: Method, setting: str, value: Any) -> Any:
+def _jsonable(method: BaseMethod, setting: str, value: Any) -> Any:
     if isinstance(value, slice):
         return {"slice": [value.start, value.stop, value.step]}
     try:
@@ -272,7 +272,7 @@ def _jsonable(method: Method, setting: str, value: Any) -> Any:
     return value
 
 
-def _from_entry(entry: Any) -> Method:
+def _from_entry(entry: Any) -> BaseMethod:
     if not isinstance(entry, dict) or not isinstance(entry.get("name"), str):
         raise RecipeError('Each method of a recipe file is an object with a "name".')
     return make(entry["name"], {key: _from_json_value(value) for key, value in entry.items() if key != "name"})

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from .errors import RecipeError, UnsupportedHost
 from .hosts import StagedHost
-from .methods import Method
+from .methods import PixelMethod
 from .methods.base import There
 from .recipe import Recipe
 from .recording import whole
@@ -17,9 +17,10 @@ class StagePlan:
     def __init__(self, methods: Recipe, host: StagedHost) -> None:
         self.depths = [len(stage.blocks) for stage in host.stages]
         self.every = list(methods)
-        self.methods = [(i, method) for i, method in enumerate(methods) if self._stages(method)]
+        choosing = [(i, method) for i, method in enumerate(methods) if isinstance(method, PixelMethod)]
+        self.methods = [(i, method) for i, method in choosing if self._stages(method)]
 
-    def choice(self, stage: int, block: int, pixels: int) -> tuple[int, Method, There, int] | None:
+    def choice(self, stage: int, block: int, pixels: int) -> tuple[int, PixelMethod, There, int] | None:
         """The method that chooses in front of this block, with its place in the recipe, and how many of `pixels`."""
         there = There(stage, len(self.depths), block, self.depths[stage], whole(pixels))
         for index, method in self.methods:
@@ -58,7 +59,7 @@ class StagePlan:
                     )
                 taken[stage] = method.name
 
-    def _stages(self, method: Method) -> list[int]:
+    def _stages(self, method: PixelMethod) -> list[int]:
         """Where a method chooses at all, whatever the number of pixels."""
         return [
             stage

@@ -16,7 +16,7 @@ from .hosts import StagedHost
 from .hosts.checks import refuse_hooks
 from .hosts.staged import PixelBlock
 from .intermediates import Wanted
-from .methods import Evidence, Method
+from .methods import Evidence, MapEvidence, PixelMethod
 from .pixels import Pixels, by_slices, put, take
 from .recipe import Recipe
 from .recording import none, recording
@@ -59,7 +59,7 @@ class StageStream:
         plan.check(host)
         return plan
 
-    def build(self, method: Method, pretrained: bool) -> nn.Module | None:
+    def build(self, method: PixelMethod, pretrained: bool) -> nn.Module | None:
         """A method's own learned layers, for this host."""
         return method.build_for_stages(self.host.widths, self.plan.depths, pretrained)
 
@@ -195,10 +195,11 @@ class Choosing:
         choice = self.plan.choice(number, index, prod(size))
         if choice is not None:
             place, method, there, count = choice
-            significance = None if self.significance is None else self.significance(size)
             part = self.stream.parts[str(place)] if str(place) in self.stream.parts else None  # noqa: SIM401
             x_last = x.permute(0, 2, 3, 1) if self.host.channels_first else x
-            evidence = Evidence(significance=significance, part=part)
+            evidence = Evidence(part=part)
+            if self.significance is not None:
+                evidence = MapEvidence(part=part, significance=self.significance(size))
             self.chosen[-1], self._settled = method.choose(x_last, count, there, evidence), False
         pixels = self.chosen[-1]
         run = block if pixels is None else partial(self._on, index, block, pixels, self._settled)

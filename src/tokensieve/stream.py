@@ -16,7 +16,7 @@ from .errors import DenseOnly, UnsupportedHost
 from .hosts import open_host
 from .hosts.checks import check_images, hooked, refuse_hooks
 from .intermediates import Wanted
-from .methods import Method
+from .methods import BaseMethod
 from .recipe import Recipe
 from .stage_stream import StageStream
 from .token_stream import TokenStream
@@ -33,13 +33,11 @@ OWN = ("model", "recipe", "stream")
 """Attributes of a sieved model itself; all others are its host's."""
 DENSE = ("get_intermediate_layers", "forward_pruned", "get_last_selfattention")
 """What hosts offer that would run the dense model without a word."""
-NOT_OF_THE_MAP = ("keep", "order", "stages", "background")
-"""Settings of a method that needs a map which say nothing of how the map is made."""
 
 
 def sieve(
     model: nn.Module,
-    recipe: str | os.PathLike[str] | Method | Recipe = "",
+    recipe: str | os.PathLike[str] | BaseMethod | Recipe = "",
     *,
     mean: Sequence[float] | None = None,
     std: Sequence[float] | None = None,
@@ -76,8 +74,7 @@ def sieve(
         if method.needs_significance:
             from .significance import build  # only where a map is needed: building one loads proposal libraries
 
-            words = {key: value for key, value in method.settings().items() if key not in NOT_OF_THE_MAP}
-            words |= {"mean": mean or config.get("mean"), "std": std or config.get("std")}
+            words = {**method.map_settings(), "mean": mean or config.get("mean"), "std": std or config.get("std")}
             stream.significance = build(**words, pretrained=pretrained)
     return Sieved(stream, recipe)
 

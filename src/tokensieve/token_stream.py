@@ -15,7 +15,7 @@ from .errors import InputError, UnsupportedHost
 from .hosts import Host
 from .hosts.checks import refuse_hooks
 from .intermediates import HiddenStates, Intermediates, Wanted
-from .methods import Evidence, Method
+from .methods import AttentionEvidence, Evidence, MapEvidence, Method
 from .methods.base import Place
 from .plan import Act, Plan, check
 from .recipe import Recipe
@@ -193,11 +193,24 @@ class Acting(Actor):
     def end(self, tokens: Tokens) -> Tokens:
         return self._reduce("end", self.plan.depth - 1, tokens)
 
-    def _reduce(self, place: Place, block: int, tokens: Tokens, **known: Any) -> Tokens:
+    def _reduce(
+        self,
+        place: Place,
+        block: int,
+        tokens: Tokens,
+        significance: Tensor | None = None,
+        attention: Attention | None = None,
+        found: Tensor | None = None,
+    ) -> Tokens:
         """Let every method of this place act, one after the other, each with what it may know."""
         for index, method, left in self._acts(place, block, tokens):
-            part = self.parts[str(index)] if str(index) in self.parts else None  # noqa: SIM401
-            evidence = Evidence(block, self.plan.depth, memory=self.memories.get(index), part=part, **known)
+            known: dict[str, Any] = {"block": block, "depth": self.plan.depth, "memory": self.memories.get(index)}
+            known["part"] = self.parts[str(index)] if str(index) in self.parts else None  # noqa: SIM401
+            evidence = Evidence(**known)
+            if significance is not None:
+                evidence = MapEvidence(**known, significance=significance)
+            elif attention is not None:
+                evidence = AttentionEvidence(**known, attention=attention, found=found)
             tokens = method.reduce(tokens, left, evidence)
         return tokens
 

@@ -9,7 +9,7 @@ from dataclasses import MISSING, Field, fields
 from typing import Any
 
 from ..errors import RecipeError, nearest
-from ..methods import METHODS, Method
+from ..methods import METHODS, BaseMethod, Method
 from ..methods.base import SHORTHANDS
 
 
@@ -73,9 +73,10 @@ def _shorthand(name: str) -> dict[str, Any]:
     }
 
 
-def _nature(cls: type[Method]) -> dict[str, Any]:
+def _nature(cls: type[BaseMethod]) -> dict[str, Any]:
     kinds = {"on_tokens": cls.on_tokens, "on_pixels": cls.on_pixels}
-    return {"place": cls.place, "merges": cls.merges, "needs_significance": cls.needs_significance, **kinds}
+    place, merges = (cls.place, cls.merges) if issubclass(cls, Method) else ("", False)
+    return {"place": place, "merges": merges, "needs_significance": cls.needs_significance, **kinds}
 
 
 def _setting(field: Field[Any], doc: str) -> dict[str, Any]:
@@ -94,7 +95,7 @@ def _spelled(annotation: Any) -> str:
     return annotation if isinstance(annotation, str) else inspect.formatannotation(annotation)
 
 
-def _example(function: Callable[..., Method]) -> Method:
+def _example(function: Callable[..., BaseMethod]) -> BaseMethod:
     """The function called with a value that its required settings take: a share, or else a count."""
     required = [p.name for p in inspect.signature(function).parameters.values() if p.default is p.empty]
     try:

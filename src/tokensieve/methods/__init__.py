@@ -1,11 +1,12 @@
 """What happens to tokens: one file a method. To add one, write its file and name it here."""
 
 from .ats import ATS
-from .base import METHODS, Evidence, Here, Method, register
+from .base import METHODS, BaseMethod, Here, Method, PixelMethod, register
 from .corrected import Corrected
 from .diffrate import DiffRate
 from .dynamic_spatial import DynamicCNN, DynamicSwin
 from .dynamicvit import DynamicViT
+from .evidence import AttentionEvidence, Evidence, MapEvidence
 from .evit import EViT
 from .gtp import GTP
 from .guarded import Guarded
@@ -13,6 +14,7 @@ from .mctf import MCTF
 from .papr import PaPr
 from .patch_slimming import PatchSlimming
 from .pitome import PiToMe
+from .ranking import Ranking, Scored
 from .readout import Readout
 from .tofu import ToFu
 from .tome import ToMe
@@ -22,6 +24,8 @@ __all__ = [
     "GTP",
     "MCTF",
     "METHODS",
+    "AttentionEvidence",
+    "BaseMethod",
     "Corrected",
     "DiffRate",
     "DynamicCNN",
@@ -31,11 +35,15 @@ __all__ = [
     "Evidence",
     "Guarded",
     "Here",
+    "MapEvidence",
     "Method",
     "PaPr",
     "PatchSlimming",
     "PiToMe",
+    "PixelMethod",
+    "Ranking",
     "Readout",
+    "Scored",
     "ToFu",
     "ToMe",
     "register",

@@ -12,14 +12,14 @@ from ..errors import RecipeError
 from ..frozen import replace
 from ..recording import recording
 from ..tokens import Tokens
-from .base import Evidence, Here, Method, Place, register
+from .base import AttentionEvidence, Here, Method, Place, register
 from .matching import ranked
-from .schedule import Layers, blocks, check_layers
+from .schedule import Layers, blocks, layers_field
 
 
 @register
 @dataclass(frozen=True)
-class ATS(Method):
+class ATS(Method[AttentionEvidence]):
     """Inverse-transform sampling from the class token's attention (Fayyaz et al., ECCV 2022, section 3).
 
     A patch scores its attention times the length of its value. Levels spread evenly over the scores' distribution pick
@@ -37,7 +37,7 @@ class ATS(Method):
     """
 
     tokens: int
-    layers: Layers = None
+    layers: Layers = layers_field()
     adaptive: bool = True
 
     name: ClassVar[str] = "ats"
@@ -46,9 +46,9 @@ class ATS(Method):
     merges: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if not isinstance(self.tokens, int) or isinstance(self.tokens, bool) or self.tokens < 2:
             raise RecipeError(f"ats: tokens must be a whole number from 2 up, prefix included, not {self.tokens!r}.")
-        object.__setattr__(self, "layers", check_layers("ats", self.layers))
 
     def left(self, here: Here) -> int:
         return min(here.tokens, max(self.tokens, here.prefix + 1)) if self.acts(here) else here.tokens
@@ -62,8 +62,7 @@ class ATS(Method):
     def varies(self) -> bool:
         return self.adaptive
 
-    def reduce(self, tokens: Tokens, left: int, evidence: Evidence) -> Tokens:
-        assert evidence.attention is not None
+    def reduce(self, tokens: Tokens, left: int, evidence: AttentionEvidence) -> Tokens:
         attention, prefix = evidence.attention, tokens.prefix
         length = attention.v.to(torch.promote_types(attention.v.dtype, torch.float32)).square().sum((1, 3)).sqrt()
         scores = (attention.row().sum(1) * length)[:, prefix:]

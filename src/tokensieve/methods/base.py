@@ -7,17 +7,38 @@ import os
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, Literal, NamedTuple, Protocol, Self, TypeVar
 
 from torch import Tensor, nn
 
 from ..attention import Attention
-from ..errors import RecipeError, nearest
+from ..errors import RecipeError, UnsupportedHost, nearest
 from ..pixels import Pixels
 from ..tokens import Tokens
+from .evidence import AttentionEvidence, Evidence, MapEvidence
 
 if TYPE_CHECKING:
     from ..recipe import Recipe
+
+__all__ = [
+    "METHODS",
+    "SHORTHANDS",
+    "AttentionEvidence",
+    "BaseMethod",
+    "E",
+    "Evidence",
+    "Here",
+    "MapEvidence",
+    "Method",
+    "PixelMethod",
+    "Place",
+    "There",
+    "make",
+    "register",
+]
+
+E = TypeVar("E", bound=Evidence)
+"""What a method looks at: `Evidence`, `MapEvidence` or `AttentionEvidence`, by its place."""
 
 
 class Here(NamedTuple):
@@ -47,43 +68,6 @@ class There(NamedTuple):
     """Of the stage's map."""
 
 
-@dataclass(frozen=True)
-class Evidence:
-    """What a method may look at when it acts."""
-
-    block: int = 0
-    """Where it acts, counted from 0; `depth` blocks in all."""
-    depth: int = 1
-    significance: Tensor | None = None
-    """(B, P) how much each patch matters, fp32; for methods with `needs_significance`."""
-    attention: Attention | None = None
-    """What this block's attention reads; for methods inside a block."""
-    found: Tensor | None = None
-    """What the method's own `attend` told beside its output."""
-    memory: Tensor | None = None
-    """What the method's own `prepare` gave before block 0."""
-    part: nn.Module | None = None
-    """The method's own learned layers, from `build`."""
-
-    def keys(self, tokens: Tokens) -> Tensor:
-        """(B, H, N, d_h) the tokens' keys, before rotary embedding; of a merged token its destination's."""
-        assert self.attention is not None
-        keys = self.attention.keys
-        if tokens.row is None:
-            return keys
-        return keys.gather(2, tokens.row[:, None, :, None].expand(-1, keys.shape[1], -1, keys.shape[3]))
-
-    def class_attention(self) -> Tensor:
-        """(B, N) how much the class token attends to each of the block's tokens, mean over heads, fp32 or more."""
-        assert self.attention is not None
-        return self.attention.row().mean(1)
-
-    @staticmethod
-    def follow(values: Tensor, tokens: Tokens) -> Tensor:
-        """(B, N) numbers of the block's tokens as it began -> of its tokens now."""
-        return values if tokens.row is None else values.gather(1, tokens.row)
-
-
 Place = Literal["start", "before", "queries", "rows", "inside", "after", "end"]
 PLACES: dict[Place, str] = {
     "start": "once, before block 0",
@@ -96,40 +80,48 @@ PLACES: dict[Place, str] = {
 }
 
 
+class HostFacts(Protocol):
+    """What a method may know of a host with tokens before it runs."""
+
+    model: Any
+    prefix: int
+    class_token: bool
+    reads_prefix: bool
+    """Whether the head reads nothing but prefix tokens."""
+    cannot_merge: str | None
+
+
 @dataclass(frozen=True)
-class Method(ABC):
-    """Parent of all methods: a frozen dataclass whose fields are the settings in the paper's words.
+class BaseMethod(ABC):
+    """What every method is: a frozen dataclass whose fields are the settings in the paper's words.
 
     A method is plain tensor mathematics. It never sees a model, keeps nothing between calls, and decides how many
-    tokens it leaves from Python integers alone, so that every shape is known before the first image.
+    tokens it leaves from Python integers alone, so that every shape is known before the first image. `Method` is the
+    parent of those that act on tokens, `PixelMethod` of those that choose pixels; one may be both.
     """
 
     name: ClassVar[str]
     """What the method is called in recipe text and JSON."""
-    place: ClassVar[Place]
-    """Where it acts, see `PLACES`."""
     needs_significance: ClassVar[bool] = False
-    needs_class_token: ClassVar[bool] = False
-    merges: ClassVar[bool] = False
-    """Changes sizes, so that pooling must know them, and attention's weights with them."""
-    weighs: ClassVar[bool] = False
-    """Changes how much attention counts a key, but no size."""
-    attends: ClassVar[bool] = False
-    """Computes the attention itself where it acts, by `attend`."""
-
-    on_tokens: ClassVar[bool] = True
-    """Acts on hosts whose tokens can be dropped or merged."""
+    on_tokens: ClassVar[bool] = False
     on_pixels: ClassVar[bool] = False
-    """Acts on hosts with stages, where it chooses the pixels that point-wise operators run on."""
-
     family: ClassVar[str] = ""
-    """The one family of hosts with stages that it is made for; empty is any."""
-
+    """The one family of hosts that it is made for; empty is any."""
     files: ClassVar[Mapping[str, str]] = {}
     """Settings that name a file of weights -> the setting that keeps its SHA-256, a field with `compare=False`."""
+    not_of_the_map: ClassVar[tuple[str, ...]] = ("keep", "order")
+    """Settings of a method with `needs_significance` that say nothing of how the map is made."""
 
     def __post_init__(self) -> None:
-        """Check the settings that are files; a method that checks more of its settings calls this too."""
+        """Convert and check the settings; a method that checks more of its own calls this first.
+
+        A field's metadata may have a `check`, which gets the method's name, the setting's and the value, and returns
+        what is stored.
+        """
+        for each in fields(self):
+            if "check" in each.metadata:
+                value = each.metadata["check"](self.name, each.name, getattr(self, each.name))
+                object.__setattr__(self, each.name, value)
         for setting, digest in self.files.items():
             path, known = getattr(self, setting), getattr(self, digest)
             path = os.fspath(path) if isinstance(path, os.PathLike) else path
@@ -139,66 +131,13 @@ class Method(ABC):
                 raise RecipeError(f"{self.name}: {digest} must be a SHA-256 in hexadecimal digits, not {known!r}.")
             object.__setattr__(self, setting, path)
 
-    @abstractmethod
-    def left(self, here: Here) -> int:
-        """How many of `here.tokens` remain after this method; the answer `here.tokens` means that it does not act."""
-
-    def acts(self, here: Here) -> bool:
-        """Whether it acts here at all."""
-        return self.left(here) < here.tokens
-
-    @property
-    def varies(self) -> bool:
-        """Leaves another number of tokens in each image, `left` at most; a batch is padded."""
-        return False
-
-    @abstractmethod
-    def reduce(self, tokens: Tokens, left: int, evidence: Evidence) -> Tokens:
-        """Reduce to `left` tokens, prefix included. Called only where the method acts."""
-
-    def chooses(self, there: There) -> int | None:
-        """For methods `on_pixels`: how many pixels it chooses in front of this block, until it chooses again or the
-        stage ends; None where it does not."""
-        return None
-
-    def build_for_stages(self, widths: Sequence[int], depths: Sequence[int], pretrained: bool) -> nn.Module | None:
-        """`build` for methods `on_pixels`: channels and blocks of each stage."""
-        return None
-
-    def choose(self, x: Tensor, count: int, there: There, evidence: Evidence) -> Pixels:
-        """For methods `on_pixels`: choose `count` pixels of the map x (B, H, W, C) that goes into this block."""
-        raise NotImplementedError
-
-    def attend(self, attention: Attention) -> tuple[Tensor, Tensor]:
-        """For methods that `attend`: the attention's output (B, H, M, d_h), and what `reduce` gets as `found`."""
-        raise NotImplementedError
-
-    def prepare(self, tokens: Tokens) -> Tensor | None:
-        """What to remember of the embedded patches, all of them, before anything acts; `reduce` gets it as `memory`."""
-        return None
-
-    def build(self, width: int, depth: int, pretrained: bool) -> nn.Module | None:
-        """Learned layers of the method's own, for `depth` blocks of `width` channels; `reduce` gets them as `part`.
-
-        With `pretrained` False they may be random, for measuring cost alone.
-        """
-        return None
-
-    def refuses(self, reads_prefix: bool, others: Sequence[Method]) -> str | None:
-        """Why this method makes no sense here, or None.
-
-        Args:
-            reads_prefix: the host's head reads nothing but prefix tokens.
-            others: the recipe's other methods that act somewhere.
-
-        Returns:
-            The end of a sentence "... cannot take this: ". One that begins with "its " is about the host.
-        """
-        return None
-
     def settings(self) -> dict[str, Any]:
         """Field name -> value, all of them, as a recipe file records them."""
         return {field.name: getattr(self, field.name) for field in fields(self)}
+
+    def map_settings(self) -> dict[str, Any]:
+        """The settings that say how its significance map is made: arguments of `significance.build`."""
+        return {name: value for name, value in self.settings().items() if name not in self.not_of_the_map}
 
     def paths(self) -> dict[str, str]:
         """The settings that name a file, and which."""
@@ -224,7 +163,7 @@ class Method(ABC):
 
         return replace(self, **{digest: file_sha256(path) for digest, path in unknown.items()})
 
-    def __add__(self, other: Method | Recipe | str) -> Recipe:
+    def __add__(self, other: BaseMethod | Recipe | str) -> Recipe:
         from ..recipe import Recipe  # a recipe is made of methods; the sum alone looks the other way
 
         return Recipe.of(self) + other
@@ -235,22 +174,112 @@ class Method(ABC):
         return str(Recipe.of(self))
 
 
-METHODS: dict[str, type[Method]] = {}
+@dataclass(frozen=True)
+class Method(BaseMethod, Generic[E]):
+    """Parent of methods that drop, merge or correct tokens; E is the evidence of its place.
+
+    A subclass says where it acts (`place`), how many tokens it leaves (`left`) and which (`reduce`).
+    """
+
+    place: ClassVar[Place]
+    """Where it acts, see `PLACES`."""
+    needs_class_token: ClassVar[bool] = False
+    merges: ClassVar[bool] = False
+    """Changes sizes, so that pooling must know them, and attention's weights with them."""
+    weighs: ClassVar[bool] = False
+    """Changes how much attention counts a key, but no size."""
+    attends: ClassVar[bool] = False
+    """Computes the attention itself where it acts, by `attend`."""
+    on_tokens: ClassVar[bool] = True
+
+    @abstractmethod
+    def left(self, here: Here) -> int:
+        """How many of `here.tokens` remain after this method; the answer `here.tokens` means that it does not act."""
+
+    def acts(self, here: Here) -> bool:
+        """Whether it acts here at all."""
+        return self.left(here) < here.tokens
+
+    @property
+    def varies(self) -> bool:
+        """Leaves another number of tokens in each image, `left` at most; a batch is padded."""
+        return False
+
+    @abstractmethod
+    def reduce(self, tokens: Tokens, left: int, evidence: E) -> Tokens:
+        """Reduce to `left` tokens, prefix included. Called only where the method acts."""
+
+    def attend(self, attention: Attention) -> tuple[Tensor, Tensor]:
+        """For methods that `attend`: the attention's output (B, H, M, d_h), and what `reduce` gets as `found`."""
+        raise NotImplementedError
+
+    def prepare(self, tokens: Tokens) -> Tensor | None:
+        """What to remember of the embedded patches, all of them, before anything acts; `reduce` gets it as `memory`."""
+        return None
+
+    def build(self, width: int, depth: int, pretrained: bool) -> nn.Module | None:
+        """Learned layers of the method's own, for `depth` blocks of `width` channels; `reduce` gets them as `part`.
+
+        With `pretrained` False they may be random, for measuring cost alone.
+        """
+        return None
+
+    def check(self, host: HostFacts, others: Sequence[BaseMethod]) -> None:
+        """Refuse a host, or the recipe's other methods that act somewhere, with which this makes no sense.
+
+        Raises:
+            UnsupportedHost: the host lacks what the method needs.
+            RecipeError: it does not go with one of the others.
+        """
+        name = type(host.model).__name__
+        if self.merges and host.cannot_merge:
+            raise UnsupportedHost(f"{name} cannot take {self.name}: {host.cannot_merge}. PaPr works on it.")
+        if self.needs_class_token and not host.class_token:
+            raise UnsupportedHost(
+                f"{name} cannot take {self.name}: it reads a class token, or the attention of one, and this host has "
+                "none. Methods that need none, such as PaPr and ToMe, work on it."
+            )
+
+
+@dataclass(frozen=True)
+class PixelMethod(BaseMethod):
+    """Parent of methods that choose, on hosts with stages, the pixels that point-wise operators run on."""
+
+    on_pixels: ClassVar[bool] = True
+
+    @abstractmethod
+    def chooses(self, there: There) -> int | None:
+        """How many pixels it chooses in front of this block, until it chooses again or the stage ends; None where it
+        does not."""
+
+    @abstractmethod
+    def choose(self, x: Tensor, count: int, there: There, evidence: Any) -> Pixels:
+        """Choose `count` pixels of the map x (B, H, W, C) that goes into this block.
+
+        `evidence` is a `MapEvidence` for methods with `needs_significance`, an `Evidence` for others.
+        """
+
+    def build_for_stages(self, widths: Sequence[int], depths: Sequence[int], pretrained: bool) -> nn.Module | None:
+        """Learned layers of the method's own, for the channels and blocks of each stage; see `Method.build`."""
+        return None
+
+
+METHODS: dict[str, type[BaseMethod]] = {}
 """Recipe name -> class. Filled by `register`."""
 
-SHORTHANDS: dict[str, Callable[..., Method]] = {}
+SHORTHANDS: dict[str, Callable[..., BaseMethod]] = {}
 """Further names that recipe text may use for a method with certain settings."""
 
 
-def register(cls: type[Method]) -> type[Method]:
+def register(cls: type[BaseMethod]) -> type[BaseMethod]:
     """Class decorator: make a method known to recipes under its `name`."""
     METHODS[cls.name] = cls
     return cls
 
 
-def make(name: str, settings: dict[str, Any]) -> Method:
+def make(name: str, settings: dict[str, Any]) -> BaseMethod:
     """The method called `name` with these settings; what is unknown is refused, naming the nearest valid word."""
-    known: dict[str, Callable[..., Method]] = {**METHODS, **SHORTHANDS}
+    known: dict[str, Callable[..., BaseMethod]] = {**METHODS, **SHORTHANDS}
     if name not in known:
         raise RecipeError(f"There is no method {name!r}{nearest(name, known)}. Known: {', '.join(sorted(known))}.")
     parameters = inspect.signature(known[name]).parameters

@@ -10,10 +10,10 @@ from typing import ClassVar
 import torch
 from torch import nn
 
-from ..errors import RecipeError
+from ..errors import RecipeError, UnsupportedHost
 from ..frozen import replace
 from ..tokens import Tokens
-from .base import Evidence, Here, Method, Place, register
+from .base import BaseMethod, Evidence, Here, HostFacts, Method, Place, register
 
 CORRECTION = "correction.safetensors"
 """What its weights are called beside the recipes that a search found."""
@@ -21,7 +21,7 @@ CORRECTION = "correction.safetensors"
 
 @register
 @dataclass(frozen=True)
-class Corrected(Method):
+class Corrected(Method[Evidence]):
     """The class token after the final norm, x, becomes x + W x + b; this project's own.
 
     Leaving tokens out moves the class token, and part of how it moves is the same for all images: W and b undo that
@@ -61,9 +61,12 @@ class Corrected(Method):
         return linear
 
     def reduce(self, tokens: Tokens, left: int, evidence: Evidence) -> Tokens:
-        assert evidence.part is not None
         first = tokens.x[:, :1]
         return replace(tokens, x=torch.cat([first + evidence.part(first), tokens.x[:, 1:]], dim=1))
 
-    def refuses(self, reads_prefix: bool, others: Sequence[Method]) -> str | None:
-        return None if reads_prefix else "its head reads patch tokens too, and the class token alone is corrected"
+    def check(self, host: HostFacts, others: Sequence[BaseMethod]) -> None:
+        super().check(host, others)
+        if not host.reads_prefix:
+            name = type(host.model).__name__
+            why = "its head reads patch tokens too, and the class token alone is corrected"
+            raise UnsupportedHost(f"{name} cannot take corrected: {why}.")

@@ -6,14 +6,14 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from ..tokens import Tokens
-from .base import Evidence, Here, Method, Place, register
+from .base import AttentionEvidence, Here, Method, Place, register
 from .matching import in_order, keep_best, metric, product, ranked, similarity
-from .schedule import Layers, Schedule, at, check_layers, check_schedule
+from .schedule import Layers, Schedule, at, layers_field, schedule_field
 
 
 @register
 @dataclass(frozen=True)
-class DiffRate(Method):
+class DiffRate(Method[AttentionEvidence]):
     """Prune, then merge, by rank of class attention (Chen et al., ICCV 2023, section 3); counts are given, not learned.
 
     The best patches are never merged away, and unimportant ones flow into them: each into the most similar by token
@@ -25,19 +25,14 @@ class DiffRate(Method):
         layers: the blocks that act, as a slice or by their numbers; None means all.
     """
 
-    drop: Schedule = 0
-    merge: Schedule = 0
-    layers: Layers = None
+    drop: Schedule = schedule_field(0)
+    merge: Schedule = schedule_field(0)
+    layers: Layers = layers_field()
 
     name: ClassVar[str] = "diffrate"
     place: ClassVar[Place] = "inside"
     needs_class_token: ClassVar[bool] = True
     merges: ClassVar[bool] = True
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "drop", check_schedule("diffrate", "drop", self.drop))
-        object.__setattr__(self, "merge", check_schedule("diffrate", "merge", self.merge))
-        object.__setattr__(self, "layers", check_layers("diffrate", self.layers))
 
     def _counts(self, block: int, depth: int, patches: int) -> tuple[int, int]:
         dropped = min(at(self.drop, self.layers, block, depth), max(patches - 1, 0))
@@ -46,7 +41,7 @@ class DiffRate(Method):
     def left(self, here: Here) -> int:
         return here.tokens - sum(self._counts(here.block, here.depth, here.tokens - here.prefix))
 
-    def reduce(self, tokens: Tokens, left: int, evidence: Evidence) -> Tokens:
+    def reduce(self, tokens: Tokens, left: int, evidence: AttentionEvidence) -> Tokens:
         prefix, patches = tokens.prefix, tokens.x.shape[1] - tokens.prefix
         dropped, merged = self._counts(evidence.block, evidence.depth, patches)
         attended = evidence.class_attention()

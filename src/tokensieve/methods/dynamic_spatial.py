@@ -16,18 +16,17 @@ from torch import Tensor, nn
 
 from ..errors import RecipeError
 from ..pixels import Pixels
-from ..tokens import Tokens
-from .base import Evidence, Here, Method, Place, There, register
+from .base import Evidence, PixelMethod, There, register
 from .dynamicvit import Predictor, check_predictors
 from .matching import ranked
-from .schedule import check_share
+from .schedule import check_share, shares_field, tuple_field
 
 STAGE = 2
 """The one stage in which pixels are chosen, the longest."""
 
 
 @dataclass(frozen=True)
-class DynamicSpatial(Method):
+class DynamicSpatial(PixelMethod):
     """Inference from given weights (Rao et al., "Dynamic Spatial Sparsification", TPAMI 2023, section 3.4).
 
     In front of three blocks of the third stage a predictor ranks all pixels anew. The best go through the block's own
@@ -42,14 +41,11 @@ class DynamicSpatial(Method):
         sha256: what that file must hash to; recipe files record it.
     """
 
-    keep: float | tuple[float, ...]
+    keep: float | tuple[float, ...] = shares_field()
     weights: str | os.PathLike[str] | None = None
-    layers: tuple[int, ...] | None = None
+    layers: tuple[int, ...] | None = tuple_field()
     sha256: str | None = field(default=None, compare=False)
 
-    place: ClassVar[Place] = "before"
-    on_tokens: ClassVar[bool] = False
-    on_pixels: ClassVar[bool] = True
     files: ClassVar[Mapping[str, str]] = {"weights": "sha256"}
     epsilon: ClassVar[float]
     """Of its layer norms."""
@@ -60,19 +56,10 @@ class DynamicSpatial(Method):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name in ("keep", "layers"):
-            if isinstance(getattr(self, name), list):
-                object.__setattr__(self, name, tuple(getattr(self, name)))
         if self.layers is not None and (not self.layers or list(self.layers) != sorted(set(self.layers))):
             raise RecipeError(f"{self.name}: layers must be blocks in ascending order, not {self.layers!r}.")
         for share in self._shares(len(self.layers or (0, 0, 0))):
             check_share(self.name, "keep", share)
-
-    def left(self, here: Here) -> int:
-        return here.tokens
-
-    def reduce(self, tokens: Tokens, left: int, evidence: Evidence) -> Tokens:
-        raise NotImplementedError
 
     def _shares(self, count: int) -> tuple[float, ...]:
         if not isinstance(self.keep, tuple):
@@ -95,8 +82,7 @@ class DynamicSpatial(Method):
         return None if min(shares) == 1 else max(int(there.pixels * share), 1)
 
     def choose(self, x: Tensor, count: int, there: There, evidence: Evidence) -> Pixels:
-        part = evidence.part
-        assert isinstance(part, Paths)
+        part: Paths = evidence.part
         with torch.no_grad():
             score = part.predictors[self._blocks(there.depth).index(there.block)](x.flatten(1, 2))[:, :, 0].float()
         order = ranked(score)

@@ -12,14 +12,14 @@ from torch import Tensor, nn
 
 from ..errors import RecipeError
 from ..tokens import Tokens
-from .base import Evidence, Here, Method, Place, register
-from .matching import ranked
-from .schedule import Layers, blocks, check_layers, check_share, quarters
+from .base import Evidence, Here, Place, register
+from .ranking import Scored
+from .schedule import Layers, blocks, layers_field, quarters, shares_field
 
 
 @register
 @dataclass(frozen=True)
-class DynamicViT(Method):
+class DynamicViT(Scored[Evidence]):
     """Inference from given predictor weights (Rao et al., NeurIPS 2021, section 3).
 
     In front of each of its blocks a predictor ranks the patches, and the best go on, in the order of their score. The
@@ -34,36 +34,29 @@ class DynamicViT(Method):
         sha256: what that file must hash to; recipe files record it.
     """
 
-    keep: float | tuple[float, ...]
+    keep: float | tuple[float, ...] = shares_field()
     weights: str | os.PathLike[str] | None = None
-    layers: Layers = None
+    layers: Layers = layers_field()
     sha256: str | None = field(default=None, compare=False)
 
     name: ClassVar[str] = "dynamicvit"
     place: ClassVar[Place] = "before"
     files: ClassVar[Mapping[str, str]] = {"weights": "sha256"}
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if isinstance(self.keep, list):
-            object.__setattr__(self, "keep", tuple(self.keep))
-        for share in self.keep if isinstance(self.keep, tuple) else (self.keep,):
-            check_share("dynamicvit", "keep", share)
-        object.__setattr__(self, "layers", check_layers("dynamicvit", self.layers))
+    by_score: ClassVar[bool] = True
 
     def _stages(self, depth: int) -> tuple[int, ...]:
         return tuple(blocks(self.layers, depth, quarters(depth)))
 
-    def left(self, here: Here) -> int:
+    def kept(self, here: Here) -> int | None:
         stages = self._stages(here.depth)
         if here.block not in stages:
-            return here.tokens
+            return None
         stage = stages.index(here.block)
         if not isinstance(self.keep, tuple):
             share = self.keep ** (stage + 1)
         else:
             share = self.keep[min(stage, len(self.keep) - 1)]
-        return here.prefix + min(max(int(here.patches * share), 1), here.tokens - here.prefix)
+        return int(here.patches * share)
 
     def build(self, width: int, depth: int, pretrained: bool) -> nn.Module:
         predictors = nn.ModuleList(Predictor(width) for _ in self._stages(depth))
@@ -72,12 +65,10 @@ class DynamicViT(Method):
             _load(predictors, self.read("weights"), self.weights)
         return predictors
 
-    def reduce(self, tokens: Tokens, left: int, evidence: Evidence) -> Tokens:
-        assert isinstance(evidence.part, nn.ModuleList)
+    def score(self, tokens: Tokens, evidence: Evidence) -> Tensor:
         predictor = evidence.part[self._stages(evidence.depth).index(evidence.block)]
         with torch.no_grad():
-            score = predictor(tokens.x[:, tokens.prefix :])[:, :, 0].float()
-        return tokens.select(ranked(score)[:, : left - tokens.prefix])
+            return predictor(tokens.x[:, tokens.prefix :])[:, :, 0].float()
 
 
 def check_predictors(method: str, weights: object, pretrained: bool) -> None:

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from math import ceil
 from typing import ClassVar
 
+from torch import Tensor
+
 from ..tokens import Tokens
-from .base import Evidence, Here, Method, Place, register
-from .schedule import Layers, blocks, check_layers, check_share, quarters
+from .base import AttentionEvidence, Here, register
+from .ranking import Ranking
 
 
 @register
 @dataclass(frozen=True)
-class EViT(Method):
+class EViT(Ranking[AttentionEvidence]):
     """Top patches by class attention, the rest in one fused token (Liang et al., ICLR 2022, section 3).
 
     The fused token is the sum of the others, each times the class token's attention to it, and counts as a patch from
@@ -25,29 +26,23 @@ class EViT(Method):
         fuse: False drops the others instead.
     """
 
-    keep: float
-    layers: Layers = None
     fuse: bool = True
 
     name: ClassVar[str] = "evit"
-    place: ClassVar[Place] = "inside"
     needs_class_token: ClassVar[bool] = True
     merges: ClassVar[bool] = True
+    by_score: ClassVar[bool] = True
 
-    def __post_init__(self) -> None:
-        check_share("evit", "keep", self.keep)
-        object.__setattr__(self, "layers", check_layers("evit", self.layers))
+    def kept(self, here: Here) -> int | None:
+        count = super().kept(here)
+        return None if count is None else count + self.fuse
 
-    def left(self, here: Here) -> int:
-        patches = here.tokens - here.prefix
-        if here.block not in blocks(self.layers, here.depth, quarters(here.depth)):
-            return here.tokens
-        return here.prefix + min(patches, ceil(self.keep * patches) + self.fuse)
+    def score(self, tokens: Tokens, evidence: AttentionEvidence) -> Tensor:
+        return evidence.follow(evidence.class_attention(), tokens)[:, tokens.prefix :]
 
-    def reduce(self, tokens: Tokens, left: int, evidence: Evidence) -> Tokens:
-        attention = evidence.follow(evidence.class_attention(), tokens)[:, tokens.prefix :]
-        attention, order = attention.sort(dim=1, descending=True, stable=True)
-        kept = left - tokens.prefix - self.fuse
+    def reduce(self, tokens: Tokens, left: int, evidence: AttentionEvidence) -> Tokens:
         if not self.fuse:
-            return tokens.select(order[:, :kept])
+            return super().reduce(tokens, left, evidence)
+        attention, order = self.score(tokens, evidence).sort(dim=1, descending=True, stable=True)
+        kept = left - tokens.prefix - 1
         return tokens.fuse(order[:, :kept], order[:, kept:], attention[:, kept:])

@@ -14,14 +14,14 @@ from ..errors import RecipeError
 from ..frozen import replace
 from ..recording import whole
 from ..tokens import Tokens, rows
-from .base import Evidence, Here, Method, Place, register
+from .base import AttentionEvidence, Here, Method, Place, register
 from .matching import metric, product, ranked
-from .schedule import Layers, Schedule, at, check_layers, check_schedule
+from .schedule import Layers, Schedule, at, layers_field, schedule_field
 
 
 @register
 @dataclass(frozen=True)
-class GTP(Method):
+class GTP(Method[AttentionEvidence]):
     """Graph-based token propagation (Xu et al., WACV 2024, section 3).
 
     A token that attends to itself and is attended to is hard to replace; the `r` easiest are dropped in each block,
@@ -40,12 +40,12 @@ class GTP(Method):
     so fused attention is lost there, though no B x H x N x N is ever held.
     """
 
-    r: Schedule
+    r: Schedule = schedule_field()
     alpha: float = 0.1
     sparsity: float = 1.0
     neighbours: int = 8
     graph: Literal["mixed", "spatial", "semantic"] = "mixed"
-    layers: Layers = None
+    layers: Layers = layers_field()
 
     name: ClassVar[str] = "gtp"
     place: ClassVar[Place] = "inside"
@@ -53,8 +53,7 @@ class GTP(Method):
     weighs: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "r", check_schedule("gtp", "r", self.r))
-        object.__setattr__(self, "layers", check_layers("gtp", self.layers))
+        super().__post_init__()
         if not 0 < self.sparsity <= 1:
             raise RecipeError(f"gtp: sparsity is the share of attention that is kept, in (0, 1], not {self.sparsity}.")
         if not self.alpha >= 0:
@@ -97,9 +96,7 @@ class GTP(Method):
         score = torch.stack(itself).amax(0) * torch.stack(received).amax(0)
         return torch.stack(outputs, dim=1), score
 
-    def reduce(self, tokens: Tokens, left: int, evidence: Evidence) -> Tokens:
-        assert evidence.found is not None
-        assert evidence.memory is not None
+    def reduce(self, tokens: Tokens, left: int, evidence: AttentionEvidence) -> Tokens:
         prefix, graph = tokens.prefix, evidence.memory
         score = evidence.follow(evidence.found, tokens)[:, prefix:]
         order = ranked(score)

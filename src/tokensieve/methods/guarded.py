@@ -7,10 +7,10 @@ from typing import ClassVar, Literal
 
 from ..errors import RecipeError
 from ..tokens import Tokens
-from .base import Evidence, Here, register
+from .base import AttentionEvidence, Here, register
 from .matching import bipartite_match, keep_best, metric, similarity
 from .merging import Merging
-from .schedule import Schedule, at, check_schedule
+from .schedule import Schedule, at, schedule_field
 
 
 @register
@@ -33,7 +33,7 @@ class Guarded(Merging):
         norm: give each average the mean norm of its members, which averaging shortens: KL falls by a seventh.
     """
 
-    drop: Schedule = 0
+    drop: Schedule = schedule_field(0)
     source_guard: float = 0.05
     destination_guard: float = 0.035
     metric: Literal["tokens", "keys"] = "tokens"
@@ -45,7 +45,6 @@ class Guarded(Merging):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        object.__setattr__(self, "drop", check_schedule("guarded", "drop", self.drop))
         if self.metric not in ("tokens", "keys"):
             raise RecipeError(f"guarded: metric must be tokens or keys, not {self.metric!r}.")
 
@@ -53,7 +52,7 @@ class Guarded(Merging):
         merged = super().left(here)
         return merged - min(at(self.drop, self.layers, here.block, here.depth), max(merged - here.prefix - 1, 0))
 
-    def reduce(self, tokens: Tokens, left: int, evidence: Evidence) -> Tokens:
+    def reduce(self, tokens: Tokens, left: int, evidence: AttentionEvidence) -> Tokens:
         prefix, count = tokens.prefix, tokens.x.shape[1]
         attended = evidence.class_attention()
         r = min(at(self.r, self.layers, evidence.block, evidence.depth), (count - prefix) // 2)

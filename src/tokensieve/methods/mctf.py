@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ..errors import RecipeError
 from ..tokens import Tokens
-from .base import Evidence, register
+from .base import AttentionEvidence, register
 from .matching import in_order, metric, product, ranked
 from .merging import Merging
 
@@ -44,8 +44,7 @@ class MCTF(Merging):
         if not min(self.tau_similarity, self.tau_information, self.tau_size) > 0:
             raise RecipeError("mctf: the temperatures tau_similarity, tau_information and tau_size must be above 0.")
 
-    def reduce(self, tokens: Tokens, left: int, evidence: Evidence) -> Tokens:
-        assert evidence.attention is not None
+    def reduce(self, tokens: Tokens, left: int, evidence: AttentionEvidence) -> Tokens:
         received = evidence.follow(evidence.attention.received().mean(1), tokens)
         size = torch.ones_like(received) if tokens.size is None else tokens.size
         pull = torch.ones_like(received)

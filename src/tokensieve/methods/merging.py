@@ -5,23 +5,19 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from .base import Here, Method, Place
-from .schedule import Layers, Schedule, at, check_layers, check_schedule
+from .base import AttentionEvidence, Here, Method, Place
+from .schedule import Layers, Schedule, at, layers_field, schedule_field
 
 
 @dataclass(frozen=True)
-class Merging(Method):
+class Merging(Method[AttentionEvidence]):
     """`r` tokens fewer after each block of `layers`, at most half of the patch tokens; prefix tokens take no part."""
 
-    r: Schedule
-    layers: Layers = None
+    r: Schedule = schedule_field()
+    layers: Layers = layers_field()
 
     place: ClassVar[Place] = "inside"
     merges: ClassVar[bool] = True
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "r", check_schedule(self.name, "r", self.r))
-        object.__setattr__(self, "layers", check_layers(self.name, self.layers))
 
     def left(self, here: Here) -> int:
         r = at(self.r, self.layers, here.block, here.depth)

@@ -13,16 +13,28 @@ from ..errors import InputError, RecipeError, nearest
 from ..pixels import Background, Pixels
 from ..recording import recording
 from ..tokens import Tokens
-from .base import SHORTHANDS, Evidence, Here, Method, There, register
+from .base import SHORTHANDS, Here, MapEvidence, PixelMethod, There, register
 from .matching import ranked
-from .schedule import check_share
+from .ranking import Scored
+from .schedule import shares_field, tuple_field
 
 SIGNIFICANCES = ("mean", "cam", "grad-cam", "grad-cam++", "eigen-cam", "score-cam", "random", "centre")
 
 
+def _check_stages(_method: str, _setting: str, stages: Any) -> tuple[int, ...] | None:
+    if isinstance(stages, list | tuple | range):
+        stages = tuple(stages)
+        whole = all(isinstance(stage, int) and not isinstance(stage, bool) and stage >= 0 for stage in stages)
+        if not stages or not whole or len(set(stages)) < len(stages):
+            raise RecipeError(f"papr: stages must be numbers of stages from 0 up, each once, not {stages!r}.")
+    elif stages is not None:
+        raise RecipeError(f"papr: stages must be the numbers of stages, such as (1, 2, 3), not {stages!r}.")
+    return stages
+
+
 @register
 @dataclass(frozen=True)
-class PaPr(Method):
+class PaPr(Scored[MapEvidence], PixelMethod):
     """Keep the patches that a significance map ranks highest, once, before block 0 (Mahmud et al., ECCV 2024, sec. 3).
 
     Args:
@@ -51,34 +63,30 @@ class PaPr(Method):
             published code's, zero for ConvNeXt and keep for Swin.
     """
 
-    keep: float | tuple[float, ...]
+    keep: float | tuple[float, ...] = shares_field()
     proposal: Any = "mobileone_s0"
     significance: Any = "mean"
     layer: int | str | None = None
     order: Literal["raster", "significance"] = "raster"
     align_corners: bool = True
     proposal_norm: Literal["native", "shared"] = "native"
-    proposal_size: int | tuple[int, int] | None = None
+    proposal_size: int | tuple[int, int] | None = tuple_field()
     proposal_weights: str | os.PathLike[str] | None = None
     proposal_sha256: str | None = field(default=None, compare=False)
     proposal_args: Mapping[str, Any] | None = None
     proposal_dtype: str | None = None
     seed: int = 0
-    stages: tuple[int, ...] | None = None
+    stages: tuple[int, ...] | None = field(default=None, metadata={"check": _check_stages})
     background: Background | None = None
 
     name: ClassVar[str] = "papr"
     place: ClassVar[Literal["start"]] = "start"
     needs_significance: ClassVar[bool] = True
-    on_pixels: ClassVar[bool] = True
+    not_of_the_map: ClassVar[tuple[str, ...]] = ("keep", "order", "stages", "background")
     files: ClassVar[Mapping[str, str]] = {"proposal_weights": "proposal_sha256"}
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if isinstance(self.keep, list):
-            object.__setattr__(self, "keep", tuple(self.keep))
-        for share in self.keep if isinstance(self.keep, tuple) else (self.keep,):
-            check_share("papr", "keep", share)
         self._check_stages()
         _one_of("order", self.order, ("raster", "significance"))
         _one_of("proposal_norm", self.proposal_norm, ("native", "shared"))
@@ -86,46 +94,34 @@ class PaPr(Method):
             _one_of("significance", self.significance, SIGNIFICANCES)
         if self.proposal_dtype is not None:
             _one_of("proposal_dtype", self.proposal_dtype, ("float32", "bfloat16", "float16"))
-        if isinstance(self.proposal_size, list):
-            object.__setattr__(self, "proposal_size", tuple(self.proposal_size))
 
     def _check_stages(self) -> None:
-        stages = self.stages
-        if isinstance(stages, list | tuple | range):
-            stages = tuple(stages)
-            object.__setattr__(self, "stages", stages)
-            whole = all(isinstance(stage, int) and not isinstance(stage, bool) and stage >= 0 for stage in stages)
-            if not stages or not whole or len(set(stages)) < len(stages):
-                raise RecipeError(f"papr: stages must be numbers of stages from 0 up, each once, not {stages!r}.")
-        elif stages is not None:
-            raise RecipeError(f"papr: stages must be the numbers of stages, such as (1, 2, 3), not {stages!r}.")
         if self.background is not None:
             _one_of("background", self.background, ("zero", "keep"))
-        if isinstance(self.keep, tuple) and stages is not None and len(self.keep) != len(stages):
-            raise RecipeError(f"papr: {len(self.keep)} shares to keep do not go with {len(stages)} stages.")
+        if isinstance(self.keep, tuple) and self.stages is not None and len(self.keep) != len(self.stages):
+            raise RecipeError(f"papr: {len(self.keep)} shares to keep do not go with {len(self.stages)} stages.")
 
     @property
     def ranks(self) -> bool:
         """Whether anything is left out, so that a map is asked for."""
         return min(self.keep) < 1 if isinstance(self.keep, tuple) else self.keep < 1
 
-    def left(self, here: Here) -> int:
+    @property
+    def by_score(self) -> bool:
+        return self.order == "significance"
+
+    def kept(self, here: Here) -> int | None:
         if isinstance(self.keep, tuple) or self.stages is not None or self.background is not None:
             raise RecipeError(
                 "papr: a share for each stage, stages= and background= are for models with stages, such as ConvNeXt "
                 "and Swin; this one has none."
             )
-        if here.block != 0 or self.keep == 1:
-            return here.tokens
-        return here.prefix + min(max(int(here.tokens * self.keep), 1), here.tokens - here.prefix)
+        return None if here.block != 0 or self.keep == 1 else int(here.tokens * self.keep)
 
-    def reduce(self, tokens: Tokens, left: int, evidence: Evidence) -> Tokens:
-        assert evidence.significance is not None
+    def score(self, tokens: Tokens, evidence: MapEvidence) -> Tensor:
         # The batch is named once more, as the tokens know it: a compiler that carries the map's own long expression
         # for it through every block takes forever.
-        significance = evidence.significance.view(tokens.x.shape[0], -1)
-        index = top_patches(significance, left - tokens.prefix)
-        return tokens.select(index if self.order == "significance" else index.sort(dim=-1).values)
+        return finite(evidence.significance.view(tokens.x.shape[0], -1))
 
     def chooses(self, there: There) -> int | None:
         stages = tuple(range(there.stages)) if self.stages is None else self.stages
@@ -138,20 +134,24 @@ class PaPr(Method):
         share = self.keep[stages.index(there.stage)] if isinstance(self.keep, tuple) else self.keep
         return None if share == 1 else max(int(there.pixels * share), 1)
 
-    def choose(self, x: Tensor, count: int, there: There, evidence: Evidence) -> Pixels:
-        assert evidence.significance is not None
+    def choose(self, x: Tensor, count: int, there: There, evidence: MapEvidence) -> Pixels:
         index = top_patches(evidence.significance, count).sort(dim=-1).values
         return Pixels(index, there.pixels, self.background)
 
 
 def top_patches(significance: Tensor, count: int) -> Tensor:
     """(B, P) -> (B, count) int64: the most significant patches, highest first, ties to the lower index."""
+    return ranked(finite(significance))[:, :count]
+
+
+def finite(significance: Tensor) -> Tensor:
+    """The same map; an `InputError` where it cannot be ranked."""
     if not (recording() or significance.is_meta) and not bool(significance.isfinite().all()):
         raise InputError(
             "The significance map holds NaN or infinite values: check the images and the proposal's weights "
             "(a proposal in float16 may overflow)."
         )
-    return ranked(significance)[:, :count]
+    return significance
 
 
 def _random(keep: float, seed: int = 0) -> PaPr:

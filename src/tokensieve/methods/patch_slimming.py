@@ -11,14 +11,14 @@ from typing import Any, ClassVar, Literal, cast
 import torch
 from torch import Tensor, nn
 
-from ..errors import InputError, RecipeError
+from ..errors import InputError, RecipeError, UnsupportedHost
 from ..tokens import Tokens
-from .base import Evidence, Here, Method, Place, register
+from .base import BaseMethod, Evidence, Here, HostFacts, Method, Place, register
 
 
 @register
 @dataclass(frozen=True)
-class PatchSlimming(Method):
+class PatchSlimming(Method[Evidence]):
     """Keep patches chosen beforehand, the same for all images (Tang et al., CVPR 2022, section 3).
 
     Args:
@@ -91,20 +91,22 @@ class PatchSlimming(Method):
         return _Rows(self.patches)
 
     def reduce(self, tokens: Tokens, left: int, evidence: Evidence) -> Tokens:
-        assert isinstance(evidence.part, _Rows)
         index = evidence.part.of(evidence.block)
         return tokens.select(index.expand(tokens.x.shape[0], -1))
 
-    def refuses(self, reads_prefix: bool, others: Sequence[Method]) -> str | None:
-        if not self.patches[-1] and not reads_prefix:
-            return "its head reads patches too, and none is kept in the last block"
+    def check(self, host: HostFacts, others: Sequence[BaseMethod]) -> None:
+        super().check(host, others)
+        name = type(host.model).__name__
+        if not self.patches[-1] and not host.reads_prefix:
+            raise UnsupportedHost(
+                f"{name} cannot take patch_slimming: its head reads patches too, and none is kept in the last block."
+            )
         strangers = [other.name for other in others if other.name != "readout"]
         if strangers:
-            return (
-                f"it knows patches by their place in the image, which {' and '.join(strangers)} would change; "
-                "leave one of them out"
+            raise RecipeError(
+                f"{name} cannot take patch_slimming: it knows patches by their place in the image, which "
+                f"{' and '.join(strangers)} would change; leave one of them out."
             )
-        return None
 
 
 class _Rows(nn.Module):

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ..errors import RecipeError
 from ..tokens import Tokens
-from .base import Evidence, register
+from .base import AttentionEvidence, register
 from .matching import in_order, metric, product, ranked
 from .merging import Merging
 
@@ -42,7 +42,7 @@ class PiToMe(Merging):
         if self.protect is not None and (not isinstance(self.protect, int) or self.protect < 0):
             raise RecipeError(f"pitome: protect must be the number of a block, 0 or more, not {self.protect!r}.")
 
-    def reduce(self, tokens: Tokens, left: int, evidence: Evidence) -> Tokens:
+    def reduce(self, tokens: Tokens, left: int, evidence: AttentionEvidence) -> Tokens:
         unit = metric(evidence.keys(tokens))[:, tokens.prefix :]
         cosine = product(unit, unit.transpose(1, 2))
         energy = F.elu(cosine - self.margin * (1 - evidence.block / evidence.depth)).mean(2)

@@ -6,13 +6,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
+from ..errors import UnsupportedHost
 from ..tokens import Tokens
-from .base import Evidence, Here, Method, Place, register
+from .base import BaseMethod, Evidence, Here, HostFacts, Method, Place, register
 
 
 @register
 @dataclass(frozen=True)
-class Readout(Method):
+class Readout(Method[Evidence]):
     """In the last block, prefix tokens alone ask, and go through projection and MLP; keys and values come from all.
 
     The output is the same but for rounding, at a sixth of the block's cost: what Patch Slimming's last mask (the class
@@ -29,5 +30,9 @@ class Readout(Method):
     def reduce(self, tokens: Tokens, left: int, evidence: Evidence) -> Tokens:
         return tokens.take(tokens.places[:, :left])
 
-    def refuses(self, reads_prefix: bool, others: Sequence[Method]) -> str | None:
-        return None if reads_prefix else "its head reads patch tokens too, so that the last block must compute them"
+    def check(self, host: HostFacts, others: Sequence[BaseMethod]) -> None:
+        super().check(host, others)
+        if not host.reads_prefix:
+            name = type(host.model).__name__
+            why = "its head reads patch tokens too, so that the last block must compute them"
+            raise UnsupportedHost(f"{name} cannot take readout: {why}.")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import field
 from numbers import Real
 from typing import Any
 
@@ -11,6 +12,44 @@ Schedule = int | tuple[float, ...]
 """A number for every block, a pair (r, inflect), or one number for each block."""
 Layers = slice | tuple[int, ...] | None
 """Blocks as a slice or by their numbers; None is what the method says by default."""
+
+
+def share_field() -> Any:
+    """A setting that is a number in (0, 1]."""
+    return field(metadata={"check": check_share})
+
+
+def shares_field() -> Any:
+    """A setting that is a number in (0, 1], or a tuple of such numbers."""
+    return field(metadata={"check": _check_shares})
+
+
+def schedule_field(default: Schedule | None = None) -> Any:
+    """A setting that is a `Schedule`; None has no default."""
+    check = {"check": check_schedule}
+    return field(metadata=check) if default is None else field(default=default, metadata=check)
+
+
+def layers_field() -> Any:
+    """A setting that names blocks."""
+    return field(default=None, metadata={"check": check_layers})
+
+
+def tuple_field() -> Any:
+    """A setting that is kept as a tuple where a list is given, as in JSON."""
+    return field(default=None, metadata={"check": lambda _method, _setting, value: as_tuple(value)})
+
+
+def as_tuple(value: Any) -> Any:
+    """Lists as tuples, and all else as it is."""
+    return tuple(value) if isinstance(value, list) else value
+
+
+def _check_shares(method: str, setting: str, value: Any) -> float | tuple[float, ...]:
+    value = as_tuple(value)
+    for share in value if isinstance(value, tuple) else (value,):
+        check_share(method, setting, share)
+    return value
 
 
 def check_schedule(method: str, setting: str, value: Any) -> Schedule:
@@ -34,14 +73,15 @@ def check_schedule(method: str, setting: str, value: Any) -> Schedule:
     return value
 
 
-def check_share(method: str, setting: str, value: object) -> None:
+def check_share(method: str, setting: str, value: Any) -> float:
     """A number in (0, 1], or a `RecipeError`."""
     if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value <= 1:
         raise RecipeError(f"{method}: {setting} must be a number in (0, 1], not {value!r}.")
+    return value
 
 
-def check_layers(method: str, layers: Any) -> Layers:
-    """`layers` as it is stored, or a `RecipeError`."""
+def check_layers(method: str, setting: str, layers: Any) -> Layers:
+    """Blocks as they are stored, or a `RecipeError`."""
     if isinstance(layers, list | tuple):
         layers = tuple(layers)
         if all(isinstance(layer, int) and not isinstance(layer, bool) for layer in layers):
@@ -49,7 +89,8 @@ def check_layers(method: str, layers: Any) -> Layers:
     elif layers is None or isinstance(layers, slice):
         return layers
     raise RecipeError(
-        f"{method}: layers must be a slice of blocks such as 6:12 or their numbers such as (3, 6, 9), not {layers!r}."
+        f"{method}: {setting} must be a slice of blocks such as 6:12 or their numbers such as (3, 6, 9), "
+        f"not {layers!r}."
     )
 
 

@@ -7,7 +7,7 @@ from typing import ClassVar
 
 from ..errors import RecipeError
 from ..tokens import Tokens
-from .base import Evidence, register
+from .base import AttentionEvidence, register
 from .matching import bipartite_match
 from .merging import Merging
 
@@ -37,7 +37,7 @@ class ToFu(Merging):
         if self.switch is not None and (not isinstance(self.switch, int) or self.switch < 0):
             raise RecipeError(f"tofu: switch must be the number of a block, 0 or more, not {self.switch!r}.")
 
-    def reduce(self, tokens: Tokens, left: int, evidence: Evidence) -> Tokens:
+    def reduce(self, tokens: Tokens, left: int, evidence: AttentionEvidence) -> Tokens:
         match = bipartite_match(evidence.keys(tokens), tokens.x.shape[1] - left, tokens.prefix)
         switch = evidence.depth // 2 if self.switch is None else self.switch
         if evidence.block < switch:

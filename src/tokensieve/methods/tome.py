@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from ..tokens import Tokens
-from .base import Evidence, register
+from .base import AttentionEvidence, register
 from .matching import bipartite_match
 from .merging import Merging
 
@@ -30,6 +30,6 @@ class ToMe(Merging):
 
     name: ClassVar[str] = "tome"
 
-    def reduce(self, tokens: Tokens, left: int, evidence: Evidence) -> Tokens:
+    def reduce(self, tokens: Tokens, left: int, evidence: AttentionEvidence) -> Tokens:
         match = bipartite_match(evidence.keys(tokens), tokens.x.shape[1] - left, tokens.prefix)
         return tokens.merge(*match, weigh=self.proportional)

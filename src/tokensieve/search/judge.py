@@ -15,9 +15,9 @@ from ..errors import InputError
 from ..measure import macs
 from ..measure.fidelity import kl_divergence
 from ..measure.outputs import forward_batches, nothing_read
-from ..methods import Method, PaPr
+from ..methods import BaseMethod, PaPr
 from ..recipe import Recipe
-from ..stream import NOT_OF_THE_MAP, Sieved, sieve
+from ..stream import Sieved, sieve
 
 Part = Literal["search", "heldout"]
 RUNGS = (96,)
@@ -172,11 +172,11 @@ class Judge:
 
     def _sieved(self, recipe: Recipe, recall: _Recall) -> Sieved:
         """The recipe with the proposal's maps recalled instead of made."""
-        methods: list[Method] = []
+        methods: list[BaseMethod] = []
         for method in recipe:
             if _asks(method):
                 recall.maps = self.map_of(method)[0]
-                kept = {name: getattr(method, name) for name in (*NOT_OF_THE_MAP, "align_corners")}
+                kept = {name: getattr(method, name) for name in (*method.not_of_the_map, "align_corners")}
                 methods.append(PaPr(**kept, significance=recall))
             else:
                 methods.append(method)
@@ -200,7 +200,7 @@ class _Recall:
         return self.maps[self.rows.to(self.maps.device)]
 
 
-def _asks(method: Method) -> TypeGuard[PaPr]:
+def _asks(method: BaseMethod) -> TypeGuard[PaPr]:
     """Whether a method needs maps that a network makes."""
     return isinstance(method, PaPr) and method.significance not in ("random", "centre") and method.ranks
 

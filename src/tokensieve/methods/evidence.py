@@ -1,0 +1,58 @@
+"""What a method may look at when it acts: one class for each kind of place."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+
+from ..attention import Attention
+from ..tokens import Tokens
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evidence:
+    """What every method may look at; all there is in front of blocks, behind them and after the final norm."""
+
+    block: int = 0
+    """Where it acts, counted from 0; `depth` blocks in all."""
+    depth: int = 1
+    memory: Any = None
+    """What the method's own `prepare` gave before block 0."""
+    part: Any = None
+    """The method's own learned layers, from `build`."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class MapEvidence(Evidence):
+    """Before block 0, and on hosts with stages: for methods with `needs_significance`."""
+
+    significance: Tensor
+    """(B, P) how much each patch matters, fp32."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class AttentionEvidence(Evidence):
+    """Inside a block, once its attention can be looked at."""
+
+    attention: Attention
+    """What this block's attention reads."""
+    found: Any = None
+    """What the method's own `attend` told beside its output."""
+
+    def keys(self, tokens: Tokens) -> Tensor:
+        """(B, H, N, d_h) the tokens' keys, before rotary embedding; of a merged token its destination's."""
+        keys = self.attention.keys
+        if tokens.row is None:
+            return keys
+        return keys.gather(2, tokens.row[:, None, :, None].expand(-1, keys.shape[1], -1, keys.shape[3]))
+
+    def class_attention(self) -> Tensor:
+        """(B, N) how much the class token attends to each of the block's tokens, mean over heads, fp32 or more."""
+        return self.attention.row().mean(1)
+
+    @staticmethod
+    def follow(values: Tensor, tokens: Tokens) -> Tensor:
+        """(B, N) numbers of the block's tokens as it began -> of its tokens now."""
+        return values if tokens.row is None else values.gather(1, tokens.row)

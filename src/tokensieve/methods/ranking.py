@@ -1,0 +1,61 @@
+"""What methods share that score the patches and keep the best."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from dataclasses import dataclass
+from math import ceil
+from typing import ClassVar
+
+from torch import Tensor
+
+from ..tokens import Tokens
+from .base import E, Here, Method, Place
+from .matching import ranked
+from .schedule import Layers, blocks, layers_field, quarters, share_field
+
+
+@dataclass(frozen=True)
+class Scored(Method[E]):
+    """Keeps the patches of the highest scores; ties go to the lower index. `kept` says how many, `score` which."""
+
+    @abstractmethod
+    def kept(self, here: Here) -> int | None:
+        """How many patches stay here, at least one; None where it does not act."""
+
+    @abstractmethod
+    def score(self, tokens: Tokens, evidence: E) -> Tensor:
+        """(B, n) for the n patch tokens, prefix tokens left out: how much each is worth."""
+
+    @property
+    def by_score(self) -> bool:
+        """Whether kept patches come in descending score; else they stay in the order they have."""
+        return False
+
+    def left(self, here: Here) -> int:
+        patches, count = here.tokens - here.prefix, self.kept(here)
+        return here.tokens if count is None else here.prefix + min(max(count, 1), patches)
+
+    def reduce(self, tokens: Tokens, left: int, evidence: E) -> Tokens:
+        index = ranked(self.score(tokens, evidence))[:, : left - tokens.prefix]
+        return tokens.select(index if self.by_score else index.sort(dim=-1).values)
+
+
+@dataclass(frozen=True)
+class Ranking(Scored[E]):
+    """Keeps a share of the patches, inside some blocks, between attention and MLP.
+
+    Args:
+        keep: share of the patch tokens to keep each time, in (0, 1].
+        layers: the blocks that act; None is after one, two and three quarters of them (3, 6 and 9 of 12).
+    """
+
+    keep: float = share_field()
+    layers: Layers = layers_field()
+
+    place: ClassVar[Place] = "inside"
+
+    def kept(self, here: Here) -> int | None:
+        if here.block not in blocks(self.layers, here.depth, quarters(here.depth)):
+            return None
+        return ceil(self.keep * (here.tokens - here.prefix))
