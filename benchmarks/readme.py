@@ -14,11 +14,13 @@ from results import ROOT
 from tables import (
     accuracy,
     best_of,
+    between,
     budgets,
     change,
     commands,
     compared,
     embeddings,
+    environments,
     loss_and_speed,
     maps,
     maps_by_confidence,
@@ -29,6 +31,7 @@ from tables import (
     papr_against_tome,
     points,
     read,
+    same_macs,
     scenes,
     slimming,
     speed,
@@ -293,6 +296,24 @@ so are those that the correction was fitted on."""
     return text
 
 
+def versions_tested() -> str:
+    return f"""{between()}
+
+Tests that were skipped ask for a model that the older library does not have. Written by
+
+{commands("versions_between.csv")}"""
+
+
+def versions_macs() -> str:
+    told = [f"{torch} with timm {timm} and transformers {transformers} (Python {python})"
+            for python, torch, timm, transformers, _ in environments("versions.csv")]  # fmt: skip
+    return f"""Multiply-accumulates of one image, under torch {"; ".join(told)}:
+
+{same_macs()}
+
+{commands("versions.csv")}"""
+
+
 PAGES: dict[str, dict[str, Callable[[], str]]] = {
     "README.md": {"headline": headline, "measured": measured_readme},
     "docs/results.md": {
@@ -312,6 +333,7 @@ PAGES: dict[str, dict[str, Callable[[], str]]] = {
     "docs/tune.md": {"found": tune_found},
     "docs/embeddings.md": {"embeddings": embeddings},
     "docs/patch-slimming.md": {"slimming": slimming},
+    "docs/versions.md": {"tested": versions_tested, "macs": versions_macs},
 }
 
 
