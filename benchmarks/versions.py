@@ -8,8 +8,8 @@
 Rows of other versions stay. Run it under each environment that is to be compared (`make test-lowest` leaves one in
 .venv-lowest). It says whether all rows of a host and recipe agree, and fails where they do not.
 
-`--with` installs that release alone into a folder of its own, in front of what is installed, and runs the tests of
-hosts and of every method on every host (without the slow ones) on it.
+`--with` installs that release, and what it needs in another version than is there, into a folder of its own, in front
+of what is installed, and runs the tests of hosts and of every method on every host (without the slow ones) on it.
 """
 
 from __future__ import annotations
@@ -26,11 +26,12 @@ import time
 from collections import defaultdict
 from collections.abc import Callable
 from functools import partial
-from importlib.metadata import version
+from importlib.metadata import distributions, version
 from typing import Any
 
 import timm
 import torch
+from packaging.requirements import Requirement
 from torch import nn
 
 from results import ROOT, update
@@ -110,9 +111,9 @@ def tested(release: str) -> int:
     if release and (name not in LIBRARIES[1:] or not number):
         raise SystemExit(f"--with {release}: give a release of {', '.join(LIBRARIES[1:])}, as in timm==1.0.18.")
     with tempfile.TemporaryDirectory() as folder:
-        pip = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--target", folder, release]
         if release:
-            subprocess.run(pip, check=True)
+            install(folder, release)
+            install(folder, *unmet(folder, name))
         paths = [folder, str(ROOT / "src"), str(ROOT)]
         start = time.perf_counter()
         run = subprocess.run(
@@ -135,6 +136,21 @@ def tested(release: str) -> int:
     told = release or ", ".join(f"{library} {number}" for library, number in used.items())
     print(f"{told}: {row['passed']} passed, {row['failed']} failed, {row['skipped']} skipped")
     return int(row["failed"] > 0)
+
+
+def install(folder: str, *what: str) -> None:
+    """These releases alone, without what they need."""
+    pip = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--target", folder]
+    if what:
+        subprocess.run([*pip, *what], check=True)
+
+
+def unmet(folder: str, name: str) -> list[str]:
+    """What the release in `folder` needs in other versions than those installed, such as transformers' tokenizers."""
+    (release,) = distributions(name=name, path=[folder])
+    needs = [Requirement(text) for text in release.requires or []]
+    needs = [need for need in needs if need.marker is None or need.marker.evaluate({"extra": ""})]
+    return [str(need) for need in needs if not need.specifier.contains(version(need.name), prereleases=True)]
 
 
 if __name__ == "__main__":
