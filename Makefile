@@ -56,6 +56,7 @@ bench: $(VENV)/installed-dev
 	$(BIN)/python benchmarks/hierarchical.py
 	$(BIN)/python benchmarks/tuned.py nano_vit
 	$(BIN)/python benchmarks/fresh_clone.py
+	$(BIN)/python benchmarks/picture.py
 	$(BIN)/python benchmarks/readme.py
 
 $(VENV)/installed: pyproject.toml

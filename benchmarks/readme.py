@@ -14,11 +14,13 @@ from results import ROOT
 from tables import (
     accuracy,
     best_of,
+    between,
     budgets,
     change,
     commands,
     compared,
     embeddings,
+    environments,
     loss_and_speed,
     maps,
     maps_by_confidence,
@@ -29,6 +31,7 @@ from tables import (
     papr_against_tome,
     points,
     read,
+    same_macs,
     scenes,
     slimming,
     speed,
@@ -293,6 +296,31 @@ so are those that the correction was fitted on."""
     return text
 
 
+def versions_tested() -> str:
+    return f"""{between()}
+
+Models whose settings an older library does not know are left out, so that fewer tests pass there. Written by
+
+{commands("versions_between.csv")}"""
+
+
+def versions_macs() -> str:
+    pythons: dict[tuple[str, ...], list[str]] = {}
+    for python, *others in environments("versions.csv"):
+        pythons.setdefault(tuple(others[:3]), []).append(python)
+    told = [f"- torch {torch}, timm {timm}, transformers {transformers}; Python {', '.join(found)}"
+            for (torch, timm, transformers), found in pythons.items()]  # fmt: skip
+    return f"""Multiply-accumulates of one image:
+
+{same_macs()}
+
+The figures are those of each of these:
+
+{chr(10).join(told)}
+
+{commands("versions.csv")}"""
+
+
 PAGES: dict[str, dict[str, Callable[[], str]]] = {
     "README.md": {"headline": headline, "measured": measured_readme},
     "docs/results.md": {
@@ -312,6 +340,7 @@ PAGES: dict[str, dict[str, Callable[[], str]]] = {
     "docs/tune.md": {"found": tune_found},
     "docs/embeddings.md": {"embeddings": embeddings},
     "docs/patch-slimming.md": {"slimming": slimming},
+    "docs/versions.md": {"tested": versions_tested, "macs": versions_macs},
 }
 
 

@@ -306,3 +306,37 @@ def slimming() -> str:
         same, kl = (" / ".join(cells) for cells in zip(*(points(row) for row in both), strict=True))
         rows.append([title, f"{float(both[0]['gmac']):.2f}", same, kl])
     return table(["recipe", "GMAC", "same answer", "KL"], rows)
+
+
+# Versions
+
+LIBRARIES = {"python": "Python", "torch": "torch", "timm": "timm", "transformers": "transformers",
+             "open_clip_torch": "open_clip"}  # fmt: skip
+
+
+def number(version: str) -> tuple[int, ...]:
+    return tuple(int(part) for part in version.split("."))
+
+
+def environments(name: str) -> list[tuple[str, ...]]:
+    """The combinations of versions in a file's rows, the oldest first."""
+    found = {tuple(row[library] for library in LIBRARIES) for row in read(name)}
+    return sorted(found, key=lambda versions: [number(version) for version in versions])
+
+
+def between() -> str:
+    """The tests of hosts and of every method on every host, under each combination of versions."""
+    rows = {tuple(row[library] for library in LIBRARIES): row for row in read("versions_between.csv")}
+    cells = [[*key, *(rows[key][told] for told in ("passed", "failed", "skipped"))]
+             for key in environments("versions_between.csv")]  # fmt: skip
+    return table([*LIBRARIES.values(), "passed", "failed", "skipped"], cells)
+
+
+def same_macs() -> str:
+    """MACs of a host and recipe: one figure where all versions agree."""
+    found: dict[tuple[str, str], dict[int, None]] = {}
+    for row in read("versions.csv"):
+        found.setdefault((row["host"], row["recipe"]), {})[int(row["macs"])] = None
+    cells = [[f"`{host}`", f"`{recipe}`" if recipe else "(empty)", " or ".join(f"{macs:,}" for macs in all_of)]
+             for (host, recipe), all_of in found.items()]  # fmt: skip
+    return table(["model", "recipe", "MACs"], cells)

@@ -3,12 +3,13 @@
     python benchmarks/versions.py                               # MACs of ten hosts and recipes, under what is installed
     python benchmarks/versions.py --with timm==1.0.18           # -> results/versions_between.csv: the tests of hosts
     python benchmarks/versions.py --with transformers==5.14.1
+    python benchmarks/versions.py --tests                       # the same tests under what is installed
 
 Rows of other versions stay. Run it under each environment that is to be compared (`make test-lowest` leaves one in
 .venv-lowest). It says whether all rows of a host and recipe agree, and fails where they do not.
 
-`--with` installs that release alone into a folder of its own, in front of what is installed, and runs the tests of
-hosts and of every method on every host (without the slow ones) on it.
+`--with` installs that release, and what it needs in another version than is there, into a folder of its own, in front
+of what is installed, and runs the tests of hosts and of every method on every host (without the slow ones) on it.
 """
 
 from __future__ import annotations
@@ -25,11 +26,12 @@ import time
 from collections import defaultdict
 from collections.abc import Callable
 from functools import partial
-from importlib.metadata import version
+from importlib.metadata import distributions, version
 from typing import Any
 
 import timm
 import torch
+from packaging.requirements import Requirement
 from torch import nn
 
 from results import ROOT, update
@@ -77,9 +79,10 @@ HOSTS: dict[str, tuple[Callable[[], nn.Module], str]] = {
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--with", dest="releases", nargs="+", default=[], metavar="NAME==VERSION")
-    releases = parser.parse_args().releases
-    if releases:
-        return max(between(release) for release in releases)
+    parser.add_argument("--tests", action="store_true", help="those tests under what is installed")
+    args = parser.parse_args()
+    if args.tests or args.releases:
+        return max(tested(release) for release in args.releases or [""])
     rows = [{**installed(), "host": host, **counted(host)} for host in HOSTS]
     path = update("versions.csv", rows, "python", *LIBRARIES, "host")
     counts = defaultdict(set)
@@ -102,14 +105,15 @@ def counted(host: str) -> dict[str, Any]:
     return {"recipe": recipe, "macs": round(macs(fast))}
 
 
-def between(release: str) -> int:
-    """Run the tests of hosts on one release of one library, in front of what is installed."""
+def tested(release: str) -> int:
+    """Run the tests of hosts under what is installed, or with one release of one library in front of it."""
     name, _, number = release.partition("==")
-    if name not in LIBRARIES[1:] or not number:
+    if release and (name not in LIBRARIES[1:] or not number):
         raise SystemExit(f"--with {release}: give a release of {', '.join(LIBRARIES[1:])}, as in timm==1.0.18.")
     with tempfile.TemporaryDirectory() as folder:
-        pip = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--target", folder, release]
-        subprocess.run(pip, check=True)
+        if release:
+            install(folder, release)
+            install(folder, *unmet(folder, name))
         paths = [folder, str(ROOT / "src"), str(ROOT)]
         start = time.perf_counter()
         run = subprocess.run(
@@ -120,15 +124,33 @@ def between(release: str) -> int:
     print(run.stdout[-3000:], run.stderr[-3000:], sep="\n", file=sys.stderr)
     counts = {what: int(many) for many, what in re.findall(r"(\d+) (passed|failed|skipped|error)", run.stdout)}
     if not counts:
-        raise SystemExit(f"{release}: no test ran, as printed above.")
+        raise SystemExit(f"{release or 'what is installed'}: no test ran, as printed above.")
+    used = installed() | ({name: number} if release else {})
     row = {
-        **installed(), name: number, "tests": " ".join(TESTS), "passed": counts.get("passed", 0),
+        **used, "tests": " ".join(TESTS), "passed": counts.get("passed", 0),
         "failed": counts.get("failed", 0) + counts.get("error", 0), "skipped": counts.get("skipped", 0),
-        "cells": re.findall(r"^(\d+ .*refused)$", run.stdout, re.M)[-1], "seconds": round(seconds),
+        "cells": (re.findall(r"^(\d+ .*refused)$", run.stdout, re.M) or [""])[-1], "seconds": round(seconds),
+        "versions": f"torch {used['torch']}, timm {used['timm']}",
     }  # fmt: skip
     update("versions_between.csv", [row], "python", *LIBRARIES)
-    print(f"{release}: {row['passed']} passed, {row['failed']} failed, {row['skipped']} skipped")
+    told = release or ", ".join(f"{library} {number}" for library, number in used.items())
+    print(f"{told}: {row['passed']} passed, {row['failed']} failed, {row['skipped']} skipped")
     return int(row["failed"] > 0)
+
+
+def install(folder: str, *what: str) -> None:
+    """These releases alone, without what they need."""
+    pip = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--target", folder]
+    if what:
+        subprocess.run([*pip, *what], check=True)
+
+
+def unmet(folder: str, name: str) -> list[str]:
+    """What the release in `folder` needs in other versions than those installed, such as transformers' tokenizers."""
+    (release,) = distributions(name=name, path=[folder])
+    needs = [Requirement(text) for text in release.requires or []]
+    needs = [need for need in needs if need.marker is None or need.marker.evaluate({"extra": ""})]
+    return [str(need) for need in needs if not need.specifier.contains(version(need.name), prereleases=True)]
 
 
 if __name__ == "__main__":

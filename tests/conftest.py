@@ -11,7 +11,9 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+from tokensieve import tuning
 from tokensieve.cli import main
+from tokensieve.measure.speed import interleaved
 
 SHARED = Path(__file__).resolve().parents[1].parent / "shared"
 
@@ -34,6 +36,16 @@ def shared() -> Path:
     if not SHARED.is_dir():
         pytest.skip(f"no folder {SHARED.name}/ beside the project: real weights and photographs are not at hand")
     return SHARED
+
+
+@pytest.fixture(scope="session")
+def brief_timing():
+    """Called with a monkeypatch: `tune` times two rounds, which say as much about the code as five."""
+
+    def brief(calls, **_):
+        return interleaved(calls, seconds=0, min_rounds=2, max_rounds=2)
+
+    return lambda patch: patch.setattr(tuning, "interleaved", brief)
 
 
 @pytest.fixture

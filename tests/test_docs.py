@@ -34,6 +34,14 @@ def test_the_pages_figures_come_from_results() -> None:
     assert check.returncode == 0, "run: python benchmarks/readme.py"
 
 
+def test_macs_are_the_same_under_every_version_that_was_tried() -> None:
+    with (ROOT / "results" / "versions.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    found = {(row["host"], row["recipe"], row["macs"]) for row in rows}
+    assert len({row["torch"] for row in rows}) >= 3
+    assert len(found) == len({row["host"] for row in rows}) >= 10
+
+
 @pytest.mark.shared
 def test_a_row_of_the_results_comes_from_the_command_under_it(shared: Path) -> None:
     """With the command's own defaults."""

@@ -18,7 +18,6 @@ import tokensieve.tuning as tuning
 from tests.reference.hosts import host_forms, host_images
 from tokensieve import InputError, PaPr, Recipe, RecipeError, ToMe, UnsupportedHost, sieve, tune
 from tokensieve.measure import fidelity, macs
-from tokensieve.measure.speed import interleaved
 from tokensieve.search.arms import Arm
 from tokensieve.search.costs import Costs
 from tokensieve.search.families import SINGLES, Scheduled
@@ -51,14 +50,9 @@ def images():
     return torch.randn(20, 3, 64, 64, generator=torch.Generator().manual_seed(1))
 
 
-def brief(calls, **_):
-    """Two rounds of timing say as much about the code as five."""
-    return interleaved(calls, seconds=0, min_rounds=2, max_rounds=2)
-
-
 @pytest.fixture(autouse=True)
-def _quick(monkeypatch):
-    monkeypatch.setattr(tuning, "interleaved", brief)
+def _quick(brief_timing, monkeypatch):
+    brief_timing(monkeypatch)
 
 
 def search(model, images, **settings):
@@ -66,11 +60,9 @@ def search(model, images, **settings):
 
 
 @pytest.fixture(scope="module")
-def front(model, images):
+def front(model, images, brief_timing):
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(
-            tuning, "interleaved", lambda calls, **_: interleaved(calls, seconds=0, min_rounds=2, max_rounds=2)
-        )
+        brief_timing(patch)
         return search(model, images, macs=1.5)
 
 

@@ -12,11 +12,9 @@ from timm.models.convnext import ConvNeXt
 from timm.models.swin_transformer import SwinTransformer
 from torch import nn
 
-import tokensieve.tuning as tuning
 from tests.reference.staged import staged_forms
 from tokensieve import PaPr, Recipe, RecipeError, UnsupportedHost, sieve, tune
 from tokensieve.measure import fidelity, macs
-from tokensieve.measure.speed import interleaved
 from tokensieve.search.fit import Fit
 from tokensieve.search.judge import Judge, losses
 from tokensieve.search.stages import NAMES, Shared, StageCosts, Staged
@@ -57,10 +55,8 @@ def images():
 
 
 @pytest.fixture(autouse=True)
-def _quick(monkeypatch):
-    monkeypatch.setattr(
-        tuning, "interleaved", lambda calls, **_: interleaved(calls, seconds=0, min_rounds=2, max_rounds=2)
-    )
+def _quick(brief_timing, monkeypatch):
+    brief_timing(monkeypatch)
 
 
 def search(model, images, **settings):

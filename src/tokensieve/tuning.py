@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from .errors import InputError, RecipeError, SieveError, UnsupportedHost, nearest
+from .errors import InputError, RecipeError, SieveError, UnsupportedHost, first_line, nearest
 from .files import check_place, make_folder
 from .hosts import open_host
 from .measure.load import OtherWork, disturbs
@@ -574,8 +574,7 @@ def _storage(
         if before is None:
             study.set_user_attr("settings", now)
     except (SQLAlchemyError, RuntimeError) as error:
-        first = str(error).splitlines()[0]
-        raise InputError(f"{path} cannot keep the trials, it is no storage of a search: {first}.") from None
+        raise InputError(f"{path} cannot keep the trials, it is no storage of a search: {first_line(error)}.") from None
     changed = [name for name in {**(before or {}), **now} if before is not None and before.get(name) != now.get(name)]
     if changed:
         told = ", ".join(f"{name} was {_brief(before.get(name))} and is {_brief(now.get(name))}" for name in changed)

@@ -10,10 +10,8 @@ import pytest
 import timm
 from safetensors.torch import save_file
 
-import tokensieve.tuning as tuning
 from tests.oddities import BASE, base, odd_folder, packed, place
 from tokensieve.data import Failure, Preprocessing, image_set
-from tokensieve.measure.speed import interleaved
 
 pytestmark = pytest.mark.slow
 
@@ -32,11 +30,8 @@ SMALL = ["--size", 32, "--epochs", 1, "--workers", 0, "--out", "out", "--threads
 
 
 @pytest.fixture(autouse=True)
-def _quick(monkeypatch):
-    def brief(calls, **_):
-        return interleaved(calls, seconds=0, min_rounds=2, max_rounds=2)
-
-    monkeypatch.setattr(tuning, "interleaved", brief)
+def _quick(brief_timing, monkeypatch):
+    brief_timing(monkeypatch)
 
 
 @pytest.fixture(scope="module")

@@ -14,10 +14,8 @@ import timm
 from safetensors.torch import save_file
 
 import tokensieve.search.judge as judge
-import tokensieve.tuning as tuning
 from tests.pictures import two_classes
 from tokensieve import Corrected, InputError, Recipe
-from tokensieve.measure.speed import interleaved
 
 pytestmark = pytest.mark.slow
 
@@ -26,11 +24,8 @@ QUICK = ["--proposal", "none", "--family", "tome", "--family", "scheduled-guarde
 
 
 @pytest.fixture(autouse=True)
-def _quick(monkeypatch):
-    def brief(calls, **_):
-        return interleaved(calls, seconds=0, min_rounds=2, max_rounds=2)
-
-    monkeypatch.setattr(tuning, "interleaved", brief)
+def _quick(brief_timing, monkeypatch):
+    brief_timing(monkeypatch)
 
 
 @pytest.fixture(scope="module")

@@ -71,6 +71,14 @@ def test_text_is_text_whatever_it_holds(report, tmp_path):
     assert [attributes["alt"] for attributes in found.all("img")] == [EVIL, "a", "b", "c", EVIL]
 
 
+def test_a_tables_caption_stands_outside_of_the_box_that_scrolls(report, tmp_path):
+    """A narrow screen would show as much of it as of the table."""
+    found = read(write_page(tmp_path / "a.html", report))
+    places = [attributes.get("class") for _, attributes in found.tags]
+    assert places[places.index("caption") + 1] == "box"
+    assert not found.all("caption")
+
+
 def test_nothing_is_asked_of_the_network(report, tmp_path):
     path = write_page(tmp_path / "a.html", report)
     found = read(path)

@@ -14,7 +14,7 @@ from typing import Annotated
 import typer
 
 from .. import __version__
-from ..errors import SieveError
+from ..errors import SieveError, first_line
 from .about import doctor, methods, models
 from .bench import bench
 from .correct import correct
@@ -69,7 +69,7 @@ def _sentence(error: Exception) -> str | None:
     if hasattr(error, "format_message"):  # the command line's own: unknown options, values out of range
         return error.format_message()
     if isinstance(error, RuntimeError) and "memory" in str(error):
-        return f"Out of memory, a smaller batch may fit: {str(error).splitlines()[0]}"
+        return f"Out of memory, a smaller batch may fit: {first_line(error)}."
     return None
 
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from ..data.inputs import check_images
-from ..errors import InputError, SieveError
+from ..errors import InputError, SieveError, first_line
 from ..packing import prepack
 from ..stream import Sieved
 from .attention import attention_kernels
@@ -154,7 +154,7 @@ def waterfall(
             output = _outputs(rung, images, batch)
             rung.calls()["limit"]()
         except (SieveError, RuntimeError) as error:  # compilers, missing kernels and full memory raise RuntimeErrors
-            skipped[step] = Skipped(step, _first_line(error))
+            skipped[step] = Skipped(step, first_line(error))
         else:
             rungs.append(rung)
             outputs.append(output)
@@ -245,7 +245,3 @@ def _row(rung: _Rung, first: _Rung, before: _Rung, times: dict[str, list[float]]
         attention=attention_kernels(calls["row"]),
         **compared,
     )
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]

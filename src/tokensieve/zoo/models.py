@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 from torch import nn
 from torch.overrides import TorchFunctionMode
 
-from ..errors import InputError, RecipeError, nearest
+from ..errors import InputError, RecipeError, first_line, nearest
 from .hub import one_sentence_of_retries
 from .nano import BUNDLED, bundled_weights
 
@@ -87,9 +87,9 @@ def create(
         # The libraries raise whatever their downloader raises: there is no one type to catch.
         if download:
             raise InputError(
-                f"The pretrained weights of {name} could not be had ({_first_line(error)}): give weights=FILE."
+                f"The pretrained weights of {name} could not be had ({first_line(error)}): give weights=FILE."
             ) from error
-        raise RecipeError(f"{name} cannot be created: {_first_line(error)}.") from error
+        raise RecipeError(f"{name} cannot be created: {first_line(error)}.") from error
     if state is not None:
         load_strictly(model, state, f"{Path(fspath(weights)).name} into {name}" if weights else name)
     config = getattr(model, "pretrained_cfg", None) or {}
@@ -110,7 +110,7 @@ def read_weights(path: str | PathLike[str], sha256: str | None = None) -> dict[s
         else:
             state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch's unpickler stumbles over a file of another kind in any way
-        raise InputError(f"{path} cannot be read as weights: {_first_line(error)}.") from error
+        raise InputError(f"{path} cannot be read as weights: {first_line(error)}.") from error
     if isinstance(state, Mapping):
         # Training scripts store the weights beside the optimiser's state.
         state = next((state[key] for key in ("state_dict", "model") if isinstance(state.get(key), Mapping)), state)
@@ -157,7 +157,3 @@ def _torchvision_weights(name: str, download: bool) -> dict[str, Any]:
 
 def _names() -> list[str]:
     return [*BUNDLED, *timm.list_models(), *torchvision.models.list_models()]
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
