@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from .correction import correct
     from .errors import ExportError, InputError, RecipeError, SieveError, UnsupportedHost
     from .export import export_onnx, export_program
+    from .hosts import register_host
     from .methods import (
         ATS,
         GTP,
@@ -69,6 +70,7 @@ _HOMES = {
     "export_program": "export",
     "patch_significance": "significance",
     "prepack": "packing",
+    "register_host": "hosts",
     "sieve": "stream",
     "tune": "tuning",
 }
@@ -104,6 +106,7 @@ __all__ = [
     "measure",
     "patch_significance",
     "prepack",
+    "register_host",
     "sieve",
     "tune",
 ]

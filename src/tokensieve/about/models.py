@@ -16,7 +16,7 @@ from torch import nn
 from .. import zoo
 from ..data.inputs import likely_input_size
 from ..errors import InputError, RecipeError, SieveError, UnsupportedHost, nearest
-from ..hosts import _FAMILIES, Host, StagedHost, open_host
+from ..hosts import Host, StagedHost, host_for, open_host
 from ..measure import macs
 from ..significance.proposal import named_proposal
 from ..stream import sieve
@@ -43,7 +43,7 @@ def families() -> list[dict[str, Any]]:
         told.append(
             {
                 "module": module,
-                "hosts": any(isinstance(thing, type) and thing in _FAMILIES for thing in inside),
+                "hosts": any(isinstance(thing, type) and host_for(thing) is not None for thing in inside),
                 "models": names,
                 "pretrained": [name for name in names if name in tags],
             }

@@ -16,11 +16,13 @@ from ..tokens import Tokens, rows
 from .base import Host, HostBlock
 from .checks import plain_patch
 from .pooling import key_bias, weighed
+from .registry import register_host
 
 MODEL = ("open_clip.transformer", "VisionTransformer")
 """Module and name of the class."""
 
 
+@register_host(".".join(MODEL))
 class OpenClipViT(Host):
     """The tower that `CLIP.visual` is, with its pooling by class token, average, attention, or none."""
 
