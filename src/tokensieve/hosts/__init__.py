@@ -4,7 +4,18 @@ from torch import nn
 
 from ..attention import Attention
 from ..errors import UnsupportedHost
-from . import hf_staged, hf_vit, open_clip, timm_beit, timm_convnext, timm_features, timm_swin, timm_vit  # noqa: F401
+from . import (  # noqa: F401
+    hf_staged,
+    hf_vit,
+    open_clip,
+    timm_beit,
+    timm_convnext,
+    timm_features,
+    timm_swin,
+    timm_vit,
+    torchvision_staged,
+    torchvision_vit,
+)
 from .base import Host, HostBlock
 from .registry import HOSTS, complete, host_for, register_host
 from .staged import PixelBlock, Stage, StagedHost
@@ -48,6 +59,9 @@ _HINTS = {
     **dict.fromkeys(("VisionTransformerSAM", "SwinTransformerV2Cr"), _WHOLE_GRID),
     **dict.fromkeys(("Hiera", "HieraDet", "MultiScaleVit", "PoolingVisionTransformer", "Twins"), _WHOLE_GRID),
     **dict.fromkeys(("FeatureHookNet", "FeatureGraphNet"), _HOOKED),
+    # torchvision
+    **dict.fromkeys(("MaxVit", "MViT"), _WHOLE_GRID),
+    "SwinTransformer3d": "it reads videos",
     # transformers
     **dict.fromkeys(("CLIPModel", "SiglipModel"), _TOWERS),
     "ViTMAEForPreTraining": "its decoder needs all patches: sieve model.vit",
@@ -82,13 +96,17 @@ def open_host(model: nn.Module) -> Host | StagedHost:
     host = host_for(type(model))
     if host is None:
         name = type(model).__name__
-        missing = _HINTS.get(name, f"no opener is written for {type(model).__module__}.{name}")
+        names = [kind.__name__ for kind in type(model).__mro__]  # a traced graph's own class is called as its model
+        missing = next(
+            (_HINTS[each] for each in names if each in _HINTS),
+            f"no opener is written for {type(model).__module__}.{name}",
+        )
         timms = _known("timm.models", but="_features")
         raise UnsupportedHost(
             f"{name} cannot be sieved: {missing}. Models that can: timm's {timms}, and ConvNeXt and Swin with "
-            "features_only=True; transformers' ViT, DeiT, DINOv2, DINOv3, CLIP, SigLIP and MAE encoders, its ConvNeXt "
-            "and Swin (V2 too) with their backbones; open_clip's VisionTransformer"
-            f"{_from_outside()}; used as they are."
+            f"features_only=True; torchvision's {_known('torchvision.models')}; transformers' ViT, DeiT, DINOv2, "
+            "DINOv3, CLIP, SigLIP and MAE encoders, its ConvNeXt and Swin (V2 too) with their backbones; open_clip's "
+            f"VisionTransformer{_from_outside()}; used as they are."
         )
     return complete(host(model))
 
