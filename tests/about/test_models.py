@@ -64,6 +64,21 @@ def test_torchvision_has_proposals_of_its_own() -> None:
     assert facts["weights"] == ["IMAGENET1K_V1"]
 
 
+@pytest.mark.parametrize(
+    ("name", "blocks", "prefix", "cost"), [("vit_b_16", 12, 1, 17563828224), ("swin_t", 12, 0, 4490566656)]
+)
+def test_torchvision_has_hosts_of_its_own(name: str, blocks: int, prefix: int, cost: int) -> None:
+    facts = model_facts(name)
+    assert (facts["library"], facts["opens_as"], facts["merges"]) == ("torchvision", "host", prefix == 1)
+    assert (facts["blocks"], facts["prefix"], facts["input_size"]) == (blocks, prefix, [3, 224, 224])
+    assert facts["macs"] == cost
+    assert "IMAGENET1K_V1" in facts["weights"]
+    assert matching(name) == [name]
+    console = Console(width=80, record=True)
+    console.print(*models_tables([facts]))
+    assert f"Hosts, {facts['class']}" in console.export_text()
+
+
 def test_macs_that_cannot_be_counted_are_unknown_and_said_why(monkeypatch) -> None:
     def refuse(module, size):
         raise InputError("It runs something.")
