@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from . import measure
     from .correction import correct
+    from .data.inputs import InputSpec
     from .errors import ExportError, InputError, RecipeError, SieveError, UnsupportedHost
     from .export import export_onnx, export_program
     from .hosts import register_host
@@ -52,6 +53,7 @@ _HOMES = {
     "GTP": "methods",
     "Guarded": "methods",
     "InputError": "errors",
+    "InputSpec": "data.inputs",
     "MCTF": "methods",
     "PaPr": "methods",
     "PatchSlimming": "methods",
@@ -88,6 +90,7 @@ __all__ = [
     "ExportError",
     "Guarded",
     "InputError",
+    "InputSpec",
     "PaPr",
     "PatchSlimming",
     "PiToMe",

@@ -12,9 +12,11 @@ import torch
 from rich.console import Console
 from torch import nn
 
-from tokensieve import InputError, RecipeError, zoo
+from tokensieve import InputError, InputSpec, RecipeError, zoo
 from tokensieve.about import models
 from tokensieve.about.models import built, bundled_names, families, matching, model_facts, weights_of
+from tokensieve.hosts import host_for
+from tokensieve.hosts.registry import HOSTS
 from tokensieve.measure import macs
 from tokensieve.show.about_view import models_tables
 
@@ -33,11 +35,26 @@ def test_a_host_is_counted_without_memory() -> None:
     assert "augreg_in21k_ft_in1k" in facts["weights"]
 
 
+def test_what_it_reads_is_laid_out_as_its_host_says(monkeypatch) -> None:
+    facts = model_facts("test_vit", quick=True)
+    assert (facts["input_size"], facts["layout"]) == ([3, 160, 160], "CHW")
+
+    class Clips(host_for(type(timm.create_model("test_vit")))):
+        input_spec = InputSpec((4, 3, 160, 96), "TCHW")
+
+    monkeypatch.setitem(HOSTS, timm.models.VisionTransformer, Clips)
+    facts = {**model_facts("test_vit", quick=True), "macs": None, "macs_reason": "It was not asked."}
+    assert (facts["input_size"], facts["layout"]) == ([4, 3, 160, 96], "TCHW")
+    console = Console(width=80, record=True)
+    console.print(*models_tables([facts]))
+    assert "160 x 96" in console.export_text()
+
+
 def test_giants_are_built_on_the_meta_device() -> None:
     model, size = built("vit_giant_patch14_224")
     assert {parameter.device.type for parameter in model.parameters()} == {"meta"}
     assert sum(parameter.numel() for parameter in model.parameters()) > 1e9
-    assert size == [3, 224, 224]
+    assert list(size) == [3, 224, 224]
 
 
 def test_attention_pooling_is_counted_too() -> None:
@@ -140,7 +157,7 @@ def test_a_constructor_that_computes_is_built_for_real(monkeypatch) -> None:
     monkeypatch.setattr(zoo, "create", computing)
     model, size = built("computing")
     assert next(model.parameters()).device.type == "cpu"
-    assert size == [3, 224, 224]
+    assert list(size) == [3, 224, 224]
 
 
 def test_names_that_no_library_knows() -> None:

@@ -8,6 +8,7 @@ from typing import TypeVar
 
 from torch import nn
 
+from ..data.inputs import HOSTS_STATE, InputSpec
 from ..errors import UnsupportedHost
 from .base import Host
 from .staged import StagedHost
@@ -66,6 +67,24 @@ def host_for(kind: type[nn.Module]) -> Opener | None:
             return found
         module = module.rpartition(".")[0]
     return None
+
+
+def stated_input(part: nn.Module) -> InputSpec | None:
+    """What the host of a model, or of a sieved one, states of its inputs; None where it leaves that to the model."""
+    host = getattr(part, "host", None)
+    if not isinstance(host, Host | StagedHost):
+        kind = host_for(type(part))
+        if kind is None or _leaves_it(kind):
+            return None
+        host = kind(part)
+    return None if _leaves_it(type(host)) else host.input_spec
+
+
+def _leaves_it(kind: Opener) -> bool:
+    return kind.input_spec in (Host.input_spec, StagedHost.input_spec)
+
+
+HOSTS_STATE.append(stated_input)
 
 
 def complete(host: Host | StagedHost) -> Host | StagedHost:
