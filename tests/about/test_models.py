@@ -82,7 +82,12 @@ def test_torchvision_has_proposals_of_its_own() -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "blocks", "prefix", "cost"), [("vit_b_16", 12, 1, 17563828224), ("swin_t", 12, 0, 4490566656)]
+    ("name", "blocks", "prefix", "cost"),
+    [
+        ("vit_b_16", 12, 1, 17563828224),
+        ("swin_t", 12, 0, 4490566656),
+        ("torchvision/convnext_tiny", 18, 0, 4455531264),
+    ],
 )
 def test_torchvision_has_hosts_of_its_own(name: str, blocks: int, prefix: int, cost: int) -> None:
     facts = model_facts(name)
@@ -180,6 +185,7 @@ def test_matching() -> None:
     assert matching("squeezenet*") == ["squeezenet1_0", "squeezenet1_1"]
     assert matching("vit_base_patch16_224.m*") == ["vit_base_patch16_224.mae"]
     assert matching("resnet18").count("resnet18") == 1  # in both libraries
+    assert matching("torchvision/resnet*8") == ["torchvision/resnet18"]
     with pytest.raises(InputError, match=r"No model's name fits 'vit_tiny_patch16'.*vit_tiny_patch16_224.*needs \*"):
         matching("vit_tiny_patch16")
 
@@ -214,6 +220,19 @@ def test_the_page_on_hosts_says_what_was_found() -> None:
     assert said is not None
     assert said[1] in rows[0]["versions"]
     assert tuple(map(int, said.groups()[1:])) == (every, len(opening), merging)
+    assert all(row["runs"] == "True" for row in opening)
+
+
+def test_the_page_on_hosts_says_what_was_found_of_torchvision() -> None:
+    with (ROOT / "results" / "hosts_torchvision.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    opening = [row for row in rows if row["opens"] == "True"]
+    page = " ".join((ROOT / "docs" / "hosts.md").read_text().split())
+    said = re.search(r"Of torchvision's (\d+) models, .* (\d+) open, and (\d+) of these take methods that merge", page)
+    assert said is not None
+    merging = sum(row["merges"] == "True" for row in opening)
+    assert tuple(map(int, said.groups())) == (sum(int(row["models"]) for row in rows), len(opening), merging)
+    assert {row["class"] for row in opening} == {"ConvNeXt", "SwinTransformer", "VisionTransformer"}
     assert all(row["runs"] == "True" for row in opening)
 
 

@@ -20,6 +20,7 @@ from ..hosts import Host, StagedHost, host_for, open_host
 from ..measure import macs
 from ..significance.proposal import named_proposal
 from ..stream import sieve
+from ..zoo.models import TORCHVISION
 
 HEAVY = 100_000_000
 """Parameters above which a model is not tried as a proposal: it would cost as much as the hosts that it is to spare."""
@@ -54,6 +55,8 @@ def families() -> list[dict[str, Any]]:
 def matching(pattern: str) -> list[str]:
     """The models whose names fit a pattern such as `deit*` or `*.mae`: bundled, then timm's, then torchvision's.
 
+    Of a name that both know only timm's model; "torchvision/conv*" is torchvision's.
+
     Raises:
         InputError: none does.
     """
@@ -62,6 +65,9 @@ def matching(pattern: str) -> list[str]:
     if "." in pattern:  # names with a tag, as timm calls its weights
         found += timm.list_pretrained(pattern)
     found += [name for name in torchvision.models.list_models() if fnmatchcase(name, pattern)]
+    if pattern.startswith(TORCHVISION):
+        theirs = [f"{TORCHVISION}{name}" for name in torchvision.models.list_models()]
+        found = [name for name in theirs if fnmatchcase(name, pattern)]
     if not found:
         known = [*bundled_names(), *timm.list_models(), *torchvision.models.list_models()]
         raise InputError(
@@ -88,7 +94,7 @@ def weights_of(name: str) -> list[str]:
     if timm.is_model(name):
         architecture, _, tag = name.partition(".")
         return [tag] if tag else pretrained_tags().get(architecture, [])
-    return [weights.name for weights in torchvision.models.get_model_weights(name)]
+    return [weights.name for weights in torchvision.models.get_model_weights(name.removeprefix(TORCHVISION))]
 
 
 @torch.no_grad()
