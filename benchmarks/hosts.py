@@ -1,6 +1,7 @@
 """Which of timm's models open as hosts, and why the others do not -> results/hosts.csv.
 
     python benchmarks/hosts.py
+    python benchmarks/hosts.py --library torchvision  # -> results/hosts_torchvision.csv
 
 Every model is built on the meta device, without weights, and opened. One that opens runs on fewer patches and, where it
 can, on merged tokens, and gets a row of its own; those refused for the same reason share a row.
@@ -8,6 +9,7 @@ can, on merged tokens, and gets a row of its own; those refused for the same rea
 
 from __future__ import annotations
 
+import argparse
 import sys
 from collections import Counter, defaultdict
 from dataclasses import replace
@@ -15,16 +17,23 @@ from typing import Any
 
 import timm
 import torch
+import torchvision
 
 from results import write
 from tokensieve import sieve
 from tokensieve.about.models import built, model_facts
 from tokensieve.measure import SlicingLimit
+from tokensieve.zoo.models import TORCHVISION
 
 
 def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--library", choices=["timm", "torchvision"], default="timm")
+    library = parser.parse_args().library
     rows, refused = [], defaultdict(list)
     names = timm.list_models()
+    if library == "torchvision":
+        names = [f"{TORCHVISION}{name}" for name in torchvision.models.list_models()]
     for index, name in enumerate(names):
         facts = model_facts(name, quick=True)
         row = {"models": 1, "class": facts["class"], "opens": facts["opens_as"] == "host"}
@@ -46,7 +55,7 @@ def main() -> int:
             {"model": " ".join(models), "module": module, "models": len(models), "class": cls, "opens": False,
              "reason": reason}
         )  # fmt: skip
-    write("hosts.csv", rows)
+    write("hosts.csv" if library == "timm" else f"hosts_{library}.csv", rows)
     opening = [row for row in rows if row["opens"]]
     broken = [row["model"] for row in opening if not row["runs"]]
     print(f"{len(opening)} of {len(names)} open: {dict(Counter(row['class'] for row in opening))}")

@@ -21,6 +21,7 @@ from tests.reference.cases import CASES, Facts
 from tests.reference.hf_hosts import beit_forms, beit_images, hf_forms, hf_images, open_clip_forms, open_clip_images
 from tests.reference.hf_staged import hf_staged_forms
 from tests.reference.hosts import host_forms, host_images
+from tests.reference.torchvision_hosts import torchvision_images, torchvision_staged, torchvision_vits
 from tokensieve import PaPr, RecipeError, UnsupportedHost, sieve
 from tokensieve.methods import ats, papr
 from tokensieve.stream import Sieved
@@ -71,6 +72,7 @@ TOKENS: dict[str, Form] = {
     **{f"transformers {name}": (form, hf_images) for name, form in hf_forms().items()},
     **{f"beit {name}": (form, lambda _: beit_images()) for name, form in beit_forms().items()},
     **{f"open_clip {name}": (form, lambda _: open_clip_images()) for name, form in open_clip_forms().items()},
+    **{f"torchvision {name}": (form, torchvision_images) for name, form in torchvision_vits().items()},
 }
 STAGED: dict[str, Form] = {
     "convnext": (lambda: timm_staged("convnextv2_atto"), pictures),
@@ -80,6 +82,7 @@ STAGED: dict[str, Form] = {
         f"transformers {name}": (form, absolute if "absolute" in name else pictures)
         for name, form in hf_staged_forms().items()
     },
+    **{f"torchvision {name}": (form, pictures) for name, form in torchvision_staged().items()},
 }
 
 

@@ -25,6 +25,7 @@ from tests.reference.hf_hosts import (
 )
 from tests.reference.hf_staged import hf_staged_forms
 from tests.reference.hosts import host_forms, host_images
+from tests.reference.torchvision_hosts import torchvision_images, torchvision_staged, torchvision_vits
 from tokensieve import RecipeError, UnsupportedHost, sieve
 from tokensieve.hosts import open_host
 
@@ -34,12 +35,14 @@ FORMS: dict[str, tuple[Callable[[], nn.Module], Callable[[nn.Module], Tensor]]] 
     **{f"beit {name}": (form, lambda _: beit_images()) for name, form in beit_forms().items()},
     **{f"hf {name}": (form, hf_images) for name, form in hf_forms().items()},
     **{f"open_clip {name}": (form, lambda _: open_clip_images()) for name, form in open_clip_forms().items()},
+    **{f"torchvision {name}": (form, torchvision_images) for name, form in torchvision_vits().items()},
 }
 SWIN = {"img_size": 64, "embed_dim": 8, "depths": (2, 2), "num_heads": (1, 2), "window_size": 4}
 STAGED: dict[str, Callable[[], nn.Module]] = {
     "timm convnext": lambda: seeded(lambda: ConvNeXt(depths=(1, 2, 1, 1), dims=(8, 16, 24, 32)), 1),
     "timm swin": lambda: seeded(lambda: SwinTransformer(**SWIN), 2),
     **{f"hf {name}": form for name, form in hf_staged_forms().items()},
+    **{f"torchvision {name}": form for name, form in torchvision_staged().items()},
 }
 RECIPES = [case.text for cases in CASES.values() for case in cases]
 RECIPES += ["papr(keep=0.5, proposal=test_resnet)", "corrected()"]

@@ -19,6 +19,7 @@ from tests.reference.hosts import CLASSES, host_forms, host_images
 from tokensieve import (
     ExportError,
     InputError,
+    InputSpec,
     PaPr,
     Recipe,
     export_onnx,
@@ -336,6 +337,21 @@ def test_other_channels_than_three(channels, tmp_path) -> None:
     with pytest.raises(InputError, match=rf"have 3 numbers, and the images {channels} channels"):
         export_onnx(fast, path, **HALF)
     assert export_program(fast, tmp_path / "fast.pt2", (32, 32)).inputs == {"images": ("batch", channels, 32, 32)}
+
+
+def test_a_spec_says_what_the_file_takes(tmp_path) -> None:
+    image = InputSpec((3, 40, 40))
+    done = export_program(sieve(small("class-token"), "tome(r=4)"), tmp_path / "a.pt2", image, **HALF)
+    assert done.inputs == {"images": ("batch", *image)}
+    clip = (3, 8, 16, 24)
+    video = nn.Sequential(nn.Conv3d(3, 8, 4, stride=4), nn.AdaptiveAvgPool3d(1), nn.Flatten()).eval()
+    done = export_program(video, tmp_path / "b.pt2", InputSpec(clip, "CTHW"), **HALF)
+    assert done.inputs == {"images": ("batch", *clip)}
+    x = torch.randn(2, *clip)
+    torch.testing.assert_close(torch.export.load(done.path).module()(x), video(x))
+    extra = {"preprocessing": ""}
+    torch.export.load(done.path, extra_files=extra)
+    assert json.loads(extra["preprocessing"])["input_size"] == [16, 24]
 
 
 def test_an_older_torch_is_told_to_be_too_old(tmp_path, monkeypatch) -> None:

@@ -1,6 +1,7 @@
-"""Every method on every form of timm host: bit-equal at identity settings, equal to the slow reference, or refused.
+"""Every method on every form of timm's and torchvision's vision transformers.
 
-A cell is one method (or one recipe of several) on one host. What was seen in each is counted at the end of the session.
+Bit-equal at identity settings, equal to the slow reference, or refused. A cell is one method (or one recipe of several)
+on one host. What was seen in each is counted at the end of the session.
 """
 
 from __future__ import annotations
@@ -16,11 +17,13 @@ from torch import Tensor, nn
 
 from tests.reference.cases import CASES, IDENTITY, Case, Facts
 from tests.reference.hosts import host_forms, host_images
+from tests.reference.torchvision_hosts import torchvision_vits, vit_as_timm
 from tests.reference.vit import reference_forward
 from tokensieve import RecipeError, UnsupportedHost, sieve
 from tokensieve.stream import Sieved
 
-FORMS = host_forms()
+TORCHVISION = {f"torchvision {name}": form for name, form in torchvision_vits().items()}
+FORMS = {**host_forms(), **TORCHVISION}
 CLOSE = 1e-9
 SURE = 1e-12
 """The lead that a decision must have in float64 for two orders of summation to agree on it."""
@@ -32,10 +35,17 @@ seen: dict[str, list[str]] = defaultdict(list)
 @cache
 def host(form: str) -> tuple[nn.Module, Tensor, Facts]:
     """A host in fp32, two images in float64, and what cases need to know."""
+    known = as_timm(form)
+    images = host_images(known).double()
+    height, width = known.patch_embed.dynamic_feat_size(images.shape[-2:])
+    return FORMS[form](), images, Facts(height * width, len(known.blocks))
+
+
+@cache
+def as_timm(form: str) -> nn.Module:
+    """The same in timm's model, which the reference knows."""
     model = FORMS[form]()
-    images = host_images(model).double()
-    height, width = model.patch_embed.dynamic_feat_size(images.shape[-2:])
-    return model, images, Facts(height * width, len(model.blocks))
+    return vit_as_timm(model) if form in TORCHVISION else model
 
 
 def names(recipe: str) -> list[str]:
@@ -65,7 +75,7 @@ def test_a_cell(recipe: str, form: str, record_property: Callable[[str, object],
 
     model, images, facts = host(form)
     expected, before = dense(form), {key: value.clone() for key, value in model.state_dict().items()}
-    fault = refusal(recipe, model)
+    fault = refusal(recipe, as_timm(form))
     for each in CASES[recipe]:
         text = written(each.text, facts.nested(4))
         if fault:
@@ -103,8 +113,9 @@ def equals_the_reference(each: Case, text: str, form: str) -> bool:
     facts = Facts(facts.patches, facts.depth, predictors(fast))
     state = {key: value.clone() for key, value in double.state_dict().items()}
     trace = fast.trace(images)
+    known = as_timm(form)
     expected = reference_forward(
-        model,
+        known,
         images,
         **(each.papr or {}),
         significance=trace.significance.flatten(1) if each.papr else None,
@@ -112,7 +123,7 @@ def equals_the_reference(each: Case, text: str, form: str) -> bool:
     )
     if expected.margin < SURE:
         return False
-    assert expected.tokens_per_block[-1] < facts.patches + model.num_prefix_tokens, text  # it acts
+    assert expected.tokens_per_block[-1] < facts.patches + known.num_prefix_tokens, text  # it acts
     assert trace.tokens_per_block == expected.tokens_per_block, text
     assert torch.equal(trace.source, expected.source), text
     assert trace.output.shape == expected.output.shape, text

@@ -13,7 +13,7 @@ from timm.models.swin_transformer import SwinTransformer
 from torch import nn
 
 from tests.reference.staged import staged_forms
-from tokensieve import PaPr, Recipe, RecipeError, UnsupportedHost, sieve, tune
+from tokensieve import InputSpec, PaPr, Recipe, RecipeError, UnsupportedHost, sieve, tune
 from tokensieve.measure import fidelity, macs
 from tokensieve.search.fit import Fit
 from tokensieve.search.judge import Judge, losses
@@ -194,6 +194,7 @@ def test_a_proposal_is_tried_beside_none_and_its_macs_count(images):
 def test_recalled_maps_are_those_of_the_proposal_in_every_stage(make, images):
     model = make()
     judge = Judge(model, images, holdout=0.3, seed=0, batch=8, check=lambda: None, **NORM)
+    assert judge.input_size == InputSpec(tuple(images.shape[1:]))
     recipe = Recipe.parse("papr(keep=(0.8, 0.5, 0.6), stages=(0, 1, 2), proposal=test_resnet, background=keep)")
     rows = judge.parts["search"]
     torch.manual_seed(0)

@@ -11,8 +11,10 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from . import measure
     from .correction import correct
+    from .data.inputs import InputSpec
     from .errors import ExportError, InputError, RecipeError, SieveError, UnsupportedHost
     from .export import export_onnx, export_program
+    from .hosts import register_host
     from .methods import (
         ATS,
         GTP,
@@ -51,6 +53,7 @@ _HOMES = {
     "GTP": "methods",
     "Guarded": "methods",
     "InputError": "errors",
+    "InputSpec": "data.inputs",
     "MCTF": "methods",
     "PaPr": "methods",
     "PatchSlimming": "methods",
@@ -69,6 +72,7 @@ _HOMES = {
     "export_program": "export",
     "patch_significance": "significance",
     "prepack": "packing",
+    "register_host": "hosts",
     "sieve": "stream",
     "tune": "tuning",
 }
@@ -86,6 +90,7 @@ __all__ = [
     "ExportError",
     "Guarded",
     "InputError",
+    "InputSpec",
     "PaPr",
     "PatchSlimming",
     "PiToMe",
@@ -104,6 +109,7 @@ __all__ = [
     "measure",
     "patch_significance",
     "prepack",
+    "register_host",
     "sieve",
     "tune",
 ]

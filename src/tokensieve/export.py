@@ -20,7 +20,7 @@ from torch.torch_version import TorchVersion
 from . import __version__
 from .answers import Chosen
 from .data import Preprocessing
-from .data.inputs import channels_of, own_input_size
+from .data.inputs import InputSize, InputSpec, channels_of, own_input
 from .errors import ExportError, InputError, RecipeError, SieveError, cause
 from .files import draft
 from .measure.parity import largest_difference
@@ -70,7 +70,7 @@ class Exported:
 def export_onnx(
     module: nn.Module,
     path: str | os.PathLike[str],
-    input_size: int | Sequence[int] | None = None,
+    input_size: InputSize | None = None,
     *,
     output: str | None = None,
     batch: int | None = None,
@@ -89,7 +89,8 @@ def export_onnx(
     Args:
         module: what `sieve` returns; also a dense model or a `SlicingLimit`. In eval mode, float32, on the CPU.
         path: the file to write. What was there before stays if anything goes wrong.
-        input_size: a side in pixels, (H, W) or (C, H, W) of the images; by default what the host was built for.
+        input_size: a side in pixels, (H, W) or (C, H, W) of the images, or an `InputSpec`; by default what the host was
+            built for.
         output: what to write of all that the model offers, such as `logits`, `pooler_output`, `last_hidden_state` (the
             tokens after the final norm; the last map of a host with stages) or `feature_maps` (those of all stages);
             also one of several tensors by its name. None is the first of `logits`, `image_embeds`, `pooler_output`,
@@ -131,14 +132,14 @@ def export_onnx(
         with _attempt(f"onnxruntime cannot open the exported file (opset {opset})"):
             return onnx_graph.runner(file), sum(1 for _ in graph.model.graph.all_nodes())
 
-    shape, own = _preprocessing(module, input_size, mean, std)
-    return _export(module, Path(path), shape, output, batch, seed, write, opset)
+    spec, own = _preprocessing(module, input_size, mean, std)
+    return _export(module, Path(path), spec, output, batch, seed, write, opset)
 
 
 def export_program(
     module: nn.Module,
     path: str | os.PathLike[str],
-    input_size: int | Sequence[int] | None = None,
+    input_size: InputSize | None = None,
     *,
     output: str | None = None,
     batch: int | None = None,
@@ -165,15 +166,15 @@ def export_program(
             again = torch.export.load(file)
         return again.module(), sum(node.op == "call_function" for node in again.graph.nodes)
 
-    shape, own = _preprocessing(module, input_size, mean, std)
-    return _export(module, Path(path), shape, output, batch, seed, write)
+    spec, own = _preprocessing(module, input_size, mean, std)
+    return _export(module, Path(path), spec, output, batch, seed, write)
 
 
 @torch.no_grad()
 def _export(
     module: nn.Module,
     path: Path,
-    shape: tuple[int, int, int],
+    spec: InputSpec,
     output: str | None,
     batch: int | None,
     seed: int,
@@ -191,7 +192,7 @@ def _export(
     like, generator = next(module.parameters(), torch.empty(0)), torch.Generator().manual_seed(seed)
 
     def draw(count: int) -> Tensor:
-        return torch.randn(count, *shape, generator=generator).to(like.device, like.dtype)
+        return torch.randn(count, *spec, generator=generator).to(like.device, like.dtype)
 
     with draft(path) as file:
         example = draw(batch or 2)
@@ -244,17 +245,19 @@ def _refuse(module: Any, reasons: dict[str, str]) -> None:
 
 
 def _preprocessing(
-    module: nn.Module, input_size: int | Sequence[int] | None, mean: Sequence[float] | None, std: Sequence[float] | None
-) -> tuple[tuple[int, int, int], Preprocessing | None]:
-    """(C, H, W) of the images, and their preprocessing: None where the host states none for as many channels."""
-    given = None if input_size is None else own_input_size(module, input_size)
-    own = Preprocessing.of(module, mean, std, None if given is None else given[1:])
-    shape = given or (channels_of(module) or len(own.mean), *own.input_size)
-    if len(own.mean) == shape[0]:
-        return shape, own
+    module: nn.Module, input_size: InputSize | None, mean: Sequence[float] | None, std: Sequence[float] | None
+) -> tuple[InputSpec, Preprocessing | None]:
+    """The images, and their preprocessing: None where the host states none for as many channels."""
+    given = None if input_size is None else own_input(module, input_size)
+    own = Preprocessing.of(module, mean, std, None if given is None else given.size)
+    if given is None and channels_of(module) is None:  # as many as the normalisation is for
+        given = InputSpec((len(own.mean), *own.input_size))
+    spec = given or own_input(module, own.input_size)
+    if len(own.mean) == spec.channels:
+        return spec, own
     if mean is not None or std is not None:
-        raise InputError(f"mean and std have {len(own.mean)} numbers, and the images {shape[0]} channels.")
-    return shape, None
+        raise InputError(f"mean and std have {len(own.mean)} numbers, and the images {spec.channels} channels.")
+    return spec, None
 
 
 def _facts(module: nn.Module, own: Preprocessing | None) -> dict[str, str]:

@@ -12,9 +12,11 @@ import torch
 from rich.console import Console
 from torch import nn
 
-from tokensieve import InputError, RecipeError, zoo
+from tokensieve import InputError, InputSpec, RecipeError, zoo
 from tokensieve.about import models
 from tokensieve.about.models import built, bundled_names, families, matching, model_facts, weights_of
+from tokensieve.hosts import host_for
+from tokensieve.hosts.registry import HOSTS
 from tokensieve.measure import macs
 from tokensieve.show.about_view import models_tables
 
@@ -33,11 +35,26 @@ def test_a_host_is_counted_without_memory() -> None:
     assert "augreg_in21k_ft_in1k" in facts["weights"]
 
 
+def test_what_it_reads_is_laid_out_as_its_host_says(monkeypatch) -> None:
+    facts = model_facts("test_vit", quick=True)
+    assert (facts["input_size"], facts["layout"]) == ([3, 160, 160], "CHW")
+
+    class Clips(host_for(type(timm.create_model("test_vit")))):
+        input_spec = InputSpec((4, 3, 160, 96), "TCHW")
+
+    monkeypatch.setitem(HOSTS, timm.models.VisionTransformer, Clips)
+    facts = {**model_facts("test_vit", quick=True), "macs": None, "macs_reason": "It was not asked."}
+    assert (facts["input_size"], facts["layout"]) == ([4, 3, 160, 96], "TCHW")
+    console = Console(width=80, record=True)
+    console.print(*models_tables([facts]))
+    assert "160 x 96" in console.export_text()
+
+
 def test_giants_are_built_on_the_meta_device() -> None:
     model, size = built("vit_giant_patch14_224")
     assert {parameter.device.type for parameter in model.parameters()} == {"meta"}
     assert sum(parameter.numel() for parameter in model.parameters()) > 1e9
-    assert size == [3, 224, 224]
+    assert list(size) == [3, 224, 224]
 
 
 def test_attention_pooling_is_counted_too() -> None:
@@ -62,6 +79,26 @@ def test_torchvision_has_proposals_of_its_own() -> None:
     assert (facts["library"], facts["opens_as"], facts["features"]) == ("torchvision", "proposal", [512, 13, 13])
     assert facts["input_size"] == [3, 224, 224]
     assert facts["weights"] == ["IMAGENET1K_V1"]
+
+
+@pytest.mark.parametrize(
+    ("name", "blocks", "prefix", "cost"),
+    [
+        ("vit_b_16", 12, 1, 17563828224),
+        ("swin_t", 12, 0, 4490566656),
+        ("torchvision/convnext_tiny", 18, 0, 4455531264),
+    ],
+)
+def test_torchvision_has_hosts_of_its_own(name: str, blocks: int, prefix: int, cost: int) -> None:
+    facts = model_facts(name)
+    assert (facts["library"], facts["opens_as"], facts["merges"]) == ("torchvision", "host", prefix == 1)
+    assert (facts["blocks"], facts["prefix"], facts["input_size"]) == (blocks, prefix, [3, 224, 224])
+    assert facts["macs"] == cost
+    assert "IMAGENET1K_V1" in facts["weights"]
+    assert matching(name) == [name]
+    console = Console(width=80, record=True)
+    console.print(*models_tables([facts]))
+    assert f"Hosts, {facts['class']}" in console.export_text()
 
 
 def test_macs_that_cannot_be_counted_are_unknown_and_said_why(monkeypatch) -> None:
@@ -125,7 +162,7 @@ def test_a_constructor_that_computes_is_built_for_real(monkeypatch) -> None:
     monkeypatch.setattr(zoo, "create", computing)
     model, size = built("computing")
     assert next(model.parameters()).device.type == "cpu"
-    assert size == [3, 224, 224]
+    assert list(size) == [3, 224, 224]
 
 
 def test_names_that_no_library_knows() -> None:
@@ -148,6 +185,7 @@ def test_matching() -> None:
     assert matching("squeezenet*") == ["squeezenet1_0", "squeezenet1_1"]
     assert matching("vit_base_patch16_224.m*") == ["vit_base_patch16_224.mae"]
     assert matching("resnet18").count("resnet18") == 1  # in both libraries
+    assert matching("torchvision/resnet*8") == ["torchvision/resnet18"]
     with pytest.raises(InputError, match=r"No model's name fits 'vit_tiny_patch16'.*vit_tiny_patch16_224.*needs \*"):
         matching("vit_tiny_patch16")
 
@@ -182,6 +220,19 @@ def test_the_page_on_hosts_says_what_was_found() -> None:
     assert said is not None
     assert said[1] in rows[0]["versions"]
     assert tuple(map(int, said.groups()[1:])) == (every, len(opening), merging)
+    assert all(row["runs"] == "True" for row in opening)
+
+
+def test_the_page_on_hosts_says_what_was_found_of_torchvision() -> None:
+    with (ROOT / "results" / "hosts_torchvision.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    opening = [row for row in rows if row["opens"] == "True"]
+    page = " ".join((ROOT / "docs" / "hosts.md").read_text().split())
+    said = re.search(r"Of torchvision's (\d+) models, .* (\d+) open, and (\d+) of these take methods that merge", page)
+    assert said is not None
+    merging = sum(row["merges"] == "True" for row in opening)
+    assert tuple(map(int, said.groups())) == (sum(int(row["models"]) for row in rows), len(opening), merging)
+    assert {row["class"] for row in opening} == {"ConvNeXt", "SwinTransformer", "VisionTransformer"}
     assert all(row["runs"] == "True" for row in opening)
 
 

@@ -11,10 +11,15 @@ import torch
 from timm.models.vision_transformer import VisionTransformer
 from torch import nn
 
+import tokensieve
 from tests.reference.hf_hosts import hf_forms, open_clip_forms
 from tokensieve import InputError, prepack, sieve, zoo
-from tokensieve.data.inputs import channels_of, check_images, own_input_size, reading, size_of
-from tokensieve.measure import SlicingLimit
+from tokensieve.data.inputs import InputSpec, channels_of, check_images, own_input, own_input_size, reading, size_of
+from tokensieve.hosts import Host
+from tokensieve.hosts.registry import HOSTS
+from tokensieve.measure import SlicingLimit, macs
+from tokensieve.measure.budget import merge_to
+from tokensieve.tokens import Tokens
 
 
 def built(name: str, **settings: Any) -> nn.Module:
@@ -134,3 +139,156 @@ def test_what_fails_while_a_model_reads_says_what_it_was_built_for() -> None:
         vit()(images)
     with pytest.raises(InputError, match=r"^Sequential does not run on .*: boom\.$"), reading(nn.Sequential(), images):
         raise RuntimeError("boom.")
+
+
+def test_a_spec_says_which_side_is_which() -> None:
+    image = InputSpec((3, 32, 48))
+    assert (image.layout, image.channels, image.frames, image.size) == ("CHW", 3, 1, (32, 48))
+    for layout, shape in (("TCHW", (16, 3, 32, 48)), ("CTHW", (3, 16, 32, 48))):
+        video = InputSpec(shape, layout)
+        assert (video.channels, video.frames, video.size) == (3, 16, (32, 48))
+        assert video.resized(8, 24) == InputSpec((*shape[:2], 8, 24), layout)
+        assert torch.zeros(2, *video).shape == (2, *shape)
+        assert (len(video), list(video), video[-2:], video[0]) == (4, list(shape), (32, 48), shape[0])
+    assert InputSpec([3, 32, 48]) == image  # type: ignore[arg-type]
+    assert hash(InputSpec([3, 32, 48])) == hash(image)  # type: ignore[arg-type]
+    assert tokensieve.InputSpec is InputSpec
+
+
+@pytest.mark.parametrize(
+    ("shape", "layout", "words"),
+    [
+        ((3, 32, 48), "HWC", "layout is CHW, TCHW, CTHW: one of them, not 'HWC'"),
+        ((3, 32), "CHW", r"shape of CHW is \(channels, height, width\), not \(3, 32\)"),
+        ((3, 32, 48), "TCHW", r"shape of TCHW is \(frames, channels, height, width\), not"),
+        ((16, 3, 32, 48), "CHW", "shape of CHW is"),
+        ((3, 0, 48), "CHW", "shape of CHW is"),
+        ((3, 32.0, 48), "CHW", "shape of CHW is"),
+        ((True, 32, 48), "CHW", "shape of CHW is"),
+        (224, "CHW", "shape of CHW is"),
+        ("abc", "CHW", "shape of CHW is"),
+    ],
+)
+def test_a_spec_that_is_none(shape: Any, layout: str, words: str) -> None:
+    with pytest.raises(InputError, match=words):
+        InputSpec(shape, layout)
+
+
+def test_the_spec_of_a_model() -> None:
+    assert InputSpec.of(vit(in_chans=5)) == InputSpec((5, 32, 48))
+    assert InputSpec.of(nn.Conv2d(6, 4, 3)) == InputSpec((6, 224, 224))
+    assert InputSpec.of(nn.Linear(2, 2)) == InputSpec((3, 224, 224))
+    assert own_input(vit(), InputSpec((1, 8, 8))) == InputSpec((1, 8, 8))
+    assert own_input_size(vit(), InputSpec((4, 1, 8, 8), "TCHW")) == (4, 1, 8, 8)
+
+
+class Clips(nn.Module):
+    """Reads videos (B, T, 3, H, W), and states nothing."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.head = nn.Conv2d(3, 8, 4, stride=4), nn.Linear(8, 5)
+
+    def forward(self, clips: torch.Tensor) -> torch.Tensor:
+        return self.head(self.conv(clips.flatten(0, 1)).mean((2, 3)).unflatten(0, clips.shape[:2]).mean(1))
+
+
+class OpenClips(Host):
+    """As far as it says what the model reads."""
+
+    width, prefix, class_token, reads_prefix, blocks = 8, 0, False, False, ()
+    spec: Any = InputSpec((6, 3, 32, 48), "TCHW")
+
+    def __init__(self, model: Any) -> None:
+        self.model = model
+
+    @property
+    def input_spec(self) -> InputSpec:
+        return self.spec
+
+    def embed(self, images: torch.Tensor) -> Tokens:
+        x = self.model.conv(images.flatten(0, 1)).unflatten(0, images.shape[:2])
+        return Tokens(x.permute(0, 1, 3, 4, 2).flatten(1, 3), 0, (images.shape[1] * x.shape[3], x.shape[4]))
+
+    def features(self, tokens: Tokens) -> Tokens:
+        return tokens
+
+    def head(self, tokens: Tokens) -> torch.Tensor:
+        return self.model.head(tokens.x.mean(1))
+
+
+@pytest.fixture
+def clips(monkeypatch: pytest.MonkeyPatch) -> Clips:
+    monkeypatch.setitem(HOSTS, Clips, OpenClips)
+    return Clips().eval()
+
+
+def test_a_host_states_what_its_model_reads(clips: Clips) -> None:
+    spec = OpenClips.spec
+    for around in (clips, sieve(clips), nn.DataParallel(clips), torch.compile(clips), nn.Sequential(clips)):
+        assert InputSpec.of(around) == own_input(around) == spec
+        assert (channels_of(around), size_of(around)) == (3, (32, 48))
+    assert own_input(clips, 64) == InputSpec((6, 3, 64, 64), "TCHW")
+    assert own_input(clips, (16, 24)) == InputSpec((6, 3, 16, 24), "TCHW")
+    assert own_input(clips, (2, 3, 16, 24)) == InputSpec((2, 3, 16, 24), "TCHW")
+    with pytest.raises(InputError, match=r"\(frames, channels, height, width\), not \(3, 16, 24\)"):
+        own_input(clips, (3, 16, 24))
+    words = r"\(1, 6, 3, 2, 2\): .*It was built for \(6, 3, 32, 48\)\."
+    with pytest.raises(InputError, match=words), reading(clips, torch.zeros(1, 6, 3, 2, 2)):
+        clips(torch.zeros(1, 6, 3, 2, 2))
+
+
+def test_a_host_may_state_it_as_an_attribute_or_from_the_model(clips: Clips, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Fixed(OpenClips):
+        input_spec = InputSpec((3, 4, 8, 8), "CTHW")  # type: ignore[assignment]
+
+    class Larger(OpenClips):
+        @property
+        def input_spec(self) -> InputSpec:
+            return Host.input_spec.fget(self).resized(96, 96)  # type: ignore[attr-defined]
+
+    class Silent(OpenClips):
+        input_spec = Host.input_spec  # type: ignore[assignment]
+
+    for host, spec in ((Fixed, Fixed.input_spec), (Larger, InputSpec((3, 96, 96))), (Silent, InputSpec((3, 224, 224)))):
+        monkeypatch.setitem(HOSTS, Clips, host)
+        assert InputSpec.of(clips) == InputSpec.of(sieve(clips)) == spec
+        assert host(clips).input_spec == spec
+
+
+def test_built_in_hosts_leave_it_to_the_model() -> None:
+    for model in (vit(in_chans=5), timm.create_model("convnext_atto")):
+        host = sieve(model).host
+        assert host.input_spec == InputSpec.of(model) == InputSpec.image(model)
+        assert host.input_spec.layout == "CHW"
+
+
+def test_a_video_models_macs(clips: Clips) -> None:
+    def by_hand(frames: int, height: int, width: int) -> int:
+        return frames * (height // 4) * (width // 4) * 3 * 16 * 8 + 8 * 5
+
+    assert macs(clips) == by_hand(6, 32, 48)
+    assert macs(clips, (16, 24)) == by_hand(6, 16, 24)
+    assert macs(clips, InputSpec((2, 3, 16, 24), "TCHW")) == macs(clips, (2, 3, 16, 24)) == by_hand(2, 16, 24)
+    assert macs(clips, images=torch.zeros(2, 4, 3, 16, 24)) == by_hand(4, 16, 24)
+    with pytest.raises(InputError, match=r"one tensor \(batch, frames, channels, height, width\)"):
+        macs(clips, images=torch.zeros(2, 3, 16, 24))
+
+
+def test_a_video_model_without_a_host_is_counted_by_a_spec() -> None:
+    model = nn.Sequential(nn.Conv3d(3, 8, (2, 4, 4), stride=(2, 4, 4)), nn.AdaptiveAvgPool3d(1), nn.Flatten())
+    clip = InputSpec((3, 6, 32, 48), "CTHW")
+    assert macs(model, clip) == 3 * 8 * 12 * (3 * 2 * 4 * 4) * 8
+    assert macs(model, clip, images=torch.zeros(2, 3, 4, 16, 16)) == 2 * 4 * 4 * (3 * 2 * 4 * 4) * 8
+    with pytest.raises(InputError, match=r"one tensor \(batch, channels, height, width\)"):
+        macs(model, images=torch.zeros(2, *clip))
+    with pytest.raises(InputError, match="input_size is a side in pixels"):
+        macs(model, (3, 6, 32, 48))
+    with pytest.raises(InputError, match="states no size of its images"):
+        macs(model)
+
+
+def test_images_of_a_spec_are_what_they_were() -> None:
+    model = vit()
+    assert macs(model, InputSpec((3, 32, 48))) == macs(model, (3, 32, 48)) == macs(model)
+    assert merge_to(model, 0.9 * macs(model), InputSpec((3, 32, 48))) == merge_to(model, 0.9 * macs(model))

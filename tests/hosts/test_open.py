@@ -37,6 +37,12 @@ def test_wrapped_models_are_refused_with_what_would_work() -> None:
         open_host(torch.compile(vit()))
     with pytest.raises(UnsupportedHost, match=r"fast\.model"):
         open_host(sieve(vit()))
+    with pytest.raises(
+        UnsupportedHost, match=r"it is sieved already.*fast\.model"
+    ):  # by the other class of sieved models
+        open_host(sieve(timm.create_model("convnext_atto")))
+    with pytest.raises(UnsupportedHost, match=r"VisionTransformer cannot be sieved: it is a traced graph"):
+        open_host(torch.fx.GraphModule(nn.Module(), torch.fx.Graph(), "VisionTransformer"))
     with pytest.raises(UnsupportedHost, match="no opener"):
         open_host(nn.Sequential(vit()))
 

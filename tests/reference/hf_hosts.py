@@ -155,11 +155,19 @@ def seeded(form: Form, seed: int) -> nn.Module:
 def _value(name: str, parameter: Tensor) -> Tensor:
     noise = torch.randn_like(parameter)
     leaf = name.rsplit(".", 1)[-1]
-    if leaf in ("gamma_1", "gamma_2", "lambda1", "gamma"):
+    if leaf in ("gamma_1", "gamma_2", "lambda1", "gamma", "layer_scale"):
         return 0.6 + 0.2 * noise
-    if leaf in ("cls_token", "class_embedding", "distillation_token", "register_tokens", "probe", "query"):
+    if leaf in (
+        "cls_token",
+        "class_token",
+        "class_embedding",
+        "distillation_token",
+        "register_tokens",
+        "probe",
+        "query",
+    ):
         return noise
-    if "position" in name or leaf in ("pos_embed", "positional_embedding"):
+    if "position" in name or leaf in ("pos_embed", "pos_embedding", "positional_embedding"):
         return 0.5 * noise
     if leaf.endswith("bias"):
         return 0.3 * noise

@@ -1,7 +1,7 @@
 """PaPr on hosts with stages, the slow way: timm's ConvNeXt, ConvNeXt-V2, Swin and Swin-V2, one image at a time.
 
 Only the weights are taken from the model, and its stem, downsampling and head as they are; the blocks are written out.
-Other libraries' models come as a view that names their weights as timm does (`hf_staged.py`).
+Other libraries' models come as a view that names their weights as timm does (`hf_staged.py`, `torchvision_hosts.py`).
 A map keeps its full size; the MLP of a block runs on the stage's most significant pixels.
 """
 
@@ -171,13 +171,16 @@ def _swin_block(block: Any, x: Tensor, chosen: Kept, zero: bool, post: bool) -> 
 def _windows(block: Any, x: Tensor, attend: Callable[..., Tensor]) -> Tensor:
     """Shift the map (H, W, C) round its edges, fill it up with zeros to whole windows, attend in each, shift back.
 
-    Some hosts fill it up first, and some do not shift a map in one direction of which one window has room at most.
+    Some hosts fill it up first; some do not shift a map, and some not in the one direction, where one window has room
+    at most.
     """
     height, width, channels = x.shape
     fills_first = getattr(block, "fills_first", False)
     (tall, wide), (down, right) = block.window_size, block.shift_size
     if getattr(block, "rests_on_small_maps", False) and min(height, width) <= tall:
         down = right = 0
+    if getattr(block, "rests_along_small_sides", False):
+        down, right = 0 if height <= tall else down, 0 if width <= wide else right
     rows, columns = math.ceil(height / tall) * tall, math.ceil(width / wide) * wide
     filling = (0, 0, 0, columns - width, 0, rows - height)
     if fills_first:

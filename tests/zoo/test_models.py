@@ -1,6 +1,7 @@
 import pytest
 import timm
 import torch
+import torchvision
 from safetensors.torch import save_file
 from timm.layers import Conv2dSame
 
@@ -32,6 +33,16 @@ def test_torchvision_has_what_timm_has_not():
     model, mean, _ = create("squeezenet1_1", pretrained=False)
     assert type(model).__module__.startswith("torchvision")
     assert mean == (0.485, 0.456, 0.406)
+
+
+def test_torchvisions_model_of_a_name_that_timm_knows_too():
+    assert type(create("convnext_tiny", pretrained=False).model) is timm.models.ConvNeXt
+    model, mean, _ = create("torchvision/convnext_tiny", pretrained=False, args={"num_classes": 7})
+    assert type(model) is torchvision.models.ConvNeXt
+    assert model.classifier[-1].out_features == 7
+    assert mean == (0.485, 0.456, 0.406)
+    with pytest.raises(RecipeError, match="knows a model 'torchvision/vit_tiny_patch16_224'"):
+        create("torchvision/vit_tiny_patch16_224")
 
 
 def test_arguments_reach_the_constructor():

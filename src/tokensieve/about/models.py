@@ -14,12 +14,13 @@ import torchvision
 from torch import nn
 
 from .. import zoo
-from ..data.inputs import likely_input_size
+from ..data.inputs import InputSpec
 from ..errors import InputError, RecipeError, SieveError, UnsupportedHost, nearest
-from ..hosts import _FAMILIES, Host, StagedHost, open_host
+from ..hosts import Host, StagedHost, host_for, open_host
 from ..measure import macs
 from ..significance.proposal import named_proposal
 from ..stream import sieve
+from ..zoo.models import TORCHVISION
 
 HEAVY = 100_000_000
 """Parameters above which a model is not tried as a proposal: it would cost as much as the hosts that it is to spare."""
@@ -43,7 +44,7 @@ def families() -> list[dict[str, Any]]:
         told.append(
             {
                 "module": module,
-                "hosts": any(isinstance(thing, type) and thing in _FAMILIES for thing in inside),
+                "hosts": any(isinstance(thing, type) and host_for(thing) is not None for thing in inside),
                 "models": names,
                 "pretrained": [name for name in names if name in tags],
             }
@@ -54,6 +55,8 @@ def families() -> list[dict[str, Any]]:
 def matching(pattern: str) -> list[str]:
     """The models whose names fit a pattern such as `deit*` or `*.mae`: bundled, then timm's, then torchvision's.
 
+    Of a name that both know only timm's model; "torchvision/conv*" is torchvision's.
+
     Raises:
         InputError: none does.
     """
@@ -62,6 +65,9 @@ def matching(pattern: str) -> list[str]:
     if "." in pattern:  # names with a tag, as timm calls its weights
         found += timm.list_pretrained(pattern)
     found += [name for name in torchvision.models.list_models() if fnmatchcase(name, pattern)]
+    if pattern.startswith(TORCHVISION):
+        theirs = [f"{TORCHVISION}{name}" for name in torchvision.models.list_models()]
+        found = [name for name in theirs if fnmatchcase(name, pattern)]
     if not found:
         known = [*bundled_names(), *timm.list_models(), *torchvision.models.list_models()]
         raise InputError(
@@ -88,7 +94,7 @@ def weights_of(name: str) -> list[str]:
     if timm.is_model(name):
         architecture, _, tag = name.partition(".")
         return [tag] if tag else pretrained_tags().get(architecture, [])
-    return [weights.name for weights in torchvision.models.get_model_weights(name)]
+    return [weights.name for weights in torchvision.models.get_model_weights(name.removeprefix(TORCHVISION))]
 
 
 @torch.no_grad()
@@ -96,31 +102,32 @@ def model_facts(name: str, *, quick: bool = False) -> dict[str, Any]:
     """Build a model without weights, try to open it, and say what it is, as plain JSON.
 
     `opens_as` is "host", "proposal" or None, for which `reason` and `reason_proposal` say why. `parameters` are
-    counted, `macs` are for an image of `input_size` (C, H, W): a proposal's up to its feature map `features`
-    (K, h, w), without classifier; None where they cannot be counted, for which `macs_reason` says why. `quick` tries
-    models as hosts alone and counts no MACs.
+    counted, `macs` are for an image of `input_size` (C, H, W), or a video of the `layout` given: a proposal's up to its
+    feature map `features` (K, h, w), without classifier; None where they cannot be counted, for which `macs_reason`
+    says why. `quick` tries models as hosts alone and counts no MACs.
     """
-    model, size = built(name)
+    model, spec = built(name)
     facts: dict[str, Any] = {
         "name": name,
         "library": "tokensieve" if name in bundled_names() else "timm" if timm.is_model(name) else "torchvision",
         "module": type(model).__module__.rpartition(".")[2],
         "class": type(model).__name__,
         "parameters": sum(parameter.numel() for parameter in model.parameters()),
-        "input_size": size,
+        "input_size": list(spec),
+        "layout": spec.layout,
         "weights": weights_of(name),
     }
     try:
         host = open_host(model)
     except UnsupportedHost as refusal:
         refused = {"opens_as": None, "reason": str(refusal)}
-        return {**facts, **refused, **({} if quick else _as_proposal(name, facts["parameters"], size))}
-    cost = {} if quick else _cost(model, size)
+        return {**facts, **refused, **({} if quick else _as_proposal(name, facts["parameters"], spec))}
+    cost = {} if quick else _cost(model, spec)
     return {**facts, "opens_as": "host", **_as_host(model, host), **cost}
 
 
-def built(name: str) -> tuple[nn.Module, list[int]]:
-    """The model with neither weights nor memory for them, and the (3, H, W) of its images.
+def built(name: str) -> tuple[nn.Module, InputSpec]:
+    """The model with neither weights nor memory for them, and what it reads.
 
     It lives on the meta device, where tensors have shapes alone, so that giants are as cheap as others.
 
@@ -132,7 +139,7 @@ def built(name: str) -> tuple[nn.Module, list[int]]:
             model = zoo.create(name, pretrained=False).model
     except RecipeError:  # some constructors compute with numbers, which only a real device has
         model = zoo.create(name, pretrained=False).model
-    return model.requires_grad_(False), list(likely_input_size(model))
+    return model.requires_grad_(False), InputSpec.of(model)
 
 
 def _as_host(model: nn.Module, host: Host | StagedHost) -> dict[str, Any]:
@@ -153,21 +160,21 @@ def _as_host(model: nn.Module, host: Host | StagedHost) -> dict[str, Any]:
     }
 
 
-def _as_proposal(name: str, parameters: int, size: list[int]) -> dict[str, Any]:
+def _as_proposal(name: str, parameters: int, spec: InputSpec) -> dict[str, Any]:
     """Cut for real, at a feature map, as a recipe would: what a network computes cannot be told from shapes alone."""
     if parameters > HEAVY:
         why = f"{parameters / 1e6:.0f} M parameters are too many for a proposal, so {name} was not tried as one."
         return {"reason_proposal": why}
     try:
         proposal = named_proposal(name, pretrained=False)
-        features = proposal(torch.zeros(1, *size)).shape[1:]
+        features = proposal(torch.zeros(1, *spec)).shape[1:]
     except (SieveError, RuntimeError) as refusal:  # torch refuses some networks with its own words
         return {"reason_proposal": str(refusal)}
-    return {"opens_as": "proposal", "reason": None, "features": list(features), **_cost(proposal, size)}
+    return {"opens_as": "proposal", "reason": None, "features": list(features), **_cost(proposal, spec)}
 
 
-def _cost(module: nn.Module, size: list[int]) -> dict[str, Any]:
+def _cost(module: nn.Module, spec: InputSpec) -> dict[str, Any]:
     try:
-        return {"macs": macs(module, size)}
+        return {"macs": macs(module, spec)}
     except InputError as refusal:  # operators that are known to nobody
         return {"macs": None, "macs_reason": str(refusal)}

@@ -9,7 +9,9 @@ import typer
 from ..default import SAID
 from ..job import DTYPES
 
-ModelOption = Annotated[str, typer.Option(metavar="NAME", help="The model: a ViT, ConvNeXt or Swin that timm knows.")]
+ModelOption = Annotated[
+    str, typer.Option(metavar="NAME", help="The model: a ViT, ConvNeXt or Swin that timm or torchvision knows.")
+]
 RecipeOption = Annotated[
     str, typer.Option(metavar="TEXT|FILE", help="What to read of a picture, e.g. 'papr(keep=0.8) + tome(r=8)'.")
 ]

@@ -1,51 +1,154 @@
-"""The images that a model reads: how many channels, how high, how wide."""
+"""What a model reads: how many channels, how high, how wide; how many frames, where it reads videos."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from typing import Any
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, replace
+from typing import Any, Self, overload
 
 from timm.layers import SpaceToDepth
 from torch import Tensor, nn
 
-from ..errors import InputError, SieveError, cause
+from ..errors import InputError, SieveError, UnsupportedHost, cause
+
+LAYOUTS = {"CHW": "channels, height, width", "TCHW": "frames, channels, height, width"}
+LAYOUTS["CTHW"] = "channels, frames, height, width"
 
 
-def own_input_size(model: nn.Module, size: int | Sequence[int] | None = None) -> tuple[int, int, int]:
-    """(C, H, W) of the images that a model reads: as it was built, or of the size that is given.
+@dataclass(frozen=True)
+class InputSpec(Sequence[int]):
+    """The shape of what a model reads for one answer, an image or a video, and which of its sides is which.
+
+    A sequence of its sides, such as `torch.zeros(batch, *spec)` takes.
 
     Args:
-        model: of timm, transformers or open_clip; what `sieve`, `torch.compile` or a wrapper made of one; any other
-            module where the whole of `size` is given.
-        size: a side in pixels, (H, W), or (C, H, W); None is what the model was built for.
+        shape: without the batch.
+        layout: "CHW", an image; "TCHW" or "CTHW", a video, frame by frame or channel by channel. T are its frames.
+
+    Raises:
+        InputError: another layout, or a shape that is not of as many whole numbers from 1 up.
+    """
+
+    shape: tuple[int, ...]
+    layout: str = "CHW"
+
+    def __post_init__(self) -> None:
+        if self.layout not in LAYOUTS:
+            raise InputError(f"layout is {', '.join(LAYOUTS)}: one of them, not {self.layout!r}.")
+        if not _whole(self.shape) or len(self.shape) != len(self.layout):
+            raise InputError(f"The shape of {self.layout} is ({LAYOUTS[self.layout]}), not {self.shape!r}.")
+        object.__setattr__(self, "shape", tuple(self.shape))
+
+    @classmethod
+    def of(cls, model: nn.Module) -> Self:
+        """What a model reads as its host states it; of other models the image that they most likely read."""
+        stated = _stated_by_host(model)
+        return cls.image(model) if stated is None else cls(stated.shape, stated.layout)
+
+    @classmethod
+    def image(cls, model: nn.Module) -> Self:
+        """The image that a model most likely reads, whatever its host says.
+
+        What the model does not state are 3 channels and 224 x 224 pixels: torchvision's ConvNets, for one, state no
+        size.
+        """
+        return cls((_channels(model) or 3, *(_size(model) or (224, 224))))
+
+    @overload
+    def __getitem__(self, index: int) -> int: ...
+    @overload
+    def __getitem__(self, index: slice) -> tuple[int, ...]: ...
+    def __getitem__(self, index: int | slice) -> int | tuple[int, ...]:
+        return self.shape[index]
+
+    def __len__(self) -> int:
+        return len(self.shape)
+
+    @property
+    def channels(self) -> int:
+        return self.shape[self.layout.index("C")]
+
+    @property
+    def frames(self) -> int:
+        """1 of an image."""
+        return self.shape[self.layout.index("T")] if "T" in self.layout else 1
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Height and width in pixels."""
+        return self.shape[-2], self.shape[-1]
+
+    def resized(self, height: int, width: int) -> Self:
+        """The same of another size in pixels."""
+        return replace(self, shape=(*self.shape[:-2], height, width))
+
+
+InputSize = int | Sequence[int]
+"""A side in pixels, (H, W), the whole shape, or an `InputSpec`."""
+
+HOSTS_STATE: list[Callable[[nn.Module], InputSpec | None]] = []
+"""Who knows the hosts, which this module does not, and what one states of a model."""
+
+
+def _stated_by_host(model: nn.Module) -> InputSpec | None:
+    """What the host of the model, or of a part of it, states for itself."""
+    for part in model.modules():
+        for ask in HOSTS_STATE:
+            with suppress(UnsupportedHost):
+                if (spec := ask(part)) is not None:
+                    return spec
+    return None
+
+
+def own_input(model: nn.Module, size: InputSize | None = None) -> InputSpec:
+    """What a model reads: as it was built, or of the size that is given.
+
+    Args:
+        model: of timm, torchvision, transformers or open_clip; one whose registered host states its `input_spec`; what
+            `sieve`, `torch.compile` or a wrapper made of one; any other module where the whole of `size` is given.
+        size: a side in pixels, (H, W), or the whole shape: (C, H, W), of a model that reads videos as its host lays
+            them out; or an `InputSpec`. None is what the model was built for.
 
     Raises:
         InputError: the model does not state what is not given; a size that is none.
     """
+    if isinstance(size, InputSpec):
+        return size
+    stated = _stated_by_host(model)
+    layout = "CHW" if stated is None else stated.layout
     sides = (size, size) if isinstance(size, int) else size
-    if sides is not None:
-        whole = isinstance(sides, Sequence) and len(sides) in (2, 3) and all(isinstance(n, int) for n in sides)
-        if not whole or min(sides) < 1 or isinstance(size, bool):
-            raise InputError(
-                f"input_size is a side in pixels, (height, width) or (channels, height, width), not {size!r}."
-            )
-    if sides is not None and len(sides) == 3:
-        return sides[0], sides[1], sides[2]
+    if sides is not None and (not _whole(sides) or len(sides) not in (2, len(layout)) or isinstance(size, bool)):
+        raise InputError(f"input_size is a side in pixels, (height, width) or ({LAYOUTS[layout]}), not {size!r}.")
+    if sides is not None and len(sides) > 2:
+        return InputSpec(tuple(sides), layout)
+    if stated is not None:
+        return stated if sides is None else stated.resized(*sides)
     sides, channels = size_of(model) if sides is None else sides, channels_of(model)
     if sides is None or channels is None:
         missing = "size of its images" if sides is None else "number of channels"
         raise InputError(f"{type(model).__name__} states no {missing}: give input_size=(channels, height, width).")
-    return channels, sides[0], sides[1]
+    return InputSpec((channels, *sides))
 
 
-def likely_input_size(model: nn.Module) -> tuple[int, int, int]:
-    """(C, H, W) of the images that a model most likely reads: torchvision's ConvNets, for one, state none."""
-    return channels_of(model) or 3, *(size_of(model) or (224, 224))
+def _whole(sides: Any) -> bool:
+    """Whether these are whole numbers from 1 up."""
+    return isinstance(sides, Sequence) and all(type(side) is int and side > 0 for side in sides)
+
+
+def own_input_size(model: nn.Module, size: InputSize | None = None) -> tuple[int, ...]:
+    """The shape of `own_input`: (C, H, W) of an image."""
+    return own_input(model, size).shape
 
 
 def size_of(model: nn.Module) -> tuple[int, int] | None:
     """Height and width that a model was built for, in pixels; None where it states none."""
+    stated = _stated_by_host(model)
+    return _size(model) if stated is None else stated.size
+
+
+def _size(model: nn.Module) -> tuple[int, int] | None:
+    """The same by the model alone."""
     for size in _stated_sizes(model):
         if isinstance(size, int):
             return size, size
@@ -55,10 +158,16 @@ def size_of(model: nn.Module) -> tuple[int, int] | None:
 
 
 def channels_of(model: nn.Module) -> int | None:
-    """Channels of the images that a model reads: of its first convolution, whatever its weights were made for.
+    """Channels of what a model reads: as its host states, or of its first convolution, whatever its weights were for.
 
     None where that cannot be told.
     """
+    stated = _stated_by_host(model)
+    return _channels(model) if stated is None else stated.channels
+
+
+def _channels(model: nn.Module) -> int | None:
+    """The same by the model alone."""
     stated = _stated(model)
     folded = 1
     for part in model.modules() if stated.get("first_conv", True) else ():
@@ -91,19 +200,19 @@ def _own(part: nn.Module) -> dict[str, Any]:
     return stated if isinstance(stated, dict) else {}
 
 
-def check_images(images: Any) -> Tensor:
-    """The images, if they are one tensor (B, C, H, W) of floating-point numbers.
+def check_images(images: Any, layout: str = "CHW") -> Tensor:
+    """The images, if they are one tensor (B, C, H, W), or a batch of another layout, of floating-point numbers.
 
     Raises:
         InputError: they are not.
     """
     found = type(images).__name__
     if isinstance(images, Tensor):
-        if images.ndim == 4 and images.is_floating_point():
+        if images.ndim == 1 + len(layout) and images.is_floating_point():
             return images
         found = f"{str(images.dtype).removeprefix('torch.')} of shape {tuple(images.shape)}"
     raise InputError(
-        "Images must be one tensor (batch, channels, height, width) of floating-point numbers, normalised as the model "
+        f"Images must be one tensor (batch, {LAYOUTS[layout]}) of floating-point numbers, normalised as the model "
         f"reads them, not {found}."
     )
 
@@ -116,8 +225,9 @@ def reading(model: nn.Module, images: Tensor) -> Iterator[None]:
     except SieveError:
         raise
     except Exception as error:
-        channels, size = channels_of(model), size_of(model)
-        built = f" It was built for ({channels}, {size[0]}, {size[1]})." if channels and size else ""
+        built = ""
+        with suppress(InputError):  # it does not say
+            built = f" It was built for {own_input_size(model)}."
         raise InputError(
             f"{type(model).__name__} does not run on images of shape {tuple(images.shape)}: {cause(error)}.{built}"
         ) from error

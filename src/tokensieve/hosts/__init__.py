@@ -1,34 +1,40 @@
 """How a model is opened: one file a family. The only place that knows other libraries' internals."""
 
-from collections.abc import Callable
-from typing import Any
-
 from torch import nn
 
 from ..attention import Attention
 from ..errors import UnsupportedHost
+from . import (  # noqa: F401
+    hf_staged,
+    hf_vit,
+    open_clip,
+    timm_beit,
+    timm_convnext,
+    timm_features,
+    timm_swin,
+    timm_vit,
+    torchvision_staged,
+    torchvision_vit,
+)
 from .base import Host, HostBlock
-from .staged import StagedHost
-from .timm_beit import TimmBeit
-from .timm_convnext import TimmConvNeXt
-from .timm_features import TimmFeatureGetter, TimmFeatureList
-from .timm_swin import TimmSwin
-from .timm_vit import MODELS, TimmEva, TimmViT
+from .registry import HOSTS, complete, host_for, register_host
+from .staged import PixelBlock, Stage, StagedHost
 
-__all__ = ["Attention", "Host", "HostBlock", "StagedHost", "open_host", "open_tokens"]
+__all__ = [
+    "Attention",
+    "Host",
+    "HostBlock",
+    "PixelBlock",
+    "Stage",
+    "StagedHost",
+    "host_for",
+    "open_host",
+    "open_tokens",
+    "register_host",
+]
 
-_FAMILIES: dict[type[nn.Module], type[Host] | type[StagedHost]] = {
-    **{model: TimmEva if model.__name__ == "Eva" else TimmViT for model in MODELS},
-    TimmBeit.model_class: TimmBeit,
-    TimmConvNeXt.model_class: TimmConvNeXt,
-    **dict.fromkeys(TimmSwin.model_classes, TimmSwin),
-}
-
-_BACKBONES: dict[type[nn.Module], type[StagedHost]] = {
-    **dict.fromkeys(TimmFeatureList.model_classes, TimmFeatureList),
-    TimmFeatureGetter.model_class: TimmFeatureGetter,
-}
-"""What timm builds around models of which features alone are asked."""
+BUILT_IN = tuple(HOSTS)
+"""What is opened without a host from outside."""
 
 _WHOLE_GRID = "its windows or strides need the whole grid"
 _TOWERS = "it reads text too: sieve its model.vision_model, and give that one's pooler_output to what follows"
@@ -53,6 +59,9 @@ _HINTS = {
     **dict.fromkeys(("VisionTransformerSAM", "SwinTransformerV2Cr"), _WHOLE_GRID),
     **dict.fromkeys(("Hiera", "HieraDet", "MultiScaleVit", "PoolingVisionTransformer", "Twins"), _WHOLE_GRID),
     **dict.fromkeys(("FeatureHookNet", "FeatureGraphNet"), _HOOKED),
+    # torchvision
+    **dict.fromkeys(("MaxVit", "MViT"), _WHOLE_GRID),
+    "SwinTransformer3d": "it reads videos",
     # transformers
     **dict.fromkeys(("CLIPModel", "SiglipModel"), _TOWERS),
     "ViTMAEForPreTraining": "its decoder needs all patches: sieve model.vit",
@@ -82,19 +91,24 @@ def open_host(model: nn.Module) -> Host | StagedHost:
     """Open a model for the stream, without copying or changing it.
 
     Raises:
-        UnsupportedHost: for anything but the exact classes known here.
+        UnsupportedHost: for anything but the exact classes that are registered (see `register_host`).
     """
-    family = _family(type(model))
-    if family is None:
+    host = host_for(type(model))
+    if host is None:
         name = type(model).__name__
-        known = ", ".join(cls.__name__ for cls in _FAMILIES)
-        missing = _HINTS.get(name, f"no opener is written for {type(model).__module__}.{name}")
-        raise UnsupportedHost(
-            f"{name} cannot be sieved: {missing}. Models that can: timm's {known}, and ConvNeXt and Swin with "
-            "features_only=True; transformers' ViT, DeiT, DINOv2, DINOv3, CLIP, SigLIP and MAE encoders, its ConvNeXt "
-            "and Swin (V2 too) with their backbones; open_clip's VisionTransformer; used as they are."
+        names = [kind.__name__ for kind in type(model).__mro__]  # a traced graph's own class is called as its model
+        missing = next(
+            (_HINTS[each] for each in names if each in _HINTS),
+            f"no opener is written for {type(model).__module__}.{name}",
         )
-    return family(model)
+        timms = _known("timm.models", but="_features")
+        raise UnsupportedHost(
+            f"{name} cannot be sieved: {missing}. Models that can: timm's {timms}, and ConvNeXt and Swin with "
+            f"features_only=True; torchvision's {_known('torchvision.models')}; transformers' ViT, DeiT, DINOv2, "
+            "DINOv3, CLIP, SigLIP and MAE encoders, its ConvNeXt and Swin (V2 too) with their backbones; open_clip's "
+            f"VisionTransformer{_from_outside()}; used as they are."
+        )
+    return complete(host(model))
 
 
 def open_tokens(model: nn.Module, done: str) -> Host:
@@ -107,14 +121,13 @@ def open_tokens(model: nn.Module, done: str) -> Host:
     return host
 
 
-def _family(kind: type[nn.Module]) -> Callable[[Any], Host | StagedHost] | None:
-    """Who opens a class. Openers of libraries that need not be installed are imported when a class of theirs comes."""
-    if kind.__module__.startswith("transformers."):
-        from . import hf_staged, hf_vit
+def _known(library: str, but: str = "") -> str:
+    """The classes of a library that open here by themselves; `but` names a module whose classes stay unsaid."""
+    kinds = [kind for kind in BUILT_IN if isinstance(kind, type) and kind.__module__.startswith(library)]
+    return ", ".join(kind.__name__ for kind in kinds if kind.__module__ != f"{library}.{but}")
 
-        return hf_vit.HFViT if hf_vit.opens(kind) else hf_staged.opener(kind)
-    if kind.__module__.startswith("open_clip."):
-        from . import open_clip
 
-        return open_clip.OpenClipViT if (kind.__module__, kind.__name__) == open_clip.MODEL else None
-    return _FAMILIES.get(kind) or _BACKBONES.get(kind)
+def _from_outside() -> str:
+    """The end of a sentence: what somebody has registered beside these."""
+    others = [kind if isinstance(kind, str) else kind.__name__ for kind in HOSTS if kind not in BUILT_IN]
+    return f"; registered here: {', '.join(others)}" if others else ""

@@ -9,6 +9,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from ..attention import Attention
+from ..data.inputs import InputSpec
 from ..errors import InputError
 from ..tokens import Tokens
 from .checks import covered
@@ -75,6 +76,11 @@ class Host(ABC):
         """All of the host that a plan depends on: while it stays the same, so does the plan."""
         closed = tuple(block.closed for block in self.blocks)
         return self.width, self.prefix, self.class_token, self.reads_prefix, self.cannot_merge, closed
+
+    @property
+    def input_spec(self) -> InputSpec:
+        """What the model reads; a host that knows better than the model says it here, as a property or an attribute."""
+        return InputSpec.image(self.model)
 
     @property
     def bypassed(self) -> Sequence[nn.Module]:

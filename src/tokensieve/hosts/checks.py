@@ -34,6 +34,15 @@ def covered(images: Tensor, grid: Sequence[int], patch: Sequence[int] | None) ->
     return F.pad(images, (0, max(0, wide - width), 0, max(0, tall - height)))
 
 
+def check_size(model: nn.Module, images: Tensor, size: Sequence[int]) -> Tensor:
+    """The images (B, C, H, W), if they have the one size (height, width) that the model reads."""
+    if tuple(images.shape[2:]) != tuple(size):
+        raise InputError(
+            f"Images have shape {tuple(images.shape)}; this {type(model).__name__} reads (B, 3, {size[0]}, {size[1]})."
+        )
+    return images
+
+
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 
 

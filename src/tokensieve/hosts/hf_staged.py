@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from ..errors import InputError, UnsupportedHost
 from .checks import check_images, plain_patch
 from .hf_calls import Around, called_with, check_model, check_size, check_words, given, refuse, theirs
+from .registry import register_host
 from .staged import PixelBlock, Stage, StagedHost, checkpointed
 
 BASES: dict[str, str | None] = {
@@ -32,13 +33,6 @@ BASES: dict[str, str | None] = {
     "Swinv2Backbone": None,
 }
 """By class, the name under which it holds its base model; None where it holds embeddings and encoder itself."""
-
-
-def opener(kind: type[nn.Module]) -> type[StagedHost] | None:
-    """Who opens a class, if it is one of these and transformers' own."""
-    if not kind.__module__.startswith("transformers.models.") or kind.__name__ not in BASES:
-        return None
-    return HFConvNeXt if kind.__name__.startswith("ConvNext") else HFSwin
 
 
 class HFStaged(StagedHost):
@@ -128,6 +122,7 @@ class ConvNextPixels(PixelBlock):
         return block.drop_path(y if scale is None else scale * y)
 
 
+@register_host(*(f"transformers.models.{name}" for name in BASES if name.startswith("ConvNext")))
 class HFConvNeXt(HFStaged):
     """Patch embedding and stages; a base model pools and has its norm behind that, a backbone one for each map."""
 
@@ -217,6 +212,7 @@ class SwinV2Pixels(PixelBlock):
         return layer.drop_path(layer.layernorm_after(layer.output(layer.intermediate(y))))
 
 
+@register_host(*(f"transformers.models.{name}" for name in BASES if name.startswith("Swin")))
 class HFSwin(HFStaged):
     """Patch embedding, stages, norm and average."""
 

@@ -21,6 +21,7 @@ from .checks import check_images
 from .hf_block import HFBlock
 from .hf_calls import Around, called_with, check_model, check_size, check_words, given, refuse, theirs
 from .pooling import key_bias, weighed
+from .registry import register_host
 
 
 class Encoder(NamedTuple):
@@ -71,14 +72,8 @@ WRAPPERS = {
     "SiglipForImageClassification": Wrapper("vision_model", reads_prefix=False, mean=True),
 }
 
-MODELS = (*ENCODERS, *WRAPPERS)
 
-
-def opens(kind: type[nn.Module]) -> bool:
-    """Whether a class is one of these, and transformers' own."""
-    return kind.__module__.startswith("transformers.models.") and kind.__name__ in MODELS
-
-
+@register_host(*(f"transformers.models.{name}" for name in (*ENCODERS, *WRAPPERS)))
 class HFViT(Host):
     """An encoder of `ENCODERS`, alone or in a model of `WRAPPERS`."""
 

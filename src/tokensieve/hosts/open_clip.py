@@ -6,21 +6,23 @@ from collections.abc import Sequence
 from math import prod
 from typing import Any
 
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..attention import Attention
-from ..errors import InputError, UnsupportedHost
+from ..errors import UnsupportedHost
 from ..frozen import replace
-from ..tokens import Tokens, rows
+from ..tokens import Tokens
 from .base import Host, HostBlock
-from .checks import plain_patch
+from .checks import check_images, check_size, plain_patch
 from .pooling import key_bias, weighed
+from .registry import register_host
+from .torch_attention import read, why_closed, write
 
 MODEL = ("open_clip.transformer", "VisionTransformer")
 """Module and name of the class."""
 
 
+@register_host(".".join(MODEL))
 class OpenClipViT(Host):
     """The tower that `CLIP.visual` is, with its pooling by class token, average, attention, or none."""
 
@@ -49,12 +51,7 @@ class OpenClipViT(Host):
 
     def embed(self, images: Tensor) -> Tokens:
         model = self.model
-        if images.ndim != 4 or tuple(images.shape[2:]) != tuple(model.image_size):
-            raise InputError(
-                f"Images have shape {tuple(images.shape)}; this VisionTransformer reads "
-                f"(B, 3, {model.image_size[0]}, {model.image_size[1]})."
-            )
-        x = model._embeds(images)
+        x = model._embeds(check_size(model, check_images(model, images), model.image_size))
         if x.shape[1] != prod(model.grid_size) + self.prefix:
             raise UnsupportedHost(
                 "VisionTransformer drops patches at random in training (patch_dropout), so that tokens can no longer "
@@ -98,26 +95,17 @@ class OpenClipBlock(HostBlock):
                 f"{type(block).__name__} has no seam between attention and MLP that is known here "
                 "(known: ResidualAttentionBlock)"
             )
-        elif type(block.attn) is not nn.MultiheadAttention or block.attn.in_proj_weight is None:
-            self.closed = (
-                f"its attention {type(block.attn).__name__} is unknown here (known: torch's MultiheadAttention)"
-            )
+        else:
+            self.closed = why_closed(block.attn)
 
     def __call__(self, tokens: Tokens) -> Tensor:
         return self.block(tokens.x, attn_mask=None)
 
     def qkv(self, tokens: Tokens, asking: Tensor | None = None) -> Attention:
-        attn = self.block.attn
-        x = self.block.ln_1(tokens.x)
-        own, width = x if asking is None else rows(x, asking), attn.embed_dim
-        weight, bias = attn.in_proj_weight, attn.in_proj_bias
-        q = F.linear(own, weight[:width], None if bias is None else bias[:width])
-        k, v = F.linear(x, weight[width:], None if bias is None else bias[width:]).chunk(2, dim=-1)
-        q, k, v = (part.unflatten(2, (attn.num_heads, -1)).transpose(1, 2) for part in (q, k, v))
-        return Attention(q, k, v, keys=k, dropout=attn.dropout if attn.training else 0.0)
+        return read(self.block.attn, self.block.ln_1(tokens.x), asking)
 
     def attention_out(self, attended: Tensor, attention: Attention, x: Tensor) -> Tensor:
-        return x + self.block.ls_1(self.block.attn.out_proj(attended.transpose(1, 2).flatten(2)))
+        return x + self.block.ls_1(write(self.block.attn, attended))
 
     def mlp(self, x: Tensor) -> Tensor:
         return x + self.block.ls_2(self.block.mlp(self.block.ln_2(x)))

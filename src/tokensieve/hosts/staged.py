@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..data.inputs import InputSpec
 from ..errors import InputError
 from ..pixels import Background
 from .checks import covered
@@ -117,6 +118,11 @@ class StagedHost(ABC):
     def facts(self) -> tuple[Any, ...]:
         """As of a `Host`."""
         return self.family, tuple(self.widths), tuple(len(stage.blocks) for stage in self.stages)
+
+    @property
+    def input_spec(self) -> InputSpec:
+        """As of a `Host`."""
+        return InputSpec.image(self.model)
 
     @property
     def bypassed(self) -> Sequence[nn.Module]:

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from math import prod
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from timm.models.beit import Attention as BeitAttention
 from timm.models.beit import Beit, Block
-from torch import Tensor, nn
+from torch import Tensor
 
 from ..attention import Attention
 from ..errors import UnsupportedHost
@@ -19,15 +19,15 @@ from ..tokens import Tokens, rows
 from .base import Host, HostBlock
 from .checks import check_images, plain_linear, plain_patch
 from .pooling import weighed
+from .registry import register_host
 
 
+@register_host(Beit)
 class TimmBeit(Host):
     """`Beit` with relative position bias in each block, shared by all, or none.
 
     A patch keeps the bias of the place where it stood; a merged token takes that of the token it was merged into.
     """
-
-    model_class: ClassVar[type[nn.Module]] = Beit
 
     def __init__(self, model: Any) -> None:
         self.model = model

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from ..errors import UnsupportedHost
 from .checks import check_images, plain_patch
+from .registry import register_host
 from .staged import Stage, StagedHost, checkpointed
 from .timm_convnext import TimmConvNeXt, convnext_stages
 from .timm_swin import TimmSwin, swin_stages
@@ -34,10 +35,9 @@ WHOLE: dict[type[nn.Module], type[StagedHost]] = {
 WHICH = "maps of several stages are had of timm's ConvNeXt, SwinTransformer and SwinTransformerV2 alone"
 
 
+@register_host(FeatureListNet, FeatureDictNet)
 class TimmFeatureList(StagedHost):
     """The parts of a model in their order, up to the last stage that is asked for: a list or a dictionary of maps."""
-
-    model_classes = (FeatureListNet, FeatureDictNet)
 
     def __init__(self, model: Any) -> None:
         self.model = model
@@ -82,10 +82,9 @@ class TimmFeatureList(StagedHost):
         return list(taken.values()) if type(self.model) is FeatureListNet else taken
 
 
+@register_host(FeatureGetterNet)
 class TimmFeatureGetter(StagedHost):
     """A whole model, of which `forward_intermediates` is asked: maps (B, C, H, W)."""
-
-    model_class = FeatureGetterNet
 
     def __init__(self, model: Any) -> None:
         inner = type(model.model)

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from ..errors import UnsupportedHost
 from .checks import check_images, plain_patch
+from .registry import register_host
 from .staged import PixelBlock, Stage, StagedHost, checkpointed
 
 
@@ -51,10 +52,10 @@ def swin_stages(model: nn.Module, stages: Iterable[Any]) -> list[Stage]:
     return checkpointed(opened, [stage.grad_checkpointing for stage in stages])
 
 
+@register_host(SwinTransformer, SwinTransformerV2)
 class TimmSwin(StagedHost):
     """Patch embedding, stages, norm and head as timm has them."""
 
-    model_classes = (SwinTransformer, SwinTransformerV2)
     family = "Swin"
     background = "keep"
     channels_first = False

@@ -19,11 +19,11 @@ from ..frozen import replace
 from ..tokens import Tokens
 from .base import Host
 from .checks import check_images, plain_patch
+from .registry import register_host
 from .timm_block import TimmBlock
 
-MODELS = (VisionTransformer, VisionTransformerDistilled, Eva)
 
-
+@register_host(VisionTransformer, VisionTransformerDistilled)
 class TimmViT(Host):
     """`VisionTransformer` and its distilled form; `Eva` differs in its embedding alone."""
 
@@ -92,6 +92,7 @@ class TimmViT(Host):
         return x.amax(1) if model.global_pool == "max" else 0.5 * (x.amax(1) + average)
 
 
+@register_host(Eva)
 class TimmEva(TimmViT):
     """`Eva` (EVA-02, DINOv3 and others) with absolute, rotary or mixed rotary position embedding."""
 

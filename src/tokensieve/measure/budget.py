@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 from torch import nn
 
+from ..data.inputs import InputSize
 from ..errors import RecipeError
 from ..hosts import open_tokens
 from ..methods import ToMe
@@ -17,7 +16,7 @@ from .macs import macs
 def merge_to(
     model: nn.Module,
     target: float,
-    input_size: int | Sequence[int] | None = None,
+    input_size: InputSize | None = None,
     before: Recipe | str = "",
     *,
     pretrained: bool = True,

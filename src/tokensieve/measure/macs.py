@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from contextlib import ExitStack
 from functools import partial
 from typing import Any
@@ -11,7 +11,7 @@ import torch
 from timm.layers import LayerNorm2d
 from torch import Tensor, nn
 
-from ..data.inputs import check_images, own_input_size, reading
+from ..data.inputs import InputSize, InputSpec, check_images, own_input, reading
 from ..errors import InputError
 from ..stream import Sieved
 from .counter import Formula, MacCounter
@@ -21,7 +21,7 @@ from .pair import eager
 
 def macs(
     module: nn.Module,
-    input_size: int | Sequence[int] | None = None,
+    input_size: InputSize | None = None,
     *,
     proposal: bool = True,
     selection: bool = False,
@@ -36,14 +36,15 @@ def macs(
 
     Args:
         module: a dense model, a sieved one, or any module that takes images.
-        input_size: a side in pixels, (H, W) or (C, H, W) of the image; None is what the model was built for.
+        input_size: a side in pixels, (H, W) or (C, H, W) of the image, or an `InputSpec`, of a video for one; None is
+            what the model was built for.
         proposal: False leaves out what computes the significance map.
         selection: True adds the arithmetic of choosing tokens (ToMe's similarity scores, 0.03 to 0.5 %), which the
             papers' tables leave out.
         fvcore_compat: add what the papers' counter adds: 5 for each element of a LayerNorm's output, 2 for each of a
             BatchNorm's, 4 for each of a bilinear resize. Channels-first LayerNorm is left out, as there.
-        images: (B, C, H, W) to count on instead, and the mean over them. Where the count depends on the data (`ats`),
-            it is the most that can be without them.
+        images: (B, C, H, W), or videos as `input_size` or the model's host lays them out, to count on instead, and the
+            mean over them. Where the count depends on the data (`ats`), it is the most that can be without them.
 
     Returns:
         MACs for each image.
@@ -56,8 +57,11 @@ def macs(
     given = images is not None
     if images is None:
         like = next((each for each in module.parameters() if each.is_floating_point()), torch.empty(0))
-        images = torch.zeros(1, *own_input_size(module, input_size), device=like.device, dtype=like.dtype)
-    if not len(check_images(images)):
+        spec = own_input(module, input_size)
+        images = torch.zeros(1, *spec, device=like.device, dtype=like.dtype)
+    else:
+        spec = input_size if isinstance(input_size, InputSpec) else InputSpec.of(module)
+    if not len(check_images(images, spec.layout)):
         raise InputError("MACs are counted on at least one image, and the batch is empty.")
     with reading(module, images):
         if not isinstance(module, Sieved):

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..data.inputs import check_images, reading
+from ..data.inputs import InputSpec, check_images, reading
 from ..stream import Sieved
 from .limit import SlicingLimit
 from .pair import check_pair, eager
@@ -80,7 +80,7 @@ def speed(
             tensor (B, C, H, W) of floating-point numbers, or that the models do not read.
     """
     check_pair(fast, dense, "speed")
-    with reading(dense, check_images(images)):
+    with reading(dense, check_images(images, InputSpec.of(dense).layout)):
         times = _race(fast, dense, images, limit, seconds=seconds, min_rounds=min_rounds, max_rounds=max_rounds)
     return summarise(times, images.shape[0])
 

@@ -12,7 +12,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from ..data.inputs import check_images
+from ..data.inputs import InputSpec, check_images
 from ..errors import InputError, SieveError, first_line
 from ..packing import prepack
 from ..stream import Sieved
@@ -131,7 +131,7 @@ def waterfall(
         InputError: a batch that is not smaller than the number of images, or a model that cannot run at all.
     """
     check_pair(fast, dense, "waterfall")
-    check_images(images)
+    check_images(images, InputSpec.of(dense).layout)
     if not 0 < batch < len(images):
         raise InputError(f"The waterfall ends with a larger batch: {len(images)} images are not more than {batch}.")
     if next(dense.parameters()).dtype != torch.float32 or images.dtype != torch.float32:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ..data.inputs import InputSpec
 from ..errors import InputError
 from ..measure import macs
 from ..measure.fidelity import kl_divergence
@@ -97,7 +98,7 @@ class Judge:
         self.images, self.labels = images, labels
         self.parts: dict[Part, Tensor] = {"search": order[: count - held], "heldout": order[count - held :]}
         self.rungs = [rung for rung in RUNGS if rung < count - held] + [count - held]
-        self.input_size = tuple(images.shape[1:])
+        self.input_size = InputSpec(tuple(images.shape[1:]), InputSpec.of(model).layout)
         self.empty = sieve(model)
 
     @property

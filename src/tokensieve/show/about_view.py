@@ -158,7 +158,7 @@ def _models(models: list[Record], *columns: str) -> Table:
     table = new_table("", "M param.", "input", *columns, "GMAC")
     table.collapse_padding = True
     for model in models:
-        _, height, width = model["input_size"]
+        height, width = model["input_size"][-2:]
         told = {**model, "map": " x ".join(map(str, model.get("features", ())))}
         size = f"{height} x {width}"
         macs = "unknown" if model["macs"] is None else giga(model["macs"])

@@ -11,7 +11,7 @@ from timm.utils.model import reparameterize_model
 from torch import Tensor, nn
 
 from .. import zoo
-from ..data.inputs import likely_input_size
+from ..data.inputs import InputSpec
 from ..errors import RecipeError
 from ..recording import recording
 from .graph import fold, split
@@ -167,9 +167,8 @@ def _dtype_of(module: nn.Module) -> torch.dtype | None:
 
 def _trial_images(model: nn.Module) -> Tensor:
     """One picture of noise, of the size and on the device that the model expects."""
-    size = likely_input_size(model)
     like = next(model.parameters(), torch.empty(0))
-    noise = torch.randn(1, *size, generator=torch.Generator().manual_seed(0))
+    noise = torch.randn(1, *InputSpec.of(model), generator=torch.Generator().manual_seed(0))
     return noise.to(like.device, like.dtype)
 
 

@@ -21,6 +21,8 @@ from .nano import BUNDLED, bundled_weights
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
+TORCHVISION = "torchvision/"
+"""In front of a name that timm knows too, where torchvision's model is meant."""
 
 
 @contextmanager
@@ -58,6 +60,7 @@ def create(
 ) -> Loaded:
     """Create the model called `name`: a bundled one, else from timm if timm knows the name, else from torchvision.
 
+    "torchvision/convnext_tiny" is torchvision's model, of a name that timm knows too.
     `weights` is a local file (safetensors, or a state dict that `torch.load(weights_only=True)` reads), loaded strictly
     in float32; its SHA-256 is checked where `sha256` gives it. With `weights` nothing is ever downloaded; without, the
     bundled weights, or the library's own pretrained ones, are asked for unless `pretrained` is False. `args` goes to
@@ -70,8 +73,8 @@ def create(
         weights = bundled_weights(name)
     state = None if weights is None else read_weights(weights, sha256)
     download = pretrained and state is None
-    from_timm = timm.is_model(name)
-    if not from_timm and name not in BUNDLED and name not in torchvision.models.list_models():
+    from_timm, theirs = timm.is_model(name), name.removeprefix(TORCHVISION)
+    if not from_timm and name not in BUNDLED and theirs not in torchvision.models.list_models():
         raise RecipeError(f"Neither timm nor torchvision knows a model {name!r}{nearest(name, _names())}.")
     try:
         with one_sentence_of_retries():
@@ -80,7 +83,7 @@ def create(
             elif from_timm:
                 model = timm.create_model(name, pretrained=download, **(args or {}))
             else:
-                model = torchvision.models.get_model(name, **_torchvision_weights(name, download), **(args or {}))
+                model = torchvision.models.get_model(theirs, **_torchvision_weights(theirs, download), **(args or {}))
     except TypeError as error:
         raise RecipeError(f"{name} cannot be created with the arguments {dict(args or {})}: {error}.") from error
     except Exception as error:

@@ -1,0 +1,38 @@
+"""torch's `nn.MultiheadAttention`, whose projections lie in one matrix: blocks of open_clip and torchvision hold it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ..attention import Attention
+from ..tokens import rows
+
+
+def why_closed(attn: Any) -> str | None:
+    """Why this attention cannot be opened, or None."""
+    if type(attn) is not nn.MultiheadAttention:
+        return f"its attention {type(attn).__name__} is unknown here (known: torch's MultiheadAttention)"
+    if attn.in_proj_weight is None or attn.bias_k is not None or attn.add_zero_attn or not attn.batch_first:
+        return (
+            "its attention MultiheadAttention is built in a way that is unknown here (known: one input projection, "
+            "batch_first=True, neither add_bias_kv nor add_zero_attn)"
+        )
+    return None
+
+
+def read(attn: Any, x: Tensor, asking: Tensor | None) -> Attention:
+    """Queries of the rows `asking` (B, M) of x (B, N, d), or of all, with the keys and values of all."""
+    own, width = x if asking is None else rows(x, asking), attn.embed_dim
+    weight, bias = attn.in_proj_weight, attn.in_proj_bias
+    q = F.linear(own, weight[:width], None if bias is None else bias[:width])
+    k, v = F.linear(x, weight[width:], None if bias is None else bias[width:]).chunk(2, dim=-1)
+    q, k, v = (part.unflatten(2, (attn.num_heads, -1)).transpose(1, 2) for part in (q, k, v))
+    return Attention(q, k, v, keys=k, dropout=attn.dropout if attn.training else 0.0)
+
+
+def write(attn: Any, attended: Tensor) -> Tensor:
+    """(B, H, M, d_h) -> (B, M, d). As torch itself does, by the output projection's weight and not by calling it."""
+    return F.linear(attended.transpose(1, 2).flatten(2), attn.out_proj.weight, attn.out_proj.bias)

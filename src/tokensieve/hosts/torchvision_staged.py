@@ -1,0 +1,173 @@
+"""torchvision's models with stages: `ConvNeXt`, and `SwinTransformer` with blocks of both versions."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Sequence
+from typing import Any, ClassVar
+
+from torch import Tensor, nn
+from torchvision.models.convnext import CNBlock, ConvNeXt
+from torchvision.models.swin_transformer import SwinTransformer, SwinTransformerBlock, SwinTransformerBlockV2
+from torchvision.ops.misc import Permute
+
+from ..errors import UnsupportedHost
+from .checks import check_images, plain_patch
+from .registry import register_host
+from .staged import PixelBlock, Stage, StagedHost
+
+
+class TorchvisionStaged(StagedHost):
+    """One sequence, `features`, of a stem, stages of blocks, and what shrinks the map between them."""
+
+    known: ClassVar[dict[type[nn.Module], type[PixelBlock]]]
+    """How a block of a class is opened; of others nothing is guessed."""
+    stem: Any
+    last: nn.Module
+    """What shrinks the map once more behind the last stage, where anything does."""
+
+    def __init__(self, model: Any) -> None:
+        self.model = model
+        self.stem, *parts = self._sequence(model.features)
+        self.stages, self.sequences = [], []
+        self.last = nn.Identity()
+        for part in parts:
+            if self._shrinks(part):
+                self.last = part
+            else:
+                self.stages.append(Stage(self.last, [self._open(block) for block in self._sequence(part)]))
+                self.sequences.append(part)
+                self.last = nn.Identity()
+        self.widths = [self._width(stage, number) for number, stage in enumerate(self.stages)]
+
+    @property
+    def bypassed(self) -> Sequence[nn.Module]:
+        return [self.model, self.model.features, *self.sequences]
+
+    @property
+    def patch(self) -> Sequence[int] | None:
+        return plain_patch(self.stem[0])
+
+    def embed(self, images: Tensor) -> Tensor:
+        return self.stem(check_images(self.model, images))
+
+    @abstractmethod
+    def _shrinks(self, part: nn.Module) -> bool:
+        """Whether a part of `features` is no stage, but stands between two."""
+
+    @abstractmethod
+    def _width(self, stage: Stage, number: int) -> int:
+        """Channels of the map of the stage of this number."""
+
+    def _sequence(self, part: nn.Module) -> nn.Sequential:
+        if type(part) is not nn.Sequential or len(part) == 0:
+            raise self._unknown(part)
+        return part
+
+    def _open(self, block: nn.Module) -> PixelBlock:
+        if type(block) not in self.known:
+            raise self._unknown(block)
+        return self.known[type(block)](block)
+
+    def _unknown(self, part: nn.Module) -> UnsupportedHost:
+        what = "an empty Sequential" if type(part) is nn.Sequential else f"a {type(part).__name__}"
+        return UnsupportedHost(f"{type(self.model).__name__} holds {what}, for which no opener is written.")
+
+
+class CNPixels(PixelBlock):
+    """A depth-wise convolution, then norm, MLP and scale on each pixel."""
+
+    leaves_zeros = True
+
+    def __init__(self, block: Any) -> None:
+        super().__init__(block)
+        inner: Any = block.block
+        if type(inner) is not nn.Sequential or [type(part) is Permute for part in inner] != [
+            index in (1, 6) for index in range(7)
+        ]:
+            raise UnsupportedHost(
+                "ConvNeXt holds a CNBlock of other parts than torchvision's (a convolution, a permutation, norm, two "
+                "linear layers about an activation, a permutation), for which no opener is written."
+            )
+        self.inner, self.shown = inner, inner[0]
+
+    @property
+    def bypassed(self) -> Sequence[nn.Module]:
+        return (self.block, self.inner, self.inner[1], self.inner[6])
+
+    def around(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        return x.permute(0, 2, 3, 1), self.inner[0](x).permute(0, 2, 3, 1)
+
+    def pixel(self, y: Tensor) -> Tensor:
+        for index in range(2, 6):
+            y = self.inner[index](y)
+        return self.block.stochastic_depth(self.block.layer_scale.flatten() * y)
+
+
+@register_host(ConvNeXt)
+class TorchvisionConvNeXt(TorchvisionStaged):
+    """Stem, stages, average and classifier, whose norm comes behind the average."""
+
+    family = "ConvNeXt"
+    background = "zero"
+    channels_first = True
+    known: ClassVar = {CNBlock: CNPixels}
+
+    def features(self, x: Tensor) -> Tensor:
+        return self.last(x)
+
+    def answer(self, maps: Sequence[Tensor]) -> Tensor:
+        return self.model.classifier(self.model.avgpool(self.features(maps[-1])))
+
+    def _shrinks(self, part: nn.Module) -> bool:
+        return type(part) is nn.Sequential and len(part) == 2 and type(part[1]) is nn.Conv2d
+
+    def _width(self, stage: Stage, number: int) -> int:
+        return stage.blocks[0].block.layer_scale.numel()
+
+
+class SwinPixels(PixelBlock):
+    """Attention in (shifted) windows, then an MLP on each pixel, its norm in front."""
+
+    def around(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        block = self.block
+        x = x + block.stochastic_depth(block.attn(block.norm1(x)))
+        return x, x
+
+    def pixel(self, y: Tensor) -> Tensor:
+        return self.block.stochastic_depth(self.block.mlp(self.block.norm2(y)))
+
+
+class SwinV2Pixels(PixelBlock):
+    """The same with the norms behind."""
+
+    def around(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        block = self.block
+        x = x + block.stochastic_depth(block.norm1(block.attn(x)))
+        return x, x
+
+    def pixel(self, y: Tensor) -> Tensor:
+        return self.block.stochastic_depth(self.block.norm2(self.block.mlp(y)))
+
+
+@register_host(SwinTransformer)
+class TorchvisionSwin(TorchvisionStaged):
+    """Patch embedding, stages, norm, average and head."""
+
+    family = "Swin"
+    background = "keep"
+    channels_first = False
+    known: ClassVar = {SwinTransformerBlock: SwinPixels, SwinTransformerBlockV2: SwinV2Pixels}
+
+    def features(self, x: Tensor) -> Tensor:
+        return self.model.norm(self.last(x))
+
+    def answer(self, maps: Sequence[Tensor]) -> Tensor:
+        model = self.model
+        return model.head(model.flatten(model.avgpool(model.permute(self.features(maps[-1])))))
+
+    def _shrinks(self, part: nn.Module) -> bool:
+        return not isinstance(part, nn.Sequential)
+
+    def _width(self, stage: Stage, number: int) -> int:
+        return self.stem[0].out_channels * 2**number
