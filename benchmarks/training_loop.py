@@ -10,7 +10,6 @@ the photographs that scikit-image and scikit-learn ship.
 from __future__ import annotations
 
 import argparse
-import csv
 import hashlib
 import json
 import os
@@ -26,7 +25,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from results import ROOT, update
+from results import ROOT, read, update
 from tokensieve.data import photographs
 
 REVISION = "1546007"
@@ -35,7 +34,8 @@ FILE = "training_loop.csv"
 SCENES, BATCH, EVERY, WARMUP, LOOKED_AT = 256, 16, 4, 4, 50
 CASES = ("nano_convnet", "nano_vit", "nano_convnext", "photographs")
 KILLED_AT = 10
-"""Batch at which the second training of a case is killed, two steps behind its checkpoint and inside an epoch."""
+"""Batch at which the second training of a case is killed: two steps behind its checkpoint, inside an epoch."""
+LOOPS = {"before": "before", "now": "now", "killed": "now, killed and resumed"}
 FIGURES = ("loss", "image_loss", "train_top1", "validation_top1")
 Report = Callable[[dict[str, Any]], None]
 
@@ -59,15 +59,38 @@ def before(case: str, folder: Path, report: Report) -> Path:
     from tokensieve.train.photographs import prepare
 
     if case != "photographs":
-        plan = replace(
-            scenes.PLANS[case], images=SCENES, batch=BATCH, every=EVERY, warmup=WARMUP, validation=LOOKED_AT
-        )
+        plan = replace(scenes.PLANS[case], images=SCENES, batch=BATCH, every=EVERY, warmup=WARMUP, validation=LOOKED_AT)
         return scenes.train(plan, folder, workers=1, report=report)
     sets = crops(folder / "crops")
     settings = {"epochs": 3, "size": 64, "args": {"drop_path_rate": 0.5}, "teacher": "nano_vit"}
     plan, task = prepare("test_convnext", *sets, folder, say=lambda _: None, **settings)
     plan = replace(plan, batch=BATCH, images=3 * 96, every=EVERY, warmup=WARMUP)
     return loop.train(plan, task, folder, workers=1, report=report)
+
+
+def now(case: str, folder: Path, report: Report, killed_at: int | None = None) -> Path:
+    """The same training by today's loop; killed while it takes a batch of that number."""
+    from tokensieve.train import loop, scenes
+    from tokensieve.train.photographs import prepare
+
+    task: Any
+    if case != "photographs":
+        config, task = scenes.prepare(case, scenes=SCENES, looked_at=LOOKED_AT)
+        config = replace(config, batch_size=BATCH, validate_every=EVERY, warmup=WARMUP)
+    else:
+        sets = crops(folder / "crops")
+        settings = {"epochs": 3, "size": 64, "args": {"drop_path_rate": 0.5}, "teacher": "nano_vit"}
+        config, task = prepare("test_convnext", *sets, folder, say=lambda _: None, workers=1, **settings)
+        config = replace(config, batch_size=BATCH, validate_every=EVERY, warmup=WARMUP)
+    loss, taken = task.loss, iter(range(10**9))
+
+    def dying(module: Any, batch: Any) -> Any:
+        if next(taken) == killed_at:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return loss(module, batch)
+
+    task.loss = dying
+    return loop.train(config, task, folder, report=report)
 
 
 def curve(kind: str, case: str) -> list[dict[str, Any]]:
@@ -94,10 +117,22 @@ def curve(kind: str, case: str) -> list[dict[str, Any]]:
 def one(kind: str, case: str, folder: Path) -> None:
     """Train, and print a line of JSON for each validation."""
     rows = list[dict[str, Any]]()
-    weights = {"before": before}[kind](case, folder, rows.append)
+    if kind == "before":
+        weights = before(case, folder, rows.append)
+    else:
+        weights = now(case, folder, rows.append, KILLED_AT if kind == "killed" else None)
+    if kind == "resumed":
+        # The rows of both parts, from the checkpoint: what was reported before the end is not said again.
+        rows = torch.load(next(folder.glob("*.checkpoint.pt")), weights_only=True)["rows"]
     digest = hashlib.sha256(weights.read_bytes()).hexdigest()[:16]
     for row in rows:
         print(json.dumps({"step": row["step"], **{name: row[name] for name in FIGURES}, "weights": digest}))
+
+
+def compared(row: dict[str, Any], old: dict[str, str]) -> dict[str, Any]:
+    """Beside the loop before: the largest difference of a figure, as a share of it; whether weights are the same."""
+    shares = [abs(row[name] - float(old[name])) / max(1e-12, abs(float(old[name]))) for name in FIGURES]
+    return {"apart": f"{max(shares):.3g}", "same_weights": row["weights"] == old["weights"]}
 
 
 def main() -> int:
@@ -112,12 +147,15 @@ def main() -> int:
         one(options.one, options.case, options.folder)
         return 0
     rows = list[dict[str, Any]]()
+    known = {(row["case"], row["step"]): row for row in read(FILE) if row["loop"] == "before"}
     for case in CASES if options.case is None else (options.case,):
         for kind in ("before",) if options.before else ("now", "killed"):
             for row in curve(kind, case):
-                figures = {name: f"{row[name]:.9g}" for name in FIGURES}
+                beside = {} if options.before else compared(row, known[case, str(row["step"])])
+                row |= {name: f"{row[name]:.9g}" for name in FIGURES}
                 revision = REVISION if kind == "before" else ""
-                rows.append({"case": case, "loop": kind, "revision": revision, **row, **figures})
+                rows.append({"case": case, "loop": LOOPS[kind], "revision": revision, **row, **beside})
+                print(*rows[-1].values())
     update(FILE, rows, "case", "loop", "step")
     return 0
 
