@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset
 
 from ..data.scenes import Scene, Scenes
-from ..errors import RecipeError, nearest
+from ..errors import RecipeError
 from ..zoo.nano import CLASSES, MEAN, STD, NanoConvNet, nano_convnext, nano_vit
 from .config import TrainConfig
 from .task import Loss, halved
@@ -140,7 +140,7 @@ def prepare(
         RecipeError: no bundled model of that name.
     """
     if name not in WRAPPED:
-        raise RecipeError(f"There is no bundled model {name!r}{nearest(name, WRAPPED)}: {', '.join(WRAPPED)}.")
+        raise RecipeError(f"There is no bundled model {name!r}, only {', '.join(WRAPPED)}.")
     torch.manual_seed(seed)
     task = ReadDigits(name, SEEN[name] if scenes is None else scenes, seed, looked_at)
     config = TrainConfig(
