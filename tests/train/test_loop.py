@@ -383,9 +383,10 @@ def test_a_loss_may_be_one_over_a_trace(tmp_path):
 
 
 ONE_OF_TWO = """
-import json, sys, torch
+import json, os, sys, torch
 from dataclasses import replace
 from pathlib import Path
+from accelerate import PartialState
 from tests.train.small import CLASSES, SETTINGS, Small, Sorting
 from tokensieve.train.loop import train
 if sys.argv[2] == "beside":  # an Accelerator of somebody else, with other settings
@@ -393,19 +394,30 @@ if sys.argv[2] == "beside":  # an Accelerator of somebody else, with other setti
     Accelerator(mixed_precision="bf16", gradient_accumulation_steps=3)
 torch.manual_seed(0)
 task = Sorting(Small(dropout=0.0, norm=False), noise=0.0)
-train(SETTINGS, task, Path(sys.argv[1]), report=lambda row: print(json.dumps(row)))
+if sys.argv[2] == "killed":
+    loss = task.loss
+    task.loss = lambda module, batch: os._exit(9) if task.calls == 6 else loss(module, batch)
+tell = lambda row: print(json.dumps(row | {"calls": task.calls, "devices": PartialState().num_processes}))
+train(replace(SETTINGS, checkpoint_every=3), task, Path(sys.argv[1]), report=tell)
 """
 
 
 def python(*arguments, devices=1):
     """A process of its own, or two that share each batch."""
-    launch = ["-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2", "--num_machines", "1"]
-    launch += ["--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0"]
+    launch = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
     call = [sys.executable, *(launch if devices == 2 else ()), *map(str, arguments)]
     environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(ROOT / "src"), str(ROOT)]), "OMP_NUM_THREADS": "1"}
+    environment |= {"ACCELERATE_USE_CPU": "1"}
     done = subprocess.run(call, env=environment, cwd=ROOT, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
+    assert (done.returncode == 0) == ("killed" not in arguments), done.stderr
     return [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
+
+
+def test_processes_that_are_not_joined_do_not_train_side_by_side(monkeypatch, tmp_path):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(InputError, match="one of 2 processes that accelerate does not join"):
+        learn(tmp_path / "out")
+    assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.slow
@@ -416,10 +428,16 @@ def test_two_devices_share_each_batch_and_learn_the_same(tmp_path):
     both = python(script, tmp_path / "two", "alone", devices=2)
     assert len(alone) == len(both) == 4, "one of them reports"
     for one, two in zip(alone, both, strict=True):
-        assert (one["step"], one["images"]) == (two["step"], two["images"])
+        assert (one["devices"], two["devices"]) == (1, 2)
+        assert (one["step"], one["images"], one["calls"]) == (two["step"], two["images"], two["calls"])
         assert [one["loss"], one["right"]] == pytest.approx([two["loss"], two["right"]], rel=1e-4)
     files = [load_file(tmp_path / folder / "sorting.safetensors") for folder in ("one", "two")]
     same(*files, atol=1e-5, rtol=1e-4)
+    # Killed two steps behind a validation, with a checkpoint between, and resumed.
+    assert len(python(script, tmp_path / "parts", "killed", devices=2)) == 1
+    rest = python(script, tmp_path / "parts", "alone", devices=2)
+    assert [(row["loss"], row["top1"]) for row in rest] == [(row["loss"], row["top1"]) for row in both[1:]]
+    same(files[1], load_file(tmp_path / "parts" / "sorting.safetensors"))
 
 
 @pytest.mark.slow

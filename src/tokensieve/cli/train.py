@@ -78,7 +78,7 @@ def train(
     from ..train import scenes as on_scenes
     from ..train.task import Task
 
-    accelerate = loop.need_accelerate()
+    joined = loop.devices()
     if threads is not None:
         torch.set_num_threads(threads)
     folder, trained, read = Path(out or what), list[dict[str, Any]](), dict[str, Any]()
@@ -103,7 +103,7 @@ def train(
         seen = config.steps(task.samples) * config.batch_size
         plan = {"name": name, "images": seen, **asdict(config), "task": task.identity}
         trained.append({"model": name, "weights": str(weights), "plan": plan, "log": loop.read_log(folder, name)})
-    if accelerate.PartialState().is_main_process:
+    if joined.is_main_process:
         print_record({"trained": trained, "data": read}, "train_view.train_view", as_json)
 
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import atexit
 import csv
 import math
+import os
 import pickle
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
@@ -25,7 +27,7 @@ from .config import TrainConfig
 from .task import Task, chance_of
 
 if TYPE_CHECKING:
-    from accelerate import Accelerator
+    from accelerate import Accelerator, PartialState
 
 AHEAD = 8
 """Batches that each worker makes ahead."""
@@ -250,8 +252,26 @@ def need_accelerate() -> Any:
     return accelerate
 
 
-def _accelerator(config: TrainConfig) -> Accelerator:
+def devices() -> PartialState:
+    """accelerate's word on the devices and processes that a training shares.
+
+    Raises:
+        InputError: accelerate is not installed, or does not join the processes that were launched.
+    """
     accelerate = need_accelerate()
+    on_cpu = accelerate.utils.parse_flag_from_env("ACCELERATE_USE_CPU")  # which a first Accelerator alone looks at
+    state = accelerate.PartialState(cpu=on_cpu)
+    launched = int(os.environ.get("WORLD_SIZE", 1))
+    if launched > 1 and state.num_processes == 1:
+        raise InputError(
+            f"This is one of {launched} processes that accelerate does not join, each of which would train alone: "
+            "launch one, or set ACCELERATE_USE_CPU=1 to have CPUs joined."
+        )
+    return state
+
+
+def _accelerator(config: TrainConfig) -> Accelerator:
+    state, accelerate = devices(), need_accelerate()
     # A sieved model may leave parts of its host unread, which several devices must be told of.
     unused = accelerate.DistributedDataParallelKwargs(find_unused_parameters=True)
     accelerator = accelerate.Accelerator(
@@ -263,6 +283,8 @@ def _accelerator(config: TrainConfig) -> Accelerator:
     kind = str(accelerator.distributed_type.value)
     if kind != "NO" and not kind.startswith("MULTI_"):
         raise InputError(f"Training shares batches among devices, not the model ({kind}): launch it with --multi_gpu.")
+    if accelerator.num_processes > 1:  # left to the interpreter's end, the group's threads abort it now and then
+        atexit.register(state.destroy_process_group)
     return accelerator
 
 

@@ -23,7 +23,7 @@ from ..data.images import ImageSet
 from ..errors import InputError, RecipeError
 from ..zoo import create
 from .config import TrainConfig
-from .loop import need_accelerate
+from .loop import devices
 from .task import Loss, Order, chance_of, halved
 from .teacher import Teacher, remember
 
@@ -212,8 +212,8 @@ def prepare(
             not of pictures of this size; answers in `folder` to other questions; accelerate is not installed.
         RecipeError: a model that is not known or cannot be built with `args`.
     """
-    accelerate = need_accelerate()
-    if not accelerate.PartialState().is_main_process:  # the first process speaks for all
+    state = devices()
+    if not state.is_main_process:  # the first process speaks for all
         say, opened = (lambda sentence: None), (lambda pictures: None)
     kept = Preprocessing((round(size * MARGIN), round(size * MARGIN)), (0.0,) * 3, (1.0,) * 3)
     known, unseen = (open_classes(source, kept) for source in (images, validation))
@@ -225,9 +225,8 @@ def prepare(
         raise RecipeError("num_classes is the number of class folders: leave it out of the model's arguments.")
     torch.manual_seed(seed)
     model, *norms = create(name, pretrained=False, args={"num_classes": len(known.classes), **(args or {})})
-    with accelerate.PartialState().local_main_process_first():  # one device asks, the others find its answers
-        device = accelerate.PartialState().device
-        wise = None if teacher is None else ClassTeacher(teacher, teacher_weights, device)
+    with state.local_main_process_first():  # one process asks, the others find its answers
+        wise = None if teacher is None else ClassTeacher(teacher, teacher_weights, state.device)
         pupil = _checked(name, model, wise, len(known.classes), size)
         say(f"reading {len(known)} and {len(unseen)} photographs")
         for pictures in (known, unseen):
