@@ -40,6 +40,7 @@ bench: $(VENV)/installed-dev
 	$(BIN)/python benchmarks/speed.py --hosts vit_base_patch16_224 --batches 8 --prepack --out speed_prepacked.csv
 	$(BIN)/python benchmarks/compiled.py
 	$(BIN)/python benchmarks/scenes.py
+	$(BIN)/python benchmarks/training_loop.py
 	$(BIN)/python benchmarks/maps.py
 	$(BIN)/python benchmarks/exported.py
 	$(BIN)/python benchmarks/waterfall.py

@@ -41,15 +41,19 @@ def processor() -> str:
     return f"{fields.get('model name', platform.machine())} ({' '.join(units)})"
 
 
+def read(name: str) -> list[dict[str, Any]]:
+    """The rows of results/`name`; none where there is no such file."""
+    path = ROOT / "results" / name
+    if not path.is_file():
+        return []
+    with path.open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
 def update(name: str, rows: Iterable[dict[str, Any]], *key: str) -> Path:
     """`write`, but rows of the file that these, told apart by the columns `key`, do not replace stay as they are."""
     new = {tuple(str(row[column]) for column in key): row for row in rows}
-    path = ROOT / "results" / name
-    old: list[dict[str, Any]] = []
-    if path.is_file():
-        with path.open(newline="") as file:
-            old = list(csv.DictReader(file))
-    kept = [new.pop(tuple(row[column] for column in key), row) for row in old]
+    kept = [new.pop(tuple(row[column] for column in key), row) for row in read(name)]
     return write(name, [*kept, *new.values()])
 
 

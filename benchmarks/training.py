@@ -11,7 +11,7 @@ import matplotlib
 
 from results import ROOT
 from tokensieve.train.loop import read_log
-from tokensieve.train.scenes import PLANS
+from tokensieve.train.scenes import SEEN
 
 matplotlib.use("Agg")
 
@@ -26,7 +26,7 @@ def main() -> int:
     from matplotlib import pyplot as plt
 
     figure, (left, right) = plt.subplots(1, 2, figsize=(8, 3.2), dpi=160)
-    for name in PLANS:
+    for name in SEEN:
         label, colour = NAMES[name]
         rows = read_log(ROOT / "results", name)
         scenes = [row["images"] / 1000 for row in rows]

@@ -37,6 +37,16 @@ class Plan:
         self.every: list[Method[Any]] = [_on_tokens(method) for method in methods]
         self.methods = [(i, method) for i, method in enumerate(self.every) if not self._idle(method)]
 
+    @property
+    def varies(self) -> bool:
+        """Whether images keep unlike numbers of tokens."""
+        return any(method.varies for _, method in self.methods)
+
+    @property
+    def merges(self) -> bool:
+        """Whether tokens may stand for several patches."""
+        return any(method.merges for _, method in self.methods)
+
     def acts(self, place: Place, block: int, count: int, patches: int) -> list[Act]:
         """What happens here to `count` tokens of an image of `patches` patches, one after the other."""
         acts, count, patches = [], whole(count), whole(patches)

@@ -14,6 +14,9 @@ from .walk import Reads
 class StagePlan:
     """Which method chooses pixels where. Known before the first image, from integers alone."""
 
+    varies = False
+    """Every image keeps as many pixels."""
+
     def __init__(self, methods: Recipe, host: StagedHost) -> None:
         self.depths = [len(stage.blocks) for stage in host.stages]
         self.every = list(methods)

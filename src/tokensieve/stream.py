@@ -211,8 +211,7 @@ class Sieved(nn.Module):
 
     def _head_is_enough(self) -> bool:
         """Whether the host's own head gives the right answer for the surviving tokens alone."""
-        merges = any(method.merges for _, method in self.plan.methods)
-        return not merges or self.units == "pixels" or self.host.reads_prefix
+        return self.units == "pixels" or self.host.reads_prefix or not self.plan.merges
 
     def forward(
         self,

@@ -116,7 +116,7 @@ class TokenStream:
 
     def reads(self, images: Tensor) -> list[Reads]:
         """How many tokens each block reads of these images; of the plan, where it does not depend on them."""
-        if any(method.varies for _, method in self.plan.methods):
+        if self.plan.varies:
             trace = Trace()
             self.run(images, trace)
             return trace.reads

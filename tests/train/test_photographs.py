@@ -5,6 +5,7 @@ import re
 import shutil
 import tarfile
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,10 +14,12 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from tokensieve.data import Preprocessing, image_set
+from tokensieve.data import images as images_module
 from tokensieve.errors import InputError, RecipeError
 from tokensieve.train import photographs
-from tokensieve.train.loop import read_log, train
+from tokensieve.train.loop import make_optimizer, read_log, train
 from tokensieve.train.photographs import prepare
+from tokensieve.train.task import Order
 from tokensieve.zoo import create
 
 pytestmark = pytest.mark.slow
@@ -54,13 +57,13 @@ def sets(tmp_path_factory):
 
 @pytest.fixture
 def begin(sets, tmp_path):
-    """Prepare a small training of test_convnext in tmp_path: a plan of 6 steps of 8 photographs, and its task."""
+    """Prepare a small training of test_convnext in tmp_path: settings for 6 steps of 8 photographs, and the task."""
 
-    def call(name="test_convnext", folder="out", **settings):
+    def call(name="test_convnext", folder="out", workers=0, **settings):
         images, validation = settings.pop("images", sets[0]), settings.pop("validation", sets[1])
         settings = {"epochs": 1, "size": SIZE, "say": quiet, **settings}
-        plan, task = prepare(name, str(images), str(validation), tmp_path / folder, **settings)
-        return replace(plan, batch=8, images=48, every=2, warmup=2), task
+        config, task = prepare(name, str(images), str(validation), tmp_path / folder, **settings)
+        return replace(config, batch_size=8, epochs=1.6, validate_every=2, warmup=2, workers=workers), task
 
     return call
 
@@ -69,15 +72,15 @@ class TestGoingOn:
     @pytest.mark.parametrize("teacher", [None, "nano_convnet"])
     def test_an_interrupted_training_ends_as_an_uninterrupted_one(self, begin, tmp_path, teacher):
         settings = {"teacher": teacher, "args": {"drop_path_rate": 0.5}}
-        whole = load_file(train(*begin(**settings), tmp_path / "whole", workers=0, report=quiet))
+        whole = load_file(train(*begin(**settings), tmp_path / "whole", report=quiet))
 
         def stop(row):
             if row["step"] == 4:  # before this row's checkpoint is written
                 raise Stopped
 
         with pytest.raises(Stopped):
-            train(*begin(**settings), tmp_path / "parts", workers=0, report=stop)
-        parts = load_file(train(*begin(**settings), tmp_path / "parts", workers=1, report=quiet))
+            train(*begin(**settings), tmp_path / "parts", report=stop)
+        parts = load_file(train(*begin(workers=1, **settings), tmp_path / "parts", report=quiet))
         assert whole.keys() == parts.keys()
         assert all(torch.equal(whole[key], parts[key]) for key in whole)
         losses = {
@@ -103,59 +106,83 @@ class TestGoingOn:
         ids=lambda other: next(iter(other)),
     )
     def test_what_was_begun_otherwise_is_not_gone_on_with(self, begin, tmp_path, other):
-        train(*begin(), tmp_path / "out", workers=0, report=quiet)
+        train(*begin(), tmp_path / "out", report=quiet)
         with pytest.raises(InputError, match="another plan"):
-            train(*begin(**other), tmp_path / "out", workers=0, report=quiet)
+            train(*begin(**other), tmp_path / "out", report=quiet)
 
     def test_other_photographs_are_not_gone_on_with_and_moved_ones_are(self, begin, sets, tmp_path):
-        train(*begin(), tmp_path / "out", workers=0, report=quiet)
+        train(*begin(), tmp_path / "out", report=quiet)
         moved = shutil.copytree(sets[0], tmp_path / "moved")
-        train(*begin(images=moved), tmp_path / "out", workers=0, report=quiet)
+        train(*begin(images=moved), tmp_path / "out", report=quiet)
         Image.new("RGB", (40, 40)).save(moved / "red" / "3.png")
         with pytest.raises(InputError, match="another plan"):
-            train(*begin(images=moved), tmp_path / "out", workers=0, report=quiet)
+            train(*begin(images=moved), tmp_path / "out", report=quiet)
 
 
 class TestBatches:
-    def test_they_depend_on_seed_and_step_alone(self, begin):
-        plan, task = begin(teacher="nano_convnet")
-        forwards = [task.batches(plan)[step] for step in range(5)]
+    def test_they_depend_on_seed_and_number_alone(self, begin):
+        _, task = begin(teacher="nano_convnet")
+        forwards = [task.batches(8, 6, 0)[number] for number in range(5)]
         torch.manual_seed(123)
         before = torch.get_rng_state()
-        batches = begin(teacher="nano_convnet")[1].batches(plan)
-        for step in (4, 1, 3, 0, 2):
-            assert all(torch.equal(a, b) for a, b in zip(forwards[step], batches[step], strict=True))
-        batches = task.batches(replace(plan, seed=1))
+        batches = begin(teacher="nano_convnet")[1].batches(8, 6, 0)
+        for number in (4, 1, 3, 0, 2):
+            assert all(torch.equal(a, b) for a, b in zip(forwards[number], batches[number], strict=True))
+        batches = task.batches(8, 6, 1)
         assert not torch.equal(forwards[0][0], batches[0][0])
         torch.manual_seed(123)
         assert batches[0][0].dtype == torch.uint8
         assert torch.equal(torch.get_rng_state(), before), "whoever else draws is left alone"
 
     def test_every_epoch_shows_each_photograph_once_in_another_order(self, begin):
-        plan, task = begin()
-        count = len(task.known.labels)
-        assert count == 3 * SAMPLES
+        _, task = begin()
+        count = task.samples
+        assert count == len(task.known) == 3 * SAMPLES
         # Which photograph is which shows in its label alone, once it is augmented.
-        task.known = replace(task.known, labels=torch.arange(count))
-        shown = torch.cat([task.batches(plan)[step][1] for step in range(8)])  # 64 places: two epochs and a bit
+        task.known = [(image, number) for number, (image, _) in enumerate(task.known)]
+        shown = torch.cat([task.batches(8, 8, 0)[number][1] for number in range(8)])  # 64 places: two epochs and a bit
         assert sorted(shown[:count].tolist()) == sorted(shown[count : 2 * count].tolist()) == list(range(count))
         assert not torch.equal(shown[:count], shown[count : 2 * count])
 
     def test_mirrored_photographs_get_the_answer_for_the_mirror_image(self, begin):
-        plan, task = begin()
-        count = len(task.known.labels)
-        taught = torch.tensor([0.0, 1.0])[None, :, None].expand(count, 2, 5)
-        task.known = replace(task.known, taught=taught + 10 * torch.arange(count)[:, None, None])
-        batches = task.batches(plan)
+        _, task = begin()
+        taught = torch.tensor([0.0, 1.0])[None, :, None].expand(task.samples, 2, 5)
+        task.taught = taught + 10 * torch.arange(task.samples)[:, None, None]
+        batches = task.batches(8, 6, 0)
         batches.change = lambda picture: picture  # without crops and colours, so that the dark half stays where it is
         seen = set()
-        for step in range(6):
-            images, _, told = batches[step]
+        for number in range(6):
+            images, _, told = batches[number]
             left, right = (half.float().mean((1, 2, 3)) for half in images.split(images.shape[3] // 2, dim=3))
-            rows = torch.tensor([batches._row(step * plan.batch + i) for i in range(plan.batch)])
+            rows = torch.tensor([batches.order[number * 8 + i] for i in range(8)])
             assert torch.equal(told[:, 0], 10 * rows + (left > right))
             seen |= set((left > right).tolist())
         assert seen == {False, True}
+
+    def test_a_batch_opens_its_own_photographs_and_no_others(self, begin, monkeypatch):
+        _, task = begin()
+        opened, decode = [], images_module._decode
+        monkeypatch.setattr(images_module, "_decode", lambda source: opened.append(str(source)) or decode(source))
+        batches = task.batches(8, 6, 0)
+        assert not opened
+        _, labels = batches[1]
+        rows = [batches.order[8 + i] for i in range(8)]
+        assert opened == [task.known.path(row) for row in rows]
+        assert labels.tolist() == [task.known[row][1] for row in rows]
+
+    @pytest.mark.parametrize("workers", [0, 2])
+    def test_a_photograph_that_is_gone_ends_a_training_that_then_goes_on(self, begin, sets, tmp_path, workers):
+        whole = load_file(train(*begin(), tmp_path / "whole", report=quiet))
+        images = shutil.copytree(sets[0], tmp_path / "copy")
+        config, task = begin(images=images, workers=workers)
+        gone = Path(task.known.path(Order(task.samples, 0)[8 * 3 + 3]))  # of the fourth batch
+        gone.rename(tmp_path / "away.png")
+        sentence = rf"{gone.name} does not exist: training stopped behind step 3, and goes on from its last checkpoint"
+        with pytest.raises(InputError, match=sentence):
+            train(config, task, tmp_path / "parts", report=quiet)
+        (tmp_path / "away.png").rename(gone)
+        parts = load_file(train(*begin(images=images, workers=workers), tmp_path / "parts", report=quiet))
+        assert all(torch.equal(whole[key], parts[key]) for key in whole)
 
 
 class TestTeacher:
@@ -166,7 +193,7 @@ class TestTeacher:
         images = torch.stack([image for image, _ in image_set(sets[0], own)])
         with torch.no_grad():
             expected = torch.stack([model(x).log_softmax(1) for x in (images, images.flip(3))], 1)
-        torch.testing.assert_close(task.known.taught, expected, atol=1e-4, rtol=1e-4)
+        torch.testing.assert_close(task.taught, expected, atol=1e-4, rtol=1e-4)
         assert task.module.second.out_features == 10
 
     def test_it_is_asked_once(self, begin, tmp_path):
@@ -176,7 +203,7 @@ class TestTeacher:
         written = file.stat().st_mtime_ns, file.read_bytes()
         _, second = begin(teacher="nano_convnet", say=told.append, size=40)
         assert sum("asking the teacher" in sentence for sentence in told) == 1
-        assert torch.equal(first.known.taught, second.known.taught)
+        assert torch.equal(first.taught, second.taught)
         assert written == (file.stat().st_mtime_ns, file.read_bytes())
 
     def test_answers_of_another_teacher_are_refused(self, begin, tmp_path):
@@ -214,12 +241,12 @@ class TestTeacher:
             begin(teacher="fcn_resnet50", teacher_weights=str(tmp_path / "fcn.safetensors"))
 
     def test_its_classes_are_learnt_by_a_head_that_is_thrown_away(self, begin, tmp_path):
-        plan, task = begin(teacher="nano_convnet")
-        batch = task.batches(plan)[0]
-        losses = task.losses(batch)
+        config, task = begin(teacher="nano_convnet")
+        batch = task.batches(8, 6, 0)[0]
+        loss = task.loss(task.module, batch)
         told = -(batch[2].exp() * (task.module(task._normalise(batch[0]))[1].log_softmax(1) - batch[2])).sum(1).mean()
-        assert losses.all.item() == pytest.approx((losses.images + told).item(), rel=1e-4)
-        assert not any("second" in key for key in load_file(train(plan, task, tmp_path, workers=0, report=quiet)))
+        assert loss.value.item() == pytest.approx((loss.logged["image_loss"] + told).item(), rel=1e-4)
+        assert not any("second" in key for key in load_file(train(config, task, tmp_path, report=quiet)))
 
 
 class TestRefusals:
@@ -265,8 +292,8 @@ class TestRefusals:
     def test_a_size_that_the_model_does_not_read(self, begin, tmp_path):
         name = "vit_tiny_patch16_224"
         self.refuse(begin, tmp_path, name + r' cannot .* 32 x 32 .*\{"img_size": 32\}', name=name)
-        plan, _ = begin(name, folder="fits", args={"img_size": SIZE})
-        assert plan.name == name
+        _, task = begin(name, folder="fits", args={"img_size": SIZE})
+        assert task.name == name
 
     @pytest.mark.parametrize(
         ("args", "sentence", "error"),
@@ -285,21 +312,32 @@ def test_a_tar_teaches_what_its_folder_teaches(begin, sets, tmp_path):
         with tarfile.open(tmp_path / f"{name}.tar", "w") as tar:
             tar.add(source, name)
     packed = {"images": tmp_path / "train.tar", "validation": tmp_path / "validation.tar"}
-    (plan, folder), (packed_plan, tar) = begin(teacher="nano_convnet"), begin(teacher="nano_convnet", **packed)
-    assert plan == packed_plan
-    assert torch.equal(folder.known.images, tar.known.images)
-    assert torch.equal(folder.known.labels, tar.known.labels)
-    assert torch.equal(folder.unseen.images, tar.unseen.images)
+    (config, folder), (packed_config, tar) = begin(teacher="nano_convnet"), begin(teacher="nano_convnet", **packed)
+    assert (config, folder.identity) == (packed_config, tar.identity)
+    for one, other in zip(folder.batches(8, 6, 0)[2], tar.batches(8, 6, 0)[2], strict=True):
+        assert torch.equal(one, other)
+    assert folder.evaluate(folder.module) == tar.evaluate(tar.module)
     (tmp_path / "train.tar").write_bytes(b"no tar at all")
     with pytest.raises(InputError, match="can be listed"):
         begin(**packed)
 
 
-def test_the_plan_goes_through_the_photographs_as_often_as_asked(begin, sets, tmp_path):
-    plan, _ = prepare("test_convnext", *sets, tmp_path, epochs=30, size=SIZE, say=quiet)
-    assert plan.steps == 30 * 3 * SAMPLES // photographs.BATCH
-    assert plan.validation == 12
-    assert json.loads(re.search(r"args (\{.*?\})", plan.task)[1]) == {}
+def test_a_training_goes_through_the_photographs_as_often_as_asked(sets, tmp_path):
+    config, task = prepare("test_convnext", *sets, tmp_path, epochs=30, size=SIZE, say=quiet)
+    assert config.steps(task.samples) == 30 * 3 * SAMPLES // photographs.BATCH
+    assert len(task.unseen) == 12
+    assert json.loads(re.search(r"args (\{.*?\})", task.identity)[1]) == {}
+
+
+def test_rates_fall_from_layer_to_layer_of_the_model_and_the_second_head_learns_like_the_last(begin):
+    config, task = begin("test_vit", args={"img_size": SIZE}, teacher="nano_convnet")
+    pupil, scale = task.module, {}
+    for group in make_optimizer(pupil, replace(config, layer_decay=0.5)).param_groups:
+        scale |= {id(parameter): group["lr_scale"] for parameter in group["params"]}
+    rates = [scale[id(block.norm1.weight)] for block in pupil.model.blocks]
+    assert rates == [rates[-1] * 0.5 ** (len(rates) - 1 - i) for i in range(len(rates))]
+    assert scale[id(pupil.model.cls_token)] < rates[0]
+    assert scale[id(pupil.model.head.weight)] == scale[id(pupil.second.weight)] == 1
 
 
 def test_the_pupil_answers_as_the_model_does(begin):
@@ -312,17 +350,14 @@ def test_the_pupil_answers_as_the_model_does(begin):
 
 
 def test_the_loss_falls_and_the_weights_load(begin, tmp_path):
-    plan, task = begin("nano_convnext", teacher="nano_convnet")
-    plan = replace(plan, batch=16, images=16 * 24, every=6, warmup=4)
-    weights = train(plan, task, tmp_path / "out", workers=0, report=quiet)
+    config, task = begin("nano_convnext", teacher="nano_convnet")
+    config = replace(config, batch_size=16, epochs=16 * 24 / 30, validate_every=6, warmup=4)
+    weights = train(config, task, tmp_path / "out", report=quiet)
     rows = read_log(tmp_path / "out", "nano_convnext")
     assert rows[-1]["loss"] < rows[0]["loss"] - 0.3
     assert rows[-1]["validation_top1"] > 60
     model, mean, _ = create("nano_convnext", weights=weights, args={"num_classes": 3})
     assert mean == (0.5, 0.5, 0.5)
     task.module.model = model
-    top1_of_five = task.top1(replace(plan, validation=5))
-    assert task.top1(plan) == pytest.approx(rows[-1]["validation_top1"], abs=10)  # half precision, 12 pictures
-    images, labels = task.unseen.images[:5], task.unseen.labels[:5]
-    task.unseen = replace(task.unseen, images=images, labels=labels)
-    assert task.top1(plan) == top1_of_five
+    right = task.evaluate(task.module)["validation_top1"]
+    assert right == pytest.approx(rows[-1]["validation_top1"], abs=10)  # half precision, 12 pictures

@@ -1,29 +1,29 @@
 """The bundled models' training: it learns, goes on exactly where it was stopped, and leaves what `create` can load."""
 
+import csv
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file
 
-from tokensieve.errors import InputError
+from tokensieve.errors import InputError, RecipeError
+from tokensieve.train import loop
 from tokensieve.train.loop import read_log
 from tokensieve.train.scenes import (
     BACKGROUND,
-    PLANS,
     UNSURE,
     NanoHost,
     NanoProposal,
     NanoStages,
     normalise,
     patch_loss,
-    train,
+    prepare,
 )
 from tokensieve.zoo import create
 
 pytestmark = pytest.mark.slow
-
-SMALL = replace(PLANS["nano_convnet"], images=96, batch=16, every=2, warmup=2, validation=20)
 
 
 class Stopped(Exception):
@@ -34,16 +34,23 @@ def quiet(row):
     pass
 
 
+def train(folder, scenes=96, report=quiet, **settings):
+    """A short training of the nano ConvNet on batches of 16 scenes, alike whenever it is begun."""
+    config, task = prepare("nano_convnet", scenes=scenes, looked_at=20, workers=0)
+    config = replace(config, **{"batch_size": 16, "validate_every": 2, "warmup": 2, **settings})
+    return loop.train(config, task, folder, report=report)
+
+
 def test_an_interrupted_training_ends_as_an_uninterrupted_one(tmp_path):
-    whole = load_file(train(SMALL, tmp_path / "whole", workers=0, report=quiet))
+    whole = load_file(train(tmp_path / "whole"))
 
     def stop(row):
         if row["step"] == 4:  # before this row's checkpoint is written
             raise Stopped
 
     with pytest.raises(Stopped):
-        train(SMALL, tmp_path / "parts", workers=0, report=stop)
-    parts = load_file(train(SMALL, tmp_path / "parts", workers=0, report=quiet))
+        train(tmp_path / "parts", report=stop)
+    parts = load_file(train(tmp_path / "parts"))
     assert whole.keys() == parts.keys()
     assert all(torch.equal(whole[key], parts[key]) for key in whole)
     rows = read_log(tmp_path / "parts", "nano_convnet")
@@ -52,7 +59,7 @@ def test_an_interrupted_training_ends_as_an_uninterrupted_one(tmp_path):
 
 
 def test_the_weights_are_small_and_load_into_the_model(tmp_path):
-    file = train(replace(SMALL, images=16, every=1), tmp_path, workers=0, report=quiet)
+    file = train(tmp_path, scenes=16, validate_every=1)
     state = load_file(file)
     assert {value.dtype for value in state.values()} == {torch.float16, torch.int64}
     assert not any(key.startswith(("patches", "model.")) for key in state)
@@ -62,13 +69,13 @@ def test_the_weights_are_small_and_load_into_the_model(tmp_path):
 
 
 def test_another_plan_does_not_go_on_from_the_checkpoint(tmp_path):
-    train(replace(SMALL, images=16, every=1), tmp_path, workers=0, report=quiet)
+    train(tmp_path, scenes=16, validate_every=1)
     with pytest.raises(InputError, match="another plan"):
-        train(replace(SMALL, images=32, every=1), tmp_path, workers=0, report=quiet)
+        train(tmp_path, scenes=32, validate_every=1)
 
 
 def test_the_loss_falls(tmp_path):
-    train(replace(SMALL, images=16 * 24, every=6, warmup=4), tmp_path, workers=0, report=quiet)
+    train(tmp_path, scenes=16 * 24, validate_every=6, warmup=4)
     losses = [row["loss"] for row in read_log(tmp_path, "nano_convnet")]
     assert losses[-1] < losses[0] - 0.3
 
@@ -95,3 +102,17 @@ def test_all_answer_for_the_image_and_for_every_patch(wrapper, cells):
     assert answers.shape == (2, 10)
     assert patches.shape == (2, cells, 11)
     assert (price > 0) == (wrapper is NanoProposal)
+
+
+@pytest.mark.parametrize("name", ["nano_convnet", "nano_vit", "nano_convnext"])
+def test_by_default_a_bundled_model_is_trained_as_its_log_says(name):
+    config, task = prepare(name)
+    with (Path(__file__).parents[2] / "results" / f"{name}.csv").open() as file:
+        last = list(csv.DictReader(file))[-1]
+    assert config.steps(task.samples) == int(last["step"])
+    assert config.steps(task.samples) * config.batch_size == int(last["images"])
+
+
+def test_an_unknown_bundled_model_is_refused():
+    with pytest.raises(RecipeError, match="no bundled model 'nano_vitt', only nano_convnet, nano_vit, nano_convnext"):
+        prepare("nano_vitt")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -76,31 +76,35 @@ def train(
 
     from ..train import loop
     from ..train import scenes as on_scenes
+    from ..train.task import Task
 
+    joined = loop.devices()
     if threads is not None:
         torch.set_num_threads(threads)
     folder, trained, read = Path(out or what), list[dict[str, Any]](), dict[str, Any]()
     for name in names if only is None else (only,):
+        task: Task
         if images is None:
-            plan = replace(on_scenes.PLANS[name], seed=seed)
-            plan = plan if scenes is None else replace(plan, images=scenes)
-            weights = on_scenes.train(plan, folder, workers=workers, report=_tell)
+            config, task = on_scenes.prepare(name, scenes=scenes, seed=seed, workers=workers)
         else:
             from ..show.files import files_record, tell_files
             from ..train import photographs
 
             assert validation is not None
-            plan, task = photographs.prepare(
+            config, task = photographs.prepare(
                 name, images, validation, folder, epochs=epochs or 60, size=size or 128, args=_arguments(args),
-                seed=seed, teacher=teacher, teacher_weights=teacher_weights, say=say, opened=tell_files,
+                seed=seed, teacher=teacher, teacher_weights=teacher_weights, workers=workers, say=say,
+                opened=tell_files,
             )  # fmt: skip
             # None of them failed, or nothing is trained.
-            read = {name: files_record(each, len(each), ()) for name, each in task.sets.items()}
-            weights = loop.train(plan, task, folder, workers=workers, report=_tell)
-        trained.append(
-            {"model": name, "weights": str(weights), "plan": asdict(plan), "log": loop.read_log(folder, name)}
-        )
-    print_record({"trained": trained, "data": read}, "train_view.train_view", as_json)
+            sets = {"images": task.known, "validation": task.unseen}
+            read = {name: files_record(each, len(each), ()) for name, each in sets.items()}
+        weights = loop.train(config, task, folder, report=_tell)
+        seen = config.steps(task.samples) * config.batch_size
+        plan = {"name": name, "images": seen, **asdict(config), "task": task.identity}
+        trained.append({"model": name, "weights": str(weights), "plan": plan, "log": loop.read_log(folder, name)})
+    if joined.is_main_process:
+        print_record({"trained": trained, "data": read}, "train_view.train_view", as_json)
 
 
 def _arguments(text: str | None) -> dict[str, Any]:

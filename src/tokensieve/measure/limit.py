@@ -36,8 +36,7 @@ class SlicingLimit(nn.Module):
     @classmethod
     def on(cls, fast: Sieved, images: Tensor) -> SlicingLimit:
         """The limit on these images: where the counts depend on them (`ats`), those that they bring."""
-        varies = any(method.varies for _, method in fast.plan.methods)
-        return cls(fast, fast.reads(images) if varies else None)
+        return cls(fast, fast.reads(images) if fast.plan.varies else None)
 
     def forward(self, images: Tensor) -> Any:
         (fast,) = self._fast

@@ -67,7 +67,7 @@ def macs(
         if not isinstance(module, Sieved):
             return count(module, partial(module, images), fvcore_compat=fvcore_compat) / len(images)
         # Where each image keeps its own number of tokens, zeros stand for none of them.
-        alone = images.split(1) if any(method.varies for _, method in module.plan.methods) else [images]
+        alone = images.split(1) if module.plan.varies else [images]
         lengths = [(SlicingLimit.on(module, one), one) for one in alone] if given else [(SlicingLimit(module), images)]
         total = _parts(module, lengths, images, proposal, fvcore_compat=fvcore_compat)
         if selection:

@@ -1,160 +1,337 @@
-"""The one training loop: AdamW, warm-up and a cosine, bf16 where the CPU has it, a checkpoint at each validation."""
+"""The one training loop. accelerate knows the devices, timm optimizers, schedules and the moving average."""
 
 from __future__ import annotations
 
+import atexit
 import csv
 import math
+import os
+import pickle
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from contextlib import nullcontext
 from pathlib import Path
 from time import perf_counter
-from typing import Any, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any
 
+import timm.optim
+import timm.scheduler
+import timm.utils
 import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
-from ..errors import InputError
+from ..errors import InputError, RecipeError, SieveError, cause
 from ..files import draft
+from .config import TrainConfig
+from .task import Task, chance_of
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator, PartialState
+
+AHEAD = 8
+"""Batches that each worker makes ahead."""
+KEPT = ("step", "seconds", "rows", "sums", "since")
+"""Attributes of a training that its checkpoint holds, beside the states of its parts."""
 
 
-@dataclass(frozen=True)
-class Plan:
-    """How one model is trained: AdamW, linear warm-up, then a cosine to zero."""
+def train(config: TrainConfig, task: Task, folder: Path, *, report: Callable[[dict[str, Any]], object] = print) -> Path:
+    """Train, or go on from the checkpoint in `folder`; returns the file of weights, NAME.safetensors.
 
-    name: str
-    images: int
-    """Images seen, each as often as the task has it."""
-    batch: int = 64
-    rate: float = 1e-3
-    decay: float = 0.05
-    warmup: int = 200
-    """Steps."""
-    seed: int = 0
-    every: int = 250
-    """Steps between validations and checkpoints."""
-    validation: int = 1000
-    """Images of the validation split that are looked at on the way."""
-    task: str = ""
-    """What else decides how it goes, where a task has settings of its own."""
+    Beside it `NAME.csv` gets a row at each validation: step, images, seconds, then means of the loss and of what the
+    task logs, then its metrics. `report` gets each row, before its checkpoint is written. Interrupted at any point, on
+    the CPU a training ends with the weights and the curve of an uninterrupted one, to the bit.
 
-    @property
-    def steps(self) -> int:
-        return max(1, self.images // self.batch)
-
-
-class Losses(NamedTuple):
-    """Scalars: what is minimised, the part of it that images as a whole have, and the share of them answered right."""
-
-    all: Tensor
-    images: Tensor
-    right: Tensor
-
-
-class Task(Protocol):
-    """What is learnt from what."""
-
-    module: Any
-    """The model, as `module.model`, among what else is needed to learn and is thrown away."""
-
-    def batches(self, plan: Plan) -> Dataset[Any]:
-        """Whole batches, as many as the plan has steps, the same whenever they are asked for."""
-
-    def losses(self, batch: Any) -> Losses:
-        """Of one batch, under autocast."""
-
-    def top1(self, plan: Plan) -> float:
-        """Percentage of the validation images that the model answers right; leaves it in eval mode."""
-
-
-def train(
-    plan: Plan, task: Task, folder: Path, *, workers: int = 1, report: Callable[[dict[str, Any]], None] = print
-) -> Path:
-    """Train by plan, or go on from the checkpoint in `folder`; returns the file of weights, fp16 safetensors.
-
-    Beside it `NAME.csv` gets a row at each validation: step, images, seconds, losses, accuracies.
+    Under `accelerate launch` the devices share each batch; the first process reports and writes.
 
     Raises:
-        InputError: the folder's checkpoint was made by another plan.
+        InputError: the folder's checkpoint was made by another training; samples that cannot be read; a loss that is
+            no number any more; accelerate is not installed.
+        RecipeError: a batch that cannot be shared evenly, an unknown optimizer, arguments it does not have.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    checkpoint, log = folder / f"{plan.name}.checkpoint.pt", folder / f"{plan.name}.csv"
-    module = task.module
-    groups = [
-        {"params": [p for p in module.parameters() if p.ndim > 1], "weight_decay": plan.decay},
-        {"params": [p for p in module.parameters() if p.ndim <= 1], "weight_decay": 0.0},
-    ]
-    optimizer = torch.optim.AdamW(groups, lr=plan.rate, betas=(0.9, 0.99))
-    step, seconds, rows = 0, 0.0, list[dict[str, Any]]()
-    if checkpoint.is_file():
-        state = torch.load(checkpoint, weights_only=True)
-        if Plan(**state["plan"]) != plan:
-            raise InputError(f"{checkpoint} was made by another plan: give another folder, or delete it to start over.")
-        module.load_state_dict(state["module"])
-        optimizer.load_state_dict(state["optimizer"])
-        step, seconds, rows = state["step"], state["seconds"], state["rows"]
-
-    half = torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported()
-    start, sums, since = perf_counter() - seconds, torch.zeros(3), 0
-    for batch in _from(task.batches(plan), step, workers):
-        for group in optimizer.param_groups:
-            group["lr"] = plan.rate * _schedule(step, plan)
-        module.train()
-        # Dropout is the step's own, interrupted or not; below zero, so that it is not the chance batches are made with.
-        torch.manual_seed(-1 - plan.seed * 1_000_003 - step)
-        with torch.autocast("cpu", torch.bfloat16, enabled=half):
-            losses = task.losses(batch)
-        losses.all.backward()
-        nn.utils.clip_grad_norm_(module.parameters(), 1.0)
-        optimizer.step()
-        optimizer.zero_grad()
-        step, since = step + 1, since + 1
-        sums += torch.stack(losses).detach()
-        if step % plan.every == 0 or step == plan.steps:
-            mean = (sums / since).tolist()
-            sums, since = torch.zeros(3), 0
-            row = {"step": step, "images": step * plan.batch, "seconds": perf_counter() - start}
-            row |= {"loss": mean[0], "image_loss": mean[1], "train_top1": 100 * mean[2]}
-            row["validation_top1"] = task.top1(plan)
-            rows.append(row)
-            report({"model": plan.name, "steps": plan.steps, **row})
-            state = {"plan": asdict(plan), "module": module.state_dict(), "optimizer": optimizer.state_dict()}
-            state |= {"step": step, "seconds": row["seconds"], "rows": rows}
-            with draft(checkpoint) as file:
-                torch.save(state, file)
-            with draft(log) as file:
-                _write_csv(file, rows)
-    weights = folder / f"{plan.name}.safetensors"
-    half_state = {
-        key: value.half() if value.is_floating_point() else value for key, value in module.model.state_dict().items()
-    }
-    with draft(weights) as file:
-        save_file(half_state, file)
-    return weights
+    return _Training(config, task, folder, report).run()
 
 
-class _Rest(Dataset[Any]):
-    def __init__(self, batches: Any, first: int) -> None:
-        self.batches, self.first = batches, first
+class _Step(nn.Module):
+    """The loss as a forward, so that the wrappers of several devices see all of a step, whatever a task calls in it."""
+
+    def __init__(self, task: Task, half: bool, device: str) -> None:
+        super().__init__()
+        self.module, self._loss = task.module, task.loss
+        self._half, self._device = half, device
+
+    def forward(self, batch: Any) -> tuple[Tensor, dict[str, Tensor]]:
+        # torch's own autocast: accelerate's is one setting for the whole process, once and for all.
+        with torch.autocast(self._device, torch.bfloat16, enabled=self._half):
+            loss = self._loss(self.module, batch)
+        return loss.value, {name: value.detach() for name, value in loss.logged.items()}
+
+
+class _Training:
+    def __init__(
+        self, config: TrainConfig, task: Task, folder: Path, report: Callable[[dict[str, Any]], object]
+    ) -> None:
+        self.config, self.task, self.report = config, task, report
+        self.accelerator = _accelerator(config)
+        self.total = config.steps(task.samples)
+        self.weights, self.checkpoint, self.log = (
+            folder / f"{task.name}{ending}" for ending in (".safetensors", ".checkpoint.pt", ".csv")
+        )
+        device, devices = self.accelerator.device.type, self.accelerator.num_processes
+        if config.batch_size % (config.accumulation * devices):
+            raise RecipeError(
+                f"batch_size {config.batch_size} cannot be shared evenly by {devices} devices in {config.accumulation} "
+                f"parts each: make it a multiple of {config.accumulation * devices}."
+            )
+        self.model = self.accelerator.prepare_model(_Step(task, _computes_in_bf16(config, device), device))
+        self.optimizer = make_optimizer(task.module, config)
+        self.schedule = make_schedule(self.optimizer, config, self.total)
+        self.average = None
+        if config.ema is not None:
+            self.average = timm.utils.ModelEmaV3(task.module, decay=config.ema, use_warmup=True)
+        self.step, self.seconds, self.rows = 0, 0.0, list[dict[str, Any]]()
+        self.sums, self.since = dict[str, Tensor](), 0
+        """Of what is logged, since the last validation, and over how many batches."""
+        self.norms = torch.zeros((), device=self.accelerator.device)
+        """Of all gradients, only to see whether each was a number."""
+        folder.mkdir(parents=True, exist_ok=True)
+        if self.checkpoint.is_file():
+            self._resume()
+
+    @property
+    def learnt(self) -> Any:
+        """What is validated and written."""
+        return self.task.module if self.average is None else self.average.module
+
+    def run(self) -> Path:
+        config, batches, begun = self.config, self._batches(), perf_counter() - self.seconds
+        while self.step < self.total:
+            self._learn(batches)
+            last = self.step == self.total
+            validating = last or self.step % config.validate_every == 0
+            every = config.checkpoint_every
+            if validating:
+                self._validate(begun)
+            if last or (validating if every is None else self.step % every == 0):
+                self.seconds = perf_counter() - begun
+                self._save()
+        if self.accelerator.is_main_process:
+            state = self.task.weights(self.learnt)
+            with draft(self.weights) as file:
+                save_file({key: value.detach().cpu().contiguous() for key, value in state.items()}, file)
+        self.accelerator.wait_for_everyone()
+        return self.weights
+
+    def _learn(self, batches: Iterator[tuple[int, Any]]) -> None:
+        """One step of the optimizer."""
+        config, parts = self.config, self.config.accumulation
+        # The first step of a warm-up has a rate already; timm counts from one of 0.
+        self.schedule.step_update(self.step + 1 if self.step < config.warmup else self.step)
+        self.task.module.train()
+        for part in range(parts):
+            number, batch = next(batches)
+            # Dropout is the batch's own, interrupted or not; below zero, so that it is no chance that makes batches.
+            torch.manual_seed(-1 - chance_of(config.seed, number))
+            with nullcontext() if part == parts - 1 else self.accelerator.no_sync(self.model):
+                loss, logged = self.model(batch)
+                self.accelerator.backward(loss)
+            for name, value in {"loss": loss.detach(), **logged}.items():
+                self.sums[name] = value.float() + self.sums.get(name, 0)
+            self.since += 1
+        parameters = self.task.module.parameters()
+        self.norms += nn.utils.clip_grad_norm_(parameters, math.inf if config.clip is None else config.clip)
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        self.step += 1
+        if self.average is not None:
+            self.average.update(self.task.module, step=self.step)
+
+    def _batches(self) -> Iterator[tuple[int, Any]]:
+        """This process's batches from the current step on, with their numbers."""
+        config, accelerator = self.config, self.accelerator
+        parts = config.accumulation * accelerator.num_processes
+        whole = self.task.batches(config.batch_size // parts, self.total * parts, config.seed)
+        first, every = self.step * parts + accelerator.process_index, accelerator.num_processes
+        numbers = range(first, self.total * parts, every)
+        loader = DataLoader(
+            _Caught(whole, numbers),
+            batch_size=None,
+            num_workers=config.workers,
+            prefetch_factor=AHEAD if config.workers else None,
+            pin_memory=accelerator.device.type == "cuda",
+        )
+        from accelerate.utils import send_to_device
+
+        for number, batch in zip(numbers, loader, strict=True):
+            if isinstance(batch, SieveError):
+                raise InputError(
+                    f"{str(batch).rstrip('.')}: training stopped behind step {self.step}, and goes on from its last "
+                    "checkpoint once that is mended."
+                )
+            yield number, send_to_device(batch, accelerator.device, non_blocking=True)
+
+    def _share(self) -> None:
+        """Make what was summed up the mean over the devices; raises where it, or a gradient, is no number any more."""
+        self.sums = {name: self.accelerator.reduce(value, "mean") for name, value in self.sums.items()}
+        if not bool(torch.isfinite(self.norms + self.sums.get("loss", 0))):
+            raise InputError(
+                f"The loss of {self.task.name}, or its gradient, is no number any more before step {self.step}: begin "
+                "again with a smaller lr, a longer warmup or precision fp32. The last checkpoint is from before."
+            )
+
+    def _validate(self, begun: float) -> None:
+        self._share()
+        row = {"step": self.step, "images": self.step * self.config.batch_size, "seconds": perf_counter() - begun}
+        row |= {name: float(value / self.since) for name, value in self.sums.items()}
+        self.sums, self.since = {}, 0
+        row |= self.task.evaluate(self.learnt)
+        self.rows.append(row)
+        if self.accelerator.is_main_process:
+            self.report({"model": self.task.name, "steps": self.total, **row})
+            with draft(self.log) as file:
+                _write_csv(file, self.rows)
+
+    def _save(self) -> None:
+        self._share()  # weights that are no numbers must not replace a good checkpoint
+        if not self.accelerator.is_main_process:
+            return
+        state: dict[str, Any] = {"config": self.config.course(), "identity": self.task.identity}
+        state |= {"module": self.task.module.state_dict(), "optimizer": self.optimizer.state_dict()}
+        state |= {"average": None if self.average is None else self.average.module.state_dict()}
+        state |= {name: getattr(self, name) for name in KEPT}
+        with draft(self.checkpoint) as file:
+            torch.save(state, file)
+
+    def _resume(self) -> None:
+        file, course = self.checkpoint, self.config.course()
+        try:
+            state = torch.load(file, weights_only=True, map_location="cpu")
+        except (RuntimeError, EOFError, ValueError, pickle.UnpicklingError) as error:
+            raise InputError(
+                f"{file} is no checkpoint that can be read ({cause(error)}): delete it to start over."
+            ) from error
+        state = state if isinstance(state, dict) else {}
+        theirs = state.get("config", {})
+        if theirs != course or state.get("identity") != self.task.identity:
+            names = [name for name in course if theirs and theirs.get(name) != course[name]]
+            what = f" (other {', '.join(names)})" if names else ""
+            raise InputError(f"{file} was made by another plan{what}: give another folder, or delete it to start over.")
+        self.task.module.load_state_dict(state["module"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        if self.average is not None:
+            self.average.module.load_state_dict(state["average"])
+        for name in KEPT:
+            setattr(self, name, state[name])
+        self.sums = {name: value.to(self.accelerator.device) for name, value in self.sums.items()}
+
+
+class _Caught(Dataset[Any]):
+    """Some of the batches; what is wrong with one comes as a value, since a worker would bury its sentence."""
+
+    def __init__(self, batches: Any, numbers: range) -> None:
+        self.batches, self.numbers = batches, numbers
 
     def __len__(self) -> int:
-        return len(self.batches) - self.first
+        return len(self.numbers)
 
     def __getitem__(self, index: int) -> Any:
-        return self.batches[self.first + index]
+        try:
+            return self.batches[self.numbers[index]]
+        except SieveError as error:
+            return error
 
 
-def _from(batches: Dataset[Any], first: int, workers: int) -> Iterator[Any]:
-    """The batches from step `first` on: the same images whether training was interrupted or not."""
-    ahead = 8 if workers else None
-    yield from DataLoader(_Rest(batches, first), batch_size=None, num_workers=workers, prefetch_factor=ahead)
+def need_accelerate() -> Any:
+    """The module accelerate; raises InputError where it is not installed."""
+    try:
+        import accelerate
+    except ImportError as error:
+        raise InputError(
+            f"Training needs accelerate ({error.name} is not here): pip install 'tokensieve[train]'."
+        ) from None
+    return accelerate
 
 
-def _schedule(step: int, plan: Plan) -> float:
-    if step < plan.warmup:
-        return (step + 1) / plan.warmup
-    return 0.5 + 0.5 * math.cos(math.pi * (step - plan.warmup) / max(1, plan.steps - plan.warmup))
+def devices() -> PartialState:
+    """accelerate's word on the devices and processes that a training shares.
+
+    Raises:
+        InputError: accelerate is not installed, or does not join the processes that were launched.
+    """
+    accelerate = need_accelerate()
+    on_cpu = accelerate.utils.parse_flag_from_env("ACCELERATE_USE_CPU")  # which a first Accelerator alone looks at
+    state = accelerate.PartialState(cpu=on_cpu)
+    launched = int(os.environ.get("WORLD_SIZE", 1))
+    if launched > 1 and state.num_processes == 1:
+        raise InputError(
+            f"This is one of {launched} processes that accelerate does not join, each of which would train alone: "
+            "launch one, or set ACCELERATE_USE_CPU=1 to have CPUs joined."
+        )
+    return state
+
+
+def _accelerator(config: TrainConfig) -> Accelerator:
+    state, accelerate = devices(), need_accelerate()
+    # A sieved model may leave parts of its host unread, which several devices must be told of.
+    unused = accelerate.DistributedDataParallelKwargs(find_unused_parameters=True)
+    accelerator = accelerate.Accelerator(
+        # Where another Accelerator lives in this process its setting stands, and a step's own autocast goes first.
+        mixed_precision=None if accelerate.state.is_initialized() else "no",
+        gradient_accumulation_steps=config.accumulation,
+        kwargs_handlers=[unused],
+    )
+    kind = str(accelerator.distributed_type.value)
+    if kind != "NO" and not kind.startswith("MULTI_"):
+        raise InputError(f"Training shares batches among devices, not the model ({kind}): launch it with --multi_gpu.")
+    if accelerator.num_processes > 1:  # left to the interpreter's end, the group's threads abort it now and then
+        atexit.register(state.destroy_process_group)
+    return accelerator
+
+
+def _computes_in_bf16(config: TrainConfig, device: str) -> bool:
+    if config.precision != "auto":
+        return config.precision == "bf16"
+    if device == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    return device == "cpu" and torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported()
+
+
+def make_optimizer(module: Any, config: TrainConfig) -> torch.optim.Optimizer:
+    """timm's optimizer for what of a module is trainable; biases and norms do not decay.
+
+    Raises:
+        RecipeError: an unknown optimizer, arguments it does not have, nothing trainable, or `layer_decay` for a module
+            that does not name its layers.
+    """
+    if not any(parameter.requires_grad for parameter in module.parameters()):
+        raise RecipeError(f"{type(module).__name__} has no parameter that requires a gradient: nothing can be learnt.")
+    if config.layer_decay is not None and not hasattr(module, "group_matcher"):
+        raise RecipeError(
+            f"{type(module).__name__} does not say what its layers are (timm's group_matcher): leave layer_decay out."
+        )
+    try:
+        return timm.optim.create_optimizer_v2(
+            module,
+            opt=config.optimizer,
+            lr=config.lr,
+            weight_decay=config.weight_decay,
+            layer_decay=config.layer_decay,
+            **config.optimizer_args,
+        )
+    except Exception as error:  # each optimizer refuses in its own way
+        given = f" with {dict(config.optimizer_args)}" if config.optimizer_args else ""
+        raise RecipeError(f"timm cannot make the optimizer {config.optimizer!r}{given}: {cause(error)}.") from error
+
+
+def make_schedule(optimizer: torch.optim.Optimizer, config: TrainConfig, steps: int) -> Any:
+    """timm's scheduler, to be asked for each step by `step_update`."""
+    length = max(2, steps - config.warmup)  # at 1 only its beginning is used, which any length has
+    warmup = {"warmup_t": config.warmup, "warmup_prefix": True, "t_in_epochs": False}
+    if config.schedule == "cosine":
+        return timm.scheduler.CosineLRScheduler(optimizer, length, lr_min=config.min_lr, **warmup)
+    if config.schedule == "poly":
+        return timm.scheduler.PolyLRScheduler(optimizer, length, power=config.power, lr_min=config.min_lr, **warmup)
+    return timm.scheduler.StepLRScheduler(optimizer, decay_t=length, decay_rate=1.0, **warmup)
 
 
 def read_log(folder: Path, name: str) -> list[dict[str, float]]:

@@ -8,14 +8,12 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, replace
 from pathlib import Path, PurePath
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from timm.models import group_parameters
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 from torchvision.transforms import v2
@@ -23,25 +21,17 @@ from torchvision.transforms import v2
 from ..data import Batch, Preprocessing, image_set, load_batches
 from ..data.images import ImageSet
 from ..errors import InputError, RecipeError
-from ..files import draft
 from ..zoo import create
-from .loop import Losses, Plan
+from .config import TrainConfig
+from .loop import devices
+from .task import Loss, Order, chance_of, halved
+from .teacher import Teacher, remember
 
 MARGIN = 1.25
-"""Photographs are kept so much larger than the model reads them, to be cropped from."""
-SMOOTHING, BATCH, RATE = 0.1, 64, 2e-3
+"""Photographs are read so much larger than the model reads them, to be cropped from."""
+SMOOTHING, BATCH, RATE, BETAS = 0.1, 64, 2e-3, (0.9, 0.99)
 NAMED = 10
 """Photographs that cannot be read, named in one error."""
-
-
-@dataclass(frozen=True)
-class Photographs:
-    """Photographs as bytes (N, 3, S, S) with labels (N,), and what the teacher says of each and of its mirror image."""
-
-    images: Tensor
-    labels: Tensor
-    taught: Tensor | None = None
-    """(N, 2, classes of the teacher): log-probabilities."""
 
 
 def open_classes(source: str, preprocessing: Preprocessing) -> ImageSet:
@@ -57,8 +47,8 @@ def open_classes(source: str, preprocessing: Preprocessing) -> ImageSet:
     return pictures
 
 
-def read(pictures: ImageSet) -> Photographs:
-    """A set of pictures in [0, 1] whose labels are known, whole in memory.
+def check(pictures: ImageSet, workers: int = 0) -> None:
+    """Read every picture once, so that a training does not end at one.
 
     Raises:
         InputError: a picture that cannot be read, or one outside of any class folder.
@@ -67,9 +57,8 @@ def read(pictures: ImageSet) -> Photographs:
         first = next(pictures.path(i) for i, label in enumerate(pictures.items.labels) if label < 0)
         more = f" ({loose} pictures do)" if loose > 1 else ""
         raise InputError(f"{first} lies in no class folder{more}: move it into one, or remove it.")
-    parts = [((batch.images * 255).round().byte(), batch.labels) for batch in _every(pictures, 100)]
-    images, labels = (torch.cat(column) for column in zip(*parts, strict=True))
-    return Photographs(images, labels)
+    for _ in _every(pictures, 100, workers):
+        pass
 
 
 def fingerprint(pictures: ImageSet) -> str:
@@ -83,64 +72,9 @@ def fingerprint(pictures: ImageSet) -> str:
     return digest.hexdigest()
 
 
-class Teacher:
-    """A model that answers once; `known_as` is its name with the SHA-256 of its weights."""
-
-    def __init__(self, name: str, weights: str | None) -> None:
-        self.model, mean, std = create(name, weights=weights)
-        digest = hashlib.sha256()
-        for value in self.model.state_dict().values():
-            digest.update(value.reshape(-1).numpy())
-        self.known_as = f"{name} {digest.hexdigest()}"
-        try:
-            self.preprocessing = Preprocessing.of(self.model, mean, std)
-            self.classes = self.ask(torch.zeros(1, 3, *self.preprocessing.input_size)).shape[1]
-        except Exception as error:  # a model may return, or refuse, anything
-            raise InputError(
-                f"{name} cannot teach: that takes a classifier that states its input size, and answers with a logit "
-                "for each class."
-            ) from error
-
-    @torch.no_grad()
-    def ask(self, images: Tensor) -> Tensor:
-        """Normalised images (B, 3, H, W) -> log-probabilities (B, classes)."""
-        return self.model(images).log_softmax(1)
-
-
-def ask_teacher(
-    teacher: Teacher, images: str, print_of_images: str, cache: Path, say: Callable[[str], object]
-) -> Tensor:
-    """Log-probabilities (N, 2, classes) of every picture and its mirror image, kept in the file `cache`.
-
-    Raises:
-        InputError: the file holds another teacher's answers, or answers about other photographs than `print_of_images`.
-    """
-    asked = f"{teacher.known_as}, photographs {print_of_images}"
-    if cache.is_file():
-        try:
-            with safe_open(cache, "pt") as file:
-                if (file.metadata() or {}).get("asked") == asked:
-                    return file.get_tensor("log_probabilities")
-        except SafetensorError:
-            pass  # cut short or no such file at all: nobody's answers
-        raise InputError(
-            f"{cache} holds another teacher's answers, or answers about other photographs: delete it, or give another "
-            "folder."
-        )
-    pictures = open_classes(images, teacher.preprocessing)
-    say(f"asking the teacher about {len(pictures)} photographs")
-    answers = torch.cat(
-        [torch.stack([teacher.ask(x) for x in (b.images, b.images.flip(3))], 1) for b in _every(pictures, 50)]
-    )
-    cache.parent.mkdir(parents=True, exist_ok=True)
-    with draft(cache) as path:
-        save_file({"log_probabilities": answers}, path, {"asked": asked})
-    return answers
-
-
-def _every(pictures: ImageSet, size: int) -> Iterator[Batch]:
+def _every(pictures: ImageSet, size: int, workers: int = 0) -> Iterator[Batch]:
     """Batches of all the pictures; a training leaves none out in silence."""
-    batches = load_batches(pictures, size)
+    batches = load_batches(pictures, size, workers)
     yield from batches
     failures = batches.failures
     if len(failures) == 1:
@@ -149,6 +83,22 @@ def _every(pictures: ImageSet, size: int) -> Iterator[Batch]:
         named = "; ".join(map(str, failures[:NAMED])) + ("; ..." if len(failures) > NAMED else "")
         which = f"{len(failures)} of {len(pictures)} photographs"
         raise InputError(f"{which} cannot be read: mend or remove them before training. {named}.")
+
+
+class ClassTeacher(Teacher):
+    """A classifier by name, with the preprocessing and the number of classes it has."""
+
+    def __init__(self, name: str, weights: str | None, device: torch.device | str = "cpu") -> None:
+        model, mean, std = create(name, weights=weights)
+        super().__init__(model, name, device=device)
+        try:
+            self.preprocessing = Preprocessing.of(model, mean, std)
+            self.classes = self.ask(torch.zeros(1, 3, *self.preprocessing.input_size)).shape[1]
+        except Exception as error:  # a model may return, or refuse, anything
+            raise InputError(
+                f"{name} cannot teach: that takes a classifier that states its input size, and answers with a logit "
+                "for each class."
+            ) from error
 
 
 class Pupil(nn.Module):
@@ -166,48 +116,72 @@ class Pupil(nn.Module):
         logits = self.model.forward_head(features)
         return logits, None if self.second is None else self.second(self.model.forward_head(features, pre_logits=True))
 
+    def group_matcher(self, coarse: bool = False) -> Callable[[str], int]:
+        """Which layer a parameter belongs to, as timm asks: the model's own layers, the second head with the last."""
+        layers = group_parameters(self.model, self.model.group_matcher(coarse=coarse), reverse=True)
+        last = max(layers.values())
+        return lambda name: layers.get(name.removeprefix("model."), last)
+
 
 class NameClasses:
-    """The task: which of the folders a photograph is from."""
+    """The task: which of the folders a photograph is from.
+
+    Args:
+        name: of the model.
+        pupil: what is trained.
+        size: pixels at which it reads.
+        known: the photographs to learn from, larger than that, in [0, 1].
+        unseen: those that are only looked at, likewise.
+        norms: mean and std of the model.
+        taught: what a teacher says of the known ones and of their mirror images, log-probabilities (N, 2, classes).
+        identity: see `Task`.
+        workers: processes that read the unseen ones.
+    """
 
     def __init__(
         self,
+        name: str,
         pupil: Pupil,
         size: int,
-        known: Photographs,
-        unseen: Photographs,
+        known: ImageSet,
+        unseen: ImageSet,
         norms: Any,
-        sets: Mapping[str, ImageSet] | None = None,
+        *,
+        taught: Tensor | None = None,
+        identity: str = "",
+        workers: int = 0,
     ) -> None:
-        self.module = pupil
-        self.sets = dict(sets or {})
-        """What the photographs were read from, "images" and "validation"."""
-        self.size, self.known = size, known
-        self.unseen = replace(unseen, images=v2.functional.resize(unseen.images, [size, size], antialias=True))
+        self.name, self.identity, self.module, self.samples = name, identity, pupil, len(known)
+        self.size, self.known, self.unseen, self.taught, self.workers = size, known, unseen, taught, workers
         self.mean, self.std = (torch.tensor(values)[:, None, None] for values in norms)
 
-    def batches(self, plan: Plan) -> Dataset[Any]:
-        return _Batches(self.known, self.size, plan)
+    def batches(self, size: int, count: int, seed: int) -> Dataset[Any]:
+        return _Batches(self, size, count, seed)
 
-    def losses(self, batch: tuple[Tensor, ...]) -> Losses:
+    def loss(self, module: Any, batch: tuple[Tensor, ...]) -> Loss:
         images, labels, *taught = batch
-        logits, second = self.module(self._normalise(images))
+        logits, second = module(self._normalise(images))
         image_loss = loss = F.cross_entropy(logits.float(), labels, label_smoothing=SMOOTHING)
         if second is not None:
             told = F.kl_div(second.float().log_softmax(1), taught[0], log_target=True, reduction="batchmean")
             loss = image_loss + told
-        return Losses(loss, image_loss, (logits.argmax(1) == labels).float().mean())
+        right = (logits.argmax(1) == labels).float().mean()
+        return Loss(loss, {"image_loss": image_loss, "train_top1": 100 * right})
 
     @torch.no_grad()
-    def top1(self, plan: Plan) -> float:
-        model, right = self.module.model.eval(), 0
-        seen = self.unseen.images[: plan.validation], self.unseen.labels[: plan.validation]
-        for images, labels in zip(*(each.split(100) for each in seen), strict=True):
-            right += int((model(self._normalise(images)).argmax(1) == labels).sum())
-        return 100 * right / min(plan.validation, len(self.unseen.labels))
+    def evaluate(self, module: Any) -> dict[str, float]:
+        model, right = module.model.eval(), 0
+        device = next(model.parameters()).device
+        for batch in _every(self.unseen, 100, self.workers):
+            images = v2.functional.resize(_bytes(batch.images), [self.size, self.size], antialias=True)
+            right += int((model(self._normalise(images.to(device))).argmax(1).cpu() == batch.labels).sum())
+        return {"validation_top1": 100 * right / len(self.unseen)}
+
+    def weights(self, module: Any) -> dict[str, Tensor]:
+        return halved(module.model.state_dict())
 
     def _normalise(self, images: Tensor) -> Tensor:
-        x = (images.float() / 255 - self.mean) / self.std
+        x = (images.float() / 255 - self.mean.to(images.device)) / self.std.to(images.device)
         return x.contiguous(memory_format=torch.channels_last)
 
 
@@ -223,19 +197,24 @@ def prepare(
     seed: int = 0,
     teacher: str | None = None,
     teacher_weights: str | None = None,
+    workers: int = 0,
     say: Callable[[str], object] = print,
     opened: Callable[[ImageSet], object] = lambda pictures: None,
-) -> tuple[Plan, NameClasses]:
+) -> tuple[TrainConfig, NameClasses]:
     """Everything `loop.train` needs for a model called `name`, with a class for each class folder of `images`.
 
-    The teacher's answers are kept in `folder`, as `teacher.safetensors`; nothing else is written. Both sets of
-    pictures go to `opened` before they are read.
+    Every photograph is read once, to see that it can be; none stays in memory: the training reads them again, in
+    `workers` processes. The teacher's answers are kept in `folder`, as `teacher.safetensors`; nothing else is written.
+    Both sets of pictures go to `opened` before they are read.
 
     Raises:
         InputError: pictures that cannot be read, other class folders in the two sets, a model that is no classifier, or
-            not of pictures of this size; answers in `folder` to other questions.
+            not of pictures of this size; answers in `folder` to other questions; accelerate is not installed.
         RecipeError: a model that is not known or cannot be built with `args`.
     """
+    state = devices()
+    if not state.is_main_process:  # the first process speaks for all
+        say, opened = (lambda sentence: None), (lambda pictures: None)
     kept = Preprocessing((round(size * MARGIN), round(size * MARGIN)), (0.0,) * 3, (1.0,) * 3)
     known, unseen = (open_classes(source, kept) for source in (images, validation))
     opened(known)
@@ -246,26 +225,40 @@ def prepare(
         raise RecipeError("num_classes is the number of class folders: leave it out of the model's arguments.")
     torch.manual_seed(seed)
     model, *norms = create(name, pretrained=False, args={"num_classes": len(known.classes), **(args or {})})
-    wise = None if teacher is None else Teacher(teacher, teacher_weights)
-    pupil = _checked(name, model, wise, len(known.classes), size)
-    say(f"reading {len(known)} and {len(unseen)} photographs")
-    photographs, looked_at = read(known), read(unseen)
-    prints = fingerprint(known), fingerprint(unseen)
-    if wise is not None:
-        taught = ask_teacher(wise, images, prints[0], folder / "teacher.safetensors", say)
-        photographs = replace(photographs, taught=taught)
-    task = NameClasses(pupil, size, photographs, looked_at, norms, {"images": known, "validation": unseen})
+    with state.local_main_process_first():  # one process asks, the others find its answers
+        wise = None if teacher is None else ClassTeacher(teacher, teacher_weights, state.device)
+        pupil = _checked(name, model, wise, len(known.classes), size)
+        say(f"reading {len(known)} and {len(unseen)} photographs")
+        for pictures in (known, unseen):
+            check(pictures, workers)
+        prints, taught = (fingerprint(known), fingerprint(unseen)), None
+        if wise is not None:
+            views = _mirrored(images, wise, workers, say)
+            taught = remember(wise, views, f"photographs {prints[0]}", folder / "teacher.safetensors")
+    identity = (
+        f"{name}, {size} pixels, args {json.dumps(dict(args or {}), sort_keys=True)}, teacher "
+        f"{wise and wise.known_as}, photographs {prints[0]}, validation {prints[1]}"
+    )
+    task = NameClasses(name, pupil, size, known, unseen, norms, taught=taught, identity=identity, workers=workers)
     steps = max(1, epochs * len(known) // BATCH)
-    plan = Plan(
-        name, steps * BATCH, BATCH, RATE, warmup=min(500, steps // 10 + 1), seed=seed, every=max(1, steps // 50),
-        validation=len(unseen),
-        task=f"{size} pixels, args {json.dumps(dict(args or {}), sort_keys=True)}, teacher {wise and wise.known_as}, "
-        f"photographs {prints[0]}, validation {prints[1]}",
+    config = TrainConfig(
+        epochs=epochs, batch_size=BATCH, optimizer_args={"betas": BETAS}, lr=RATE, warmup=min(500, steps // 10 + 1),
+        seed=seed, validate_every=max(1, steps // 50), workers=workers,
     )  # fmt: skip
-    return plan, task
+    return config, task
 
 
-def _checked(name: str, model: nn.Module, teacher: Teacher | None, classes: int, size: int) -> Pupil:
+def _mirrored(
+    images: str, teacher: ClassTeacher, workers: int, say: Callable[[str], object]
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """The photographs as the teacher reads them, and their mirror images."""
+    pictures = open_classes(images, teacher.preprocessing)
+    say(f"asking the teacher about {len(pictures)} photographs")
+    for batch in _every(pictures, 50, workers):
+        yield batch.images, batch.images.flip(3)
+
+
+def _checked(name: str, model: nn.Module, teacher: ClassTeacher | None, classes: int, size: int) -> Pupil:
     """The pupil, once it has answered for an empty picture; raises InputError."""
     try:
         pupil = Pupil(model, None if teacher is None else teacher.classes).eval()
@@ -285,40 +278,35 @@ def _checked(name: str, model: nn.Module, teacher: Teacher | None, classes: int,
 
 
 class _Batches(Dataset[tuple[Tensor, ...]]):
-    """Epoch after epoch in a new order, each photograph cropped, mirrored, changed and partly erased by chance.
+    """Photographs read and decoded a batch at a time, each cropped, mirrored, changed and partly erased by chance."""
 
-    What chance does depends on seed and step alone, so that a training can be interrupted.
-    """
-
-    def __init__(self, known: Photographs, size: int, plan: Plan) -> None:
-        self.known, self.plan, self.count = known, plan, len(known.labels)
-        self._order = -1, torch.empty(0)
+    def __init__(self, task: NameClasses, size: int, count: int, seed: int) -> None:
+        self.known, self.taught = task.known, task.taught
+        self.size, self.count, self.seed, self.order = size, count, seed, Order(task.samples, seed)
         self.change = v2.Compose(
             [
-                v2.RandomResizedCrop(size, scale=(0.35, 1.0), antialias=True),
+                v2.RandomResizedCrop(task.size, scale=(0.35, 1.0), antialias=True),
                 v2.TrivialAugmentWide(),
                 v2.RandomErasing(p=0.25),
             ]
         )
 
     def __len__(self) -> int:
-        return self.plan.steps
+        return self.count
 
-    def __getitem__(self, step: int) -> tuple[Tensor, ...]:
-        first = step * self.plan.batch
-        rows = torch.tensor([self._row(place) for place in range(first, first + self.plan.batch)])
+    def __getitem__(self, number: int) -> tuple[Tensor, ...]:
+        rows = [self.order[place] for place in range(number * self.size, (number + 1) * self.size)]
+        pictures, labels = zip(*(self.known[row] for row in rows), strict=True)
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(self.plan.seed * 1_000_003 + step)
+            torch.manual_seed(chance_of(self.seed, number))
             mirrored = torch.rand(len(rows)) < 0.5
-            pictures = self.known.images[rows]
-            pictures = torch.where(mirrored[:, None, None, None], pictures.flip(3), pictures)
-            images = torch.stack([self.change(picture) for picture in pictures])
-        batch = images, self.known.labels[rows]
-        return batch if self.known.taught is None else (*batch, self.known.taught[rows, mirrored.long()])
+            whole = torch.stack([_bytes(picture) for picture in pictures])
+            whole = torch.where(mirrored[:, None, None, None], whole.flip(3), whole)
+            images = torch.stack([self.change(picture) for picture in whole])
+        batch = images, torch.tensor(labels)
+        return batch if self.taught is None else (*batch, self.taught[rows, mirrored.long()])
 
-    def _row(self, place: int) -> int:
-        epoch, index = divmod(place, self.count)
-        if self._order[0] != epoch:
-            order = torch.randperm(self.count, generator=torch.Generator().manual_seed(self.plan.seed + epoch))
-            self._order = epoch, order
-        return int(self._order[1][index])
+
+def _bytes(images: Tensor) -> Tensor:
+    """Images in [0, 1] as bytes, which is what augmentation is quick on."""
+    return (images * 255).round().byte()

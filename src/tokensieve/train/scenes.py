@@ -6,8 +6,6 @@ which, it starts at once.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
@@ -16,20 +14,21 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset
 
 from ..data.scenes import Scene, Scenes
+from ..errors import RecipeError
 from ..zoo.nano import CLASSES, MEAN, STD, NanoConvNet, nano_convnext, nano_vit
-from . import loop
-from .loop import Losses, Plan
+from .config import TrainConfig
+from .task import Loss, halved
 
 BACKGROUND = CLASSES
 """The patch label of everything that is not the digit."""
 UNSURE = -100
 """The patch label of a patch with so little of the digit that either answer would be right."""
 
-PLANS = {
-    "nano_convnet": Plan("nano_convnet", images=60_000, rate=3e-3),
-    "nano_vit": Plan("nano_vit", images=240_000, rate=1.5e-3),
-    "nano_convnext": Plan("nano_convnext", images=120_000, rate=2e-3),
-}
+LOOKED_AT = 1000
+"""Scenes of the validation split that a model is validated on."""
+RATES = {"nano_convnet": 3e-3, "nano_vit": 1.5e-3, "nano_convnext": 2e-3}
+SEEN = {"nano_convnet": 60_000, "nano_vit": 240_000, "nano_convnext": 120_000}
+"""Scenes that each bundled model was trained on."""
 
 
 class Answers(NamedTuple):
@@ -97,45 +96,71 @@ WRAPPED: dict[str, type[nn.Module]] = {
 
 
 class ReadDigits:
-    """The task: which digit is in the scene."""
+    """The task: which digit is in the scene.
 
-    def __init__(self, name: str) -> None:
+    Args:
+        name: of a bundled model, with random weights.
+        scenes: how many it sees.
+        seed: of the scenes.
+        looked_at: scenes of the validation split it is validated on.
+    """
+
+    def __init__(self, name: str, scenes: int, seed: int = 0, looked_at: int = LOOKED_AT) -> None:
+        self.name, self.samples, self.seed, self.looked_at = name, scenes, seed, looked_at
+        self.identity = f"{name}, {scenes} scenes of seed {seed}, {looked_at} looked at"
         self.module: Any = WRAPPED[name]()
         self._validation: Scene | None = None
 
-    def batches(self, plan: Plan) -> Dataset[Any]:
-        return _Batches(plan)
+    def batches(self, size: int, count: int, seed: int) -> Dataset[Any]:
+        return _Batches(Scenes("train", size * count, seed=self.seed), size)
 
-    def losses(self, batch: tuple[Tensor, Tensor, Tensor]) -> Losses:
+    def loss(self, module: Any, batch: tuple[Tensor, Tensor, Tensor]) -> Loss:
         images, labels, masks = batch
-        answers = self.module(normalise(images.float() / 255))
+        answers = module(normalise(images.float() / 255))
         image_loss = F.cross_entropy(answers.images.float(), labels)
         loss = image_loss + patch_loss(answers.patches.float(), labels, masks) + answers.price.float()
-        return Losses(loss, image_loss, (answers.images.argmax(1) == labels).float().mean())
+        right = (answers.images.argmax(1) == labels).float().mean()
+        return Loss(loss, {"image_loss": image_loss, "train_top1": 100 * right})
 
-    def top1(self, plan: Plan) -> float:
+    def evaluate(self, module: Any) -> dict[str, float]:
         if self._validation is None:
-            self._validation = Scenes("validation", plan.validation, seed=plan.seed).batch(range(plan.validation))
-        return top1(self.module.model, self._validation)
+            self._validation = Scenes("validation", self.looked_at, seed=self.seed).batch(range(self.looked_at))
+        return {"validation_top1": top1(module.model, self._validation)}
+
+    def weights(self, module: Any) -> dict[str, Tensor]:
+        return halved(module.model.state_dict())
 
 
-def train(plan: Plan, folder: Path, *, workers: int = 1, report: Callable[[dict[str, Any]], None] = print) -> Path:
-    """A bundled model, by `loop.train`."""
-    torch.manual_seed(plan.seed)
-    return loop.train(plan, ReadDigits(plan.name), folder, workers=workers, report=report)
+def prepare(
+    name: str, *, scenes: int | None = None, seed: int = 0, looked_at: int = LOOKED_AT, workers: int = 1
+) -> tuple[TrainConfig, ReadDigits]:
+    """Everything `loop.train` needs for a bundled model; by default as the weights in the package were made.
+
+    Raises:
+        RecipeError: no bundled model of that name.
+    """
+    if name not in WRAPPED:
+        raise RecipeError(f"There is no bundled model {name!r}, only {', '.join(WRAPPED)}.")
+    torch.manual_seed(seed)
+    task = ReadDigits(name, SEEN[name] if scenes is None else scenes, seed, looked_at)
+    config = TrainConfig(
+        optimizer_args={"betas": (0.9, 0.99)}, lr=RATES[name], warmup=200, seed=seed, workers=workers
+    )  # fmt: skip
+    return config, task
 
 
 @torch.no_grad()
 def top1(model: nn.Module, scenes: Scene, batch: int = 100) -> float:
     """Percentage of scenes whose digit `model`, set to eval mode, names."""
     model.eval()
-    answers = torch.cat([model(normalise(images)).argmax(1) for images in scenes.images.split(batch)])
-    return 100 * (answers == scenes.labels).float().mean().item()
+    device = next(model.parameters()).device
+    answers = [model(normalise(images.to(device))).argmax(1).cpu() for images in scenes.images.split(batch)]
+    return 100 * (torch.cat(answers) == scenes.labels).float().mean().item()
 
 
 def normalise(images: Tensor) -> Tensor:
     """Images in [0, 1] as the bundled models read them."""
-    mean, std = (torch.tensor(values)[:, None, None] for values in (MEAN, STD))
+    mean, std = (torch.tensor(values, device=images.device)[:, None, None] for values in (MEAN, STD))
     return (images - mean) / std
 
 
@@ -144,7 +169,7 @@ def patch_loss(logits: Tensor, labels: Tensor, masks: Tensor) -> Tensor:
     side = round((masks[0].numel() / logits.shape[1]) ** 0.5)
     share = F.avg_pool2d(masks[:, None].float(), side).flatten(1)
     wanted = torch.where(share > 0.15, labels[:, None], torch.where(share < 0.02, BACKGROUND, UNSURE))
-    weight = torch.ones(CLASSES + 1)
+    weight = torch.ones(CLASSES + 1, device=logits.device)
     weight[BACKGROUND] = 0.15
     return F.cross_entropy(logits.flatten(0, 1), wanted.flatten(), weight, ignore_index=UNSURE)
 
@@ -152,13 +177,12 @@ def patch_loss(logits: Tensor, labels: Tensor, masks: Tensor) -> Tensor:
 class _Batches(Dataset[tuple[Tensor, Tensor, Tensor]]):
     """Whole batches, so that scenes are made and sent together; images as bytes, a quarter of the way."""
 
-    def __init__(self, plan: Plan) -> None:
-        self.scenes, self.batch, self.steps = Scenes("train", plan.images, seed=plan.seed), plan.batch, plan.steps
+    def __init__(self, scenes: Scenes, size: int) -> None:
+        self.scenes, self.size = scenes, size
 
     def __len__(self) -> int:
-        return self.steps
+        return len(self.scenes) // self.size
 
-    def __getitem__(self, index: int) -> tuple[Tensor, Tensor, Tensor]:
-        start = index * self.batch
-        images, labels, masks = self.scenes.batch(range(start, start + self.batch))
+    def __getitem__(self, number: int) -> tuple[Tensor, Tensor, Tensor]:
+        images, labels, masks = self.scenes.batch(range(number * self.size, (number + 1) * self.size))
         return (images * 255).round().byte(), labels, masks

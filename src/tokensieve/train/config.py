@@ -1,0 +1,94 @@
+"""How a training goes: one set of settings for whatever is learnt."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from ..errors import RecipeError, nearest
+
+SCHEDULES = ("cosine", "poly", "constant")
+PRECISIONS = ("auto", "fp32", "bf16")
+ASIDE = ("workers", "checkpoint_every")
+"""Settings that change nothing of what is learnt."""
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """Settings of a training.
+
+    Attributes:
+        epochs: times through the samples; parts of one count.
+        batch_size: samples an optimizer step learns from, over all devices and accumulated parts together.
+        accumulation: parts that a device takes its share of a batch in, one after the other: less memory.
+        optimizer: its name in timm.
+        optimizer_args: further arguments of the optimizer, such as {"betas": (0.9, 0.99)}.
+        lr: learning rate after the warm-up.
+        weight_decay: of weights; biases, norms and what the model excludes have none.
+        layer_decay: factor of the learning rate from each layer to the one before; None for one rate.
+        schedule: "cosine", "poly" or "constant", from the end of the warm-up to the last step.
+        min_lr: learning rate at which "cosine" and "poly" end.
+        power: of "poly".
+        warmup: steps in which the learning rate grows linearly.
+        clip: largest norm of all gradients together; None does not clip.
+        precision: "bf16" or "fp32" for the forward; "auto" is bf16 where the device computes in it. Weights stay fp32.
+        ema: decay of the moving average of the weights, smaller in the first steps; the average is what is validated
+            and written. None keeps no average.
+        seed: of order, augmentation and dropout.
+        validate_every: steps between validations, each a row of the log.
+        checkpoint_every: steps between checkpoints; None writes one at each validation.
+        workers: processes that make batches ahead; 0 makes them in this one.
+
+    Raises:
+        RecipeError: a setting that makes no sense.
+    """
+
+    epochs: float = 1
+    batch_size: int = 64
+    accumulation: int = 1
+    optimizer: str = "adamw"
+    optimizer_args: dict[str, Any] = field(default_factory=dict)
+    lr: float = 1e-3
+    weight_decay: float = 0.05
+    layer_decay: float | None = None
+    schedule: str = "cosine"
+    min_lr: float = 0.0
+    power: float = 0.9
+    warmup: int = 0
+    clip: float | None = 1.0
+    precision: str = "auto"
+    ema: float | None = None
+    seed: int = 0
+    validate_every: int = 250
+    checkpoint_every: int | None = None
+    workers: int = 1
+
+    def __post_init__(self) -> None:
+        at_least = {
+            "batch_size": 1, "accumulation": 1, "validate_every": 1, "checkpoint_every": 1, "warmup": 0, "seed": 0,
+            "workers": 0, "weight_decay": 0, "min_lr": 0,
+        }  # fmt: skip
+        for name, least in at_least.items():
+            value = getattr(self, name)
+            if value is not None and not value >= least:
+                raise RecipeError(f"{name} must be at least {least}, not {value}.")
+        for name in ("epochs", "lr", "power", "clip"):
+            value = getattr(self, name)
+            if value is not None and not value > 0:
+                raise RecipeError(f"{name} must be above 0, not {value}.")
+        if self.layer_decay is not None and not 0 < self.layer_decay <= 1:
+            raise RecipeError(f"layer_decay must lie in (0, 1], not {self.layer_decay}.")
+        if self.ema is not None and not 0 < self.ema < 1:
+            raise RecipeError(f"ema must lie between 0 and 1, not {self.ema}.")
+        for name, known in (("schedule", SCHEDULES), ("precision", PRECISIONS)):
+            value = getattr(self, name)
+            if value not in known:
+                raise RecipeError(f"{name} must be one of {', '.join(known)}, not {value!r}{nearest(value, known)}.")
+
+    def steps(self, samples: int) -> int:
+        """Optimizer steps, where an epoch has so many samples."""
+        return max(1, round(self.epochs * samples) // self.batch_size)
+
+    def course(self) -> dict[str, Any]:
+        """The settings that decide what is learnt: a training goes on only under the same ones."""
+        return {name: value for name, value in asdict(self).items() if name not in ASIDE}

@@ -1,0 +1,82 @@
+"""What a training learns: the contract between a task and the loop."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple, Protocol
+
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+
+
+class Loss(NamedTuple):
+    """Of one batch: the scalar that is minimised, and further scalars that the log gets the mean of, by column."""
+
+    value: Tensor
+    logged: dict[str, Tensor]
+
+
+class Task(Protocol):
+    """What is learnt from what.
+
+    Attributes:
+        name: of the files that are written.
+        identity: what decides how it goes beside the `TrainConfig`, as text: data, sizes, a teacher.
+        module: what is trained, among it what is thrown away afterwards; its forward is never called by the loop.
+        samples: how many samples an epoch has.
+    """
+
+    name: str
+    identity: str
+    module: Any
+    samples: int
+
+    def batches(self, size: int, count: int, seed: int) -> Dataset[Any]:
+        """`count` batches of `size` samples by number, each the same whenever and in whatever process it is made.
+
+        What chance does to a batch must depend on seed and number alone: that is how a training resumes to the same
+        curve, and how devices share it. Batches are made in worker processes; tensors in them are moved to the device.
+        """
+
+    def loss(self, module: Any, batch: Any) -> Loss:
+        """Of one batch, in training mode and under autocast.
+
+        `module` is `self.module` itself, so that a task may call whatever it has: a sieved model's `trace(images)`,
+        features, parts.
+        """
+
+    def evaluate(self, module: Any) -> dict[str, float]:
+        """The task's metrics, by column of the log; `module` may be the moving average, and is left in eval mode."""
+
+    def weights(self, module: Any) -> dict[str, Tensor]:
+        """The state dict that is written in the end."""
+
+
+class Order:
+    """Which sample has which place in a training: epoch after epoch all of them, each time in another order.
+
+    Args:
+        count: samples.
+        seed: of the order; that of an epoch depends on seed and epoch alone.
+    """
+
+    def __init__(self, count: int, seed: int) -> None:
+        self.count, self.seed = count, seed
+        self._epoch, self._order = -1, torch.empty(0)
+
+    def __getitem__(self, place: int) -> int:
+        epoch, index = divmod(place, self.count)
+        if self._epoch != epoch:
+            chance = torch.Generator().manual_seed(self.seed + epoch)
+            self._epoch, self._order = epoch, torch.randperm(self.count, generator=chance)
+        return int(self._order[index])
+
+
+def chance_of(seed: int, number: int) -> int:
+    """The seed of what chance does to batch `number`."""
+    return seed * 1_000_003 + number
+
+
+def halved(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """A state dict in half precision; what counts stays integer."""
+    return {key: value.half() if value.is_floating_point() else value for key, value in state.items()}
