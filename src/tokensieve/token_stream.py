@@ -157,7 +157,7 @@ class Acting(Actor):
 
     def starts(self, tokens: Tokens) -> bool:
         """Whether a significance map is needed before block 0."""
-        return bool(self._acts("start", 0, tokens))
+        return len(self._acts("start", 0, tokens)) > 0
 
     def start(self, tokens: Tokens, significance: Tensor) -> Tokens:
         return self._reduce("start", 0, tokens, significance=significance)
