@@ -408,7 +408,7 @@ def python(*arguments, devices=1):
     call = [sys.executable, *(launch if devices == 2 else ()), *map(str, arguments)]
     environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(ROOT / "src"), str(ROOT)]), "OMP_NUM_THREADS": "1"}
     environment |= {"ACCELERATE_USE_CPU": "1"}
-    done = subprocess.run(call, env=environment, cwd=ROOT, capture_output=True, text=True)
+    done = subprocess.run(call, env=environment, cwd=ROOT, capture_output=True, text=True, timeout=300)
     assert (done.returncode == 0) == ("killed" not in arguments), done.stderr
     return [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
 

@@ -10,7 +10,7 @@ import pickle
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from pathlib import Path
-from time import perf_counter
+from time import perf_counter, sleep
 from typing import TYPE_CHECKING, Any
 
 import timm.optim
@@ -283,9 +283,15 @@ def _accelerator(config: TrainConfig) -> Accelerator:
     kind = str(accelerator.distributed_type.value)
     if kind != "NO" and not kind.startswith("MULTI_"):
         raise InputError(f"Training shares batches among devices, not the model ({kind}): launch it with --multi_gpu.")
-    if accelerator.num_processes > 1:  # left to the interpreter's end, the group's threads abort it now and then
-        atexit.register(state.destroy_process_group)
+    if accelerator.num_processes > 1:
+        atexit.register(_leave, state)
     return accelerator
+
+
+def _leave(state: PartialState) -> None:
+    """End the process group: left to the interpreter's end, its threads abort the process now and then."""
+    sleep(0.5)  # under torch 2.6 its end holds the lock that a thread still busy with the last collective waits for
+    state.destroy_process_group()
 
 
 def _computes_in_bf16(config: TrainConfig, device: str) -> bool:
