@@ -19,15 +19,15 @@ def spin(seconds):
 
 @pytest.mark.skipif(not load.STAT.exists(), reason="the system has no /proc/stat")
 def test_others_are_counted_and_this_process_is_not():
-    before = load._others()
+    before, start = load._others(), time.monotonic()
     spin(0.5)
-    alone = load._others() - before
+    alone, passed = load._others() - before, time.monotonic() - start
     code = "import time\nwhile time.process_time() < 1: pass"
     before = load._others()
     subprocess.run([sys.executable, "-c", code], check=True)
     # What other processes of the machine use meanwhile comes on top, here as there.
     assert load._others() - before > 0.9
-    assert alone < 0.5 * (os.cpu_count() or 1) + 0.5
+    assert alone < passed * (os.cpu_count() or 1) - 0.3  # all that the machine has, less what was spun here
     assert OtherWork().cores() >= 0
 
 
