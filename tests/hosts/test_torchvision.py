@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -25,7 +26,7 @@ from tests.reference.torchvision_hosts import (
     torchvision_staged,
     torchvision_vits,
 )
-from tokensieve import InputError, PaPr, UnsupportedHost, measure, sieve
+from tokensieve import InputError, PaPr, UnsupportedHost, export_program, measure, sieve
 from tokensieve.hosts import open_host
 from tokensieve.measure import SlicingLimit
 
@@ -304,6 +305,34 @@ def test_what_it_costs_is_counted_and_the_limit_runs(name: str) -> None:
     assert measure.macs(fast, size) < 0.85 * dense
     with torch.no_grad():
         assert SlicingLimit(fast)(pictures((64, 64)).float()).shape == (2, 5)
+
+
+def test_methods_with_weights_of_their_own_are_for_one_family() -> None:
+    deep = {**SWIN, "depths": [1, 1, 10], "num_heads": [1, 2, 2], "stochastic_depth_prob": 0.0}
+    swin = seeded(lambda: SwinTransformer(**deep), 1)
+    settings = [CNBlockConfig(8, 16, 1), CNBlockConfig(16, 24, 1), CNBlockConfig(24, None, 10)]
+    convnext = seeded(lambda: ConvNeXt(settings, layer_scale=0.1, num_classes=5), 1)
+    images = pictures((64, 64)).float()
+    for model, own, other in ((swin, "dynamicswin", "dynamiccnn"), (convnext, "dynamiccnn", "dynamicswin")):
+        fast = sieve(model, f"{own}(keep=0.7)", pretrained=False)
+        with torch.no_grad():
+            trace = fast.trace(images)
+            assert (trace.output - model(images)).abs().max() > 1e-4
+        assert trace.tokens_per_block[:2] == [16 * 16, 8 * 8]
+        assert trace.tokens_per_block[-1] < 4 * 4 == trace.tokens_per_block[2]
+        with pytest.raises(UnsupportedHost, match=f"{type(model).__name__} cannot take {other}: it is made for"):
+            sieve(model, f"{other}(keep=0.7)", pretrained=False)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["vit", "convnext", "swin", "swin-v2"])
+def test_it_is_exported(name: str, tmp_path: Path) -> None:
+    model = VITS[name]() if name == "vit" else STAGED[name]()
+    fast = sieve(model, "tome(r=2)" if name == "vit" else "papr(keep=0.5, significance=centre)")
+    size = None if name == "vit" else (64, 64)
+    half = (0.5, 0.5, 0.5)
+    done = export_program(fast, tmp_path / "a.pt2", size, mean=half, std=half)
+    assert max(done.differences.values()) < 1e-4
 
 
 @kinds
