@@ -199,6 +199,14 @@ def test_maps_of_stages_have_timms_arguments_too() -> None:
         fast.forward_intermediates(images, indices=[0, 3], intermediates_only=False),
         (model.forward_features(images), [every[0], every[3]]),
     )
+    seen: list[int] = []
+    hook = model.stages[2].blocks[0].conv_dw.register_forward_hook(lambda *_: seen.append(2))
+    final, (first, second) = fast.forward_intermediates(
+        images, indices=[0, 1], stop_early=True, intermediates_only=False
+    )
+    hook.remove()
+    assert_same([first, second, final], [every[0], every[1], every[1]])
+    assert seen == []
     for words in ({"norm": True}, {"return_prefix_tokens": True}, {"output_dict": True}):
         with pytest.raises(InputError, match="are for hosts with tokens"):
             fast.forward_intermediates(images, **words)

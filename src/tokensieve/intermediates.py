@@ -87,7 +87,7 @@ class Intermediates:
         x = tokens.x[:, tokens.prefix :]
         if self.wanted.output_fmt == "NLC":
             return x
-        if not _is_grid(tokens):
+        if not tokens.whole:
             raise InputError(
                 f"Behind block {block} {count} tokens stand for {prod(tokens.grid)} patches, and are no grid any more: "
                 'restore=True puts them back on it, output_fmt="NLC" gives them as they are.'
@@ -110,13 +110,8 @@ class HiddenStates:
         self.states.append(_whole(step.tokens))
 
 
-def _is_grid(tokens: Tokens) -> bool:
-    """Whether every patch has its own token, in the grid's order."""
-    return tokens.positions is None and tokens.x.shape[1] == prod(tokens.grid) + tokens.prefix
-
-
 def _whole(tokens: Tokens) -> Tensor:
     """(B, prefix + P, d)"""
-    if _is_grid(tokens):
+    if tokens.whole:
         return tokens.x
     return torch.cat([tokens.x[:, : tokens.prefix], tokens.on_grid().flatten(2).transpose(1, 2)], dim=1)

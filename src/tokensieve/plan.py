@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from .errors import RecipeError, UnsupportedHost
 from .hosts import Host
@@ -32,10 +32,10 @@ class Plan:
     """A recipe's methods on a host of so many blocks."""
 
     def __init__(self, methods: Iterable[BaseMethod], depth: int, prefix: int) -> None:
-        """Raises `UnsupportedHost` for a method that acts on no tokens."""
         self.depth, self.prefix = depth, prefix
-        self.every: list[Method[Any]] = [_on_tokens(method) for method in methods]
-        self.methods = [(i, method) for i, method in enumerate(self.every) if not self._idle(method)]
+        self.every = list(methods)
+        acting = [(i, method) for i, method in enumerate(self.every) if isinstance(method, Method)]
+        self.methods = [(i, method) for i, method in acting if not self._idle(method)]
 
     @property
     def varies(self) -> bool:
@@ -64,13 +64,15 @@ class Plan:
 
     def reads(self, patches: int) -> list[Reads]:
         """For an image of `patches` patches: how many tokens each block reads where."""
-        return self._walked(patches)[0]
+        return self.walked(patches)[0]
 
     def left(self, patches: int) -> int:
         """How many tokens the final norm and the head read."""
-        return self._walked(patches)[1]
+        return self.walked(patches)[1]
 
-    def _walked(self, patches: int) -> tuple[list[Reads], int]:
+    def walked(self, patches: int) -> tuple[list[Reads], int]:
+        """Both, `reads` and `left`."""
+
         def left(place: Place, block: int, count: int) -> int:
             return min([count, *(act.left for act in self.acts(place, block, count, patches))])
 
@@ -90,16 +92,13 @@ class Plan:
         return not any(method.acts(here) for here in heres)
 
 
-def _on_tokens(method: BaseMethod) -> Method[Any]:
-    if not isinstance(method, Method):
-        raise UnsupportedHost(f"A model with tokens cannot take {method.name}: it is made for {method.family}.")
-    return method
-
-
 def check(host: Host, plan: Plan) -> None:
     """Refuse, before anything runs, what would be half applied or make no sense."""
     name = type(host.model).__name__
     methods = [method for _, method in plan.methods]
+    for every in plan.every:
+        if not every.on_tokens:
+            raise UnsupportedHost(f"{name} cannot take {every.name}: it is made for {every.family}.")
     start = [method.name for method in methods if method.place == "start"]
     if len(start) > 1:
         raise RecipeError(f"{' and '.join(start)} both drop patches before block 0; keep one of them.")

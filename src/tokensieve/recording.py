@@ -21,3 +21,8 @@ def whole(count: Any) -> int:
 def none(batch: Tensor) -> bool:
     """Whether a batch is empty; one that is recorded never is."""
     return not recording() and batch.shape[0] == 0
+
+
+def stand_in(images: Tensor) -> Tensor:
+    """One blank image in the place of none: blocks of several hosts, and what ranks, fail on an empty batch."""
+    return images.new_zeros(1, *images.shape[1:])

@@ -19,20 +19,20 @@ from .intermediates import Wanted
 from .methods import Evidence, MapEvidence, PixelMethod
 from .pixels import Pixels, by_slices, put, take
 from .recipe import Recipe
-from .recording import none, recording
+from .recording import none, recording, stand_in
 from .stage_plan import StagePlan
 from .tokens import Tokens
-from .trace import Mask, Trace, stand_in
+from .trace import Mask, Trace
 from .walk import Reads
 
 Step = Callable[[int, int, PixelBlock, Tensor], Tensor]
 """Stage, block in its stage, the block and the map that goes into it -> the map behind it."""
 
 
-def walk_stages(host: StagedHost, x: Tensor, step: Step) -> list[Tensor]:
-    """A map through the stages: what goes into the first, and what comes out of each."""
+def walk_stages(host: StagedHost, x: Tensor, step: Step, stages: int | None = None) -> list[Tensor]:
+    """A map through the first `stages`, or all: what goes into the first, and what comes out of each."""
     maps = [x]
-    for number, stage in enumerate(host.stages):
+    for number, stage in enumerate(host.stages[:stages]):
         x = stage.enter(x)
         for index, block in enumerate(stage.blocks):
             x = step(number, index, block, x)
@@ -63,16 +63,16 @@ class StageStream:
         """A method's own learned layers, for this host."""
         return method.build_for_stages(self.host.widths, self.plan.depths, pretrained)
 
-    def run(self, images: Tensor, trace: Trace | None = None) -> list[Tensor]:
-        """Images to maps: what goes into the first stage, and what comes out of each."""
+    def run(self, images: Tensor, trace: Trace | None = None, stages: int | None = None) -> list[Tensor]:
+        """Images to maps: what goes into the first stage, and what comes out of each; of the first `stages` alone."""
         if none(images):
-            maps = self.run(stand_in(images), trace)
+            maps = self.run(stand_in(images), trace, stages)
             if trace is not None:
                 trace.forget()
             return [x[:0] for x in maps]
         x = self._embedded(images)
         choosing = Choosing(self, images, x)
-        maps = walk_stages(self.host, x, choosing)
+        maps = walk_stages(self.host, x, choosing, stages)
         if trace is not None:
             choosing.tell(trace)
         return maps
@@ -97,12 +97,13 @@ class StageStream:
                 f"{type(self.host.model).__name__} has stages: its maps have no prefix tokens, no norm that fits them "
                 "all and no dictionary. return_prefix_tokens, norm and output_dict are for hosts with tokens."
             )
-        indices, _ = wanted.taken(len(self.host.stages))
-        maps = self.run(images)
+        indices, last = wanted.taken(len(self.host.stages))
+        maps = self.run(images, stages=last + 1 if wanted.stop_early else None)
         taken = [self._channels_first(maps[1 + index]) for index in indices]
         if wanted.intermediates_only is not False:
             return taken
-        return self._channels_first(self.host.features(maps[-1])), taken
+        complete = len(maps) == 1 + len(self.host.stages)
+        return self._channels_first(self.host.features(maps[-1]) if complete else maps[-1]), taken
 
     def trace(self, images: Tensor, trace: Trace) -> Trace:
         """Run on images, and tell what happened."""
@@ -135,7 +136,7 @@ class StageStream:
             out, y = block.around(x)
             change = block.pixel(y.flatten(1, 2)[:, : read.mlp])
             out.flatten(1, 2)[:, : read.mlp] += change
-            return self._own_layout(out)
+            return self.own_layout(out)
 
         return self.answer(walk_stages(self.host, self._embedded(images), step))
 
@@ -153,7 +154,8 @@ class StageStream:
 
     def asking(self, images: Tensor) -> Callable[[], Any]:
         """A call that does nothing but make the significance maps of these images, for whoever counts or times it."""
-        ask, sizes, images = self.significance.ask, self.sizes(images), self.covered(images)
+        ask, sizes = self.significance.ask, self.sizes(images)
+        images = self.host.covered(images, sizes[0])
 
         def maps() -> list[Tensor]:
             laid = ask(images)
@@ -168,7 +170,7 @@ class StageStream:
     def _channels_first(self, x: Tensor) -> Tensor:
         return x if self.host.channels_first else x.permute(0, 3, 1, 2)
 
-    def _own_layout(self, x: Tensor) -> Tensor:
+    def own_layout(self, x: Tensor) -> Tensor:
         """(B, H, W, C) as the host has its maps."""
         return x.permute(0, 3, 1, 2) if self.host.channels_first else x
 
@@ -237,4 +239,4 @@ class Choosing:
             places, change = torch.cat([places, pixels.flat_rest]), torch.cat([change, rest.flatten(0, 1)])
         own = settled and not torch.is_grad_enabled() and not recorded and not block.watched
         out = put(residual, places, change, background, own=own)
-        return out.permute(0, 3, 1, 2) if self.host.channels_first else out
+        return self.stream.own_layout(out)

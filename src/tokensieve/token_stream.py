@@ -19,9 +19,9 @@ from .methods import AttentionEvidence, Evidence, MapEvidence, Method
 from .methods.base import Place
 from .plan import Act, Plan, check
 from .recipe import Recipe
-from .recording import none
+from .recording import none, stand_in
 from .tokens import Tokens
-from .trace import Trace, stand_in
+from .trace import Trace
 from .walk import Actor, First, Reads, Step, walk
 
 
@@ -127,9 +127,9 @@ class TokenStream:
         """The host on the first n tokens wherever a block reads n of them: as if choosing were free."""
         tokens = self.host.embed(images)
         patches = tokens.x.shape[1] - tokens.prefix
-        counts = self.plan.reads(patches) if reads is None else reads
-        tokens = walk(self.host.blocks, tokens, First(counts))
-        tokens = tokens.first(min(tokens.x.shape[1], self.plan.left(patches)))
+        planned, left = self.plan.walked(patches)
+        tokens = walk(self.host.blocks, tokens, First(planned if reads is None else reads))
+        tokens = tokens.first(min(tokens.x.shape[1], left))
         return self.host.head(self.host.features(tokens))
 
     def sizes(self, images: Tensor) -> list[tuple[int, ...]]:

@@ -43,6 +43,11 @@ class Tokens:
         """(B, N) int64: 0 ... N - 1 for each image."""
         return torch.arange(self.x.shape[1], device=self.x.device).expand(self.x.shape[0], -1)
 
+    @property
+    def whole(self) -> bool:
+        """Whether every patch of the grid has its own token, in the grid's order."""
+        return self.positions is None and self.x.shape[1] == prod(self.grid) + self.prefix
+
     def tracked(self) -> Tokens:
         """The same tokens, from here on with `source`."""
         start = torch.arange(prod(self.grid), device=self.x.device) + self.prefix

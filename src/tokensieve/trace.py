@@ -109,8 +109,3 @@ class Trace:
                 f"{len(self._read) - 1}, not {block}."
             )
         return self._read[block].on_grid(features, fill)
-
-
-def stand_in(images: Tensor) -> Tensor:
-    """One blank image in the place of none: blocks of several hosts, and what ranks, fail on an empty batch."""
-    return images.new_zeros(1, *images.shape[1:])

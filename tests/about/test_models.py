@@ -12,6 +12,7 @@ import torch
 from rich.console import Console
 from torch import nn
 
+from tests.reference.hosts import needs_relpos
 from tokensieve import InputError, InputSpec, RecipeError, zoo
 from tokensieve.about import models
 from tokensieve.about.models import built, bundled_names, families, matching, model_facts, weights_of
@@ -114,7 +115,7 @@ def test_macs_that_cannot_be_counted_are_unknown_and_said_why(monkeypatch) -> No
     assert "MACs unknown: test_vit, test_resnet It runs something." in said
 
 
-@pytest.mark.skipif(not timm.is_model("test_vit_relpos"), reason="timm has test_vit_relpos from 1.0.18 on")
+@needs_relpos
 def test_what_opens_neither_way_says_why_twice() -> None:
     facts = model_facts("test_vit_relpos")
     assert facts["opens_as"] is None

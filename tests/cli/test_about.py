@@ -8,6 +8,7 @@ import sys
 import pytest
 import timm
 
+from tests.reference.hosts import needs_relpos
 from tokensieve import zoo
 from tokensieve.about import machine
 from tokensieve.methods import METHODS
@@ -76,7 +77,7 @@ def test_models_by_family_with_weights(run) -> None:
     assert "vit_base_patch16_224" in with_weights["vision_transformer"]["models"]
 
 
-@pytest.mark.skipif(not timm.is_model("test_vit_relpos"), reason="timm has test_vit_relpos from 1.0.18 on")
+@needs_relpos
 def test_models_by_pattern(run) -> None:
     result = run("models", "test_[rv]*t*")
     assert result.code == 0
@@ -89,7 +90,7 @@ def test_models_by_pattern(run) -> None:
     assert "relative position" not in said
 
 
-@pytest.mark.skipif(not timm.is_model("test_vit_relpos"), reason="timm has test_vit_relpos from 1.0.18 on")
+@needs_relpos
 def test_models_refused_are_shown_with_reasons_when_asked_for(run) -> None:
     said = words(run("models", "test_vit_*", "--all").out)
     assert "Refused: test_vit_relpos" in said

@@ -14,6 +14,7 @@ from collections.abc import Callable
 from functools import partial
 from inspect import Parameter, signature
 
+import pytest
 import timm
 import torch
 from timm.layers import SwiGLUPacked
@@ -23,6 +24,11 @@ from timm.models.vision_transformer import Attention, ResPostBlock, VisionTransf
 from torch import Tensor, nn
 
 CLASSES = 7
+
+needs_relpos = pytest.mark.skipif(
+    not timm.is_model("test_vit_relpos"), reason=f"timm {timm.__version__} has no test_vit_relpos"
+)
+"""For tests of a small model that is neither host nor proposal."""
 
 Form = Callable[[], nn.Module]
 

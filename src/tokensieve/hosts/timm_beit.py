@@ -77,7 +77,7 @@ class BeitBlock(HostBlock):
         self.bypassed = (block, block.attn, block.attn.attn_drop)
 
     def __call__(self, tokens: Tokens) -> Tensor:
-        if not self._biased or self._whole(tokens):
+        if not self._biased or tokens.whole:
             return self.block(tokens.x, shared_rel_pos_bias=None if self.shared is None else self.shared())
         # The host's own attention has no other bias than that of the whole grid.
         attention = self.qkv(tokens)
@@ -104,11 +104,6 @@ class BeitBlock(HostBlock):
     def _biased(self) -> bool:
         return self.shared is not None or self.block.attn.relative_position_bias_table is not None
 
-    @staticmethod
-    def _whole(tokens: Tokens) -> bool:
-        """Whether these are the tokens of the whole grid, in their order."""
-        return tokens.positions is None and tokens.x.shape[1] == prod(tokens.grid) + tokens.prefix
-
     def _bias(self, tokens: Tokens, asking: Tensor | None) -> Tensor | None:
         """The bias between the places of the tokens that ask and those of all tokens: (1 or B, H, M, N)."""
         if not self._biased:
@@ -117,7 +112,7 @@ class BeitBlock(HostBlock):
         bias = self.block.attn._get_rel_pos_bias()[0] if own else self.shared()
         if own and self.shared is not None:
             bias = bias + self.shared()
-        if self._whole(tokens) and asking is None:
+        if tokens.whole and asking is None:
             return bias[None]
         batch, count, _ = tokens.x.shape
         keys = torch.arange(count, device=bias.device).expand(batch, -1)

@@ -191,6 +191,8 @@ class Method(BaseMethod, Generic[E]):
     attends: ClassVar[bool] = False
     """Computes the attention itself where it acts, by `attend`."""
     on_tokens: ClassVar[bool] = True
+    needs_prefix_head: ClassVar[str] = ""
+    """Why the head must read nothing but prefix tokens, as the end of a sentence; empty where it need not."""
 
     @abstractmethod
     def left(self, here: Here) -> int:
@@ -238,6 +240,10 @@ class Method(BaseMethod, Generic[E]):
             raise UnsupportedHost(
                 f"{name} cannot take {self.name}: it reads a class token, or the attention of one, and this host has "
                 "none. Methods that need none, such as PaPr and ToMe, work on it."
+            )
+        if self.needs_prefix_head and not host.reads_prefix:
+            raise UnsupportedHost(
+                f"{name} cannot take {self.name}: its head reads patch tokens too, {self.needs_prefix_head}."
             )
 
 

@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import ClassVar
 
 import torch
 from torch import nn
 
-from ..errors import RecipeError, UnsupportedHost
+from ..errors import RecipeError
 from ..frozen import replace
 from ..tokens import Tokens
-from .base import BaseMethod, Evidence, Here, HostFacts, Method, Place, register
+from .base import Evidence, Here, Method, Place, register
 
 CORRECTION = "correction.safetensors"
 """What its weights are called beside the recipes that a search found."""
@@ -37,6 +37,7 @@ class Corrected(Method[Evidence]):
     sha256: str | None = field(default=None, compare=False)
 
     name: ClassVar[str] = "corrected"
+    needs_prefix_head: ClassVar[str] = "and the class token alone is corrected"
     place: ClassVar[Place] = "end"
     needs_class_token: ClassVar[bool] = True
     files: ClassVar[Mapping[str, str]] = {"weights": "sha256"}
@@ -63,10 +64,3 @@ class Corrected(Method[Evidence]):
     def reduce(self, tokens: Tokens, left: int, evidence: Evidence) -> Tokens:
         first = tokens.x[:, :1]
         return replace(tokens, x=torch.cat([first + evidence.part(first), tokens.x[:, 1:]], dim=1))
-
-    def check(self, host: HostFacts, others: Sequence[BaseMethod]) -> None:
-        super().check(host, others)
-        if not host.reads_prefix:
-            name = type(host.model).__name__
-            why = "its head reads patch tokens too, and the class token alone is corrected"
-            raise UnsupportedHost(f"{name} cannot take corrected: {why}.")

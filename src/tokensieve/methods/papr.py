@@ -87,15 +87,12 @@ class PaPr(Scored[MapEvidence], PixelMethod):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self._check_stages()
         _one_of("order", self.order, ("raster", "significance"))
         _one_of("proposal_norm", self.proposal_norm, ("native", "shared"))
         if isinstance(self.significance, str):
             _one_of("significance", self.significance, SIGNIFICANCES)
         if self.proposal_dtype is not None:
             _one_of("proposal_dtype", self.proposal_dtype, ("float32", "bfloat16", "float16"))
-
-    def _check_stages(self) -> None:
         if self.background is not None:
             _one_of("background", self.background, ("zero", "keep"))
         if isinstance(self.keep, tuple) and self.stages is not None and len(self.keep) != len(self.stages):

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ..tokens import Tokens
 from .base import E, Here, Method, Place
-from .matching import ranked
+from .matching import keep_best, ranked
 from .schedule import Layers, blocks, layers_field, quarters, share_field
 
 
@@ -37,8 +37,8 @@ class Scored(Method[E]):
         return here.tokens if count is None else here.prefix + min(max(count, 1), patches)
 
     def reduce(self, tokens: Tokens, left: int, evidence: E) -> Tokens:
-        index = ranked(self.score(tokens, evidence))[:, : left - tokens.prefix]
-        return tokens.select(index if self.by_score else index.sort(dim=-1).values)
+        scores, count = self.score(tokens, evidence), left - tokens.prefix
+        return tokens.select(ranked(scores)[:, :count]) if self.by_score else keep_best(tokens, scores, count)
 
 
 @dataclass(frozen=True)

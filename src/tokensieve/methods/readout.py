@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
-from ..errors import UnsupportedHost
 from ..tokens import Tokens
-from .base import BaseMethod, Evidence, Here, HostFacts, Method, Place, register
+from .base import Evidence, Here, Method, Place, register
 
 
 @register
@@ -22,6 +20,7 @@ class Readout(Method[Evidence]):
     """
 
     name: ClassVar[str] = "readout"
+    needs_prefix_head: ClassVar[str] = "so that the last block must compute them"
     place: ClassVar[Place] = "queries"
 
     def left(self, here: Here) -> int:
@@ -29,10 +28,3 @@ class Readout(Method[Evidence]):
 
     def reduce(self, tokens: Tokens, left: int, evidence: Evidence) -> Tokens:
         return tokens.take(tokens.places[:, :left])
-
-    def check(self, host: HostFacts, others: Sequence[BaseMethod]) -> None:
-        super().check(host, others)
-        if not host.reads_prefix:
-            name = type(host.model).__name__
-            why = "its head reads patch tokens too, so that the last block must compute them"
-            raise UnsupportedHost(f"{name} cannot take readout: {why}.")

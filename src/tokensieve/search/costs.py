@@ -95,8 +95,9 @@ class Costs:
     def of(self, recipe: Recipe) -> int:
         """MACs of an image under a recipe, its proposal left out."""
         plan = Plan(recipe, self.depth, self.prefix)
-        blocks = sum(block.of(read) for block, read in zip(self.blocks, plan.reads(self.patches), strict=True))
-        return self.rest + blocks + self.per_token * plan.left(self.patches)
+        reads, left = plan.walked(self.patches)
+        blocks = sum(block.of(read) for block, read in zip(self.blocks, reads, strict=True))
+        return self.rest + blocks + self.per_token * left
 
 
 class _Part:
