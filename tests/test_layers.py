@@ -22,7 +22,7 @@ LAYERS = [
     ["measure"],
     ["stream"],
     ["token_stream", "stage_stream"],
-    ["intermediates", "trace", "stage_plan", "plan"],
+    ["base_stream", "intermediates", "trace", "stage_plan", "plan"],
     ["walk"],
     ["hosts"],
     ["packing"],

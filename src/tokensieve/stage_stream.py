@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from .base_stream import BaseStream
 from .errors import InputError
 from .hosts import StagedHost
 from .hosts.checks import refuse_hooks
@@ -40,7 +41,7 @@ def walk_stages(host: StagedHost, x: Tensor, step: Step, stages: int | None = No
     return maps
 
 
-class StageStream:
+class StageStream(BaseStream):
     """A host with stages under a recipe (PaPr, section 3; methods that choose the pixels of a stage). Keeps nothing.
 
     In evaluation mode a background of `zero` sets what is left out to zero; in training it keeps its residual, as in
@@ -49,8 +50,8 @@ class StageStream:
 
     units = "pixels"
 
-    def __init__(self, host: StagedHost, plan: StagePlan, significance: Any, parts: nn.ModuleDict) -> None:
-        self.host, self.plan, self.significance, self.parts = host, plan, significance, parts
+    host: StagedHost
+    plan: StagePlan
 
     @staticmethod
     def planned(host: StagedHost, recipe: Recipe) -> StagePlan:
@@ -148,10 +149,6 @@ class StageStream:
             sizes.append(self.host.size(x))
         return sizes
 
-    def covered(self, images: Tensor) -> Tensor:
-        """What of the images (B, C, H, W) the first map covers, which is what significance maps are made of."""
-        return self.host.covered(images, self.sizes(images)[0])
-
     def asking(self, images: Tensor) -> Callable[[], Any]:
         """A call that does nothing but make the significance maps of these images, for whoever counts or times it."""
         ask, sizes = self.significance.ask, self.sizes(images)
@@ -197,7 +194,7 @@ class Choosing:
         choice = self.plan.choice(number, index, prod(size))
         if choice is not None:
             place, method, there, count = choice
-            part = self.stream.parts[str(place)] if str(place) in self.stream.parts else None  # noqa: SIM401
+            part = self.stream.part(place)
             x_last = x.permute(0, 2, 3, 1) if self.host.channels_first else x
             evidence = Evidence(part=part)
             if self.significance is not None:

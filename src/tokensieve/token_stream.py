@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from .attention import Attention
+from .base_stream import BaseStream
 from .errors import InputError, UnsupportedHost
 from .hosts import Host
 from .hosts.checks import refuse_hooks
@@ -25,13 +26,13 @@ from .trace import Trace
 from .walk import Actor, First, Reads, Step, walk
 
 
-class TokenStream:
+class TokenStream(BaseStream):
     """A host under a recipe: image to tokens, tokens through the blocks, tokens to the head. Keeps nothing."""
 
     units = "tokens"
 
-    def __init__(self, host: Host, plan: Plan, significance: Any, parts: nn.ModuleDict) -> None:
-        self.host, self.plan, self.significance, self.parts = host, plan, significance, parts
+    host: Host
+    plan: Plan
 
     @staticmethod
     def planned(host: Host, recipe: Recipe) -> Plan:
@@ -136,10 +137,6 @@ class TokenStream:
         """The grid of patches, alone in a list: hosts with stages have several maps."""
         return [self.host.embed(images[:1]).grid]
 
-    def covered(self, images: Tensor) -> Tensor:
-        """What of the images (B, C, H, W) the host's grid covers, which is what a map is made of."""
-        return self.host.covered(images, self.sizes(images)[0])
-
     def asking(self, images: Tensor) -> Callable[[], Any]:
         """A call that does nothing but make the significance map of these images, for whoever counts or times it."""
         (grid,) = self.sizes(images)
@@ -151,7 +148,7 @@ class Acting(Actor):
 
     def __init__(self, stream: TokenStream, tokens: Tokens, looks: Sequence[int] = ()) -> None:
         """`tokens` are the embedded patches, all of them; of the blocks `looks` the class attention is kept."""
-        self.host, self.plan, self.parts, self.looks = stream.host, stream.plan, stream.parts, looks
+        self.stream, self.host, self.plan, self.looks = stream, stream.host, stream.plan, looks
         self.memories = {index: method.prepare(tokens) for index, method in self.plan.methods}
         self.seen: dict[int, Tensor] = {}
 
@@ -205,7 +202,7 @@ class Acting(Actor):
         """Let every method of this place act, one after the other, each with what it may know."""
         for index, method, left in self._acts(place, block, tokens):
             known: dict[str, Any] = {"block": block, "depth": self.plan.depth, "memory": self.memories.get(index)}
-            known["part"] = self.parts[str(index)] if str(index) in self.parts else None  # noqa: SIM401
+            known["part"] = self.stream.part(index)
             evidence = Evidence(**known)
             if significance is not None:
                 evidence = MapEvidence(**known, significance=significance)
