@@ -269,3 +269,21 @@ def test_real_weights_on_photographs(run, shared):
     assert record["images"] == 20
     assert record["dense"]["top1"] == pytest.approx(80, abs=5.1)
     assert record["agreement"] >= 70
+
+
+@pytest.mark.parametrize(
+    ("name", "code", "said"), [("SIGTERM", 143, "ended by SIGTERM."), ("SIGINT", 130, "ended by Ctrl-C.")]
+)
+def test_a_signal_that_no_command_keeps_work_for_is_told(name, code, said):
+    script = (
+        "import os, signal, sys\n"
+        "from tokensieve import cli\n"
+        "@cli.app.command()\n"
+        "def wait():\n"
+        f"    os.kill(os.getpid(), signal.{name})\n"
+        "    signal.pause()\n"
+        "sys.argv = ['tokensieve', 'wait']\n"
+        "sys.exit(cli.main())\n"
+    )
+    result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=120)
+    assert (result.returncode, result.stderr) == (code, f"tokensieve: {said}\n")

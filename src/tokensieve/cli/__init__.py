@@ -27,6 +27,9 @@ from .slim import slim
 from .train import train
 from .tune import tune
 
+INTERRUPTED = 128 + signal.SIGINT
+"""Exit code after Ctrl-C."""
+
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
 app.command()(demo)
 app.command()(bench)
@@ -103,12 +106,14 @@ def _run(came: list[int]) -> int:
     try:
         status = app(prog_name="tokensieve", standalone_mode=False)
     except (typer.Abort, KeyboardInterrupt):
-        say("ended by SIGTERM." if came else "ended by Ctrl-C.")
-        return 128 + signal.SIGTERM if came else 130
+        status = INTERRUPTED
     except Exception as error:
         sentence = _sentence(error)
         if sentence is None:
             raise
         say(" ".join(sentence.split()))
         return 2
+    if status == INTERRUPTED:  # newer versions of typer catch the interrupt and return this
+        say("ended by SIGTERM." if came else "ended by Ctrl-C.")
+        return 128 + signal.SIGTERM if came else INTERRUPTED
     return status if isinstance(status, int) else 0
