@@ -31,7 +31,9 @@ LAYERS = [
     ["significance"],
     ["data"],
     ["zoo"],
+    ["padding"],
     ["pixels", "tokens", "attention"],
+    ["varlen"],
     ["onnx_graph", "recording", "frozen", "files"],
     ["errors"],
 ]

@@ -98,8 +98,8 @@ def test_what_acts_behind_a_block_leaves_it_whole() -> None:
         features = fast.forward_intermediates(images, indices=[block], intermediates_only=True)[0]
         assert torch.equal(features, model.forward_intermediates(images, indices=[block], intermediates_only=True)[0])
         assert SlicingLimit(fast)(images).shape == trace.output.shape
-    with pytest.raises(Exception, match="cannot act in block 1, behind ats"):
-        sieve(model, Recipe.parse("ats(tokens=20, layers=(0,))") + Behind(1, 5))
+    behind_ats = sieve(model, Recipe.parse("ats(tokens=20, layers=(0,))") + Behind(1, 5)).trace(images)
+    assert behind_ats.tokens_per_block[2:] == [prefix + 5] * (depth - 2)
 
 
 @torch.no_grad()

@@ -8,7 +8,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from . import varlen
 from .frozen import replace
+from .recording import recording
 
 
 @dataclass(frozen=True)
@@ -34,20 +36,30 @@ class Attention:
     bias: Tensor | None = None
     """(1 or B, 1 or H, M, N) the host's own, added to the logits."""
     weight: Tensor | None = None
-    """(B, N) what the exponential of a key's logit is multiplied with, 0 for a key that is not there. None: ones."""
+    """(B, N) what the exponential of a key's logit is multiplied with. None: ones."""
+    lengths: Tensor | None = None
+    """(B,) int64 how many of the keys there are; those behind are padding, which nobody reads. None: all."""
 
     @property
     def mask(self) -> Tensor | None:
         """All that is added to the logits, (B, 1 or H, 1 or M, N)."""
-        if self.weight is None:
-            return self.bias
-        # The logarithm of nothing is kept finite: a row of -inf alone is NaN, and half precision holds -87 well.
-        tiny = torch.finfo(torch.float32).tiny
-        own = self.weight.clamp(min=tiny).log().to(self.q.dtype)[:, None, None, :]
-        return own if self.bias is None else self.bias + own
+        mask = self.bias
+        if self.weight is not None:
+            # The logarithm of nothing is kept finite, and half precision holds -87 well.
+            own = self.weight.clamp(min=torch.finfo(torch.float32).tiny).log().to(self.q.dtype)[:, None, None, :]
+            mask = own if mask is None else mask + own
+        if self.lengths is not None:
+            count = self.k.shape[2]
+            padding = (torch.arange(count, device=self.k.device) >= self.lengths[:, None])[:, None, None, :]
+            mask = self.q.new_zeros(len(self.q), 1, 1, count) if mask is None else mask
+            mask = mask.masked_fill(padding, -torch.inf)
+        return mask
 
     def attend(self) -> Tensor:
-        """Fused attention -> (B, H, M, d_h)."""
+        """Fused attention -> (B, H, M, d_h); without padding where a kernel for that is at hand."""
+        plain = self.bias is None and self.weight is None and self.dropout == 0 and not recording()
+        if self.lengths is not None and plain and varlen.runs(self.q, self.k):
+            return varlen.attend(self.q, self.k, self.v, self.lengths, self.scale)
         return F.scaled_dot_product_attention(
             self.q, self.k, self.v, attn_mask=self.mask, dropout_p=self.dropout, scale=self.scale
         )
@@ -63,6 +75,34 @@ class Attention:
         if gate is not None:
             gate = gate.gather(1, rows[..., None].expand(-1, -1, gate.shape[2]))
         return replace(self, q=q, bias=bias, gate=gate)
+
+    def of(self, images: Tensor, count: int) -> Attention:
+        """Of these images (B',) int64, each of which has `count` tokens that ask where not all of them do; without the
+        padding where that is the same for all of them."""
+        keys = self.keys_of(images)
+        lengths = self.lengths[images] if keys is None and self.lengths is not None else None
+        asked = keys if self.q.shape[2] == self.k.shape[2] else count
+
+        def some(values: Tensor | None, *cuts: slice) -> Tensor | None:
+            if values is None:
+                return None
+            values = values if len(values) == 1 < len(self.q) else values[images]
+            return values[(slice(None), *cuts)]
+
+        every, queries, keys_cut = slice(None), slice(asked), slice(keys)
+        bias = self.bias
+        if bias is not None:
+            bias = some(bias, every, queries if bias.shape[2] > 1 else every, keys_cut)
+        weight, gate = some(self.weight, keys_cut), some(self.gate, queries)
+        q, (k, v, own) = self.q[images][:, :, queries], (x[images][:, :, keys_cut] for x in (self.k, self.v, self.keys))
+        return replace(self, q=q, k=k, v=v, keys=own, bias=bias, gate=gate, weight=weight, lengths=lengths)
+
+    def keys_of(self, images: Tensor) -> int | None:
+        """How many keys these images have; None where that differs."""
+        if self.lengths is None:
+            return self.k.shape[2]
+        counts = self.lengths[images].unique().tolist()
+        return counts[0] if len(counts) == 1 else None
 
     def asked(self, rows: Tensor | None) -> Attention:
         """With the queries of `rows` alone, where they are not that already; None leaves all."""

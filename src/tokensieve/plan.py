@@ -44,19 +44,23 @@ class Plan:
 
     @property
     def merges(self) -> bool:
-        """Whether tokens may stand for several patches."""
-        return any(method.merges for _, method in self.methods)
+        """Whether tokens may stand for several patches, or for none."""
+        return any(method.merges or method.pads for _, method in self.methods)
 
     def acts(self, place: Place, block: int, count: int, patches: int) -> list[Act]:
         """What happens here to `count` tokens of an image of `patches` patches, one after the other."""
         acts, count, patches = [], whole(count), whole(patches)
         for index, method in self.methods:
-            if method.place == place:
-                here = Here(block, self.depth, count, self.prefix, patches)
-                if method.acts(here):
-                    count = method.left(here)
-                    acts.append(Act(index, method, count))
+            left = self.left_by(method, block, count, patches) if method.place == place else None
+            if left is not None:
+                count = left
+                acts.append(Act(index, method, count))
         return acts
+
+    def left_by(self, method: Method, block: int, count: int, patches: int) -> int | None:
+        """How many of `count` tokens a method leaves here, or None where it does not act."""
+        here = Here(block, self.depth, whole(count), self.prefix, whole(patches))
+        return method.left(here) if method.acts(here) else None
 
     def opens(self, block: int, count: int, patches: int) -> bool:
         """Whether anything acts between the block's norm and its MLP."""
@@ -104,22 +108,11 @@ def check(host: Host, plan: Plan) -> None:
         raise RecipeError(f"{' and '.join(start)} both drop patches before block 0; keep one of them.")
     for method in methods:
         method.check(host, [other for other in methods if other is not method])
-    varying = ""
     for index, block in enumerate(host.blocks):
-        before = [act.method for act in plan.acts("before", index, PLENTY + plan.prefix, PLENTY)]
         places = {
             place: [act.method for act in plan.acts(place, index, PLENTY + plan.prefix, PLENTY)] for place in _OPENING
         }
         acting = [method for methods_here in places.values() for method in methods_here]
-        varying = varying or next((method.name for method in acting if method.varies), "")
-        behind = [act.method for act in plan.acts("after", index, PLENTY + plan.prefix, PLENTY)]
-        for method in before + acting + behind:
-            if varying and not method.varies and method.place != "queries":
-                raise RecipeError(
-                    f"{method.name} cannot act in block {index}, behind {varying}, which leaves each image another "
-                    f"number of tokens: its counts would depend on the other images of a batch. Write "
-                    f"{varying}(..., adaptive=False), or let {method.name} act before it."
-                )
         attending = [method for method in acting if method.attends]
         rivals = places["queries"] + places["rows"] + attending
         if attending or (places["queries"] and places["rows"]):
@@ -129,8 +122,8 @@ def check(host: Host, plan: Plan) -> None:
                 f"{name} cannot take {acting[0].name}: in block {index}, {block.closed}. "
                 "Methods that act before the blocks, such as PaPr, work on it."
             )
-        if block.closed and any(method.merges or method.weighs for method in methods):
-            raise UnsupportedHost(f"{name} cannot take merged tokens: in block {index}, {block.closed}.")
+        if block.closed and any(method.merges or method.weighs or method.pads for method in methods):
+            raise UnsupportedHost(f"{name} cannot take merged or padded tokens: in block {index}, {block.closed}.")
 
 
 def _alone(methods: list[Method], block: int) -> None:

@@ -18,6 +18,7 @@ from .hosts.checks import refuse_hooks
 from .intermediates import HiddenStates, Intermediates, Wanted
 from .methods import AttentionEvidence, Evidence, MapEvidence, Method
 from .methods.base import Place
+from .padding import attend_each, each
 from .plan import Act, Plan, check
 from .recipe import Recipe
 from .recording import none, stand_in
@@ -157,13 +158,13 @@ class Acting(Actor):
         return len(self._acts("start", 0, tokens)) > 0
 
     def start(self, tokens: Tokens, significance: Tensor) -> Tokens:
-        return self._reduce("start", 0, tokens, significance=significance)
+        return self._reduce("start", 0, tokens, partial(MapEvidence, significance=significance))
 
     def before(self, block: int, tokens: Tokens) -> Tokens:
         return self._reduce("before", block, tokens)
 
     def opens(self, block: int, tokens: Tokens) -> bool:
-        opens = tokens.weight is not None or block in self.looks
+        opens = tokens.weight is not None or tokens.lengths is not None or block in self.looks
         opens = opens or self.plan.opens(block, tokens.x.shape[1], prod(tokens.grid))
         if opens and not torch.compiler.is_compiling():
             refuse_hooks(self.host.model, self.host.blocks[block].bypassed)
@@ -173,16 +174,18 @@ class Acting(Actor):
         return self._reduce("queries", block, tokens)
 
     def rows(self, block: int, tokens: Tokens, attention: Attention) -> Tokens:
-        return self._reduce("rows", block, tokens, attention=attention)
+        return self._reduce("rows", block, tokens, partial(AttentionEvidence, attention=attention))
 
     def attend(self, block: int, tokens: Tokens, attention: Attention) -> tuple[Tensor, Tensor | None]:
         if block in self.looks:
             self.seen[block] = attention.row().mean(1)
         own = [act.method for act in self._acts("inside", block, tokens) if act.method.attends]
-        return own[0].attend(attention) if own else (attention.attend(), None)
+        if not own:
+            return attention.attend(), None
+        return own[0].attend(attention) if tokens.lengths is None else attend_each(own[0], attention)
 
     def inside(self, block: int, tokens: Tokens, attention: Attention, found: Tensor | None) -> Tokens:
-        return self._reduce("inside", block, tokens, attention=attention, found=found)
+        return self._reduce("inside", block, tokens, partial(AttentionEvidence, attention=attention, found=found))
 
     def after(self, block: int, tokens: Tokens) -> Tokens:
         return self._reduce("after", block, tokens)
@@ -190,26 +193,27 @@ class Acting(Actor):
     def end(self, tokens: Tokens) -> Tokens:
         return self._reduce("end", self.plan.depth - 1, tokens)
 
-    def _reduce(
-        self,
-        place: Place,
-        block: int,
-        tokens: Tokens,
-        significance: Tensor | None = None,
-        attention: Attention | None = None,
-        found: Tensor | None = None,
-    ) -> Tokens:
+    def _reduce(self, place: Place, block: int, tokens: Tokens, kind: Callable[..., Evidence] = Evidence) -> Tokens:
         """Let every method of this place act, one after the other, each with what it may know."""
-        for index, method, left in self._acts(place, block, tokens):
-            known: dict[str, Any] = {"block": block, "depth": self.plan.depth, "memory": self.memories.get(index)}
-            known["part"] = self.stream.part(index)
-            evidence = Evidence(**known)
-            if significance is not None:
-                evidence = MapEvidence(**known, significance=significance)
-            elif attention is not None:
-                evidence = AttentionEvidence(**known, attention=attention, found=found)
-            tokens = method.reduce(tokens, left, evidence)
+        for index, method in self.plan.methods:
+            if method.place == place:
+                memory, part = self.memories.get(index), self.stream.part(index)
+                evidence = kind(block=block, depth=self.plan.depth, memory=memory, part=part)
+                tokens = self._act(method, tokens, evidence)
         return tokens
+
+    def _act(self, method: Method, tokens: Tokens, evidence: Evidence) -> Tokens:
+        """One method, on as many tokens as there are; where images have unlike numbers, on each by its own."""
+        left = self.plan.left_by(method, evidence.block, tokens.x.shape[1], prod(tokens.grid))
+        if left is None:
+            return tokens
+        if tokens.lengths is None or method.knows_padding:
+            return method.reduce(tokens, left, evidence)
+
+        def act(images: Tensor, some: Tokens) -> Tokens:
+            return self._act(method, some, evidence.of(images, some.x.shape[1]))
+
+        return each(tokens, act, left, method.name)
 
     def _acts(self, place: Place, block: int, tokens: Tokens) -> list[Act]:
         return self.plan.acts(place, block, tokens.x.shape[1], prod(tokens.grid))

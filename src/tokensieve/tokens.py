@@ -37,6 +37,9 @@ class Tokens:
     """(B, P) int64: the token that stands for each patch, -1 if it was dropped. None: not tracked."""
     row: Tensor | None = None
     """(B, N) int64: since this block began, which of its tokens then is each one now. None: none has moved."""
+    lengths: Tensor | None = None
+    """(B,) int64: how many tokens each image has, prefix included; those behind are padding. None: N of every image.
+    Padding is made and taken away in `padding.py`, and attention and pooling leave it out."""
 
     @property
     def places(self) -> Tensor:
@@ -48,6 +51,24 @@ class Tokens:
         """Whether every patch of the grid has its own token, in the grid's order."""
         return self.positions is None and self.x.shape[1] == prod(self.grid) + self.prefix
 
+    @property
+    def real(self) -> Tensor | None:
+        """(B, N) whether each token is one, and not padding. None: all are."""
+        return None if self.lengths is None else self.places < self.lengths[:, None]
+
+    @property
+    def counted(self) -> Tensor | None:
+        """(B, N) how many patches each token counts for in an average: its size, 0 for padding. None: one each."""
+        real = self.real
+        if real is None:
+            return self.size
+        return real.to(_exact(self.x)) if self.size is None else self.size * real
+
+    def each(self) -> Tensor:
+        """(B,) int64: how many tokens each image has, whether `lengths` says it or not."""
+        batch, count, _ = self.x.shape
+        return torch.full((batch,), count, device=self.x.device) if self.lengths is None else self.lengths
+
     def tracked(self) -> Tokens:
         """The same tokens, from here on with `source`."""
         start = torch.arange(prod(self.grid), device=self.x.device) + self.prefix
@@ -55,7 +76,7 @@ class Tokens:
 
     def nothing(self) -> Tokens:
         """The same of an empty batch: no image, and as many tokens of each."""
-        per_image = ("x", "positions", "size", "weight", "source", "row")
+        per_image = ("x", "positions", "size", "weight", "source", "row", "lengths")
         cut = {name: None if (value := getattr(self, name)) is None else value[:0] for name in per_image}
         return replace(self, **cut)
 
@@ -77,7 +98,14 @@ class Tokens:
             weight=cut(self.weight),
             source=None if self.source is None else self.source.masked_fill(self.source >= count, -1),
             row=self.places[:, :count] if self.row is None else cut(self.row),
+            lengths=None if self.lengths is None else self.lengths.clamp(max=count),
         )
+
+    def of(self, images: Tensor, count: int) -> Tokens:
+        """The first `count` tokens of these images (B',) int64, none of them padding."""
+        per_image = ("x", "positions", "size", "weight", "source", "row")
+        some = {name: None if (value := getattr(self, name)) is None else value[images] for name in per_image}
+        return replace(self, **some, lengths=None).first(count)
 
     def select(self, index: Tensor) -> Tokens:
         """Drop all patch tokens but `index` (B, K) int64, counted without the prefix; the prefix stays in front."""

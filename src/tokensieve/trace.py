@@ -37,6 +37,8 @@ class Trace:
     stages a list, one entry a stage: the pixels that the stage's last block ran on, None for all."""
     reads: list[Reads] = field(default_factory=list)
     """Tokens, prefix and padding included, that each block's keys, queries and MLP were made of."""
+    lengths: list[Tensor] = field(default_factory=list)
+    """For each block (B,) int64: tokens of each image, prefix included and padding not, that its MLP read."""
     tokens: Tokens | None = None
     """The last block's tokens after the host's final norm."""
 
@@ -57,6 +59,7 @@ class Trace:
     def see(self, step: Step) -> None:
         """Note a block's step. Of its tokens all but the activations is kept."""
         self.reads.append(step.reads)
+        self.lengths.append(step.tokens.each())
         self._read.append(replace(step.read, x=step.read.x.new_empty(0).expand(*step.read.x.shape[:2], 0), table=None))
 
     def forget(self) -> None:
@@ -68,6 +71,7 @@ class Trace:
         self.masks = [mask._replace(kept=mask.kept[:0]) for mask in self.masks]
         self.class_attention = {block: seen[:0] for block, seen in self.class_attention.items()}
         self.tokens = None if self.tokens is None else self.tokens.nothing()
+        self.lengths = [lengths[:0] for lengths in self.lengths]
         self._read = [tokens.nothing() for tokens in self._read]
 
     @property

@@ -133,7 +133,7 @@ def _attended(index: int, block: HostBlock, actor: Actor, tokens: Tokens) -> tup
     """
     tokens = replace(tokens, row=None)
     asking = actor.queries(index, tokens)
-    attention = replace(block.qkv(tokens, asking.row), weight=tokens.weight).asked(asking.row)
+    attention = replace(block.qkv(tokens, asking.row), weight=tokens.weight, lengths=tokens.lengths).asked(asking.row)
     heads = attention
     if asking.row is None:
         asking = actor.rows(index, tokens, attention)

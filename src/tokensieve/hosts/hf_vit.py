@@ -187,7 +187,7 @@ class HFViT(Host):
             return x[:, 0, :]
         if not encoder.use_head:
             return None
-        return encoder.head(x) if tokens.size is None else _attend_weighed(encoder.head, tokens)
+        return encoder.head(x) if tokens.counted is None else _attend_weighed(encoder.head, tokens)
 
     def _patch_size(self) -> tuple[int, int]:
         return _pair(self.encoder.config.patch_size)

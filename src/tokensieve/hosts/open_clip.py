@@ -117,7 +117,7 @@ def _theirs(module: nn.Module, name: str) -> bool:
 
 def _attend(pool: Any, tokens: Tokens) -> Tensor:
     """open_clip's attention pooling, with log(size) added to the logits of its keys: (B, N, d) -> (B, M, d')."""
-    if tokens.size is None:
+    if tokens.counted is None:
         return pool(tokens.x)
     x = pool.ln_k(tokens.x)
     query = pool.ln_q(pool.query).unsqueeze(0).expand(x.shape[0], -1, -1)

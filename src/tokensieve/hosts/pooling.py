@@ -12,9 +12,9 @@ from ..tokens import Tokens
 
 def weighed(tokens: Tokens) -> Tokens:
     """Patch tokens scaled by their share of the patches, so that their plain average is the weighted one."""
-    if tokens.size is None:
+    if tokens.counted is None:
         return tokens
-    size = tokens.size[:, tokens.prefix :]
+    size = tokens.counted[:, tokens.prefix :]
     share = size * (size.shape[1] / size.sum(1, keepdim=True))
     patches = tokens.x[:, tokens.prefix :] * share.to(tokens.x.dtype)[..., None]
     return replace(tokens, x=torch.cat([tokens.x[:, : tokens.prefix], patches], dim=1))
@@ -22,4 +22,4 @@ def weighed(tokens: Tokens) -> Tokens:
 
 def key_bias(tokens: Tokens) -> Tensor | None:
     """(B, N) log(size), which attention pooling adds to the logits of its keys; `key_padding_mask` in torch's words."""
-    return None if tokens.size is None or none(tokens.x) else tokens.size.log().to(tokens.x.dtype)
+    return None if tokens.counted is None or none(tokens.x) else tokens.counted.log().to(tokens.x.dtype)

@@ -71,13 +71,13 @@ class TimmViT(Host):
 
     def head(self, tokens: Tokens) -> Tensor:
         model = self.model
-        if tokens.size is None or type(model) is VisionTransformerDistilled or model.global_pool in ("", "token"):
+        if tokens.counted is None or type(model) is VisionTransformerDistilled or model.global_pool in ("", "token"):
             return model.forward_head(tokens.x)
         return model.head(model.head_drop(model.fc_norm(self._pool(tokens))))
 
     def _pool(self, tokens: Tokens) -> Tensor:
         """The host's pooling as it would be over every patch that the merged tokens stand for: (B, N, d) -> (B, d)."""
-        model, x, size = self.model, tokens.x, tokens.size
+        model, x, size = self.model, tokens.x, tokens.counted
         assert size is not None
         # Where it cannot be said, timm's attention pooling reads all tokens, and every other one those of patches.
         with_prefix = getattr(model, "pool_include_prefix", self.pooler is not None)

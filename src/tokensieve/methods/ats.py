@@ -43,7 +43,8 @@ class ATS(Method[AttentionEvidence]):
     name: ClassVar[str] = "ats"
     place: ClassVar[Place] = "rows"
     needs_class_token: ClassVar[bool] = True
-    merges: ClassVar[bool] = True
+    pads: ClassVar[bool] = True
+    knows_padding: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -66,20 +67,17 @@ class ATS(Method[AttentionEvidence]):
         attention, prefix = evidence.attention, tokens.prefix
         length = attention.v.to(torch.promote_types(attention.v.dtype, torch.float32)).square().sum((1, 3)).sqrt()
         scores = (attention.row().sum(1) * length)[:, prefix:]
-        real = None if tokens.weight is None else tokens.weight[:, prefix:] > 0
-        index, count = sample(scores, max(self.tokens - prefix, 1), real)
+        real = tokens.real
+        index, count = sample(scores, max(self.tokens - prefix, 1), None if real is None else real[:, prefix:])
         index = index[:, : left - prefix]
         if self.adaptive and not recording():
             longest = int(count.max())
             index = index[:, :longest]
             if bool((count == longest).all()):
-                return tokens.select(index)
+                return replace(tokens.select(index), lengths=None)
         kept = tokens.select(index)
-        there = torch.arange(kept.x.shape[1], device=index.device) < prefix + count[:, None]
-        size = scores.new_ones(kept.x.shape[:2]) if kept.size is None else kept.size
-        weight = torch.ones_like(size) if kept.weight is None else kept.weight
         source = None if kept.source is None else kept.source.minimum(prefix + count[:, None] - 1)
-        return replace(kept, size=size * there, weight=weight * there, source=source)
+        return replace(kept, source=source, lengths=prefix + count)
 
 
 @torch.no_grad()

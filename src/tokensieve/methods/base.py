@@ -188,6 +188,10 @@ class Method(BaseMethod, Generic[E]):
     """Changes sizes, so that pooling must know them, and attention's weights with them."""
     weighs: ClassVar[bool] = False
     """Changes how much attention counts a key, but no size."""
+    pads: ClassVar[bool] = False
+    """May leave images of a batch unlike numbers of tokens, in `Tokens.lengths`; attention and pooling must know."""
+    knows_padding: ClassVar[bool] = False
+    """`reduce` minds `Tokens.lengths` itself. Other methods are shown the images of each length, without padding."""
     attends: ClassVar[bool] = False
     """Computes the attention itself where it acts, by `attend`."""
     on_tokens: ClassVar[bool] = True
@@ -204,7 +208,7 @@ class Method(BaseMethod, Generic[E]):
 
     @property
     def varies(self) -> bool:
-        """Leaves another number of tokens in each image, `left` at most; a batch is padded."""
+        """Leaves another number of tokens in each image, `left` at most: what a batch is padded to depends on it."""
         return False
 
     @abstractmethod
@@ -234,7 +238,7 @@ class Method(BaseMethod, Generic[E]):
             RecipeError: it does not go with one of the others.
         """
         name = type(host.model).__name__
-        if self.merges and host.cannot_merge:
+        if (self.merges or self.pads) and host.cannot_merge:
             raise UnsupportedHost(f"{name} cannot take {self.name}: {host.cannot_merge}. PaPr works on it.")
         if self.needs_class_token and not host.class_token:
             raise UnsupportedHost(

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Any, Self
 
 from torch import Tensor
 
@@ -23,6 +23,10 @@ class Evidence:
     part: Any = None
     """The method's own learned layers, from `build`."""
 
+    def of(self, images: Tensor, count: int) -> Self:
+        """The same of these images (B',) int64, of which each has `count` tokens now."""
+        return self if self.memory is None else replace(self, memory=self.memory[images])
+
 
 @dataclass(frozen=True, kw_only=True)
 class MapEvidence(Evidence):
@@ -30,6 +34,9 @@ class MapEvidence(Evidence):
 
     significance: Tensor
     """(B, P) how much each patch matters, fp32."""
+
+    def of(self, images: Tensor, count: int) -> Self:
+        return replace(super().of(images, count), significance=self.significance[images])
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,6 +47,10 @@ class AttentionEvidence(Evidence):
     """What this block's attention reads."""
     found: Any = None
     """What the method's own `attend` told beside its output."""
+
+    def of(self, images: Tensor, count: int) -> Self:
+        found = None if self.found is None else self.found[images][:, : self.attention.keys_of(images)]
+        return replace(super().of(images, count), attention=self.attention.of(images, count), found=found)
 
     def keys(self, tokens: Tokens) -> Tensor:
         """(B, H, N, d_h) the tokens' keys, before rotary embedding; of a merged token its destination's."""
