@@ -27,6 +27,7 @@ LAYERS = [
     ["hosts"],
     ["packing"],
     ["recipe"],
+    ["recipe_folder", "recipe_text"],
     ["methods"],
     ["significance"],
     ["data"],

@@ -105,8 +105,8 @@ def read_weights(path: str | PathLike[str], sha256: str | None = None) -> dict[s
     path = Path(path)
     if not path.is_file():
         raise InputError(f"There is no weights file {path}.")
-    if sha256 is not None and (found := file_sha256(path)) != sha256.lower():
-        raise InputError(f"{path} is not the file that was asked for: its SHA-256 is {found}, expected {sha256}.")
+    if sha256 is not None:
+        check_sha256(path, sha256)
     try:
         if path.suffix == ".safetensors":
             state = load_file(path)
@@ -148,6 +148,12 @@ def file_sha256(path: str | PathLike[str]) -> str:
         raise InputError(f"There is no weights file {path}.") from None
     except OSError as error:
         raise InputError(f"The weights file {path} cannot be read: {error.strerror}.") from error
+
+
+def check_sha256(path: str | PathLike[str], sha256: str) -> None:
+    """Raises `InputError` for a file that is not there or has another SHA-256."""
+    if (found := file_sha256(path)) != sha256.lower():
+        raise InputError(f"{path} is not the file that was asked for: its SHA-256 is {found}, expected {sha256}.")
 
 
 def _torchvision_weights(name: str, download: bool) -> dict[str, Any]:
