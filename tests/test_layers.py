@@ -33,7 +33,7 @@ LAYERS = [
     ["data"],
     ["zoo"],
     ["pixels", "tokens", "attention"],
-    ["onnx_graph", "recording", "frozen", "files"],
+    ["onnx_graph", "devices", "recording", "frozen", "files"],
     ["errors"],
 ]
 """From the top down. A part may import what stands below it, and what stands beside it."""

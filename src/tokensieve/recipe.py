@@ -134,8 +134,7 @@ class Recipe:
         Args:
             folder: made if it is not there and the one above it is.
             parts: `fast.parts` of a model sieved with this recipe: learned layers by the method's number. They are
-                stored as they are now, trained or not, in the place of the files that the recipe names. Weights are
-                read back in float32.
+                stored as they are now, trained or not, in the place of the files that the recipe names.
 
         Returns:
             The folder.

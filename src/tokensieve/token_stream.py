@@ -202,7 +202,7 @@ class Acting(Actor):
         """Let every method of this place act, one after the other, each with what it may know."""
         for index, method, left in self._acts(place, block, tokens):
             known: dict[str, Any] = {"block": block, "depth": self.plan.depth, "memory": self.memories.get(index)}
-            known["part"] = self.stream.part(index)
+            known["part"] = self.stream.part(index, tokens.x)
             evidence = Evidence(**known)
             if significance is not None:
                 evidence = MapEvidence(**known, significance=significance)

@@ -149,7 +149,7 @@ class BaseMethod(ABC):
         return {setting: path for setting in self.files if (path := getattr(self, setting)) is not None}
 
     def read(self, setting: str) -> dict[str, Tensor]:
-        """The tensors in the file that `setting` names, in float32.
+        """The tensors in the file that `setting` names, in float32, or float64 where they are stored so.
 
         Raises:
             InputError: there is no such file, it cannot be read, or its SHA-256 is not the one that is recorded.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 
+import torch
 from torch import Tensor, nn
 
 from .base import BaseMethod
@@ -25,6 +26,8 @@ def load_part(method: BaseMethod, part: nn.Module, what: str) -> None:
     for name, value in state.items():
         if value.ndim == 4 and name in own and own[name].ndim == 2:
             state[name] = value.flatten(1)  # a 1x1 convolution is a linear layer
+    if any(value.dtype == torch.float64 for value in state.values()):
+        part.double()  # else loading rounds; `sieve` gives the layers the precision of the host
     load_strictly(part, state, what)
 
 
