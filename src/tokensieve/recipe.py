@@ -127,8 +127,8 @@ class Recipe:
         """Write a folder that holds the recipe and all weights that it names: `recipe.json` and safetensors files.
 
         The folder alone, on another machine, is opened by `from_pretrained`. Weights are copied, or stored anew where
-        their file is no safetensors file, under names that tell their content; so a recipe that the folder held before
-        stays whole until `recipe.json` is replaced, last. Then weights that `save_pretrained` wrote there and no recipe
+        their file is no safetensors file, and named by their hash; so a recipe that the folder held before stays
+        whole until `recipe.json` is replaced, last. Then weights that `save_pretrained` wrote there and no recipe
         in the folder names are removed. Models named without a file stay names.
 
         Args:
