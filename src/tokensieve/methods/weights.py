@@ -8,6 +8,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
+from ..errors import InputError
 from .base import BaseMethod
 
 
@@ -32,7 +33,13 @@ def load_part(method: BaseMethod, part: nn.Module, what: str) -> None:
 
 
 def part_state(method: BaseMethod, part: nn.Module) -> dict[str, Tensor]:
-    """The weights of a method's learned layers, as a file of its `weights` holds them, on the CPU."""
+    """The weights of a method's learned layers, as a file of its `weights` holds them, on the CPU.
+
+    Raises:
+        InputError: they are on the meta device.
+    """
+    if any(value.is_meta for value in part.state_dict().values()):
+        raise InputError(f"The learned layers of {method.name} are on the meta device and have no values to store.")
     state = {name: value.detach().cpu().contiguous().clone() for name, value in part.state_dict().items()}
     return renamed(state, {own: theirs for theirs, own in method.published.items()}) if method.published else state
 
