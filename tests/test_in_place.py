@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from tokensieve import InputError, UnsupportedHost, sieve
 
 RECIPE = "random(keep=0.5) + tome(r=4)"
+WITH_PARTS = "papr(keep=0.5, proposal=test_resnet) + dynamicvit(keep=0.7, layers=(1, 2, 3)) + corrected()"
 
 
 def small_vit(**settings: object) -> VisionTransformer:
@@ -225,3 +226,103 @@ def test_moves_and_modes_are_shared_with_the_host() -> None:
     assert not model.training
     assert fast.double() is fast
     assert {p.dtype for p in (*model.parameters(), *fast.parts.parameters())} == {torch.float64}
+
+
+@pytest.mark.parametrize("move", ["half", "double", "bfloat16", "meta", "meta, then cpu", "share_memory"])
+def test_moves_take_parts_and_proposal_along(move: str) -> None:
+    """A proposal keeps the precision that the recipe says, and names of weights are the host's own."""
+    fast = sieve(small_vit(), WITH_PARTS, mean=[0.5] * 3, std=[0.5] * 3, pretrained=False)
+    names = list(fast.state_dict())
+    if move in ("meta", "meta, then cpu"):
+        assert fast.to("meta") is fast
+        if move == "meta, then cpu":
+            fast.to_empty(device="cpu")
+    else:
+        assert getattr(fast, move)() is fast
+    device = "meta" if move == "meta" else "cpu"
+    dtype = getattr(torch, move) if move in ("half", "double", "bfloat16") else torch.float32
+    assert {(p.device.type, p.dtype) for p in (*fast.parameters(), *fast.parts.parameters())} == {(device, dtype)}
+    proposal = [*fast.significance.parameters(), *fast.significance.buffers()]
+    assert len(proposal) > 3
+    assert {(p.device.type, p.dtype) for p in proposal if p.is_floating_point()} == {(device, torch.float32)}
+    assert move != "share_memory" or all(p.is_shared() for p in (*fast.parts.parameters(), *proposal))
+    assert list(fast.state_dict()) == list(fast.model.state_dict()) == names
+    if dtype != torch.float32:
+        pictures = torch.randn(2, 3, 64, 64)
+        assert fast(pictures.to(dtype)).dtype == dtype
+
+
+def test_a_move_inside_a_larger_model_takes_them_along() -> None:
+    fast = sieve(small_vit(), WITH_PARTS, mean=[0.5] * 3, std=[0.5] * 3, pretrained=False)
+    nn.Sequential(nn.Identity(), fast).to("meta")
+    assert {p.device.type for p in (*fast.parts.parameters(), *fast.significance.parameters())} == {"meta"}
+
+
+def test_a_host_that_was_moved_alone_is_told_of(images: Tensor) -> None:
+    far = images.to("meta")
+    for recipe, sentence in {
+        "papr(keep=0.5, proposal=test_resnet)": "The proposal test_resnet is on cpu, and what it is given is on meta",
+        "corrected()": r"Learned layers of the recipe \(fast\.parts, 0\) are on cpu",
+        "dynamicvit(keep=0.5)": r"are on cpu, .* on meta: move what sieve\(\) returned, fast\.to",
+    }.items():
+        fast = sieve(small_vit(), recipe, mean=[0.5] * 3, std=[0.5] * 3, pretrained=False)
+        fast.model.to("meta")
+        with pytest.raises(InputError, match=sentence):
+            fast(far)
+        fast.to("meta")
+        if "papr" not in recipe:  # torch knows of no autocast on the meta device, which a proposal asks for
+            assert fast(far).shape == (2, 5)
+
+
+def loss_of(fast: nn.Module, images: Tensor) -> Tensor:
+    return fast(images).square().sum()
+
+
+@pytest.mark.parametrize("through", ["call", "replica", "checkpointing"])
+def test_gradients_reach_learned_layers_that_are_asked_for(through: str, images: Tensor) -> None:
+    """Beside differences of the loss itself, in float64."""
+    torch.manual_seed(3)
+    fast = sieve(small_vit().double(), "tome(r=4) + corrected()", pretrained=False)
+    images = images.double()
+    assert not any(parameter.requires_grad for parameter in fast.parts.parameters())
+    loss_of(fast, images).backward()
+    assert all(parameter.grad is None for parameter in fast.parts.parameters())
+    fast.parts.requires_grad_(True)
+    if through == "checkpointing":
+        fast.set_grad_checkpointing(True)
+        fast.train()
+    before = fast.head.weight.grad.clone()
+    loss_of(replicated(fast, "cpu") if through == "replica" else fast, images).backward()
+    assert not torch.equal(fast.head.weight.grad, before)
+    for parameter in fast.parts["1"].parameters():
+        direction = torch.randn_like(parameter)
+        values = []
+        for sign in (1, -1):
+            with torch.no_grad():
+                parameter += sign * 1e-6 * direction
+                values.append(loss_of(fast, images))
+                parameter -= sign * 1e-6 * direction
+        slope = (values[0] - values[1]) / 2e-6
+        torch.testing.assert_close((parameter.grad * direction).sum(), slope, rtol=1e-5, atol=1e-6)
+
+
+def test_predictors_learn_from_a_loss_of_their_own_and_then_decide_otherwise(images: Tensor) -> None:
+    """Which patches stay is a hard choice, through which no gradient flows: scores are taught by themselves."""
+    torch.manual_seed(3)
+    fast = sieve(small_vit(), "dynamicvit(keep=0.5, layers=(1,))", pretrained=False)
+    fast.parts.requires_grad_(True)
+    fast(images).sum().backward()
+    assert all(parameter.grad is None for parameter in fast.parts.parameters())
+    chosen = torch.randperm(64) < 32
+    kept = fast.trace(images).source >= 0
+    assert not torch.equal(kept[0], chosen)
+    with torch.no_grad():
+        _, (features,) = fast.model.forward_intermediates(images, indices=[0], output_fmt="NLC")
+    optimizer = torch.optim.Adam(fast.parts.parameters(), lr=0.01)
+    for _ in range(100):
+        optimizer.zero_grad()
+        scores = fast.parts["0"][0](features)
+        nn.functional.nll_loss(scores.flatten(0, 1), (~chosen).long().repeat(2)).backward()
+        optimizer.step()
+    kept = fast.trace(images).source >= 0
+    assert torch.equal(kept, chosen.expand(2, -1))

@@ -27,6 +27,7 @@ LAYERS = [
     ["hosts"],
     ["packing"],
     ["recipe"],
+    ["recipe_folder", "recipe_text"],
     ["methods"],
     ["significance"],
     ["data"],
@@ -34,7 +35,7 @@ LAYERS = [
     ["padding"],
     ["pixels", "tokens", "attention"],
     ["varlen"],
-    ["onnx_graph", "recording", "frozen", "files"],
+    ["onnx_graph", "devices", "recording", "frozen", "files"],
     ["errors"],
 ]
 """From the top down. A part may import what stands below it, and what stands beside it."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from .errors import InputError
@@ -53,6 +53,20 @@ def make_folder(folder: str | os.PathLike[str]) -> Path:
     except OSError as error:
         raise InputError(f"{folder} cannot be made: {error.strerror}.") from None
     return folder
+
+
+@contextmanager
+def made_folder(folder: str | os.PathLike[str]) -> Iterator[Path]:
+    """As `make_folder`; if anything goes wrong inside, a folder that was not there before is gone again."""
+    new = not check_folder(folder).exists()
+    folder = make_folder(folder)
+    try:
+        yield folder
+    except BaseException:
+        if new:
+            with suppress(OSError):  # somebody else wrote into it
+                folder.rmdir()
+        raise
 
 
 @contextmanager

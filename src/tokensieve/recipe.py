@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
-import ast
 import json
 import os
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path, PureWindowsPath
 from typing import Any
 
+from torch import nn
+
 from .errors import RecipeError, nearest
-from .files import check_place, draft, joined_path, relative_path, same_file
+from .files import check_place, draft, joined_path, made_folder, relative_path, same_file
 from .methods import BaseMethod
 from .methods.base import make
+from .recipe_folder import RECIPE, check_stored, store, weights_in
+from .recipe_text import method_text, read_text
 
 VERSION = 2
 """Of recipe files. In version 1 paths were relative to the working directory, and only proposals had a hash."""
@@ -54,16 +57,7 @@ class Recipe:
     @classmethod
     def parse(cls, text: str) -> Recipe:
         """Read recipe text. The empty text is the empty recipe: the host as it is."""
-        if not text.strip():
-            return cls()
-        try:
-            tree = ast.parse(_quote_slices(text.strip()), mode="eval").body
-        except SyntaxError as error:
-            raise RecipeError(
-                f"The recipe {text!r} cannot be read ({error.msg}); write calls joined by +, "
-                "for example papr(keep=0.8) + tome(r=8, layers=6:12)."
-            ) from None
-        return cls(tuple(_method(call, text) for call in _summands(tree)))
+        return cls(tuple(read_text(text)))
 
     @classmethod
     def from_json(cls, text: str, folder: str | os.PathLike[str] | None = None) -> Recipe:
@@ -103,12 +97,7 @@ class Recipe:
         """
         if isinstance(source, str) and not _names_a_file(source):
             return cls.parse(source)
-        path = Path(source)
-        try:
-            text = path.read_text(encoding="utf-8-sig")
-        except (OSError, ValueError) as error:
-            why = error.strerror if isinstance(error, OSError) else error
-            raise RecipeError(f"The recipe file {os.fspath(source)!r} cannot be read: {why}.") from None
+        path, text = Path(source), _read(source)
         if text.lstrip().startswith("{"):
             return cls.from_json(text, path.parent)
         return cls.parse(text)._with_paths(partial(joined_path, folder=path.parent))
@@ -131,6 +120,50 @@ class Recipe:
         with draft(path) as file:
             file.write_text(text + "\n", encoding="utf-8")
         return path
+
+    def save_pretrained(
+        self, folder: str | os.PathLike[str], *, parts: nn.ModuleDict | Mapping[str, nn.Module] | None = None
+    ) -> Path:
+        """Write a folder that holds the recipe and all weights that it names: `recipe.json` and safetensors files.
+
+        The folder alone, on another machine, is opened by `from_pretrained`. Weights are copied, or stored anew where
+        their file is no safetensors file, and named by their hash; so a recipe that the folder held before stays
+        whole until `recipe.json` is replaced, last. Then weights that `save_pretrained` wrote there and no recipe
+        in the folder names are removed. Models named without a file stay names.
+
+        Args:
+            folder: made if it is not there and the one above it is.
+            parts: `fast.parts` of a model sieved with this recipe: learned layers by the method's number. They are
+                stored as they are now, trained or not, in the place of the files that the recipe names.
+
+        Returns:
+            The folder.
+
+        Raises:
+            RecipeError: a setting is a module or a tensor, a method lacks its weights, or `parts` are not its layers.
+            InputError: weights are not there or not those that are recorded, or the folder cannot be written.
+        """
+        with made_folder(folder) as folder, draft(folder / RECIPE) as file:
+            methods = store(self.methods, {} if parts is None else dict(parts.items()), file.parent)
+            file.write_text(replace(self, methods=methods).to_json(file.parent) + "\n", encoding="utf-8")
+        for weights in weights_in(folder):
+            if not recipes_with(weights):
+                weights.unlink()
+        return folder
+
+    @classmethod
+    def from_pretrained(cls, folder: str | os.PathLike[str]) -> Recipe:
+        """The recipe in a folder that `save_pretrained` wrote, with the paths of its weights there; runs no code.
+
+        Raises:
+            RecipeError: the folder holds no recipe, one of an unknown version, or one that names weights elsewhere.
+            InputError: weights are not there, or their SHA-256 is not the recorded one.
+        """
+        folder = Path(folder)
+        recipe = cls.from_json(_read(folder / RECIPE))
+        for method in recipe:
+            check_stored(method, folder)
+        return recipe._with_paths(partial(joined_path, folder=folder))
 
     def to_json(self, folder: str | os.PathLike[str] | None = None) -> str:
         """Every setting, with a version and the SHA-256 of weights; `from_json` gives back an equal recipe.
@@ -178,7 +211,7 @@ class Recipe:
         return replace(self, methods=tuple(changed(method) for method in self.methods))
 
     def __str__(self) -> str:
-        return " + ".join(_text(method) for method in self.methods)
+        return " + ".join(method_text(method) for method in self.methods)
 
     def __add__(self, other: Recipe | BaseMethod | str) -> Recipe:
         return Recipe(self.methods + Recipe.of(other).methods)
@@ -191,72 +224,6 @@ class Recipe:
 
     def __len__(self) -> int:
         return len(self.methods)
-
-
-_SLICE = re.compile(r"=\s*(-?\d*\s*:\s*-?\d*(?:\s*:\s*-?\d*)?)\s*(?=[,)])")
-_BARE = re.compile(r"[A-Za-z_][\w.\-/+]*")
-
-
-def _quote_slices(text: str) -> str:
-    """`layers=6:12` -> `layers=slice(6,12)`, the only liberty taken with Python's own grammar."""
-
-    def spell(match: re.Match[str]) -> str:
-        parts = [part.strip() or "None" for part in match[1].split(":")]
-        return f"=slice({','.join(parts)})"
-
-    return _SLICE.sub(spell, text)
-
-
-def _summands(tree: ast.expr) -> Iterator[ast.expr]:
-    if isinstance(tree, ast.BinOp) and isinstance(tree.op, ast.Add):
-        yield from _summands(tree.left)
-        yield from _summands(tree.right)
-    else:
-        yield tree
-
-
-def _method(call: ast.expr, text: str) -> BaseMethod:
-    if isinstance(call, ast.Name):
-        raise RecipeError(f"In the recipe {text!r}, write {call.id}(...) with its settings in brackets.")
-    if not isinstance(call, ast.Call) or not isinstance(call.func, ast.Name):
-        raise RecipeError(f"The recipe {text!r} must be calls joined by +, for example papr(keep=0.8) + tome(r=8).")
-    if call.args or any(word.arg is None for word in call.keywords):
-        raise RecipeError(f"In the recipe {text!r}, name every argument of {call.func.id}, for example keep=0.5.")
-    return make(call.func.id, {word.arg: _value(word.value, word.arg) for word in call.keywords if word.arg})
-
-
-def _value(node: ast.expr, setting: str) -> Any:
-    if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "slice":
-        return slice(*(ast.literal_eval(part) for part in node.args))
-    try:
-        return ast.literal_eval(node)
-    except ValueError:
-        pass
-    bare = ast.unparse(node).replace(" ", "")
-    if _BARE.fullmatch(bare):
-        return bare
-    raise RecipeError(f"{setting}={ast.unparse(node)} is neither a literal, a bare name nor a slice; quote it.")
-
-
-def _text(method: BaseMethod) -> str:
-    shown = []
-    for field in fields(method):
-        value = getattr(method, field.name)
-        if field.compare and value != field.default:
-            shown.append(f"{field.name}={_spell(value)}")
-    return f"{method.name}({', '.join(shown)})"
-
-
-def _spell(value: Any) -> str:
-    if isinstance(value, slice):
-        parts = [value.start, value.stop] + ([] if value.step is None else [value.step])
-        return ":".join("" if part is None else str(part) for part in parts)
-    if isinstance(value, str):
-        plain = re.fullmatch(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*", value) and value not in ("None", "True", "False")
-        return value if plain else repr(value)
-    if value is None or isinstance(value, bool | int | float | tuple | list | dict):
-        return repr(value)
-    return f"<{type(value).__name__}>"
 
 
 def _jsonable(method: BaseMethod, setting: str, value: Any) -> Any:
@@ -284,6 +251,14 @@ def _from_json_value(value: Any) -> Any:
     if isinstance(value, list):
         return tuple(_from_json_value(part) for part in value)
     return value
+
+
+def _read(path: str | os.PathLike[str]) -> str:
+    try:
+        return Path(path).read_text(encoding="utf-8-sig")
+    except (OSError, ValueError) as error:
+        why = error.strerror if isinstance(error, OSError) else error
+        raise RecipeError(f"The recipe file {os.fspath(path)!r} cannot be read: {why}.") from None
 
 
 def _names_a_file(text: str) -> bool:

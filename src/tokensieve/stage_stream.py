@@ -194,7 +194,7 @@ class Choosing:
         choice = self.plan.choice(number, index, prod(size))
         if choice is not None:
             place, method, there, count = choice
-            part = self.stream.part(place)
+            part = self.stream.part(place, x)
             x_last = x.permute(0, 2, 3, 1) if self.host.channels_first else x
             evidence = Evidence(part=part)
             if self.significance is not None:

@@ -205,7 +205,7 @@ class Sieved(nn.Module):
         significance, parts = stream.significance, stream.parts
         if getattr(self, "_is_replica", False):  # of nn.DataParallel, which knows nothing of what is not the host's
             device = _device(self.model)
-            parts = copy.deepcopy(parts).to(device)
+            parts = _replicated(parts, device)
             significance = None if significance is None else copy.deepcopy(significance).to(device)
         return type(stream)(host, stream.plan, significance, parts)
 
@@ -308,6 +308,17 @@ class Sieved(nn.Module):
 
     def extra_repr(self) -> str:
         return f'recipe="{self.recipe}"'
+
+
+def _replicated(parts: nn.ModuleDict, device: torch.device) -> nn.ModuleDict:
+    """A copy on a device whose weights are no parameters, as in the replicas themselves: gradients go to `parts`."""
+    replica = copy.deepcopy(parts).to(device)
+    for own, copied in zip(parts.modules(), replica.modules(), strict=True):
+        for name, parameter in own._parameters.items():
+            if parameter is not None and parameter.requires_grad:
+                del copied._parameters[name]
+                object.__setattr__(copied, name, parameter.to(device))
+    return replica
 
 
 def _device(replica: nn.Module) -> torch.device:

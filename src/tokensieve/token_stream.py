@@ -197,7 +197,7 @@ class Acting(Actor):
         """Let every method of this place act, one after the other, each with what it may know."""
         for index, method in self.plan.methods:
             if method.place == place:
-                memory, part = self.memories.get(index), self.stream.part(index)
+                memory, part = self.memories.get(index), self.stream.part(index, tokens.x)
                 evidence = kind(block=block, depth=self.plan.depth, memory=memory, part=part)
                 tokens = self._act(method, tokens, evidence)
         return tokens

@@ -186,3 +186,23 @@ def test_state_is_the_hosts() -> None:
     model = convnext()
     fast = sieve(model, "dynamiccnn(keep=0.7)", pretrained=False)
     assert list(fast.state_dict()) == list(model.state_dict())
+
+
+@pytest.mark.parametrize("kind", ["cnn", "swin"])
+def test_gradients_reach_the_fast_paths(kind: str, tmp_path: Path) -> None:
+    """Beside differences of the answers. Predictors make a hard choice, through which no gradient flows."""
+    model, _, file = case(kind, tmp_path)
+    images = torch.randn(2, 3, 64, 64, dtype=torch.float64)
+    fast = sieve(model, f"dynamic{kind}(keep=0.75, weights={str(file)!r})")
+    fast.parts.requires_grad_(True)
+    fast(images).sum().backward()
+    assert all(parameter.grad is None for parameter in fast.parts["0"].predictors.parameters())
+    for parameter in fast.parts["0"].fast.parameters():
+        direction, values = torch.randn_like(parameter), []
+        with torch.no_grad():
+            for sign in (1, -2):
+                parameter += sign * 1e-6 * direction
+                values.append(fast(images).sum())
+            parameter += 1e-6 * direction
+        slope = (values[0] - values[1]) / 2e-6
+        torch.testing.assert_close((parameter.grad * direction).sum(), slope, rtol=1e-4, atol=1e-6)

@@ -109,6 +109,11 @@ class BaseMethod(ABC):
     """The one family of hosts that it is made for; empty is any."""
     files: ClassVar[Mapping[str, str]] = {}
     """Settings that name a file of weights -> the setting that keeps its SHA-256, a field with `compare=False`."""
+    published: ClassVar[Mapping[str, str]] = {}
+    """How files of `weights` name a tensor -> how the learned layers do, both as templates such as `fast.{}.scale`.
+
+    What fits none of them belongs to the host. Empty where files hold the layers' own names and nothing else.
+    """
     not_of_the_map: ClassVar[tuple[str, ...]] = ("keep", "order")
     """Settings of a method with `needs_significance` that say nothing of how the map is made."""
 
@@ -144,7 +149,7 @@ class BaseMethod(ABC):
         return {setting: path for setting in self.files if (path := getattr(self, setting)) is not None}
 
     def read(self, setting: str) -> dict[str, Tensor]:
-        """The tensors in the file that `setting` names, in float32.
+        """The tensors in the file that `setting` names, in float32, or float64 where they are stored so.
 
         Raises:
             InputError: there is no such file, it cannot be read, or its SHA-256 is not the one that is recorded.
@@ -226,7 +231,8 @@ class Method(BaseMethod, Generic[E]):
     def build(self, width: int, depth: int, pretrained: bool) -> nn.Module | None:
         """Learned layers of the method's own, for `depth` blocks of `width` channels; `reduce` gets them as `part`.
 
-        With `pretrained` False they may be random, for measuring cost alone.
+        With `pretrained` False they may be random, for measuring cost alone. Weights come from the file that a setting
+        called `weights` names, by `methods.weights.load_part`: recipes are then saved with what was trained.
         """
         return None
 

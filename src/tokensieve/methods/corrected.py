@@ -14,6 +14,7 @@ from ..errors import RecipeError
 from ..frozen import replace
 from ..tokens import Tokens
 from .base import Evidence, Here, Method, Place, register
+from .weights import load_part
 
 CORRECTION = "correction.safetensors"
 """What its weights are called beside the recipes that a search found."""
@@ -56,9 +57,7 @@ class Corrected(Method[Evidence]):
             )
         linear = nn.Linear(width, width)
         if self.weights is not None:
-            from ..zoo.models import load_strictly
-
-            load_strictly(linear, self.read("weights"), f"the correction {os.fspath(self.weights)}")
+            load_part(self, linear, f"the correction {os.fspath(self.weights)}")
         return linear
 
     def reduce(self, tokens: Tokens, left: int, evidence: Evidence) -> Tokens:

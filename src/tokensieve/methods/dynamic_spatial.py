@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -20,6 +19,7 @@ from .base import Evidence, PixelMethod, There, register
 from .dynamicvit import Predictor, check_predictors
 from .matching import ranked
 from .schedule import check_share, shares_field, tuple_field
+from .weights import load_part
 
 STAGE = 2
 """The one stage in which pixels are chosen, the longest."""
@@ -51,8 +51,6 @@ class DynamicSpatial(PixelMethod):
     """Of its layer norms."""
     scaled: ClassVar[bool]
     """Whether the fast path ends in a scale."""
-    published: ClassVar[Mapping[str, str]]
-    """A checkpoint's keys, as patterns -> the keys here; what none of them fits belongs to the host."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -98,8 +96,7 @@ class DynamicSpatial(PixelMethod):
         paths = Paths(widths[STAGE], len(blocks), range(blocks[0], depths[STAGE]), self.epsilon, self.scaled)
         check_predictors(self.name, self.weights, pretrained)
         if self.weights is not None:
-            what = f"{self.name}'s predictors and fast paths ({os.fspath(self.weights)})"
-            _load(paths, self.read("weights"), self.published, what)
+            load_part(self, paths, f"{self.name}'s predictors and fast paths ({os.fspath(self.weights)})")
         return paths
 
 
@@ -114,9 +111,9 @@ class DynamicCNN(DynamicSpatial):
     scaled: ClassVar[bool] = True
 
     published: ClassVar[Mapping[str, str]] = {
-        r"score_predictor\.(.+)": r"predictors.\1",
-        rf"stages\.{STAGE}\.(\d+)\.fast_path\.(.+)": r"fast.\1.layers.\2",
-        rf"stages\.{STAGE}\.(\d+)\.fast_path_gamma": r"fast.\1.scale",
+        "score_predictor.{}": "predictors.{}",
+        f"stages.{STAGE}.{{}}.fast_path.{{}}": "fast.{}.layers.{}",
+        f"stages.{STAGE}.{{}}.fast_path_gamma": "fast.{}.scale",
     }
 
 
@@ -131,8 +128,8 @@ class DynamicSwin(DynamicSpatial):
     scaled: ClassVar[bool] = False
 
     published: ClassVar[Mapping[str, str]] = {
-        rf"layers\.{STAGE}\.score_predictor\.(.+)": r"predictors.\1",
-        rf"layers\.{STAGE}\.blocks\.(\d+)\.fastmlp\.fc1\.(.+)": r"fast.\1.layers.\2",
+        f"layers.{STAGE}.score_predictor.{{}}": "predictors.{}",
+        f"layers.{STAGE}.blocks.{{}}.fastmlp.fc1.{{}}": "fast.{}.layers.{}",
     }
 
 
@@ -166,15 +163,3 @@ class FastPath(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         x = self.layers(x)
         return x if self.scale is None else x * self.scale
-
-
-def _load(paths: Paths, state: Mapping[str, Tensor], published: Mapping[str, str], what: str) -> None:
-    from ..zoo.models import load_strictly
-
-    own = {
-        found.expand(new): value.flatten(1) if value.ndim == 4 else value  # a 1x1 convolution is a linear layer
-        for key, value in state.items()
-        for pattern, new in published.items()
-        if (found := re.fullmatch(pattern, key))
-    }
-    load_strictly(paths, own, what)

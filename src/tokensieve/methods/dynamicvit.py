@@ -15,6 +15,7 @@ from ..tokens import Tokens
 from .base import Evidence, Here, Place, register
 from .ranking import Scored
 from .schedule import Layers, blocks, layers_field, quarters, shares_field
+from .weights import load_part
 
 
 @register
@@ -42,6 +43,7 @@ class DynamicViT(Scored[Evidence]):
     name: ClassVar[str] = "dynamicvit"
     place: ClassVar[Place] = "before"
     files: ClassVar[Mapping[str, str]] = {"weights": "sha256"}
+    published: ClassVar[Mapping[str, str]] = {"score_predictor.{}": "{}"}
     by_score: ClassVar[bool] = True
 
     def _stages(self, depth: int) -> tuple[int, ...]:
@@ -62,7 +64,8 @@ class DynamicViT(Scored[Evidence]):
         predictors = nn.ModuleList(Predictor(width) for _ in self._stages(depth))
         check_predictors("dynamicvit", self.weights, pretrained)
         if self.weights is not None:
-            _load(predictors, self.read("weights"), self.weights)
+            what = f"dynamicvit's {len(predictors)} predictors ({os.fspath(self.weights)}, score_predictor.*)"
+            load_part(self, predictors, what)
         return predictors
 
     def score(self, tokens: Tokens, evidence: Evidence) -> Tensor:
@@ -97,11 +100,3 @@ class Predictor(nn.Module):
         half = x.shape[2] // 2
         overall = x[:, :, half:].mean(1, keepdim=True).expand(-1, x.shape[1], -1)
         return self.out_conv(torch.cat([x[:, :, :half], overall], dim=2))
-
-
-def _load(predictors: nn.ModuleList, state: Mapping[str, Tensor], file: str | os.PathLike[str]) -> None:
-    from ..zoo.models import load_strictly
-
-    start = "score_predictor."
-    own = {key[len(start) :]: value for key, value in state.items() if key.startswith(start)}
-    load_strictly(predictors, own, f"dynamicvit's {len(predictors)} predictors ({os.fspath(file)}, {start}*)")

@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..devices import check_device
 from ..errors import ExportError, InputError, RecipeError, nearest
 from .cam import CLASS_BASED, REDUCTIONS, Reduction, class_weights
 from .controls import centre_map, random_map
@@ -211,6 +212,8 @@ class FeatureMap(nn.Module):
                 f"Images have shape {tuple(images.shape)}; the proposal {self.proposal.name} reads "
                 f"(B, {len(self.proposal.mean)}, H, W). {WITHOUT}"
             )
+        if self.proposal.in_pieces:  # one by name; a module of the user's own may place its input itself
+            check_device(self.proposal, images, f"The proposal {self.proposal.name} is")
         if self.size is not None and tuple(images.shape[-2:]) != self.size:
             images = F.interpolate(images, size=self.size, mode="bilinear", align_corners=True)
         if self.scale is not None and self.shift is not None:

@@ -69,6 +69,7 @@ def create(
 
     Raises `RecipeError` for an unknown name or unusable `args`, `InputError` for weights that cannot be had or used.
     """
+    _refuse_sources(name, args or {})
     if weights is None and pretrained and name in BUNDLED:
         weights = bundled_weights(name)
     state = None if weights is None else read_weights(weights, sha256)
@@ -100,13 +101,27 @@ def create(
     return Loaded(model.eval(), tuple(map(float, mean)), tuple(map(float, std)))
 
 
+def _refuse_sources(name: str, args: Mapping[str, Any]) -> None:
+    """Refuse arguments that have a library read weights by itself: unchecked, by whatever loader, from anywhere."""
+    sources = ("file", "url", "hf_hub_id", "hf_hub_filename", "state_dict", "custom_load", "source")
+    found = ["checkpoint_path"] if args.get("checkpoint_path") else []
+    for setting in ("pretrained_cfg", "pretrained_cfg_overlay"):
+        if isinstance(config := args.get(setting), Mapping):
+            found += [f"{setting}[{key!r}]" for key in sources if config.get(key)]
+    if found:
+        raise RecipeError(
+            f"{name} cannot be created with {found[0]}, which says where weights come from: name their file as its "
+            "weights, which is checked."
+        )
+
+
 def read_weights(path: str | PathLike[str], sha256: str | None = None) -> dict[str, torch.Tensor]:
-    """Read a state dict from a local file; floating tensors come as float32. Raises `InputError`."""
+    """Read a state dict from a local file; floating tensors come as float32 or float64. Raises `InputError`."""
     path = Path(path)
     if not path.is_file():
         raise InputError(f"There is no weights file {path}.")
-    if sha256 is not None and (found := file_sha256(path)) != sha256.lower():
-        raise InputError(f"{path} is not the file that was asked for: its SHA-256 is {found}, expected {sha256}.")
+    if sha256 is not None:
+        check_sha256(path, sha256)
     try:
         if path.suffix == ".safetensors":
             state = load_file(path)
@@ -119,7 +134,8 @@ def read_weights(path: str | PathLike[str], sha256: str | None = None) -> dict[s
         state = next((state[key] for key in ("state_dict", "model") if isinstance(state.get(key), Mapping)), state)
     if not isinstance(state, Mapping) or not all(isinstance(value, torch.Tensor) for value in state.values()):
         raise InputError(f"{path} holds no state dict: expected a mapping of names to tensors.")
-    return {key: value.float() if value.is_floating_point() else value for key, value in state.items()}
+    wide = {key: value.is_floating_point() and value.dtype != torch.float64 for key, value in state.items()}
+    return {key: value.float() if wide[key] else value for key, value in state.items()}
 
 
 def load_strictly(model: nn.Module, state: Mapping[str, torch.Tensor], what: str) -> None:
@@ -148,6 +164,12 @@ def file_sha256(path: str | PathLike[str]) -> str:
         raise InputError(f"There is no weights file {path}.") from None
     except OSError as error:
         raise InputError(f"The weights file {path} cannot be read: {error.strerror}.") from error
+
+
+def check_sha256(path: str | PathLike[str], sha256: str) -> None:
+    """Raises `InputError` for a file that is not there or has another SHA-256."""
+    if (found := file_sha256(path)) != sha256.lower():
+        raise InputError(f"{path} is not the file that was asked for: its SHA-256 is {found}, expected {sha256}.")
 
 
 def _torchvision_weights(name: str, download: bool) -> dict[str, Any]:

@@ -1,0 +1,94 @@
+"""Recipe text: keyword calls joined by `+`, in Python's grammar."""
+
+from __future__ import annotations
+
+import ast
+import re
+from collections.abc import Iterator
+from dataclasses import fields
+from typing import Any
+
+from .errors import RecipeError
+from .methods import BaseMethod
+from .methods.base import make
+
+_SLICE = re.compile(r"=\s*(-?\d*\s*:\s*-?\d*(?:\s*:\s*-?\d*)?)\s*(?=[,)])")
+_BARE = re.compile(r"[A-Za-z_][\w.\-/+]*")
+
+
+def read_text(text: str) -> Iterator[BaseMethod]:
+    """The methods that recipe text names; none in the empty text. Raises `RecipeError`."""
+    if not text.strip():
+        return
+    try:
+        tree = ast.parse(_quote_slices(text.strip()), mode="eval").body
+    except SyntaxError as error:
+        raise RecipeError(
+            f"The recipe {text!r} cannot be read ({error.msg}); write calls joined by +, "
+            "for example papr(keep=0.8) + tome(r=8, layers=6:12)."
+        ) from None
+    for call in _summands(tree):
+        yield _method(call, text)
+
+
+def _quote_slices(text: str) -> str:
+    """`layers=6:12` -> `layers=slice(6,12)`, the only liberty taken with Python's own grammar."""
+
+    def spell(match: re.Match[str]) -> str:
+        parts = [part.strip() or "None" for part in match[1].split(":")]
+        return f"=slice({','.join(parts)})"
+
+    return _SLICE.sub(spell, text)
+
+
+def _summands(tree: ast.expr) -> Iterator[ast.expr]:
+    if isinstance(tree, ast.BinOp) and isinstance(tree.op, ast.Add):
+        yield from _summands(tree.left)
+        yield from _summands(tree.right)
+    else:
+        yield tree
+
+
+def _method(call: ast.expr, text: str) -> BaseMethod:
+    if isinstance(call, ast.Name):
+        raise RecipeError(f"In the recipe {text!r}, write {call.id}(...) with its settings in brackets.")
+    if not isinstance(call, ast.Call) or not isinstance(call.func, ast.Name):
+        raise RecipeError(f"The recipe {text!r} must be calls joined by +, for example papr(keep=0.8) + tome(r=8).")
+    if call.args or any(word.arg is None for word in call.keywords):
+        raise RecipeError(f"In the recipe {text!r}, name every argument of {call.func.id}, for example keep=0.5.")
+    return make(call.func.id, {word.arg: _value(word.value, word.arg) for word in call.keywords if word.arg})
+
+
+def _value(node: ast.expr, setting: str) -> Any:
+    if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "slice":
+        return slice(*(ast.literal_eval(part) for part in node.args))
+    try:
+        return ast.literal_eval(node)
+    except ValueError:
+        pass
+    bare = ast.unparse(node).replace(" ", "")
+    if _BARE.fullmatch(bare):
+        return bare
+    raise RecipeError(f"{setting}={ast.unparse(node)} is neither a literal, a bare name nor a slice; quote it.")
+
+
+def method_text(method: BaseMethod) -> str:
+    """A method as recipe text writes it: the settings that are not the default ones."""
+    shown = []
+    for field in fields(method):
+        value = getattr(method, field.name)
+        if field.compare and value != field.default:
+            shown.append(f"{field.name}={_spell(value)}")
+    return f"{method.name}({', '.join(shown)})"
+
+
+def _spell(value: Any) -> str:
+    if isinstance(value, slice):
+        parts = [value.start, value.stop] + ([] if value.step is None else [value.step])
+        return ":".join("" if part is None else str(part) for part in parts)
+    if isinstance(value, str):
+        plain = re.fullmatch(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*", value) and value not in ("None", "True", "False")
+        return value if plain else repr(value)
+    if value is None or isinstance(value, bool | int | float | tuple | list | dict):
+        return repr(value)
+    return f"<{type(value).__name__}>"
