@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .frozen import replace
+from ._frozen import replace
 
 
 @dataclass(frozen=True)

@@ -13,8 +13,8 @@ from functools import partial
 from pathlib import Path, PureWindowsPath
 from typing import Any
 
+from ._files import check_place, draft, joined_path, relative_path, same_file
 from .errors import RecipeError, nearest
-from .files import check_place, draft, joined_path, relative_path, same_file
 from .methods import BaseMethod
 from .methods.base import make
 
