@@ -23,6 +23,7 @@ LAYERS = [
     ["stream"],
     ["token_stream", "stage_stream"],
     ["base_stream", "intermediates", "trace", "stage_plan", "plan"],
+    ["segmentation"],
     ["walk"],
     ["hosts"],
     ["packing"],

@@ -9,7 +9,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from . import measure
+    from . import measure, segmentation
     from .correction import correct
     from .data.inputs import InputSpec
     from .errors import ExportError, InputError, RecipeError, SieveError, UnsupportedHost
@@ -110,14 +110,15 @@ __all__ = [
     "patch_significance",
     "prepack",
     "register_host",
+    "segmentation",
     "sieve",
     "tune",
 ]
 
 
 def __getattr__(name: str) -> Any:
-    if name == "measure":
-        return importlib.import_module(".measure", __name__)
+    if name in ("measure", "segmentation"):
+        return importlib.import_module(f".{name}", __name__)
     if name in _HOMES:
         return getattr(importlib.import_module(f".{_HOMES[name]}", __name__), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
