@@ -17,6 +17,7 @@ LAYERS = [
     ["search", "show", "train", "_job"],
     ["measure", "export"],
     ["stream"],
+    ["segmentation"],
     ["forward"],
     ["hosts"],
     ["recipe"],

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from . import measure as measure
     from . import methods as methods
     from . import search as search
+    from . import segmentation as segmentation
     from . import show as show
     from . import significance as significance
     from . import train as train
@@ -99,6 +100,7 @@ _FOLDERS = {
     "measure",
     "methods",
     "search",
+    "segmentation",
     "show",
     "significance",
     "train",
@@ -138,6 +140,7 @@ __all__ = [
     "patch_significance",
     "prepack",
     "register_host",
+    "segmentation",
     "sieve",
     "slim",
     "tune",

@@ -84,6 +84,18 @@ def pad(images: Sequence[Tensor], parts: Sequence[Tokens], count: int = 0) -> To
     return replace(parts[0], **{name: joined(name) for name in names}, lengths=None if whole else lengths)
 
 
+def compact(tokens: Tokens, stays: Tensor) -> Tokens:
+    """The tokens where `stays` (B, N) bool is True, in their order, filled up to the longest image."""
+    lengths = stays.sum(1)
+    longest = int(lengths.max())
+    taken = tokens.take(stays.to(torch.int8).argsort(dim=1, descending=True, stable=True)[:, :longest])
+    if bool((lengths == longest).all()):
+        return replace(taken, lengths=None)
+    source = taken.source
+    source = None if source is None else source.masked_fill(source >= lengths[:, None], -1)
+    return replace(taken, source=source, lengths=lengths)
+
+
 def filled(values: Tensor, count: int) -> Tensor:
     """(B, N, ...) -> (B, count, ...), zeros behind."""
     if values.shape[1] == count:

@@ -217,6 +217,13 @@ class Tokens:
             source = torch.where(source < 0, source, source - self.prefix)
         return restore(features, source, self.grid, fill)
 
+    def whole_grid(self, fill: str = "nearest") -> Tokens:
+        """Every patch of the grid as a token again, as `on_grid` puts them back; the prefix as it is."""
+        if self.whole:
+            return self
+        x = torch.cat([self.x[:, : self.prefix], self.on_grid(fill=fill).flatten(2).transpose(1, 2)], dim=1)
+        return Tokens(x, self.prefix, self.grid, table=self.table)
+
     def take(self, index: Tensor) -> Tokens:
         """The tokens `index` (B, M) of the whole sequence, prefix first."""
         patches = index[:, self.prefix :] - self.prefix

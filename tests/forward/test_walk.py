@@ -43,7 +43,7 @@ def test_a_walk_without_an_actor_is_the_host() -> None:
         images = host_images(model)
         host = sieve(model).host
         seen: list[Step] = []
-        tokens = walk(host.blocks, host.embed(images), watch=seen.append)
+        tokens = walk(host.blocks, host.embed(images), watch=[seen.append])
         assert torch.equal(host.head(host.features(tokens)), model(images)), name
         assert [step.block for step in seen] == list(range(len(model.blocks)))
         assert all(torch.equal(a.tokens.x, b.read.x) for a, b in pairwise(seen))
@@ -78,7 +78,7 @@ def test_the_limit_reads_what_the_recipe_reads() -> None:
     counts = fast.reads(images)
     assert counts == fast.trace(images).reads
     seen: list[Reads] = []
-    tokens = walk(fast.host.blocks, fast.host.embed(images), First(counts), lambda step: seen.append(step.reads))
+    tokens = walk(fast.host.blocks, fast.host.embed(images), First(counts), [lambda step: seen.append(step.reads)])
     assert seen == counts
     assert torch.equal(SlicingLimit(fast)(images), fast.host.head(fast.host.features(tokens)))
 

@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from math import prod
 from typing import Any
 
-import torch
 from timm.models._features import feature_take_indices
 from torch import Tensor
 
@@ -106,12 +105,5 @@ class HiddenStates:
 
     def see(self, step: Step) -> None:
         if not self.states:
-            self.states.append(_whole(step.read))
-        self.states.append(_whole(step.tokens))
-
-
-def _whole(tokens: Tokens) -> Tensor:
-    """(B, prefix + P, d)"""
-    if tokens.whole:
-        return tokens.x
-    return torch.cat([tokens.x[:, : tokens.prefix], tokens.on_grid().flatten(2).transpose(1, 2)], dim=1)
+            self.states.append(step.read.whole_grid().x)
+        self.states.append(step.tokens.whole_grid().x)

@@ -66,6 +66,15 @@ class Plan:
         """Whether anything acts between the block's norm and its MLP."""
         return any(self.acts(place, block, count, patches) for place in _OPENING)
 
+    def exits(self, patches: int) -> list[int]:
+        """The blocks behind which heads are asked, so that tokens may leave."""
+        counts = [reads.mlp for reads in self.reads(patches)]
+        return [
+            block
+            for block, count in enumerate(counts)
+            if any(act.method.reads_exits for act in self.acts("after", block, count, patches))
+        ]
+
     def reads(self, patches: int) -> list[Reads]:
         """For an image of `patches` patches: how many tokens each block reads where."""
         return self.walked(patches)[0]

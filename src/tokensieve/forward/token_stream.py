@@ -9,19 +9,21 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_map
 
 from .._recording import none, stand_in
 from ..attention import Attention
 from ..errors import InputError, UnsupportedHost
-from ..hosts import Host
+from ..hosts import Exit, Host
 from ..hosts.checks import refuse_hooks
-from ..methods import AttentionEvidence, Evidence, MapEvidence, Method
+from ..methods import AttentionEvidence, Evidence, ExitEvidence, MapEvidence, Method
 from ..methods.base import Place
 from ..padding import attend_each, each
 from ..recipe import Recipe
 from ..tokens import Tokens
 from .base_stream import BaseStream
 from .intermediates import HiddenStates, Intermediates, Wanted
+from .levels import Levels, leave
 from .plan import Act, Plan, check
 from .trace import Trace
 from .walk import Actor, First, Reads, Step, walk
@@ -38,7 +40,7 @@ class TokenStream(BaseStream):
     @staticmethod
     def planned(host: Host, recipe: Recipe) -> Plan:
         """The recipe on this host, or a refusal."""
-        plan = Plan(recipe, len(host.blocks), host.prefix)
+        plan = Plan([method.on(host) for method in recipe], len(host.blocks), host.prefix)
         check(host, plan)
         return plan
 
@@ -52,41 +54,49 @@ class TokenStream(BaseStream):
         trace: Trace | None = None,
         watch: Callable[[Step], None] | None = None,
         blocks: int | None = None,
+        exits: list[Exit] | None = None,
     ) -> Tokens:
-        """Images to what the head reads: the surviving tokens after the final norm; of the first `blocks` alone."""
+        """Images to what the head reads: the surviving tokens after the final norm; of the first `blocks` alone.
+
+        What heads between the blocks said is added to `exits`.
+        """
         if none(images):
-            tokens = self.run(stand_in(images), trace, watch, blocks)
+            tokens = self.run(stand_in(images), trace, watch, blocks, exits)
             if trace is not None:
                 trace.forget()
             return tokens.nothing()
         tokens = self.host.embed(images)
         if trace is not None or watch is not None:
             tokens = tokens.tracked()
-        acting = Acting(self, tokens, () if trace is None else trace.looks)
+        acting = Acting(self, tokens, () if trace is None else trace.looks, [] if exits is None else exits)
         if acting.starts(tokens):
             significance = self.significance(self.host.covered(images, tokens.grid), tokens.grid)
             tokens = acting.start(tokens, significance)
             if trace is not None:
                 trace.begin(tokens, significance)
-        if trace is not None:
-            watch = trace.see
-        tokens = walk(self.host.blocks[:blocks], tokens, acting, watch)
+        watching = [each for each in (watch, None if trace is None else trace.see) if each is not None]
+        tokens = walk(self.host.blocks[:blocks], tokens, acting, watching)
         tokens = acting.end(self.host.features(tokens))
         if trace is not None:
-            trace.tokens, trace.class_attention = tokens, acting.seen
+            trace.end(tokens, acting.seen, acting.exits)
         return tokens
 
     def __call__(self, images: Tensor, **words: Any) -> Any:
         """Images -> the host's own output, with `output_hidden_states` those of every block on the whole grid."""
         if not words.pop("output_hidden_states", False):
-            return self.answer(self.run(images), **words)
+            return self.answer(images, **words)
         hidden = HiddenStates()
         tokens = self.run(images, watch=hidden.see)
-        return self.answer(tokens, hidden_states=tuple(x[: len(images)] for x in hidden.states), **words)
+        return self.host.head(tokens, hidden_states=tuple(x[: len(images)] for x in hidden.states), **words)
 
-    def answer(self, tokens: Tokens, **words: Any) -> Any:
-        """What `run` gave -> the host's own output."""
-        return self.host.head(tokens, **words)
+    def answer(self, images: Tensor, trace: Trace | None = None, **words: Any) -> Any:
+        """Images -> the host's own output."""
+        if not self.host.levels:
+            return self.host.head(self.run(images, trace), **words)
+        levels = Levels(self.host)
+        self.run(images, trace, levels.see, exits=levels.exits)
+        output = self.host.read(levels.tokens, levels.exits, images.shape[-2:], **words)
+        return tree_map(lambda values: values[:0], output) if none(images) else output
 
     def features(self, images: Tensor) -> Tensor:
         """(B, C, H, W) -> the surviving tokens after the final norm, (B, N, d), prefix first."""
@@ -101,7 +111,7 @@ class TokenStream(BaseStream):
     def trace(self, images: Tensor, trace: Trace) -> Trace:
         """Run on images, and tell what happened."""
         self._check_looks(trace.looks)
-        trace.output = self.answer(self.run(images, trace))
+        trace.output = self.answer(images, trace)
         return trace
 
     def _check_looks(self, looks: Sequence[int]) -> None:
@@ -130,9 +140,14 @@ class TokenStream(BaseStream):
         tokens = self.host.embed(images)
         patches = tokens.x.shape[1] - tokens.prefix
         planned, left = self.plan.walked(patches)
-        tokens = walk(self.host.blocks, tokens, First(planned if reads is None else reads))
-        tokens = tokens.first(min(tokens.x.shape[1], left))
-        return self.host.head(self.host.features(tokens))
+        first = First(planned if reads is None else reads)
+        if not self.host.levels:
+            tokens = walk(self.host.blocks, tokens, first)
+            tokens = tokens.first(min(tokens.x.shape[1], left))
+            return self.host.head(self.host.features(tokens))
+        levels = Levels(self.host, self.plan.exits(patches))
+        walk(self.host.blocks, tokens.tracked(), first, [levels.see])
+        return self.host.read(levels.tokens, levels.exits, images.shape[-2:])
 
     def sizes(self, images: Tensor) -> list[tuple[int, ...]]:
         """The grid of patches, alone in a list: hosts with stages have several maps."""
@@ -147,8 +162,12 @@ class TokenStream(BaseStream):
 class Acting(Actor):
     """A recipe's methods, each where it acts, with what it may look at."""
 
-    def __init__(self, stream: TokenStream, tokens: Tokens, looks: Sequence[int] = ()) -> None:
-        """`tokens` are the embedded patches, all of them; of the blocks `looks` the class attention is kept."""
+    def __init__(
+        self, stream: TokenStream, tokens: Tokens, looks: Sequence[int] = (), exits: list[Exit] | None = None
+    ) -> None:
+        """`tokens` are the embedded patches, all of them; of the blocks `looks` the class attention is kept, and what
+        heads between blocks say is added to `exits`."""
+        self.exits = [] if exits is None else exits
         self.stream, self.host, self.plan, self.looks = stream, stream.host, stream.plan, looks
         self.memories = {index: method.prepare(tokens) for index, method in self.plan.methods}
         self.seen: dict[int, Tensor] = {}
@@ -188,7 +207,21 @@ class Acting(Actor):
         return self._reduce("inside", block, tokens, partial(AttentionEvidence, attention=attention, found=found))
 
     def after(self, block: int, tokens: Tokens) -> Tokens:
-        return self._reduce("after", block, tokens)
+        for index, method in self.plan.methods:
+            if (
+                method.place != "after"
+                or self.plan.left_by(method, block, tokens.x.shape[1], prod(tokens.grid)) is None
+            ):
+                continue
+            known: dict[str, Any] = {"block": block, "depth": self.plan.depth, "memory": self.memories.get(index)}
+            known["part"] = self.stream.part(index, tokens.x)
+            evidence = Evidence(**known)
+            if method.reads_exits:
+                exit_here = leave(self.host, block, tokens, getattr(method, "class_probability", "last"))
+                self.exits.append(exit_here)
+                evidence = ExitEvidence(**known, probability=exit_here.prediction.probability)
+            tokens = self._act(method, tokens, evidence)
+        return tokens
 
     def end(self, tokens: Tokens) -> Tokens:
         return self._reduce("end", self.plan.depth - 1, tokens)

@@ -6,10 +6,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor
 
 from .._frozen import replace
 from ..errors import InputError
+from ..hosts import Exit
 from ..tokens import Tokens
 from .walk import Reads, Step
 
@@ -49,6 +51,9 @@ class Trace:
     """Blocks whose class attention was asked for."""
     class_attention: dict[int, Tensor] = field(default_factory=dict)
     """Block -> (B, N) how much its first token attends to each token it reads, mean over heads, fp32 or more."""
+    exits: list[tuple[int, Tensor]] = field(default_factory=list)
+    """Where tokens could leave: a block, and (B, P) int64 the token behind it that stands for each patch, -1 where it
+    had left before."""
     _read: list[Tokens] = field(default_factory=list)
 
     def begin(self, tokens: Tokens, significance: Tensor) -> None:
@@ -62,6 +67,9 @@ class Trace:
         self.lengths.append(step.tokens.each())
         self._read.append(replace(step.read, x=step.read.x.new_empty(0).expand(*step.read.x.shape[:2], 0), table=None))
 
+    def end(self, tokens: Tokens, seen: dict[int, Tensor], exits: Sequence[Exit]) -> None:
+        self.tokens, self.class_attention, self.exits = tokens, seen, [(each.block, each.source) for each in exits]
+
     def forget(self) -> None:
         """Leave nothing of the image that stood in for an empty batch but its token counts."""
         self.significance = None if self.significance is None else self.significance[:0]
@@ -71,6 +79,7 @@ class Trace:
         self.masks = [mask._replace(kept=mask.kept[:0]) for mask in self.masks]
         self.class_attention = {block: seen[:0] for block, seen in self.class_attention.items()}
         self.tokens = None if self.tokens is None else self.tokens.nothing()
+        self.exits = [(block, source[:0]) for block, source in self.exits]
         self.lengths = [lengths[:0] for lengths in self.lengths]
         self._read = [tokens.nothing() for tokens in self._read]
 
@@ -91,6 +100,16 @@ class Trace:
         """For each block (B, P) int64: the token that stands for each patch among those that the block reads."""
         sources = [tokens.source for tokens in self._read]
         return [source for source in sources if source is not None]
+
+    @property
+    def left_behind(self) -> Tensor:
+        """(B, *grid) int64: the block behind which each patch left the model, early by `dtop` or behind the last."""
+        assert self.tokens is not None
+        left = torch.full_like(self.source, len(self.reads) - 1)
+        later = [source for _, source in self.exits[1:]] + [self.source]
+        for (block, source), after in zip(self.exits, later, strict=True):
+            left = left.masked_fill((source >= 0) & (after < 0), block)
+        return left.unflatten(1, self.tokens.grid)
 
     def restore(self, features: Tensor | None = None, fill: str = "nearest", block: int | None = None) -> Tensor:
         """Token features back on the grid of patches.

@@ -96,9 +96,9 @@ def walk(
     blocks: Sequence[HostBlock],
     tokens: Tokens,
     actor: Actor | None = None,
-    watch: Callable[[Step], None] | None = None,
+    watch: Sequence[Callable[[Step], None]] = (),
 ) -> Tokens:
-    """Tokens through blocks: `actor` says what happens to them, `watch` is shown each block's step."""
+    """Tokens through blocks: `actor` says what happens to them, each of `watch` is shown each block's step."""
     actor = Actor() if actor is None else actor
     for index, block in enumerate(blocks):
         read = actor.before(index, tokens)
@@ -108,8 +108,8 @@ def walk(
             tokens, reads = checkpoint(run, read, use_reentrant=False)
         else:
             tokens, reads = run(read)
-        if watch is not None:
-            watch(Step(index, read, tokens, reads))
+        for look in watch:
+            look(Step(index, read, tokens, reads))
         tokens = actor.after(index, tokens)
     return tokens
 

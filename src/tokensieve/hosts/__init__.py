@@ -16,12 +16,13 @@ from . import (  # noqa: F401
     torchvision_staged,
     torchvision_vit,
 )
-from .base import Host, HostBlock
+from .base import Exit, Host, HostBlock
 from .registry import HOSTS, complete, host_for, register_host
 from .staged import PixelBlock, Stage, StagedHost
 
 __all__ = [
     "Attention",
+    "Exit",
     "Host",
     "HostBlock",
     "PixelBlock",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from torch import Tensor, nn
 
@@ -13,6 +13,18 @@ from ..data.inputs import InputSpec
 from ..errors import InputError
 from ..tokens import Tokens
 from .checks import covered
+
+
+class Exit(NamedTuple):
+    """What a head between blocks said of the tokens there, some of which then left."""
+
+    block: int
+    prediction: Any
+    """What `Host.predict` gave."""
+    source: Tensor
+    """(B, P) int64: the token that stands for each patch there, -1 where it had left before."""
+    class_probability: str
+    """Whether the `last` head or that of the `stage` says how sure the class of tokens that left is."""
 
 
 class HostBlock(ABC):
@@ -68,6 +80,10 @@ class Host(ABC):
     """Whether the first of these is a class token."""
     reads_prefix: bool
     """Whether the head reads nothing but prefix tokens."""
+    levels: Sequence[int] = ()
+    """Blocks behind which the head reads tokens, in rising order: `read` is called. Empty: `head` reads the last."""
+    exits: Sequence[int] = ()
+    """Blocks behind which a head says what each token is, the last one included; `predict` asks it."""
     cannot_merge: str | None = None
     """Why this host's head cannot pool merged tokens, or None."""
 
@@ -102,6 +118,16 @@ class Host(ABC):
     @abstractmethod
     def head(self, tokens: Tokens) -> Any:
         """Pooling, which minds sizes, and classifier: what `features` gave -> the host's own output."""
+
+    def predict(self, block: int, tokens: Tokens) -> Any:
+        """What the head behind one of the `exits` says of any of that block's tokens: an object with `probability`,
+        (B, K, N) of each class."""
+        raise NotImplementedError
+
+    def read(self, levels: Sequence[Tokens], exits: Sequence[Exit], size: Sequence[int], **words: Any) -> Any:
+        """The tokens behind each of `levels`, and what was said of those that left before -> the host's own output for
+        images of this height and width. Dropped and merged patches have to be put back."""
+        raise NotImplementedError
 
     @property
     def patch(self) -> Sequence[int] | None:

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from ..data.inputs import InputSize, InputSpec, check_images, own_input, reading
 from ..errors import InputError
+from ..segmentation.resize import Resize
 from ..stream import Sieved
 from .counter import Formula, MacCounter
 from .limit import SlicingLimit
@@ -42,7 +43,8 @@ def macs(
         selection: True adds the arithmetic of choosing tokens (ToMe's similarity scores, 0.03 to 0.5 %), which the
             papers' tables leave out.
         fvcore_compat: add what the papers' counter adds: 5 for each element of a LayerNorm's output, 2 for each of a
-            BatchNorm's, 4 for each of a bilinear resize. Channels-first LayerNorm is left out, as there.
+            BatchNorm's, 4 for each of a bilinear resize, of a segmenter's maps also where it changes nothing and is not
+            run here. Channels-first LayerNorm is left out, as there.
         images: (B, C, H, W), or videos as `input_size` or the model's host lays them out, to count on instead, and the
             mean over them. Where the count depends on the data (`ats`), it is the most that can be without them.
 
@@ -117,17 +119,23 @@ def count(
     """MACs of one call; `owner` holds the modules that it runs, of which `only` those count."""
     kept = None if only is None else list(only)
     counter = MacCounter(EXTRA if fvcore_compat else None, kept)
-    uncounted = 0
+    beside = 0
 
     def leave_out(_module: nn.Module, _inputs: Any, output: Tensor) -> None:
-        nonlocal uncounted
-        uncounted += 5 * output.numel()
+        nonlocal beside
+        beside -= 5 * output.numel()
+
+    def add_not_run(module: Resize, inputs: Any, output: Tensor) -> None:
+        nonlocal beside
+        beside += 4 * output.numel() * module.not_run(inputs[0], output)
 
     with ExitStack() as hooks:
         if fvcore_compat:
             for part in owner.modules() if kept is None else kept:
                 if isinstance(part, LayerNorm2d):
                     hooks.callback(part.register_forward_hook(leave_out).remove)
+                elif isinstance(part, Resize):
+                    hooks.callback(part.register_forward_hook(add_not_run).remove)
         with counter:
             call()
     if counter.unknown:
@@ -136,4 +144,4 @@ def count(
             f"The MACs of {type(owner).__name__} cannot be counted: it runs {seen}, for which no formula is known "
             "here. torch.utils.flop_counter.register_flop_formula tells torch one, and then it counts."
         )
-    return counter.total - uncounted
+    return counter.total + beside

@@ -4,9 +4,10 @@ from .ats import ATS
 from .base import METHODS, BaseMethod, Here, Method, PixelMethod, register
 from .corrected import Corrected
 from .diffrate import DiffRate
+from .dtop import DToP
 from .dynamic_spatial import DynamicCNN, DynamicSwin
 from .dynamicvit import DynamicViT
-from .evidence import AttentionEvidence, Evidence, MapEvidence
+from .evidence import AttentionEvidence, Evidence, ExitEvidence, MapEvidence
 from .evit import EViT
 from .gtp import GTP
 from .guarded import Guarded
@@ -27,12 +28,14 @@ __all__ = [
     "AttentionEvidence",
     "BaseMethod",
     "Corrected",
+    "DToP",
     "DiffRate",
     "DynamicCNN",
     "DynamicSwin",
     "DynamicViT",
     "EViT",
     "Evidence",
+    "ExitEvidence",
     "Guarded",
     "Here",
     "MapEvidence",

@@ -15,7 +15,7 @@ from ..attention import Attention
 from ..errors import RecipeError, UnsupportedHost, nearest
 from ..pixels import Pixels
 from ..tokens import Tokens
-from .evidence import AttentionEvidence, Evidence, MapEvidence
+from .evidence import AttentionEvidence, Evidence, ExitEvidence, MapEvidence
 
 if TYPE_CHECKING:
     from ..recipe import Recipe
@@ -27,6 +27,7 @@ __all__ = [
     "BaseMethod",
     "E",
     "Evidence",
+    "ExitEvidence",
     "Here",
     "MapEvidence",
     "Method",
@@ -38,7 +39,7 @@ __all__ = [
 ]
 
 E = TypeVar("E", bound=Evidence)
-"""What a method looks at: `Evidence`, `MapEvidence` or `AttentionEvidence`, by its place."""
+"""What a method looks at: `Evidence`, `MapEvidence`, `AttentionEvidence` or `ExitEvidence`, by its place."""
 
 
 class Here(NamedTuple):
@@ -89,6 +90,9 @@ class HostFacts(Protocol):
     reads_prefix: bool
     """Whether the head reads nothing but prefix tokens."""
     cannot_merge: str | None
+    blocks: Sequence[Any]
+    exits: Sequence[int]
+    """Blocks behind which a head says of which class each token is."""
 
 
 @dataclass(frozen=True)
@@ -197,6 +201,8 @@ class Method(BaseMethod, Generic[E]):
     """May leave images of a batch unlike numbers of tokens, in `Tokens.lengths`; attention and pooling must know."""
     knows_padding: ClassVar[bool] = False
     """`reduce` minds `Tokens.lengths` itself. Other methods are shown the images of each length, without padding."""
+    reads_exits: ClassVar[bool] = False
+    """Reads what the host's heads between its blocks say; `ExitEvidence`."""
     attends: ClassVar[bool] = False
     """Computes the attention itself where it acts, by `attend`."""
     on_tokens: ClassVar[bool] = True
@@ -235,6 +241,15 @@ class Method(BaseMethod, Generic[E]):
         called `weights` names, by `methods.weights.load_part`: recipes are then saved with what was trained.
         """
         return None
+
+    def on(self, host: HostFacts) -> Self:
+        """The same with what it leaves to the host to say. Raises `UnsupportedHost` where that has nothing to say."""
+        if self.reads_exits and len(host.exits) < 2:
+            raise UnsupportedHost(
+                f"{type(host.model).__name__} cannot take {self.name}: it has no heads between its blocks that say of which class each "
+                "token is. tokensieve.segmentation.segvit() and .setr() build models that have."
+            )
+        return self
 
     def check(self, host: HostFacts, others: Sequence[BaseMethod]) -> None:
         """Refuse a host, or the recipe's other methods that act somewhere, with which this makes no sense.

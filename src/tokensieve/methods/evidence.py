@@ -40,6 +40,17 @@ class MapEvidence(Evidence):
 
 
 @dataclass(frozen=True, kw_only=True)
+class ExitEvidence(Evidence):
+    """Behind a block with a head of its own: for methods with `reads_exits`."""
+
+    probability: Tensor
+    """(B, K, N) of each class at each token, prefix included; what it says of padding means nothing."""
+
+    def of(self, images: Tensor, count: int) -> Self:
+        return replace(super().of(images, count), probability=self.probability[images][:, :, :count])
+
+
+@dataclass(frozen=True, kw_only=True)
 class AttentionEvidence(Evidence):
     """Inside a block, once its attention can be looked at."""
 

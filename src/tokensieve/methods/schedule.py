@@ -19,9 +19,14 @@ def share_field() -> Any:
     return field(metadata={"check": check_share})
 
 
-def shares_field() -> Any:
-    """A setting that is a number in (0, 1], or a tuple of such numbers."""
-    return field(metadata={"check": _check_shares})
+def shares_field(*default: float | None) -> Any:
+    """A setting that is a number in (0, 1], or a tuple of such numbers; or None where that is its default."""
+    check: dict[str, Any] = {"check": _check_shares}
+    if default == (None,):
+        check = {
+            "check": lambda method, setting, value: None if value is None else _check_shares(method, setting, value)
+        }
+    return field(default=default[0], metadata=check) if default else field(metadata=check)
 
 
 def schedule_field(default: Schedule | None = None) -> Any:

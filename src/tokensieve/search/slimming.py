@@ -178,7 +178,7 @@ class _Dense:
             def keep(step: Step, chunk: list[Tokens] = chunk) -> None:
                 chunk.append(step.tokens)
 
-            walk(host.blocks, tokens, watch=keep)
+            walk(host.blocks, tokens, watch=[keep])
             chunks.append(chunk)
         if not chunks:
             raise nothing_read(loader)

@@ -1,0 +1,167 @@
+"""Dynamic token pruning (DToP): tokens of which a segmenter is certain leave it at the heads between its blocks."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import ClassVar, Literal
+
+import torch
+from torch import Tensor
+
+from ..errors import RecipeError
+from ..padding import compact
+from ..tokens import Tokens
+from .base import BaseMethod, ExitEvidence, Here, HostFacts, Method, Place, register
+from .matching import ranked
+from .schedule import Layers, blocks, layers_field, shares_field
+
+
+@register
+@dataclass(frozen=True)
+class DToP(Method[ExitEvidence]):
+    """Early exits of easy tokens (Tang et al., ICCV 2023, arXiv 2308.01045, section 3.3).
+
+    Behind some blocks the segmenter's own heads say of which class each token is. Tokens whose most probable class is
+    more probable than a threshold leave: neither attention nor MLP reads them from there on, and what was said of them
+    stays. The most confident of each class stay as context.
+
+    Args:
+        threshold: in (0, 1], tokens above it leave; 1 lets none leave. Or a tuple, one for each exit.
+        layers: the blocks behind which tokens leave; None is all of the segmenter's exits but the last.
+        keep_per_class: how many tokens of each class that leaves stay as context; with 0 one token at least stays.
+        class_probability: which head says, for tokens that left, whether their class is in the image: that of the
+            `last` block, as published, or of the `stage` where they left.
+        budget: None, the published rule; or, in the place of `threshold`, the share of the patches that stays behind
+            each exit, in (0, 1], or a tuple of them: the context first, then those of which the segmenter is least
+            certain. One count for all images, for graphs that are compiled or exported; not the published method.
+
+    The identity setting is threshold=1.
+    """
+
+    threshold: float | tuple[float, ...] = shares_field(0.95)
+    layers: Layers = layers_field()
+    keep_per_class: int = 5
+    class_probability: Literal["last", "stage"] = "last"
+    budget: float | tuple[float, ...] | None = shares_field(None)
+
+    name: ClassVar[str] = "dtop"
+    place: ClassVar[Place] = "after"
+    pads: ClassVar[bool] = True
+    knows_padding: ClassVar[bool] = True
+    reads_exits: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if type(self.keep_per_class) is not int or self.keep_per_class < 0:
+            raise RecipeError(f"dtop: keep_per_class must be a whole number from 0 up, not {self.keep_per_class!r}.")
+        if self.class_probability not in ("last", "stage"):
+            raise RecipeError(f"dtop: class_probability must be last or stage, not {self.class_probability!r}.")
+
+    def on(self, host: HostFacts) -> DToP:
+        """With the host's own exits where no layers are named."""
+        named = super().on(host)
+        return named if named.layers is not None else replace(named, layers=tuple(host.exits)[:-1])
+
+    def check(self, host: HostFacts, others: Sequence[BaseMethod]) -> None:
+        super().check(host, others)
+        stages = blocks(self.layers, len(host.blocks), ())
+        for block in stages:
+            if block not in tuple(host.exits)[:-1]:
+                raise RecipeError(
+                    f"dtop: behind block {block} there is no head; tokens may leave behind "
+                    f"{', '.join(map(str, tuple(host.exits)[:-1]))}."
+                )
+        for setting in ("threshold", "budget"):
+            each = getattr(self, setting)
+            if isinstance(each, tuple) and len(each) != len(stages):
+                raise RecipeError(
+                    f"dtop: {setting} has {len(each)} values, and tokens leave behind {len(stages)} blocks."
+                )
+
+    @property
+    def varies(self) -> bool:
+        return self.budget is None
+
+    def acts(self, here: Here) -> bool:
+        if self.budget is not None:
+            return self.left(here) < here.tokens
+        return (stage := self._stage(here.block, here.depth)) is not None and _at(self.threshold, stage) < 1
+
+    def left(self, here: Here) -> int:
+        """All that have arrived, where the images decide."""
+        stage = self._stage(here.block, here.depth)
+        if self.budget is None or stage is None:
+            return here.tokens
+        return here.prefix + min(max(round(_at(self.budget, stage) * here.patches), 1), here.tokens - here.prefix)
+
+    def _stage(self, block: int, depth: int) -> int | None:
+        """Which of the exits a block is."""
+        acting = sorted(blocks(self.layers, depth, ()))
+        return acting.index(block) if block in acting else None
+
+    def reduce(self, tokens: Tokens, left: int, evidence: ExitEvidence) -> Tokens:
+        stage, prefix = self._stage(evidence.block, evidence.depth), tokens.prefix
+        assert stage is not None
+        probability = evidence.probability[:, :, prefix:]
+        real = tokens.real
+        gone = torch.zeros_like(probability[:, 0], dtype=torch.bool) if real is None else ~real[:, prefix:]
+        if self.budget is not None:
+            index = least_certain(probability, left - prefix, self.keep_per_class)
+            return tokens.select(index)
+        gone = exits(probability, gone, _at(self.threshold, stage), self.keep_per_class)
+        return compact(tokens, torch.cat([gone.new_ones(len(gone), prefix), ~gone], dim=1))
+
+
+@torch.no_grad()
+def exits(prediction: Tensor, exited: Tensor, threshold: float, keep_per_class: int) -> Tensor:
+    """Which tokens have left behind an exit (arXiv 2308.01045, section 3.3).
+
+    Args:
+        prediction: (B, K, N) probability of each class at each token; columns of tokens that have left are ignored.
+        exited: (B, N) bool, which tokens have left before.
+        threshold: tokens whose highest probability is above it leave.
+        keep_per_class: the k most confident of each class that would leave stay; ties stay by the lower index.
+
+    Returns:
+        (B, N) bool. Where `exited` is True it is True; where an image has tokens, one at least stays.
+    """
+    confidence, _ = prediction.max(1)
+    candidate = (confidence > threshold) & ~exited
+    leaves = candidate & (_rank_in_class(prediction, candidate) >= keep_per_class)
+    # Without context tokens all could leave: the least certain one stays.
+    last = confidence.masked_fill(exited, torch.inf).argmin(1, keepdim=True)
+    empty = (exited | leaves).all(1, keepdim=True)
+    leaves = leaves & ~(empty & torch.zeros_like(leaves).scatter(1, last, True))
+    return exited | leaves
+
+
+@torch.no_grad()
+def least_certain(prediction: Tensor, count: int, keep_per_class: int) -> Tensor:
+    """(B, count) int64 in ascending order: the most confident tokens of each class, then the least confident of all.
+
+    `prediction` (B, K, N) is the probability of each class at each token.
+    """
+    confidence, _ = prediction.max(1)
+    every = torch.ones_like(confidence, dtype=torch.bool)
+    context = _rank_in_class(prediction, every) < keep_per_class
+    order = ranked(torch.where(context, 2 + confidence, 1 - confidence))
+    return order[:, :count].sort(dim=1).values
+
+
+def _rank_in_class(prediction: Tensor, candidate: Tensor) -> Tensor:
+    """(B, N) int64: how many candidates of the same most probable class are more confident; N where none is one."""
+    batch, classes, count = prediction.shape
+    confidence, own = prediction.max(1)
+    own = own.masked_fill(~candidate, classes)
+    order = ranked(confidence)
+    order = order.gather(1, own.gather(1, order).argsort(dim=1, stable=True))  # by class, then by confidence
+    sizes = own.new_zeros(batch, classes + 1).scatter_add(1, own, torch.ones_like(own))
+    starts = (sizes.cumsum(1) - sizes).gather(1, own.gather(1, order))
+    places = torch.arange(count, device=own.device) - starts
+    rank = torch.zeros_like(order).scatter(1, order, places)
+    return rank.masked_fill(~candidate, count)
+
+
+def _at(values: float | tuple[float, ...], stage: int) -> float:
+    return values[stage] if isinstance(values, tuple) else values

@@ -1,0 +1,21 @@
+"""Dense prediction: segmenters over plain vision transformers, and the published checkpoints they load."""
+
+from . import host as _host  # noqa: F401  (registers what sieve opens)
+from .atm import AtmPrediction
+from .build import linear, segvit, segvit_v1, segvit_v2, setr
+from .checkpoints import load_mmseg
+from .segmenter import Segmenter
+from .sliding import mirrored, slide
+
+__all__ = [
+    "AtmPrediction",
+    "Segmenter",
+    "linear",
+    "load_mmseg",
+    "mirrored",
+    "segvit",
+    "segvit_v1",
+    "segvit_v2",
+    "setr",
+    "slide",
+]

@@ -1,0 +1,204 @@
+"""ATM heads: queries, one for each class, attend to patches, and the attention's logits are the masks.
+
+SegViT (Zhang et al., NeurIPS 2022, arXiv 2210.05844), sections 3.1 and 3.2; with two classes a query and one head an
+exit, DToP (Tang et al., ICCV 2023, arXiv 2308.01045), section 3.2.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from .._frozen import replace
+
+DROPOUT = 0.1
+
+
+@dataclass(frozen=True)
+class AtmPrediction:
+    """What an ATM head says of N tokens, for K classes with a query each."""
+
+    classes: Tensor
+    """(B, K, C) logits of the queries: C = 2, present and absent; or C = K + 1, the classes and none of them."""
+    masks: Tensor
+    """(B, K, N) logits of a token belonging to a query's mask; (B, K, h, w) on the grid."""
+
+    @property
+    def probability(self) -> Tensor:
+        """(B, K, N), or (B, K, h, w): of each class at each token.
+
+        With C = 2 a query's presence times its mask; with C = K + 1 the sum over all queries of the probability that
+        the query is of the class, times its mask. The latter need not be below 1.
+        """
+        masks, classes = self.masks.sigmoid(), self.classes.softmax(-1)
+        if classes.shape[-1] == 2:
+            presence = classes[..., 0]
+            return presence.reshape(*presence.shape, *[1] * (masks.ndim - 2)) * masks
+        return (classes[..., :-1].transpose(1, 2) @ masks.flatten(2)).unflatten(2, masks.shape[2:])
+
+    def on_grid(self, prefix: int, grid: Sequence[int]) -> AtmPrediction:
+        """The same without the first `prefix` tokens, masks laid out on the grid: (B, K, h, w)."""
+        return replace(self, masks=self.masks[:, :, prefix:].unflatten(2, tuple(grid)))
+
+
+class CrossAttention(nn.Module):
+    """Queries attend to tokens, by projections with bias."""
+
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.q, self.k, self.v = (nn.Linear(width, width) for _ in range(3))
+        self.proj = nn.Linear(width, width)
+
+    def forward(
+        self, queries: Tensor, tokens: Tensor, padding: Tensor | None, *, masks: bool
+    ) -> tuple[Tensor, Tensor | None]:
+        """(B, K, d), (B, N, d) -> (B, K, d) and, if wanted, the scaled logits' mean over heads, (B, K, N)."""
+        q, k, v = (
+            each.unflatten(2, (self.heads, -1)).transpose(1, 2)
+            for each in (self.q(queries), self.k(tokens), self.v(tokens))
+        )
+        dropout = DROPOUT if self.training else 0.0
+        stays = None if padding is None else ~padding[:, None, None, :]
+        if masks:  # the logits are the result, so that no fused kernel helps
+            logits = q @ k.transpose(2, 3) * q.shape[3] ** -0.5
+            weights = (logits if stays is None else logits.masked_fill(~stays, float("-inf"))).softmax(-1)
+            out = F.dropout(weights, dropout) @ v
+        else:
+            logits, out = None, F.scaled_dot_product_attention(q, k, v, attn_mask=stays, dropout_p=dropout)
+        return self.proj(out.transpose(1, 2).flatten(2)), None if logits is None else logits.mean(1)
+
+
+class AtmLayer(nn.Module):
+    """A decoder layer: self-attention of the queries, attention to tokens, MLP; a LayerNorm behind each."""
+
+    def __init__(self, width: int, heads: int, self_attention: bool) -> None:
+        super().__init__()
+        self.self_attention = (
+            nn.MultiheadAttention(width, heads, dropout=DROPOUT, batch_first=True) if self_attention else None
+        )
+        self.norm1 = nn.LayerNorm(width) if self_attention else None
+        self.cross_attention = CrossAttention(width, heads)
+        self.norm2 = nn.LayerNorm(width)
+        self.linear1, self.linear2 = nn.Linear(width, 4 * width), nn.Linear(4 * width, width)
+        self.norm3 = nn.LayerNorm(width)
+        self.dropout = nn.Dropout(DROPOUT)
+
+    def forward(
+        self, queries: Tensor, tokens: Tensor, padding: Tensor | None, *, masks: bool
+    ) -> tuple[Tensor, Tensor | None]:
+        if self.self_attention is not None and self.norm1 is not None:
+            mixed, _ = self.self_attention(queries, queries, queries, need_weights=False)
+            queries = self.norm1(queries + self.dropout(mixed))
+        read, logits = self.cross_attention(queries, tokens, padding, masks=masks)
+        queries = self.norm2(queries + self.dropout(read))
+        hidden = self.dropout(self.linear1(queries).relu())
+        return self.norm3(queries + self.dropout(self.linear2(hidden))), logits
+
+
+class AtmDecoder(nn.Module):
+    """Tokens of one block, projected and normed, and the layers in which queries read them."""
+
+    def __init__(self, channels: int, width: int, heads: int, layers: int, self_attention: bool = True) -> None:
+        super().__init__()
+        self.project, self.norm = nn.Linear(channels, width), nn.LayerNorm(width)
+        self.layers = nn.ModuleList(AtmLayer(width, heads, self_attention) for _ in range(layers))
+
+    def forward(self, queries: Tensor, tokens: Tensor, padding: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """(B, K, d), (B, N, D) -> the queries behind the last layer, and its mask logits (B, K, N)."""
+        tokens = self.norm(self.project(tokens))
+        masks: Tensor | None = None
+        for index, layer in enumerate(self.layers, 1):
+            queries, masks = layer(queries, tokens, padding, masks=index == len(self.layers))
+        assert masks is not None
+        return queries, masks
+
+
+class AtmHead(nn.Module):
+    """The ATM head of one block, as DToP has it: each query says whether its class is there, and where.
+
+    Args:
+        channels: D, of the tokens.
+        num_classes: K.
+        width, heads, layers: d, of the decoder.
+    """
+
+    def __init__(self, channels: int, num_classes: int, width: int, heads: int, layers: int) -> None:
+        super().__init__()
+        self.decoder = AtmDecoder(channels, width, heads, layers)
+        self.queries = nn.Embedding(num_classes, width)
+        self.classifier = nn.Linear(width, 2)
+        initialise(self)
+
+    def forward(self, tokens: Tensor, padding: Tensor | None = None) -> AtmPrediction:
+        """(B, N, D), any tokens of the block -> the prediction for each of them.
+
+        `padding` (B, N) bool is True where there is no token: nothing attends to it, and what is predicted for it
+        means nothing. Each image needs one token at least.
+        """
+        queries = self.queries.weight.expand(len(tokens), -1, -1)
+        queries, masks = self.decoder(queries, tokens, padding)
+        return AtmPrediction(self.classifier(queries), masks)
+
+
+class AtmCascade(nn.Module):
+    """ATM heads of several blocks, from the deepest to the shallowest: queries are handed on, masks are added up.
+
+    Args:
+        channels: D, of the tokens.
+        num_classes: K.
+        levels: of how many blocks it reads.
+        width, heads, layers: d, of each decoder.
+        classes: C, 2 or K + 1.
+        self_attention: whether queries attend to each other.
+    """
+
+    def __init__(
+        self,
+        channels: int,
+        num_classes: int,
+        levels: int,
+        width: int,
+        heads: int,
+        layers: int,
+        classes: int,
+        self_attention: bool,
+    ) -> None:
+        super().__init__()
+        self.decoders = nn.ModuleList(AtmDecoder(channels, width, heads, layers, self_attention) for _ in range(levels))
+        self.queries = nn.Embedding(num_classes, width)
+        self.classifier = nn.Linear(width, classes)
+        initialise(self)
+
+    def forward(self, levels: Sequence[Tensor], padding: Tensor | None = None) -> AtmPrediction:
+        """(B, N, D) of each block, the shallowest first -> the prediction behind the last stage.
+
+        `padding` is that of `AtmHead`.
+        """
+        queries, masks = self._decode(levels, padding)[-1]
+        return AtmPrediction(self.classifier(queries), masks)
+
+    def stages(self, levels: Sequence[Tensor], padding: Tensor | None = None) -> list[AtmPrediction]:
+        """The same behind every stage, all of which are supervised in training: the deepest block's first."""
+        decoded = self._decode(levels, padding)
+        return [AtmPrediction(self.classifier(queries), masks) for queries, masks in decoded]
+
+    def _decode(self, levels: Sequence[Tensor], padding: Tensor | None) -> list[tuple[Tensor, Tensor]]:
+        """Queries, and the sum of the masks so far, behind each stage."""
+        queries = self.queries.weight.expand(len(levels[0]), -1, -1)
+        decoded: list[tuple[Tensor, Tensor]] = []
+        for decoder, tokens in zip(self.decoders, reversed(levels), strict=True):
+            queries, masks = decoder(queries, tokens, padding)
+            decoded.append((queries, masks + decoded[-1][1] if decoded else masks))
+        return decoded
+
+
+def initialise(head: nn.Module) -> None:
+    """Linear layers from a normal distribution of deviation 0.02, truncated at two of them; biases zero."""
+    for part in head.modules():
+        if isinstance(part, nn.Linear):
+            nn.init.trunc_normal_(part.weight, std=0.02, a=-0.04, b=0.04)
+            nn.init.zeros_(part.bias)

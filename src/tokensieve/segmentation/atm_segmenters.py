@@ -1,0 +1,131 @@
+"""SegViT: a plain vision transformer with ATM heads, one head an exit or a cascade of them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from torch import Tensor, nn
+
+from ..errors import InputError
+from ..tokens import Tokens
+from .atm import AtmCascade, AtmHead, AtmPrediction
+from .resize import Resize
+from .segmenter import Segmenter, written
+
+
+class SegViT(Segmenter):
+    """SegViT as DToP uses it: an ATM head behind each exit, of which the last one is shown.
+
+    A class token, where it stays, is one more token that the heads read; it is left out of the maps.
+    """
+
+    def __init__(
+        self,
+        backbone: nn.Module,
+        num_classes: int,
+        exits: Sequence[int],
+        *,
+        width: int,
+        heads: int,
+        layers: int,
+        class_token: bool,
+        final_norm: bool,
+    ) -> None:
+        super().__init__(backbone, num_classes, exits, class_token=class_token, final_norm=final_norm)
+        _check(width, heads, layers)
+        made = [AtmHead(self.width, num_classes, width, heads, layers) for _ in self.levels]
+        self.auxiliary_head, self.decode_head = nn.ModuleList(made[:-1]), made[-1]
+        self.resize = Resize(published=2)
+
+    @property
+    def exits(self) -> tuple[int, ...]:
+        """The blocks with a head behind them."""
+        return self.levels
+
+    def predict(self, block: int, tokens: Tensor, padding: Tensor | None) -> AtmPrediction:
+        return self.heads[self.levels.index(block)](tokens, padding)
+
+    def assembled(self, stages: Sequence[tuple[AtmPrediction, Tensor, str]], grid: Sequence[int]) -> Tensor:
+        """Masks of the stage where a patch left, times the presence of its class as the last head sees it (2.1 of the
+        published rule), or as that stage's own did."""
+        per_stage = stages[0][2] == "stage"
+        if per_stage:
+            maps = [(prediction.probability, source) for prediction, source, _ in stages]
+        else:
+            maps = [(prediction.masks, source) for prediction, source, _ in stages]
+        canvas = written(maps).unflatten(2, tuple(grid))
+        return canvas if per_stage else AtmPrediction(stages[-1][0].classes, canvas).probability
+
+    @property
+    def heads(self) -> list[nn.Module]:
+        """One for each exit."""
+        return [*self.auxiliary_head, self.decode_head]
+
+    def scores(self, levels: Sequence[Tokens]) -> Tensor:
+        tokens = levels[-1]
+        return self.maps(self.decode_head(tokens.x), tokens.prefix, tokens.grid)
+
+    def maps(self, prediction: AtmPrediction, prefix: int, grid: Sequence[int]) -> Tensor:
+        """A prediction for all tokens of the grid -> the probability of each class at each patch, (B, K, h, w)."""
+        return prediction.on_grid(prefix, grid).probability
+
+    def stages(self, images: Tensor) -> list[AtmPrediction]:
+        levels = self.features(images)
+        return [
+            head(tokens.x).on_grid(tokens.prefix, tokens.grid) for head, tokens in zip(self.heads, levels, strict=True)
+        ]
+
+
+class CascadedSegViT(Segmenter):
+    """SegViT v1, whose queries name any class, and the form with a query for each class and no self-attention.
+
+    Both hand their queries from the deepest block to the shallowest and add up the masks, which are resized before the
+    sigmoid.
+    """
+
+    def __init__(
+        self,
+        backbone: nn.Module,
+        num_classes: int,
+        levels: Sequence[int],
+        *,
+        width: int | None,
+        heads: int,
+        layers: int,
+        class_token: bool,
+        final_norm: bool,
+        contracts: bool,
+    ) -> None:
+        super().__init__(backbone, num_classes, levels, class_token=class_token, final_norm=final_norm)
+        width = self.width // 2 if width is None else width
+        _check(width, heads, layers)
+        self.contracts = contracts
+        self.decode_head = AtmCascade(
+            self.width,
+            num_classes,
+            len(self.levels),
+            width,
+            heads,
+            layers,
+            classes=num_classes + 1 if contracts else 2,
+            self_attention=contracts,
+        )
+        self.resize = Resize(published=2)
+
+    def read(self, levels: Sequence[Tokens], size: Sequence[int]) -> Tensor:
+        """(B, K, H, W): presence or class probability of each query times its mask, over queries."""
+        prediction = self.decode_head([tokens.x for tokens in levels]).on_grid(levels[-1].prefix, levels[-1].grid)
+        return AtmPrediction(prediction.classes, self.at_size(prediction.masks, size)).probability
+
+    def stages(self, images: Tensor) -> list[AtmPrediction]:
+        levels = self.features(images)
+        predictions = self.decode_head.stages([tokens.x for tokens in levels])
+        return [prediction.on_grid(levels[-1].prefix, levels[-1].grid) for prediction in predictions]
+
+
+def _check(width: int, heads: int, layers: int) -> None:
+    if min(width, heads, layers) < 1 or width % heads:
+        raise InputError(
+            f"An ATM head has a width that its heads share evenly, and one layer or more; not width={width}, "
+            f"heads={heads}, layers={layers}."
+        )

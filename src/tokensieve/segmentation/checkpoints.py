@@ -1,0 +1,197 @@
+"""Weights of mmsegmentation's SETR, of SegViT's and DToP's releases: their names, and what they are called here.
+
+The layouts are documented in docs/segmentation.md.
+"""
+
+from __future__ import annotations
+
+import re
+import warnings
+from collections.abc import Iterable, Mapping
+from os import PathLike
+from typing import Any, TypeVar
+
+import torch
+import torch.nn.functional as F
+from timm.models.vision_transformer import VisionTransformer
+from torch import Tensor
+
+from ..errors import InputError, UnsupportedHost
+from ..zoo.models import read_weights
+from .atm_segmenters import CascadedSegViT, SegViT
+from .map_segmenters import Setr, SetrMla
+from .segmenter import Segmenter
+
+Kind = TypeVar("Kind", bound=Segmenter)
+Rules = list[tuple[str, str]]
+"""Patterns of names here, and what published checkpoints call them."""
+
+BACKBONE: Rules = [
+    (r"backbone\.(cls_token|pos_embed)", r"backbone.\1"),
+    (r"backbone\.patch_embed\.proj\.", r"backbone.patch_embed.projection."),
+    (r"backbone\.blocks\.(\d+)\.norm([12])\.", r"backbone.layers.\1.ln\2."),
+    (r"backbone\.blocks\.(\d+)\.attn\.qkv\.(weight|bias)", r"backbone.layers.\1.attn.attn.in_proj_\2"),
+    (r"backbone\.blocks\.(\d+)\.attn\.proj\.", r"backbone.layers.\1.attn.attn.out_proj."),
+    (r"backbone\.blocks\.(\d+)\.mlp\.fc1\.", r"backbone.layers.\1.ffn.layers.0.0."),
+    (r"backbone\.blocks\.(\d+)\.mlp\.fc2\.", r"backbone.layers.\1.ffn.layers.1."),
+]
+FINAL_NORM: Rules = [(r"backbone\.norm\.", "backbone.ln1.")]
+
+HEAD = r"(decode_head|auxiliary_head\.\d+)"
+DECODER: Rules = [
+    (r"project\.", "input_proj_{stage}."),
+    (r"norm\.", "proj_norm_{stage}."),
+    (r"layers\.(\d+)\.self_attention\.", r"decoder_{stage}.layers.\2.self_attn."),
+    (r"layers\.(\d+)\.cross_attention\.", r"decoder_{stage}.layers.\2.multihead_attn."),
+    (r"layers\.(\d+)\.(norm[123]|linear[12])\.", r"decoder_{stage}.layers.\2.\3."),
+]
+ATM: Rules = [(HEAD + r"\.queries\.", r"\1.q."), (HEAD + r"\.classifier\.", r"\1.class_embed.")]
+SINGLE: Rules = [(rf"{HEAD}\.decoder\.{ours}", rf"\1.{theirs.format(stage=1)}") for ours, theirs in DECODER]
+SETR: Rules = [
+    (HEAD + r"\.norm\.", r"\1.norm."),
+    (HEAD + r"\.convs\.(\d+)\.", r"\1.up_convs.\2.0."),
+    (HEAD + r"\.classifier\.", r"\1.conv_seg."),
+]
+MLA: Rules = [
+    (r"neck\.norms\.", "neck.norm."),
+    (r"neck\.narrow\.", "neck.mla.channel_proj."),
+    (r"neck\.convs\.", "neck.mla.feat_extract."),
+    (r"decode_head\.convs\.", "decode_head.up_convs."),
+    (r"decode_head\.classifier\.", "decode_head.conv_seg."),
+    (r"auxiliary_head\.(\d+)\.", r"auxiliary_head.\1.conv_seg."),
+]
+
+UNUSED = r"num_batches_tracked$|\.loss_decode\."
+"""What no published model computes with: counters of BatchNorm, weights of losses."""
+UNUSED_BY_ATM = UNUSED + r"|\.conv_seg\."
+UNUSED_BY_V2 = UNUSED_BY_ATM + r"|\.decoder_\d+\.layers\.\d+\.(self_attn|norm1)\."
+
+
+def load_mmseg(segmenter: Kind, state_dict: Mapping[str, Any] | str | PathLike[str]) -> Kind:
+    """Load a checkpoint of mmsegmentation's SETR, of SegViT's or of DToP's release into a segmenter of that form.
+
+    All of it is loaded, or nothing. The position embedding is resized bicubically where the backbone has another
+    grid than the checkpoint, whose grid is taken to be square. What the published heads hold and never use
+    (`conv_seg` of ATM heads, `num_batches_tracked`, weights of losses) is left out, and a warning names it.
+
+    Args:
+        segmenter: of `segvit`, `segvit_v1`, `segvit_v2` or `setr`, on timm's `VisionTransformer`.
+        state_dict: names to tensors, a checkpoint with a `state_dict` inside, or the file of either, which is read
+            with `weights_only`.
+
+    Returns:
+        The segmenter.
+
+    Raises:
+        InputError: the file cannot be read; a name is missing, unknown, or of another shape.
+        UnsupportedHost: the segmenter has a backbone or a head for which no layout is published.
+    """
+    names, unused = _published(segmenter)
+    given = _weights(state_dict)
+    ignored = sorted(name for name in given if re.search(unused, name))
+    given = {_numbered(name): value for name, value in given.items() if name not in set(ignored)}
+    own = segmenter.state_dict()
+    theirs = {names[name]: own[name] for name in names}
+    where = f"this {type(segmenter).__name__}"
+    if missing := [name for name in theirs if name not in given]:
+        raise InputError(f"The checkpoint is not of {where}: it lacks {_listed(missing)}.")
+    if unknown := [name for name in given if name not in theirs]:
+        raise InputError(f"The checkpoint is not of {where}, which has no place for {_listed(unknown)}.")
+    table = "backbone.pos_embed"
+    given[table] = _resized(given[table], theirs[table], segmenter)
+    for name, value in given.items():
+        if value.shape != theirs[name].shape:
+            raise InputError(
+                f"{name} has shape {tuple(value.shape)} in the checkpoint and {tuple(theirs[name].shape)} in {where}: "
+                "build the segmenter with the checkpoint's classes, widths and backbone."
+            )
+    segmenter.load_state_dict({ours: given[name] for ours, name in names.items()}, strict=False)
+    if ignored:
+        warnings.warn(f"Not loaded, since the published heads never use them: {', '.join(ignored)}.", stacklevel=2)
+    return segmenter
+
+
+def _published(segmenter: Segmenter) -> tuple[dict[str, str], str]:
+    """What is loaded, by its name here -> its published name; and a pattern of published names that nobody uses."""
+    if type(segmenter.backbone) is not VisionTransformer:
+        raise UnsupportedHost(
+            f"Published checkpoints are of plain vision transformers: build the segmenter on timm's VisionTransformer, "
+            f"not on {type(segmenter.backbone).__name__}."
+        )
+    rules, unused = BACKBONE + (FINAL_NORM if segmenter.final_norm else []), UNUSED
+    if isinstance(segmenter, SegViT):
+        rules, unused = rules + ATM + SINGLE, UNUSED_BY_ATM
+    elif isinstance(segmenter, CascadedSegViT):
+        stages = range(1, len(segmenter.levels) + 1)
+        cascade = [
+            (rf"{HEAD}\.decoders\.{stage - 1}\.{ours}", rf"\1.{theirs.format(stage=stage)}")
+            for stage in stages
+            for ours, theirs in DECODER
+        ]
+        rules, unused = rules + ATM + cascade, UNUSED_BY_ATM if segmenter.contracts else UNUSED_BY_V2
+    elif isinstance(segmenter, Setr):
+        rules += SETR
+    elif isinstance(segmenter, SetrMla):
+        rules += MLA
+    else:
+        raise UnsupportedHost(
+            f"No checkpoint of a {type(segmenter).__name__} is published in mmsegmentation's layout: segvit, "
+            "segvit_v1, segvit_v2 and setr can be loaded."
+        )
+    names = {}
+    for name in segmenter.state_dict():
+        if _outside(name, segmenter) or re.search(UNUSED, name):
+            continue
+        found = (re.sub(rule, theirs, name) for rule, theirs in rules if re.match(rule, name))
+        names[name] = next(found, name)  # a part that no published backbone has will be missing under its own name
+    return names, unused
+
+
+def _outside(name: str, segmenter: Segmenter) -> bool:
+    """Whether a weight is of what stands behind the backbone's blocks, and the segmenter does not run."""
+    part = name.removeprefix("backbone.").split(".")[0]
+    behind = {"head", "fc_norm", "attn_pool"} | (set() if segmenter.final_norm else {"norm"})
+    return name.startswith("backbone.") and part in behind
+
+
+def _numbered(name: str) -> str:
+    """The same where a head of one stage leaves the stage's number out."""
+    return re.sub(rf"^{HEAD}\.(input_proj|proj_norm|decoder)\.", r"\1.\2_1.", name)
+
+
+def _weights(given: Mapping[str, Any] | str | PathLike[str]) -> dict[str, Tensor]:
+    if not isinstance(given, Mapping):
+        try:
+            return read_weights(given)
+        except InputError as error:
+            raise InputError(
+                f"{error} Checkpoints are read with weights_only, tensors and plain Python alone: where you trust the "
+                "file, save its state_dict by itself."
+            ) from error
+    inner = given.get("state_dict", given)
+    if not isinstance(inner, Mapping) or not all(isinstance(value, Tensor) for value in inner.values()):
+        raise InputError("state_dict maps names to tensors, or holds such a mapping as its 'state_dict'.")
+    return dict(inner)
+
+
+def _resized(table: Tensor, own: Tensor, segmenter: Segmenter) -> Tensor:
+    """A position embedding (1, 1 + P, D) for the backbone's grid."""
+    if table.shape == own.shape or table.ndim != 3 or table.shape[2] != own.shape[2]:
+        return table
+    side = round((table.shape[1] - 1) ** 0.5)
+    backbone: Any = segmenter.backbone
+    grid = backbone.patch_embed.grid_size
+    if side * side != table.shape[1] - 1:
+        raise InputError(
+            f"backbone.pos_embed is of {table.shape[1] - 1} patches, no square grid: build the backbone for images of "
+            "the checkpoint's size."
+        )
+    patches = table[:, 1:].transpose(1, 2).unflatten(2, (side, side))
+    patches = F.interpolate(patches, size=tuple(grid), mode="bicubic", align_corners=False)
+    return torch.cat([table[:, :1], patches.flatten(2).transpose(1, 2)], dim=1)
+
+
+def _listed(names: Iterable[str], most: int = 5) -> str:
+    names = list(names)
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(names[:most]) + more

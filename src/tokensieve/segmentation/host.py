@@ -1,0 +1,75 @@
+"""Segmenters under a recipe: how `sieve` opens them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from torch import Tensor, nn
+
+from ..hosts import Exit, Host, register_host
+from ..tokens import Tokens
+from .atm_segmenters import CascadedSegViT, SegViT
+from .map_segmenters import LinearSegmenter, Setr, SetrMla
+from .segmenter import Segmenter
+
+
+@register_host(SegViT, CascadedSegViT, Setr, SetrMla, LinearSegmenter)
+class SegmenterHost(Host):
+    """A segmenter over a plain vision transformer. Without exits its heads read every patch: merged ones share their
+    token, dropped ones show the nearest kept one (`fill="zero"`: nothing)."""
+
+    def __init__(self, model: nn.Module) -> None:
+        assert isinstance(model, Segmenter)
+        inner = model.host
+        self.model, self.inner = model, inner
+        self.levels, self.exits = model.levels, model.exits
+        self.blocks = list(inner.blocks)[: model.levels[-1] + 1]
+        self.width = inner.width
+        self.class_token = inner.class_token and model.class_token
+        self.prefix = inner.prefix - (inner.class_token and not model.class_token)
+        self.reads_prefix = False
+
+    @property
+    def input_spec(self) -> Any:
+        return self.inner.input_spec
+
+    @property
+    def bypassed(self) -> Sequence[nn.Module]:
+        return (self.model, *self.inner.bypassed)
+
+    @property
+    def patch(self) -> Sequence[int] | None:
+        return self.inner.patch
+
+    def embed(self, images: Tensor) -> Tokens:
+        return self.model.embed(images)
+
+    def features(self, tokens: Tokens) -> Tokens:
+        return self.model.level(len(self.blocks) - 1, tokens)
+
+    def head(self, tokens: Tokens) -> Any:
+        raise NotImplementedError("a segmenter is read level by level")
+
+    def arguments(self, images: Tensor | None, words: dict[str, Any]) -> tuple[Tensor, dict[str, Any]]:
+        fill = {"fill": words.pop("fill")} if "fill" in words else {}
+        images, words = super().arguments(images, words)
+        return images, words | fill
+
+    def predict(self, block: int, tokens: Tokens) -> Any:
+        tokens, real = self.model.level(block, tokens), tokens.real
+        return self.model.predict(block, tokens.x, None if real is None else ~real)
+
+    def read(
+        self, levels: Sequence[Tokens], exits: Sequence[Exit], size: Sequence[int], fill: str = "nearest"
+    ) -> Tensor:
+        model, grid = self.model, levels[-1].grid
+        if not exits:
+            whole = [
+                model.level(block, tokens).whole_grid(fill) for block, tokens in zip(self.levels, levels, strict=True)
+            ]
+            return model.read(whole, size)
+        last, which = levels[-1], exits[0].class_probability
+        stages = [*exits, Exit(self.levels[-1], self.predict(self.levels[-1], last), last.source, which)]
+        seen = [(stage.prediction, stage.source, stage.class_probability) for stage in stages]
+        return model.at_size(model.assembled(seen, grid), size)

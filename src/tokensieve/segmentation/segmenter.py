@@ -1,0 +1,226 @@
+"""A segmenter: the blocks of a plain vision transformer, and heads that read the patches behind some of them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from .._frozen import replace
+from ..data.inputs import check_images
+from ..errors import InputError, UnsupportedHost, first_line
+from ..forward.walk import Step, walk
+from ..hosts import Host, open_host
+from ..tokens import Tokens
+from .resize import Resize
+from .sliding import slide
+
+
+class Segmenter(nn.Module):
+    """A backbone with a head for dense prediction. Called with images, it returns scores of classes for each pixel.
+
+    The backbone is opened as `sieve` opens it: its own sub-modules are called, its final norm only where
+    `final_norm` asks for it, its classifier and the blocks behind the last level never.
+
+    Args:
+        backbone: a model with tokens that `sieve` opens.
+        num_classes: K.
+        levels: the blocks that heads read, counted from 0, or from the last by negative numbers; in rising order.
+        class_token: whether the backbone's class token stays; False drops it behind the position embedding.
+        final_norm: whether the backbone's final norm acts on what its last block gives.
+
+    Raises:
+        UnsupportedHost: the backbone has no tokens, or cannot do without its class token.
+        InputError: levels that are not there; fewer than one class.
+    """
+
+    def __init__(
+        self,
+        backbone: nn.Module,
+        num_classes: int,
+        levels: Sequence[int],
+        *,
+        class_token: bool = False,
+        final_norm: bool = False,
+    ) -> None:
+        super().__init__()
+        host = _opened(backbone)
+        if num_classes < 1:
+            raise InputError(f"A segmenter has one class or more, not {num_classes}.")
+        self.backbone = backbone
+        self._opened = host
+        self.num_classes = num_classes
+        self.levels = _levels(levels, len(host.blocks))
+        self.class_token, self.final_norm = class_token, final_norm
+        self.resize = Resize()
+
+    @property
+    def host(self) -> Host:
+        """The backbone, opened as it is now."""
+        if torch.compiler.is_compiling():
+            return self._opened
+        return type(self._opened)(self.backbone)
+
+    @property
+    def width(self) -> int:
+        """Channels of a token."""
+        return self._opened.width
+
+    def embed(self, images: Tensor) -> Tokens:
+        """Everything before block 0: (B, C, H, W) -> tokens, without the class token where it does not stay.
+
+        Images that are no whole number of patches are filled up with zeros, at the right and at the bottom.
+
+        Raises:
+            InputError: the backbone does not embed images of this size.
+        """
+        host, images = self.host, check_images(images)
+        try:
+            tokens = host.embed(self._filled(images, host))
+        except AssertionError as error:  # timm's way to refuse a size
+            raise InputError(
+                f"{type(self.backbone).__name__} does not read images of shape {tuple(images.shape)}: "
+                f"{first_line(error)}. Build it for images of that size (img_size=) or of any (dynamic_img_size=True), "
+                "or call .slide(images, crop, stride)."
+            ) from error
+        if self.class_token or not host.class_token:
+            return tokens
+        if tokens.table is not None:
+            raise UnsupportedHost(
+                f"{type(self.backbone).__name__} cannot do without its class token: its blocks leave their first "
+                f"{tokens.prefix} tokens out of the rotary embedding. Build the segmenter with class_token=True."
+            )
+        return replace(tokens, x=tokens.x[:, 1:], prefix=tokens.prefix - 1)
+
+    def level(self, block: int, tokens: Tokens) -> Tokens:
+        """What the head at `block` reads of what that block gave."""
+        host = self.host
+        return host.features(tokens) if self.final_norm and block == len(host.blocks) - 1 else tokens
+
+    def features(self, images: Tensor) -> list[Tokens]:
+        """(B, C, H, W) -> the tokens behind each level, as heads read them."""
+        kept: list[Tokens] = []
+
+        def see(step: Step) -> None:
+            if step.block in self.levels:
+                kept.append(self.level(step.block, step.tokens))
+
+        walk(self.host.blocks[: self.levels[-1] + 1], self.embed(images), watch=[see])
+        return kept
+
+    def forward(self, images: Tensor) -> Tensor:
+        """(B, C, H, W) -> (B, K, H, W): scores of the classes."""
+        return self.read(self.features(images), images.shape[2:])
+
+    def read(self, levels: Sequence[Tokens], size: Sequence[int]) -> Tensor:
+        """The tokens behind each level, all of the grid -> (B, K, H, W) for images of this height and width."""
+        return self.at_size(self.scores(levels), size)
+
+    @property
+    def exits(self) -> tuple[int, ...]:
+        """The blocks with a head of their own that says what each token is, one by one; none by default."""
+        return ()
+
+    def predict(self, block: int, tokens: Tensor, padding: Tensor | None) -> Any:
+        """What the head behind a block says of any of its tokens (B, N, D): an object with `probability` (B, K, N).
+
+        `padding` (B, N) bool is True where there is no token; None where all are there.
+        """
+        raise NotImplementedError
+
+    def assembled(self, stages: Sequence[tuple[Any, Tensor, str]], grid: Sequence[int]) -> Tensor:
+        """What heads said of the tokens that were there, one after the other -> maps (B, K, h, w) for `at_size`.
+
+        Each stage is a prediction, (B, P) int64 the token of each patch, -1 where it had left before, and which head
+        says how sure a class is. A patch shows what the last stage that had it said.
+        """
+        raise NotImplementedError
+
+    def scores(self, levels: Sequence[Tokens]) -> Tensor:
+        """Tokens of each level -> maps (B, K, h, w) that `at_size` brings to the size of the images."""
+        raise NotImplementedError
+
+    def stages(self, images: Tensor) -> list[Any]:
+        """(B, C, H, W) -> what every head that is supervised in training predicts, on the grid; the last is the one
+        that `forward` shows."""
+        raise NotImplementedError
+
+    def at_size(self, maps: Tensor, size: Sequence[int]) -> Tensor:
+        """Maps over all patches -> (B, K, H, W), resized bilinearly, without what the images were filled up with."""
+        height, width = size
+        tall, wide = self._whole_patches(height, width, self.host)
+        maps = self.resize(maps, (tall, wide))
+        return maps if (tall, wide) == (height, width) else maps[..., :height, :width]
+
+    def slide(
+        self,
+        images: Tensor,
+        crop: int | Sequence[int],
+        stride: int | Sequence[int],
+        *,
+        windows: int = 1,
+        flip: bool = False,
+    ) -> Tensor:
+        """Scores (B, K, H, W) of images of any size, from windows: see `tokensieve.segmentation.slide`."""
+        return slide(self, images, crop, stride, windows=windows, flip=flip)
+
+    def _filled(self, images: Tensor, host: Host) -> Tensor:
+        height, width = images.shape[2:]
+        tall, wide = self._whole_patches(height, width, host)
+        return images if (tall, wide) == (height, width) else F.pad(images, (0, wide - width, 0, tall - height))
+
+    @staticmethod
+    def _whole_patches(height: int, width: int, host: Host) -> tuple[int, int]:
+        """The least size in whole patches that holds the image; its own size where patches are not known."""
+        if host.patch is None:
+            return height, width
+        tall, wide = host.patch
+        return -(-height // tall) * tall, -(-width // wide) * wide
+
+    def extra_repr(self) -> str:
+        return f"num_classes={self.num_classes}, levels={self.levels}, class_token={self.class_token}"
+
+
+def written(stages: Sequence[tuple[Tensor, Tensor]]) -> Tensor:
+    """Values of tokens (B, K, N) on the patches that they stand for by `source` (B, P), later stages over earlier:
+    (B, K, P)."""
+    canvas: Tensor | None = None
+    for values, source in stages:
+        there = source >= 0
+        index = source.clamp(min=0)[:, None].expand(-1, values.shape[1], -1)
+        laid = values.gather(2, index)
+        canvas = laid if canvas is None else torch.where(there[:, None], laid, canvas)
+    assert canvas is not None
+    return canvas
+
+
+def quarters(backbone: nn.Module) -> list[int]:
+    """Four blocks, evenly spaced up to the last; fewer where there are no four."""
+    depth = len(_opened(backbone).blocks)
+    return sorted({max(0, depth * part // 4 - 1) for part in (1, 2, 3, 4)})
+
+
+def _opened(backbone: nn.Module) -> Host:
+    host = open_host(backbone)
+    if not isinstance(host, Host):
+        raise UnsupportedHost(
+            f"{type(backbone).__name__} cannot be the backbone of a segmenter: it has stages, and the heads here read "
+            "the tokens of a plain vision transformer."
+        )
+    return host
+
+
+def _levels(levels: Sequence[int], depth: int) -> tuple[int, ...]:
+    """Counted from 0."""
+    if isinstance(levels, int) or not levels or not all(type(level) is int for level in levels):
+        raise InputError(f"levels are whole numbers of blocks, such as (5, 7, 11), not {levels!r}.")
+    counted = tuple(level + depth if level < 0 else level for level in levels)
+    if not all(0 <= level < depth for level in counted) or list(counted) != sorted(set(counted)):
+        raise InputError(
+            f"levels={tuple(levels)} must be of {depth} blocks, 0 to {depth - 1} or -{depth} to -1, in rising order, "
+            "each once."
+        )
+    return counted

@@ -1,0 +1,83 @@
+"""Scores of images of any size: windows that overlap, mirrored images."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+from ..data.inputs import check_images
+from ..errors import InputError
+
+
+def slide(
+    model: Callable[[Tensor], Tensor],
+    images: Tensor,
+    crop: int | Sequence[int],
+    stride: int | Sequence[int],
+    *,
+    windows: int = 1,
+    flip: bool = False,
+) -> Tensor:
+    """Scores from windows that overlap: each pixel has the mean over the windows that cover it.
+
+    Args:
+        model: a segmenter, or any module from images (B, C, h, w) to scores (B, K, h, w).
+        images: (B, C, H, W).
+        crop: height and width of a window in pixels, or one number for both; no more of it is used than the image has.
+        stride: from window to window, likewise. The last window of a row or column ends at the image's border.
+        windows: how many windows the model reads at once.
+        flip: average over the window and its mirror image.
+
+    Returns:
+        (B, K, H, W): the mean of what the model returns, logits or probabilities.
+
+    Raises:
+        InputError: crops or strides that are no whole numbers from 1 up; a stride that leaves pixels uncovered.
+    """
+    size = tuple(check_images(images).shape[2:])
+    crop, stride = _pair("crop", crop), _pair("stride", stride)
+    if any(step > side for step, side in zip(stride, crop, strict=True)):
+        raise InputError(f"stride={stride} is longer than crop={crop}, and would leave pixels between the windows.")
+    if type(windows) is not int or windows < 1:
+        raise InputError(f"windows is a whole number from 1 up, not {windows!r}.")
+    height, width = (min(side, whole) for side, whole in zip(crop, size, strict=True))
+    tops, lefts = (starts(*each) for each in zip(size, (height, width), stride, strict=True))
+    places = [(slice(top, top + height), slice(left, left + width)) for top in tops for left in lefts]
+    total: Tensor | None = None
+    covered = torch.zeros(size, device=images.device)
+    for first in range(0, len(places), windows):
+        some = places[first : first + windows]
+        scores = _scores(model, torch.cat([images[:, :, rows, columns] for rows, columns in some]), flip)
+        if total is None:
+            total = scores.new_zeros(len(images), scores.shape[1], *size)
+        for (rows, columns), own in zip(some, scores.chunk(len(some)), strict=True):
+            total[:, :, rows, columns] += own
+            covered[rows, columns] += 1
+    assert total is not None
+    return total / covered.to(total.dtype)
+
+
+def mirrored(model: Callable[[Tensor], Tensor], images: Tensor) -> Tensor:
+    """The mean of the scores (B, K, H, W) of images and of their mirror images, these mirrored back."""
+    return _scores(model, check_images(images), flip=True)
+
+
+def _scores(model: Callable[[Tensor], Tensor], images: Tensor, flip: bool) -> Tensor:
+    scores = model(images)
+    return (scores + model(images.flip(3)).flip(3)) / 2 if flip else scores
+
+
+def starts(whole: int, window: int, step: int) -> list[int]:
+    """Where windows begin along one side, so that the last ends with it."""
+    count = -(-(whole - window) // step) + 1
+    return [min(index * step, whole - window) for index in range(count)]
+
+
+def _pair(name: str, given: int | Sequence[int]) -> tuple[int, int]:
+    """Height and width."""
+    sides = (given, given) if isinstance(given, int) else given
+    if not isinstance(sides, Sequence) or len(sides) != 2 or not all(type(side) is int and side > 0 for side in sides):
+        raise InputError(f"{name} is a whole number of pixels from 1 up, or two of them, height and width: {given!r}.")
+    return sides[0], sides[1]
