@@ -40,7 +40,11 @@ class TokenStream(BaseStream):
     @staticmethod
     def planned(host: Host, recipe: Recipe) -> Plan:
         """The recipe on this host, or a refusal."""
-        plan = Plan([method.on(host) for method in recipe], len(host.blocks), host.prefix)
+        plan = Plan(
+            [method.on(host) if isinstance(method, Method) else method for method in recipe],
+            len(host.blocks),
+            host.prefix,
+        )
         check(host, plan)
         return plan
 
@@ -87,7 +91,8 @@ class TokenStream(BaseStream):
             return self.answer(images, **words)
         hidden = HiddenStates()
         tokens = self.run(images, watch=hidden.see)
-        return self.host.head(tokens, hidden_states=tuple(x[: len(images)] for x in hidden.states), **words)
+        words["hidden_states"] = tuple(x[: len(images)] for x in hidden.states)
+        return self.host.head(tokens, **words)
 
     def answer(self, images: Tensor, trace: Trace | None = None, **words: Any) -> Any:
         """Images -> the host's own output."""

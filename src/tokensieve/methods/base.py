@@ -246,8 +246,8 @@ class Method(BaseMethod, Generic[E]):
         """The same with what it leaves to the host to say. Raises `UnsupportedHost` where that has nothing to say."""
         if self.reads_exits and len(host.exits) < 2:
             raise UnsupportedHost(
-                f"{type(host.model).__name__} cannot take {self.name}: it has no heads between its blocks that say of which class each "
-                "token is. tokensieve.segmentation.segvit() and .setr() build models that have."
+                f"{type(host.model).__name__} cannot take {self.name}: it has no heads between its blocks that say of "
+                "which class each token is. tokensieve.segmentation.segvit() and .setr() build models that have."
             )
         return self
 
