@@ -60,6 +60,11 @@ def test_any_size_where_the_backbone_takes_any(name: str, size: tuple[int, int])
         torch.testing.assert_close(segmenter(images[1:])[0], scores[1], rtol=1e-5, atol=1e-5)
 
 
+@every
+def test_an_empty_batch(name: str) -> None:
+    assert BUILD[name](vit()).eval()(torch.zeros(0, 3, 24, 24)).shape == (0, CLASSES, 24, 24)
+
+
 def test_images_are_filled_up_to_whole_patches() -> None:
     segmenter = BUILD["segvit"](vit(dynamic_img_size=True)).eval()
     images = torch.randn(1, 3, 21, 33)
@@ -168,6 +173,17 @@ def test_half_precision(name: str) -> None:
         scores = segmenter(torch.randn(1, 3, 24, 24).bfloat16())
     assert scores.dtype == torch.bfloat16
     assert scores.isfinite().all()
+
+
+@pytest.mark.slow
+@every
+def test_exported(name: str) -> None:
+    segmenter, images = BUILD[name](vit()).eval(), torch.randn(2, 3, 24, 24)
+    batch = torch.export.Dim("batch", min=1, max=8)
+    with torch.no_grad():
+        program = torch.export.export(segmenter, (images,), dynamic_shapes=({0: batch},), strict=False)
+        for some in (images, images[:1], torch.randn(5, 3, 24, 24)):
+            torch.testing.assert_close(program.module()(some), segmenter(some), rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.slow

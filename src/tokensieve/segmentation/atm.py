@@ -139,7 +139,7 @@ class AtmHead(nn.Module):
         `real` (B, N) bool, as `Tokens.real`, is False where there is padding and no token: nothing attends to it, and
         what is predicted for it means nothing. Each image needs one token at least.
         """
-        queries = self.queries.weight.expand(len(tokens), -1, -1)
+        queries = self.queries.weight.expand(tokens.shape[0], -1, -1)
         queries, masks = self.decoder(queries, tokens, real)
         return AtmPrediction(self.classifier(queries), masks)
 
@@ -188,7 +188,7 @@ class AtmCascade(nn.Module):
 
     def _decode(self, levels: Sequence[Tensor], real: Tensor | None) -> list[tuple[Tensor, Tensor]]:
         """Queries, and the sum of the masks so far, behind each stage."""
-        queries = self.queries.weight.expand(len(levels[0]), -1, -1)
+        queries = self.queries.weight.expand(levels[0].shape[0], -1, -1)
         decoded: list[tuple[Tensor, Tensor]] = []
         for decoder, tokens in zip(self.decoders, reversed(levels), strict=True):
             queries, masks = decoder(queries, tokens, real)

@@ -98,9 +98,8 @@ class CascadedSegViT(Segmenter):
         )
         self.resize = Resize(published=2)
 
-    def forward(self, images: Tensor) -> Tensor:
-        """(B, C, H, W) -> (B, K, H, W): presence or class probability of each query times its mask, over queries."""
-        levels = self.features(images)
+    def answer(self, levels: Sequence[Tokens], images: Tensor) -> Tensor:
+        """(B, K, H, W): presence or class probability of each query times its mask, over queries."""
         prediction = self.decode_head([tokens.x for tokens in levels]).on_grid(levels[-1].prefix, levels[-1].grid)
         return AtmPrediction(prediction.classes, self.at_size(prediction.masks, images)).probability
 
