@@ -125,6 +125,9 @@ def test_backbones_that_are_refused() -> None:
     rotary = Eva(img_size=24, patch_size=8, embed_dim=16, depth=2, num_heads=2, use_rot_pos_emb=True)
     with pytest.raises(UnsupportedHost, match=r"rotary embedding\. Build the segmenter with class_token=True"):
         segmentation.linear(rotary, CLASSES, class_token=False)(torch.randn(1, 3, 24, 24))
+    beit = timm.create_model("beit_base_patch16_224", embed_dim=16, depth=2, num_heads=2, img_size=32)
+    with pytest.raises(UnsupportedHost, match="a bias to pairs of tokens, the class token among them"):
+        segmentation.linear(beit, CLASSES, class_token=False)(torch.randn(1, 3, 32, 32))
 
 
 @pytest.mark.parametrize(

@@ -149,10 +149,13 @@ class Segmenter(nn.Module):
             ) from error
         if self.class_token or not host.class_token:
             return tokens
+        why = host.cannot_drop_prefix
         if tokens.table is not None:
+            why = f"its blocks leave their first {tokens.prefix} tokens out of the rotary embedding"
+        if why is not None:
             raise UnsupportedHost(
-                f"{type(self.backbone).__name__} cannot do without its class token: its blocks leave their first "
-                f"{tokens.prefix} tokens out of the rotary embedding. Build the segmenter with class_token=True."
+                f"{type(self.backbone).__name__} cannot do without its class token: {why}. Build the segmenter with "
+                "class_token=True."
             )
         return replace(tokens, x=tokens.x[:, 1:], prefix=tokens.prefix - 1)
 
