@@ -32,7 +32,7 @@ from tokensieve.measure.outputs import collect_outputs
 from tokensieve.search.costs import Costs
 from tokensieve.search.families import SINGLES, Proposed, Scheduled
 from tokensieve.search.fit import Fit
-from tokensieve.slimming import slim
+from tokensieve.search.slimming import slim
 from tokensieve.zoo import create
 
 WEIGHTS, DATA = SHARED / "weights", SHARED / "data"

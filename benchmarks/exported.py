@@ -18,9 +18,9 @@ import torch
 from results import update
 from tokensieve import InputError, export_onnx, sieve, zoo
 from tokensieve.data import Preprocessing
+from tokensieve.export.onnx_graph import runner
 from tokensieve.measure import SlicingLimit, macs
 from tokensieve.measure.speed import interleaved, summarise
-from tokensieve.onnx_graph import runner
 
 RECIPES = {
     "vit_small_patch16_224": ("papr(keep=0.5)", "tome(r=13)", "papr(keep=0.8) + tome(r=8)"),

@@ -25,7 +25,7 @@ from tokensieve.data import Preprocessing, image_set, load_batches
 from tokensieve.measure import fidelity, macs
 from tokensieve.measure.budget import merge_to
 from tokensieve.measure.outputs import collect_outputs
-from tokensieve.slimming import Slimmed, slim
+from tokensieve.search.slimming import Slimmed, slim
 from tokensieve.zoo import create
 
 WEIGHTS, DATA = SHARED / "weights", SHARED / "data"

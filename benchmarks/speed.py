@@ -19,10 +19,10 @@ from torch import Tensor, nn
 
 from results import write
 from tokensieve import sieve
+from tokensieve.export.packing import prepack
+from tokensieve.forward.walk import Reads
 from tokensieve.measure import SlicingLimit, macs, peak_memory
 from tokensieve.measure.speed import interleaved, summarise
-from tokensieve.packing import prepack
-from tokensieve.walk import Reads
 
 HOSTS = ("vit_small_patch16_224", "vit_base_patch16_224", "vit_large_patch16_224")
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}

@@ -21,9 +21,9 @@ from torch import nn
 
 from results import write
 from tokensieve import sieve
+from tokensieve.export.packing import prepack
 from tokensieve.measure import SlicingLimit, macs
 from tokensieve.measure.speed import interleaved, summarise
-from tokensieve.packing import prepack
 
 HOSTS = ("convnext_base", "swin_base_patch4_window7_224")
 KEEPS = (0.65, 0.5, 0.3)

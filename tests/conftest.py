@@ -11,9 +11,9 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from tokensieve import tuning
 from tokensieve.cli import main
 from tokensieve.measure.speed import interleaved
+from tokensieve.search import tuning
 
 SHARED = Path(__file__).resolve().parents[1].parent / "shared"
 

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
+from tokensieve._files import check_folder, check_place, draft, joined_path, make_folder, relative_path
 from tokensieve.errors import InputError
-from tokensieve.files import check_folder, check_place, draft, joined_path, make_folder, relative_path
 
 
 def test_a_file_appears_when_it_is_done(tmp_path):

@@ -8,9 +8,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from tests.reference.hosts import host_forms, host_images
-from tokensieve import UnsupportedHost, sieve, varlen
+from tokensieve import UnsupportedHost, sieve
+from tokensieve import _varlen as varlen
+from tokensieve._frozen import replace
 from tokensieve.attention import Attention
-from tokensieve.frozen import replace
 from tokensieve.measure import macs
 from tokensieve.padding import each, filled, pad
 from tokensieve.tokens import Tokens

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from tests.methods.test_base import ASKING, host_and_recipe
 from tokensieve import Corrected, DynamicViT, InputError, PaPr, PatchSlimming, Recipe, RecipeError, ToMe, files, sieve
-from tokensieve.frozen import replace
+from tokensieve._frozen import replace
 from tokensieve.methods import METHODS, Evidence, Method
 from tokensieve.methods.base import Here
 from tokensieve.methods.weights import load_part, renamed

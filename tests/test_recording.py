@@ -16,8 +16,8 @@ from tests.reference.cases import CASES, Facts
 from tests.reference.hf_hosts import seeded
 from tests.reference.hosts import host_forms, host_images
 from tokensieve import ExportError, PaPr, sieve
+from tokensieve._recording import whole
 from tokensieve.hosts import open_host
-from tokensieve.recording import whole
 
 pytestmark = pytest.mark.slow
 

@@ -1,6 +1,7 @@
 """tokensieve: let a pretrained vision transformer read only the tokens that matter.
 
-The public names, loaded on first use so that `tokensieve --help` answers at once.
+The public names, and the folders as `tokensieve.data`, `tokensieve.measure` and so on: all are loaded on first use, so
+that `tokensieve --help` answers at once.
 """
 
 from __future__ import annotations
@@ -9,11 +10,22 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from . import measure, segmentation
-    from .correction import correct
+    from . import about as about
+    from . import data as data
+    from . import export as export
+    from . import forward as forward
+    from . import hosts as hosts
+    from . import measure as measure
+    from . import methods as methods
+    from . import search as search
+    from . import segmentation as segmentation
+    from . import show as show
+    from . import significance as significance
+    from . import train as train
+    from . import zoo as zoo
     from .data.inputs import InputSpec
     from .errors import ExportError, InputError, RecipeError, SieveError, UnsupportedHost
-    from .export import export_onnx, export_program
+    from .export import export_onnx, export_program, prepack
     from .hosts import register_host
     from .methods import (
         ATS,
@@ -33,11 +45,12 @@ if TYPE_CHECKING:
         ToFu,
         ToMe,
     )
-    from .packing import prepack
     from .recipe import Recipe
+    from .search.correction import correct
+    from .search.slimming import slim
+    from .search.tuning import tune
     from .significance import patch_significance
     from .stream import Sieved, Trace, sieve
-    from .tuning import tune
 
 __version__ = "0.1.0"
 
@@ -67,14 +80,31 @@ _HOMES = {
     "ToMe": "methods",
     "Trace": "stream",
     "UnsupportedHost": "errors",
-    "correct": "correction",
+    "correct": "search.correction",
     "export_onnx": "export",
     "export_program": "export",
     "patch_significance": "significance",
-    "prepack": "packing",
+    "prepack": "export",
     "register_host": "hosts",
     "sieve": "stream",
-    "tune": "tuning",
+    "slim": "search.slimming",
+    "tune": "search.tuning",
+}
+
+_FOLDERS = {
+    "about",
+    "data",
+    "export",
+    "forward",
+    "hosts",
+    "measure",
+    "methods",
+    "search",
+    "segmentation",
+    "show",
+    "significance",
+    "train",
+    "zoo",
 }
 
 __all__ = [
@@ -110,14 +140,14 @@ __all__ = [
     "patch_significance",
     "prepack",
     "register_host",
-    "segmentation",
     "sieve",
+    "slim",
     "tune",
 ]
 
 
 def __getattr__(name: str) -> Any:
-    if name in ("measure", "segmentation"):
+    if name in _FOLDERS:
         return importlib.import_module(f".{name}", __name__)
     if name in _HOMES:
         return getattr(importlib.import_module(f".{_HOMES[name]}", __name__), name)
@@ -125,4 +155,4 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    return sorted([*globals(), *__all__])
+    return sorted({*globals(), *__all__, *_FOLDERS})

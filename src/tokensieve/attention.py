@@ -8,9 +8,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from . import varlen
-from .frozen import replace
-from .recording import recording
+from . import _varlen as varlen
+from ._frozen import replace
+from ._recording import recording
 
 
 @dataclass(frozen=True)

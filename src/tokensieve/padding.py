@@ -9,10 +9,10 @@ from typing import ClassVar, Protocol
 import torch
 from torch import Tensor
 
+from ._frozen import replace
+from ._recording import recording
 from .attention import Attention
 from .errors import UnsupportedHost
-from .frozen import replace
-from .recording import recording
 from .tokens import Tokens
 
 Act = Callable[[Tensor, Tokens], Tokens]

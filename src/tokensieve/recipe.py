@@ -14,12 +14,12 @@ from typing import Any
 
 from torch import nn
 
+from ._files import check_place, draft, joined_path, made_folder, relative_path, same_file
+from ._recipe_folder import RECIPE, check_stored, store, weights_in
+from ._recipe_text import method_text, read_text
 from .errors import RecipeError, nearest
-from .files import check_place, draft, joined_path, made_folder, relative_path, same_file
 from .methods import BaseMethod
 from .methods.base import make
-from .recipe_folder import RECIPE, check_stored, store, weights_in
-from .recipe_text import method_text, read_text
 
 VERSION = 2
 """Of recipe files. In version 1 paths were relative to the working directory, and only proposals had a hash."""

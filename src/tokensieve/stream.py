@@ -1,4 +1,4 @@
-"""sieve(): a model that is called as before and reads only the tokens that matter. The forwards are beside this file:
+"""sieve(): a model that is called as before and reads only the tokens that matter. The forwards are in `forward/`:
 `token_stream.py` for hosts whose tokens can be dropped and merged, `stage_stream.py` for hosts with stages."""
 
 from __future__ import annotations
@@ -13,15 +13,15 @@ import torch
 from torch import Tensor, nn
 
 from .errors import DenseOnly, UnsupportedHost
+from .forward.intermediates import Wanted
+from .forward.stage_stream import StageStream
+from .forward.token_stream import TokenStream
+from .forward.trace import Mask, Trace
+from .forward.walk import Reads
 from .hosts import open_host
 from .hosts.checks import check_images, hooked, refuse_hooks
-from .intermediates import Wanted
 from .methods import BaseMethod
 from .recipe import Recipe
-from .stage_stream import StageStream
-from .token_stream import TokenStream
-from .trace import Mask, Trace
-from .walk import Reads
 
 __all__ = ["Mask", "Sieved", "Stream", "Trace", "sieve"]
 

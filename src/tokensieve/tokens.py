@@ -9,8 +9,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from ._frozen import replace
 from .errors import InputError
-from .frozen import replace
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from torch._inductor import config
 from tokensieve import InputError, Sieved, zoo
 from tokensieve.about import machine
 from tokensieve.about.machine import compiler, cores, kernels, machine_facts, requirements, self_test
-from tokensieve.plan import Plan, Reads
+from tokensieve.forward.plan import Plan, Reads
 
 
 class Distribution(dict):

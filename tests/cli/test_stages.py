@@ -7,7 +7,7 @@ import pytest
 import torch
 from PIL import Image
 
-import tokensieve.tuning as tuning
+import tokensieve.search.tuning as tuning
 from tests.pictures import two_classes
 from tokensieve import Recipe
 from tokensieve.measure.speed import interleaved

@@ -17,7 +17,7 @@ from tests.reference.hf_hosts import seeded
 from tests.reference.staged import Staged, centre, choice_of, enlarged, significance, staged_forms, staged_reference
 from tokensieve import PaPr, RecipeError, UnsupportedHost, sieve
 from tokensieve.measure.budget import merge_to
-from tokensieve.slimming import slim
+from tokensieve.search.slimming import slim
 
 FORMS = staged_forms()
 each = pytest.mark.parametrize("name", FORMS)

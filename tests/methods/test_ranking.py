@@ -46,7 +46,7 @@ def test_it_keeps_what_it_scores_highest(form: str) -> None:
     tokens = fast.host.blocks[0](tokens), tokens
     x, embedded = tokens
     block = host.blocks[1]
-    from tokensieve.frozen import replace
+    from tokensieve._frozen import replace
 
     heads = block.qkv(replace(embedded, x=x))
     x = block.attention_out(heads.attend(), heads, x)

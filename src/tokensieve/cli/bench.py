@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from .._job import DTYPES, Job, Opened, numbers
 from ..errors import InputError
-from ..job import DTYPES, Job, Opened, numbers
 from .options import (
     DeviceOption,
     DtypeOption,
@@ -86,7 +86,7 @@ def bench(
         raise InputError("--prepack is for CPUs: leave it out, or give --device cpu.")
     import torch
 
-    from ..packing import prepack as pack
+    from ..export.packing import prepack as pack
     from ..show.files import files_record, tell_files
     from ..show.progress import list_failures, working
     from ..show.tables import units
@@ -145,7 +145,7 @@ def _run(opened: Opened, images: Tensor, seconds: float, memory: bool, said: dic
 
     from ..measure import peak_memory, speed
     from ..measure.attention import attention_kernels
-    from ..measure.verdict import verdict
+    from ..show.verdict import verdict
 
     with torch.no_grad():
         result = speed(opened.fast, opened.dense, images, seconds=seconds)
@@ -179,7 +179,7 @@ def _waterfall(
 ) -> list[dict[str, Any]]:
     """A row for each step, with what is said of it."""
     from ..measure.waterfall import waterfall
-    from ..measure.waterfall_verdict import waterfall_verdicts
+    from ..show.waterfall_verdict import waterfall_verdicts
 
     fall = waterfall(opened.fast, opened.dense, images, batch=batch, progress=progress, **settings)
     verdicts = waterfall_verdicts(fall, **said)

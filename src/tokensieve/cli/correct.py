@@ -7,8 +7,8 @@ from typing import Annotated, Any
 
 import typer
 
+from .._job import Job
 from ..errors import InputError
-from ..job import Job
 from .options import (
     DeviceOption,
     JsonOption,
@@ -48,7 +48,7 @@ def correct(
 
     Nothing is trained: a linear map for the class token, by ridge regression. It costs next to nothing to run.
     """
-    from ..files import check_place
+    from .._files import check_place
     from ..recipe import recipes_with
 
     place = check_place(out, (".json",))
@@ -59,8 +59,8 @@ def correct(
         why = f"belongs to {others}" if others else f"does not belong to {place}"
         raise InputError(f"{file} is there and {why}: give another --out, or move the file away.")
     job = Job(model, recipe, weights, pretrained, proposal_weights, size, "fp32", device, threads)
-    from .. import correction
     from ..data import Preprocessing, image_set, load_batches
+    from ..search import correction
     from ..show.files import files_record, tell_files
     from ..show.progress import list_failures, working
 

@@ -6,8 +6,8 @@ from typing import Annotated
 
 import typer
 
-from ..default import SAID
-from ..job import Job
+from .._job import Job
+from ..search.default import SAID
 from .options import (
     DeviceOption,
     DtypeOption,
@@ -58,7 +58,7 @@ def demo(
 
     Prints the dense model and the recipe beside random patches and merging, and writes a picture and a page.
     """
-    from ..files import check_place
+    from .._files import check_place
     from ..show.page import SUFFIXES
 
     places = [check_place(place, SUFFIXES) for place in out or OUT]

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from .._job import Job, numbers
 from ..errors import InputError
-from ..job import Job, numbers
 from .options import (
     ClassesOption,
     DeviceOption,

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from .._job import Job
 from ..errors import InputError
-from ..job import Job
 from .options import (
     DeviceOption,
     DtypeOption,

@@ -6,8 +6,8 @@ from typing import Annotated
 
 import typer
 
-from ..default import SAID
-from ..job import DTYPES
+from .._job import DTYPES
+from ..search.default import SAID
 
 ModelOption = Annotated[
     str, typer.Option(metavar="NAME", help="The model: a ViT, ConvNeXt or Swin that timm or torchvision knows.")

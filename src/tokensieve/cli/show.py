@@ -8,9 +8,9 @@ from typing import Annotated
 
 import typer
 
-from ..default import RANKED
+from .._job import Job
 from ..errors import InputError
-from ..job import Job
+from ..search.default import RANKED
 from .options import (
     CLASS_FILES,
     DeviceOption,
@@ -68,7 +68,7 @@ def show(
     if maps and (nets or len(keeps) > 1):
         raise InputError("--compare takes one --keep and the recipe's own proposal: leave --proposals out.")
     files = _files(proposal_weights or [], nets)
-    from ..files import check_place
+    from .._files import check_place
     from ..show.page import SUFFIXES, write_page, write_png
 
     places = [check_place(place, SUFFIXES) for place in out or OUT]

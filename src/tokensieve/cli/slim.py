@@ -8,8 +8,8 @@ from typing import Annotated, Any
 
 import typer
 
+from .._job import Job
 from ..errors import InputError
-from ..job import Job
 from .options import (
     DeviceOption,
     JsonOption,
@@ -60,14 +60,14 @@ def slim(
         raise InputError(f"--form must be A or B, not {form!r}.")
     if plot is not None and Path(plot).suffix.lower() != ".png":
         raise InputError(f"--plot must name a .png file, not {plot!r}.")
-    from ..files import draft
+    from .._files import draft
 
     for place in filter(None, (out, plot)):
         with draft(place):  # says at once that nothing could be written there
             pass
     job = Job(model, "", weights, pretrained, None, size, "fp32", device, threads)
-    from .. import slimming
     from ..data import Preprocessing, image_set, load_batches
+    from ..search import slimming
     from ..show.files import files_record, tell_files
     from ..show.progress import list_failures, working
 

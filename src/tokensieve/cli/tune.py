@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from .._job import Job
 from ..errors import InputError
-from ..job import Job
 from .options import (
     ClassesOption,
     DeviceOption,
@@ -78,15 +78,15 @@ def tune(
 ) -> None:
     """Find recipes for your model on your own pictures, no labels needed, within a budget of MACs, time or loss."""
     proposals = _proposals(proposal, proposal_weights)
-    from ..files import check_folder
+    from .._files import check_folder
 
     check_folder(out)
     correction = _correction(Path(out)) if correct else None
     job = Job(model, "", weights, pretrained, None, size, dtype, device, threads)
     from ..data import Preprocessing, image_set, load_batches
+    from ..search.tuning import budget, tune
     from ..show.files import files_record, tell_files
     from ..show.progress import Counting, Watched, list_failures, working
-    from ..tuning import budget, tune
 
     budget(macs, time, loss)
     pictures = image_set(data, Preprocessing((224, 224), (0.5,) * 3, (0.5,) * 3), classes=classes, limit=limit)

@@ -7,8 +7,8 @@ from collections.abc import Iterable, Sequence
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .._recording import whole
 from ..errors import InputError, UnsupportedHost
-from ..recording import whole
 
 
 def plain_patch(projection: nn.Module | None) -> tuple[int, ...] | None:

@@ -13,8 +13,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from .._frozen import replace
 from ..errors import UnsupportedHost
-from ..frozen import replace
 from ..tokens import Tokens
 from .base import Host
 from .checks import check_images

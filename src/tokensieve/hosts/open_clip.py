@@ -8,9 +8,9 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from .._frozen import replace
 from ..attention import Attention
 from ..errors import UnsupportedHost
-from ..frozen import replace
 from ..tokens import Tokens
 from .base import Host, HostBlock
 from .checks import check_images, check_size, plain_patch

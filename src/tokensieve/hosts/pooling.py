@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ..frozen import replace
-from ..recording import none
+from .._frozen import replace
+from .._recording import none
 from ..tokens import Tokens
 
 

@@ -12,9 +12,9 @@ from timm.models.beit import Attention as BeitAttention
 from timm.models.beit import Beit, Block
 from torch import Tensor
 
+from .._frozen import replace
 from ..attention import Attention
 from ..errors import UnsupportedHost
-from ..frozen import replace
 from ..tokens import Tokens, rows
 from .base import Host, HostBlock
 from .checks import check_images, plain_linear, plain_patch

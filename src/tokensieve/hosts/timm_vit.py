@@ -14,8 +14,8 @@ from timm.models.eva import Eva
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
+from .._frozen import replace
 from ..errors import UnsupportedHost
-from ..frozen import replace
 from ..tokens import Tokens
 from .base import Host
 from .checks import check_images, plain_patch

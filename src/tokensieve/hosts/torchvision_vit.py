@@ -9,9 +9,9 @@ import torch
 from torch import Tensor, nn
 from torchvision.models.vision_transformer import Encoder, EncoderBlock, VisionTransformer
 
+from .._frozen import replace
 from ..attention import Attention
 from ..errors import UnsupportedHost
-from ..frozen import replace
 from ..tokens import Tokens
 from .base import Host, HostBlock
 from .checks import check_images, check_size, plain_patch

@@ -8,8 +8,8 @@ from typing import Any
 from torch import Tensor, nn
 
 from ..errors import InputError
+from ..forward.walk import Reads
 from ..stream import Sieved
-from ..walk import Reads
 from .pair import eager
 
 

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from ..data.inputs import InputSpec, check_images
 from ..errors import InputError, SieveError, first_line
-from ..packing import prepack
+from ..export.packing import prepack
 from ..stream import Sieved
 from .attention import attention_kernels
 from .limit import SlicingLimit

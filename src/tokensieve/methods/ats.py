@@ -8,9 +8,9 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from .._frozen import replace
+from .._recording import recording
 from ..errors import RecipeError
-from ..frozen import replace
-from ..recording import recording
 from ..tokens import Tokens
 from .base import AttentionEvidence, Here, Method, Place, register
 from .matching import ranked

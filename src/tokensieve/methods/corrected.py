@@ -10,8 +10,8 @@ from typing import ClassVar
 import torch
 from torch import nn
 
+from .._frozen import replace
 from ..errors import RecipeError
-from ..frozen import replace
 from ..tokens import Tokens
 from .base import Evidence, Here, Method, Place, register
 from .weights import load_part

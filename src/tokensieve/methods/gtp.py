@@ -9,10 +9,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from .._frozen import replace
+from .._recording import whole
 from ..attention import Attention
 from ..errors import RecipeError
-from ..frozen import replace
-from ..recording import whole
 from ..tokens import Tokens, rows
 from .base import AttentionEvidence, Here, Method, Place, register
 from .matching import metric, product, ranked

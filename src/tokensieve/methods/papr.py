@@ -9,9 +9,9 @@ from typing import Any, ClassVar, Literal
 
 from torch import Tensor
 
+from .._recording import recording
 from ..errors import InputError, RecipeError, nearest
 from ..pixels import Background, Pixels
-from ..recording import recording
 from ..tokens import Tokens
 from .base import SHORTHANDS, Here, MapEvidence, PixelMethod, There, register
 from .matching import ranked

@@ -9,14 +9,14 @@ import torch
 from torch import nn
 
 from ..errors import InputError, UnsupportedHost
+from ..forward.plan import Plan
+from ..forward.walk import First, Reads, walk
 from ..hosts import Host, HostBlock
 from ..measure import macs
 from ..measure.macs import count
-from ..plan import Plan
 from ..recipe import Recipe
 from ..stream import Sieved, sieve
 from ..tokens import Tokens
-from ..walk import First, Reads, walk
 
 FEW = 5
 """Patches on which a block is counted."""

@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from ..files import draft, make_folder, same_file
+from .._files import draft, make_folder, same_file
 from ..measure.intervals import Interval, percent_interval
 from ..methods.corrected import CORRECTION
 from ..recipe import Recipe, recipes_with

@@ -12,10 +12,10 @@ from typing import Any
 
 import torch
 
+from ..forward.stage_plan import StagePlan
 from ..measure import macs
 from ..methods.base import make
 from ..recipe import Recipe
-from ..stage_plan import StagePlan
 from ..stream import Sieved, sieve
 from .costs import Costs
 from .families import Family, Variant

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..frozen import replace
+from .._frozen import replace
 
 DROPOUT = 0.1
 

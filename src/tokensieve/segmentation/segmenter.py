@@ -9,13 +9,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .._frozen import replace
+from .._recording import none, stand_in
 from ..data.inputs import check_images
 from ..errors import InputError, UnsupportedHost, first_line
-from ..frozen import replace
+from ..forward.walk import Step, walk
 from ..hosts import Host, open_host
-from ..recording import none, stand_in
 from ..tokens import Tokens
-from ..walk import Step, walk
 from .resize import Resize
 from .sliding import slide
 

@@ -33,7 +33,7 @@ from .rivals import CONTROLS, Rivals, open_rivals, varied
 from .tables import between, brief, giga, header, new_table, units
 
 if TYPE_CHECKING:
-    from ..job import Job
+    from .._job import Job
 
 Record = dict[str, Any]
 SHOWN, MOST = 5, 12

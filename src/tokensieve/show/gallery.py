@@ -27,7 +27,7 @@ from .rivals import Rivals, asks_proposal, ranking
 from .tables import giga, header, new_table, short
 
 if TYPE_CHECKING:
-    from ..job import Job, Opened
+    from .._job import Job, Opened
     from ..recipe import Recipe
 
 Record = dict[str, Any]

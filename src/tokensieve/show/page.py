@@ -17,7 +17,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined, Template
 from PIL import Image
 
 from .. import __version__
-from ..files import draft
+from .._files import draft
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure as Chart

@@ -13,7 +13,7 @@ from rich.console import Group, RenderableType
 from rich.text import Text
 from torch import Tensor
 
-from ..slimming import Slimmed
+from ..search.slimming import Slimmed
 from .tables import header, new_table, times
 
 _INK, _SOFT, _KEPT, _MAP, _VEIL = "#16191d", "#59626d", "#0072b2", "cividis", 0.8

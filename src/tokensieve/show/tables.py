@@ -12,8 +12,8 @@ from rich.console import Console, Group, JustifyMethod, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from ..default import SAID
 from ..measure.intervals import DIFFERENCES, SHARES
+from ..search.default import SAID
 from .files import files_line
 
 Record = dict[str, Any]

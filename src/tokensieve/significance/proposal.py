@@ -11,9 +11,9 @@ from timm.utils.model import reparameterize_model
 from torch import Tensor, nn
 
 from .. import zoo
+from .._recording import recording
 from ..data.inputs import InputSpec
 from ..errors import RecipeError
-from ..recording import recording
 from .graph import fold, split
 
 IMAGES_PER_THREAD = 4

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..devices import check_device
+from .._devices import check_device
 from ..errors import ExportError, InputError, RecipeError, nearest
 from .cam import CLASS_BASED, REDUCTIONS, Reduction, class_weights
 from .controls import centre_map, random_map

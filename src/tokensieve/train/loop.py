@@ -21,8 +21,8 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
+from .._files import draft
 from ..errors import InputError, RecipeError, SieveError, cause
-from ..files import draft
 from .config import TrainConfig
 from .task import Task, chance_of
 

@@ -13,8 +13,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from .._files import draft
 from ..errors import InputError
-from ..files import draft
 
 Answer = Callable[[Any], Tensor]
 

@@ -1,0 +1,162 @@
+"""What all files for other runtimes share: traced, written, compared with PyTorch, and only then put in place."""
+
+from __future__ import annotations
+
+import json
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.export import Dim, ExportedProgram
+from torch.torch_version import TorchVersion
+
+from .. import __version__
+from .._files import draft
+from ..data import Preprocessing
+from ..data.inputs import InputSize, InputSpec, channels_of, own_input
+from ..errors import ExportError, InputError, RecipeError, SieveError, cause
+from ..methods import PaPr
+from ..recipe import Recipe
+from .outputs import Chosen
+from .packing import PackedLinear
+from .parity import largest_difference
+
+TOLERANCE = 1e-4
+"""Largest difference from PyTorch in any output."""
+LEAST_TORCH = "2.9"
+"""Of older versions, export ties the graph to the example's batch, and the way to ONNX lacks operators."""
+BATCHES = (1, 5)
+"""What a file that takes any batch is checked at; it is traced with another."""
+NOT_IN_ONNX = {
+    "eigen-cam": "needs eigenvectors, for which ONNX has no operator",
+    "random": "hashes the bits of the images, which ONNX cannot see",
+}
+Shape = tuple[str | int, ...]
+Written = tuple[Callable[[Tensor], Any], int]  # what runs the file, and the operators in it
+
+
+@dataclass(frozen=True)
+class Exported:
+    """A file that was written and answers as PyTorch does."""
+
+    path: Path
+    inputs: dict[str, Shape]
+    """Name -> shape; a dimension that may be any number is a name."""
+    outputs: dict[str, Shape]
+    differences: dict[int, float]
+    """Batch size -> largest difference from PyTorch in any output, on random images: absolute, and of tokens and maps
+    a share of the output's largest number where that is above 1."""
+    nodes: int
+    """Operators in the graph."""
+    bytes: int
+    """Size of what was written."""
+    opset: int | None = None
+    """Version of ONNX's operators; None for an exported program."""
+
+
+@torch.no_grad()
+def write_checked(
+    module: nn.Module,
+    path: Path,
+    spec: InputSpec,
+    output: str | None,
+    batch: int | None,
+    seed: int,
+    write: Callable[[ExportedProgram, Path, tuple[str, ...]], Written],
+    opset: int | None = None,
+) -> Exported:
+    """Trace, write beside the target, compare, and only then put in place."""
+    kind = type(module).__name__
+    if TorchVersion(torch.__version__) < LEAST_TORCH:
+        raise ExportError(
+            f"Writing files for other runtimes needs torch {LEAST_TORCH} or newer; this is {torch.__version__}."
+        )
+    if batch is not None and batch < 1:
+        raise InputError(f"batch must be at least 1, or None for any, not {batch}.")
+    like, generator = next(module.parameters(), torch.empty(0)), torch.Generator().manual_seed(seed)
+
+    def draw(count: int) -> Tensor:
+        return torch.randn(count, *spec, generator=generator).to(like.device, like.dtype)
+
+    with draft(path) as file:
+        example = draw(batch or 2)
+        with attempt(f"{kind} does not run on random images"):
+            chosen = Chosen(module, example, output)
+        asked = module if chosen.plain else chosen
+        with attempt(f"{kind} cannot be traced by torch.export"):
+            free = None if batch else ({0: Dim("batch")},)
+            program = torch.export.export(asked, (example,), dynamic_shapes=free, strict=False)
+        run, nodes = write(program, file, chosen.names)
+        counts = (batch,) if batch else BATCHES
+        with attempt("The exported file does not run"):
+            differences = {n: largest_difference(asked, run, draw(n), TOLERANCE) for n in counts}
+        size = sum(part.stat().st_size for part in file.parent.iterdir())
+    shapes = [(batch or "batch", *tensor.shape[1:]) for tensor in (example, *chosen.example)]
+    outputs = dict(zip(chosen.names, shapes[1:], strict=True))
+    return Exported(path, {"images": shapes[0]}, outputs, differences, nodes, size, opset)
+
+
+@contextmanager
+def attempt(what: str, refusal: type[SieveError] = ExportError) -> Iterator[None]:
+    """Quietly. What fails in the depths of a library, in whatever way, becomes a sentence that begins with `what`."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # exporters warn of what they do to a model; what matters of it is checked
+            yield
+    except SieveError:
+        raise
+    except Exception as error:
+        raise refusal(f"{what}: {cause(error)}.") from error
+
+
+def refuse(module: Any, reasons: dict[str, str]) -> None:
+    """Say before anything slow what cannot be written."""
+    kind = type(module).__name__
+    if hasattr(module, "_orig_mod"):
+        raise InputError(f"{kind} is compiled: export the module that was compiled.")
+    if any(isinstance(part, PackedLinear) for part in module.modules()):
+        raise InputError("The model's weights are packed for this CPU: export the model that prepack() was given.")
+    if getattr(module, "model", module).training:
+        raise InputError(f"{kind} is in training mode, which a file does not have: call .eval() first.")
+    if getattr(module, "significance", None) is None:
+        return
+    for method in module.recipe:
+        if isinstance(method, PaPr) and isinstance(method.significance, str) and method.significance in reasons:
+            known = ", ".join(name for name in ("mean", "cam", "centre", *NOT_IN_ONNX) if name not in reasons)
+            raise ExportError(
+                f"The map {method.significance} {reasons[method.significance]}. Maps that can be written: {known}."
+            )
+
+
+def preprocessing_of(
+    module: nn.Module, input_size: InputSize | None, mean: Sequence[float] | None, std: Sequence[float] | None
+) -> tuple[InputSpec, Preprocessing | None]:
+    """The images, and their preprocessing: None where the host states none for as many channels."""
+    given = None if input_size is None else own_input(module, input_size)
+    own = Preprocessing.of(module, mean, std, None if given is None else given.size)
+    if given is None and channels_of(module) is None:  # as many as the normalisation is for
+        given = InputSpec((len(own.mean), *own.input_size))
+    spec = given or own_input(module, own.input_size)
+    if len(own.mean) == spec.channels:
+        return spec, own
+    if mean is not None or std is not None:
+        raise InputError(f"mean and std have {len(own.mean)} numbers, and the images {spec.channels} channels.")
+    return spec, None
+
+
+def facts_of(module: nn.Module, own: Preprocessing | None) -> dict[str, str]:
+    """What the file says of itself."""
+    facts = {"tokensieve": __version__}
+    if own is not None:
+        facts["preprocessing"] = json.dumps(asdict(own))
+    recipe = getattr(module, "recipe", None)
+    if isinstance(recipe, Recipe):
+        facts["recipe"] = str(recipe)
+        with suppress(RecipeError):  # a module or a tensor in the recipe: the graph holds it, text cannot
+            facts["recipe_json"] = recipe.to_json()
+    return facts

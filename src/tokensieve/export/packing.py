@@ -1,0 +1,68 @@
+"""Weights packed once for the CPU's matrix units, instead of at each call."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ..errors import InputError
+
+
+def prepack(model: nn.Module, *, rows: int = 1024) -> nn.Module:
+    """The same model with linear weights already in the layout that the CPU's matrix product wants. Inference only.
+
+    A plain linear layer brings its weights into that layout at each call: a constant cost, which few tokens do not
+    amortise and which therefore hides what a sieve saves (bf16 on CPUs with matrix units shows it most). Packing pays
+    it once. Pack the model, then sieve it: `sieve(prepack(model), recipe)`.
+
+    Args:
+        model: on the CPU, in fp32 or bf16. It is not changed. The result has its classes and shares its tensors, and
+            holds the packed weights beside them: linear layers take twice the memory. Pack again after a change of
+            weights.
+        rows: batch times tokens of a typical call, which the layout is chosen for; others work as well.
+
+    Raises:
+        InputError: the weights are elsewhere than on a CPU, or in another precision, or oneDNN is missing.
+    """
+    if not torch.backends.mkldnn.is_available():
+        raise InputError("This build of torch has no oneDNN, which packs the weights; run the model as it is.")
+    shared: dict[int, Any] = {id(tensor): tensor for tensor in (*model.parameters(), *model.buffers())}
+    packed = copy.deepcopy(model, memo=shared)
+    for parent in list(packed.modules()):
+        for name, child in list(parent.named_children()):
+            if type(child) is nn.Linear:
+                setattr(parent, name, PackedLinear(child, rows))
+    return packed
+
+
+class PackedLinear(nn.Linear):
+    """A linear layer that multiplies by its packed weight; `weight` and `bias` stay those of the original."""
+
+    def __init__(self, linear: nn.Linear, rows: int) -> None:
+        nn.Module.__init__(self)
+        self.in_features, self.out_features = linear.in_features, linear.out_features
+        weight = linear.weight
+        if weight.device.type != "cpu" or weight.dtype not in (torch.float32, torch.bfloat16):
+            raise InputError(
+                f"prepack() is for fp32 or bf16 weights on the CPU, not {weight.dtype} on {weight.device}: "
+                "move or convert the model first."
+            )
+        self.weight, self.bias = linear.weight, linear.bias
+        self.train(linear.training)
+        self._packed = torch.ops.mkldnn._reorder_linear_weight(weight.detach(), rows)
+
+    def forward(self, input: Tensor) -> Tensor:
+        if torch.is_grad_enabled() and (input.requires_grad or self.weight.requires_grad):
+            raise InputError(
+                "Packed weights have no gradient: call the model under torch.no_grad() or inference_mode()."
+            )
+        if input.dtype != self.weight.dtype:  # autocast, which knows nothing of packed weights
+            return F.linear(input, self.weight, self.bias)
+        return torch.ops.mkldnn._linear_pointwise(input, self._packed, self.bias, "none", [], "")
+
+    def extra_repr(self) -> str:
+        return f"{super().extra_repr()}, packed"

@@ -1,0 +1,1 @@
+"""The forward pass of a sieved model: begin with `token_stream.py`."""

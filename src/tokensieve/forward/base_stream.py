@@ -1,0 +1,39 @@
+"""What both streams are: a host under a recipe, with the plan, the map and the learned layers that go with it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, ClassVar
+
+from torch import Tensor, nn
+
+from .._devices import check_device
+
+
+class BaseStream:
+    """A host under a recipe, for as many calls as one likes: it keeps nothing between them."""
+
+    units: ClassVar[str]
+    """What the recipe reduces."""
+
+    def __init__(self, host: Any, plan: Any, significance: Any, parts: nn.ModuleDict) -> None:
+        self.host, self.plan, self.significance, self.parts = host, plan, significance, parts
+
+    def part(self, index: int, x: Tensor) -> nn.Module | None:
+        """The learned layers of the recipe's method of this number, which will be given activations x.
+
+        Raises:
+            InputError: they are on another device.
+        """
+        part = self.parts[str(index)] if str(index) in self.parts else None  # noqa: SIM401
+        if part is not None:
+            check_device(part, x, f"Learned layers of the recipe (fast.parts, {index}) are")
+        return part
+
+    def sizes(self, images: Tensor) -> Sequence[tuple[int, ...]]:
+        """Of each grid or map that the host makes of these images."""
+        raise NotImplementedError
+
+    def covered(self, images: Tensor) -> Tensor:
+        """What of the images (B, C, H, W) the first grid or map covers, which is what significance maps are made of."""
+        return self.host.covered(images, self.sizes(images)[0])

@@ -1,0 +1,134 @@
+"""The plan: which method acts where, on how many tokens. Known before the first image, from integers alone."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import NamedTuple
+
+from .._recording import whole
+from ..errors import RecipeError, UnsupportedHost
+from ..hosts import Host
+from ..methods import BaseMethod, Method
+from ..methods.base import Here, Place
+from .walk import Reads
+
+PLENTY = 10**6
+"""Patches of an image on which every method that acts at all acts."""
+
+
+class Act(NamedTuple):
+    """One method, the one of this number in its recipe, leaving `left` tokens, prefix included."""
+
+    number: int
+    method: Method
+    left: int
+
+
+_OPENING: tuple[Place, ...] = ("queries", "rows", "inside")
+"""The places for which a block has to be opened."""
+
+
+class Plan:
+    """A recipe's methods on a host of so many blocks."""
+
+    def __init__(self, methods: Iterable[BaseMethod], depth: int, prefix: int) -> None:
+        self.depth, self.prefix = depth, prefix
+        self.every = list(methods)
+        acting = [(i, method) for i, method in enumerate(self.every) if isinstance(method, Method)]
+        self.methods = [(i, method) for i, method in acting if not self._idle(method)]
+
+    @property
+    def varies(self) -> bool:
+        """Whether images keep unlike numbers of tokens."""
+        return any(method.varies for _, method in self.methods)
+
+    @property
+    def merges(self) -> bool:
+        """Whether tokens may stand for several patches, or for none."""
+        return any(method.merges or method.pads for _, method in self.methods)
+
+    def acts(self, place: Place, block: int, count: int, patches: int) -> list[Act]:
+        """What happens here to `count` tokens of an image of `patches` patches, one after the other."""
+        acts, count, patches = [], whole(count), whole(patches)
+        for index, method in self.methods:
+            left = self.left_by(method, block, count, patches) if method.place == place else None
+            if left is not None:
+                count = left
+                acts.append(Act(index, method, count))
+        return acts
+
+    def left_by(self, method: Method, block: int, count: int, patches: int) -> int | None:
+        """How many of `count` tokens a method leaves here, or None where it does not act."""
+        here = Here(block, self.depth, whole(count), self.prefix, whole(patches))
+        return method.left(here) if method.acts(here) else None
+
+    def opens(self, block: int, count: int, patches: int) -> bool:
+        """Whether anything acts between the block's norm and its MLP."""
+        return any(self.acts(place, block, count, patches) for place in _OPENING)
+
+    def reads(self, patches: int) -> list[Reads]:
+        """For an image of `patches` patches: how many tokens each block reads where."""
+        return self.walked(patches)[0]
+
+    def left(self, patches: int) -> int:
+        """How many tokens the final norm and the head read."""
+        return self.walked(patches)[1]
+
+    def walked(self, patches: int) -> tuple[list[Reads], int]:
+        """Both, `reads` and `left`."""
+
+        def left(place: Place, block: int, count: int) -> int:
+            return min([count, *(act.left for act in self.acts(place, block, count, patches))])
+
+        count, reads = left("start", 0, patches + self.prefix), []
+        for block in range(self.depth):
+            keys = left("before", block, count)
+            asked = left("queries", block, keys)
+            queries = left("rows", block, asked)
+            mlp = left("inside", block, queries)
+            reads.append(Reads(keys, asked, queries, mlp))
+            count = left("after", block, mlp)
+        return reads, count
+
+    def _idle(self, method: Method) -> bool:
+        """Whether a method acts nowhere, whatever the number of tokens (keep=1, r=0)."""
+        heres = [Here(block, self.depth, PLENTY + self.prefix, self.prefix, PLENTY) for block in range(self.depth)]
+        return not any(method.acts(here) for here in heres)
+
+
+def check(host: Host, plan: Plan) -> None:
+    """Refuse, before anything runs, what would be half applied or make no sense."""
+    name = type(host.model).__name__
+    methods = [method for _, method in plan.methods]
+    for every in plan.every:
+        if not every.on_tokens:
+            raise UnsupportedHost(f"{name} cannot take {every.name}: it is made for {every.family}.")
+    start = [method.name for method in methods if method.place == "start"]
+    if len(start) > 1:
+        raise RecipeError(f"{' and '.join(start)} both drop patches before block 0; keep one of them.")
+    for method in methods:
+        method.check(host, [other for other in methods if other is not method])
+    for index, block in enumerate(host.blocks):
+        places = {
+            place: [act.method for act in plan.acts(place, index, PLENTY + plan.prefix, PLENTY)] for place in _OPENING
+        }
+        acting = [method for methods_here in places.values() for method in methods_here]
+        attending = [method for method in acting if method.attends]
+        rivals = places["queries"] + places["rows"] + attending
+        if attending or (places["queries"] and places["rows"]):
+            _alone(rivals, index)
+        if acting and block.closed:
+            raise UnsupportedHost(
+                f"{name} cannot take {acting[0].name}: in block {index}, {block.closed}. "
+                "Methods that act before the blocks, such as PaPr, work on it."
+            )
+        if block.closed and any(method.merges or method.weighs or method.pads for method in methods):
+            raise UnsupportedHost(f"{name} cannot take merged or padded tokens: in block {index}, {block.closed}.")
+
+
+def _alone(methods: list[Method], block: int) -> None:
+    if len(methods) > 1:
+        raise RecipeError(
+            f"{methods[0].name} and {methods[1].name} would both decide who asks what in the attention of block "
+            f"{block}; give them different layers, for example layers=0:6 and layers=6:12."
+        )

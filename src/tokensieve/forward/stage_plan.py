@@ -1,0 +1,74 @@
+"""The plan on a host with stages: which method chooses pixels where, on how many. Known before the first image."""
+
+from __future__ import annotations
+
+from .._recording import whole
+from ..errors import RecipeError, UnsupportedHost
+from ..hosts import StagedHost
+from ..methods import PixelMethod
+from ..methods.base import There
+from ..recipe import Recipe
+from .walk import Reads
+
+
+class StagePlan:
+    """Which method chooses pixels where. Known before the first image, from integers alone."""
+
+    varies = False
+    """Every image keeps as many pixels."""
+
+    def __init__(self, methods: Recipe, host: StagedHost) -> None:
+        self.depths = [len(stage.blocks) for stage in host.stages]
+        self.every = list(methods)
+        choosing = [(i, method) for i, method in enumerate(methods) if isinstance(method, PixelMethod)]
+        self.methods = [(i, method) for i, method in choosing if self._stages(method)]
+
+    def choice(self, stage: int, block: int, pixels: int) -> tuple[int, PixelMethod, There, int] | None:
+        """The method that chooses in front of this block, with its place in the recipe, and how many of `pixels`."""
+        there = There(stage, len(self.depths), block, self.depths[stage], whole(pixels))
+        for index, method in self.methods:
+            count = method.chooses(there)
+            if count is not None:
+                return index, method, there, count
+        return None
+
+    def reads(self, stage: int, pixels: int) -> list[Reads]:
+        """How much of a stage's map of so many pixels each of its blocks reads where."""
+        count, reads = pixels, []
+        for block in range(self.depths[stage]):
+            choice = self.choice(stage, block, pixels)
+            count = count if choice is None else choice[3]
+            reads.append(Reads(pixels, pixels, pixels, count))
+        return reads
+
+    def check(self, host: StagedHost) -> None:
+        """Refuse, before anything runs, what makes no sense."""
+        name = type(host.model).__name__
+        for method in self.every:
+            if not method.on_pixels:
+                raise UnsupportedHost(
+                    f"{name} cannot take {method.name}: its maps keep their full size, and no token in them can be "
+                    "dropped, merged or corrected. papr chooses the pixels of its point-wise operators."
+                )
+            if method.family not in ("", host.family):
+                raise UnsupportedHost(f"{name} cannot take {method.name}: it is made for {method.family}.")
+        taken: dict[int, str] = {}
+        for _, method in self.methods:
+            for stage in self._stages(method):
+                if stage in taken:
+                    raise RecipeError(
+                        f"{taken[stage]} and {method.name} would both choose the pixels of stage {stage}; keep one of "
+                        "them there."
+                    )
+                taken[stage] = method.name
+
+    def _stages(self, method: PixelMethod) -> list[int]:
+        """Where a method chooses at all, whatever the number of pixels."""
+        return [
+            stage
+            for stage, depth in enumerate(self.depths)
+            if any(
+                method.chooses(There(stage, len(self.depths), block, depth, 10**6)) is not None
+                for block in range(depth)
+            )
+        ]

@@ -1,0 +1,239 @@
+"""The forward of a host with stages: maps keep their size, and point-wise operators run on chosen pixels alone."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from math import prod
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from .._recording import none, recording, stand_in
+from ..errors import InputError
+from ..hosts import StagedHost
+from ..hosts.checks import refuse_hooks
+from ..hosts.staged import PixelBlock
+from ..methods import Evidence, MapEvidence, PixelMethod
+from ..pixels import Pixels, by_slices, put, take
+from ..recipe import Recipe
+from ..tokens import Tokens
+from .base_stream import BaseStream
+from .intermediates import Wanted
+from .stage_plan import StagePlan
+from .trace import Mask, Trace
+from .walk import Reads
+
+Step = Callable[[int, int, PixelBlock, Tensor], Tensor]
+"""Stage, block in its stage, the block and the map that goes into it -> the map behind it."""
+
+
+def walk_stages(host: StagedHost, x: Tensor, step: Step, stages: int | None = None) -> list[Tensor]:
+    """A map through the first `stages`, or all: what goes into the first, and what comes out of each."""
+    maps = [x]
+    for number, stage in enumerate(host.stages[:stages]):
+        x = stage.enter(x)
+        for index, block in enumerate(stage.blocks):
+            x = step(number, index, block, x)
+        maps.append(x)
+    return maps
+
+
+class StageStream(BaseStream):
+    """A host with stages under a recipe (PaPr, section 3; methods that choose the pixels of a stage). Keeps nothing.
+
+    In evaluation mode a background of `zero` sets what is left out to zero; in training it keeps its residual, as in
+    the published code.
+    """
+
+    units = "pixels"
+
+    host: StagedHost
+    plan: StagePlan
+
+    @staticmethod
+    def planned(host: StagedHost, recipe: Recipe) -> StagePlan:
+        """The recipe on this host, or a refusal."""
+        plan = StagePlan(recipe, host)
+        plan.check(host)
+        return plan
+
+    def build(self, method: PixelMethod, pretrained: bool) -> nn.Module | None:
+        """A method's own learned layers, for this host."""
+        return method.build_for_stages(self.host.widths, self.plan.depths, pretrained)
+
+    def run(self, images: Tensor, trace: Trace | None = None, stages: int | None = None) -> list[Tensor]:
+        """Images to maps: what goes into the first stage, and what comes out of each; of the first `stages` alone."""
+        if none(images):
+            maps = self.run(stand_in(images), trace, stages)
+            if trace is not None:
+                trace.forget()
+            return [x[:0] for x in maps]
+        x = self._embedded(images)
+        choosing = Choosing(self, images, x)
+        maps = walk_stages(self.host, x, choosing, stages)
+        if trace is not None:
+            choosing.tell(trace)
+        return maps
+
+    def __call__(self, images: Tensor, **words: Any) -> Any:
+        """Images -> the host's own output."""
+        return self.answer(self.run(images), **words)
+
+    def answer(self, maps: Sequence[Tensor], **words: Any) -> Any:
+        """What `run` gave -> the host's own output."""
+        return self.host.answer(maps, **words)
+
+    def features(self, images: Tensor) -> Tensor:
+        """(B, C, H, W) -> the last map, as the host's own `forward_features` gives it."""
+        return self.host.features(self.run(images)[-1])
+
+    def intermediates(self, images: Tensor, wanted: Wanted) -> Any:
+        """The map (B, C, H, W) behind each stage that is wanted, whole; with the last one where that is asked too."""
+        wanted.check(("NCHW",))
+        if wanted.return_prefix_tokens or wanted.output_dict or wanted.norm:
+            raise InputError(
+                f"{type(self.host.model).__name__} has stages: its maps have no prefix tokens, no norm that fits them "
+                "all and no dictionary. return_prefix_tokens, norm and output_dict are for hosts with tokens."
+            )
+        indices, last = wanted.taken(len(self.host.stages))
+        maps = self.run(images, stages=last + 1 if wanted.stop_early else None)
+        taken = [self._channels_first(maps[1 + index]) for index in indices]
+        if wanted.intermediates_only is not False:
+            return taken
+        complete = len(maps) == 1 + len(self.host.stages)
+        return self._channels_first(self.host.features(maps[-1]) if complete else maps[-1]), taken
+
+    def trace(self, images: Tensor, trace: Trace) -> Trace:
+        """Run on images, and tell what happened."""
+        if trace.looks:
+            raise InputError(
+                f"{type(self.host.model).__name__} has stages, and no class token whose attention to keep."
+            )
+        maps = self.run(images, trace)
+        x = self._channels_first(self.host.features(maps[-1]))
+        trace.tokens = Tokens(x.flatten(2).transpose(1, 2), 0, tuple(x.shape[2:])).tracked()
+        trace.output = self.answer(maps)
+        return trace
+
+    def reads(self, images: Tensor) -> list[Reads]:
+        """How many pixels each block reads where."""
+        sizes = enumerate(self.sizes(images))
+        return [reads for stage, size in sizes for reads in self.plan.reads(stage, prod(size))]
+
+    def limit(self, images: Tensor, reads: Sequence[Reads] | None = None) -> Any:
+        """Point-wise operators on the first pixels of each map, which is changed in place: as if choosing were free."""
+        given, counts = None if reads is None else iter(reads), list[Reads]()
+
+        def step(number: int, index: int, block: PixelBlock, x: Tensor) -> Tensor:
+            nonlocal counts
+            if index == 0:
+                counts = self.plan.reads(number, prod(self.host.size(x)))
+            read = counts[index] if given is None else next(given)
+            if read.mlp == read.keys:
+                return block(x)
+            out, y = block.around(x)
+            change = block.pixel(y.flatten(1, 2)[:, : read.mlp])
+            out.flatten(1, 2)[:, : read.mlp] += change
+            return self.own_layout(out)
+
+        return self.answer(walk_stages(self.host, self._embedded(images), step))
+
+    def sizes(self, images: Tensor) -> list[tuple[int, ...]]:
+        """Height and width of each stage's map."""
+        x, sizes = self.host.embed(images[:1]), list[tuple[int, ...]]()
+        for stage in self.host.stages:
+            x = stage.enter(x)
+            sizes.append(self.host.size(x))
+        return sizes
+
+    def asking(self, images: Tensor) -> Callable[[], Any]:
+        """A call that does nothing but make the significance maps of these images, for whoever counts or times it."""
+        ask, sizes = self.significance.ask, self.sizes(images)
+        images = self.host.covered(images, sizes[0])
+
+        def maps() -> list[Tensor]:
+            laid = ask(images)
+            return [laid(size) for size in sizes]
+
+        return maps
+
+    def _embedded(self, images: Tensor) -> Tensor:
+        x = self.host.embed(images)
+        return self.host.lay_out(x) if self.plan.methods else x
+
+    def _channels_first(self, x: Tensor) -> Tensor:
+        return x if self.host.channels_first else x.permute(0, 3, 1, 2)
+
+    def own_layout(self, x: Tensor) -> Tensor:
+        """(B, H, W, C) as the host has its maps."""
+        return x.permute(0, 3, 1, 2) if self.host.channels_first else x
+
+
+class Choosing:
+    """A recipe's steps through one batch. A block for which no pixels were chosen is called whole, as it is."""
+
+    def __init__(self, stream: StageStream, images: Tensor, x: Tensor) -> None:
+        """`x` is the map that goes into stage 0."""
+        self.stream, self.host, self.plan = stream, stream.host, stream.plan
+        covered = self.host.covered(images, self.host.size(x))
+        self.significance = None if stream.significance is None else stream.significance.ask(covered)
+        self.sizes: list[tuple[int, int]] = []
+        self.chosen: list[Pixels | None] = []
+        """Of each stage so far, what its last block ran on."""
+        self._settled = False  # whether these pixels' background is what it is to be
+
+    def __call__(self, number: int, index: int, block: PixelBlock, x: Tensor) -> Tensor:
+        if index == 0:
+            self.sizes.append(self.host.size(x))
+            self.chosen.append(None)
+            self._settled = False
+        size = self.sizes[-1]
+        choice = self.plan.choice(number, index, prod(size))
+        if choice is not None:
+            place, method, there, count = choice
+            part = self.stream.part(place, x)
+            x_last = x.permute(0, 2, 3, 1) if self.host.channels_first else x
+            evidence = Evidence(part=part)
+            if self.significance is not None:
+                evidence = MapEvidence(part=part, significance=self.significance(size))
+            self.chosen[-1], self._settled = method.choose(x_last, count, there, evidence), False
+        pixels = self.chosen[-1]
+        run = block if pixels is None else partial(self._on, index, block, pixels, self._settled)
+        x = checkpoint(run, x, use_reentrant=False) if block.checkpoints else run(x)
+        self._settled = pixels is not None
+        return x
+
+    def tell(self, trace: Trace) -> None:
+        """What was chosen, stage by stage."""
+        trace.kept = [None if pixels is None else pixels.index for pixels in self.chosen]
+        for number, (size, pixels) in enumerate(zip(self.sizes, self.chosen, strict=True)):
+            trace.reads += self.plan.reads(number, prod(size))
+            if pixels is not None:
+                trace.masks.append(Mask(f"Kept, stage {number}", pixels.index, size))
+        if self.significance is not None:
+            trace.significance = self.significance(self.sizes[0]).unflatten(1, self.sizes[0])
+
+    def _on(self, index: int, block: PixelBlock, pixels: Pixels, settled: bool, x: Tensor) -> Tensor:
+        """A block, of this number in its stage, whose point-wise operator runs on these pixels."""
+        if not torch.compiler.is_compiling():
+            refuse_hooks(self.host.model, block.bypassed)
+        residual, y = block.around(x)
+        training = self.host.model.training
+        background = pixels.background or self.host.background
+        if training or pixels.cheaper is not None or (settled and block.leaves_zeros):
+            background = "keep"
+        operator = block.pixel
+        recorded = recording()
+        if block.each and not training and x.device.type == "cpu" and not recorded:
+            operator = partial(by_slices, block.pixel)
+        kept = pixels.index.shape[1]
+        places, change = pixels.flat, operator(take(y, pixels.flat, kept)).flatten(0, 1)
+        if pixels.cheaper is not None:
+            rest = pixels.cheaper[str(index)](take(y, pixels.flat_rest, pixels.count - kept))
+            places, change = torch.cat([places, pixels.flat_rest]), torch.cat([change, rest.flatten(0, 1)])
+        own = settled and not torch.is_grad_enabled() and not recorded and not block.watched
+        out = put(residual, places, change, background, own=own)
+        return self.stream.own_layout(out)

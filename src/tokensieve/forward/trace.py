@@ -1,0 +1,115 @@
+"""Trace: what a sieved model did with a batch of images."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+from torch import Tensor
+
+from .._frozen import replace
+from ..errors import InputError
+from ..tokens import Tokens
+from .walk import Reads, Step
+
+
+class Mask(NamedTuple):
+    """Patches, or the pixels of a stage, that were chosen."""
+
+    title: str
+    kept: Tensor
+    """(B, K) int64, ascending unless the recipe's order says otherwise."""
+    grid: tuple[int, int]
+    """Of which they were chosen."""
+
+
+@dataclass
+class Trace:
+    """What a sieved model did with a batch of images."""
+
+    output: Any = None
+    """What the host returns."""
+    significance: Tensor | None = None
+    """(B, *grid) fp32: the map that ranked the patches; None where the recipe has none."""
+    kept: Any = None
+    """(B, K) int64: the patches kept before block 0, in token order; None where none were dropped there. On a host with
+    stages a list, one entry a stage: the pixels that the stage's last block ran on, None for all."""
+    reads: list[Reads] = field(default_factory=list)
+    """Tokens, prefix and padding included, that each block's keys, queries and MLP were made of."""
+    lengths: list[Tensor] = field(default_factory=list)
+    """For each block (B,) int64: tokens of each image, prefix included and padding not, that its MLP read."""
+    tokens: Tokens | None = None
+    """The last block's tokens after the host's final norm."""
+
+    masks: list[Mask] = field(default_factory=list)
+    """What was chosen by ranking: one entry where patches were dropped before block 0, one for each stage on a host
+    with stages; what the entries of `kept` are without their grids."""
+    looks: Sequence[int] = ()
+    """Blocks whose class attention was asked for."""
+    class_attention: dict[int, Tensor] = field(default_factory=dict)
+    """Block -> (B, N) how much its first token attends to each token it reads, mean over heads, fp32 or more."""
+    _read: list[Tokens] = field(default_factory=list)
+
+    def begin(self, tokens: Tokens, significance: Tensor) -> None:
+        self.kept, self.significance = tokens.positions, significance.unflatten(1, tokens.grid)
+        if tokens.positions is not None:
+            self.masks.append(Mask("Kept patches", tokens.positions, (tokens.grid[-2], tokens.grid[-1])))
+
+    def see(self, step: Step) -> None:
+        """Note a block's step. Of its tokens all but the activations is kept."""
+        self.reads.append(step.reads)
+        self.lengths.append(step.tokens.each())
+        self._read.append(replace(step.read, x=step.read.x.new_empty(0).expand(*step.read.x.shape[:2], 0), table=None))
+
+    def forget(self) -> None:
+        """Leave nothing of the image that stood in for an empty batch but its token counts."""
+        self.significance = None if self.significance is None else self.significance[:0]
+        kept = self.kept if isinstance(self.kept, list) else [self.kept]
+        kept = [None if one is None else one[:0] for one in kept]
+        self.kept = kept if isinstance(self.kept, list) else kept[0]
+        self.masks = [mask._replace(kept=mask.kept[:0]) for mask in self.masks]
+        self.class_attention = {block: seen[:0] for block, seen in self.class_attention.items()}
+        self.tokens = None if self.tokens is None else self.tokens.nothing()
+        self.lengths = [lengths[:0] for lengths in self.lengths]
+        self._read = [tokens.nothing() for tokens in self._read]
+
+    @property
+    def tokens_per_block(self) -> list[int]:
+        """Tokens, prefix included, that each block's MLP read."""
+        return [reads.mlp for reads in self.reads]
+
+    @property
+    def source(self) -> Tensor:
+        """(B, P) int64: for each patch the last block's token that stands for it, prefix counted; -1 if dropped."""
+        assert self.tokens is not None
+        assert self.tokens.source is not None
+        return self.tokens.source
+
+    @property
+    def sources(self) -> list[Tensor]:
+        """For each block (B, P) int64: the token that stands for each patch among those that the block reads."""
+        sources = [tokens.source for tokens in self._read]
+        return [source for source in sources if source is not None]
+
+    def restore(self, features: Tensor | None = None, fill: str = "nearest", block: int | None = None) -> Tensor:
+        """Token features back on the grid of patches.
+
+        Args:
+            features: (B, N, C) for all tokens of the last block, or (B, N - prefix, C) without the prefix; by default
+                the final features.
+            fill: what a dropped patch shows, the `nearest` kept patch or `zero`.
+            block: `features` are of the tokens that this block reads, as its first norm sees them.
+
+        Returns:
+            (B, C, *grid).
+        """
+        if block is None:
+            assert self.tokens is not None
+            return self.tokens.on_grid(features, fill)
+        if not -len(self._read) <= block < len(self._read) or features is None:
+            raise InputError(
+                f"restore(features, block=...) takes features and one of {len(self._read)} blocks, 0 to "
+                f"{len(self._read) - 1}, not {block}."
+            )
+        return self._read[block].on_grid(features, fill)
