@@ -33,6 +33,7 @@ from tables import (
     read,
     same_macs,
     scenes,
+    segmenters,
     slimming,
     speed,
     stages,
@@ -339,6 +340,7 @@ PAGES: dict[str, dict[str, Callable[[], str]]] = {
     "docs/tome.md": {"loss": tome_loss},
     "docs/tune.md": {"found": tune_found},
     "docs/embeddings.md": {"embeddings": embeddings},
+    "docs/segmentation.md": {"macs": segmenters},
     "docs/patch-slimming.md": {"slimming": slimming},
     "docs/versions.md": {"tested": versions_tested, "macs": versions_macs},
 }

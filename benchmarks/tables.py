@@ -288,6 +288,20 @@ def embeddings() -> str:
     return table(["host", "recipe", "GMAC", "fewer MACs", "tokens in the last block"], rows)
 
 
+def segmenters() -> str:
+    """MACs in GMAC, beside those that papers print; a row each segmenter."""
+    rows = read("segmenters.csv")
+    settings = list(dict.fromkeys(row["setting"] for row in rows))
+    lines = []
+    for what in dict.fromkeys(row["what"] for row in rows):
+        own = {row["setting"]: row for row in rows if row["what"] == what}
+        cells = [own[setting] for setting in settings]
+        figures = [row["published"] or row["recounted"] for row in cells]
+        told = [f" ({figure})" if figure else "" for figure in figures]
+        lines.append([what, *(f"{float(row['gmac']):.3f}{figure}" for row, figure in zip(cells, told, strict=True))])
+    return table(["GMAC", *settings], lines)
+
+
 def slimming() -> str:
     names = {"patch_slimming, form A": "Patch Slimming, form A",
              "patch_slimming, form A, head_mean": "the same, ranked by averaged heads",

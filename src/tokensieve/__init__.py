@@ -140,7 +140,6 @@ __all__ = [
     "patch_significance",
     "prepack",
     "register_host",
-    "segmentation",
     "sieve",
     "slim",
     "tune",

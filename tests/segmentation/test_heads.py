@@ -206,11 +206,11 @@ def test_an_atm_head_reads_any_tokens_and_no_padding() -> None:
     cascade = AtmCascade(WIDTH, CLASSES, 2, 12, 3, 2, 2, True).double().eval()
     few, more = torch.randn(1, 5, WIDTH).double(), torch.randn(1, 9, WIDTH).double()
     batch = torch.cat([torch.cat([few, torch.full((1, 4, WIDTH), 50.0).double()], dim=1), more])
-    padding = torch.zeros(2, 9, dtype=torch.bool)
-    padding[0, 5:] = True
+    real = torch.ones(2, 9, dtype=torch.bool)
+    real[0, 5:] = False
     with torch.no_grad():
         for answer in (head, lambda x, *words: cascade([x, x], *words)):
-            together = answer(batch, padding)
+            together = answer(batch, real)
             for index, alone in enumerate((few, more)):
                 expected = answer(alone)
                 count = alone.shape[1]

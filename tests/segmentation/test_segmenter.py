@@ -60,6 +60,11 @@ def test_any_size_where_the_backbone_takes_any(name: str, size: tuple[int, int])
         torch.testing.assert_close(segmenter(images[1:])[0], scores[1], rtol=1e-5, atol=1e-5)
 
 
+@every
+def test_an_empty_batch(name: str) -> None:
+    assert BUILD[name](vit()).eval()(torch.zeros(0, 3, 24, 24)).shape == (0, CLASSES, 24, 24)
+
+
 def test_images_are_filled_up_to_whole_patches() -> None:
     segmenter = BUILD["segvit"](vit(dynamic_img_size=True)).eval()
     images = torch.randn(1, 3, 21, 33)
@@ -120,6 +125,9 @@ def test_backbones_that_are_refused() -> None:
     rotary = Eva(img_size=24, patch_size=8, embed_dim=16, depth=2, num_heads=2, use_rot_pos_emb=True)
     with pytest.raises(UnsupportedHost, match=r"rotary embedding\. Build the segmenter with class_token=True"):
         segmentation.linear(rotary, CLASSES, class_token=False)(torch.randn(1, 3, 24, 24))
+    beit = timm.create_model("beit_base_patch16_224", embed_dim=16, depth=2, num_heads=2, img_size=32)
+    with pytest.raises(UnsupportedHost, match="a bias to pairs of tokens, the class token among them"):
+        segmentation.linear(beit, CLASSES, class_token=False)(torch.randn(1, 3, 32, 32))
 
 
 @pytest.mark.parametrize(
@@ -168,6 +176,17 @@ def test_half_precision(name: str) -> None:
         scores = segmenter(torch.randn(1, 3, 24, 24).bfloat16())
     assert scores.dtype == torch.bfloat16
     assert scores.isfinite().all()
+
+
+@pytest.mark.slow
+@every
+def test_exported(name: str) -> None:
+    segmenter, images = BUILD[name](vit()).eval(), torch.randn(2, 3, 24, 24)
+    batch = torch.export.Dim("batch", min=1, max=8)
+    with torch.no_grad():
+        program = torch.export.export(segmenter, (images,), dynamic_shapes=({0: batch},), strict=False)
+        for some in (images, images[:1], torch.randn(5, 3, 24, 24)):
+            torch.testing.assert_close(program.module()(some), segmenter(some), rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.slow

@@ -86,6 +86,8 @@ class Host(ABC):
     """Blocks behind which a head says what each token is, the last one included; `predict` asks it."""
     cannot_merge: str | None = None
     """Why this host's head cannot pool merged tokens, or None."""
+    cannot_drop_prefix: str | None = None
+    """Why its blocks cannot do without a token in front, or None; nor can those that get a positional table."""
 
     @property
     def facts(self) -> tuple[Any, ...]:

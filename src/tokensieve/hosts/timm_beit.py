@@ -31,11 +31,13 @@ class TimmBeit(Host):
 
     def __init__(self, model: Any) -> None:
         self.model = model
-        self.blocks = [BeitBlock(block, model.rel_pos_bias) for block in model.blocks]
+        self.blocks = blocks = [BeitBlock(block, model.rel_pos_bias) for block in model.blocks]
         self.width, self.prefix, self.class_token = model.embed_dim, model.num_prefix_tokens, True
         self.reads_prefix = model.global_pool == "token"
         for block in self.blocks:
             block.checkpoints = model.grad_checkpointing
+        if any(block.biased for block in blocks):
+            self.cannot_drop_prefix = "its blocks add a bias to pairs of tokens, the class token among them"
 
     @property
     def patch(self) -> Sequence[int] | None:
@@ -77,7 +79,7 @@ class BeitBlock(HostBlock):
         self.bypassed = (block, block.attn, block.attn.attn_drop)
 
     def __call__(self, tokens: Tokens) -> Tensor:
-        if not self._biased or tokens.whole:
+        if not self.biased or tokens.whole:
             return self.block(tokens.x, shared_rel_pos_bias=None if self.shared is None else self.shared())
         # The host's own attention has no other bias than that of the whole grid.
         attention = self.qkv(tokens)
@@ -101,12 +103,12 @@ class BeitBlock(HostBlock):
         return x + block.drop_path2(out if block.gamma_2 is None else block.gamma_2 * out)
 
     @property
-    def _biased(self) -> bool:
+    def biased(self) -> bool:
         return self.shared is not None or self.block.attn.relative_position_bias_table is not None
 
     def _bias(self, tokens: Tokens, asking: Tensor | None) -> Tensor | None:
         """The bias between the places of the tokens that ask and those of all tokens: (1 or B, H, M, N)."""
-        if not self._biased:
+        if not self.biased:
             return None
         own = self.block.attn.relative_position_bias_table is not None
         bias = self.block.attn._get_rel_pos_bias()[0] if own else self.shared()

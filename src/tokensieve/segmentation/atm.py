@@ -54,7 +54,7 @@ class CrossAttention(nn.Module):
         self.proj = nn.Linear(width, width)
 
     def forward(
-        self, queries: Tensor, tokens: Tensor, padding: Tensor | None, *, masks: bool
+        self, queries: Tensor, tokens: Tensor, real: Tensor | None, *, masks: bool
     ) -> tuple[Tensor, Tensor | None]:
         """(B, K, d), (B, N, d) -> (B, K, d) and, if wanted, the scaled logits' mean over heads, (B, K, N)."""
         q, k, v = (
@@ -62,13 +62,13 @@ class CrossAttention(nn.Module):
             for each in (self.q(queries), self.k(tokens), self.v(tokens))
         )
         dropout = DROPOUT if self.training else 0.0
-        stays = None if padding is None else ~padding[:, None, None, :]
+        reads = None if real is None else real[:, None, None, :]
         if masks:  # the logits are the result, so that no fused kernel helps
             logits = q @ k.transpose(2, 3) * q.shape[3] ** -0.5
-            weights = (logits if stays is None else logits.masked_fill(~stays, float("-inf"))).softmax(-1)
+            weights = (logits if reads is None else logits.masked_fill(~reads, float("-inf"))).softmax(-1)
             out = F.dropout(weights, dropout) @ v
         else:
-            logits, out = None, F.scaled_dot_product_attention(q, k, v, attn_mask=stays, dropout_p=dropout)
+            logits, out = None, F.scaled_dot_product_attention(q, k, v, attn_mask=reads, dropout_p=dropout)
         return self.proj(out.transpose(1, 2).flatten(2)), None if logits is None else logits.mean(1)
 
 
@@ -88,12 +88,12 @@ class AtmLayer(nn.Module):
         self.dropout = nn.Dropout(DROPOUT)
 
     def forward(
-        self, queries: Tensor, tokens: Tensor, padding: Tensor | None, *, masks: bool
+        self, queries: Tensor, tokens: Tensor, real: Tensor | None, *, masks: bool
     ) -> tuple[Tensor, Tensor | None]:
         if self.self_attention is not None and self.norm1 is not None:
             mixed, _ = self.self_attention(queries, queries, queries, need_weights=False)
             queries = self.norm1(queries + self.dropout(mixed))
-        read, logits = self.cross_attention(queries, tokens, padding, masks=masks)
+        read, logits = self.cross_attention(queries, tokens, real, masks=masks)
         queries = self.norm2(queries + self.dropout(read))
         hidden = self.dropout(self.linear1(queries).relu())
         return self.norm3(queries + self.dropout(self.linear2(hidden))), logits
@@ -107,12 +107,12 @@ class AtmDecoder(nn.Module):
         self.project, self.norm = nn.Linear(channels, width), nn.LayerNorm(width)
         self.layers = nn.ModuleList(AtmLayer(width, heads, self_attention) for _ in range(layers))
 
-    def forward(self, queries: Tensor, tokens: Tensor, padding: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    def forward(self, queries: Tensor, tokens: Tensor, real: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """(B, K, d), (B, N, D) -> the queries behind the last layer, and its mask logits (B, K, N)."""
         tokens = self.norm(self.project(tokens))
         masks: Tensor | None = None
         for index, layer in enumerate(self.layers, 1):
-            queries, masks = layer(queries, tokens, padding, masks=index == len(self.layers))
+            queries, masks = layer(queries, tokens, real, masks=index == len(self.layers))
         assert masks is not None
         return queries, masks
 
@@ -133,14 +133,14 @@ class AtmHead(nn.Module):
         self.classifier = nn.Linear(width, 2)
         initialise(self)
 
-    def forward(self, tokens: Tensor, padding: Tensor | None = None) -> AtmPrediction:
+    def forward(self, tokens: Tensor, real: Tensor | None = None) -> AtmPrediction:
         """(B, N, D), any tokens of the block -> the prediction for each of them.
 
-        `padding` (B, N) bool is True where there is no token: nothing attends to it, and what is predicted for it
-        means nothing. Each image needs one token at least.
+        `real` (B, N) bool, as `Tokens.real`, is False where there is padding and no token: nothing attends to it, and
+        what is predicted for it means nothing. Each image needs one token at least.
         """
-        queries = self.queries.weight.expand(len(tokens), -1, -1)
-        queries, masks = self.decoder(queries, tokens, padding)
+        queries = self.queries.weight.expand(tokens.shape[0], -1, -1)
+        queries, masks = self.decoder(queries, tokens, real)
         return AtmPrediction(self.classifier(queries), masks)
 
 
@@ -173,25 +173,25 @@ class AtmCascade(nn.Module):
         self.classifier = nn.Linear(width, classes)
         initialise(self)
 
-    def forward(self, levels: Sequence[Tensor], padding: Tensor | None = None) -> AtmPrediction:
+    def forward(self, levels: Sequence[Tensor], real: Tensor | None = None) -> AtmPrediction:
         """(B, N, D) of each block, the shallowest first -> the prediction behind the last stage.
 
-        `padding` is that of `AtmHead`.
+        `real` is that of `AtmHead`.
         """
-        queries, masks = self._decode(levels, padding)[-1]
+        queries, masks = self._decode(levels, real)[-1]
         return AtmPrediction(self.classifier(queries), masks)
 
-    def stages(self, levels: Sequence[Tensor], padding: Tensor | None = None) -> list[AtmPrediction]:
+    def stages(self, levels: Sequence[Tensor], real: Tensor | None = None) -> list[AtmPrediction]:
         """The same behind every stage, all of which are supervised in training: the deepest block's first."""
-        decoded = self._decode(levels, padding)
+        decoded = self._decode(levels, real)
         return [AtmPrediction(self.classifier(queries), masks) for queries, masks in decoded]
 
-    def _decode(self, levels: Sequence[Tensor], padding: Tensor | None) -> list[tuple[Tensor, Tensor]]:
+    def _decode(self, levels: Sequence[Tensor], real: Tensor | None) -> list[tuple[Tensor, Tensor]]:
         """Queries, and the sum of the masks so far, behind each stage."""
-        queries = self.queries.weight.expand(len(levels[0]), -1, -1)
+        queries = self.queries.weight.expand(levels[0].shape[0], -1, -1)
         decoded: list[tuple[Tensor, Tensor]] = []
         for decoder, tokens in zip(self.decoders, reversed(levels), strict=True):
-            queries, masks = decoder(queries, tokens, padding)
+            queries, masks = decoder(queries, tokens, real)
             decoded.append((queries, masks + decoded[-1][1] if decoded else masks))
         return decoded
 

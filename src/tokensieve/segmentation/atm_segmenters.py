@@ -42,8 +42,8 @@ class SegViT(Segmenter):
         """The blocks with a head behind them."""
         return self.levels
 
-    def predict(self, block: int, tokens: Tensor, padding: Tensor | None) -> AtmPrediction:
-        return self.heads[self.levels.index(block)](tokens, padding)
+    def predict(self, block: int, tokens: Tensor, real: Tensor | None) -> AtmPrediction:
+        return self.heads[self.levels.index(block)](tokens, real)
 
     def assembled(self, stages: Sequence[tuple[AtmPrediction, Tensor, str]], grid: Sequence[int]) -> Tensor:
         """Masks of the stage where a patch left, times the presence of its class as the last head sees it (2.1 of the
@@ -112,7 +112,7 @@ class CascadedSegViT(Segmenter):
         )
         self.resize = Resize(published=2)
 
-    def read(self, levels: Sequence[Tokens], size: Sequence[int]) -> Tensor:
+    def answer(self, levels: Sequence[Tokens], size: Sequence[int]) -> Tensor:
         """(B, K, H, W): presence or class probability of each query times its mask, over queries."""
         prediction = self.decode_head([tokens.x for tokens in levels]).on_grid(levels[-1].prefix, levels[-1].grid)
         return AtmPrediction(prediction.classes, self.at_size(prediction.masks, size)).probability

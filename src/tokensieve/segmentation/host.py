@@ -58,18 +58,24 @@ class SegmenterHost(Host):
 
     def predict(self, block: int, tokens: Tokens) -> Any:
         tokens, real = self.model.level(block, tokens), tokens.real
-        return self.model.predict(block, tokens.x, None if real is None else ~real)
+        return self.model.predict(block, tokens.x, real)
 
     def read(
-        self, levels: Sequence[Tokens], exits: Sequence[Exit], size: Sequence[int], fill: str = "nearest"
+        self,
+        levels: Sequence[Tokens],
+        exits: Sequence[Exit],
+        size: Sequence[int],
+        *,
+        fill: str = "nearest",
+        **words: Any,
     ) -> Tensor:
         model, grid = self.model, levels[-1].grid
         if not exits:
-            whole = [
-                model.level(block, tokens).whole_grid(fill) for block, tokens in zip(self.levels, levels, strict=True)
-            ]
-            return model.read(whole, size)
-        last, which = levels[-1], exits[0].class_probability
-        stages = [*exits, Exit(self.levels[-1], self.predict(self.levels[-1], last), last.source, which)]
-        seen = [(stage.prediction, stage.source, stage.class_probability) for stage in stages]
-        return model.at_size(model.assembled(seen, grid), size)
+            laid = [tokens.whole_grid(fill) for tokens in levels]
+            whole = [model.level(block, tokens) for block, tokens in zip(self.levels, laid, strict=True)]
+            return model.answer(whole, size)
+        last = levels[-1]
+        assert last.source is not None
+        end = (self.predict(self.levels[-1], last), last.source, exits[0].class_probability)
+        seen = [(stage.prediction, stage.source, stage.class_probability) for stage in exits]
+        return model.at_size(model.assembled([*seen, end], grid), size)

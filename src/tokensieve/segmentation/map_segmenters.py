@@ -64,7 +64,7 @@ class Setr(Segmenter):
         """All levels, where heads judge patches one by one: in the naive form with one convolution."""
         return self.levels if all(head.kernel == 1 and len(head.convs) == 1 for head in self.heads) else ()
 
-    def predict(self, block: int, tokens: Tensor, padding: Tensor | None) -> LogitPrediction:
+    def predict(self, block: int, tokens: Tensor, real: Tensor | None) -> LogitPrediction:
         return LogitPrediction(self.heads[self.levels.index(block)].predict(tokens))
 
     def assembled(self, stages: Sequence[tuple[LogitPrediction, Tensor, str]], grid: Sequence[int]) -> Tensor:

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .._frozen import replace
+from .._recording import none, stand_in
 from ..data.inputs import check_images
 from ..errors import InputError, UnsupportedHost, first_line
 from ..forward.walk import Step, walk
@@ -77,28 +78,12 @@ class Segmenter(nn.Module):
         Raises:
             InputError: the backbone does not embed images of this size.
         """
-        host, images = self.host, check_images(images)
-        try:
-            tokens = host.embed(self._filled(images, host))
-        except AssertionError as error:  # timm's way to refuse a size
-            raise InputError(
-                f"{type(self.backbone).__name__} does not read images of shape {tuple(images.shape)}: "
-                f"{first_line(error)}. Build it for images of that size (img_size=) or of any (dynamic_img_size=True), "
-                "or call .slide(images, crop, stride)."
-            ) from error
-        if self.class_token or not host.class_token:
-            return tokens
-        if tokens.table is not None:
-            raise UnsupportedHost(
-                f"{type(self.backbone).__name__} cannot do without its class token: its blocks leave their first "
-                f"{tokens.prefix} tokens out of the rotary embedding. Build the segmenter with class_token=True."
-            )
-        return replace(tokens, x=tokens.x[:, 1:], prefix=tokens.prefix - 1)
+        return self._embedded(images, self.host)
 
     def level(self, block: int, tokens: Tokens) -> Tokens:
         """What the head at `block` reads of what that block gave."""
-        host = self.host
-        return host.features(tokens) if self.final_norm and block == len(host.blocks) - 1 else tokens
+        last = block == len(self._opened.blocks) - 1
+        return self.host.features(tokens) if self.final_norm and last else tokens
 
     def features(self, images: Tensor) -> list[Tokens]:
         """(B, C, H, W) -> the tokens behind each level, as heads read them."""
@@ -108,15 +93,18 @@ class Segmenter(nn.Module):
             if step.block in self.levels:
                 kept.append(self.level(step.block, step.tokens))
 
-        walk(self.host.blocks[: self.levels[-1] + 1], self.embed(images), watch=[see])
+        host = self.host
+        walk(host.blocks[: self.levels[-1] + 1], self._embedded(images, host), watch=[see])
         return kept
 
     def forward(self, images: Tensor) -> Tensor:
         """(B, C, H, W) -> (B, K, H, W): scores of the classes."""
-        return self.read(self.features(images), images.shape[2:])
+        if none(check_images(images)):
+            return self(stand_in(images))[:0]
+        return self.answer(self.features(images), images.shape[2:])
 
-    def read(self, levels: Sequence[Tokens], size: Sequence[int]) -> Tensor:
-        """The tokens behind each level, all of the grid -> (B, K, H, W) for images of this height and width."""
+    def answer(self, levels: Sequence[Tokens], size: Sequence[int]) -> Tensor:
+        """The tokens behind each level, all of the grid -> what `forward` returns for images of this size (H, W)."""
         return self.at_size(self.scores(levels), size)
 
     @property
@@ -124,10 +112,10 @@ class Segmenter(nn.Module):
         """The blocks with a head of their own that says what each token is, one by one; none by default."""
         return ()
 
-    def predict(self, block: int, tokens: Tensor, padding: Tensor | None) -> Any:
+    def predict(self, block: int, tokens: Tensor, real: Tensor | None) -> Any:
         """What the head behind a block says of any of its tokens (B, N, D): an object with `probability` (B, K, N).
 
-        `padding` (B, N) bool is True where there is no token; None where all are there.
+        `real` (B, N) bool is False where there is padding and no token; None where all are there.
         """
         raise NotImplementedError
 
@@ -151,7 +139,7 @@ class Segmenter(nn.Module):
     def at_size(self, maps: Tensor, size: Sequence[int]) -> Tensor:
         """Maps over all patches -> (B, K, H, W), resized bilinearly, without what the images were filled up with."""
         height, width = size
-        tall, wide = self._whole_patches(height, width, self.host)
+        tall, wide = self._whole_patches(height, width)
         maps = self.resize(maps, (tall, wide))
         return maps if (tall, wide) == (height, width) else maps[..., :height, :width]
 
@@ -167,18 +155,36 @@ class Segmenter(nn.Module):
         """Scores (B, K, H, W) of images of any size, from windows: see `tokensieve.segmentation.slide`."""
         return slide(self, images, crop, stride, windows=windows, flip=flip)
 
-    def _filled(self, images: Tensor, host: Host) -> Tensor:
-        height, width = images.shape[2:]
-        tall, wide = self._whole_patches(height, width, host)
-        return images if (tall, wide) == (height, width) else F.pad(images, (0, wide - width, 0, tall - height))
+    def _embedded(self, images: Tensor, host: Host) -> Tokens:
+        height, width = check_images(images).shape[2:]
+        tall, wide = self._whole_patches(height, width)
+        whole = (tall, wide) == (height, width)
+        try:
+            tokens = host.embed(images if whole else F.pad(images, (0, wide - width, 0, tall - height)))
+        except AssertionError as error:  # timm's way to refuse a size
+            raise InputError(
+                f"{type(self.backbone).__name__} does not read images of shape {tuple(images.shape)}: "
+                f"{first_line(error)}. Build it for images of that size (img_size=) or of any (dynamic_img_size=True), "
+                "or call .slide(images, crop, stride)."
+            ) from error
+        if self.class_token or not host.class_token:
+            return tokens
+        why = host.cannot_drop_prefix
+        if tokens.table is not None:
+            why = f"its blocks leave their first {tokens.prefix} tokens out of the rotary embedding"
+        if why is not None:
+            raise UnsupportedHost(
+                f"{type(self.backbone).__name__} cannot do without its class token: {why}. Build the segmenter with "
+                "class_token=True."
+            )
+        return replace(tokens, x=tokens.x[:, 1:], prefix=tokens.prefix - 1)
 
-    @staticmethod
-    def _whole_patches(height: int, width: int, host: Host) -> tuple[int, int]:
+    def _whole_patches(self, height: int, width: int) -> tuple[int, int]:
         """The least size in whole patches that holds the image; its own size where patches are not known."""
-        if host.patch is None:
+        patch = self._opened.patch
+        if patch is None:
             return height, width
-        tall, wide = host.patch
-        return -(-height // tall) * tall, -(-width // wide) * wide
+        return -(-height // patch[0]) * patch[0], -(-width // patch[1]) * patch[1]
 
     def extra_repr(self) -> str:
         return f"num_classes={self.num_classes}, levels={self.levels}, class_token={self.class_token}"
