@@ -9,7 +9,8 @@ from torch.nn import functional as F
 
 from tokensieve.data import Preprocessing, image_set, load_batches
 from tokensieve.errors import InputError
-from tokensieve.measure.fidelity import fidelity, kl_divergence
+from tokensieve.measure.comparison import kl_divergence
+from tokensieve.measure.fidelity import fidelity
 from tokensieve.measure.intervals import change_interval, mean_interval, share_interval
 from tokensieve.measure.outputs import collect_outputs, evaluating, forward_batches
 
