@@ -88,7 +88,7 @@ def _replaced(model: nn.Module, path: list[str], part: nn.Module) -> nn.Module:
     held: dict[str, Any] = vars(model)["_modules"]
     if "forward" in vars(model):
         raise UnsupportedHost(
-            f"{type(model).__name__} has a forward of its own instance, which would run the dense model."
+            f"{type(model).__name__} has a forward that was set on the instance, which would run the dense model."
         )
     copied = copy.copy(model)
     copied.__dict__["_modules"] = {**held, path[0]: _replaced(held[path[0]], path[1:], part)}
