@@ -253,7 +253,7 @@ def test_what_the_command_prints_of_maps(images):
         "front": front.record(), "out": None, "input_size": list(SIZE), "weights": None, "pretrained": False,
         "model": "segmenter", "recipe": "", "machine": "m", "device": "cpu", "dtype": "fp32", "threads": 1,
         "versions": {"torch": "2"}, "macs": {"dense": 2e9, "sieved": 1e9, "proposal": 0, "ratio": 2.0},
-        "tokens": {"dense": 65, "per_block": [65, 33]},
+        "tokens": {"dense": 65, "per_block": [65, 33]}, "stages": None,
     }  # fmt: skip
     console = Console(width=140, record=True, file=open("/dev/null", "w"))  # noqa: SIM115
     console.print(tune_view(record))
