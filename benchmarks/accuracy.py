@@ -23,7 +23,7 @@ from results import SHARED, provenance, write
 from tokensieve import PaPr, Recipe, ToMe, sieve
 from tokensieve.data import Preprocessing, image_set, load_batches
 from tokensieve.measure import macs
-from tokensieve.measure.fidelity import kl_divergence
+from tokensieve.measure.comparison import kl_divergence
 from tokensieve.zoo import create
 
 WEIGHTS = SHARED / "weights"

@@ -7,6 +7,7 @@ import copy
 import inspect
 import os
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -33,6 +34,9 @@ OWN = ("model", "recipe", "stream")
 """Attributes of a sieved model itself; all others are its host's."""
 DENSE = ("get_intermediate_layers", "forward_pruned", "get_last_selfattention")
 """What hosts offer that would run the dense model without a word."""
+
+FILTERED = "forward_with_filtered_kwargs"
+"""How transformers' segmenters and depth estimators call their backbone."""
 
 
 def sieve(
@@ -158,6 +162,8 @@ class Sieved(nn.Module):
                 f"forward_head() of {type(model).__name__} averages tokens, and would not weigh merged ones by what "
                 "they stand for: call fast(images), which does."
             )
+        if name == FILTERED and hasattr(model, name):  # bound to the host, it would call that
+            return partial(getattr(type(model), name), self)
         return getattr(model, name)
 
     def __setattr__(self, name: str, value: Any) -> None:

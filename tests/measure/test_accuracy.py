@@ -10,7 +10,8 @@ from torch import nn
 
 from tokensieve.data import Preprocessing, image_set, load_batches
 from tokensieve.errors import InputError, RecipeError
-from tokensieve.measure.accuracy import TopK, accuracy, rank_of
+from tokensieve.measure.accuracy import TopK, accuracy
+from tokensieve.measure.scores import rank_of
 from tokensieve.zoo import create
 
 

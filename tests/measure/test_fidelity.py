@@ -9,7 +9,9 @@ from torch.nn import functional as F
 
 from tokensieve.data import Preprocessing, image_set, load_batches
 from tokensieve.errors import InputError
-from tokensieve.measure.fidelity import fidelity, kl_divergence
+from tokensieve.measure.accuracy import score
+from tokensieve.measure.comparison import kl_divergence, nearest_neighbours
+from tokensieve.measure.fidelity import fidelity
 from tokensieve.measure.intervals import change_interval, mean_interval, share_interval
 from tokensieve.measure.outputs import collect_outputs, evaluating, forward_batches
 
@@ -189,3 +191,98 @@ def test_gradients_may_be_switched_on_inside():
 
     (answers,) = forward_batches([ByGradient()], [torch.ones(2, 3)])
     assert torch.equal(answers.outputs[0], torch.full((2, 3), 2.0))
+
+
+def maps(classes=4, count=9, size=(5, 6), seed=0):
+    """Two outputs that are near each other, stacked as `Part` takes them."""
+    generator = torch.Generator().manual_seed(seed)
+    dense = torch.randn(count, classes, *size, generator=generator)
+    return torch.stack([dense + 0.3 * torch.randn(dense.shape, generator=generator), dense], dim=1)
+
+
+def test_class_maps():
+    both = maps()
+    ours, theirs = both[:, 0], both[:, 1]
+    result = fidelity(Part(0), Part(1), both.split(4))
+    shares = (ours.argmax(1) == theirs.argmax(1)).double().mean((1, 2))
+    kl = F.kl_div(ours.double().log_softmax(1), theirs.double().softmax(1), reduction="none").sum(1).mean((1, 2))
+    assert result.kind == "class-map"
+    assert result.agreement == pytest.approx(100 * float(shares.mean()))
+    assert result.agreement_stderr == pytest.approx(100 * float(shares.std(correction=0)) / 3)
+    assert result.agreement_interval == mean_interval(100 * shares)
+    assert result.kl == result.divergence == pytest.approx(float(kl.mean()))
+    assert result.kl_interval == result.divergence_interval == pytest.approx(mean_interval(kl))
+    assert result.cosine == pytest.approx(float(F.cosine_similarity(ours, theirs).mean()), rel=1e-5)
+    assert result.neighbours is None
+    cached = fidelity(Part(0), collect_outputs(Part(1), both.split(2)), both.split(4))
+    assert cached == result
+
+
+def test_maps_that_agree_in_every_pixel_are_no_certainty():
+    result = fidelity(Part(0), Part(0), [maps()])
+    assert (result.agreement, result.kl) == (100.0, 0.0)
+    assert result.agreement_interval == share_interval(9, 9)
+
+
+def test_class_maps_are_scored_against_labels_of_pixels():
+    both = maps()
+    truth = both[:, 1].argmax(1)
+    truth[:, 0] = 255
+    batches = list(zip(both.split(4), truth.split(4), strict=True))
+    result = fidelity(Part(0), Part(1), batches, labels=True)
+    assert result.accuracy == score(Part(0), batches)
+    assert result.dense_accuracy.figures == {"miou": 100.0, "pixel_accuracy": 100.0}
+    assert result.changes == {name: value - 100 for name, value in result.accuracy.figures.items()}
+    assert result.change_intervals["miou"].low < result.changes["miou"] < result.change_intervals["miou"].high < 0
+    truth[:, 0] = -1
+    ignoring = fidelity(Part(0), Part(1), batches, labels=True, ignore_index=int(truth[0, 1, 0]))
+    assert ignoring.accuracy != result.accuracy
+
+
+def test_label_of_ignored_pixels_must_be_named():
+    both = maps()
+    with pytest.raises(InputError, match="Label 255 is beyond the 4 classes"):
+        fidelity(Part(0), Part(1), [(both, torch.full((9, 5, 6), 255))], labels=True, ignore_index=None)
+
+
+def test_transformers_maps():
+    class Depth(Part):
+        def forward(self, images):
+            return SimpleNamespace(predicted_depth=images[:, self.half, 0].exp())
+
+    class Segmenter(Part):
+        def forward(self, images):
+            return SimpleNamespace(logits=images[:, self.half])
+
+    both = maps()
+    assert fidelity(Segmenter(0), Segmenter(1), [both]) == fidelity(Part(0), Part(1), [both])
+    result = fidelity(Depth(0), Depth(1), both.split(4))
+    ours, theirs = both[:, 0, 0].double().exp(), both[:, 1, 0].double().exp()
+    assert (result.kind, result.kl) == ("depth", None)
+    errors = (ours - theirs).abs().sum((1, 2)) / theirs.sum((1, 2))
+    assert result.divergence == pytest.approx(float(errors.mean()), rel=1e-5)
+    within = (torch.maximum(ours / theirs, theirs / ours) < 1.25).double().mean()
+    assert result.agreement == pytest.approx(100 * float(within))
+    named = fidelity(Part(0), Part(1), [both[:, :, 0].exp()], kind="depth")
+    assert named.divergence == pytest.approx(result.divergence, rel=1e-5)
+    assert fidelity(Part(0), Part(1), [both[:, :, 0].exp()]).kind == "tokens"
+
+
+def test_embeddings_have_neighbours():
+    both = maps(classes=8, size=(1, 1), count=30)[:, :, :, 0, 0]
+    result = fidelity(Part(0, 0), Part(1, 0), both.split(7))
+    same = nearest_neighbours(both[:, 0]) == nearest_neighbours(both[:, 1])
+    assert (result.kind, result.agreement) == ("embeddings", None)
+    assert result.neighbours == pytest.approx(100 * float(same.double().mean()))
+    assert 0 < result.neighbours < 100
+    assert result.neighbours_interval == share_interval(int(same.sum()), 30)
+
+
+def test_channels_last_maps_are_read_by_channel():
+    class Last(Part):
+        output_fmt = "NHWC"
+
+        def forward(self, images):
+            return images[:, self.half].movedim(1, 3)
+
+    assert fidelity(Last(0), Last(1), [maps()]) == fidelity(Part(0), Part(1), [maps()])

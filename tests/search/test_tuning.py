@@ -251,7 +251,7 @@ def test_recalled_maps_are_those_of_the_proposal(images):
     ((maps, _),) = judge._maps.values()
     fast = sieve(judge.model, PaPr(keep=0.5, significance=maps[rows]) + ToMe(r=3))
     with torch.inference_mode():
-        loss, _ = judging.losses(judge.dense[rows], fast(judge.images[rows]), True)
+        loss = judge.kind.divergence(judge.dense[rows], fast(judge.images[rows]))
     assert recalled.loss == pytest.approx(float(loss.mean()), rel=1e-5)
 
 

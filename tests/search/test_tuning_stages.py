@@ -16,7 +16,7 @@ from tests.reference.staged import staged_forms
 from tokensieve import InputSpec, PaPr, Recipe, RecipeError, UnsupportedHost, sieve, tune
 from tokensieve.measure import fidelity, macs
 from tokensieve.search.fit import Fit
-from tokensieve.search.judge import Judge, losses
+from tokensieve.search.judge import Judge
 from tokensieve.search.stages import NAMES, Shared, StageCosts, Staged
 
 pytestmark = pytest.mark.slow
@@ -203,7 +203,7 @@ def test_recalled_maps_are_those_of_the_proposal_in_every_stage(make, images):
     (method,) = recipe
     fast = sieve(model, PaPr(keep=method.keep, stages=method.stages, significance=maps[rows], background="keep"))
     with torch.inference_mode():
-        loss, _ = losses(judge.dense[rows], fast(judge.images[rows]), True)
+        loss = judge.kind.divergence(judge.dense[rows], fast(judge.images[rows]))
     assert recalled.loss == pytest.approx(float(loss.mean()), rel=1e-5)
     whole = sieve(model, recipe, **NORM)
     assert cost == macs(whole, SIZE) - macs(whole, SIZE, proposal=False)

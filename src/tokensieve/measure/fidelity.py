@@ -1,4 +1,6 @@
-"""How far a sieved model says what the dense one says, on any images, without labels."""
+"""How far a sieved model's outputs are from the dense one's, on any images, without labels."""
+
+from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
@@ -7,14 +9,14 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from ..data import Failure
 from ..errors import InputError
-from .accuracy import Accuracy, TopK
-from .intervals import Interval, change_interval, mean_interval, percent_interval
+from .comparison import OutputKind, check_shapes
+from .intervals import Interval, agreement_interval, mean_interval
 from .outputs import evaluating, failures_of, forward_batches, nothing_read
 from .pair import check_pair
+from .scores import IGNORE_INDEX, Accuracy, MapScore, Scorer
 
 
 @dataclass(frozen=True)
@@ -22,19 +24,31 @@ class Fidelity:
     """Agreement of a sieved model with its dense one. Every interval is one of 95 %.
 
     Attributes:
-        agreement: percent of the images to which both give the same class; None for embeddings.
-        agreement_stderr: binomial standard error of it, in percentage points, which is 0 where all agree: the interval
-            is what to print. None for embeddings.
-        kl: mean KL(dense || sieved) of the class probabilities, in nats; None for embeddings.
-        cosine: mean cosine of the two outputs; of token outputs (B, N, C) the mean over the tokens.
+        agreement: percent of the images to which both give the same class; of class maps percent of the pixels, of
+            depth maps percent of the pixels whose depths differ by less than a factor of 1.25. None for embeddings,
+            tokens and maps of features.
+        agreement_stderr: standard error of it, in percentage points, of classes the binomial one, of maps that of the
+            mean over the images. It is 0 where all agree: the interval is what to print.
+        kl: mean KL(dense || sieved) of the class probabilities, in nats, of class maps of each pixel's; None without
+            classes.
+        cosine: mean cosine of the two outputs; of tokens and maps the mean over tokens or pixels, of depths the cosine
+            of the whole maps.
         count: images compared.
         failures: pictures that could not be read; they count nowhere.
-        accuracy: of the sieved model, when it was asked for.
+        accuracy: of the sieved model, when it was asked for: an `Accuracy`, or of maps a `MapScore`.
         dense_accuracy: of the dense model, when it was asked for.
-        agreement_interval: Wilson's, in percent; None for embeddings.
+        agreement_interval: of classes Wilson's, else by bootstrap over the images; in percent.
         kl_interval, cosine_interval: by bootstrap over the images; None for one image.
-        changes: k -> percentage points by which the sieved top-k accuracy is higher, where accuracy was asked for.
-        change_intervals: k -> of that, by paired bootstrap over the images.
+        changes: figure -> by how much the sieved model's is higher, where accuracy was asked for: of top-k accuracy
+            k -> percentage points, of maps by the names of `MapScore.figures`.
+        change_intervals: of the same, by paired bootstrap over the images.
+        kind: what the outputs are: "classes", "embeddings", "tokens", "class-map", "feature-map" or "depth".
+        divergence: the mean of what `tune` makes small: `kl` with classes, of depths the relative error, else
+            1 - cosine.
+        divergence_interval: by bootstrap over the images; None for one image.
+        neighbours: of embeddings, percent of the images whose nearest other image is the same; None of fewer than
+            three images, and of other outputs.
+        neighbours_interval: Wilson's, in percent.
     """
 
     agreement: float | None
@@ -43,13 +57,18 @@ class Fidelity:
     cosine: float
     count: int
     failures: tuple[Failure, ...] = ()
-    accuracy: Accuracy | None = None
-    dense_accuracy: Accuracy | None = None
+    accuracy: Accuracy | MapScore | None = None
+    dense_accuracy: Accuracy | MapScore | None = None
     agreement_interval: Interval | None = None
     kl_interval: Interval | None = None
     cosine_interval: Interval | None = None
-    changes: Mapping[int, float] = field(default_factory=dict)
-    change_intervals: Mapping[int, Interval] = field(default_factory=dict)
+    changes: Mapping[Any, float] = field(default_factory=dict)
+    change_intervals: Mapping[Any, Interval] = field(default_factory=dict)
+    kind: str = "classes"
+    divergence: float = 0.0
+    divergence_interval: Interval | None = None
+    neighbours: float | None = None
+    neighbours_interval: Interval | None = None
 
 
 def fidelity(
@@ -60,16 +79,26 @@ def fidelity(
     device: torch.device | str | None = None,
     dtype: torch.dtype | None = None,
     k: int | Sequence[int] | None = None,
+    labels: bool = False,
+    ignore_index: int | None = IGNORE_INDEX,
+    kind: str | None = None,
 ) -> Fidelity:
     """Compare a sieved model with the dense one, in evaluation mode and without gradients; modes are restored.
 
+    Any two modules with outputs of one shape can be compared, such as a segmenter and the same one on a sieved
+    backbone.
+
     Args:
-        fast: images (B, 3, H, W) to scores (B, K), features (B, C) or tokens (B, N, C), or an object with `.logits`.
+        fast: images (B, 3, H, W) to scores (B, K), embeddings (B, D), tokens (B, N, D), maps of class scores or
+            features (B, C, H, W) or of depths (B, 1, H, W); or to transformers' `ModelOutput`.
         dense: the same, or its outputs for all images in order (`collect_outputs`), on any device.
         loader: of `load_batches`, or any tensors of images, or tuples that begin with images.
         device: where the images go (not the models); by default where each model is.
         dtype: of the images (not the models); by default each model's.
-        k: also score both models in the same pass, as `accuracy` does; the images then need labels.
+        k: also score both models by top-k accuracy in the same pass; the images then need labels.
+        labels: also score both models against the labels, as `measure.score` does; `k` implies it.
+        ignore_index: as of `measure.score`.
+        kind: "depth" where tensors (B, H, W) are meant as that; see `measure.comparison.KINDS`.
 
     Raises:
         InputError: the two models in each other's place, outputs that cannot be compared, cached outputs of other
@@ -77,83 +106,92 @@ def fidelity(
     """
     check_pair(fast, dense, "fidelity", sieved=False)
     models = [fast] if isinstance(dense, Tensor) else [fast, dense]
-    scored = None if k is None else (TopK(k), TopK(k))
-    sums = _Sums()
+    sums: _Sums | None = None
     with evaluating(*models):
-        for labels, (ours, *theirs), classes in forward_batches(models, loader, device=device, dtype=dtype):
+        for answers in forward_batches(models, loader, device=device, dtype=dtype):
+            ours, *theirs = answers.outputs
+            sums = sums or _Sums(answers.kind(kind))
             reference = theirs[0] if theirs else _cached(dense, sums.count, len(ours))
-            sums.add(ours, reference, classes)
-            if scored is not None:
-                for counter, scores in zip(scored, (ours, reference), strict=True):
-                    counter.update(scores, labels)
-    if not sums.count:
+            if not sums.count and (labels or k is not None):
+                sums.scorers = [sums.kind.scorer((1, 5) if k is None else k, ignore_index) for _ in range(2)]
+            sums.add(reference, ours, answers.labels)
+    if sums is None:
         raise nothing_read(loader)
     if isinstance(dense, Tensor) and len(dense) != sums.count:
         raise _other_images(len(dense), sums.count)
-    failures = failures_of(loader)
-    return sums.result(failures, scored)
+    return sums.result(failures_of(loader))
 
 
 class _Sums:
-    def __init__(self) -> None:
-        self.classes = True
-        self.count = self.same = 0
-        self.kl: list[Tensor] = []
+    """One number for each image of everything that is compared."""
+
+    def __init__(self, kind: OutputKind) -> None:
+        self.kind, self.count = kind, 0
+        self.scorers: list[Scorer] = []
+        """Of the dense and of the sieved model, where they are scored."""
+        self.divergence: list[Tensor] = []
         self.cosine: list[Tensor] = []
+        self.shares: list[Tensor] = []
+        self.outputs: list[tuple[Tensor, Tensor]] = []
+        """Of a kind whose agreement needs all images at once."""
 
-    def add(self, ours: Tensor, theirs: Tensor, classes: bool) -> None:
-        if ours.ndim == theirs.ndim == 3 and ours.shape[1] != theirs.shape[1]:
-            raise InputError(
-                f"The sieved model returns {ours.shape[1]} tokens and the dense one {theirs.shape[1]}: compare pooled "
-                "features, or restore the grid first (trace.restore)."
-            )
-        if ours.shape != theirs.shape or ours.ndim > 3:
-            raise InputError(
-                f"Outputs of shape {tuple(ours.shape)} and {tuple(theirs.shape)} cannot be compared: "
-                "scores, features or tokens of one shape are needed."
-            )
-        # One class alone always agrees: that is no agreement.
-        self.classes = classes and ours.ndim == 2 and ours.shape[1] > 1
-        ours, theirs = ours.double(), theirs.double()
-        self.count += len(ours)
-        cosine = F.cosine_similarity(ours, theirs, dim=-1).clamp(-1, 1)
-        self.cosine.append(cosine.reshape(len(ours), -1).mean(1))
-        if self.classes:
-            self.same += int((ours.argmax(1) == theirs.argmax(1)).sum())
-            self.kl.append(kl_divergence(theirs, ours))
+    def add(self, dense: Tensor, sieved: Tensor, labels: Tensor | None) -> None:
+        check_shapes(dense, sieved)
+        self.count += len(dense)
+        self.divergence.append(self.kind.divergence(dense, sieved))
+        self.cosine.append(self.kind.cosine(dense, sieved))
+        if self.kind.across_images:
+            self.outputs.append((dense, sieved))
+        elif (shares := self.kind.agreement(dense, sieved)) is not None:
+            self.shares.append(shares)
+        for scorer, outputs in zip(self.scorers, (dense, sieved), strict=False):
+            scorer.update(outputs, labels)
 
-    def result(self, failures: tuple[Failure, ...], scored: tuple[TopK, TopK] | None) -> Fidelity:
-        """Everything, from counters of the sieved and the dense model where accuracy was asked for."""
-        share, cosine = self.same / self.count, torch.cat(self.cosine)
-        kl = torch.cat(self.kl) if self.classes else None
-        agreement = 100 * share if self.classes else None
-        ours, theirs = (None, None) if scored is None else (counter.result(failures) for counter in scored)
-        changes, intervals = dict[int, float](), dict[int, Interval]()
-        if scored is not None and ours is not None and theirs is not None:
-            changes = {k: ours.top[k] - theirs.top[k] for k in ours.top}
-            intervals = {k: change_interval(scored[1].right(k), scored[0].right(k)) for k in ours.top}
+    def result(self, failures: tuple[Failure, ...]) -> Fidelity:
+        divergence, cosine = torch.cat(self.divergence), torch.cat(self.cosine)
+        mean, ends = float(divergence.mean()), mean_interval(divergence)
+        classes = self.kind.classes
+        agreement = torch.cat(self.shares) if self.shares else None
+        near = None
+        if self.outputs:
+            dense, sieved = zip(*self.outputs, strict=True)
+            near = self.kind.agreement(torch.cat(dense), torch.cat(sieved))
+        scored: dict[str, Any] = {}
+        if self.scorers:
+            theirs, ours = (scorer.result(failures) for scorer in self.scorers)
+            values = [score.top if isinstance(score, Accuracy) else score.figures for score in (theirs, ours)]
+            scored = {
+                "accuracy": ours,
+                "dense_accuracy": theirs,
+                "changes": {name: values[1][name] - values[0][name] for name in values[1]},
+                "change_intervals": self.scorers[1].change_intervals(self.scorers[0]),
+            }
         return Fidelity(
-            agreement=agreement,
-            agreement_stderr=100 * math.sqrt(share * (1 - share) / self.count) if self.classes else None,
-            kl=None if kl is None else float(kl.mean()),
+            agreement=_percent(agreement),
+            agreement_stderr=None if agreement is None else _stderr(agreement),
+            kl=mean if classes else None,
             cosine=float(cosine.mean()),
             count=self.count,
             failures=failures,
-            accuracy=ours,
-            dense_accuracy=theirs,
-            agreement_interval=percent_interval(agreement, self.count),
-            kl_interval=None if kl is None else mean_interval(kl),
+            agreement_interval=None if agreement is None else agreement_interval(agreement),
+            kl_interval=ends if classes else None,
             cosine_interval=mean_interval(cosine),
-            changes=changes,
-            change_intervals=intervals,
+            kind=self.kind.name,
+            divergence=mean,
+            divergence_interval=ends,
+            neighbours=_percent(near),
+            neighbours_interval=None if near is None else agreement_interval(near),
+            **scored,
         )
 
 
-def kl_divergence(dense: Tensor, sieved: Tensor) -> Tensor:
-    """KL(dense || sieved) in nats, (B,), of the softmax of scores (B, K); what dense excludes (-inf) adds nothing."""
-    log_p, log_q = dense.log_softmax(-1), sieved.log_softmax(-1)
-    p = log_p.exp()
-    return torch.where(p > 0, p * (log_p - log_q), 0).sum(-1)
+def _percent(shares: Tensor | None) -> float | None:
+    return None if shares is None else 100 * float(shares.mean())
+
+
+def _stderr(shares: Tensor) -> float:
+    """Standard error of the mean share in percentage points; of shares that are 0 or 1 the binomial one."""
+    return 100 * math.sqrt(float(shares.var(correction=0)) / len(shares))
 
 
 def _cached(dense: nn.Module | Tensor, start: int, count: int) -> Tensor:

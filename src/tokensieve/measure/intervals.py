@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import numpy as np
-from numpy.typing import ArrayLike
+from numpy.typing import ArrayLike, NDArray
 
 LEVEL = 0.95
 RESAMPLES = 2000
@@ -35,6 +36,19 @@ def percent_interval(percent: float | None, count: int) -> Interval | None:
     return None if percent is None else share_interval(round(percent * count / 100), count)
 
 
+def agreement_interval(shares: ArrayLike) -> Interval | None:
+    """Interval of the mean of each image's share (N,), 0 to 1, of answers that are the same, in percent.
+
+    Wilson's where every image agrees as a whole or not at all, which one class for each image does and maps that agree
+    in every pixel; else by bootstrap over the images, whose pixels are not independent. None for a single image that
+    agrees in part.
+    """
+    shares = np.asarray(shares, dtype=np.float64)
+    if np.isin(shares, (0, 1)).all():
+        return share_interval(int(shares.sum()), len(shares))
+    return mean_interval(100 * shares)
+
+
 def mean_interval(values: ArrayLike) -> Interval | None:
     """Bootstrap interval (percentile, always the same) of the mean of one value an image, (N,).
 
@@ -42,12 +56,30 @@ def mean_interval(values: ArrayLike) -> Interval | None:
     image, of which nothing can be drawn anew.
     """
     values = np.asarray(values, dtype=np.float64)
-    if len(values) < 2 or not np.isfinite(values).all():
+    if not np.isfinite(values).all():
+        return None
+    return _bootstrap(values, np.mean, 1)
+
+
+def resampled_interval(
+    statistic: Callable[[NDArray[np.intp]], NDArray[np.float64]], count: int, width: int
+) -> Interval | None:
+    """Bootstrap interval, as of `mean_interval`, of any figure of `count` images.
+
+    Args:
+        statistic: images drawn, as numbers (R, count) -> the figure of each of the R draws.
+        width: numbers that it holds of an image.
+    """
+    return _bootstrap(np.arange(count), lambda drawn, axis: statistic(np.moveaxis(drawn, axis, -1)), width)
+
+
+def _bootstrap(values: NDArray[Any], statistic: Callable[..., Any], width: int) -> Interval | None:
+    if len(values) < 2:
         return None
     from scipy.stats import bootstrap
 
     found = bootstrap(
-        (values,), np.mean, n_resamples=RESAMPLES, batch=max(1, CELLS // len(values)), vectorized=True,
+        (values,), statistic, n_resamples=RESAMPLES, batch=max(1, CELLS // (width * len(values))), vectorized=True,
         confidence_level=LEVEL, method="percentile", rng=np.random.default_rng(0),
     ).confidence_interval  # fmt: skip
     return Interval(float(found.low), float(found.high))

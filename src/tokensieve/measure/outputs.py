@@ -9,8 +9,9 @@ from torch import Tensor, nn
 
 from ..data.inputs import check_images, reading
 from ..errors import InputError
+from .comparison import OutputKind, kind_of
 
-FIELDS = ("logits", "image_embeds", "pooler_output", "last_hidden_state")
+FIELDS = ("logits", "predicted_depth", "image_embeds", "pooler_output", "last_hidden_state")
 """Of what a transformers model returns, from the one that is most likely wanted."""
 
 
@@ -21,11 +22,17 @@ class Answers(NamedTuple):
         labels: (B,) int64 on the CPU, -1 where there is none; None if the batch came without labels.
         outputs: a tensor per model, batch first, on the CPU.
         classes: whether all of them are scores of classes, not embeddings.
+        field: the field of transformers' `ModelOutput` that the first of them was; None of a tensor.
     """
 
     labels: Tensor | None
     outputs: tuple[Tensor, ...]
     classes: bool
+    field: str | None = None
+
+    def kind(self, name: str | None = None) -> OutputKind:
+        """What the outputs are, or the kind of this name; see `comparison.kind_of`."""
+        return kind_of(self.outputs[0], self.classes, self.field, name)
 
 
 @contextmanager
@@ -63,14 +70,15 @@ def forward_batches(
     placed = [_place(model, device, dtype) for model in models]
     for batch in batches:
         images, labels = unpack(batch)
-        outputs, classes = [], True
+        outputs, classes, fields = [], True, []
         for model, (where, kind) in zip(models, placed, strict=True):
             # Not inference_mode: significance by gradients needs to switch them on inside the forward.
             with torch.no_grad(), reading(model, images):
                 output = model(images.to(device=where, dtype=kind))
             classes = classes and classifies(model, output)
             outputs.append(as_tensor(output, model, len(images)))
-        yield Answers(labels, tuple(outputs), classes)
+            fields.append(field_of(output))
+        yield Answers(labels, tuple(outputs), classes, fields[0])
 
 
 def collect_outputs(
@@ -135,15 +143,24 @@ def classifies(model: nn.Module, output: Any) -> bool:
     return 0 not in counts and (isinstance(output, Tensor) or getattr(output, "logits", None) is not None)
 
 
+def field_of(output: Any) -> str | None:
+    """The field of `FIELDS` that is taken of what a model returned; None where that is a tensor, or has none."""
+    if isinstance(output, Tensor):
+        return None
+    return next((field for field in FIELDS if isinstance(getattr(output, field, None), Tensor)), None)
+
+
 def as_tensor(output: Any, model: nn.Module, count: int) -> Tensor:
     """What a model returned for `count` images as a tensor on the CPU; raises InputError where it holds none."""
     name = type(model).__name__
-    if not isinstance(output, Tensor):
-        output = next((found for field in FIELDS if isinstance(found := getattr(output, field, None), Tensor)), output)
+    if (field := field_of(output)) is not None:
+        output = getattr(output, field)
     if not isinstance(output, Tensor):
         raise InputError(f"{name} returns {type(output).__name__}: a tensor or an output with logits is needed.")
     if output.ndim < 2 or len(output) != count:
         raise InputError(f"{name} returns shape {tuple(output.shape)} for {count} images: one row each is needed.")
     if output.isnan().any():
         raise InputError(f"{name} returns NaN: try another dtype, or look at its weights.")
+    if output.ndim == 4 and getattr(model, "output_fmt", None) == "NHWC":  # timm's Swin without pooling
+        output = output.movedim(3, 1)
     return output.cpu()

@@ -17,6 +17,7 @@ from ..errors import InputError, SieveError, first_line
 from ..export.packing import prepack
 from ..stream import Sieved
 from .attention import attention_kernels
+from .comparison import kind_of, relative_difference
 from .limit import SlicingLimit
 from .memory import peak_memory
 from .outputs import collect_outputs
@@ -58,7 +59,7 @@ class Row:
     difference: float | None
     """Largest change of an output, against the recipe's row in fp32, as a share of its largest output."""
     agreement: float | None
-    """Percent of the images to which the dense model gives the same class, where that was asked for."""
+    """Percent of the images, or pixels, to which the dense model gives the same class, where that was asked for."""
     compared: int
     """Images behind `difference` and `agreement`."""
 
@@ -167,7 +168,7 @@ def waterfall(
     rows = {}
     for index, (rung, output) in enumerate(zip(rungs, outputs, strict=True)):
         compared: dict[str, Any] = {
-            "difference": _difference(output, outputs[1]) if index > 1 else None,
+            "difference": relative_difference(output, outputs[1]) if index > 1 else None,
             "agreement": _agreement(output, outputs[0]) if agreement else None,
             "compared": len(output),
         }
@@ -209,12 +210,9 @@ def _outputs(rung: _Rung, images: Tensor, batch: int) -> Tensor:
     return collect_outputs(rung.model, images[: max(count, size)].split(size))[:count].float()
 
 
-def _difference(outputs: Tensor, reference: Tensor) -> float:
-    return float((outputs - reference).abs().max() / reference.abs().max())
-
-
-def _agreement(outputs: Tensor, dense: Tensor) -> float:
-    return 100 * float((outputs.argmax(-1) == dense.argmax(-1)).double().mean())
+def _agreement(outputs: Tensor, dense: Tensor) -> float | None:
+    shares = kind_of(dense, classes=True).agreement(dense, outputs)
+    return None if shares is None else 100 * float(shares.mean())
 
 
 def _row(rung: _Rung, first: _Rung, before: _Rung, times: dict[str, list[float]], compared: dict[str, Any]) -> Row:

@@ -14,13 +14,13 @@ from torchvision.transforms import v2
 
 from .._files import check_place, draft, make_folder
 from ..errors import InputError, RecipeError
-from ..measure.outputs import as_tensor, classifies, evaluating, nothing_read, unpack
+from ..measure.comparison import OutputKind, kind_of
+from ..measure.outputs import as_tensor, classifies, evaluating, field_of, nothing_read, unpack
 from ..methods import Corrected
 from ..methods.base import BaseMethod
 from ..recipe import Recipe
 from ..stream import Sieved, sieve
 from ..tokens import Tokens
-from .judge import losses
 
 RIDGES = (0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0)
 """What a large correction costs beside what it mends, in mean squares of the features: the images choose."""
@@ -172,23 +172,22 @@ class _Answers:
 
     def __init__(self, dense: Sieved, sieved: Tensor, wanted: Tensor) -> None:
         self.host, self.tokens = dense.host, sieved[:, 0]
-        self.classes = True
-        self.dense = self._head(wanted[:, 0])
+        self.dense, self.kind = self._head(wanted[:, 0])
 
     def losses(self, change: Tensor) -> tuple[Tensor, Tensor | None]:
-        """As `search.judge.losses` has them, of the whole images, to whose class tokens `change` (N, d) is added."""
+        """The divergence of each whole image, to whose class token `change` (N, d) is added, and if its class stays."""
         first = (self.tokens[:, :1].double() + change[:, None]).to(self.tokens.dtype)
-        answers = self._head(torch.cat([first, self.tokens[:, 1:]], dim=1))
-        return losses(self.dense, answers, self.classes)
+        answers, _ = self._head(torch.cat([first, self.tokens[:, 1:]], dim=1))
+        same = self.kind.agreement(self.dense, answers) if self.kind.classes else None
+        return self.kind.divergence(self.dense, answers), same
 
-    def _head(self, x: Tensor) -> Tensor:
+    def _head(self, x: Tensor) -> tuple[Tensor, OutputKind]:
         model = self.host.model
         like = next(model.parameters())
         x = x.to(like.device, like.dtype)
         output = self.host.head(Tokens(x, x.shape[1], (0, 0)))
         told = as_tensor(output, model, len(x))
-        self.classes = classifies(model, output) and told.shape[1] > 1
-        return told
+        return told, kind_of(told, classifies(model, output), field_of(output))
 
 
 def _features(

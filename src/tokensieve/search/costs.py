@@ -92,6 +92,11 @@ class Costs:
                 f"those of the whole ({counted:.0f})."
             )
 
+    def add(self, outside: int) -> None:
+        """Count so many MACs an image more, of a model around the host, which no recipe changes."""
+        self.dense += outside
+        self.rest += outside
+
     def of(self, recipe: Recipe) -> int:
         """MACs of an image under a recipe, its proposal left out."""
         plan = Plan(recipe, self.depth, self.prefix)

@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from .._files import draft, make_folder, same_file
-from ..measure.intervals import Interval, percent_interval
+from ..measure.comparison import KINDS, divergence_title
+from ..measure.intervals import Interval
 from ..methods.corrected import CORRECTION
 from ..recipe import Recipe, recipes_with
 from .arms import Failed
@@ -63,17 +64,17 @@ class Point:
 
     @property
     def loss(self) -> float:
-        """Of the search images: KL in nats, or 1 - cosine for embeddings."""
+        """Of the search images: KL in nats with classes, relative error of depth maps, else 1 - cosine."""
         return self.search.loss
 
     @property
     def kl(self) -> float | None:
-        """The loss of a classifier; None for embeddings."""
-        return None if self.search.agreement is None else self.search.loss
+        """The loss of a model with classes, of class maps the mean over the pixels; None of other models."""
+        return self.search.loss if KINDS[self.search.kind].classes else None
 
     @property
     def agreement(self) -> float | None:
-        """Percent of the search images to which dense and sieved give the same class."""
+        """As `Figures.agreement`, on the search images."""
         return self.search.agreement
 
     def record(self, folder: Path | None = None) -> dict[str, Any]:
@@ -93,10 +94,9 @@ def asdict_flat(point: Point) -> dict[str, Any]:
         if isinstance(value, Measured):
             plain[name] = asdict(value)
         elif isinstance(value, Figures):
-            ends = percent_interval(value.agreement, value.images)
-            plain[name] = {**asdict(value)} | {
-                f"agreement_{end}": ends and getattr(ends, end) for end in Interval._fields
-            }
+            ends = value.agreement_interval
+            fields = {key: each for key, each in vars(value).items() if key != "interval"}
+            plain[name] = fields | {f"agreement_{end}": ends and getattr(ends, end) for end in Interval._fields}
     return plain
 
 
@@ -113,7 +113,8 @@ class Front:
     """The budget: {"macs": 1.9}, {"time": 1.5} or {"loss": 0.05}."""
     reached: bool
     objective: str
-    """`kl` for classifiers, `1 - cosine` for embeddings."""
+    """What is made small, a `divergence_name` of `measure.comparison`: `kl` for classifiers, `1 - cosine` for
+    embeddings, `kl per pixel` for segmenters, `relative error` for depth."""
     dense_macs: float
     dense_accuracy: Mapping[str, float | None]
     """Of the dense model, percent, on `search` and `heldout` images; None without labels."""
@@ -179,7 +180,7 @@ class Front:
     @property
     def unit(self) -> str:
         """What the loss is called in a sentence."""
-        return "KL" if self.objective == "kl" else self.objective
+        return divergence_title(self.objective)
 
     @property
     def found(self) -> str:
@@ -229,10 +230,19 @@ class Front:
             lost += f" on the search images and {best.heldout.loss:.3g} on the held-out ones"
         same = ""
         if best.heldout is not None and best.heldout.agreement is not None:
-            same = f", and {_keep_class(best.heldout)} of the held-out ones keep their class"
+            same = f", and {_keep_class(best.heldout)}{self._stay(heldout=True)}"
         elif best.search.agreement is not None:
-            same = f", and {_keep_class(best.search)} keep their class"
+            same = f", and {_keep_class(best.search)}{self._stay()}"
         return f"{best.title}: {best.ratio:.2f}x fewer MACs, at a {self.unit} of {lost}{same}."
+
+    def _stay(self, heldout: bool = False) -> str:
+        """The end of a sentence on the share of images, or of pixels, whose answer stays."""
+        kind = KINDS[self.best.search.kind]
+        if kind.name == "classes":
+            return f"{' of the held-out ones' if heldout else ''} keep their class"
+        return f" of the {'held-out ' if heldout else ''}pixels keep their " + (
+            "class" if kind.classes else "depth within a factor of 1.25"
+        )
 
     def _measured(self) -> list[str]:
         """What the recommended recipe brings in time, and how far that can be trusted."""
@@ -257,7 +267,7 @@ class Front:
             return []
         if point.heldout is None or best.heldout is None:
             return [f"Corrected: a {self.unit} of {point.search.loss:.3g} on images that it was not fitted on."]
-        same = "" if point.heldout.agreement is None else f", {_keep_class(point.heldout)} keep their class"
+        same = "" if point.heldout.agreement is None else f", {_keep_class(point.heldout)}{self._stay()}"
         said = f"Corrected: a {self.unit} of {point.heldout.loss:.3g} on the held-out ones{same}"
         return [f"{said}." if self.recommended is point else f"{said}, which is no better, so best.json goes without."]
 
@@ -308,9 +318,8 @@ def left_out(name: str, reason: str) -> str:
 
 def _keep_class(figures: Figures) -> str:
     """The share of images that keep their class, with its interval."""
-    interval = percent_interval(figures.agreement, figures.images)
-    assert interval is not None
-    return f"{figures.agreement:.1f}% [{interval.low:.1f}-{interval.high:.1f}]"
+    interval = figures.agreement_interval
+    return f"{figures.agreement:.1f}%" + ("" if interval is None else f" [{interval.low:.1f}-{interval.high:.1f}]")
 
 
 def mark_dominated(points: list[Point]) -> list[Point]:

@@ -9,37 +9,26 @@ from typing import Any, Literal, TypeGuard
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from ..data.inputs import InputSpec
 from ..errors import InputError
 from ..measure import macs
-from ..measure.fidelity import kl_divergence
+from ..measure.comparison import OutputKind, check_shapes
+from ..measure.intervals import Interval, agreement_interval, percent_interval
 from ..measure.outputs import forward_batches, nothing_read
+from ..measure.scores import IGNORE_INDEX, Accuracy
 from ..methods import BaseMethod, PaPr
 from ..recipe import Recipe
 from ..stream import Sieved, sieve
+from .wrapped import Wrapped
 
 Part = Literal["search", "heldout"]
 RUNGS = (96,)
 """After so many images a recipe may be given up; a search that has fewer goes without. A tenth of the images holds half
 of all loss, so that 32 images say little: giving up by them led searches astray."""
 
-
-def losses(dense: Tensor, sieved: Tensor, classes: bool) -> tuple[Tensor, Tensor | None]:
-    """What a search makes small, and the classes that stay: the one place where this is chosen.
-
-    Args:
-        dense, sieved: outputs (B, K).
-        classes: they are scores of classes; else embeddings.
-
-    Returns:
-        KL(dense || sieved) in nats (B,), and whether both name the same class (B,); for embeddings 1 - cosine, None.
-    """
-    dense, sieved = dense.double(), sieved.double()
-    if classes:
-        return kl_divergence(dense, sieved), dense.argmax(1) == sieved.argmax(1)
-    return 1 - F.cosine_similarity(dense, sieved, dim=1), None
+MAP_SCORES = {"class-map": "miou", "depth": "delta1"}
+"""Of which figure of `MapScore` a search tells."""
 
 
 @dataclass(frozen=True)
@@ -47,13 +36,28 @@ class Figures:
     """How far a recipe is from the dense model."""
 
     loss: float
-    """Mean of `losses`."""
+    """Mean of the output kind's divergence: KL, 1 - cosine or relative error, see `measure.comparison`."""
     agreement: float | None
-    """Percent of the images to which both give the same class; None for embeddings."""
+    """Percent of the images, or pixels, to which both give the same class; of depths, of the pixels whose depth stays
+    within a factor of 1.25. None of embeddings and maps of features."""
     accuracy: float | None
-    """Percent of the images whose label comes first; None without labels."""
+    """Percent of the images whose label comes first; of class maps the mean IoU in percent, of depth maps the share of
+    pixels within a factor of 1.25 of the label, in percent. None without labels."""
     images: int
     """How many the figures are of."""
+    kind: str = "classes"
+    """Of the outputs, a name of `measure.comparison.KINDS`."""
+    interval: Interval | None = None
+    """Of the agreement over pixels, in percent, 95 % by bootstrap over the images; None of other agreements."""
+
+    def __post_init__(self) -> None:
+        if self.interval is not None:  # a list where it comes out of JSON
+            object.__setattr__(self, "interval", Interval(*self.interval))
+
+    @property
+    def agreement_interval(self) -> Interval | None:
+        """95 % interval of the agreement, in percent."""
+        return self.interval or (percent_interval(self.agreement, self.images) if self.kind == "classes" else None)
 
 
 class Judge:
@@ -67,6 +71,9 @@ class Judge:
         batch: images that go through together.
         mean, std, pretrained: as in `sieve`.
         check: called between batches; ends the search by raising.
+        kind: what the outputs are, where they do not tell; see `measure.comparison.kind_of`.
+        ignore_index: the label of pixels that count nowhere.
+        backbone: the name of the sub-module that is the host, where the model is none; see `Wrapped`.
 
     Raises:
         InputError: nothing to read, too few images, images of different sizes, more than memory holds.
@@ -84,12 +91,16 @@ class Judge:
         std: Sequence[float] | None,
         pretrained: bool,
         check: Callable[[], None],
+        kind: str | None = None,
+        ignore_index: int | None = IGNORE_INDEX,
+        backbone: str | None = None,
     ) -> None:
         self.model, self.batch, self.check = model, batch, check
         self.settings: dict[str, Any] = {"mean": mean, "std": std, "pretrained": pretrained}
         self._maps: dict[PaPr, tuple[Tensor, float]] = {}
         self._judged: dict[tuple[str, Part], Figures] = {}
-        images, self.dense, labels, self.classes = _read(model, loader, batch)
+        images, self.dense, labels, self.kind = _read(model, loader, batch, kind)
+        self.ignore_index = ignore_index
         count = len(images)
         held = round(count * holdout)
         if count - held < 2 or (holdout and not held):
@@ -99,12 +110,14 @@ class Judge:
         self.parts: dict[Part, Tensor] = {"search": order[: count - held], "heldout": order[count - held :]}
         self.rungs = [rung for rung in RUNGS if rung < count - held] + [count - held]
         self.input_size = InputSpec(tuple(images.shape[1:]), InputSpec.of(model).layout)
-        self.empty = sieve(model)
+        self.wrapped = None if backbone is None else Wrapped(model, backbone, self.input_size)
+        self.host_model = model if self.wrapped is None else self.wrapped.host_model
+        self.empty = sieve(self.host_model)
 
     @property
     def dense_accuracy(self) -> dict[Part, float | None]:
-        """Of the dense model, in percent."""
-        return {part: self._accuracy(self.dense[rows], rows) for part, rows in self.parts.items()}
+        """Of the dense model, as `Figures.accuracy`."""
+        return {part: self._accuracy([self.dense[rows]], [rows]) for part, rows in self.parts.items()}
 
     def judge(self, recipe: Recipe, part: Part) -> Figures:
         """All images of a part."""
@@ -123,7 +136,7 @@ class Judge:
         """The figures after each rung of images, by default `self.rungs`: whoever has seen enough stops asking."""
         rows, recall = self.parts[part], _Recall()
         fast = self._sieved(recipe, recall)
-        answers: list[Tensor] = []
+        seen = _Seen(self.kind)
         begun = 0
         for rung in self.rungs if rungs is None else rungs:
             for start in range(begun, rung, self.batch):
@@ -132,16 +145,19 @@ class Judge:
                 recall.rows = now
                 with torch.inference_mode():
                     (batch,) = forward_batches([fast], [self.images[now]])
-                answers.append(batch.outputs[0])
+                seen.add(now, self.dense[now], batch.outputs[0], keep=self.labels is not None)
             begun = rung
-            loss, same = losses(self.dense[rows[:rung]], torch.cat(answers), self.classes)
-            agreement = None if same is None else 100 * float(same.double().mean())
-            yield Figures(float(loss.mean()), agreement, self._accuracy(torch.cat(answers), rows[:rung]), rung)
+            yield seen.figures(self._accuracy(seen.outputs, seen.rows))
 
     def macs(self, recipe: Recipe, include_proposal: bool = True) -> float:
         """Counted by `measure.macs`, the proposal's from the one time that it was asked."""
-        own = macs(self._sieved(recipe, _Recall()), self.input_size, proposal=False)
-        return own + (self.proposal_macs(recipe) if include_proposal else 0)
+        own = macs(self._sieved_host(recipe, _Recall()), self.input_size, proposal=False)
+        return own + self.outside + (self.proposal_macs(recipe) if include_proposal else 0)
+
+    @property
+    def outside(self) -> int:
+        """MACs an image of the model around the host."""
+        return 0 if self.wrapped is None else self.wrapped.outside
 
     def proposal_macs(self, recipe: Recipe) -> float:
         """MACs an image of what ranks patches for a recipe; 0 where nothing does."""
@@ -156,7 +172,7 @@ class Judge:
         """
         key = replace(method, keep=0.5, stages=None, background=None)
         if key not in self._maps:
-            fast = sieve(self.model, key, **self.settings).to(next(self.model.parameters()).device)
+            fast = self._host(Recipe.of(key))
             asked: Any = fast.significance
             like, found = next(self.model.parameters()), []
             for chunk in self.images.split(self.batch):
@@ -167,12 +183,21 @@ class Judge:
             self._maps[key] = torch.cat(found), cost
         return self._maps[key]
 
-    def sieved(self, recipe: Recipe) -> Sieved:
+    def sieved(self, recipe: Recipe) -> nn.Module:
         """The recipe as the user will run it, its proposal inside."""
-        return sieve(self.model, recipe, **self.settings).to(next(self.model.parameters()).device)
+        return self._whole(self._host(recipe))
 
-    def _sieved(self, recipe: Recipe, recall: _Recall) -> Sieved:
+    def _host(self, recipe: Recipe) -> Sieved:
+        return sieve(self.host_model, recipe, **self.settings).to(next(self.model.parameters()).device)
+
+    def _whole(self, fast: Sieved) -> nn.Module:
+        return fast if self.wrapped is None else self.wrapped.with_backbone(fast)
+
+    def _sieved(self, recipe: Recipe, recall: _Recall) -> nn.Module:
         """The recipe with the proposal's maps recalled instead of made."""
+        return self._whole(self._sieved_host(recipe, recall))
+
+    def _sieved_host(self, recipe: Recipe, recall: _Recall) -> Sieved:
         methods: list[BaseMethod] = []
         for method in recipe:
             if _asks(method):
@@ -181,12 +206,49 @@ class Judge:
                 methods.append(PaPr(**kept, significance=recall))
             else:
                 methods.append(method)
-        return sieve(self.model, Recipe(tuple(methods)), **self.settings)
+        return sieve(self.host_model, Recipe(tuple(methods)), **self.settings)
 
-    def _accuracy(self, outputs: Tensor, rows: Tensor) -> float | None:
-        if self.labels is None or not len(rows):
+    def _accuracy(self, outputs: Sequence[Tensor], rows: Sequence[Tensor]) -> float | None:
+        if self.labels is None or not sum(map(len, rows)):
             return None
-        return 100 * float((outputs.argmax(1) == self.labels[rows]).double().mean())
+        scorer = self.kind.scorer(1, self.ignore_index)
+        for some, which in zip(outputs, rows, strict=True):
+            scorer.update(some, self.labels[which])
+        score = scorer.result()
+        return score.top[1] if isinstance(score, Accuracy) else score.figures[MAP_SCORES[self.kind.name]]
+
+
+class _Seen:
+    """What a recipe answered to the images so far: a few numbers of each."""
+
+    def __init__(self, kind: OutputKind) -> None:
+        self.kind = kind
+        self.divergence: list[Tensor] = []
+        self.shares: list[Tensor] = []
+        self.outputs: list[Tensor] = []
+        """Kept for labels alone."""
+        self.rows: list[Tensor] = []
+
+    def add(self, rows: Tensor, dense: Tensor, sieved: Tensor, keep: bool) -> None:
+        check_shapes(dense, sieved)
+        self.rows.append(rows)
+        self.divergence.append(self.kind.divergence(dense, sieved))
+        if not self.kind.across_images and (shares := self.kind.agreement(dense, sieved)) is not None:
+            self.shares.append(shares)
+        if keep:
+            self.outputs.append(sieved)
+
+    def figures(self, accuracy: float | None) -> Figures:
+        loss, shares = torch.cat(self.divergence), torch.cat(self.shares) if self.shares else None
+        pixels = shares is not None and self.kind.name != "classes"
+        return Figures(
+            loss=float(loss.mean()),
+            agreement=None if shares is None else 100 * float(shares.mean()),
+            accuracy=accuracy,
+            images=len(loss),
+            kind=self.kind.name,
+            interval=agreement_interval(shares) if shares is not None and pixels else None,
+        )
 
 
 class _Recall:
@@ -206,8 +268,10 @@ def _asks(method: BaseMethod) -> TypeGuard[PaPr]:
     return isinstance(method, PaPr) and method.significance not in ("random", "centre") and method.ranks
 
 
-def _read(model: nn.Module, loader: Iterable[Any] | Tensor, batch: int) -> tuple[Tensor, Tensor, Tensor | None, bool]:
-    """All images (N, 3, H, W) in the model's precision, its outputs (N, K), labels (N,) or None, if it classifies."""
+def _read(
+    model: nn.Module, loader: Iterable[Any] | Tensor, batch: int, kind: str | None
+) -> tuple[Tensor, Tensor, Tensor | None, OutputKind]:
+    """All images (N, 3, H, W) in the model's precision, its outputs (N, ...), their labels or None, and their kind."""
     kept: list[Tensor] = []
     like = next(model.parameters())
     room = _free_memory()
@@ -223,31 +287,36 @@ def _read(model: nn.Module, loader: Iterable[Any] | Tensor, batch: int) -> tuple
                     )
                 kept.append(images.detach().to(device="cpu", dtype=like.dtype))
                 if sum(each.nbytes for each in kept) > 0.7 * room:
-                    raise InputError(
-                        f"{sum(map(len, kept))} images fill the memory, and the search holds all of them: give fewer "
-                        "(--limit), a few hundred are enough."
-                    )
+                    raise _too_many(kept)
             yield given
 
     labels: list[Tensor | None] = []
     outputs: list[Tensor] = []
-    classes = True
+    found: OutputKind | None = None
     for answers in forward_batches([model], keeping()):
         labels.append(answers.labels)
         outputs.append(answers.outputs[0])
-        classes = classes and answers.classes
-    if not outputs:
+        found = found or answers.kind(kind)
+        if sum(each.nbytes for each in (*kept, *outputs)) > 0.7 * room:
+            raise _too_many(kept)
+    if found is None:
         raise nothing_read(loader)
     dense = torch.cat(outputs)
-    if dense.ndim != 2:
+    if found.name == "tokens":
         raise InputError(
-            f"{type(model).__name__} returns shape {tuple(dense.shape)}: a search needs one row of scores or features "
-            "an image, so pool the tokens."
+            f"{type(model).__name__} returns shape {tuple(dense.shape)}: a search needs scores, an embedding or a map "
+            'of each image, so pool the tokens, or put them back on the grid; a map of depths is meant by kind="depth".'
         )
     known = [each for each in labels if each is not None]
-    classes = classes and dense.shape[1] > 1
-    complete = classes and len(known) == len(labels) and bool((torch.cat(known) >= 0).all())
-    return torch.cat(kept), dense, torch.cat(known) if complete else None, classes
+    complete = len(known) == len(labels) and all(map(found.labelled, known))
+    return torch.cat(kept), dense, torch.cat(known) if complete else None, found
+
+
+def _too_many(images: list[Tensor]) -> InputError:
+    return InputError(
+        f"{sum(map(len, images))} images fill the memory, and the search holds all of them, with the model's outputs: "
+        "give fewer (--limit), a few hundred are enough."
+    )
 
 
 def _free_memory() -> float:

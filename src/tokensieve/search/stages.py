@@ -49,7 +49,7 @@ class StageCosts(Costs):
             sizes = fast.sizes(torch.zeros(1, *input_size, device=like.device, dtype=like.dtype))
         self.host: Any = fast.host
         self.depth, self.pixels = len(sizes), [prod(size) for size in sizes]
-        self.dense = round(macs(fast.model, input_size))
+        self.dense, self.rest = round(macs(fast.model, input_size)), 0
         self.per_pixel = []
         for stage, pixels in enumerate(self.pixels):
             one = make("papr", {"keep": 0.5 / pixels, "significance": "centre", "stages": (stage,)})

@@ -20,6 +20,7 @@ from ..errors import InputError, RecipeError, SieveError, UnsupportedHost, first
 from ..hosts import open_host
 from ..measure.load import OtherWork, disturbs
 from ..measure.outputs import evaluating
+from ..measure.scores import IGNORE_INDEX
 from ..measure.speed import Speed, interleaved, summarise
 from ..methods import METHODS
 from ..methods.base import make
@@ -31,6 +32,7 @@ from .families import families as families_of
 from .fit import Fit
 from .judge import Judge
 from .stages import NAMES, costs_of, stage_families
+from .wrapped import submodule
 
 if TYPE_CHECKING:  # optuna is an extra: it is imported where a search begins, so that its absence can be explained
     import optuna
@@ -68,19 +70,25 @@ def tune(
     std: Sequence[float] | None = None,
     pretrained: bool = True,
     batch: int = 32,
+    backbone: str | None = None,
+    kind: str | None = None,
+    ignore_index: int | None = IGNORE_INDEX,
 ) -> Front:
     """Find recipes for a model within a budget, by how far its answers to unlabelled images move.
 
     Every recipe that is tried is scaled to take exactly the MACs it may, so that at each budget there is one number to
-    make small: the mean KL(dense || sieved) over the search images (for embeddings 1 - cosine). CMA-ES does that over
+    make small: the mean KL(dense || sieved) over the search images (of class maps over their pixels too; for embeddings
+    and maps of features 1 - cosine, for maps of depth the relative error). CMA-ES does that over
     some ten numbers (how the schedule runs over the depth, two guards, what a proposal drops). A front is five such
     searches, each begun from the best of the budget beside it, and not one search for two aims: CMA-ES has no
     form for two, and the genetic ones spend their trials all over the front, where the user wants one place of it.
 
     Args:
-        model: the host. Its modes are restored.
+        model: the host, or a model around it, see `backbone`: images to scores (B, K), embeddings (B, D), or maps
+            (B, C, H, W), as a tensor or in transformers' `ModelOutput`. Its modes are restored.
         loader: batches of images (B, 3, H, W) normalised as the model reads them, or tuples that begin with images and
-            labels, or one tensor. A few hundred are enough; all are held in memory. With labels accuracy is reported.
+            labels, or one tensor. A few hundred are enough; all are held in memory. With labels accuracy is reported,
+            with a label for each pixel the mean IoU of class maps, or how right depths are.
         macs: wanted saving factor, 1.9 for 1.9 times fewer MACs than the dense model, proposal included. Give this,
             `time` or `loss`.
         time: wanted speed-up, measured on this machine where the model is.
@@ -107,6 +115,12 @@ def tune(
             `time`, of which the measuring is a part, after that: so that what was found outlives an end in between.
         mean, std, pretrained: as in `sieve`.
         batch: images that go through together.
+        backbone: the name of the sub-module that is sieved, where the model itself is none that can be, such as a
+            segmenter. The model gives it the images as they are and calls it, its `forward_features` or its
+            `forward_intermediates`. MACs and speed are of the whole model; the recipes found are the sub-module's:
+            `model.backbone = sieve(model.backbone, front.recommended.recipe)`.
+        kind: "depth" where tensors (B, H, W) are meant as that; see `measure.comparison.KINDS`.
+        ignore_index: the label of pixels that count nowhere.
 
     Raises:
         InputError: images, weights or a storage that cannot be used; nothing could be judged; optuna is missing.
@@ -119,7 +133,7 @@ def tune(
             f"trials={trials} must be 0 or more, holdout={holdout:g} in [0, 1), batch={batch} at least 1, and timeout "
             "more than 0 seconds."
         )
-    host = open_host(model)
+    host = open_host(model if backbone is None else submodule(model, backbone))
     staged = host.units == "pixels"
     if correction is not None:
         correction = check_place(correction, (".safetensors",), new_folder=True)
@@ -129,7 +143,7 @@ def tune(
     optuna = _optuna()
     from .ladder import Clock, OutOfTime, Search, climb, towards
 
-    names, asked = _names(families, model, staged), _proposals(proposals)
+    names, asked = _names(families, host.model, staged), _proposals(proposals)
     clock = Clock(timeout)
     stopped = None
     with evaluating(model), _quiet(optuna):
@@ -143,9 +157,14 @@ def tune(
             std=std,
             pretrained=pretrained,
             check=lambda: None,
+            kind=kind,
+            ignore_index=ignore_index,
+            backbone=backbone,
         )
         costs = costs_of(judge.empty, judge.input_size)
-        readout = "readout" in METHODS and _refusal(judge, Recipe.parse("readout()")) is None
+        costs.add(judge.outside)
+        # a model around the host may read the patches that readout() leaves out
+        readout = backbone is None and "readout" in METHODS and _refusal(judge, Recipe.parse("readout()")) is None
         left_out = _LeftOut(tell or (lambda _: None))
         chosen = _families(names, staged, asked, judge, Fit(costs, 0.9 * costs.dense, readout), left_out)
         if correction is not None and (why := _cannot_correct(judge)) is not None:
@@ -162,6 +181,8 @@ def tune(
             "include_proposal": include_proposal,
             "corrected": correction is not None,
             "pretrained": pretrained,
+            "backbone": backbone,
+            "kind": kind,
         }
         search = Search(
             families=chosen,
@@ -234,7 +255,7 @@ def _front(
         best=best,
         wanted=wanted,
         reached=reached,
-        objective="kl" if judge.classes else "1 - cosine",
+        objective=judge.kind.divergence_name,
         dense_macs=search.fit(1.0).costs.dense,
         dense_accuracy=dict(judge.dense_accuracy.items()),
         finalists=tuple(finalists),
@@ -274,6 +295,8 @@ def _cannot_correct(judge: Judge) -> SieveError | None:
 
     if len(judge.parts["search"]) < LEAST:
         return InputError(f"it takes {LEAST} images to search on.")
+    if judge.wrapped is not None:
+        return UnsupportedHost("it corrects what the head of a whole model reads, and here a sub-module is sieved.")
     try:
         sieve(judge.model, Corrected(), pretrained=False)
     except SieveError as error:
@@ -301,7 +324,7 @@ def _corrected(front: Front, judge: Judge, file: Path, include_proposal: bool, s
         return replace(front, left_out={**front.left_out, "correction": str(error) or "it was interrupted"})
     point = replace(
         best, recipe=found.recipe, kind="corrected", macs=cost, ratio=front.dense_macs / cost, heldout=held, speed=None,
-        search=Figures(found.corrected_loss, found.corrected_agreement, None, found.images),
+        search=Figures(found.corrected_loss, found.corrected_agreement, None, found.images, judge.kind.name),
     )  # fmt: skip
     (point,) = _with_speed(judge, [point], [point])
     return replace(front, corrected=point)

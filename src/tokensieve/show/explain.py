@@ -10,11 +10,11 @@ from typing import Any
 import torch
 from timm.data import ImageNetInfo, infer_imagenet_subset
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from ..data import class_descriptions
 from ..errors import InputError
-from ..measure.outputs import evaluating, forward_batches
+from ..measure.comparison import OutputKind
+from ..measure.outputs import as_tensor, evaluating, forward_batches
 from ..stream import Sieved, Trace
 from .page import Fact, Panel
 from .pictures import HEIGHT, groups, heat, kept, photo
@@ -61,7 +61,10 @@ class Explained:
         panels: the picture; its significance map, its kept patches and its merged patches where the recipe has them.
         facts: the answers in words.
         verdict: the answers; None for a host without a classifier.
-        cosine: of the two models' embeddings where there is no classifier and both have one shape.
+        cosine: of the two models' embeddings, or maps of features, where there is no classifier and both have one
+            shape.
+        agreement: percent of the pixels of a class map that keep their class, or of a depth map that keep their depth
+            within a factor of 1.25; None of other outputs.
         kept: patches kept before block 0, or pixels in the first stage that leaves any out; None where all were kept.
         tokens_per_block: tokens, prefix included, that each block's MLP read.
     """
@@ -72,12 +75,13 @@ class Explained:
     cosine: float | None
     kept: int | None
     tokens_per_block: tuple[int, ...]
+    agreement: float | None = None
 
     def record(self) -> dict[str, Any]:
         """As plain JSON, without the panels."""
         answers = {"dense": None, "sieved": None} if self.verdict is None else self.verdict.record()
         counts = {"kept": self.kept, "tokens_per_block": list(self.tokens_per_block)}
-        return {**answers, "cosine": self.cosine, **counts}
+        return {**answers, "cosine": self.cosine, "agreement": self.agreement, **counts}
 
 
 def explain(
@@ -102,17 +106,17 @@ def explain(
     Returns:
         One `Explained` for each image.
     """
-    embedding, probabilities = dense_output(dense, images)
+    output, kind = dense_answers(dense, images)
+    probabilities = _probabilities(output, kind)
     trace = traced(fast, images)
+    sieved = as_tensor(trace.output, fast, len(images))
     tokens = trace.tokens
     assert tokens is not None
     grid = (tokens.grid[0], tokens.grid[1])
     merging, staged = tokens.size is not None, fast.units == "pixels"
     grain = _maps(fast, images) if staged else f"{grid[0] * grid[1]} patches"
-    verdicts = judge(probabilities, trace.output, classes)
-    cosines: list[float | None] = [None] * len(images)
-    if probabilities is None and embedding.ndim == 2 and embedding.shape == trace.output.shape:
-        cosines = F.cosine_similarity(embedding.double(), trace.output.double().cpu(), dim=-1).tolist()
+    verdicts = judge(probabilities, sieved, classes)
+    cosines, agreements = _compared(kind, output, sieved)
 
     explained = []
     for i, image in enumerate(images):
@@ -133,11 +137,12 @@ def explain(
         explained.append(
             Explained(
                 panels=tuple(panels),
-                facts=_facts(verdicts[i], cosines[i]),
+                facts=_facts(verdicts[i], cosines[i], agreements[i], kind),
                 verdict=verdicts[i],
                 cosine=cosines[i],
                 kept=trace.masks[0].kept.shape[1] if trace.masks else None,
                 tokens_per_block=tuple(trace.tokens_per_block),
+                agreement=agreements[i],
             )
         )
     return explained
@@ -152,11 +157,30 @@ def _maps(fast: Sieved, images: Tensor) -> str:
 
 def dense_output(dense: nn.Module, images: Tensor) -> tuple[Tensor, Tensor | None]:
     """The dense model's output on the CPU, and its class probabilities (B, K); None for a host without a classifier."""
+    output, kind = dense_answers(dense, images)
+    return output, _probabilities(output, kind)
+
+
+def dense_answers(dense: nn.Module, images: Tensor) -> tuple[Tensor, OutputKind]:
+    """The dense model's output on the CPU, and what it is."""
     with evaluating(dense):
         (answers,) = forward_batches([dense], [images])
-    output = answers.outputs[0]
-    scores = answers.classes and output.ndim == 2 and output.shape[1] > 1
-    return output, output.float().softmax(-1) if scores else None
+    return answers.outputs[0], answers.kind()
+
+
+def _probabilities(output: Tensor, kind: OutputKind) -> Tensor | None:
+    return output.float().softmax(-1) if kind.name == "classes" else None
+
+
+def _compared(kind: OutputKind, dense: Tensor, sieved: Tensor) -> tuple[Sequence[float | None], Sequence[float | None]]:
+    """Of each image the cosine of what has no classes, and the percentage of pixels of a map that stay."""
+    nothing: list[float | None] = [None] * len(dense)
+    if dense.shape != sieved.shape or kind.name in ("classes", "tokens"):
+        return nothing, nothing
+    if kind.name in ("embeddings", "feature-map"):
+        return kind.cosine(dense, sieved).tolist(), nothing
+    shares = kind.agreement(dense, sieved)
+    return nothing, nothing if shares is None else (100 * shares).tolist()
 
 
 @torch.no_grad()
@@ -219,9 +243,15 @@ def _answer(probabilities: Tensor, classes: Sequence[str] | None) -> Answer:
     return Answer(index, None if classes is None else classes[index], float(probabilities[index]))
 
 
-def _facts(verdict: Verdict | None, cosine: float | None) -> tuple[Fact, ...]:
+def _facts(
+    verdict: Verdict | None, cosine: float | None, agreement: float | None, kind: OutputKind
+) -> tuple[Fact, ...]:
+    if agreement is not None:
+        kept = "class" if kind.classes else "depth, within a factor of 1.25"
+        return (Fact(percent(agreement / 100), f"of the pixels keep their {kept}"),)
     if verdict is None:
-        return () if cosine is None else (Fact(f"{cosine:.3f}", "cosine of the dense and the sieved embedding"),)
+        what = "map of features" if kind.name == "feature-map" else "embedding"
+        return () if cosine is None else (Fact(f"{cosine:.3f}", f"cosine of the dense and the sieved {what}"),)
     facts = [Fact(str(verdict.dense), "dense answer")]
     if verdict.same:
         return (*facts, Fact(str(verdict.sieved), "sieved answer: the same"))

@@ -33,7 +33,9 @@ def front_plot(front: Front) -> Figure:
     included = ", proposal included" if front.settings.get("include_proposal", True) else ""
     left.set_xlabel(f"MACs an image, % of {front.dense_macs / 1e9:.3g} G{included}")
     right.set_xlabel("time of a batch, % of the dense model's")
-    unit = "KL(dense || sieved), nats" if front.objective == "kl" else "1 - cosine"
+    unit = front.objective
+    if unit.startswith("kl"):
+        unit = f"KL(dense || sieved){unit.removeprefix('kl')}, nats"
     left.set_ylabel(f"{unit},\nimages held out" if front.best.heldout else f"{unit},\nsearch images")
     for axes in (left, right):
         axes.spines[["top", "right"]].set_visible(False)

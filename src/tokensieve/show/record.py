@@ -59,24 +59,30 @@ def describe(fast: Sieved, dense: nn.Module, size: tuple[int, int]) -> dict[str,
 def compared(result: Fidelity) -> dict[str, Any]:
     """How far a sieved model is from its dense one, as plain JSON: NAME, and NAME_low and NAME_high of its interval.
 
-    `dense` and `sieved` have a percentage for each top-k, and `change` what they differ by; None without labels.
+    `dense` and `sieved` have a percentage for each top-k, or the figures of a `MapScore`, and `change` what they differ
+    by; None without labels. `kind` says what the outputs are.
     """
     found: dict[str, Any] = {"images": result.count}
     for name, scores in (("dense", result.dense_accuracy), ("sieved", result.accuracy)):
-        found[name] = scores and {f"top{k}": percent for k, percent in scores.top.items()}
-        found |= _ends(name, None if scores is None else scores.intervals)
-    found["change"] = {f"top{k}": change for k, change in result.changes.items()} or None
-    found |= _ends("change", result.change_intervals or None)
-    for name in ("agreement", "kl", "cosine"):
+        found[name] = None if scores is None else dict(scores.figures)
+        found |= _ends(name, None if scores is None else scores.figure_intervals)
+    found["change"] = {_figure(name): change for name, change in result.changes.items()} or None
+    found |= _ends("change", {_figure(name): ends for name, ends in result.change_intervals.items()} or None)
+    for name in ("agreement", "kl", "cosine", "divergence", "neighbours"):
         interval: Interval | None = getattr(result, f"{name}_interval")
         found[name] = getattr(result, name)
         found |= {f"{name}_{end}": interval and getattr(interval, end) for end in Interval._fields}
-    return {**found, "agreement_stderr": result.agreement_stderr}
+    return {**found, "agreement_stderr": result.agreement_stderr, "kind": result.kind}
 
 
-def _ends(name: str, intervals: Mapping[int, Interval] | None) -> dict[str, Any]:
+def _figure(name: int | str) -> str:
+    """The k of top-k as a name."""
+    return f"top{name}" if isinstance(name, int) else name
+
+
+def _ends(name: str, intervals: Mapping[str, Interval] | None) -> dict[str, Any]:
     return {
-        f"{name}_{end}": intervals and {f"top{k}": getattr(interval, end) for k, interval in intervals.items()}
+        f"{name}_{end}": intervals and {figure: getattr(interval, end) for figure, interval in intervals.items()}
         for end in Interval._fields
     }
 

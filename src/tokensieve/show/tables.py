@@ -157,10 +157,25 @@ INTERVALS = f"In brackets: 95 % intervals, of shares {SHARES}'s, of changes and 
 def lost(record: Record) -> str:
     """How far a sieved model is from its dense one, of what `record.compared` tells."""
     found = [f"cosine {_mean(record, 'cosine')}"]
-    if record["agreement"] is not None:
+    ends = between(record["agreement_low"], record["agreement_high"])
+    if record.get("neighbours") is not None:
+        near = between(record["neighbours_low"], record["neighbours_high"])
+        found.append(f"same nearest neighbour {record['neighbours']:.1f}% {near}")
+    if record.get("kind") == "class-map":
+        found = [
+            f"same class {record['agreement']:.1f}% of the pixels {ends}",
+            f"KL {_mean(record, 'kl')} nats",
+            *found,
+        ]
+    elif record.get("kind") == "depth":
+        found = [
+            f"{record['agreement']:.1f}% of the pixels within a factor of 1.25 {ends}",
+            f"relative error {_mean(record, 'divergence')}",
+            *found,
+        ]
+    elif record["agreement"] is not None:
         count = record["images"]
         same = f"{round(record['agreement'] * count / 100)} of {count}"
-        ends = between(record["agreement_low"], record["agreement_high"])
         found = [f"same class {same}, {record['agreement']:.1f}% {ends}", f"KL {_mean(record, 'kl')} nats", *found]
     return ", ".join(found)
 
@@ -170,9 +185,9 @@ def _mean(record: Record, name: str) -> str:
     return f"{record[name]:.4f}" + ("" if low is None else f" [{low:.4f}-{high:.4f}]")
 
 
-def between(low: float, high: float) -> str:
-    """The interval of a percentage."""
-    return f"[{low:.1f}-{high:.1f}]"
+def between(low: float | None, high: float | None) -> str:
+    """The interval of a percentage; nothing where there is none."""
+    return "" if low is None else f"[{low:.1f}-{high:.1f}]"
 
 
 def signed(value: float) -> str:

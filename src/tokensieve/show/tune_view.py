@@ -7,9 +7,15 @@ from typing import Any
 from rich.console import Group, RenderableType
 from rich.text import Text
 
+from ..measure.comparison import KINDS, divergence_title
 from .tables import header, new_table, times, with_spread
 
 Record = dict[str, Any]
+
+SAME = {"classes": "same class", "class-map": "same class", "depth": "within 1.25x"}
+"""What the agreement of each kind of output is called above its column."""
+RIGHT = {"classes": "top-1", "class-map": "mIoU", "depth": "delta < 1.25"}
+"""What the figure against labels is called."""
 
 
 def tune_view(record: Record) -> RenderableType:
@@ -17,11 +23,13 @@ def tune_view(record: Record) -> RenderableType:
     front = record["front"]
     best, held = front["best"], front["best"]["heldout"] is not None
     classes = best["search"]["agreement"] is not None
-    unit = "KL" if front["objective"] == "kl" else front["objective"]
-    head = ["MACs", "measured", unit, *(["held out"] if held else []), *(["same class"] if classes else [])]
+    kind = KINDS[best["search"].get("kind", "classes")]
+    unit = divergence_title(front["objective"])
+    same, right = SAME.get(kind.name, ""), RIGHT.get(kind.name, "")
+    head = ["MACs", "measured", unit, *(["held out"] if held else []), *([same] if classes else [])]
     scored = "heldout" if held else "search"
     labelled = front["dense"]["accuracy"].get(scored) is not None
-    table = new_table("", "", *head, *(["top-1"] if labelled else []), text=(1,))
+    table = new_table("", "", *head, *([right] if labelled else []), text=(1,))
     table.padding = (0, 1, 0, 0)
     for point in front["points"]:
         if point["dominated"] and point["budget"] != best["budget"]:
@@ -43,14 +51,15 @@ def tune_view(record: Record) -> RenderableType:
         if labelled:
             row.append(f"{point[scored]['accuracy']:.1f}%")
         table.add_row(*row, style="bold" if mine else "dim" if point["dominated"] else "")
+    also = f", as is {same}" if same else ""
     legend = (
         f"MACs and speed: dense over sieved, proposal included. {unit}: mean over "
         f"{best['search']['images']} images of the search"
-        + (f"; held out, as is same class: {best['heldout']['images']} others." if held else ".")
+        + (f"; held out{also}: {best['heldout']['images']} others." if held else ".")
         + " Dim: another recipe costs no more and loses less."
     )
     if labelled:
-        legend += f" Dense top-1: {front['dense']['accuracy'][scored]:.1f}%."
+        legend += f" Dense {right}: {front['dense']['accuracy'][scored]:.1f}%."
     parts: list[RenderableType] = [header(record), "", table, Text(legend, style="dim"), "", Text(front["found"])]
     if record["out"]:
         parts += ["", Text(f"{record['out']}/best.json", style="bold")]

@@ -1,0 +1,95 @@
+"""A model that holds the host as a sub-module, such as a segmenter with its backbone."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..data.inputs import InputSpec
+from ..errors import InputError, UnsupportedHost, nearest
+from ..measure import macs
+from ..methods import PaPr
+from ..stream import sieve
+
+
+class _Probe:
+    """A significance that keeps what the host was given; its map, the same everywhere, costs no MACs."""
+
+    def __init__(self) -> None:
+        self.given: list[Tensor] = []
+
+    def __call__(self, images: Tensor) -> Tensor:
+        self.given.append(images)
+        return images.new_zeros(len(images), 8, 8)
+
+
+class Wrapped:
+    """The sub-module that is sieved, and the model around it.
+
+    Args:
+        model: takes images (B, 3, H, W) and gives them to the sub-module as they are.
+        backbone: the sub-module's name, as `model.get_submodule` takes it.
+        input_size: of the images.
+
+    Raises:
+        InputError: there is no such sub-module.
+        UnsupportedHost: it cannot be sieved, or the model saves nothing, or something else, when it is.
+    """
+
+    def __init__(self, model: nn.Module, backbone: str, input_size: InputSpec) -> None:
+        self.model, self.backbone, self.host_model = model, backbone, submodule(model, backbone)
+        own = macs(self.host_model, input_size)
+        whole = macs(model, input_size)
+        probe = _Probe()
+        fast = sieve(self.host_model, PaPr(keep=0.6, significance=probe))
+        saved, wanted = whole - macs(self.with_backbone(fast), input_size), own - macs(fast, input_size)
+        if round(saved) != round(wanted):
+            raise UnsupportedHost(
+                f"{type(model).__name__} cannot be tuned by its {backbone}: sieved, that saves {wanted / 1e9:.4g} GMAC "
+                f"alone and {saved / 1e9:.4g} inside the model. It must be called once, with the images as they are, "
+                "by its own call or by forward_features or forward_intermediates."
+            )
+        like = next(model.parameters())
+        images = torch.rand(1, *input_size, generator=torch.Generator().manual_seed(0)).to(like.device, like.dtype)
+        probe.given.clear()
+        with torch.no_grad():
+            self.with_backbone(fast)(images)
+        if len(probe.given) != 1 or not torch.equal(probe.given[0], fast.covered(images)):
+            raise UnsupportedHost(
+                f"{type(model).__name__} changes the images before its {backbone} reads them: let it take them as they "
+                "are, normalised and resized by the data loader."
+            )
+        self.outside = round(whole - own)
+        """MACs an image of the model around the sub-module; less what the sub-module computes in vain."""
+
+    def with_backbone(self, part: nn.Module) -> nn.Module:
+        """The model with another sub-module in the place of its own, which keeps it; all else is shared."""
+        return _replaced(self.model, self.backbone.split("."), part)
+
+
+def submodule(model: nn.Module, name: str) -> nn.Module:
+    """The sub-module of this name.
+
+    Raises:
+        InputError: there is none.
+    """
+    names = [each for each, _ in model.named_modules() if each]
+    if name not in names:
+        raise InputError(f"{type(model).__name__} has no sub-module {name!r}{nearest(name, names)}.")
+    return model.get_submodule(name)
+
+
+def _replaced(model: nn.Module, path: list[str], part: nn.Module) -> nn.Module:
+    if not path:
+        return part
+    held: dict[str, Any] = vars(model)["_modules"]
+    if "forward" in vars(model):
+        raise UnsupportedHost(
+            f"{type(model).__name__} has a forward that was set on the instance, which would run the dense model."
+        )
+    copied = copy.copy(model)
+    copied.__dict__["_modules"] = {**held, path[0]: _replaced(held[path[0]], path[1:], part)}
+    return copied
