@@ -12,7 +12,7 @@ from tokensieve.measure import macs
 from tokensieve.zoo import VIDEO_PROPOSALS, video_classifier, video_proposal
 
 LAYOUTS = ["PyTorchVideo", "mmaction2"]
-X3D_S, R50, R101 = (3, 5, 11, 7), (3, 4, 6, 3), (3, 4, 23, 3)
+X3D_S, R50 = (3, 5, 11, 7), (3, 4, 6, 3)
 
 
 def parameters(module):
@@ -61,6 +61,20 @@ class TestAgainstTheReference:
             assert close(video_classifier("x3d_m", state)(clips), expected)
 
 
+class TestDeeperOnes:
+    @pytest.mark.parametrize("layout", LAYOUTS)
+    def test_their_weights_are_those_of_more_blocks(self, layout):
+        clips = torch.randn(1, 3, 1, 32, 32)
+        deep, deeper = (5, 10, 25, 15), (3, 4, 23, 3)
+        for name, make, run, depths in (
+            ("x3d_l", reference.x3d_state, reference.x3d, deep),
+            ("slowonly_r101", reference.slowonly_state, reference.slowonly, deeper),
+        ):
+            state = make(layout, depths)
+            with torch.no_grad():
+                assert close(video_proposal(name, state)(clips), run(state, clips, depths, layout))
+
+
 class TestPublishedFigures:
     @pytest.mark.parametrize(
         ("name", "size", "digits", "expected"),
@@ -75,6 +89,19 @@ class TestPublishedFigures:
     def test_macs(self, name, size, digits, expected):
         found = macs(video_proposal(name), InputSpec(size, "CTHW"), fvcore_compat=True) / 1e9
         assert round(found, digits) == expected
+
+    @pytest.mark.parametrize(
+        ("name", "size", "expected"),
+        [
+            ("x3d_s", (3, 13, 160, 160), 1.96),
+            ("x3d_m", (3, 16, 224, 224), 4.73),
+            ("x3d_l", (3, 16, 312, 312), 18.37),
+            ("slowonly_r50", (3, 8, 256, 256), 54.52),
+        ],
+    )
+    @pytest.mark.slow
+    def test_macs_of_whole_networks_in_model_zoos(self, name, size, expected):
+        assert round(macs(video_classifier(name), InputSpec(size, "CTHW")) / 1e9, 2) == expected
 
     def test_parameters(self):
         assert parameters(video_classifier("x3d_s")) == parameters(video_classifier("x3d_m")) == 3_794_274
