@@ -12,7 +12,7 @@ from tokensieve.data.inputs import InputSpec
 from tokensieve.measure import macs
 from tokensieve.zoo import video_classifier, video_proposal
 
-# name, frames, side, published GMAC as printed, and by whom: up to the last feature map, with the papers' BatchNorm terms
+# name, frames, side, published GMAC as printed, and by whom: up to the last feature map, with the papers' BatchNorms
 FEATURES = [
     ("x3d_s", 8, 160, "1.249", "PaPr, counted again"),
     ("x3d_m", 8, 224, "2.449", "PaPr, counted again"),

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from tokensieve.data import VideoPreprocessing
+from tokensieve.data import VideoPreprocessing, inputs
 from tokensieve.errors import InputError, RecipeError
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -88,6 +88,18 @@ class TestCrops:
         channels = settings(mean=MEAN, std=STD, layout="CTHW")
         assert channels.crops(wide).shape[1:] == channels.clip_shape == (3, 2, 8, 8)
         assert torch.equal(channels.crops(wide)[0], frames[0].transpose(0, 1))
+
+
+def test_what_a_model_reads_as_its_host_states_it(monkeypatch):
+    model = torch.nn.Linear(2, 2)
+    spec = inputs.InputSpec((3, 8, 112, 96), "CTHW")
+    monkeypatch.setattr(inputs, "HOSTS_STATE", [lambda part: spec if part is model else None])
+    with pytest.raises(InputError, match=r"Linear states no normalisation: give mean= and std="):
+        VideoPreprocessing.of(model)
+    expected = VideoPreprocessing((112, 96), MEAN, STD, frames=8, layout="CTHW", views="1x3")
+    assert VideoPreprocessing.of(model, MEAN, STD, views="1x3") == expected
+    model.mean, model.std = MEAN, STD
+    assert VideoPreprocessing.of(model, views="1x3") == expected
 
 
 def test_a_model_that_reads_images_is_refused():

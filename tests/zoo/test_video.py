@@ -216,3 +216,13 @@ class TestWhatItSays:
 
     def test_it_is_ready(self):
         assert not video_proposal("x3d_s").training
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["x3d_s", "slowonly_r50"])
+def test_it_becomes_a_graph(name, clips):
+    network = video_proposal(name)
+    graph = torch.export.export(network, (clips,)).module()
+    with torch.no_grad():
+        expected = network(clips)
+        assert (graph(clips) - expected).abs().max() <= 1e-4 * expected.abs().max()
