@@ -47,6 +47,9 @@ bench: $(VENV)/installed-dev
 	$(BIN)/python benchmarks/hosts.py
 	$(BIN)/python benchmarks/graphs.py
 	$(BIN)/python benchmarks/odd_folder.py
+	$(BIN)/python benchmarks/odd_clips.py
+	$(BIN)/python benchmarks/video_macs.py
+	$(BIN)/python benchmarks/video_depthwise.py
 	$(BIN)/python benchmarks/slim.py
 	$(BIN)/python benchmarks/compare_methods.py
 	$(BIN)/python benchmarks/compare_methods.py --time

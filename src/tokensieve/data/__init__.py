@@ -1,4 +1,4 @@
-"""Images in, batches out: thin over the readers and transforms of timm and Pillow."""
+"""Images and videos in, batches out: thin over the readers and transforms of timm, Pillow and PyAV."""
 
 from .classes import class_descriptions, class_index
 from .images import Failure, ImageSet, StreamSet, image_set, photograph_set, read_image, scene_set
@@ -6,10 +6,14 @@ from .listing import Skipped
 from .loading import Batch, Batches, load_batches
 from .preprocessing import Preprocessing
 from .scenes import Scene, Scenes, photographs
+from .video import Clips, VideoSet, Window, average_views, read_clips, sliding_clips, video_set, views_as_batch
+from .video_preprocessing import VideoPreprocessing
+from .video_sampling import Views
 
 __all__ = [
     "Batch",
     "Batches",
+    "Clips",
     "Failure",
     "ImageSet",
     "Preprocessing",
@@ -17,12 +21,21 @@ __all__ = [
     "Scenes",
     "Skipped",
     "StreamSet",
+    "VideoPreprocessing",
+    "VideoSet",
+    "Views",
+    "Window",
+    "average_views",
     "class_descriptions",
     "class_index",
     "image_set",
     "load_batches",
     "photograph_set",
     "photographs",
+    "read_clips",
     "read_image",
     "scene_set",
+    "sliding_clips",
+    "video_set",
+    "views_as_batch",
 ]

@@ -177,6 +177,12 @@ def _interpret_mapping(content: Mapping[str, object], name: str) -> list[_Class]
     values = list(content.values())
     if values and all(type(value) is int and value >= 0 for value in values):
         return [_Class(str(key), value) for key, value in content.items() if isinstance(value, int)]
+    if (
+        values
+        and all(isinstance(value, str) and value.isdecimal() for value in values)
+        and not all(str(key).isdecimal() for key in content)
+    ):  # Something-Something writes its numbers in quotes
+        return [_Class(str(key), int(str(value))) for key, value in content.items()]
     if values and all(str(key).isdecimal() for key in content):
         pairs = [[value] if isinstance(value, str) else value for value in values]
         if all(isinstance(pair, list | tuple) and pair and isinstance(pair[0], str) for pair in pairs):

@@ -117,15 +117,18 @@ class ImageSet(Dataset[tuple[Tensor, int]]):
         position = self._indices[index]
         try:
             source, label = self.items[position][:2]
-            image = _to_rgb(source) if isinstance(source, Image.Image) else _decode(source)
-            return self.transform(image), -1 if label is None else int(label)
-        except _UnusableError as error:
+            return self._read(source), -1 if label is None else int(label)
+        except UnusableError as error:
             return Failure(self.path(index), str(error))
         except Exception as error:  # whatever a reader or a resize may raise concerns this picture alone
             return Failure(self.path(index), f"cannot be read: {_reason(error)}")
 
+    def _read(self, source: Any) -> Tensor:
+        """What the set gives of one item's file or PIL image."""
+        return self.transform(_to_rgb(source) if isinstance(source, Image.Image) else _decode(source))
 
-class _Listed:
+
+class Listed:
     """Items of a listing: (path, or the content of a tar's member; label)."""
 
     def __init__(self, listing: Listing) -> None:
@@ -137,7 +140,7 @@ class _Listed:
     def __getitem__(self, index: int) -> tuple[Any, int]:
         source = self.sources[index]
         if source is None:
-            raise _UnusableError("does not exist")
+            raise UnusableError("does not exist")
         return source.open() if isinstance(source, TarMember) else source, self.labels[index]
 
 
@@ -165,7 +168,7 @@ class StreamSet(IterableDataset[tuple[Tensor, int]]):
             for picture, label in islice(self.reader, self.limit):
                 yield self.transform(_to_rgb(picture)), -1 if label is None else int(label)
                 count += 1
-        except (_UnusableError, InputError, OSError, ValueError) as error:
+        except (UnusableError, InputError, OSError, ValueError) as error:
             raise InputError(f"{self.name} cannot be read after {count} pictures: {_reason(error)}.") from error
 
 
@@ -251,38 +254,38 @@ def read_image(path: str | os.PathLike[str] | IO[bytes]) -> Image.Image:
     """
     try:
         return _decode(path)
-    except _UnusableError as error:
+    except UnusableError as error:
         raise InputError(f"{getattr(path, 'name', path) if hasattr(path, 'read') else path} {error}.") from error
 
 
-class _UnusableError(Exception):
-    """Why a picture cannot be used, as the end of a sentence that begins with its path."""
+class UnusableError(Exception):
+    """Why a picture or video cannot be used, as the end of a sentence that begins with its path."""
 
 
 def _decode(source: Any) -> Image.Image:
     try:
         with Image.open(source) as picture:
             return _to_rgb(picture)
-    except _UnusableError:
+    except UnusableError:
         raise
     except FileNotFoundError:
-        raise _UnusableError("does not exist") from None
+        raise UnusableError("does not exist") from None
     except PermissionError:
-        raise _UnusableError("may not be read: permission denied") from None
+        raise UnusableError("may not be read: permission denied") from None
     except UnidentifiedImageError:
-        raise _UnusableError("is not a picture that Pillow can read") from None
+        raise UnusableError("is not a picture that Pillow can read") from None
     except Exception as error:  # Pillow's decoders raise OSError, SyntaxError, ValueError, struct.error and others
-        raise _UnusableError(f"cannot be decoded: {_reason(error)}") from error
+        raise UnusableError(f"cannot be decoded: {_reason(error)}") from error
 
 
 def _to_rgb(picture: Image.Image) -> Image.Image:
     turn = _turn(picture)
     if picture.mode == "F":
-        raise _UnusableError("holds float samples of unknown range: save it with 8 or 16 bits")
+        raise UnusableError("holds float samples of unknown range: save it with 8 or 16 bits")
     if picture.mode == "I" or picture.mode.startswith("I;16"):
         samples = np.asarray(picture)
         if samples.min() < 0 or samples.max() > 0xFFFF:
-            raise _UnusableError("holds 32-bit samples: save it with 8 or 16 bits")
+            raise UnusableError("holds 32-bit samples: save it with 8 or 16 bits")
         picture = Image.fromarray((samples >> 8).astype(np.uint8))
     elif picture.mode == "P" and "transparency" in picture.info:
         picture = picture.convert("RGBA")  # the same pixels as straight to RGB, without Pillow's warning
@@ -305,7 +308,7 @@ def _reason(error: BaseException) -> str:
 
 def _listed(listing: Listing, transform: Callable, limit: int | None) -> ImageSet:
     return ImageSet(
-        _Listed(listing),
+        Listed(listing),
         transform,
         names=listing.names,
         labels=listing.labels,

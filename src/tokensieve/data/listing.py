@@ -1,4 +1,4 @@
-"""What a folder or a tar holds: pictures, class folders, and what is skipped; the same rules for both."""
+"""What a folder or a tar holds: pictures or videos, class folders, and what is skipped; the same rules for both."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import InputError
-from .scanning import NO_PICTURES, NOT_OPENED, Parts, Tree, picture_suffixes, scan_folder, scan_tar
+from .scanning import NOT_OPENED, PICTURES, Kind, Parts, Tree, scan_folder, scan_tar
 
 NAMED = 3
 """Names in a note, before it counts the others."""
@@ -28,10 +28,10 @@ class Skipped:
 
 @dataclass(frozen=True)
 class Listing:
-    """The pictures of a source in their order, and what else it holds.
+    """The pictures or videos of a source in their order, and what else it holds.
 
     Attributes:
-        sources: what opens each picture; see `ImageSet.items`.
+        sources: what opens each of them; see `ImageSet.items`.
         names: under which each is reported.
         labels: class index of each, -1 outside of class folders.
         classes: name of the class folder -> class index.
@@ -47,42 +47,45 @@ class Listing:
     notes: tuple[str, ...]
 
 
-def list_folder(root: Path, index: Mapping[str, int] | None = None) -> Listing:
-    """List the pictures below a folder; links are followed, and nothing is listed twice.
+def list_folder(root: Path, index: Mapping[str, int] | None = None, kind: Kind = PICTURES) -> Listing:
+    """List the pictures, or files of another kind, below a folder; links are followed, nothing is listed twice.
 
     Args:
         root: the folder.
         index: class index by name of the class folder; by default they are numbered in natural order.
+        kind: what is looked for.
 
     Raises:
-        InputError: the folder cannot be opened, holds no pictures, or a class folder is not in `index`.
+        InputError: the folder cannot be opened, holds none of them, or a class folder is not in `index`.
     """
-    tree = Tree()
+    tree = Tree(kind)
     scan_folder(tree, str(root))
     return _arrange(tree, 0, index, str(root), lambda parts: os.path.join(root, *parts))
 
 
-def list_tar(path: Path, index: Mapping[str, int] | None = None) -> Listing:
-    """List the pictures in an uncompressed tar, and in tars inside it, whose names then are those of folders.
+def list_tar(path: Path, index: Mapping[str, int] | None = None, kind: Kind = PICTURES) -> Listing:
+    """List the pictures, or files of another kind, in an uncompressed tar.
+
+    In tars inside it too, whose names then are those of folders.
 
     A tar of one folder, as `tar cf set.tar set` makes it, holds what that folder holds.
 
     Arguments and errors as in `list_folder`.
     """
-    tree = Tree()
+    tree = Tree(kind)
     try:
         with open(path, "rb") as file:
             scan_tar(tree, str(path), file)
     except (tarfile.TarError, EOFError, OSError) as error:
         reason = " ".join(str(error).split()).rstrip(".") or type(error).__name__
-        raise InputError(f"{path} holds no pictures that can be listed: {reason}.") from error
+        raise InputError(f"{path} holds no {kind.many} that can be listed: {reason}.") from error
     return _arrange(tree, _wrapping(tree, index), index, str(path), lambda parts: f"{path}:{'/'.join(parts)}")
 
 
 def _wrapping(tree: Tree, index: Mapping[str, int] | None) -> int:
     """1 where everything in a tar lies in one folder that is no class by itself; else 0."""
-    tops = {parts[0] for parts in (*tree.folders, *tree.pictures)}
-    if tree.rooted or len(tops) != 1 or any(len(parts) == 1 for parts in tree.pictures):
+    tops = {parts[0] for parts in (*tree.folders, *tree.files)}
+    if tree.rooted or len(tops) != 1 or any(len(parts) == 1 for parts in tree.files):
         return 0
     (top,) = tops
     return 0 if index is not None and top in index else 1
@@ -91,31 +94,33 @@ def _wrapping(tree: Tree, index: Mapping[str, int] | None) -> int:
 def _arrange(
     tree: Tree, base: int, index: Mapping[str, int] | None, source: str, path: Callable[[Parts], str]
 ) -> Listing:
-    """Number the class folders and sort the pictures; the first `base` parts of every path belong to the source."""
-    holding = {parts[:-1] for parts in tree.pictures}
+    """Number the class folders and sort the files; the first `base` parts of every path belong to the source."""
+    holding = {parts[:-1] for parts in tree.files}
     full = {parts[:i] for parts in holding for i in range(len(parts) + 1)}
     folders = {parts for parts in holding if len(parts) > base}
     beside = {parts[:-1] for parts in folders} - folders
-    # A folder without pictures counts where its neighbours are classes, and not inside a class folder.
+    # A folder without any counts where its neighbours are classes, and not inside a class folder.
     empty = [parts for parts in tree.folders if parts not in full and parts[:-1] in beside]
     unopened = {parts for parts, reason in tree.skipped if reason == NOT_OPENED}
     for parts in tree.folders - full - unopened - set(empty):
         if parts[:-1] in full:
-            tree.skip(parts, NO_PICTURES)
+            tree.skip(parts, f"folder without {tree.kind.many}")
     skipped = tuple(Skipped(path(parts), reason) for parts, reason in sorted(tree.skipped, key=_place))
-    if not tree.pictures:
+    if not tree.files:
         passed = f" ({count(skipped)})" if skipped else ""
-        raise InputError(f"{source} holds no pictures{passed}. What is read: {' '.join(sorted(picture_suffixes()))}.")
-    names = sorted({parts[-1] for parts in (*folders, *empty)}, key=_natural)
+        raise InputError(
+            f"{source} holds no {tree.kind.many}{passed}. What is read: {' '.join(sorted(tree.kind.suffixes()))}."
+        )
+    names = sorted({parts[-1] for parts in (*folders, *empty)}, key=natural)
     classes = {name: i for i, name in enumerate(names)} if index is None else dict(index)
-    for name in sorted({parts[-1] for parts in folders}, key=_natural):
+    for name in sorted({parts[-1] for parts in folders}, key=natural):
         if name not in classes:
             raise InputError(
                 f"The class folder '{name}' of {source} is not in the class index: name it there or move it."
             )
-    order = sorted(tree.pictures, key=lambda parts: [_natural(part) for part in parts])
+    order = sorted(tree.files, key=lambda parts: [natural(part) for part in parts])
     return Listing(
-        sources=[tree.pictures[parts] for parts in order],
+        sources=[tree.files[parts] for parts in order],
         names=[path(parts) for parts in order],
         labels=[classes[parts[-2]] if len(parts) > base + 1 else -1 for parts in order],
         classes=classes if folders or index is not None else {},
@@ -127,24 +132,24 @@ def _arrange(
 def _notes(
     tree: Tree, folders: set[Parts], empty: Sequence[Parts], base: int, classes: Mapping[str, int]
 ) -> Iterable[str]:
-    """What a user should know before believing labels or pictures."""
-    missing = sorted({parts[-1] for parts in empty} - {parts[-1] for parts in folders}, key=_natural)
+    """What a user should know before believing labels, or what was read."""
+    missing = sorted({parts[-1] for parts in empty} - {parts[-1] for parts in folders}, key=natural)
     if len(missing) == 1:
         number = f"; it stays class {classes[missing[0]]}" if missing[0] in classes else ""
-        yield f"the class folder {missing[0]} holds no picture{number}."
+        yield f"the class folder {missing[0]} holds no {tree.kind.one}{number}."
     elif missing:
-        yield f"{len(missing)} class folders hold no picture and keep their numbers: {_few(missing)}."
+        yield f"{len(missing)} class folders hold no {tree.kind.one} and keep their numbers: {_few(missing)}."
     places = Counter(parts[-1] for parts in folders)
-    for name in sorted((name for name, times in places.items() if times > 1), key=_natural):
+    for name in sorted((name for name, times in places.items() if times > 1), key=natural):
         where = sorted("/".join(parts[base:]) for parts in folders if parts[-1] == name)
         yield f"{len(where)} folders are one class, '{name}': {_few(where)}."
     inside = sorted("/".join(parts[base:]) for parts in folders if parts[:-1] in folders)
     if inside:
         yield f"a folder inside a class folder is a class of its own, by its own name: {_few(inside)}."
-    loose = sum(len(parts) == base + 1 for parts in tree.pictures)
+    loose = sum(len(parts) == base + 1 for parts in tree.files)
     if loose and folders:
-        yield f"{loose} of {len(tree.pictures)} pictures lie in no class folder and have no label."
-    gifs = sum(parts[-1].lower().endswith(".gif") for parts in tree.pictures)
+        yield f"{loose} of {len(tree.files)} {tree.kind.many} lie in no class folder and have no label."
+    gifs = sum(parts[-1].lower().endswith(".gif") for parts in tree.files)
     if gifs:
         yield f"the first frame is read of {gifs} .gif."
 
@@ -159,11 +164,11 @@ def _few(names: Sequence[str]) -> str:
     return ", ".join(names[:NAMED]) + more
 
 
-def _natural(name: str) -> tuple[list[int | str], str]:
+def natural(name: str) -> tuple[list[int | str], str]:
     """Sorts "2" before "10", whatever the case."""
     parts = re.split(r"(\d+)", name.lower())
     return [int(part) if i % 2 else part for i, part in enumerate(parts)], name
 
 
 def _place(skipped: tuple[Parts, str]) -> list[Any]:
-    return [_natural(part) for part in skipped[0]]
+    return [natural(part) for part in skipped[0]]

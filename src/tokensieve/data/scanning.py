@@ -1,4 +1,4 @@
-"""What lies in a folder or a tar: pictures by their ending, visible folders, and what is skipped and why."""
+"""What lies in a folder or a tar: pictures or videos by their ending, visible folders, what is skipped and why."""
 
 from __future__ import annotations
 
@@ -6,8 +6,9 @@ import io
 import os
 import tarfile
 from collections import deque
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, NamedTuple
 
 from PIL import Image, features
 
@@ -21,17 +22,16 @@ SYSTEM_FOLDERS = frozenset(("__macosx", "@eadir", "__pycache__", "$recycle.bin",
 """Folders that systems and tools make beside pictures; as hidden as those that begin with a dot."""
 HIDDEN_FOLDER, HIDDEN_FILE = "hidden folder", "hidden file"
 FOLDER_ABOVE, FOLDER_AGAIN = "link to a folder above it", "folder that is read already"
-PICTURE_AGAIN, OLDER = "link to a picture that is read already", "older version in the tar"
+OLDER, BROKEN_TAR = "older version in the tar", "tar that cannot be read"
 LINK_TO_NOTHING, NO_FILE = "link to nothing", "not a regular file"
-NOT_OPENED, NO_PICTURES, NO_SUFFIX = "folder that cannot be opened", "folder without pictures", "no extension"
-BROKEN_TAR = "tar that cannot be read"
+NOT_OPENED, NO_SUFFIX = "folder that cannot be opened", "no extension"
 
 Parts = tuple[str, ...]
 """A path below its source, part by part."""
 
 
 class TarMember:
-    """A picture in an uncompressed tar; opened anew each time, so that worker processes share no file position."""
+    """A file in an uncompressed tar; opened anew each time, so that worker processes share no file position."""
 
     def __init__(self, path: str, start: int, size: int) -> None:
         self.path, self.start, self.size = path, start, size
@@ -50,22 +50,34 @@ def picture_suffixes() -> frozenset[str]:
     return frozenset(end for end, name in known.items() if name in FORMATS - missing and name in Image.OPEN)
 
 
-class Tree:
-    """Everything below a source, by path: visible folders, pictures and what opens them, and what was skipped."""
+class Kind(NamedTuple):
+    """What is looked for: its word, for one and for many, and the endings of its files in lower case."""
 
-    def __init__(self) -> None:
-        self.pictures: dict[Parts, Any] = {}
+    one: str
+    many: str
+    suffixes: Callable[[], frozenset[str]]
+
+
+PICTURES = Kind("picture", "pictures", picture_suffixes)
+
+
+class Tree:
+    """Everything below a source, by path: visible folders, files of a kind and what opens them, what was skipped."""
+
+    def __init__(self, kind: Kind = PICTURES) -> None:
+        self.kind = kind
+        self.files: dict[Parts, Any] = {}
         self.folders: set[Parts] = set()
         self.skipped: list[tuple[Parts, str]] = []
         self.rooted = False
         """Whether a tar lists "." itself: then it holds what is in a folder, and not that folder."""
-        self._suffixes = picture_suffixes()
+        self._suffixes = kind.suffixes()
 
     def skip(self, parts: Parts, reason: str) -> None:
         self.skipped.append((parts, reason))
 
     def reads(self, parts: Parts) -> bool:
-        """Whether a file's ending is that of a picture; if not, it is skipped."""
+        """Whether a file's ending is one of the kind's; if not, it is skipped."""
         suffix = os.path.splitext(parts[-1])[1].lower()
         if suffix not in self._suffixes:
             self.skip(parts, suffix or NO_SUFFIX)
@@ -121,7 +133,7 @@ def scan_folder(tree: Tree, root: str) -> None:
                     if entry.is_symlink():
                         file_links.append((entry.path, below))
                     else:
-                        tree.pictures[below] = entry.path
+                        tree.files[below] = entry.path
 
     # What really lies here comes before links to it, and what links to folders lead to before links to files.
     enter(root, (), os.path.realpath(root))
@@ -134,10 +146,14 @@ def scan_folder(tree: Tree, root: str) -> None:
             enter(path, parts, target)
     for path, parts in file_links:
         folder, name = os.path.split(os.path.realpath(path))
-        if folder in entered and (*entered[folder], _printable(name)) in tree.pictures:
-            tree.skip(parts, PICTURE_AGAIN)
+        if folder in entered and (*entered[folder], _printable(name)) in tree.files:
+            tree.skip(parts, _again(tree))
         else:
-            tree.pictures[parts] = path
+            tree.files[parts] = path
+
+
+def _again(tree: Tree) -> str:
+    return f"link to a {tree.kind.one} that is read already"
 
 
 def _kind(entry: os.DirEntry[str]) -> str:
@@ -199,9 +215,9 @@ def scan_tar(tree: Tree, path: str, file: Any) -> None:
             except (tarfile.TarError, EOFError):
                 tree.skip(parts, BROKEN_TAR)
         elif tree.reads(parts):
-            if parts in tree.pictures:
+            if parts in tree.files:
                 tree.skip(parts, OLDER)
-            tree.pictures[parts] = found
+            tree.files[parts] = found
 
     with tarfile.open(fileobj=file, mode="r:") as outer:
         look(outer, 0, ())
@@ -216,10 +232,10 @@ def scan_tar(tree: Tree, path: str, file: Any) -> None:
         elif target not in files and not os.path.splitext(parts[-1])[1]:
             tree.skip(parts, LINK_TO_NOTHING)
         elif tree.reads(parts):
-            if target in tree.pictures and target not in links:
-                tree.skip(parts, PICTURE_AGAIN)
+            if target in tree.files and target not in links:
+                tree.skip(parts, _again(tree))
             else:
-                tree.pictures[parts] = None if target is None else files.get(target)
+                tree.files[parts] = None if target is None else files.get(target)
 
 
 def _split(name: str) -> Parts:

@@ -2,5 +2,16 @@
 
 from .models import Loaded, create, file_sha256, without_memory
 from .nano import BUNDLED, bundled_weights
+from .video import VIDEO_PROPOSALS, video_classifier, video_proposal
 
-__all__ = ["BUNDLED", "Loaded", "bundled_weights", "create", "file_sha256", "without_memory"]
+__all__ = [
+    "BUNDLED",
+    "VIDEO_PROPOSALS",
+    "Loaded",
+    "bundled_weights",
+    "create",
+    "file_sha256",
+    "video_classifier",
+    "video_proposal",
+    "without_memory",
+]

@@ -131,27 +131,38 @@ def read_weights(path: str | PathLike[str], sha256: str | None = None) -> dict[s
         raise InputError(f"{path} cannot be read as weights: {first_line(error)}.") from error
     if isinstance(state, Mapping):
         # Training scripts store the weights beside the optimiser's state.
-        state = next((state[key] for key in ("state_dict", "model") if isinstance(state.get(key), Mapping)), state)
+        state = next(
+            (state[key] for key in ("state_dict", "model", "model_state") if isinstance(state.get(key), Mapping)), state
+        )
     if not isinstance(state, Mapping) or not all(isinstance(value, torch.Tensor) for value in state.values()):
         raise InputError(f"{path} holds no state dict: expected a mapping of names to tensors.")
     wide = {key: value.is_floating_point() and value.dtype != torch.float64 for key, value in state.items()}
     return {key: value.float() if wide[key] else value for key, value in state.items()}
 
 
-def load_strictly(model: nn.Module, state: Mapping[str, torch.Tensor], what: str) -> None:
-    """Load `state` into `model`; raises `InputError` that names the first key that does not fit."""
-    own = model.state_dict()
+def load_strictly(
+    model: nn.Module, state: Mapping[str, torch.Tensor], what: str, called: Mapping[str, str] | None = None
+) -> None:
+    """Load `state` into `model`; raises `InputError` that names the first key that does not fit.
+
+    `called` says what the file calls a key, where its layout is another.
+    """
+    own, named = model.state_dict(), called or {}
     # Old checkpoints lack BatchNorm's step counter, which evaluation never reads.
     missing = [key for key in own if key not in state and not key.endswith("num_batches_tracked")]
     unexpected = [key for key in state if key not in own]
     wrong = [key for key in own if key in state and own[key].shape != state[key].shape]
     if missing:
-        raise InputError(f"Cannot load {what}: the file has no {missing[0]!r} ({len(missing)} such keys).")
+        raise InputError(
+            f"Cannot load {what}: the file has no {named.get(missing[0], missing[0])!r} ({len(missing)} such keys)."
+        )
     if unexpected:
         raise InputError(f"Cannot load {what}: the model has no {unexpected[0]!r} ({len(unexpected)} such keys).")
     if wrong:
         key, have, want = wrong[0], tuple(state[wrong[0]].shape), tuple(own[wrong[0]].shape)
-        raise InputError(f"Cannot load {what}: {key!r} has shape {have} in the file and {want} in the model.")
+        raise InputError(
+            f"Cannot load {what}: {named.get(key, key)!r} has shape {have} in the file and {want} in the model."
+        )
     model.load_state_dict(state, strict=False)
 
 

@@ -1,0 +1,217 @@
+"""Videos from a folder, a tar, a list or a file: clips of their frames, as tensors."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..errors import InputError, RecipeError
+from .classes import class_index
+from .images import ImageSet, Listed, UnusableError
+from .listing import Listing, list_folder, list_tar
+from .scanning import Kind
+from .video_frames import Timeline, frames_at, library, timeline_of
+from .video_lists import LISTS, list_annotated
+from .video_preprocessing import VideoPreprocessing
+from .video_sampling import Views, sliding_windows
+
+SUFFIXES = frozenset(
+    (
+        *(".3g2", ".3gp", ".asf", ".avi", ".flv", ".m2ts", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg"),
+        *(".mts", ".mxf", ".ogv", ".ts", ".vob", ".webm", ".wmv"),
+    )
+)
+VIDEOS = Kind("video", "videos", lambda: SUFFIXES)
+Source = str | os.PathLike[str] | IO[bytes]
+
+
+@dataclass(frozen=True)
+class Clips:
+    """What is read of one video.
+
+    Attributes:
+        clips: (views, *clip_shape) float32; the crops of a clip follow each other.
+        times: (clips, frames) float64, when each frame is shown, in seconds from the beginning.
+        duration: of the video, in seconds.
+        rate: frames a second, the mean where it varies.
+    """
+
+    clips: Tensor
+    times: np.ndarray
+    duration: float
+    rate: float
+
+
+@dataclass(frozen=True)
+class Window:
+    """A clip of a longer video.
+
+    Attributes:
+        clip: (*clip_shape) float32; with three crops (3, *clip_shape).
+        start: when its first frame is shown, in seconds from the beginning.
+        end: when its last frame is shown.
+    """
+
+    clip: Tensor
+    start: float
+    end: float
+
+
+def read_clips(source: Source, preprocessing: VideoPreprocessing) -> Clips:
+    """Read a video as the clips that a model averages its answers over.
+
+    Frames are taken by their time, so that a rate that varies does no harm; they are turned upright as a phone's
+    recording says, whatever their depth become 8-bit RGB, and their pixels are taken as square.
+
+    Args:
+        source: a path, or a file opened for reading bytes.
+        preprocessing: which frames, and how they become tensors.
+
+    Raises:
+        InputError: no such file, no video in it, damaged, or cut short.
+    """
+    try:
+        return _read(source, preprocessing)
+    except UnusableError as error:
+        raise InputError(f"{_name(source)} {error}.") from error
+
+
+def sliding_clips(source: Source, preprocessing: VideoPreprocessing, step: float | None = None) -> Iterator[Window]:
+    """Read a long video clip by clip, with their times; only the frames of one clip are held in memory.
+
+    Args:
+        source: as in `read_clips`.
+        preprocessing: frames, stride and size; of its views, the crops count.
+        step: seconds from clip to clip; by default they lie end to end. The last one ends with the video.
+
+    Raises:
+        InputError: as `read_clips`, when the clip is reached.
+        RecipeError: a step that leads nowhere.
+    """
+    try:
+        timeline = timeline_of(source)
+        windows = sliding_windows(timeline, preprocessing.frames, preprocessing.stride, step)
+        decoded = frames_at(source, timeline, np.unique(windows).tolist())
+        held: dict[int, Tensor] = {}
+        for window in windows.tolist():
+            while window[-1] not in held:
+                index, frame = next(decoded)
+                held[index] = preprocessing.resize(frame)
+            held = {index: frame for index, frame in held.items() if index >= window[0]}
+            crops = preprocessing.crops(_stack([held[index] for index in window]))
+            start, end = timeline.seconds[[window[0], window[-1]]].tolist()
+            yield Window(crops[0] if len(crops) == 1 else crops, start, end)
+    except UnusableError as error:
+        raise InputError(f"{_name(source)} {error}.") from error
+
+
+class VideoSet(ImageSet):
+    """Videos in a fixed order, each as (clip float32, label); the label is -1 where there is none.
+
+    A clip has the preprocessing's layout, (frames, 3, H, W) or (3, frames, H, W); with more views than one they are
+    stacked in front: (views, ...), see `views_as_batch` and `average_views`. What `ImageSet` says of limits, failures
+    and labels holds.
+    """
+
+    def __init__(self, listing: Listing, preprocessing: VideoPreprocessing, limit: int | None = None) -> None:
+        super().__init__(
+            Listed(listing),
+            torch.as_tensor,
+            names=listing.names,
+            labels=listing.labels,
+            classes=listing.classes,
+            limit=limit,
+            skipped=listing.skipped,
+            notes=listing.notes,
+        )
+        self.preprocessing = preprocessing
+
+    def _read(self, source: Any) -> Tensor:
+        clips = _read(source, self.preprocessing).clips
+        return clips[0] if Views.parse(self.preprocessing.views).total == 1 else clips
+
+
+def video_set(
+    source: str | Path,
+    preprocessing: VideoPreprocessing,
+    *,
+    classes: str | Path | Sequence[str] | Mapping[str, object] | None = None,
+    limit: int | None = None,
+    root: str | Path | None = None,
+) -> VideoSet:
+    """Open a set of videos.
+
+    Args:
+        source: a folder of class folders, a flat folder (no labels: -1) or a tar of either, by the rules of
+            `image_set`; a list of videos and labels (`.csv`, `.tsv`, `.txt`, `.json`, see `list_annotated`); one file.
+        preprocessing: what makes a video a tensor.
+        classes: a class-index file, or its content (see `class_index`).
+        limit: at most so many videos, spread evenly over the sorted list.
+        root: folder that the paths of a list are relative to, by default that of the list.
+
+    Returns:
+        A data set for `load_batches`: what cannot be read is left out there, on record, and the rest goes on.
+
+    Raises:
+        InputError: nothing at `source`, no video in it, or a class that `classes` does not name; PyAV is missing.
+        RecipeError: a limit below 1.
+    """
+    if limit is not None and limit < 1:
+        raise RecipeError(f"The limit on videos must be at least 1, not {limit}.")
+    library()
+    index = None if classes is None else class_index(classes)
+    path = Path(source)
+    if path.is_dir():
+        listing = list_folder(path, index, VIDEOS)
+    elif not path.is_file():
+        raise InputError(f"{source} does not exist: give a folder, a tar, a video file or a list of videos and labels.")
+    elif path.suffix.lower() == ".tar":
+        listing = list_tar(path, index, VIDEOS)
+    elif path.suffix.lower() in LISTS:
+        listing = list_annotated(path, index, root)
+    else:
+        listing = Listing([path], [str(path)], [-1], {}, (), ())
+    return VideoSet(listing, preprocessing, limit)
+
+
+def views_as_batch(clips: Tensor, preprocessing: VideoPreprocessing) -> Tensor:
+    """A batch of videos (B, views, *clip_shape) as the batch of clips (B * views, *clip_shape) that a model reads."""
+    return clips if Views.parse(preprocessing.views).total == 1 else clips.flatten(0, 1)
+
+
+def average_views(logits: Tensor, views: int) -> Tensor:
+    """Class scores of clips (B * views, K) -> probabilities of videos (B, K): the mean of the clips' softmax.
+
+    Raises:
+        InputError: as many clips are not those of whole videos.
+    """
+    if views < 1 or len(logits) % views:
+        raise InputError(f"{len(logits)} clips are not those of videos of {views} views each.")
+    return logits.float().softmax(-1).unflatten(0, (-1, views)).mean(1)
+
+
+def _read(source: Any, preprocessing: VideoPreprocessing) -> Clips:
+    timeline: Timeline = timeline_of(source)
+    indices = preprocessing.indices(timeline)
+    wanted = np.unique(indices).tolist()
+    frames = {index: preprocessing.resize(frame) for index, frame in frames_at(source, timeline, wanted)}
+    clips = [preprocessing.crops(_stack([frames[index] for index in clip])) for clip in indices.tolist()]
+    return Clips(torch.cat(clips), timeline.seconds[indices], timeline.duration, timeline.rate)
+
+
+def _stack(frames: list[Tensor]) -> Tensor:
+    """(T, 3, h, w). Raises `UnusableError` where the size changes within the video."""
+    if len({frame.shape for frame in frames}) > 1:
+        raise UnusableError("changes the shape of its picture half way")
+    return torch.stack(frames)
+
+
+def _name(source: Any) -> str:
+    return str(getattr(source, "name", "The video") if hasattr(source, "read") else source)

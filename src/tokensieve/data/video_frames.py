@@ -1,0 +1,232 @@
+"""Frames of a video file by their time, upright and in RGB; PyAV decodes."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from fractions import Fraction
+from typing import Any
+
+import numpy as np
+
+from ..errors import InputError
+from .images import UnusableError
+
+CUT_SHORT = 0.9
+"""A file that holds a smaller share than this of the frames it announces is cut short."""
+
+
+@dataclass(frozen=True)
+class Timeline:
+    """When the frames of a video are shown, known without decoding them.
+
+    Attributes:
+        stamps: (n,) int64, the time of each frame in ticks, in the order of showing.
+        keys: the stamps of those that can be decoded without others.
+        tick: length of a tick in seconds.
+        rate: frames a second, the mean where it varies.
+        timed: whether the file says when frames are shown; if not, they come at `rate`.
+    """
+
+    stamps: np.ndarray
+    keys: np.ndarray
+    tick: float
+    rate: float
+    timed: bool = True
+
+    def __len__(self) -> int:
+        return len(self.stamps)
+
+    @property
+    def seconds(self) -> np.ndarray:
+        """(n,) float64, from the beginning of the first frame."""
+        return (self.stamps - self.stamps[0]) * self.tick
+
+    @property
+    def duration(self) -> float:
+        """In seconds, to the end of the last frame."""
+        return float(self.seconds[-1]) + 1 / self.rate
+
+    def shown(self, seconds: np.ndarray) -> np.ndarray:
+        """Index of the frame that is shown at each time; half a frame of grace evens out rounded stamps."""
+        usual = float(np.median(np.diff(self.seconds))) if len(self) > 1 else 1 / self.rate
+        grace = 0.5 * min(usual, 1 / self.rate)
+        found = np.searchsorted(self.seconds, np.asarray(seconds) + grace, side="right") - 1
+        return found.clip(0, len(self) - 1)
+
+
+def library() -> Any:
+    """PyAV. Raises `InputError` where it is not installed."""
+    try:
+        import av
+    except ModuleNotFoundError as error:
+        raise InputError("Reading videos needs PyAV: pip install 'tokensieve[video]'.") from error
+    return av
+
+
+def timeline_of(source: Any) -> Timeline:
+    """When each frame of a file is shown; nothing is decoded.
+
+    Args:
+        source: a path, or a file opened for reading bytes.
+
+    Raises:
+        UnusableError: no such file, no video in it, or less than it announces.
+    """
+    with opened(source) as (container, stream):
+        packets = []
+        for packet in container.demux(stream):
+            if packet.size and not packet.is_discard:
+                packets.append((packet.pts, packet.is_keyframe))
+        announced = stream.frames
+        tick = float(stream.time_base or Fraction(1, 90000))
+        stated = None if container.duration is None else container.duration / 1e6
+        rate = stream.average_rate or stream.guessed_rate
+        alone = not container.streams.audio
+    if not packets:
+        raise UnusableError("holds no frame of video")
+    timed = all(stamp is not None for stamp, _ in packets)
+    if not timed:
+        rate = rate or 25
+        tick = float(1 / Fraction(rate))
+        packets = [(index, key) for index, (_, key) in enumerate(packets)]
+    stamps = np.array(sorted(stamp for stamp, _ in packets), dtype=np.int64)
+    length = float(stamps[-1] - stamps[0]) * tick
+    if len(stamps) > 1 and length > 0:
+        mean = (len(stamps) - 1) / length
+        # What a file states may be the rate of its ticks: where frames come otherwise, they are believed.
+        rate = float(rate) if rate and abs(float(rate) / mean - 1) < 0.02 else mean
+    keys = np.array(sorted(stamp for stamp, key in packets if key), dtype=np.int64)
+    found = Timeline(stamps, keys, tick, float(rate or 25), timed)
+    if announced and len(stamps) < CUT_SHORT * announced:
+        raise UnusableError(f"is cut short: {len(stamps)} of the {announced} frames that it announces are there")
+    end = max(found.duration, stamps[-1] * tick + 1 / found.rate)  # Matroska counts from 0, whatever comes first
+    if not announced and alone and stated and end < CUT_SHORT * stated:
+        raise UnusableError(f"is cut short: {end:.1f} of the {stated:.1f} seconds it announces are there")
+    return found
+
+
+def frames_at(source: Any, timeline: Timeline, indices: Sequence[int]) -> Iterator[tuple[int, np.ndarray]]:
+    """Decode chosen frames, in the order of showing; between them the file is skipped from key frame to key frame.
+
+    Args:
+        source: as in `timeline_of`.
+        timeline: of this file.
+        indices: of the frames, ascending and each once.
+
+    Yields:
+        The index, and the frame (H, W, 3) uint8, upright: as the display matrix of a phone's recording turns it.
+
+    Raises:
+        UnusableError: a frame that is announced cannot be decoded.
+    """
+    with opened(source) as (container, stream):
+        decoder = _Decoder(container, stream, timeline)
+        for index in indices:
+            yield index, _upright(decoder.reach(index))
+
+
+class _Decoder:
+    """Goes forward through a file; what lies between is skipped where that is shorter."""
+
+    def __init__(self, container: Any, stream: Any, timeline: Timeline) -> None:
+        self.container, self.stream, self.timeline = container, stream, timeline
+        self.skips = timeline.timed
+        self._frames = self._decode()
+        self._stamp: int | None = None
+        self._frame: Any = None
+
+    def reach(self, index: int) -> Any:
+        """The frame of that index, or the next one that is there; its errors name the time of the one wanted."""
+        stamp = int(self.timeline.stamps[index])
+        if self.skips:
+            before = self.timeline.keys[self.timeline.keys <= stamp]
+            if len(before) and before[-1] > (self.timeline.stamps[0] if self._stamp is None else self._stamp):
+                key = int(before[-1])
+                self._seek(key)
+                self._next(index, needed=False)
+                if self._stamp is None or self._stamp > key:  # led too far, among frames that need those before them
+                    self.skips = False
+                    self._seek(int(self.timeline.stamps[0]))
+        while self._stamp is None or self._stamp < stamp:
+            self._next(index)
+        return self._frame
+
+    def _seek(self, stamp: int) -> None:
+        self.container.seek(stamp, stream=self.stream)
+        self._frames, self._stamp = self._decode(), None
+
+    def _decode(self) -> Iterator[tuple[int, Any]]:
+        for count, frame in enumerate(self.container.decode(self.stream)):
+            stamp = frame.pts if frame.pts is not None else frame.dts
+            yield stamp if self.timeline.timed and stamp is not None else count, frame
+
+    def _next(self, index: int, *, needed: bool = True) -> None:
+        wanted, av = self.timeline.seconds[index], library()
+        try:
+            found = next(self._frames, None)
+        except av.error.FFmpegError as error:
+            if not needed:
+                return
+            raise UnusableError(f"cannot be decoded up to {wanted:.2f} s: {_said(error)}") from error
+        if found is not None:
+            self._stamp, self._frame = found
+            if self._frame.is_corrupt:
+                raise UnusableError(f"is damaged before {wanted:.2f} s")
+        elif needed:
+            end = self.timeline.duration
+            raise UnusableError(f"is cut short: no frame can be decoded at {wanted:.2f} of {end:.2f} s")
+
+
+@contextmanager
+def opened(source: Any) -> Iterator[tuple[Any, Any]]:
+    """A file's container and its video stream, for PyAV. Raises `UnusableError` where there is none."""
+    av = library()
+    if hasattr(source, "read"):
+        source.seek(0)
+        empty, name = not source.read(1), source
+        source.seek(0)
+    else:
+        name = os.fspath(source)
+        empty = os.path.isfile(name) and os.path.getsize(name) == 0
+    if empty:
+        raise UnusableError("is empty: 0 bytes")
+    try:
+        container = av.open(name)
+    except FileNotFoundError:
+        raise UnusableError("does not exist") from None
+    except PermissionError:
+        raise UnusableError("may not be read: permission denied") from None
+    except av.error.FFmpegError as error:
+        raise UnusableError(f"is not a video that can be read: {_said(error)}") from error
+    with container:
+        streams = [stream for stream in container.streams.video if not _is_cover(stream)]
+        if not streams:
+            sound = ", ".join(stream.codec_context.name for stream in container.streams.audio)
+            raise UnusableError(f"holds no video, only sound ({sound})" if sound else "holds no video")
+        yield container, streams[0]
+
+
+def _is_cover(stream: Any) -> bool:
+    """Whether it is the picture on the cover of a piece of music."""
+    attached = 1 << 10  # AV_DISPOSITION_ATTACHED_PIC
+    return bool(int(getattr(stream.disposition, "value", stream.disposition)) & attached)
+
+
+def _said(error: Exception) -> str:
+    return str(getattr(error, "strerror", None) or error).strip().rstrip(".")
+
+
+def _upright(frame: Any) -> np.ndarray:
+    """(H, W, 3) uint8, turned and mirrored as the display matrix says."""
+    picture = frame.to_ndarray(format="rgb24")
+    matrix = frame.side_data.get("DISPLAYMATRIX")
+    if matrix is None:
+        return picture
+    # A point (x, y) is shown at (a x + c y, b x + d y): ffmpeg's display.h.
+    a, b, _, c, d, *_ = np.frombuffer(matrix, np.int32).tolist()
+    if abs(b) > abs(a):
+        picture, a, d = picture.transpose(1, 0, 2), c, b
+    return np.ascontiguousarray(picture[:: -1 if d < 0 else 1, :: -1 if a < 0 else 1])

@@ -1,0 +1,157 @@
+"""How the frames of a video become the clips that a model was trained to read."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Self
+
+import numpy as np
+import torch
+import torchvision.transforms.v2.functional as transforms
+from PIL import Image
+from torch import Tensor, nn
+
+from ..errors import InputError, RecipeError
+from .images import UnusableError
+from .inputs import InputSpec
+from .video_sampling import Timeline, Views, dense_clips, uniform_clips
+
+SAMPLINGS = ("dense", "uniform")
+LAYOUTS = ("TCHW", "CTHW")
+
+
+@dataclass(frozen=True)
+class VideoPreprocessing:
+    """Which frames of a video a model reads at inference, and how they are resized, cropped and normalised.
+
+    Everything in it is plain JSON: `VideoPreprocessing(**json.loads(json.dumps(dataclasses.asdict(p)))) == p`.
+
+    Attributes:
+        input_size: height and width of the clips, in pixels.
+        mean: per channel (R, G, B), of values in [0, 1].
+        std: per channel, of values in [0, 1].
+        frames: of a clip.
+        stride: frames of the video from one frame of a clip to the next, where sampling is "dense".
+        sampling: "dense" takes clips of neighbouring frames (Kinetics), "uniform" a frame from each of equal parts of
+            the whole video (Something-Something V2).
+        views: clips x crops of a video: "1x1", "1x3", "5x3", "1x10" (see `Views.parse`). Three crops lie side by side
+            along the longer side, one in the middle.
+        short_side: to which the shorter side is resized before cropping, in pixels; by default just so that the crop
+            fits.
+        layout: "TCHW" (frames, channels, height, width), as transformers' models read clips, or "CTHW", as
+            torchvision's and mmaction2's do.
+    """
+
+    input_size: tuple[int, int]
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    frames: int = 16
+    stride: int = 4
+    sampling: str = "dense"
+    views: str = "1x1"
+    short_side: int | None = None
+    layout: str = "TCHW"
+
+    def __post_init__(self) -> None:
+        # Lists come from JSON; tuples keep the object hashable and equal to what it was written from.
+        for field in ("input_size", "mean", "std"):
+            object.__setattr__(self, field, tuple(getattr(self, field)))
+        if len(self.input_size) != 2 or not all(_counts(side) for side in self.input_size):
+            raise RecipeError(f"input_size must be a height and a width in pixels, not {self.input_size}.")
+        if len(self.mean) != 3 or len(self.std) != 3 or min(self.std) <= 0:
+            raise RecipeError(
+                f"mean and std must be three numbers each, std positive: videos have three channels, not {self.mean} "
+                f"and {self.std}."
+            )
+        if not _counts(self.frames) or not _counts(self.stride):
+            raise RecipeError(f"frames and stride must be whole numbers from 1 up, not {self.frames}, {self.stride}.")
+        if self.sampling not in SAMPLINGS:
+            raise RecipeError(f"sampling must be one of {', '.join(SAMPLINGS)}, not '{self.sampling}'.")
+        if self.layout not in LAYOUTS:
+            raise RecipeError(f"layout must be one of {', '.join(LAYOUTS)}, not '{self.layout}'.")
+        if self.short_side is not None and (not _counts(self.short_side) or self.short_side < min(self.input_size)):
+            raise RecipeError(
+                f"short_side must be at least {min(self.input_size)}, the shorter side of the crop, not "
+                f"{self.short_side}."
+            )
+        Views.parse(self.views)
+
+    @classmethod
+    def of(
+        cls,
+        model: nn.Module,
+        mean: Sequence[float] | None = None,
+        std: Sequence[float] | None = None,
+        **settings: Any,
+    ) -> Self:
+        """The frames, size and layout that a model reads, as its host states them.
+
+        Args:
+            model: of a host that reads videos, or a sieved one.
+            mean: per channel; by default what the model states as `mean` or in its `pretrained_cfg`.
+            std: as `mean`.
+            settings: further attributes, such as `views="5x3"`.
+
+        Raises:
+            InputError: the model reads images, or states no normalisation and none is given.
+        """
+        spec = InputSpec.of(model)
+        if "T" not in spec.layout:
+            raise InputError(f"{type(model).__name__} reads images, not videos: give it frames by Preprocessing.")
+        host = getattr(model, "model", model)
+        config = getattr(host, "pretrained_cfg", None) or {}
+        mean = mean or getattr(host, "mean", None) or config.get("mean")
+        std = std or getattr(host, "std", None) or config.get("std")
+        if mean is None or std is None:
+            raise InputError(f"{type(host).__name__} states no normalisation: give mean= and std=.")
+        stated = {"input_size": spec.size, "frames": spec.frames, "layout": spec.layout}
+        return cls(mean=tuple(mean), std=tuple(std), **{**stated, **settings})
+
+    @property
+    def clip_shape(self) -> tuple[int, ...]:
+        """Of one clip, in this layout."""
+        sides = {"T": self.frames, "C": 3, "H": self.input_size[0], "W": self.input_size[1]}
+        return tuple(sides[side] for side in self.layout)
+
+    def indices(self, timeline: Timeline) -> np.ndarray:
+        """(clips, frames) int64: which frames of a video are read."""
+        clips = Views.parse(self.views).clips
+        if self.sampling == "uniform":
+            return uniform_clips(timeline, self.frames, clips)
+        return dense_clips(timeline, self.frames, self.stride, clips)
+
+    def resize(self, frame: np.ndarray) -> Tensor:
+        """(H, W, 3) uint8 -> (3, h, w) uint8 that covers the crop, bilinearly and antialiased.
+
+        Raises:
+            UnusableError: a frame so narrow that it would not fit in memory.
+        """
+        height, width = frame.shape[:2]
+        scale = max(self.input_size[0] / height, self.input_size[1] / width)
+        if self.short_side is not None:
+            scale = max(scale, self.short_side / min(height, width))
+        if Image.MAX_IMAGE_PIXELS is not None and scale**2 * height * width > Image.MAX_IMAGE_PIXELS:
+            raise UnusableError(f"is too narrow to be resized and cropped: {width} x {height} pixels")
+        size = [max(round(scale * side), crop) for side, crop in zip((height, width), self.input_size, strict=True)]
+        planes = torch.from_numpy(np.ascontiguousarray(frame.transpose(2, 0, 1)))
+        return transforms.resize(planes, size, transforms.InterpolationMode.BILINEAR, antialias=True)
+
+    def crops(self, clip: Tensor) -> Tensor:
+        """A resized clip (T, 3, h, w) uint8 -> its crops (crops, *clip_shape) float32, normalised."""
+        count = Views.parse(self.views).crops
+        height, width = self.input_size
+        down, right = clip.shape[-2] - height, clip.shape[-1] - width
+        places = [0.5] if count == 1 else [0.0, 0.5, 1.0]
+        found = []
+        for place in places:
+            top = round(down * (place if down > right else 0.5))
+            left = round(right * (place if right >= down else 0.5))
+            found.append(clip[..., top : top + height, left : left + width])
+        crops = torch.stack(found).float() / 255
+        crops = (crops - torch.tensor(self.mean)[:, None, None]) / torch.tensor(self.std)[:, None, None]
+        return crops if self.layout == "TCHW" else crops.transpose(1, 2).contiguous()
+
+
+def _counts(number: Any) -> bool:
+    return type(number) is int and number > 0
