@@ -20,8 +20,7 @@ import torch
 from torch import nn
 
 from results import write
-from tokensieve import sieve
-from tokensieve.export.packing import prepack
+from tokensieve import prepack, sieve
 from tokensieve.measure import SlicingLimit, macs
 from tokensieve.measure.speed import interleaved, summarise
 

@@ -84,7 +84,8 @@ def tune(
     correction = _correction(Path(out)) if correct else None
     job = Job(model, "", weights, pretrained, None, size, dtype, device, threads)
     from ..data import Preprocessing, image_set, load_batches
-    from ..search.tuning import budget, tune
+    from ..search.budgets import budget
+    from ..search.tuning import tune
     from ..show.files import files_record, tell_files
     from ..show.progress import Counting, Watched, list_failures, working
 
