@@ -18,7 +18,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from tests.methods.test_base import ASKING, host_and_recipe
-from tokensieve import Corrected, DynamicViT, InputError, PaPr, PatchSlimming, Recipe, RecipeError, ToMe, files, sieve
+from tokensieve import Corrected, DynamicViT, InputError, PaPr, PatchSlimming, Recipe, RecipeError, ToMe, _files, sieve
 from tokensieve._frozen import replace
 from tokensieve.methods import METHODS, Evidence, Method
 from tokensieve.methods.base import Here
@@ -193,7 +193,7 @@ def test_a_write_that_is_stopped_leaves_what_was_there(tmp_path: Path, monkeypat
         move(source, target)
 
     with monkeypatch.context() as patch:
-        patch.setattr(files.os, "replace", stopped)
+        patch.setattr(_files.os, "replace", stopped)
         with pytest.raises(KeyboardInterrupt):
             fast.recipe.save_pretrained(folder, parts=fast.parts)
     assert torch.equal(sieve(model, Recipe.from_pretrained(folder))(images), wanted)
