@@ -9,7 +9,10 @@ import pytest
 
 import tokensieve
 
-FOLDERS = ("data", "export", "hosts", "measure", "methods", "search", "show", "significance", "train", "zoo")
+FOLDERS = (
+    *("data", "export", "hosts", "measure", "methods", "search", "segmentation"),
+    *("show", "significance", "train", "zoo"),
+)
 
 
 def fresh(code: str) -> str:
