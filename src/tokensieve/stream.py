@@ -8,6 +8,7 @@ import inspect
 import os
 from collections.abc import Callable, Sequence
 from functools import partial
+from types import MethodType
 from typing import Any
 
 import torch
@@ -152,7 +153,10 @@ class Sieved(nn.Module):
         model = self.__dict__.get("model")
         if model is None or name.startswith("__"):
             raise AttributeError(f"{type(self).__name__} has no attribute {name!r}")
-        if name in DENSE and hasattr(model, name):
+        host = self.__dict__["stream"].host
+        if name in getattr(host, "rebound", ()):
+            return MethodType(getattr(type(model), name), self)
+        if (name in DENSE or name in getattr(host, "dense_only", ())) and hasattr(model, name):
             raise DenseOnly(
                 f"{name}() of a sieved {type(model).__name__} would run the dense model: fast.forward_intermediates() "
                 f"gives features of chosen blocks, fast.model.{name}() asks the dense model."

@@ -84,6 +84,10 @@ class Host(ABC):
     """Blocks behind which the head reads tokens, in rising order: `read` is called. Empty: `head` reads the last."""
     exits: Sequence[int] = ()
     """Blocks behind which a head says what each token is, the last one included; `predict` asks it."""
+    rebound: Sequence[str] = ()
+    """Methods of the model that do nothing but call the model, and so are called on what `sieve` returns."""
+    dense_only: Sequence[str] = ()
+    """Methods of the model that would run the dense model past the recipe; asked of what `sieve` returns, refused."""
     cannot_merge: str | None = None
     """Why this host's head cannot pool merged tokens, or None."""
     cannot_drop_prefix: str | None = None

@@ -19,6 +19,9 @@ class SegmenterHost(Host):
     """A segmenter over a plain vision transformer. Without exits its heads read every patch: merged ones share their
     token, dropped ones show the nearest kept one (`fill="zero"`: nothing)."""
 
+    rebound = ("slide",)
+    dense_only = ("features", "stages", "scores")
+
     def __init__(self, model: nn.Module) -> None:
         assert isinstance(model, Segmenter)
         inner = model.host
