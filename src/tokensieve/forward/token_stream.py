@@ -233,12 +233,14 @@ class Acting(Actor):
     def end(self, tokens: Tokens) -> Tokens:
         return self._reduce("end", self.plan.depth - 1, tokens)
 
-    def _reduce(self, place: Place, block: int, tokens: Tokens, kind: Callable[..., Evidence] = Evidence) -> Tokens:
+    def _reduce(self, place: Place, block: int, tokens: Tokens, kind: Callable[..., Evidence] | None = None) -> Tokens:
         """Let every method of this place act, one after the other, each with what it may know."""
         for index, method in self.plan.methods:
             if method.place == place:
-                prepared, module = self.prepared.get(index), self.stream.learned(index, tokens.x)
-                evidence = kind(block=block, depth=self.plan.depth, prepared=prepared, module=module)
+                known: dict[str, Any] = {"block": block, "depth": self.plan.depth, "prepared": self.prepared.get(index)}
+                known["module"] = self.stream.learned(index, tokens.x)
+                # A class that is a default argument cannot be called in a compiled forward.
+                evidence = Evidence(**known) if kind is None else kind(**known)
                 tokens = self._act(method, tokens, evidence)
         return tokens
 
