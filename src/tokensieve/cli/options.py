@@ -15,7 +15,10 @@ from ..model_spec import PRECISIONS, PREPROCESSINGS
 from ..search.default import SAID
 
 ModelOption = Annotated[
-    str, typer.Option(metavar="NAME", help="The model: a ViT, ConvNeXt or Swin that timm or torchvision knows.")
+    str,
+    typer.Option(
+        metavar="NAME", help="A ViT, ConvNeXt or Swin that timm or torchvision knows; or package.module:function."
+    ),
 ]
 RecipeOption = Annotated[
     str, typer.Option(metavar="TEXT|FILE", help="What to read of a picture, e.g. 'papr(keep=0.8) + tome(r=8)'.")
