@@ -2,7 +2,7 @@
 
 from torch import nn
 
-from ..attention import Attention
+from ..attention import BlockQKV
 from ..errors import UnsupportedHost
 from . import (  # noqa: F401
     hf_staged,
@@ -21,7 +21,7 @@ from .registry import HOSTS, complete, host_for, register_host
 from .staged import PixelBlock, Stage, StagedHost
 
 __all__ = [
-    "Attention",
+    "BlockQKV",
     "Exit",
     "Host",
     "HostBlock",
