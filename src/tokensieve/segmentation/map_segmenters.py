@@ -65,7 +65,13 @@ class Setr(Segmenter):
         return self.levels if all(head.kernel == 1 and len(head.convs) == 1 for head in self.heads) else ()
 
     def predict(self, block: int, tokens: Tensor, real: Tensor | None) -> LogitPrediction:
-        return LogitPrediction(self.heads[self.levels.index(block)].predict(tokens))
+        head = self.heads[self.levels.index(block)]
+        if real is None or not self.training:
+            return LogitPrediction(head.predict(tokens))
+        # The head's BatchNorm must not learn the statistics of padding.
+        logits = head.predict(tokens[real][None])[0].transpose(0, 1)
+        laid = logits.new_zeros(*real.shape, logits.shape[1]).masked_scatter(real[..., None], logits)
+        return LogitPrediction(laid.transpose(1, 2))
 
     def assembled(self, stages: Sequence[tuple[LogitPrediction, Tensor, str]], grid: Sequence[int]) -> Tensor:
         """Class logits of the stage where each patch left, upsampled as the head does."""
@@ -75,9 +81,13 @@ class Setr(Segmenter):
     def scores(self, levels: Sequence[Tokens]) -> Tensor:
         return self.decode_head(patches(levels[-1]), levels[-1].grid)
 
-    def stages(self, images: Tensor) -> list[Tensor]:
-        levels = self.features(images)
+    def supervised(self, levels: Sequence[Tokens]) -> list[Tensor]:
         return [head(patches(tokens), tokens.grid) for head, tokens in zip(self.heads, levels, strict=True)]
+
+    def staged(self, stages: Sequence[tuple[LogitPrediction, Tensor]], grid: Sequence[int]) -> list[Tensor]:
+        maps = [(prediction.logits, source) for prediction, source in stages]
+        canvases = [written(maps[: index + 1]).unflatten(2, tuple(grid)) for index in range(len(maps))]
+        return [head.upsampled(canvas) for head, canvas in zip(self.heads, canvases, strict=True)]
 
 
 class SetrMla(Segmenter):
@@ -106,8 +116,8 @@ class SetrMla(Segmenter):
         """Maps (B, channels, h, w), the deepest level's first."""
         return self.neck([patches(tokens) for tokens in levels], levels[-1].grid)
 
-    def stages(self, images: Tensor) -> list[Tensor]:
-        maps = self.aggregate(self.features(images))
+    def supervised(self, levels: Sequence[Tokens]) -> list[Tensor]:
+        maps = self.aggregate(levels)
         auxiliary = [head(each) for head, each in zip(self.auxiliary_head, maps, strict=True)]
         return [*auxiliary, self.decode_head(maps)]
 
@@ -145,5 +155,5 @@ class LinearSegmenter(Segmenter):
     def scores(self, levels: Sequence[Tokens]) -> Tensor:
         return self.decode_head(torch.cat([patches(tokens) for tokens in levels], dim=2), levels[-1].grid)
 
-    def stages(self, images: Tensor) -> list[Tensor]:
-        return [self.scores(self.features(images))]
+    def supervised(self, levels: Sequence[Tokens]) -> list[Tensor]:
+        return [self.scores(levels)]
