@@ -9,7 +9,7 @@ import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
 from threading import current_thread, main_thread
-from typing import Annotated
+from typing import Annotated, Any, ClassVar
 
 import typer
 
@@ -25,10 +25,25 @@ from .output import say
 from .show import show
 from .slim import slim
 from .train import train
+from .train_options import WithKinds
+from .train_segment import dtop, segment
 from .tune import tune
+
+
+def _command(function: Any) -> Any:
+    """A function as a command that stands in no group."""
+    alone = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
+    alone.command()(function)
+    return typer.main.get_command(alone)
+
 
 INTERRUPTED = 128 + signal.SIGINT
 """Exit code after Ctrl-C."""
+
+
+class Train(WithKinds):
+    kinds: ClassVar = {each.__name__: _command(each) for each in (segment, dtop)}
+
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
 app.command()(demo)
@@ -41,7 +56,7 @@ app.command()(doctor)
 app.command()(correct)
 app.command()(show)
 app.command()(slim)
-app.command()(train)
+app.command(cls=Train)(train)
 app.command()(tune)
 
 
