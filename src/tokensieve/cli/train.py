@@ -21,7 +21,7 @@ def train(
     what: Annotated[
         str,
         typer.Argument(
-            metavar="nano|NAME|segment|dtop", help="The bundled models, with --images a model; or see below."
+            metavar="nano|NAME|segment|dtop", help="The bundled models; with --images a model; or see below."
         ),
     ],
     out: Annotated[
@@ -99,7 +99,8 @@ def train(
 
             assert validation is not None
             config, task = photographs.prepare(
-                name, images, validation, folder, epochs=epochs or 60, size=size or 128, args=json_object(args, "--args", ARGS) or {},
+                name, images, validation, folder, epochs=epochs or 60, size=size or 128,
+                args=json_object(args, "--args", ARGS) or {},
                 seed=seed, teacher=teacher, teacher_weights=teacher_weights, workers=workers, say=say,
                 opened=tell_files,
             )  # fmt: skip

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from typing import Any
+from typing import Any, ClassVar
 
 import typer.core
 
@@ -24,9 +24,9 @@ def json_object(text: str | None, option: str, example: str) -> dict[str, Any] |
 
 
 class WithKinds(typer.core.TyperCommand):
-    """A command whose first word may name another one: `tokensieve train segment ...` beside `tokensieve train NAME`."""
+    """A command whose first word may name another one: `tokensieve train segment` beside `tokensieve train NAME`."""
 
-    kinds: dict[str, Any]
+    kinds: ClassVar[dict[str, Any]]
 
     def make_context(self, info_name: str | None, args: list[str], parent: Any = None, **extra: Any) -> Any:
         kind = self.kinds.get(args[0]) if args else None

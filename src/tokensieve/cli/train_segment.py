@@ -117,9 +117,7 @@ def dtop(
     classes: ClassesOption = None,
     base: Annotated[
         str | None,
-        typer.Option(
-            metavar="FILE", help="A segmenter from `train segment` to go on from; without, one is begun anew."
-        ),
+        typer.Option(metavar="FILE", help="What `train segment` trained, to go on from; without it one is begun anew."),
     ] = None,
     recipe: Annotated[
         str, typer.Option(metavar="TEXT|FILE", help="Which tokens leave; dtop, alone or with other methods.")

@@ -15,9 +15,8 @@ from .tables import new_table
 def train_view(record: dict[str, Any]) -> RenderableType:
     """A row for each trained model, and where its weights are."""
     dense = any("validation_miou" in trained["log"][-1] for trained in record["trained"])
-    figure, column = (
-        ("validation_miou", "validation mIoU") if dense else ("validation_top1", "right on validation images")
-    )
+    figure = "validation_miou" if dense else "validation_top1"
+    column = "validation mIoU" if dense else "right on validation images"
     table = new_table("", "images", "minutes", column)
     for trained in record["trained"]:
         last = trained["log"][-1]
