@@ -94,7 +94,7 @@ def save_labels(
     Raises:
         InputError: labels of another shape or beyond 255, another ending, a place that cannot be written.
     """
-    if labels.ndim != 2 or labels.is_floating_point() or (labels.numel() and not 0 <= int(labels.min()) <= VOID):
+    if labels.ndim != 2 or labels.is_floating_point() or (labels.numel() and int(labels.min()) < 0):
         raise InputError(f"Labels are whole numbers (H, W) from 0 to {VOID}, not of shape {tuple(labels.shape)}.")
     if labels.numel() and int(labels.max()) > VOID:
         raise InputError(f"A label picture holds indices up to {VOID}, not {int(labels.max())}.")

@@ -23,6 +23,12 @@ NAMED = 10
 """Pictures that cannot be used, named in one error."""
 TRIES = 10
 """Crops that are looked at for one that no class fills."""
+COLOURS = v2.Compose(
+    [
+        v2.RandomApply([v2.ColorJitter(**{name: most})], p=0.5)
+        for name, most in {"brightness": 0.125, "contrast": 0.5, "saturation": 0.5, "hue": 0.1}.items()
+    ]
+)
 
 
 @dataclass(frozen=True)
@@ -33,7 +39,7 @@ class Augmentation:
         scale: least and largest factor of both sides, before the crop. (1, 1) keeps the size.
         one_class: no class has a larger share of a crop, if one of ten tries avoids it; 1 takes the first.
         flip: probability of a mirror image.
-        colours: change brightness, contrast, saturation, hue and the order of channels.
+        colours: change brightness, contrast, saturation and hue, each with probability 0.5.
     """
 
     scale: tuple[float, float] = (0.5, 2.0)
@@ -70,7 +76,7 @@ class Augmentation:
         if float(torch.rand(())) < self.flip:
             image, told = image.flip(-1), told.flip(-1)
         if self.colours:
-            image = v2.RandomPhotometricDistort()(image)
+            image = COLOURS(image)
         return image.contiguous(), told[0].contiguous()
 
     def _place(self, labels: Tensor, crop: tuple[int, int]) -> tuple[int, int]:

@@ -43,7 +43,7 @@ def losses(stages: Sequence[Any], labels: Tensor) -> tuple[Tensor, dict[str, Ten
 
 def pixel_loss(logits: Tensor, labels: Tensor) -> Tensor:
     """Cross-entropy of logits (B, K, h, w), resized to the labels (B, H, W), averaged over the pixels that count."""
-    logits = F.interpolate(logits.float(), size=labels.shape[1:], mode="bilinear", align_corners=False)
+    logits = F.interpolate(_exact(logits), size=labels.shape[1:], mode="bilinear", align_corners=False)
     counted = (labels != VOID).sum().clamp(min=1)
     return F.cross_entropy(logits, labels.long(), ignore_index=VOID, reduction="sum") / counted
 
@@ -68,20 +68,26 @@ def atm_loss(prediction: AtmPrediction, labels: Tensor) -> tuple[Tensor, Tensor,
 
     here, gone = (torch.zeros_like(classes), 1) if choices == 2 else (classes, count)
     target = torch.where(present, here, gone)
-    weight = torch.ones(choices, device=labels.device)
+    choice = _exact(prediction.classes).flatten(0, 1)
+    weight = torch.ones(choices, device=labels.device, dtype=choice.dtype)
     weight[gone] = ABSENT_WEIGHT
-    presence = F.cross_entropy(prediction.classes.float().flatten(0, 1), target.flatten(), weight)
+    presence = F.cross_entropy(choice, target.flatten(), weight)
 
     image, index = present.nonzero(as_tuple=True)
-    masks = prediction.masks[image, index].float()
+    masks = _exact(prediction.masks[image, index])
     masks = F.interpolate(masks[:, None], size=labels.shape[1:], mode="bilinear", align_corners=False)[:, 0].flatten(1)
-    truth = (whole[image] == index[:, None]).float()
+    truth = (whole[image] == index[:, None]).to(masks.dtype)
     number = _over_devices(len(masks), labels.device)
     focal = sigmoid_focal_loss(masks, truth, alpha=ALPHA, gamma=GAMMA).mean(1).sum() / number
     inside = masks.sigmoid()
     overlap, both = (inside * truth).sum(1), inside.sum(1) + truth.sum(1)
     dice = (1 - (2 * overlap + 1) / (both + 1)).sum() / number
     return presence, focal, dice
+
+
+def _exact(x: Tensor) -> Tensor:
+    """In fp32, or in more where it is in more."""
+    return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
 def _over_devices(count: int, device: torch.device) -> Tensor:
