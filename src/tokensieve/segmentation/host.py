@@ -30,7 +30,7 @@ class SegmenterHost(Host):
         self.blocks = list(inner.blocks)[: model.levels[-1] + 1]
         self.width = inner.width
         self.class_token = inner.class_token and model.class_token
-        self.prefix = inner.prefix - (inner.class_token and not model.class_token)
+        self.prefix = model.prefix
         self.reads_prefix = False
 
     @property

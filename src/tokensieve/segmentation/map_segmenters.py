@@ -66,11 +66,13 @@ class Setr(Segmenter):
 
     def predict(self, block: int, tokens: Tensor, real: Tensor | None) -> LogitPrediction:
         head = self.heads[self.levels.index(block)]
-        if real is None or not self.training:
+        if not self.training:
             return LogitPrediction(head.predict(tokens))
-        # The head's BatchNorm must not learn the statistics of padding.
-        logits = head.predict(tokens[real][None])[0].transpose(0, 1)
-        laid = logits.new_zeros(*real.shape, logits.shape[1]).masked_scatter(real[..., None], logits)
+        # The head's BatchNorm must learn from patches alone, as where it reads whole maps: from no padding, no prefix.
+        read = torch.ones_like(tokens[..., 0], dtype=torch.bool) if real is None else real.clone()
+        read[:, : self.prefix] = False
+        logits = head.predict(tokens[read][None])[0].transpose(0, 1)
+        laid = logits.new_zeros(*read.shape, logits.shape[1]).masked_scatter(read[..., None], logits)
         return LogitPrediction(laid.transpose(1, 2))
 
     def assembled(self, stages: Sequence[tuple[LogitPrediction, Tensor, str]], grid: Sequence[int]) -> Tensor:

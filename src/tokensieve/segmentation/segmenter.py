@@ -70,6 +70,11 @@ class Segmenter(nn.Module):
         """Channels of a token."""
         return self._opened.width
 
+    @property
+    def prefix(self) -> int:
+        """Tokens in front of the patches in the blocks."""
+        return self._opened.prefix - (self._opened.class_token and not self.class_token)
+
     def embed(self, images: Tensor) -> Tokens:
         """Everything before block 0: (B, C, H, W) -> tokens, without the class token where it does not stay.
 
