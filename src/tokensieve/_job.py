@@ -57,7 +57,7 @@ class Job:
         from .recipe import Recipe
 
         self.precision: torch.dtype = getattr(torch, DTYPES[self.dtype])
-        self.where = _device(self.device)
+        self.where = device_of(self.device)
         text = self.recipe_text
         if text is None:
             text = "" if self.proposal_weights is None else RANKED
@@ -129,7 +129,8 @@ def _with_proposal_weights(recipe: Recipe, file: str) -> Recipe:
     return replace(recipe, methods=tuple(methods))
 
 
-def _device(name: str) -> torch.device:
+def device_of(name: str) -> torch.device:
+    """The device that `--device` names; raises InputError where it is not there."""
     import torch
 
     if name == "auto":

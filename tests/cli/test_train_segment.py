@@ -44,6 +44,18 @@ def test_a_base_and_exits_from_it(run, data, tmp_path):
     assert result.code == 0, result.err
     assert "segvit_dtop" in result.out
     assert "validation mIoU" in result.out
+    told = ["--segmenter", base, "--images", tmp_path / "set", "--layout", "folders", "--recipe", EXITS[1]]
+    result = run("segment", *told, "--out", tmp_path / "masks", "--json")
+    assert result.code == 0, result.err
+    record = json.loads(result.out)
+    assert record["scores"].keys() == {"miou", "pixel_accuracy", "iou"}
+    assert record["macs"]["sieved"] != record["macs"]["dense"]
+    assert 0 <= record["agreement"] <= 100
+    assert record["files"] == {"found": 3, "read": 3, "failed": 0, "skipped": {}}
+    assert len(list((tmp_path / "masks").iterdir())) == 3
+    result = run("segment", "--segmenter", base, "--images", tmp_path / "set" / "images", "--limit", 2)
+    assert result.code == 0, result.err
+    assert "2 of 3 pictures read" in result.out
     anew = run("train", "dtop", *data, *MODEL, *SHORT, *EXITS, "--out", tmp_path / "y", "--json")
     assert anew.code == 0, anew.err
     assert json.loads(anew.out)["trained"][0]["model"] == "segvit_dtop"

@@ -22,11 +22,13 @@ from .demo import demo
 from .evaluate import evaluate
 from .export import export
 from .output import say
+from .segment import segment
 from .show import show
 from .slim import slim
 from .train import train
 from .train_options import WithKinds
-from .train_segment import dtop, segment
+from .train_segment import dtop
+from .train_segment import segment as train_segment
 from .tune import tune
 
 
@@ -42,7 +44,7 @@ INTERRUPTED = 128 + signal.SIGINT
 
 
 class Train(WithKinds):
-    kinds: ClassVar = {each.__name__: _command(each) for each in (segment, dtop)}
+    kinds: ClassVar = {"segment": _command(train_segment), "dtop": _command(dtop)}
 
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
@@ -54,6 +56,7 @@ app.command()(methods)
 app.command()(models)
 app.command()(doctor)
 app.command()(correct)
+app.command()(segment)
 app.command()(show)
 app.command()(slim)
 app.command(cls=Train)(train)
