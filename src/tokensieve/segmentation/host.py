@@ -54,10 +54,10 @@ class SegmenterHost(Host):
     def head(self, tokens: Tokens) -> Any:
         raise NotImplementedError("a segmenter is read level by level")
 
-    def arguments(self, images: Tensor | None, words: dict[str, Any]) -> tuple[Tensor, dict[str, Any]]:
-        own = {name: words.pop(name) for name in ("fill", "stages") if name in words}
-        images, words = super().arguments(images, words)
-        return images, words | own
+    def arguments(self, images: Tensor | None, kwargs: dict[str, Any]) -> tuple[Tensor, dict[str, Any]]:
+        own = {name: kwargs.pop(name) for name in ("fill", "stages") if name in kwargs}
+        images, kwargs = super().arguments(images, kwargs)
+        return images, kwargs | own
 
     def predict(self, block: int, tokens: Tokens) -> Any:
         tokens, real = self.model.level(block, tokens), tokens.real
@@ -71,7 +71,7 @@ class SegmenterHost(Host):
         *,
         fill: str = "nearest",
         stages: bool = False,
-        **words: Any,
+        **kwargs: Any,
     ) -> Any:
         """Scores (B, K, H, W); with `stages` what every head says of the whole grid, as `Segmenter.stages`."""
         model, grid = self.model, levels[-1].grid
