@@ -319,7 +319,7 @@ def _reason(error: BaseException) -> str:
     return " ".join(str(error).split()).rstrip(".") or type(error).__name__
 
 
-def _listed(listing: Listing, transform: Callable, limit: int | None) -> ImageSet:
+def _listed(listing: Listing, transform: Callable[[Image.Image], Tensor], limit: int | None) -> ImageSet:
     return ImageSet(
         Listed(listing),
         transform,
@@ -334,7 +334,7 @@ def _listed(listing: Listing, transform: Callable, limit: int | None) -> ImageSe
 
 def _timm_set(
     name: str,
-    transform: Callable,
+    transform: Callable[[Image.Image], Tensor],
     index: dict[str, int] | None,
     limit: int | None,
     root: str | Path | None,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import zlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from math import inf
 from typing import Any
 
 import optuna
@@ -12,6 +13,7 @@ from optuna.distributions import FloatDistribution
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from ..errors import RecipeError, SieveError
+from ..methods import PaPr
 from ..recipe import Recipe
 from .families import Family, Variant
 from .fit import Fit
@@ -125,6 +127,11 @@ class Arm:
         """The recipe of the smallest loss, among the first so many trials; None where none was finished."""
         return min(self._finished(among), key=lambda tried: tried.figures.loss, default=None)
 
+    def lowest(self, among: int | None = None) -> float:
+        """The smallest loss among the first so many trials; infinite where none was finished."""
+        best = self.best(among)
+        return inf if best is None else best.figures.loss
+
     def top(self, count: int) -> list[Tried]:
         """The best finished recipes, each once."""
         found = {tried.text: tried for tried in self._finished()}
@@ -166,10 +173,8 @@ class Arm:
         """The budget less what the proposal takes of it."""
         if self.family.proposal is None:
             return self.fit
-        asking = Recipe.parse("papr(keep=0.5)").methods[0]
         layer = {"layer": variant["layer"]} if "layer" in variant else {}
-        asking = replace(asking, **{**self.family.proposal, **layer})
-        cost = self.judge.map_of(asking)[1] * self.fit.count_proposal  # type: ignore[arg-type]
+        cost = self.judge.map_of(PaPr(keep=0.5, **{**self.family.proposal, **layer}))[1] * self.fit.count_proposal
         if cost >= self.fit.target:
             raise RecipeError(
                 f"{self.family.proposal['proposal']} alone takes {cost / 1e9:.3g} GMAC, and model and "
