@@ -114,7 +114,7 @@ def fold(module: fx.GraphModule) -> None:
         if kind(node) in _IDLE:
             drop(node)
     for node in list(graph.nodes):
-        conv = node.args[0] if node.args else None
+        conv: Any = node.args[0] if node.args else None
         norms = _NORMS_BEHIND.get(kind(conv), ())
         if kind(node) not in (*norms, nn.ReLU) or not norms or len(conv.users) > 1 or uses[conv.target] > 1:
             continue
