@@ -7,7 +7,6 @@ on one host. What was seen in each is counted at the end of the session.
 from __future__ import annotations
 
 import copy
-from collections import defaultdict
 from collections.abc import Callable
 from functools import cache
 
@@ -27,9 +26,10 @@ FORMS = {**host_forms(), **TORCHVISION}
 CLOSE = 1e-9
 SURE = 1e-12
 """The lead that a decision must have in float64 for two orders of summation to agree on it."""
+DRAWS = 3
+"""Pairs of images that are tried before a cell fails for want of sure decisions."""
 
 CLASS_TOKEN = ("evit", "ats", "diffrate", "guarded")
-seen: dict[str, list[str]] = defaultdict(list)
 
 
 @cache
@@ -70,7 +70,6 @@ def written(text: str, patches: tuple[tuple[int, ...], ...]) -> str:
 @pytest.mark.parametrize("recipe", CASES)
 def test_a_cell(recipe: str, form: str, record_property: Callable[[str, object], None]) -> None:
     def note(outcome: str) -> None:
-        seen[recipe].append(outcome)
         record_property("cell", outcome)
 
     model, images, facts = host(form)
@@ -81,10 +80,10 @@ def test_a_cell(recipe: str, form: str, record_property: Callable[[str, object],
         if fault:
             with pytest.raises((UnsupportedHost, RecipeError), match=rf"{type(model).__name__}.*\b{fault}\b"):
                 sieve(model, text)
-        elif equals_the_reference(each, text, form):
+        elif any(equals_the_reference(each, text, form, draw) for draw in range(DRAWS)):
             note("equal to the reference")
         else:
-            note("a near tie")
+            pytest.fail(f"{text} decides by next to nothing on {form}, on {DRAWS} pairs of images: compare others.")
     if fault:
         note("refused")
     if recipe in IDENTITY:
@@ -105,9 +104,11 @@ def dense(form: str) -> Tensor:
 
 
 @torch.no_grad()
-def equals_the_reference(each: Case, text: str, form: str) -> bool:
+def equals_the_reference(each: Case, text: str, form: str, draw: int = 0) -> bool:
     """False where the reference decided by next to nothing, so that another order of summation may decide otherwise."""
     model, images, facts = host(form)
+    if draw:
+        images = torch.randn(images.shape, generator=torch.Generator().manual_seed(draw), dtype=images.dtype)
     double = copy.deepcopy(model).double()
     fast = with_weights(sieve(double, text, pretrained=False))
     facts = Facts(facts.patches, facts.depth, predictors(fast))
@@ -126,6 +127,8 @@ def equals_the_reference(each: Case, text: str, form: str) -> bool:
     assert expected.tokens_per_block[-1] < facts.patches + known.num_prefix_tokens, text  # it acts
     assert trace.tokens_per_block == expected.tokens_per_block, text
     assert torch.equal(trace.source, expected.source), text
+    if each.papr:
+        assert torch.equal(trace.kept, expected.kept), text
     assert trace.output.shape == expected.output.shape, text
     assert largest(trace.tokens.x - expected.tokens) <= CLOSE, text
     assert largest(trace.output - expected.output) <= CLOSE, text
@@ -183,8 +186,6 @@ def same(a: object, b: object) -> bool:
     return torch.equal(a, b)
 
 
-def test_no_method_is_refused_everywhere() -> None:
-    """Reads what the cells above have seen, so it needs the whole file to run."""
-    for recipe, outcomes in seen.items():
-        if outcomes.count("host left as it was") == len(FORMS):
-            assert "equal to the reference" in outcomes, recipe
+@pytest.mark.parametrize("recipe", CASES)
+def test_no_method_is_refused_everywhere(recipe: str) -> None:
+    assert not all(refusal(recipe, as_timm(form)) for form in FORMS)

@@ -321,7 +321,7 @@ def reason_of(error: BaseException) -> str:
     return " ".join(str(error).split()).rstrip(".") or type(error).__name__
 
 
-def _listed(listing: Listing, transform: Callable, limit: int | None) -> ImageSet:
+def _listed(listing: Listing, transform: Callable[[Image.Image], Tensor], limit: int | None) -> ImageSet:
     return ImageSet(
         Listed(listing),
         transform,
@@ -336,7 +336,7 @@ def _listed(listing: Listing, transform: Callable, limit: int | None) -> ImageSe
 
 def _timm_set(
     name: str,
-    transform: Callable,
+    transform: Callable[[Image.Image], Tensor],
     index: dict[str, int] | None,
     limit: int | None,
     root: str | Path | None,

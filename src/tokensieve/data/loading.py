@@ -34,7 +34,7 @@ class Batches:
         failures: the pictures left out so far in the latest pass.
     """
 
-    def __init__(self, dataset: Dataset, batch_size: int, workers: int = 0) -> None:
+    def __init__(self, dataset: Dataset[Any], batch_size: int, workers: int = 0) -> None:
         if batch_size < 1 or workers < 0:
             raise RecipeError(f"batch_size must be at least 1 and workers at least 0, not {batch_size} and {workers}.")
         self.dataset = dataset
@@ -61,7 +61,7 @@ class Batches:
                 yield batch
 
 
-def load_batches(dataset: Dataset, batch_size: int, workers: int = 0) -> Batches:
+def load_batches(dataset: Dataset[Any], batch_size: int, workers: int = 0) -> Batches:
     """Read a data set in batches; what cannot be read is recorded in `.failures` and the rest goes on.
 
     Args:

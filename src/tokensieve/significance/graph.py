@@ -18,8 +18,11 @@ from ..errors import RecipeError, nearest
 FORWARD_FEATURES = "forward_features"
 
 # Exact types: a subclass may treat its weights otherwise (weight standardisation), and folding would change its answer.
-_CONVOLUTIONS = (nn.Conv2d, Conv2dSame)
-_BATCH_NORMS = (nn.BatchNorm2d, BatchNormAct2d)
+_NORMS_BEHIND = {
+    nn.Conv2d: (nn.BatchNorm2d, BatchNormAct2d),
+    Conv2dSame: (nn.BatchNorm2d, BatchNormAct2d),
+    nn.Conv3d: (nn.BatchNorm3d,),
+}
 _IDLE = (nn.Identity, nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout)
 
 
@@ -89,6 +92,9 @@ def fold(module: fx.GraphModule) -> None:
 
     What does nothing is removed, each BatchNorm is folded into the convolution before it, and each ReLU joins its
     convolution. A BatchNorm that follows something else than one convolution of its own stays.
+
+    `torch.fx.experimental.optimization.fuse` does less: it passes by timm's BatchNormAct2d and Conv2dSame, and is wrong
+    where a convolution is called twice, before two BatchNorms or before one and something else.
     """
     modules, graph = dict(module.named_modules()), module.graph
     uses = Counter(node.target for node in graph.nodes if node.op == "call_module")
@@ -108,12 +114,12 @@ def fold(module: fx.GraphModule) -> None:
         if kind(node) in _IDLE:
             drop(node)
     for node in list(graph.nodes):
-        if kind(node) not in (*_BATCH_NORMS, nn.ReLU):
+        conv: Any = node.args[0] if node.args else None
+        norms = _NORMS_BEHIND.get(kind(conv), ())
+        if kind(node) not in (*norms, nn.ReLU) or not norms or len(conv.users) > 1 or uses[conv.target] > 1:
             continue
-        conv, own = node.args[0], modules[node.target]
-        if kind(conv) not in _CONVOLUTIONS or len(conv.users) > 1 or uses[conv.target] > 1:
-            continue
-        if isinstance(own, nn.BatchNorm2d) and uses[node.target] == 1 and own.running_mean is not None:
+        own = modules[node.target]
+        if kind(node) in norms and uses[node.target] == 1 and own.running_mean is not None:
             put(conv, fuse_conv_bn_eval(modules[conv.target], own))
             own = getattr(own, "act", nn.Identity())
             put(node, own)
