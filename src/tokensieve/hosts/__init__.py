@@ -5,8 +5,13 @@ from torch import nn
 from ..attention import Attention
 from ..errors import UnsupportedHost
 from . import (  # noqa: F401
+    hf_around,
+    hf_beit,
+    hf_dense,
+    hf_eomt,
     hf_staged,
     hf_vit,
+    hf_yolos,
     open_clip,
     timm_beit,
     timm_convnext,
@@ -68,10 +73,6 @@ _HINTS = {
     "ViTMAEForPreTraining": "its decoder needs all patches: sieve model.vit",
     "ViTForMaskedImageModeling": "its decoder needs the whole grid: sieve model.vit",
     "DeiTForMaskedImageModeling": "its decoder needs the whole grid: sieve model.deit",
-    **dict.fromkeys(
-        ("Dinov2Backbone", "Dinov2WithRegistersBackbone", "DINOv3ViTBackbone"),
-        "it returns maps of several layers: sieve the model of that kind, and restore the grid by fast.trace(images)",
-    ),
     "SwinForMaskedImageModeling": "its decoder needs the masked patches: sieve model.swin",
     "Swinv2ForMaskedImageModeling": "its decoder needs the masked patches: sieve model.swinv2",
     **dict.fromkeys(
@@ -109,7 +110,7 @@ def open_host(model: nn.Module) -> Host | StagedHost:
             "DINOv3, CLIP, SigLIP and MAE encoders, its ConvNeXt and Swin (V2 too) with their backbones; open_clip's "
             f"VisionTransformer{_from_outside()}; used as they are."
         )
-    return complete(host(model))
+    return complete(host.opened(model))
 
 
 def open_tokens(model: nn.Module, done: str) -> Host:
