@@ -58,8 +58,7 @@ class HFYolos(HFDense):
         return model.vit
 
     def block(self, index: int, layer: Any) -> HFYolosBlock:
-        middle = self.holder.encoder.interpolation
-        return HFYolosBlock(layer, self.prefix, index, None if middle is None else middle.mid_position_embeddings)
+        return HFYolosBlock(layer, self.prefix, index, self._middle()[0])
 
     def read_levels(self) -> Sequence[int]:
         return [len(self.blocks) - 1]
@@ -69,10 +68,18 @@ class HFYolos(HFDense):
 
     def table(self, images: Tensor) -> Tensor | None:
         """The positions added between layers, of the patches alone: (L - 1, P, d)."""
-        middle = self.holder.encoder.interpolation
-        if middle is None:
+        table, given = self._middle()
+        if table is None:
             return None
-        return middle(tuple(images.shape[2:]))[:, 0, 1 : 1 - self.prefix]
+        return self.holder.encoder.interpolation(*given, tuple(images.shape[2:]))[:, 0, 1 : 1 - self.prefix]
+
+    def _middle(self) -> tuple[Any, list[Any]]:
+        """The positions learned for between the layers, (L - 1, 1, 1 + P + D, d) or None; and what their resizing is
+        given of them, which an older transformers keeps elsewhere."""
+        encoder = self.holder.encoder
+        if hasattr(encoder, "mid_position_embeddings"):
+            return encoder.mid_position_embeddings, [encoder.mid_position_embeddings]
+        return getattr(encoder.interpolation, "mid_position_embeddings", None), []
 
     def answer(self, states: States, images: Tensor, **words: Any) -> Any:
         own = [None if state is None else reordered(state, self.prefix) for state in states]
