@@ -53,9 +53,9 @@ class HFAround(Host):
         if kind is not None and issubclass(kind, HFStaged):
             return HFAroundStages(model)
         raise UnsupportedHost(
-            f"{type(model).__name__} holds a {type(model.backbone).__name__}, for which no opener is written. It can be "
-            "sieved around transformers' Dinov2Backbone, Dinov2WithRegistersBackbone, DINOv3ViTBackbone, BeitBackbone, "
-            "and the backbones of ConvNeXt and Swin."
+            f"{type(model).__name__} holds a {type(model.backbone).__name__}, for which no opener is written. "
+            "It can be sieved around transformers' Dinov2Backbone, Dinov2WithRegistersBackbone, DINOv3ViTBackbone, "
+            "BeitBackbone, and the backbones of ConvNeXt and Swin."
         )
 
     def __init__(self, model: Any) -> None:
@@ -132,7 +132,7 @@ class HFAroundStages(StagedHost):
     def arguments(self, images: Tensor | None, words: dict[str, Any]) -> tuple[Tensor, dict[str, Any]]:
         images, words = arguments_of(self.model, images, words)
         self.inner.arguments(images, {})  # which refuses sizes that the backbone does not read
-        return images, words
+        return images, {"output_hidden_states": False} | words
 
     def embed(self, images: Tensor) -> Tensor:
         return self.inner.embed(images)
