@@ -14,6 +14,9 @@ from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Iterator
+from dataclasses import replace
+from itertools import chain
 from typing import Any
 
 import torch
@@ -91,19 +94,19 @@ def share_merged(recipe: str, patches: int, depth: int) -> float:
     return min(sum(rate for rate in rates if isinstance(rate, int)) * depth / patches, 1.0)
 
 
-def recipes() -> list[tuple[str, str]]:
+def recipes() -> list[tuple[Recipe, str]]:
     """Recipe and fill; PaPr's proposal is the smallest that weights are at hand for."""
-    proposal = f"proposal={SQUEEZENET.proposal}, proposal_weights={SQUEEZENET.proposal_weights}"
-    papr = [f"papr(keep={keep}, {proposal})" for keep in (0.9, 0.75, 0.5, 0.25)]
+    papr = [Recipe.of(replace(SQUEEZENET, keep=keep)) for keep in (0.9, 0.75, 0.5, 0.25)]
     rates = (2, 4, 8, 13)
-    merging = [f"{name}(r={r})" for name in ("tome", "guarded") for r in rates]
-    merging += [f"pitome(r={r}, margin=0.75)" for r in rates]  # the margin for DeiT
-    return [(text, "nearest") for text in (*merging, *papr)] + [(text, "zero") for text in papr]
+    texts = [f"{name}(r={r})" for name in ("tome", "guarded") for r in rates]
+    texts += [f"pitome(r={r}, margin=0.75)" for r in rates]  # the margin for DeiT
+    merging = [Recipe.parse(text) for text in texts]
+    return [(recipe, "nearest") for recipe in (*merging, *papr)] + [(recipe, "zero") for recipe in papr]
 
 
 @torch.no_grad()
-def errors(limit: int | None) -> list[dict[str, Any]]:
-    """Relative errors of the maps that a DPT head would read."""
+def errors(limit: int | None) -> Iterator[list[dict[str, Any]]]:
+    """Relative errors of the maps that a DPT head would read, for each recipe."""
     model = create("deit_tiny_patch16_224", weights=WEIGHTS / "deit_tiny_patch16_224.safetensors").model.eval()
     data = SHARED / "data"
     photographs = image_set(
@@ -113,8 +116,9 @@ def errors(limit: int | None) -> list[dict[str, Any]]:
     count = sum(len(images) for images in batches)
     wanted: dict[str, Any] = {"indices": list(LEVELS), "intermediates_only": True}
     dense = [model.forward_intermediates(images, **wanted) for images in batches]
-    whole, rows = macs(model), []
+    whole = macs(model)
     for recipe, fill in recipes():
+        rows: list[dict[str, Any]] = []
         fast = sieve(model, recipe)
         found: list[list[Tensor]] = [[] for _ in LEVELS]
         for images, exact in zip(batches, dense, strict=True):
@@ -134,7 +138,7 @@ def errors(limit: int | None) -> list[dict[str, Any]]:
                 }
             )  # fmt: skip
         print(f"{rows[-1]['recipe'][:60]:60} {fill:8} {rows[-1]['kept_macs']:.3f} {rows[-1]['relative_error']:.3f}")
-    return rows
+        yield rows
 
 
 def apart(restored: Tensor, exact: Tensor) -> Tensor:
@@ -165,8 +169,8 @@ def main() -> int:
     parser.add_argument("--time", action="store_true", help="the time alone, for the rows of dense_heads.csv")
     parser.add_argument("--seconds", type=float, default=30, help="of each measurement of time")
     args = parser.parse_args()
-    rows = timed(args.seconds) if args.time else [*counted(), *errors(args.limit)]
-    update(TABLE, [row | {"transformers": transformers.__version__} for row in rows], *KEY)
+    for rows in [timed(args.seconds)] if args.time else chain([counted()], errors(args.limit)):
+        update(TABLE, [row | {"transformers": transformers.__version__} for row in rows], *KEY)
     return 0
 
 

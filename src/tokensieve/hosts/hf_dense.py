@@ -144,7 +144,11 @@ class HFDense(Host):
         states: list[Tensor | None] = [None] * count if hidden_states is None else list(hidden_states)
         for level, tokens in zip(self.levels, levels, strict=True):
             states[level + 1] = tokens.whole_grid(fill).x
-        return self.answer(states, blank(levels[0].x, size), output_hidden_states=hidden_states is not None, **words)
+        output = self.answer(states, blank(levels[0].x, size), output_hidden_states=hidden_states is not None, **words)
+        if hidden_states is None and getattr(output, "hidden_states", None) is not None:
+            # an older DPT gives them wherever its config asks, also where the call says no
+            return type(output)(**{name: value for name, value in output.items() if name != "hidden_states"})
+        return output
 
 
 def blank(x: Tensor, size: Sequence[int]) -> Tensor:
