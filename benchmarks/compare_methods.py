@@ -25,14 +25,13 @@ import torch
 from torch import Tensor, nn
 
 from results import ROOT, SHARED, write
-from tokensieve import Recipe, RecipeError, Sieved, sieve
+from tokensieve import Recipe, RecipeError, Sieved, sieve, slim
 from tokensieve.data import Preprocessing, Scenes, image_set, load_batches
 from tokensieve.measure import fidelity, macs, speed
 from tokensieve.measure.outputs import collect_outputs
 from tokensieve.search.costs import Costs
 from tokensieve.search.families import SINGLES, Proposed, Scheduled
 from tokensieve.search.fit import Fit
-from tokensieve.search.slimming import slim
 from tokensieve.zoo import create
 
 WEIGHTS, DATA = SHARED / "weights", SHARED / "data"

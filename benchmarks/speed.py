@@ -18,8 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from results import write
-from tokensieve import sieve
-from tokensieve.export.packing import prepack
+from tokensieve import prepack, sieve
 from tokensieve.forward.walk import Reads
 from tokensieve.measure import SlicingLimit, macs, peak_memory
 from tokensieve.measure.speed import interleaved, summarise

@@ -13,7 +13,7 @@ import torch
 
 from tokensieve.cli import main
 from tokensieve.measure.speed import interleaved
-from tokensieve.search import tuning
+from tokensieve.search import timing
 
 SHARED = Path(__file__).resolve().parents[1].parent / "shared"
 
@@ -45,7 +45,7 @@ def brief_timing():
     def brief(calls, **_):
         return interleaved(calls, seconds=0, min_rounds=2, max_rounds=2)
 
-    return lambda patch: patch.setattr(tuning, "interleaved", brief)
+    return lambda patch: patch.setattr(timing, "interleaved", brief)
 
 
 @pytest.fixture

@@ -45,6 +45,7 @@ if TYPE_CHECKING:
         ToFu,
         ToMe,
     )
+    from .model_spec import ModelSpec
     from .recipe import Recipe
     from .search.correction import correct
     from .search.slimming import slim
@@ -68,6 +69,7 @@ _HOMES = {
     "InputError": "errors",
     "InputSpec": "data.inputs",
     "MCTF": "methods",
+    "ModelSpec": "model_spec",
     "PaPr": "methods",
     "PatchSlimming": "methods",
     "PiToMe": "methods",
@@ -121,6 +123,7 @@ __all__ = [
     "Guarded",
     "InputError",
     "InputSpec",
+    "ModelSpec",
     "PaPr",
     "PatchSlimming",
     "PiToMe",

@@ -8,6 +8,7 @@ import inspect
 import os
 from collections.abc import Callable, Sequence
 from functools import partial
+from types import MethodType
 from typing import Any
 
 import torch
@@ -78,8 +79,8 @@ def sieve(
         if method.needs_significance:
             from .significance import build  # only where a map is needed: building one loads proposal libraries
 
-            words = {**method.map_settings(), "mean": mean or config.get("mean"), "std": std or config.get("std")}
-            stream.significance = build(**words, pretrained=pretrained)
+            kwargs = {**method.map_settings(), "mean": mean or config.get("mean"), "std": std or config.get("std")}
+            stream.significance = build(**kwargs, pretrained=pretrained)
     return Sieved(stream, recipe)
 
 
@@ -152,7 +153,10 @@ class Sieved(nn.Module):
         model = self.__dict__.get("model")
         if model is None or name.startswith("__"):
             raise AttributeError(f"{type(self).__name__} has no attribute {name!r}")
-        if name in DENSE and hasattr(model, name):
+        host = self.__dict__["stream"].host
+        if name in getattr(host, "rebound", ()):
+            return MethodType(getattr(type(model), name), self)
+        if (name in DENSE or name in getattr(host, "dense_only", ())) and hasattr(model, name):
             raise DenseOnly(
                 f"{name}() of a sieved {type(model).__name__} would run the dense model: fast.forward_intermediates() "
                 f"gives features of chosen blocks, fast.model.{name}() asks the dense model."
@@ -224,7 +228,7 @@ class Sieved(nn.Module):
         images: Tensor | None = None,
         pixel_values: Tensor | None = None,
         labels: Tensor | None = None,
-        **words: Any,
+        **kwargs: Any,
     ) -> Any:
         """(B, C, H, W) -> what the host returns. `pixel_values`, `labels` and other words are for transformers' hosts.
 
@@ -233,12 +237,12 @@ class Sieved(nn.Module):
         if images is not None:
             check_images(self.model, images)
         named = {"pixel_values": pixel_values, "labels": labels}  # by name, for those who read the signature
-        words |= {word: value for word, value in named.items() if value is not None}
+        kwargs |= {word: value for word, value in named.items() if value is not None}
         stream = self._now()
         if not stream.plan.methods and any(map(hooked, stream.host.bypassed)):
-            return self.model(*(() if images is None else (images,)), **words)
-        images, words = stream.host.arguments(images, dict(words))
-        return stream(images, **words)
+            return self.model(*(() if images is None else (images,)), **kwargs)
+        images, kwargs = stream.host.arguments(images, dict(kwargs))
+        return stream(images, **kwargs)
 
     def forward_features(self, images: Tensor) -> Tensor:
         """(B, C, H, W) -> the surviving tokens after the final norm, (B, N, d), prefix first; with stages the last map,
@@ -279,8 +283,8 @@ class Sieved(nn.Module):
         Raises:
             InputError: blocks that are not there, or "NCHW" without `restore` where tokens are no grid any more.
         """
-        words = {name: value for name, value in locals().items() if name not in ("self", "x")}
-        return self._now().intermediates(check_images(self.model, x), Wanted(**words))
+        kwargs = {name: value for name, value in locals().items() if name not in ("self", "x")}
+        return self._now().intermediates(check_images(self.model, x), Wanted(**kwargs))
 
     def trace(self, images: Tensor, *, attention: Sequence[int] = ()) -> Trace:
         """Run on (B, C, H, W) and tell what happened: see `Trace`. Of the blocks `attention` the class attention too.
@@ -303,9 +307,9 @@ class Sieved(nn.Module):
         """What of the images (B, C, H, W) the host's grid covers, which is what a significance map is made of."""
         return self.stream.covered(images)
 
-    def asking(self, images: Tensor) -> Callable[[], Any]:
+    def map_call(self, images: Tensor) -> Callable[[], Any]:
         """A call that does nothing but make the significance map of these images, for whoever counts or times it."""
-        return self.stream.asking(images)
+        return self.stream.map_call(images)
 
     def train(self, mode: bool = True) -> Sieved:
         """Training or evaluation mode, of the shared host too; a proposal stays in evaluation mode."""

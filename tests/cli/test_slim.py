@@ -6,7 +6,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+import tokensieve
 from tokensieve import PatchSlimming, Recipe
+from tokensieve.data import Preprocessing, image_set, load_batches
 
 MODEL = ["--model", "nano_vit", "--threads", 1]
 
@@ -53,6 +55,17 @@ def test_json_tells_the_counts_and_errors(run, pictures, tmp_path):
     assert max(record["errors"]) <= record["tolerance"]
     assert record["tokens"]["per_block"] == [1 + count for count in record["patches"]]
     assert record["recipe_json"] == json.loads(recipe.read_text())
+
+
+def test_the_function_finds_what_the_command_writes(run, pictures, tmp_path):
+    recipe = tmp_path / "recipe.json"
+    result = run("slim", *MODEL, "--data", pictures, "--tolerance", 0.2, "--granularity", 40, "--out", recipe, "--json")
+    assert result.code == 0, result.err
+    model, mean, std = tokensieve.zoo.create("nano_vit")
+    images = image_set(pictures, Preprocessing.of(model, mean, std))
+    found = tokensieve.slim(model, load_batches(images, 8), tolerance=0.2, granularity=40)
+    assert found.recipe == Recipe.load(recipe)
+    assert json.loads(result.out)["errors"] == list(found.errors)
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ import pytest
 import torch
 from PIL import Image
 
-import tokensieve.search.tuning as tuning
+import tokensieve.search.timing as timing
 from tests.pictures import two_classes
 from tokensieve import Recipe
 from tokensieve.measure.speed import interleaved
@@ -122,7 +122,7 @@ def test_export(run, there):
 
 def test_tune(run, pictures, there, monkeypatch):
     monkeypatch.setattr(
-        tuning, "interleaved", lambda calls, **_: interleaved(calls, seconds=0, min_rounds=2, max_rounds=2)
+        timing, "interleaved", lambda calls, **_: interleaved(calls, seconds=0, min_rounds=2, max_rounds=2)
     )
     options = ["--data", pictures, *HOST, "--macs", 1.3, "--proposal", "none", "--trials", 2]
     said = words(run("tune", *options))

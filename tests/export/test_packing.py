@@ -7,13 +7,15 @@ import torch
 
 from tests.reference.hosts import host_forms, host_images
 from tokensieve import InputError, prepack, sieve
-from tokensieve.export.packing import PackedLinear
+from tokensieve.export import packing
+from tokensieve.export.packing import PackedLinear, packs_bf16
 
 FORMS = host_forms()
+needs_bf16 = pytest.mark.skipif(not packs_bf16(), reason="this processor packs no bf16 weights")
 
 
 @pytest.mark.parametrize("name", ["class-token", "siglip", "eva02", "rms-swiglu", "distilled"])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("dtype", [torch.float32, pytest.param(torch.bfloat16, marks=needs_bf16)])
 @torch.no_grad()
 def test_a_packed_host_gives_the_same_answer(name: str, dtype: torch.dtype) -> None:
     model = FORMS[name]().to(dtype)
@@ -46,3 +48,10 @@ def test_gradients_are_refused_not_lost() -> None:
 def test_other_precisions_are_refused() -> None:
     with pytest.raises(InputError, match="fp32 or bf16"):
         prepack(FORMS["class-token"]().double())
+
+
+def test_a_processor_without_bf16_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(packing, "packs_bf16", lambda: False)
+    with pytest.raises(InputError, match="no instructions for bf16"):
+        prepack(FORMS["class-token"]().bfloat16())
+    assert prepack(FORMS["class-token"]()) is not None

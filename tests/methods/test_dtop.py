@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from tests.reference import dtop as slow
 from tokensieve import RecipeError, UnsupportedHost, segmentation, sieve
+from tokensieve.errors import DenseOnly
 from tokensieve.measure import SlicingLimit, macs
 from tokensieve.methods.dtop import exits, least_certain
 
@@ -106,6 +107,18 @@ def told(model: nn.Module, block: int):
         return logits.softmax(0), logits, logits[:, 0]
 
     return answer
+
+
+@torch.no_grad()
+def test_windows_are_read_by_the_sieved_model() -> None:
+    model, images = seeded(FORMS["segvit"]()), images_of(2)
+    large = torch.cat([images, images.flip(3)], dim=3)
+    fast = sieve(model, "dtop(threshold=0.4, keep_per_class=1)")
+    slid = fast.slide(large, (40, 56), (40, 56))
+    torch.testing.assert_close(slid[..., :56], fast(large[..., :56]), rtol=1e-5, atol=1e-5)
+    assert not torch.equal(slid, model.slide(large, (40, 56), (40, 56)))
+    with pytest.raises(DenseOnly, match="stages"):
+        fast.stages(images)
 
 
 @pytest.mark.parametrize("name", FORMS)

@@ -14,7 +14,8 @@ from tests.reference.hosts import host_forms, host_images
 from tests.reference.slimming import block_error, mean_scores, path_scores
 from tokensieve import InputError, RecipeError, UnsupportedHost, sieve
 from tokensieve.measure import macs
-from tokensieve.search.slimming import significance_scores, slim
+from tokensieve.search.path_scores import significance_scores
+from tokensieve.search.slimming import slim
 
 FORMS = host_forms()
 

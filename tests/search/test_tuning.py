@@ -12,8 +12,9 @@ import pytest
 import torch
 from timm.models.vision_transformer import VisionTransformer
 
-import tokensieve.search.correction as correction
 import tokensieve.search.judge as judging
+import tokensieve.search.results as results
+import tokensieve.search.timing as timing
 import tokensieve.search.tuning as tuning
 from tests.reference.hosts import host_forms, host_images
 from tokensieve import InputError, PaPr, Recipe, RecipeError, ToMe, UnsupportedHost, sieve, tune
@@ -295,7 +296,7 @@ def test_a_wanted_time_moves_the_budget(model, images, monkeypatch):
             times[text] = [0.5 + 0.5 * macs(sieve(model, text), (3, 64, 64)) / dense] * 2
         return times
 
-    monkeypatch.setattr(tuning, "interleaved", clock)
+    monkeypatch.setattr(timing, "interleaved", clock)
     front = search(model, images, time=1.25, trials=18)
     assert front.reached
     assert front.best.speed.ratio >= 1.25
@@ -476,7 +477,7 @@ def test_what_cannot_be_corrected_is_tuned_all_the_same(images, tmp_path, monkey
     assert not file.exists()
     for error, why in ((KeyboardInterrupt(), "interrupted"), (InputError("The disk is full."), "The disk is full")):
         with monkeypatch.context() as patch:
-            patch.setattr(correction, "correct", Mock(side_effect=error))
+            patch.setattr(results, "correct", Mock(side_effect=error))
             front = search(vit(), images, macs=1.4, trials=0, families=("tome",), correction=file)
         assert why in front.left_out["correction"]
         assert why in front.found
@@ -507,8 +508,8 @@ def steady(calls, **_):
     ],
 )
 def test_a_busy_machine_is_said_and_measured_again(model, images, monkeypatch, cores, attempts, said):
-    monkeypatch.setattr(tuning, "interleaved", steady)
-    monkeypatch.setattr(tuning, "OtherWork", Others)
+    monkeypatch.setattr(timing, "interleaved", steady)
+    monkeypatch.setattr(timing, "OtherWork", Others)
     monkeypatch.setattr(Others, "seen", list(cores), raising=False)
     front = search(model, images, macs=1.5, trials=0)
     assert front.best.speed.attempts == attempts
@@ -522,8 +523,8 @@ def test_rounds_that_differ_are_no_quiet_machine(model, images, monkeypatch):
     def uneven(calls, **_):
         return {name: [0.2, 0.1, 0.3, 0.2, 0.4] if name == "dense" else [0.1] * 5 for name in calls}
 
-    monkeypatch.setattr(tuning, "interleaved", uneven)
-    monkeypatch.setattr(tuning, "OtherWork", Others)
+    monkeypatch.setattr(timing, "interleaved", uneven)
+    monkeypatch.setattr(timing, "OtherWork", Others)
     monkeypatch.setattr(Others, "seen", [0.0] * 3, raising=False)
     front = search(model, images, macs=1.5, trials=0)
     assert front.best.speed.attempts == 3
@@ -537,7 +538,7 @@ def test_what_was_found_is_kept_before_it_is_measured_and_corrected(model, image
     def ended(*_arguments, **_settings):
         raise RuntimeError("the machine was switched off")
 
-    monkeypatch.setattr(tuning, "_timed", ended)
+    monkeypatch.setattr(tuning, "timed", ended)
     with pytest.raises(RuntimeError):
         search(model, images, macs=1.5, trials=0, keep=kept.append)
     (front,) = kept

@@ -26,7 +26,8 @@ def prepack(model: nn.Module, *, rows: int = 1024) -> nn.Module:
         rows: batch times tokens of a typical call, which the layout is chosen for; others work as well.
 
     Raises:
-        InputError: the weights are elsewhere than on a CPU, or in another precision, or oneDNN is missing.
+        InputError: the weights are elsewhere than on a CPU, or in another precision, or in bf16 on a processor without
+            instructions for it; or oneDNN is missing.
     """
     if not torch.backends.mkldnn.is_available():
         raise InputError("This build of torch has no oneDNN, which packs the weights; run the model as it is.")
@@ -37,6 +38,11 @@ def prepack(model: nn.Module, *, rows: int = 1024) -> nn.Module:
             if type(child) is nn.Linear:
                 setattr(parent, name, PackedLinear(child, rows))
     return packed
+
+
+def packs_bf16() -> bool:
+    """Whether this processor multiplies packed weights in bf16."""
+    return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
 
 
 class PackedLinear(nn.Linear):
@@ -50,6 +56,11 @@ class PackedLinear(nn.Linear):
             raise InputError(
                 f"prepack() is for fp32 or bf16 weights on the CPU, not {weight.dtype} on {weight.device}: "
                 "move or convert the model first."
+            )
+        if weight.dtype == torch.bfloat16 and not packs_bf16():
+            raise InputError(
+                "This processor has no instructions for bf16 that the packed layout needs (AVX-512 or "
+                "AVX-NE-CONVERT): pack the model in fp32, or run it in bf16 as it is."
             )
         self.weight, self.bias = linear.weight, linear.bias
         self.train(linear.training)

@@ -77,8 +77,8 @@ class HFAround(Host):
     def patch(self) -> Sequence[int] | None:
         return self.inner.patch
 
-    def arguments(self, images: Tensor | None, words: dict[str, Any]) -> tuple[Tensor, dict[str, Any]]:
-        return arguments_of(self.model, images, words, "fill")
+    def arguments(self, images: Tensor | None, kwargs: dict[str, Any]) -> tuple[Tensor, dict[str, Any]]:
+        return arguments_of(self.model, images, kwargs, "fill")
 
     def embed(self, images: Tensor) -> Tokens:
         return self.inner.embed(images)
@@ -97,13 +97,13 @@ class HFAround(Host):
         *,
         fill: str = "nearest",
         hidden_states: tuple[Tensor, ...] | None = None,
-        **words: Any,
+        **kwargs: Any,
     ) -> Any:
-        def backbone(**_words: Any) -> Any:
+        def backbone(**_kwargs: Any) -> Any:
             return self.inner.read(levels, exits, size, fill=fill, hidden_states=hidden_states)
 
         around = Around(self.model, backbone=Answers(self.model.backbone, backbone))
-        return around(blank(levels[0].x, size), output_hidden_states=hidden_states is not None, **words)
+        return around(blank(levels[0].x, size), output_hidden_states=hidden_states is not None, **kwargs)
 
 
 class HFAroundStages(StagedHost):
@@ -129,10 +129,10 @@ class HFAroundStages(StagedHost):
     def patch(self) -> Sequence[int] | None:
         return self.inner.patch
 
-    def arguments(self, images: Tensor | None, words: dict[str, Any]) -> tuple[Tensor, dict[str, Any]]:
-        images, words = arguments_of(self.model, images, words)
+    def arguments(self, images: Tensor | None, kwargs: dict[str, Any]) -> tuple[Tensor, dict[str, Any]]:
+        images, kwargs = arguments_of(self.model, images, kwargs)
         self.inner.arguments(images, {})  # which refuses sizes that the backbone does not read
-        return images, {"output_hidden_states": False} | words
+        return images, {"output_hidden_states": False} | kwargs
 
     def embed(self, images: Tensor) -> Tensor:
         return self.inner.embed(images)
@@ -140,11 +140,11 @@ class HFAroundStages(StagedHost):
     def features(self, x: Tensor) -> Tensor:
         return self.inner.features(x)
 
-    def answer(self, maps: Sequence[Tensor], *, size: Sequence[int] = (), **words: Any) -> Any:
-        def backbone(output_hidden_states: bool | None = None, **_words: Any) -> Any:
+    def answer(self, maps: Sequence[Tensor], *, size: Sequence[int] = (), **kwargs: Any) -> Any:
+        def backbone(output_hidden_states: bool | None = None, **_kwargs: Any) -> Any:
             return self.inner.answer(maps, output_hidden_states=output_hidden_states)
 
-        return Around(self.model, backbone=Answers(self.model.backbone, backbone))(blank(maps[0], size), **words)
+        return Around(self.model, backbone=Answers(self.model.backbone, backbone))(blank(maps[0], size), **kwargs)
 
 
 def _inner(model: Any) -> Any:

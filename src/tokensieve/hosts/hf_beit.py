@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor
 
 from .._frozen import replace
-from ..attention import Attention
+from ..attention import BlockQKV
 from ..errors import UnsupportedHost
 from ..tokens import Tokens
 from .hf_block import HFBlock
@@ -44,12 +44,12 @@ class HFBeitBlock(HFBlock):
         attention = self.qkv(tokens)
         return self.rest(attention.attend(), attention, tokens.x)
 
-    def qkv(self, tokens: Tokens, asking: Tensor | None = None) -> Attention:
-        attention = super().qkv(tokens, asking)
+    def qkv(self, tokens: Tokens, query_rows: Tensor | None = None) -> BlockQKV:
+        attention = super().qkv(tokens, query_rows)
         if not self.biased:
             return attention
         biases = [bias(tokens.grid) for bias in (self.own, self.shared) if bias is not None]
-        return replace(attention, bias=gathered(sum(biases)[0], tokens, asking))
+        return replace(attention, bias=gathered(sum(biases)[0], tokens, query_rows))
 
     def _add(self, x: Tensor, out: Tensor, part: int) -> Tensor:
         layer = self.layer
@@ -76,13 +76,13 @@ class _HFBeit(HFDense):
     def block(self, index: int, layer: Any) -> HFBeitBlock:
         return HFBeitBlock(layer, self.prefix, self.holder.shared_position_bias, self.holder.config.patch_size)
 
-    def arguments(self, images: Tensor | None, words: dict[str, Any]) -> tuple[Tensor, dict[str, Any]]:
+    def arguments(self, images: Tensor | None, kwargs: dict[str, Any]) -> tuple[Tensor, dict[str, Any]]:
         # the bias is always that of the images' own grid, so that interpolating it once more changes nothing
-        words.pop("interpolate_pos_encoding", None)
-        return super().arguments(images, words)
+        kwargs.pop("interpolate_pos_encoding", None)
+        return super().arguments(images, kwargs)
 
-    def answer(self, states: States, images: Tensor, **words: Any) -> Any:
-        return Around(self.model, beit=Answers(self.holder, lambda **_words: answered(states)))(images, **words)
+    def answer(self, states: States, images: Tensor, **kwargs: Any) -> Any:
+        return Around(self.model, beit=Answers(self.holder, lambda **_kwargs: answered(states)))(images, **kwargs)
 
 
 @register_host("transformers.models.BeitBackbone")

@@ -31,19 +31,21 @@ REFUSED = ("self", "pixel_values", "attention_mask", "bool_masked_pos", "output_
 """Of the words that the forward of such a model takes: given otherwise, or refused."""
 
 
-def arguments_of(model: Any, images: Tensor | None, words: dict[str, Any], *more: str) -> tuple[Tensor, dict[str, Any]]:
+def arguments_of(
+    model: Any, images: Tensor | None, kwargs: dict[str, Any], *more: str
+) -> tuple[Tensor, dict[str, Any]]:
     """What a sieved model was called with -> the images, and the words that its own forward takes, and `more` of them.
 
     Raises:
         InputError: a word that is none of these, or that needs what a sieved model does not have.
     """
-    images, words = called_with(model, images, words)
-    refuse(model, words, "output_attentions", "in which each block has other tokens")
-    hidden = words.pop("output_hidden_states", getattr(model.config, "output_hidden_states", False))
+    images, kwargs = called_with(model, images, kwargs)
+    refuse(model, kwargs, "output_attentions", "in which each block has other tokens")
+    hidden = kwargs.pop("output_hidden_states", getattr(model.config, "output_hidden_states", False))
     parameters = inspect.signature(type(model).forward).parameters.values()
     known = [each.name for each in parameters if each.kind is not each.VAR_KEYWORD and each.name not in REFUSED]
-    check_words(model, words, list(dict.fromkeys([*known, "output_hidden_states", "return_dict", *more])))
-    return images, words | ({"output_hidden_states": True} if hidden else {})
+    check_words(model, kwargs, list(dict.fromkeys([*known, "output_hidden_states", "return_dict", *more])))
+    return images, kwargs | ({"output_hidden_states": True} if hidden else {})
 
 
 class HFDense(Host):
@@ -82,7 +84,7 @@ class HFDense(Host):
         """The blocks behind which the head reads hidden states; -1 is what block 0 reads."""
 
     @abstractmethod
-    def answer(self, states: States, images: Tensor, **words: Any) -> Any:
+    def answer(self, states: States, images: Tensor, **kwargs: Any) -> Any:
         """The model's own output; `images` have the shape of those that were embedded, and nothing in them."""
 
     @property
@@ -95,13 +97,13 @@ class HFDense(Host):
     def patch(self) -> Sequence[int] | None:
         return pair(self.holder.config.patch_size)
 
-    def arguments(self, images: Tensor | None, words: dict[str, Any]) -> tuple[Tensor, dict[str, Any]]:
+    def arguments(self, images: Tensor | None, kwargs: dict[str, Any]) -> tuple[Tensor, dict[str, Any]]:
         """What the sieved model was called with -> the images, and the words that `read` takes.
 
         Raises:
             InputError: a word that the host does not know, or that needs what a sieved model does not have.
         """
-        return arguments_of(self.model, images, words, "fill")
+        return arguments_of(self.model, images, kwargs, "fill")
 
     def embed(self, images: Tensor) -> Tokens:
         check_images(self.model, images)
@@ -138,13 +140,13 @@ class HFDense(Host):
         *,
         fill: str = "nearest",
         hidden_states: tuple[Tensor, ...] | None = None,
-        **words: Any,
+        **kwargs: Any,
     ) -> Any:
         count = len(self.blocks) + 1
         states: list[Tensor | None] = [None] * count if hidden_states is None else list(hidden_states)
         for level, tokens in zip(self.levels, levels, strict=True):
             states[level + 1] = tokens.whole_grid(fill).x
-        output = self.answer(states, blank(levels[0].x, size), output_hidden_states=hidden_states is not None, **words)
+        output = self.answer(states, blank(levels[0].x, size), output_hidden_states=hidden_states is not None, **kwargs)
         if hidden_states is None and getattr(output, "hidden_states", None) is not None:
             # an older DPT gives them wherever its config asks, also where the call says no
             return type(output)(**{name: value for name, value in output.items() if name != "hidden_states"})
@@ -161,7 +163,7 @@ def there(states: States) -> Tensor:
     return next(state for state in states if state is not None)
 
 
-def answered(states: States, **_words: Any) -> Any:
+def answered(states: States, **_kwargs: Any) -> Any:
     """What an encoder returns: a `ModelOutput` with these states."""
     from transformers.modeling_outputs import BaseModelOutput
 
@@ -186,11 +188,11 @@ class HFDinov2Backbone(HFBackbone):
         super().__init__(model)
         self.norm = model.layernorm
 
-    def answer(self, states: States, images: Tensor, **words: Any) -> Any:
+    def answer(self, states: States, images: Tensor, **kwargs: Any) -> Any:
         model = self.model
-        embeddings = Answers(model.embeddings, lambda **_words: there(states))
-        encoder = Answers(model.encoder, lambda **_words: answered(states))
-        return Around(model, embeddings=embeddings, encoder=encoder)(images, **words)
+        embeddings = Answers(model.embeddings, lambda **_kwargs: there(states))
+        encoder = Answers(model.encoder, lambda **_kwargs: answered(states))
+        return Around(model, embeddings=embeddings, encoder=encoder)(images, **kwargs)
 
 
 @register_host("transformers.models.DINOv3ViTBackbone")
@@ -206,15 +208,15 @@ class HFDinov3Backbone(HFBackbone):
     def read_levels(self) -> Sequence[int]:
         return [*super().read_levels(), len(self.blocks) - 1]  # its `last_hidden_state` is that of the last layer
 
-    def answer(self, states: States, images: Tensor, **words: Any) -> Any:
+    def answer(self, states: States, images: Tensor, **kwargs: Any) -> Any:
         model = self.model
         return Around(
             model,
-            embeddings=Answers(model.embeddings, lambda **_words: there(states)),
-            rope_embeddings=Answers(model.rope_embeddings, lambda **_words: None),
-            model=Answers(model.model, lambda **_words: answered(states)),
+            embeddings=Answers(model.embeddings, lambda **_kwargs: there(states)),
+            rope_embeddings=Answers(model.rope_embeddings, lambda **_kwargs: None),
+            model=Answers(model.model, lambda **_kwargs: answered(states)),
             norm=lambda state: None if state is None else model.norm(state),  # it norms what nobody reads too
-        )(images, **words)
+        )(images, **kwargs)
 
 
 @register_host("transformers.models.DPTForSemanticSegmentation")
@@ -241,5 +243,5 @@ class HFDPT(HFDense):
     def embedded(self, images: Tensor) -> Tensor:
         return self.holder.embeddings(images).last_hidden_states
 
-    def answer(self, states: States, images: Tensor, **words: Any) -> Any:
-        return Around(self.model, dpt=Answers(self.holder, lambda **_words: answered(states)))(images, **words)
+    def answer(self, states: States, images: Tensor, **kwargs: Any) -> Any:
+        return Around(self.model, dpt=Answers(self.holder, lambda **_kwargs: answered(states)))(images, **kwargs)

@@ -39,13 +39,13 @@ class HFEomt(HFDense):
     def read_levels(self) -> Sequence[int]:
         return [self.first - 1]
 
-    def arguments(self, images: Tensor | None, words: dict[str, Any]) -> tuple[Tensor, dict[str, Any]]:
+    def arguments(self, images: Tensor | None, kwargs: dict[str, Any]) -> tuple[Tensor, dict[str, Any]]:
         """As of other models for dense prediction; images have the one size that the model reads."""
-        refuse(self.model, words, "output_hidden_states", "whose last layers read queries too")
-        images, words = super().arguments(images, words)
+        refuse(self.model, kwargs, "output_hidden_states", "whose last layers read queries too")
+        images, kwargs = super().arguments(images, kwargs)
         if images.ndim == 4:
             check_size(self.model, images, pair(self.model.config.image_size))
-        return images, words
+        return images, kwargs
 
     def embedded(self, images: Tensor) -> Tensor:
         x = self.model.embeddings(images)
@@ -56,17 +56,17 @@ class HFEomt(HFDense):
         # as the model calls it, whose layers take positions in the precision of the tokens
         return None if rope is None else torch.stack(rope(images.to(next(self.model.embeddings.parameters()).dtype)))
 
-    def answer(self, states: States, images: Tensor, output_hidden_states: bool = False, **words: Any) -> Any:
+    def answer(self, states: States, images: Tensor, output_hidden_states: bool = False, **kwargs: Any) -> Any:
         model, restored = self.model, states[self.first]
         parts: dict[str, Any] = {
-            "embeddings": Answers(model.embeddings, lambda **_words: restored),
+            "embeddings": Answers(model.embeddings, lambda **_kwargs: restored),
             "layers": [_passed] * self.first + list(model.layers[self.first :]),
         }
         if hasattr(model, "dropout"):
             parts["dropout"] = nn.Identity()
-        return Around(model, **parts)(images, **words)
+        return Around(model, **parts)(images, **kwargs)
 
 
-def _passed(x: Tensor, *_inputs: Any, **_words: Any) -> Tensor:
+def _passed(x: Tensor, *_inputs: Any, **_kwargs: Any) -> Tensor:
     """What stands for a layer that has been walked through."""
     return x

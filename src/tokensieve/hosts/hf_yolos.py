@@ -81,16 +81,16 @@ class HFYolos(HFDense):
             return encoder.mid_position_embeddings, [encoder.mid_position_embeddings]
         return getattr(encoder.interpolation, "mid_position_embeddings", None), []
 
-    def answer(self, states: States, images: Tensor, **words: Any) -> Any:
+    def answer(self, states: States, images: Tensor, **kwargs: Any) -> Any:
         own = [None if state is None else reordered(state, self.prefix) for state in states]
 
-        def encoded(output_hidden_states: bool, **_words: Any) -> Any:
+        def encoded(output_hidden_states: bool, **_kwargs: Any) -> Any:
             output = answered(own)
             output.last_hidden_state = self.norm(own[-1])
             output.hidden_states = output.hidden_states if output_hidden_states else None
             return output
 
-        return Around(self.model, vit=Answers(self.holder, encoded))(images, **words)
+        return Around(self.model, vit=Answers(self.holder, encoded))(images, **kwargs)
 
 
 def ordered(x: Tensor, prefix: int) -> Tensor:

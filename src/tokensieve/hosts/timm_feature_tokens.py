@@ -45,10 +45,10 @@ class TimmFeatureTokens(Host):
     def patch(self) -> Sequence[int] | None:
         return self.inner.patch
 
-    def arguments(self, images: Tensor | None, words: dict[str, Any]) -> tuple[Tensor, dict[str, Any]]:
-        fill = {"fill": words.pop("fill")} if "fill" in words else {}
-        images, words = super().arguments(images, words)
-        return images, words | fill
+    def arguments(self, images: Tensor | None, kwargs: dict[str, Any]) -> tuple[Tensor, dict[str, Any]]:
+        fill = {"fill": kwargs.pop("fill")} if "fill" in kwargs else {}
+        images, kwargs = super().arguments(images, kwargs)
+        return images, kwargs | fill
 
     def embed(self, images: Tensor) -> Tokens:
         return self.inner.embed(images)
@@ -66,7 +66,7 @@ class TimmFeatureTokens(Host):
         size: Sequence[int],
         *,
         fill: str = "nearest",
-        **words: Any,
+        **kwargs: Any,
     ) -> list[Tensor]:
         whole = [tokens.whole_grid(fill) for tokens in levels]
         if self.model.norm:

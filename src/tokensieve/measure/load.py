@@ -9,6 +9,8 @@ from time import perf_counter
 STAT = Path("/proc/stat")
 BESIDE = 0.1
 """Share of the measured threads that others may take without being called a disturbance."""
+WIDE = 0.2
+"""Spread over ratio above this: the machine was not quiet."""
 
 
 class OtherWork:

@@ -16,6 +16,7 @@ from ..errors import RecipeError, SieveError
 from ..recipe import Recipe
 from .families import Family, Variant
 from .fit import Fit
+from .front import Failed
 from .judge import Figures, Judge
 
 POPULATION = 10
@@ -38,14 +39,6 @@ class Tried:
     @property
     def recipe(self) -> Recipe:
         return Recipe.parse(self.text)
-
-
-@dataclass(frozen=True)
-class Failed:
-    """A recipe that could not be judged, and why; the search went on."""
-
-    arm: str
-    reason: str
 
 
 @dataclass

@@ -2,21 +2,16 @@
 
 from __future__ import annotations
 
-import csv
 import json
 import os
-import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from .._files import draft, make_folder, same_file
 from ..measure.comparison import KINDS, divergence_title
 from ..measure.intervals import Interval
-from ..methods.corrected import CORRECTION
-from ..recipe import Recipe, recipes_with
-from .arms import Failed
+from ..recipe import Recipe
 from .judge import Figures
 
 VERSION = 1
@@ -98,6 +93,14 @@ def asdict_flat(point: Point) -> dict[str, Any]:
             fields = {key: each for key, each in vars(value).items() if key != "interval"}
             plain[name] = fields | {f"agreement_{end}": ends and getattr(ends, end) for end in Interval._fields}
     return plain
+
+
+@dataclass(frozen=True)
+class Failed:
+    """A recipe that could not be judged, and why; the search went on."""
+
+    arm: str
+    reason: str
 
 
 @dataclass(frozen=True)
@@ -185,16 +188,9 @@ class Front:
     @property
     def found(self) -> str:
         """In plain words: what was found, and whether a proposal paid."""
-        return " ".join(
-            [
-                self._recommended(),
-                *self._correction(),
-                *self._measured(),
-                *self._against_singles(),
-                *self._proposal(),
-                *self._warnings(),
-            ]
-        )
+        from ..show.front_text import found
+
+        return found(self)
 
     def save(self, folder: str | os.PathLike[str]) -> Path:
         """Write best.json, the recommended recipe, a file for every point of the front, front.csv, .json and .png.
@@ -205,121 +201,9 @@ class Front:
         Raises:
             InputError: it cannot be written.
         """
-        from ..show.front_plot import front_plot  # matplotlib takes a while: only where something is drawn
+        from ..show.front_files import save_front
 
-        folder = make_folder(folder)
-        for name, point in {"best": self.recommended, **{_file_name(point): point for point in self.pareto}}.items():
-            point.recipe.save(folder / f"{name}.json")
-        with draft(folder / "front.csv") as file, file.open("w", encoding="utf-8", newline="") as stream:
-            writer = csv.DictWriter(stream, list(_row(self.best, folder)))
-            writer.writeheader()
-            writer.writerows(_row(point, folder) for point in (*self.points, self.corrected) if point is not None)
-        with draft(folder / "front.png") as file:
-            front_plot(self).savefig(file, format="png", dpi=150)
-        with draft(folder / "front.json") as file:
-            file.write_text(self.to_json(folder) + "\n", encoding="utf-8")
-        before, named = folder / CORRECTION, [] if self.corrected is None else self.corrected.recipe.paths()
-        if before.is_file() and not any(same_file(before, path) for path in named) and not recipes_with(before):
-            before.unlink()
-        return folder
-
-    def _recommended(self) -> str:
-        best = self.best
-        lost = f"{best.search.loss:.3g}"
-        if best.heldout is not None:
-            lost += f" on the search images and {best.heldout.loss:.3g} on the held-out ones"
-        same = ""
-        if best.heldout is not None and best.heldout.agreement is not None:
-            same = f", and {_keep_class(best.heldout)}{self._stay(heldout=True)}"
-        elif best.search.agreement is not None:
-            same = f", and {_keep_class(best.search)}{self._stay()}"
-        return f"{best.title}: {best.ratio:.2f}x fewer MACs, at a {self.unit} of {lost}{same}."
-
-    def _stay(self, heldout: bool = False) -> str:
-        """The end of a sentence on the share of images, or of pixels, whose answer stays."""
-        kind = KINDS[self.best.search.kind]
-        if kind.name == "classes":
-            return f"{' of the held-out ones' if heldout else ''} keep their class"
-        return f" of the {'held-out ' if heldout else ''}pixels keep their " + (
-            "class" if kind.classes else "depth within a factor of 1.25"
-        )
-
-    def _measured(self) -> list[str]:
-        """What the recommended recipe brings in time, and how far that can be trusted."""
-        point = self.recommended
-        if point.speed is None:
-            return ["Its speed was not measured."]
-        speed = point.speed
-        said = (
-            f"Measured here at batch {speed.batch}: {speed.ratio:.2f}x the dense speed "
-            f"[{speed.low:.2f}-{speed.high:.2f}], where it has {point.ratio:.2f}x fewer MACs."
-        )
-        again = f", after measuring {speed.attempts} times" if speed.attempts > 1 else ""
-        state = f"The machine was quiet meanwhile{again}."
-        if speed.busy:
-            state = f"The machine was busy meanwhile{again}, so do not rely on it: {speed.busy}."
-        hint = [] if "time" in self.wanted else ["To search for a speed instead of MACs: --time X, in Python time=X."]
-        return [said, state, *hint]
-
-    def _correction(self) -> list[str]:
-        point, best = self.corrected, self.best
-        if point is None:
-            return []
-        if point.heldout is None or best.heldout is None:
-            return [f"Corrected: a {self.unit} of {point.search.loss:.3g} on images that it was not fitted on."]
-        same = "" if point.heldout.agreement is None else f", {_keep_class(point.heldout)}{self._stay()}"
-        said = f"Corrected: a {self.unit} of {point.heldout.loss:.3g} on the held-out ones{same}"
-        return [f"{said}." if self.recommended is point else f"{said}, which is no better, so best.json goes without."]
-
-    def _against_singles(self) -> list[str]:
-        rivals = [point for point in self._beside() if point.kind == "single"]
-        if not rivals:
-            return []
-        rival = min(rivals, key=lambda point: point.loss)
-        if self.best.kind == "single":
-            return ["No scheduled recipe was better than this method alone."]
-        return [f"The best method alone at this budget is {rival.title}, {rival.loss:.3g}."]
-
-    def _proposal(self) -> list[str]:
-        searched = [point for point in self._beside() if point.kind == "searched"]
-        alone = min((point.loss for point in searched if point.proposal is None), default=None)
-        asked = min((point for point in searched if point.proposal is not None), key=lambda p: p.loss, default=None)
-        if alone is None or asked is None:
-            return []
-        pays = "A proposal paid" if asked.loss < alone else "No proposal paid"
-        return [f"{pays}: {asked.loss:.3g} with {asked.proposal}, {alone:.3g} without any."]
-
-    def _warnings(self) -> list[str]:
-        said = []
-        (kind, wanted), *_ = self.wanted.items()
-        if not self.reached:
-            asked = {
-                "macs": f"{wanted:g}x fewer MACs",
-                "time": f"{wanted:g}x the speed",
-                "loss": f"a loss of {wanted:g}",
-            }
-            said.append(f"The wanted {asked[kind]} was not reached: this is the nearest.")
-        best = self.best
-        if best.heldout is not None and best.heldout.loss > 1.5 * best.search.loss:
-            said.append("The loss on held-out images is much larger: search on more images.")
-        if self.stopped:
-            said.append(f"The search was ended early ({self.stopped}) after {self.trials} trials.")
-        said += [left_out(name, reason) for name, reason in self.left_out.items()]
-        return said
-
-    def _beside(self) -> list[Point]:
-        return [point for point in self.points if point.budget == self.best.budget]
-
-
-def left_out(name: str, reason: str) -> str:
-    """The sentence on what could not take part."""
-    return f"{name} was left out: {reason.rstrip('.')}."
-
-
-def _keep_class(figures: Figures) -> str:
-    """The share of images that keep their class, with its interval."""
-    interval = figures.agreement_interval
-    return f"{figures.agreement:.1f}%" + ("" if interval is None else f" [{interval.low:.1f}-{interval.high:.1f}]")
+        return save_front(self, folder)
 
 
 def mark_dominated(points: list[Point]) -> list[Point]:
@@ -330,24 +214,3 @@ def mark_dominated(points: list[Point]) -> list[Point]:
         marked.append(replace(point, dominated=point.loss >= least))
         least = min(least, point.loss)
     return marked
-
-
-def _file_name(point: Point) -> str:
-    return re.sub(r"[^a-z0-9.]+", "-", f"{point.ratio:.2f}x {point.title}".lower())
-
-
-def _row(point: Point, folder: Path) -> dict[str, Any]:
-    row: dict[str, Any] = {
-        "title": point.title,
-        "kind": point.kind,
-        "budget": point.budget,
-        "ratio": point.ratio,
-        "macs": point.macs,
-    }
-    for part in ("search", "heldout"):
-        figures = getattr(point, part)
-        for name in ("loss", "agreement", "accuracy", "images"):
-            row[f"{part}_{name}"] = None if figures is None else getattr(figures, name)
-    for name in ("ratio", "low", "high"):
-        row[f"speed_{name}"] = None if point.speed is None else getattr(point.speed, name)
-    return {**row, "dominated": point.dominated, "recipe": str(point.recipe.relative_to(folder))}

@@ -10,9 +10,10 @@ from time import monotonic
 import optuna
 
 from ..errors import RecipeError, SieveError
-from .arms import Arm, Failed
+from .arms import Arm
 from .families import Family
 from .fit import Fit
+from .front import Failed
 from .judge import Judge
 
 STEPS = 5

@@ -3,33 +3,28 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
-from ..attention import Attention
-from ..errors import InputError, RecipeError, UnsupportedHost
-from ..forward.walk import Step, walk
-from ..hosts import Host, open_tokens
+from ..attention import BlockQKV
+from ..errors import RecipeError
 from ..measure.macs import macs
-from ..measure.outputs import evaluating, nothing_read, unpack
+from ..measure.outputs import evaluating
 from ..methods.patch_slimming import PatchSlimming
 from ..recipe import Recipe
 from ..stream import sieve
 from ..tokens import Tokens
+from .dense_tokens import DenseTokens, exact
+from .path_scores import Approximation, Masks, Moments
 
-CHUNK = 8
-"""Images whose attention matrices are held at a time."""
 STEPS = 16
 """Tolerances that are tried for a budget, at most."""
-Approximation = Literal["head_mean"]
 DEFAULT = 0.02
 """Tolerance, where nothing is asked for."""
-Masks = tuple[tuple[int, ...], ...]
-"""The patches alive after each of the last blocks, the very last first."""
 
 
 @dataclass(frozen=True)
@@ -107,160 +102,10 @@ def slim(
         raise RecipeError(f"The form must be A or B, not {form!r}.")
     say = report or (lambda _line: None)
     with evaluating(model), torch.no_grad():
-        search = _Search(model, _Dense.read(model, loader, limit), form, granularity, approx, say)
+        search = _Search(model, DenseTokens.read(model, loader, limit), form, granularity, approx, say)
         if saving is None:
             return search.within(DEFAULT if tolerance is None else tolerance)
         return search.saving(saving)
-
-
-def significance_scores(
-    model: nn.Module,
-    loader: Iterable[Any],
-    patches: Sequence[Sequence[int]] | None = None,
-    *,
-    limit: int | None = None,
-    approx: Approximation | None = None,
-) -> Tensor:
-    """How much dropping each patch after each block can change what the head reads: section 3.2, exactly.
-
-    The paper sums the squared norms over all H^(L-t) paths through the heads of the deeper blocks. With M = A'A for
-    the product A of masked attentions along one path, the sum over paths follows
-
-        M_L = I,  M_(l-1) = sum over h of P_l^h' (m_l m_l' * M_l) P_l^h,
-        s_(t,i) = (M_t)_ii * sum over h of || P_t^h[i] |Z_(t-1)| ||^2,
-
-    at O(H N^3) for a block and an image.
-
-    Args:
-        model, loader, limit: as in `slim`.
-        patches: the patches alive after each block, nested, which mask the deeper blocks; None is all of them, but
-            for the last block, after which prefix tokens alone are alive, as in the paper.
-        approx: "head_mean" multiplies the attentions averaged over heads instead, and may rank otherwise.
-
-    Returns:
-        (L, P) float64, mean over images, on the CPU.
-
-    Raises:
-        UnsupportedHost, InputError: as `slim`.
-        RecipeError: patches that are not nested, or of another depth.
-    """
-    with evaluating(model), torch.no_grad():
-        dense = _Dense.read(model, loader, limit)
-        depth, count = len(dense.host.blocks), math.prod(dense.grid)
-        if patches is None:
-            patches = [*[tuple(range(count))] * (depth - 1), ()]
-        method = PatchSlimming(tuple(map(tuple, patches)), grid=dense.grid)
-        if len(method.patches) != depth:
-            raise RecipeError(f"patches names {len(method.patches)} blocks and this model has {depth}.")
-        moments = _Moments(dense, approx)
-        return torch.stack([moments.scores(method.patches[:block:-1]) for block in reversed(range(depth))]).flip(0)
-
-
-class _Dense:
-    """The dense model's activations on some images: before each block, and after the last."""
-
-    def __init__(self, host: Host, chunks: list[list[Tokens]], size: tuple[int, ...]) -> None:
-        self.host, self.chunks, self.size = host, chunks, size
-        self.prefix, self.grid = host.prefix, chunks[0][0].grid
-        self.images = sum(len(chunk[0].x) for chunk in chunks)
-
-    @classmethod
-    def read(cls, model: nn.Module, loader: Iterable[Any], limit: int | None) -> _Dense:
-        host = _open(model)
-        chunks: list[list[Tokens]] = []
-        size: tuple[int, ...] = ()
-        for images in _chunks(model, loader, limit):
-            if size and images.shape[1:] != size:
-                raise InputError(f"The search needs images of one size, not {size} and {tuple(images.shape[1:])}.")
-            size, tokens = tuple(images.shape[1:]), host.embed(images)
-            chunk = [tokens]
-
-            def keep(step: Step, chunk: list[Tokens] = chunk) -> None:
-                chunk.append(step.tokens)
-
-            walk(host.blocks, tokens, watch=[keep])
-            chunks.append(chunk)
-        if not chunks:
-            raise nothing_read(loader)
-        return cls(host, chunks, size)
-
-    def index(self, patches: Sequence[int]) -> Tensor:
-        """Prefix tokens and `patches` as places in the sequence, (M,)."""
-        places = [*range(self.prefix), *(patch + self.prefix for patch in patches)]
-        return torch.tensor(places, device=self.chunks[0][0].x.device)
-
-
-class _Moments:
-    """Significance of patches, from the last block upwards. Only the latest step is held."""
-
-    def __init__(self, dense: _Dense, approx: Approximation | None) -> None:
-        if approx not in (None, "head_mean"):
-            raise RecipeError(f'approx must be "head_mean" or None, not {approx!r}.')
-        self.dense, self.average = dense, approx == "head_mean"
-        self._norms: dict[int, list[Tensor]] = {}
-        self._masks: Masks = ()
-        self._held: list[Tensor] | None = None
-
-    def scores(self, masks: Masks) -> Tensor:
-        """(P,) float64 on the CPU: s of the block before those that `masks` are of; of -1, what is embedded."""
-        block = len(self.dense.host.blocks) - 1 - len(masks)
-        if block not in self._norms:
-            self._norms[block] = [self._norm(block, chunk) for chunk in self.dense.chunks]
-        total = torch.zeros(self._norms[block][0].shape[1], dtype=torch.float64)
-        held = self._at(masks)
-        for turn, norm in enumerate(self._norms[block]):
-            share = norm.double() if held is None else norm.double() * self._diagonal(held[turn]).double()
-            total += share.sum(0).cpu()
-        # The paper's sum over head paths; the mean, which fp32 holds at any depth, is what is carried along.
-        paths = 1.0 if self.average else float(self._heads()) ** len(masks)
-        return total[self.dense.prefix :] * (paths / self.dense.images)
-
-    def _at(self, masks: Masks) -> list[Tensor] | None:
-        """For each chunk M (B, N, N), or with averaged heads A (B, m, N), under `masks`; None is the identity."""
-        known = len(self._masks)
-        if masks[:known] != self._masks:
-            self._masks, self._held, known = (), None, 0
-        for mask in masks[known:]:
-            block = len(self.dense.host.blocks) - 1 - len(self._masks)
-            held: Sequence[Tensor | None] = self._held or [None] * len(self.dense.chunks)
-            index = self.dense.index(mask)
-            self._held = [
-                self._step(block, chunk, index, moment) for chunk, moment in zip(self.dense.chunks, held, strict=True)
-            ]
-            self._masks += (mask,)
-        return self._held
-
-    def _step(self, block: int, chunk: list[Tokens], index: Tensor, moment: Tensor | None) -> Tensor:
-        """One block further up, where the tokens `index` (m,) are alive after it."""
-        tokens = chunk[block]
-        asking = index.expand(len(tokens.x), -1)
-        attention = self.dense.host.blocks[block].qkv(tokens).ask(asking)
-        heads = attention.q.shape[1]
-        if self.average:
-            mean = sum(attention.head(head) for head in range(heads)) / heads
-            assert isinstance(mean, Tensor)
-            return mean if moment is None else moment[:, :, index] @ mean
-        alive = None if moment is None else moment[:, index][:, :, index]
-        found = torch.zeros((), device=tokens.x.device)
-        for head in range(heads):
-            rows = attention.head(head)
-            found = found + rows.transpose(1, 2) @ (rows if alive is None else alive @ rows) / heads
-        return found
-
-    def _norm(self, block: int, chunk: list[Tokens]) -> Tensor:
-        """(B, N): for each token the sum over heads of || P^h[i] |Z| ||^2; before block 0 of || Z[i] ||^2."""
-        if block < 0:
-            return _exact(chunk[0].x).square().sum(-1)
-        size = _exact(chunk[block].x).abs()
-        attention = self.dense.host.blocks[block].qkv(chunk[block])
-        norms = (attention.head(head) @ size for head in range(attention.q.shape[1]))
-        return torch.stack([norm.square().sum(-1) for norm in norms]).sum(0)
-
-    def _diagonal(self, moment: Tensor) -> Tensor:
-        return moment.square().sum(1) if self.average else moment.diagonal(dim1=1, dim2=2)
-
-    def _heads(self) -> int:
-        return self.dense.host.blocks[0].qkv(self.dense.chunks[0][0]).q.shape[1]
 
 
 class _Search:
@@ -273,18 +118,18 @@ class _Search:
     def __init__(
         self,
         model: nn.Module,
-        dense: _Dense,
+        dense: DenseTokens,
         form: Literal["A", "B"],
         granularity: int,
         approx: Approximation | None,
         say: Callable[[str], None],
     ) -> None:
         self.model, self.dense, self.form, self.granularity, self.say = model, dense, form, granularity, say
-        self.moments = _Moments(dense, approx)
+        self.moments = Moments(dense, approx)
         self.whole = macs(model, dense.size)
         self._scores: dict[Masks, Tensor] = {}
         self._errors: dict[tuple[int, tuple[int, ...], tuple[int, ...]], float] = {}
-        self._read: tuple[int, list[Attention]] | None = None
+        self._read: tuple[int, list[BlockQKV]] | None = None
 
     def within(self, tolerance: float) -> Slimmed:
         """The search itself, for one tolerance."""
@@ -361,15 +206,17 @@ class _Search:
             if self._read is None or self._read[0] != block:
                 self._read = block, [self.dense.host.blocks[block].qkv(chunk[block]) for chunk in self.dense.chunks]
             pairs = zip(self.dense.chunks, self._read[1], strict=True)
-            read, asking = self.dense.index(keys), self.dense.index(rows)
-            total = sum(self._errors_of(block, chunk, attention, read, asking) for chunk, attention in pairs)
+            read, query_rows = self.dense.index(keys), self.dense.index(rows)
+            total = sum(self._errors_of(block, chunk, attention, read, query_rows) for chunk, attention in pairs)
             self._errors[known] = total / self.dense.images
         return self._errors[known]
 
-    def _errors_of(self, block: int, chunk: list[Tokens], attention: Attention, read: Tensor, asking: Tensor) -> float:
+    def _errors_of(
+        self, block: int, chunk: list[Tokens], attention: BlockQKV, read: Tensor, query_rows: Tensor
+    ) -> float:
         """The errors of one chunk's images, summed."""
         verbs, x = self.dense.host.blocks[block], chunk[block].x
-        heads = attention.ask(asking.expand(len(x), -1))
+        heads = attention.only_queries(query_rows.expand(len(x), -1))
         heads = replace(
             heads,
             k=heads.k[:, :, read],
@@ -377,41 +224,6 @@ class _Search:
             keys=heads.keys[:, :, read],
             bias=None if heads.bias is None else heads.bias[..., read],
         )
-        ours = _exact(verbs.rest(heads.attend(), heads, x[:, asking]))
-        theirs = _exact(chunk[block + 1].x[:, asking])
+        ours = exact(verbs.rest(heads.attend(), heads, x[:, query_rows]))
+        theirs = exact(chunk[block + 1].x[:, query_rows])
         return float(((ours - theirs).flatten(1).norm(dim=1) / theirs.flatten(1).norm(dim=1)).double().sum())
-
-
-def _open(model: nn.Module) -> Host:
-    """The host, or why Patch Slimming makes no sense on it."""
-    host, name = open_tokens(model, "slimmed"), type(model).__name__
-    if not host.class_token or not host.reads_prefix:
-        why = "its head reads patch tokens too" if host.class_token else "it has no class token"
-        raise UnsupportedHost(
-            f"{name} cannot be slimmed: {why}, and the search starts from a head that reads a class token. "
-            "PaPr and ToMe need none."
-        )
-    for index, block in enumerate(host.blocks):
-        if block.closed:
-            raise UnsupportedHost(f"{name} cannot be slimmed: in block {index}, {block.closed}.")
-    return host
-
-
-def _chunks(model: nn.Module, loader: Iterable[Any], limit: int | None) -> Iterator[Tensor]:
-    """The first `limit` images, a few at a time, where the model is and in its precision."""
-    if limit is not None and limit < 1:
-        raise RecipeError(f"The limit on images must be at least 1, not {limit}.")
-    like, left = next(model.parameters()), limit
-    for batch in loader:
-        images, _ = unpack(batch)
-        images = images if left is None else images[:left]
-        yield from images.to(like.device, like.dtype).split(CHUNK)
-        if left is not None:
-            left -= len(images)
-            if not left:
-                return
-
-
-def _exact(x: Tensor) -> Tensor:
-    """In fp32, or more where it is."""
-    return x.to(torch.promote_types(x.dtype, torch.float32))

@@ -19,6 +19,9 @@ class SegmenterHost(Host):
     """A segmenter over a plain vision transformer. Without exits its heads read every patch: merged ones share their
     token, dropped ones show the nearest kept one (`fill="zero"`: nothing)."""
 
+    rebound = ("slide",)
+    dense_only = ("features", "stages", "scores")
+
     def __init__(self, model: nn.Module) -> None:
         assert isinstance(model, Segmenter)
         inner = model.host
@@ -51,10 +54,10 @@ class SegmenterHost(Host):
     def head(self, tokens: Tokens) -> Any:
         raise NotImplementedError("a segmenter is read level by level")
 
-    def arguments(self, images: Tensor | None, words: dict[str, Any]) -> tuple[Tensor, dict[str, Any]]:
-        fill = {"fill": words.pop("fill")} if "fill" in words else {}
-        images, words = super().arguments(images, words)
-        return images, words | fill
+    def arguments(self, images: Tensor | None, kwargs: dict[str, Any]) -> tuple[Tensor, dict[str, Any]]:
+        fill = {"fill": kwargs.pop("fill")} if "fill" in kwargs else {}
+        images, kwargs = super().arguments(images, kwargs)
+        return images, kwargs | fill
 
     def predict(self, block: int, tokens: Tokens) -> Any:
         tokens, real = self.model.level(block, tokens), tokens.real
@@ -67,7 +70,7 @@ class SegmenterHost(Host):
         size: Sequence[int],
         *,
         fill: str = "nearest",
-        **words: Any,
+        **kwargs: Any,
     ) -> Tensor:
         model, grid = self.model, levels[-1].grid
         if not exits:

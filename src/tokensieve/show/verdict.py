@@ -6,6 +6,7 @@ from collections.abc import Collection, Mapping
 
 from ..measure.attention import lost_attention
 from ..measure.decoding import Decoding
+from ..measure.load import WIDE
 from ..measure.speed import Speed
 
 STARVED = 0.9
@@ -16,8 +17,6 @@ SMALL, LARGE = 8, 64
 """Batches: below the first, small operations weigh; from the second on, a larger one is no remedy."""
 MINOR = 0.025
 """Shares of the dense time up to this are not worth a remedy."""
-WIDE = 0.2
-"""Spread over ratio above this: the machine was not quiet."""
 NOTHING = {"tokens": "drops and merges nothing", "pixels": "leaves nothing out"}
 CONSTANT = {
     "tokens": "reading the weights, patch embedding",

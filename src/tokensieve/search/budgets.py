@@ -1,0 +1,57 @@
+"""The three budgets that a search may have, and the one of them that must be measured on the way."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from ..errors import RecipeError
+from .results import points_of
+from .timing import with_speed
+
+if TYPE_CHECKING:
+    from .ladder import Search
+
+
+def budget(macs: float | None, time: float | None, loss: float | None) -> dict[str, float]:
+    """The one of the three that was given, by its name; raises `RecipeError` where there is not exactly one."""
+    given = {name: value for name, value in (("macs", macs), ("time", time), ("loss", loss)) if value is not None}
+    if len(given) != 1:
+        raise RecipeError(
+            f"A search has exactly one budget, macs=, time= or loss=; it was given {' and '.join(given) or 'none'}."
+        )
+    ((name, value),) = given.items()
+    least = 0 if name == "loss" else 1
+    if not least < value < float("inf"):
+        raise RecipeError(f"{name}={value:g} makes no sense: it must be larger than {least}.")
+    return given
+
+
+def until_fast(search: Search, wanted: float, trials: int) -> None:
+    """Search by MACs, measure, and move the budget until a recipe is as fast as wanted."""
+    from .ladder import climb
+
+    climb(search, wanted, 2 * trials // 3)
+    for _ in range(3):
+        points = [point for point in points_of(search, True) if point.kind == "searched"] or points_of(search, True)
+        if not points:
+            return
+        speeds: dict[float, float] = {}
+        for point in with_speed(search.judge, points, points):
+            if point.speed is not None:
+                speeds[point.budget] = max(speeds.get(point.budget, 0.0), point.speed.ratio)
+        fast = [ratio for ratio, speed in speeds.items() if speed >= wanted]
+        slow = [ratio for ratio, speed in speeds.items() if speed < wanted and ratio < min(fast, default=float("inf"))]
+        if fast and slow:
+            low, high = max(slow), min(fast)
+            if high / low < 1.02:
+                return
+            part = (wanted - speeds[low]) / (speeds[high] - speeds[low])
+            step = low + (high - low) * min(0.9, max(0.1, part))
+        elif fast:
+            return
+        else:
+            step = max(speeds) * min(1.4, 1.02 * wanted / max(speeds.values()))
+        step = round(step, 4)
+        if step in search.arms:
+            return
+        search.at(step, trials // 9, near=min(speeds, key=lambda other: abs(other - step)))

@@ -1,0 +1,103 @@
+"""What a search may try: families of recipes and proposals, as asked for and as the host takes them."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from ..errors import InputError, RecipeError, SieveError, UnsupportedHost, nearest
+from ..methods.base import make
+from ..recipe import Recipe
+from .families import CONTROLS, Family, Scheduled, family_names
+from .families import families as families_of
+from .fit import Fit
+from .judge import Judge
+from .stages import NAMES, stage_families
+
+
+def names_of(given: Sequence[str] | None, model: nn.Module, staged: bool) -> list[str] | None:
+    if given is None:
+        return None
+    known, others = (list(NAMES), family_names()) if staged else (family_names(), list(NAMES))
+    for name in [given] if isinstance(given, str) else given:
+        if name in others and name not in known:
+            kind = "has stages, whose maps keep their size" if staged else "has no stages"
+            raise UnsupportedHost(
+                f"{type(model).__name__} cannot be tuned by {name}: it {kind}. Families for it: {', '.join(known)}."
+            )
+        if name not in known:
+            raise RecipeError(f"There is no family {name!r}{nearest(name, known)}. Known: {', '.join(known)}.")
+    if not given:
+        raise RecipeError(f"families is empty: name some of {', '.join(known)}.")
+    return [given] if isinstance(given, str) else list(given)
+
+
+def proposals_of(given: str | Sequence[str] | Mapping[str, Any] | None) -> list[dict[str, Any]]:
+    """Settings of `papr` for each proposal."""
+    if isinstance(given, str):
+        given = (given,)
+    files = dict(given) if isinstance(given, Mapping) else dict.fromkeys(given or ())
+    for name, file in files.items():
+        if not isinstance(name, str):
+            raise RecipeError(f"A proposal is the name of a model, not {type(name).__name__}: recipe files hold names.")
+        if file is not None and not Path(file).is_file():
+            raise InputError(f"There is no weights file {os.fspath(file)} for the proposal {name}.")
+    return [
+        {"proposal": name, **({} if file is None else {"proposal_weights": os.fspath(file)})}
+        for name, file in files.items()
+    ]
+
+
+def families_for(
+    names: list[str] | None,
+    staged: bool,
+    proposals: list[dict[str, Any]],
+    judge: Judge,
+    mild: Fit,
+    left_out: dict[str, str],
+) -> list[Family]:
+    """Those that the host takes; what it refuses is an error where it was named, and is noted where it was not."""
+    usable = []
+    for settings in proposals:
+        try:
+            judge.map_of(make("papr", {"keep": 0.5, **settings}))  # type: ignore[arg-type]
+            usable.append(settings)
+        except (SieveError, RuntimeError) as error:
+            left_out[settings["proposal"]] = " ".join(str(error).split())
+    made_of, all_names = (stage_families, NAMES) if staged else (families_of, family_names())
+    wanted = names or [name for name in all_names if name not in CONTROLS]
+    found: list[Family] = []
+    for family in made_of(wanted, usable):
+        scheduled = isinstance(family, Scheduled) and any(isinstance(other, Scheduled) for other in found)
+        if names is None and scheduled and family.name != "scheduled-guarded":
+            continue  # the weaker of the two joins only where the host does not take the stronger, or where it is named
+        why = None
+        if family.proposal is None:
+            try:
+                why = refusal(judge, family.recipe({}, family.variants()[0], mild))
+            except RecipeError as error:
+                why = error
+        elif family.name in left_out:
+            continue
+        if why is None:
+            found.append(family)
+        elif names is not None:
+            raise why
+        else:
+            left_out[family.name] = str(why)
+    if not found:
+        reasons = "; ".join(why.rstrip(".") for why in left_out.values())
+        raise InputError(f"There is nothing to search: {reasons or 'papr needs a proposal'}.")
+    return found
+
+
+def refusal(judge: Judge, recipe: Recipe) -> SieveError | None:
+    try:
+        judge.sieved(recipe)
+    except SieveError as error:
+        return error
+    return None

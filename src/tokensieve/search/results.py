@@ -1,0 +1,143 @@
+"""What a search found as a front: its points, the recommended one, and that one corrected."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ..errors import InputError, SieveError, UnsupportedHost
+from ..methods import Corrected
+from ..stream import sieve
+from .correction import LEAST, correct
+from .front import Front, Point, mark_dominated
+from .judge import Figures, Judge
+from .timing import with_speed
+
+if TYPE_CHECKING:
+    from .ladder import Search
+
+FINALISTS = 10
+"""Recipes at the recommended one's budget that are reported beside it."""
+
+
+def assemble_front(
+    search: Search,
+    wanted: dict[str, float],
+    include_proposal: bool,
+    left_out: dict[str, str],
+    settings: dict[str, Any],
+    stopped: str | None,
+    held: bool,
+) -> Front:
+    """All that a search found; with `held` also judged on the held-out images."""
+    judge = search.judge
+    points = mark_dominated(points_of(search, include_proposal, held))
+    if not points:
+        why = search.failures[0].reason if search.failures else "the time was over before the first one; allow more"
+        raise InputError(f"No recipe could be judged: {why.rstrip('.')}.")
+    if "time" in wanted:
+        points = with_speed(judge, points, points)
+    best, reached = choose(points, wanted)
+    at_budget = [(tried.figures.loss, arm, tried) for arm in search.arms[best.budget] for tried in arm.top(FINALISTS)]
+    finalists = [
+        point_of(search, arm, tried, include_proposal, held)
+        for _, arm, tried in sorted(at_budget, key=lambda each: each[0])[:FINALISTS]
+    ]
+    return Front(
+        points=tuple(points),
+        best=best,
+        wanted=wanted,
+        reached=reached,
+        objective=judge.kind.divergence_name,
+        dense_macs=search.fit(1.0).costs.dense,
+        dense_accuracy=dict(judge.dense_accuracy.items()),
+        finalists=tuple(finalists),
+        trials=search.trials,
+        stopped=stopped,
+        failures=tuple(search.failures),
+        left_out=dict(left_out),
+        settings=settings,
+    )
+
+
+def points_of(search: Search, include_proposal: bool, held: bool = True) -> list[Point]:
+    """The best of each arm, also judged on the held-out images where that is wanted."""
+    return [
+        point_of(search, arm, tried, include_proposal, held)
+        for arms in search.arms.values()
+        for arm in arms
+        if (tried := arm.best()) is not None
+    ]
+
+
+def point_of(search: Search, arm: Any, tried: Any, include_proposal: bool, held: bool) -> Point:
+    judge, family = search.judge, arm.family
+    figures = judge.recalled(tried.recipe, "heldout") if held and len(judge.parts["heldout"]) else None
+    cost = judge.macs(tried.recipe, include_proposal)
+    return Point(
+        recipe=tried.recipe,
+        family=family.name,
+        proposal=None if family.proposal is None else family.proposal["proposal"],
+        kind="searched" if family.searched else "single",
+        budget=arm.ratio,
+        macs=cost,
+        ratio=arm.fit.costs.dense / cost,
+        search=tried.figures,
+        heldout=figures,
+    )
+
+
+def choose(points: Sequence[Point], wanted: Mapping[str, float]) -> tuple[Point, bool]:
+    """The recommended point, and whether it is what was wanted; if nothing is, the nearest."""
+    ((kind, value),) = wanted.items()
+    if kind == "loss":
+        kept = [point for point in points if point.loss <= value]
+        if kept:
+            return max(kept, key=lambda point: (point.ratio, -point.loss)), True
+        return min(points, key=lambda point: point.loss), False
+
+    def saving(point: Point) -> float:
+        return point.ratio if kind == "macs" else 0.0 if point.speed is None else point.speed.ratio
+
+    kept = [point for point in points if saving(point) >= value * (1 - 1e-9)]
+    if kept:
+        return min(kept, key=lambda point: point.loss), True
+    return max(points, key=lambda point: (saving(point), point.ratio)), False
+
+
+def cannot_correct(judge: Judge) -> SieveError | None:
+
+    if len(judge.parts["search"]) < LEAST:
+        return InputError(f"it takes {LEAST} images to search on.")
+    if judge.wrapped is not None:
+        return UnsupportedHost("it corrects what the head of a whole model reads, and here a sub-module is sieved.")
+    try:
+        sieve(judge.model, Corrected(), pretrained=False)
+    except SieveError as error:
+        return error
+    return None
+
+
+def corrected(front: Front, judge: Judge, file: Path, include_proposal: bool, seed: int) -> Front:
+    """The front with its recommended recipe corrected beside it; as it is where no correction helps.
+
+    What the correction does to the search images is told of each by a correction that was fitted without it.
+    """
+    best = front.best
+    images = judge.images[judge.parts["search"]]
+    try:
+        found = correct(judge.model, best.recipe, images, file, batch=judge.batch, seed=seed, **judge.settings)
+        if found.ridge is None:
+            return front
+        cost = judge.macs(found.recipe, include_proposal)
+        held = judge.judge(found.recipe, "heldout") if len(judge.parts["heldout"]) else None
+    except (SieveError, KeyboardInterrupt) as error:  # what the search found is not lost for it
+        return replace(front, left_out={**front.left_out, "correction": str(error) or "it was interrupted"})
+    point = replace(
+        best, recipe=found.recipe, kind="corrected", macs=cost, ratio=front.dense_macs / cost, heldout=held, speed=None,
+        search=Figures(found.corrected_loss, found.corrected_agreement, None, found.images, judge.kind.name),
+    )  # fmt: skip
+    (point,) = with_speed(judge, [point], [point])
+    return replace(front, corrected=point)

@@ -1,0 +1,77 @@
+"""How fast the recipes of a front are on this machine, all of them in the same rounds."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from functools import partial
+from statistics import median
+from typing import Any
+
+import torch
+
+from ..measure.load import WIDE, OtherWork, disturbs
+from ..measure.speed import Speed, interleaved, summarise
+from .front import Front, Measured, Point
+from .judge import Judge
+
+MEASURED = 16
+"""Images a batch when the front's speed is measured."""
+ATTEMPTS = 3
+"""How often the front's speed is measured while the machine is not quiet."""
+
+
+def timed(front: Front, judge: Judge) -> Front:
+    """The front with the speed of what nothing beats, and of all at the recommended budget."""
+    chosen = [point for point in front.points if not point.dominated or point.budget == front.best.budget]
+    points = with_speed(judge, front.points, chosen)
+    best = next(new for old, new in zip(front.points, points, strict=True) if old is front.best)
+    return replace(front, points=tuple(points), best=best)
+
+
+@torch.no_grad()
+def with_speed(judge: Judge, points: Sequence[Point], chosen: Sequence[Point], seconds: float = 10.0) -> list[Point]:
+    """All points, the chosen ones with their speed: each against the dense model, all of them in the same rounds.
+
+    Where others kept the machine busy, or the rounds differ much, it is measured again; of all the steadiest counts.
+    """
+    like = next(judge.model.parameters())
+    images = judge.images[judge.parts["search"][:MEASURED]].to(like.device)
+    fasts = {str(point.recipe): judge.sieved(point.recipe) for point in chosen}
+    calls: dict[str, Callable[[], Any]] = {"dense": partial(judge.model, images)}
+    calls |= {text: partial(fast, images) for text, fast in fasts.items()}
+    found: list[tuple[str, float, float | None, dict[str, Speed]]] = []
+    try:
+        while len(found) < ATTEMPTS and not (found and not found[-1][0]):
+            work = OtherWork()
+            times = interleaved(calls, seconds=seconds, min_rounds=5, max_rounds=50)
+            others = work.cores()
+            speeds = {
+                text: summarise({"dense": times["dense"], "sieved": times[text], "limit": times[text]}, len(images))
+                for text in fasts
+            }
+            spread = median((speed.high - speed.low) / speed.ratio for speed in speeds.values())
+            found.append((_busy(others, spread), spread, others, speeds))
+    except KeyboardInterrupt:  # whoever does not want to wait for this either gets the front without it
+        if not found:
+            return list(points)
+    busy, _, others, speeds = min(found, key=lambda each: (bool(each[0]), each[1]))
+
+    def measured(speed: Speed) -> Measured:
+        return Measured(speed.ratio, speed.low, speed.high, len(images), len(found), others, busy)
+
+    return [
+        replace(point, speed=measured(speeds[text])) if (text := str(point.recipe)) in fasts else point
+        for point in points
+    ]
+
+
+def _busy(others: float | None, spread: float) -> str:
+    """Why what was timed is not to be relied on; empty where the machine was quiet."""
+    said = []
+    if others is not None and disturbs(others, torch.get_num_threads()):
+        said.append(f"other processes used {others:.1f} of {os.cpu_count()} cores")
+    if spread > WIDE:
+        said.append(f"the rounds differ by {100 * spread:.0f} %")
+    return ", ".join(said)

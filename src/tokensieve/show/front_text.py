@@ -1,0 +1,130 @@
+"""What a search found, in sentences."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from ..measure.comparison import KINDS
+
+if TYPE_CHECKING:
+    from ..search.front import Front, Point
+    from ..search.judge import Figures
+
+
+def found(front: Front) -> str:
+    """In plain words: what was found, and whether a proposal paid."""
+    sentences = [
+        _recommended(front),
+        *_correction(front),
+        *_measured(front),
+        *_against_singles(front),
+        *_proposal(front),
+        *_warnings(front),
+    ]
+    return " ".join(sentences)
+
+
+def left_out(name: str, reason: str) -> str:
+    """The sentence on what could not take part."""
+    return f"{name} was left out: {reason.rstrip('.')}."
+
+
+def _recommended(front: Front) -> str:
+    best = front.best
+    lost = f"{best.search.loss:.3g}"
+    if best.heldout is not None:
+        lost += f" on the search images and {best.heldout.loss:.3g} on the held-out ones"
+    same = ""
+    if best.heldout is not None and best.heldout.agreement is not None:
+        same = f", and {_keep_class(best.heldout)}{_stay(front, heldout=True)}"
+    elif best.search.agreement is not None:
+        same = f", and {_keep_class(best.search)}{_stay(front)}"
+    return f"{best.title}: {best.ratio:.2f}x fewer MACs, at a {front.unit} of {lost}{same}."
+
+
+def _stay(front: Front, heldout: bool = False) -> str:
+    """The end of a sentence on the share of images, or of pixels, whose answer stays."""
+    kind = KINDS[front.best.search.kind]
+    if kind.name == "classes":
+        return f"{' of the held-out ones' if heldout else ''} keep their class"
+    return f" of the {'held-out ' if heldout else ''}pixels keep their " + (
+        "class" if kind.classes else "depth within a factor of 1.25"
+    )
+
+
+def _measured(front: Front) -> list[str]:
+    """What the recommended recipe brings in time, and how far that can be trusted."""
+    point = front.recommended
+    if point.speed is None:
+        return ["Its speed was not measured."]
+    speed = point.speed
+    said = (
+        f"Measured here at batch {speed.batch}: {speed.ratio:.2f}x the dense speed "
+        f"[{speed.low:.2f}-{speed.high:.2f}], where it has {point.ratio:.2f}x fewer MACs."
+    )
+    again = f", after measuring {speed.attempts} times" if speed.attempts > 1 else ""
+    state = f"The machine was quiet meanwhile{again}."
+    if speed.busy:
+        state = f"The machine was busy meanwhile{again}, so do not rely on it: {speed.busy}."
+    hint = [] if "time" in front.wanted else ["To search for a speed instead of MACs: --time X, in Python time=X."]
+    return [said, state, *hint]
+
+
+def _correction(front: Front) -> list[str]:
+    point, best = front.corrected, front.best
+    if point is None:
+        return []
+    if point.heldout is None or best.heldout is None:
+        return [f"Corrected: a {front.unit} of {point.search.loss:.3g} on images that it was not fitted on."]
+    same = "" if point.heldout.agreement is None else f", {_keep_class(point.heldout)}{_stay(front)}"
+    said = f"Corrected: a {front.unit} of {point.heldout.loss:.3g} on the held-out ones{same}"
+    return [f"{said}." if front.recommended is point else f"{said}, which is no better, so best.json goes without."]
+
+
+def _against_singles(front: Front) -> list[str]:
+    rivals = [point for point in _beside(front) if point.kind == "single"]
+    if not rivals:
+        return []
+    rival = min(rivals, key=lambda point: point.loss)
+    if front.best.kind == "single":
+        return ["No scheduled recipe was better than this method alone."]
+    return [f"The best method alone at this budget is {rival.title}, {rival.loss:.3g}."]
+
+
+def _proposal(front: Front) -> list[str]:
+    searched = [point for point in _beside(front) if point.kind == "searched"]
+    alone = min((point.loss for point in searched if point.proposal is None), default=None)
+    asked = min((point for point in searched if point.proposal is not None), key=lambda p: p.loss, default=None)
+    if alone is None or asked is None:
+        return []
+    pays = "A proposal paid" if asked.loss < alone else "No proposal paid"
+    return [f"{pays}: {asked.loss:.3g} with {asked.proposal}, {alone:.3g} without any."]
+
+
+def _warnings(front: Front) -> list[str]:
+    said = []
+    (kind, wanted), *_ = front.wanted.items()
+    if not front.reached:
+        asked = {
+            "macs": f"{wanted:g}x fewer MACs",
+            "time": f"{wanted:g}x the speed",
+            "loss": f"a loss of {wanted:g}",
+        }
+        said.append(f"The wanted {asked[kind]} was not reached: this is the nearest.")
+    best = front.best
+    if best.heldout is not None and best.heldout.loss > 1.5 * best.search.loss:
+        said.append("The loss on held-out images is much larger: search on more images.")
+    if front.stopped:
+        said.append(f"The search was ended early ({front.stopped}) after {front.trials} trials.")
+    said += [left_out(name, reason) for name, reason in front.left_out.items()]
+    return said
+
+
+def _beside(front: Front) -> list[Point]:
+    return [point for point in front.points if point.budget == front.best.budget]
+
+
+def _keep_class(figures: Figures) -> str:
+    """The share of images that keep their class, with its interval."""
+    interval = figures.agreement_interval
+    return f"{figures.agreement:.1f}%" + ("" if interval is None else f" [{interval.low:.1f}-{interval.high:.1f}]")
