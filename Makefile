@@ -42,6 +42,7 @@ bench: $(VENV)/installed-dev
 	$(BIN)/python benchmarks/scenes.py
 	$(BIN)/python benchmarks/training_loop.py
 	$(BIN)/python benchmarks/maps.py
+	$(BIN)/python benchmarks/dense_heads.py
 	$(BIN)/python benchmarks/exported.py
 	$(BIN)/python benchmarks/waterfall.py
 	$(BIN)/python benchmarks/hosts.py

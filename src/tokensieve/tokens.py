@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from ._frozen import replace
+from ._recording import recording
 from .errors import InputError
 
 
@@ -263,7 +264,7 @@ def restore(features: Tensor, source: Tensor, grid: tuple[int, ...], fill: str =
     """
     if fill not in ("nearest", "zero"):
         raise InputError(f'fill must be "nearest" or "zero", not {fill!r}.')
-    if fill == "nearest":
+    if fill == "nearest" and (recording() or source.device.type != "cpu" or bool((source < 0).any())):
         axes = torch.meshgrid(*(torch.arange(n, device=source.device) for n in grid), indexing="ij")
         places = torch.stack([axis.flatten() for axis in axes], dim=1)
         distance = (places[:, None] - places[None]).square().sum(-1)

@@ -297,7 +297,6 @@ def test_what_is_refused_says_what_would_work() -> None:
     for model, reason in (
         (hf.CLIPModel, r"sieve its model\.vision_model"),
         (hf.ViTMAEForPreTraining, r"sieve model\.vit"),
-        (hf.Dinov2Backbone, "maps of several layers"),
         (hf.ResNetModel, "no opener is written for transformers"),
         (hf.SwinForMaskedImageModeling, r"sieve model\.swin"),
     ):

@@ -19,6 +19,8 @@ class Levels:
         self.exits: list[Exit] = []
 
     def see(self, step: Step) -> None:
+        if step.block == 0 and -1 in self.host.levels:
+            self.tokens.append(step.read)
         if step.block in self.host.levels:
             self.tokens.append(step.tokens)
         if step.block in self.asks:

@@ -80,10 +80,12 @@ class StageStream(BaseStream):
 
     def __call__(self, images: Tensor, **kwargs: Any) -> Any:
         """Images -> the host's own output."""
-        return self.answer(self.run(images), **kwargs)
+        return self.answer(self.run(images), images, **kwargs)
 
-    def answer(self, maps: Sequence[Tensor], **kwargs: Any) -> Any:
-        """What `run` gave -> the host's own output."""
+    def answer(self, maps: Sequence[Tensor], images: Tensor, **kwargs: Any) -> Any:
+        """What `run` gave of these images -> the host's own output."""
+        if self.host.sized:
+            kwargs["size"] = images.shape[-2:]
         return self.host.answer(maps, **kwargs)
 
     def features(self, images: Tensor) -> Tensor:
@@ -115,7 +117,7 @@ class StageStream(BaseStream):
         maps = self.run(images, trace)
         x = self._channels_first(self.host.features(maps[-1]))
         trace.tokens = Tokens(x.flatten(2).transpose(1, 2), 0, tuple(x.shape[2:])).tracked()
-        trace.output = self.answer(maps)
+        trace.output = self.answer(maps, images)
         return trace
 
     def reads(self, images: Tensor) -> list[Reads]:
@@ -139,7 +141,7 @@ class StageStream(BaseStream):
             out.flatten(1, 2)[:, : read.mlp] += change
             return self.own_layout(out)
 
-        return self.answer(walk_stages(self.host, self._embedded(images), step))
+        return self.answer(walk_stages(self.host, self._embedded(images), step), images)
 
     def sizes(self, images: Tensor) -> list[tuple[int, ...]]:
         """Height and width of each stage's map."""

@@ -56,7 +56,7 @@ class TokenStream(BaseStream):
         self,
         images: Tensor,
         trace: Trace | None = None,
-        watch: Callable[[Step], None] | None = None,
+        watch: Sequence[Callable[[Step], None]] = (),
         blocks: int | None = None,
         exits: list[Exit] | None = None,
     ) -> Tokens:
@@ -70,7 +70,7 @@ class TokenStream(BaseStream):
                 trace.forget()
             return tokens.nothing()
         tokens = self.host.embed(images)
-        if trace is not None or watch is not None:
+        if trace is not None or watch:
             tokens = tokens.tracked()
         acting = Acting(self, tokens, () if trace is None else trace.looks, [] if exits is None else exits)
         if acting.starts(tokens):
@@ -78,7 +78,7 @@ class TokenStream(BaseStream):
             tokens = acting.start(tokens, significance)
             if trace is not None:
                 trace.begin(tokens, significance)
-        watching = [each for each in (watch, None if trace is None else trace.see) if each is not None]
+        watching = [*watch, *([] if trace is None else [trace.see])]
         tokens = walk(self.host.blocks[:blocks], tokens, acting, watching)
         tokens = acting.end(self.host.features(tokens))
         if trace is not None:
@@ -87,19 +87,21 @@ class TokenStream(BaseStream):
 
     def __call__(self, images: Tensor, **kwargs: Any) -> Any:
         """Images -> the host's own output, with `output_hidden_states` those of every block on the whole grid."""
-        if not kwargs.pop("output_hidden_states", False):
-            return self.answer(images, **kwargs)
-        hidden = HiddenStates()
-        tokens = self.run(images, watch=hidden.see)
-        kwargs["hidden_states"] = tuple(x[: len(images)] for x in hidden.states)
-        return self.host.head(tokens, **kwargs)
+        hidden = HiddenStates() if kwargs.pop("output_hidden_states", False) else None
+        return self.answer(images, hidden=hidden, **kwargs)
 
-    def answer(self, images: Tensor, trace: Trace | None = None, **kwargs: Any) -> Any:
-        """Images -> the host's own output."""
-        if not self.host.levels:
-            return self.host.head(self.run(images, trace), **kwargs)
+    def answer(
+        self, images: Tensor, trace: Trace | None = None, hidden: HiddenStates | None = None, **kwargs: Any
+    ) -> Any:
+        """Images -> the host's own output, with the `hidden` states where they are asked for."""
         levels = Levels(self.host)
-        self.run(images, trace, levels.see, exits=levels.exits)
+        watch = [levels.see] if self.host.levels else []
+        watch += [] if hidden is None else [hidden.see]
+        tokens = self.run(images, trace, watch, exits=levels.exits)
+        if hidden is not None:
+            kwargs["hidden_states"] = tuple(x[: len(images)] for x in hidden.states)
+        if not self.host.levels:
+            return self.host.head(tokens, **kwargs)
         output = self.host.read(levels.tokens, levels.exits, images.shape[-2:], **kwargs)
         return tree_map(lambda values: values[:0], output) if none(images) else output
 
@@ -110,7 +112,7 @@ class TokenStream(BaseStream):
     def intermediates(self, images: Tensor, wanted: Wanted) -> Any:
         """Features of chosen blocks, as timm's `forward_intermediates` gives them."""
         taken = Intermediates(self.host, wanted)
-        tokens = self.run(images, watch=taken.see, blocks=taken.blocks)
+        tokens = self.run(images, watch=[taken.see], blocks=taken.blocks)
         return taken.answer(tokens, len(images))
 
     def trace(self, images: Tensor, trace: Trace) -> Trace:

@@ -101,7 +101,7 @@ def walk(
     """Tokens through blocks: `actor` says what happens to them, each of `watch` is shown each block's step."""
     actor = Actor() if actor is None else actor
     for index, block in enumerate(blocks):
-        read = actor.before(index, tokens)
+        read = block.enter(actor.before(index, tokens))
         opens = actor.opens(index, read)
         run = partial(_opened, index, block, actor) if opens else partial(_whole, block)
         if block.checkpoints and (opens or not block.checkpoints_itself):

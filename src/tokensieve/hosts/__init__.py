@@ -5,8 +5,13 @@ from torch import nn
 from ..attention import BlockQKV
 from ..errors import UnsupportedHost
 from . import (  # noqa: F401
+    hf_around,
+    hf_beit,
+    hf_dense,
+    hf_eomt,
     hf_staged,
     hf_vit,
+    hf_yolos,
     open_clip,
     timm_beit,
     timm_convnext,
@@ -40,6 +45,12 @@ BUILT_IN = tuple(HOSTS)
 _WHOLE_GRID = "its windows or strides need the whole grid"
 _TOWERS = "it reads text too: sieve its model.vision_model, and give that one's pooler_output to what follows"
 
+_SHRINKS = "its keys are read from maps that strided convolutions shrink, and its MLPs look around: they need the grid"
+_PIXEL_LEVEL = (
+    "sieve its backbone, in its place: model.model.pixel_level_module.encoder = "
+    "sieve(model.model.pixel_level_module.encoder, recipe)"
+)
+
 _HOOKED = (
     "it takes features by hooks or from a traced graph, which a sieve would go past: build it with feature_cls='list'"
 )
@@ -68,16 +79,26 @@ _HINTS = {
     "ViTMAEForPreTraining": "its decoder needs all patches: sieve model.vit",
     "ViTForMaskedImageModeling": "its decoder needs the whole grid: sieve model.vit",
     "DeiTForMaskedImageModeling": "its decoder needs the whole grid: sieve model.deit",
-    **dict.fromkeys(
-        ("Dinov2Backbone", "Dinov2WithRegistersBackbone", "DINOv3ViTBackbone"),
-        "it returns maps of several layers: sieve the model of that kind, and restore the grid by fast.trace(images)",
-    ),
     "SwinForMaskedImageModeling": "its decoder needs the masked patches: sieve model.swin",
     "Swinv2ForMaskedImageModeling": "its decoder needs the masked patches: sieve model.swinv2",
     **dict.fromkeys(
         ("TimmWrapperModel", "TimmWrapperForImageClassification"),
         "sieve the model in it, in its place: model.timm_model = sieve(model.timm_model, recipe)",
     ),
+    **dict.fromkeys(
+        (
+            "SegformerModel",
+            "SegformerForImageClassification",
+            "SegformerForSemanticSegmentation",
+            "GLPNForDepthEstimation",
+        ),
+        _SHRINKS,
+    ),
+    **dict.fromkeys(("VitDetModel", "VitDetBackbone"), _WHOLE_GRID),
+    "VitMatteForImageMatting": "the windows of its VitDetBackbone need the whole grid",
+    **dict.fromkeys(("MaskFormerForInstanceSegmentation", "Mask2FormerForUniversalSegmentation"), _PIXEL_LEVEL),
+    "YolosModel": "sieve the YolosForObjectDetection around it",
+    "DPTModel": "sieve the DPTForDepthEstimation or DPTForSemanticSegmentation around it",
     "BeitModel": "timm's Beit, with the same weights, can be",
     "BeitForImageClassification": "timm's Beit, with the same weights, can be",
     # open_clip
@@ -106,10 +127,11 @@ def open_host(model: nn.Module) -> Host | StagedHost:
         raise UnsupportedHost(
             f"{name} cannot be sieved: {missing}. Models that can: timm's {timms}, and ConvNeXt and Swin with "
             f"features_only=True; torchvision's {_known('torchvision.models')}; transformers' ViT, DeiT, DINOv2, "
-            "DINOv3, CLIP, SigLIP and MAE encoders, its ConvNeXt and Swin (V2 too) with their backbones; open_clip's "
-            f"VisionTransformer{_from_outside()}; used as they are."
+            "DINOv3, CLIP, SigLIP and MAE encoders, its ConvNeXt and Swin (V2 too), the backbones of DINOv2, DINOv3, "
+            "BEiT, ConvNeXt and Swin, with Depth Anything, DPT, ZoeDepth and UperNet around them, BEiT's segmenter, "
+            f"EoMT and YOLOS; open_clip's VisionTransformer{_from_outside()}; used as they are."
         )
-    return complete(host(model))
+    return complete(host.opened(model))
 
 
 def open_tokens(model: nn.Module, done: str) -> Host:

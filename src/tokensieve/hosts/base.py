@@ -39,6 +39,10 @@ class HostBlock(ABC):
     bypassed: Sequence[nn.Module] = ()
     """Modules that are not called once the block is opened: itself, its attention."""
 
+    def enter(self, tokens: Tokens) -> Tokens:
+        """What the host adds to the tokens in front of the block, such as positions; nothing by default."""
+        return tokens
+
     @abstractmethod
     def __call__(self, tokens: Tokens) -> Tensor:
         """The block as it is: tokens.x -> (B, N, d)."""
@@ -82,7 +86,8 @@ class Host(ABC):
     reads_prefix: bool
     """Whether the head reads nothing but prefix tokens."""
     levels: Sequence[int] = ()
-    """Blocks behind which the head reads tokens, in rising order: `read` is called. Empty: `head` reads the last."""
+    """Blocks behind which the head reads tokens, in rising order: `read` is called. Empty: `head` reads the last. -1 is
+    what block 0 reads."""
     exits: Sequence[int] = ()
     """Blocks behind which a head says what each token is, the last one included; `predict` asks it."""
     rebound: Sequence[str] = ()
@@ -113,6 +118,11 @@ class Host(ABC):
     @abstractmethod
     def __init__(self, model: nn.Module) -> None:
         """Open `model`; raises `UnsupportedHost` for what would go wrong silently."""
+
+    @classmethod
+    def opened(cls, model: nn.Module) -> Any:
+        """The host that opens `model`: this one, unless it depends on a part of the model which one it is."""
+        return cls(model)
 
     @abstractmethod
     def embed(self, images: Tensor) -> Tokens:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -35,6 +35,8 @@ class Seam:
     """The layer scales behind attention and MLP."""
     drop: str | None = None
     """What drops out in front of both residuals."""
+    mlp: tuple[str, ...] = ("mlp",)
+    """The MLP, or its first half and then the second, which adds the residual itself."""
     rotary: bool = False
     older: bool = False
     """The layer takes no mask, and the output projection its own input twice."""
@@ -61,6 +63,21 @@ def _clip(name: str) -> Seam:
     )
 
 
+def _older_vit(name: str) -> Seam:
+    return Seam(
+        f"{name}SelfAttention",
+        inner="attention.attention",
+        before="layernorm_before",
+        after="layernorm_after",
+        projections=("query", "key", "value"),
+        out="attention.output",
+        head_size="attention_head_size",
+        dropout="dropout_prob",
+        mlp=("intermediate", "output"),
+        older=True,
+    )
+
+
 SEAMS = {
     "ViTLayer": _vit("ViT"),
     "DeiTLayer": _vit("DeiT"),
@@ -68,6 +85,11 @@ SEAMS = {
     "Dinov2Layer": _dino("Dinov2"),
     "Dinov2WithRegistersLayer": _dino("Dinov2WithRegisters"),
     "DINOv3ViTLayer": _dino("DINOv3ViT", "dropout", rotary=True),
+    "EomtLayer": replace(_dino("Eomt", "dropout"), out="attention.out_proj", scaling="scale"),
+    "EomtDinov3Layer": _dino("EomtDinov3", "dropout", rotary=True),
+    "BeitLayer": replace(_vit("Beit"), drop=None),
+    "DPTViTLayer": _older_vit("DPT"),
+    "YolosLayer": _older_vit("Yolos"),
     "CLIPEncoderLayer": _clip("CLIP"),
     "SiglipEncoderLayer": _clip("Siglip"),
 }
@@ -101,8 +123,8 @@ class HFBlock(HostBlock):
         self.layer, self.prefix = layer, prefix
         self.checkpoints = layer.training and getattr(layer, "gradient_checkpointing", False)
         self.seam = SEAMS.get(type(layer).__name__, Seam(""))
-        inner: Any = getattr(layer, self.seam.inner, None)
-        outer = inner
+        outer: Any = getattr(layer, "attention", None)
+        inner: Any = _part(layer, self.seam.inner)
         if type(layer).__name__ in OLDER_SEAMS and theirs(inner) and hasattr(inner, "attention"):
             self.seam, inner = OLDER_SEAMS[type(layer).__name__], inner.attention
         self.bypassed = [part for part in (layer, outer, inner) if part is not None]
@@ -144,13 +166,12 @@ class HFBlock(HostBlock):
         return self._add(x, out(attended, attended) if self.seam.older else out(attended), 0)
 
     def mlp(self, x: Tensor) -> Tensor:
-        return self._add(x, self.layer.mlp(getattr(self.layer, self.seam.after)(x)), 1)
+        inner, *outer = (getattr(self.layer, name) for name in self.seam.mlp)
+        y = inner(getattr(self.layer, self.seam.after)(x))
+        return outer[0](y, x) if outer else self._add(x, y, 1)
 
     def _part(self, path: str) -> Any:
-        part = self.layer
-        for name in path.split("."):
-            part = getattr(part, name)
-        return part
+        return _part(self.layer, path)
 
     def _add(self, x: Tensor, out: Tensor, part: int) -> Tensor:
         """The residual around attention (part 0) or MLP (part 1), behind layer scale and dropout."""
@@ -174,6 +195,13 @@ class HFBlock(HostBlock):
         low, high = patches.chunk(2, dim=-1)
         turned = patches * cos + torch.cat([-high, low], dim=-1) * sin
         return torch.cat([heads[:, :, : self.prefix], turned], dim=2)
+
+
+def _part(layer: Any, path: str) -> Any:
+    """A part of a layer by its dotted name, or None."""
+    for name in path.split("."):
+        layer = getattr(layer, name, None)
+    return layer
 
 
 def _some(table: Tensor, query_rows: Tensor) -> Tensor:

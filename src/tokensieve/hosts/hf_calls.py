@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from packaging.version import Version
@@ -85,7 +86,7 @@ class Around:
     It is made for one call, so that nothing is kept, and nothing of the model is changed.
     """
 
-    def __init__(self, model: Any, **parts: Any) -> None:
+    def __init__(self, model: Any, /, **parts: Any) -> None:
         self._model = model
         for name, part in parts.items():
             setattr(self, name, part)
@@ -97,6 +98,28 @@ class Around:
         return type(self._model).forward(self, *inputs, **kwargs)
 
 
+class Answers:
+    """A part of a model as the forward around it sees it, which answers with what is there already."""
+
+    def __init__(self, part: Any, answer: Callable[..., Any]) -> None:
+        """`answer` is given the words that the part is called with, and none of the inputs."""
+        self._part, self._answer = part, answer
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._part, name)
+
+    def __call__(self, *_inputs: Any, **kwargs: Any) -> Any:
+        return self._answer(**kwargs)
+
+    forward_with_filtered_kwargs = __call__
+
+
 def given(pixel_values: Any, **_words: Any) -> Any:
     """A part that answers with what it is given."""
     return pixel_values
+
+
+def pair(side: Any) -> tuple[int, int]:
+    """Height and width, of which a config may give one for both."""
+    height, width = side if isinstance(side, Iterable) else (side, side)
+    return height, width

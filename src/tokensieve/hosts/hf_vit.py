@@ -6,7 +6,7 @@ own forward runs, on an encoder that answers with what the stream made of the im
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from math import prod
 from typing import Any, NamedTuple
 
@@ -19,7 +19,7 @@ from ..tokens import Tokens
 from .base import Host
 from .checks import check_images
 from .hf_block import HFBlock
-from .hf_calls import Around, called_with, check_model, check_size, check_words, given, refuse, theirs
+from .hf_calls import Around, called_with, check_model, check_size, check_words, given, pair, refuse, theirs
 from .pooling import key_bias, weighed
 from .registry import register_host
 
@@ -190,10 +190,10 @@ class HFViT(Host):
         return encoder.head(x) if tokens.counted is None else _attend_weighed(encoder.head, tokens)
 
     def _patch_size(self) -> tuple[int, int]:
-        return _pair(self.encoder.config.patch_size)
+        return pair(self.encoder.config.patch_size)
 
     def _image_size(self) -> tuple[int, int]:
-        return _pair(self.encoder.config.image_size)
+        return pair(self.encoder.config.image_size)
 
     def _resized(self, images: Tensor) -> bool:
         return tuple(images.shape[2:]) != self._image_size()
@@ -226,8 +226,3 @@ def _attend_weighed(head: Any, tokens: Tokens) -> Tensor:
     probe = head.probe.repeat(tokens.x.shape[0], 1, 1)
     x = head.attention(probe, tokens.x, tokens.x, key_padding_mask=key_bias(tokens))[0]
     return (x + head.mlp(head.layernorm(x)))[:, 0]
-
-
-def _pair(side: Any) -> tuple[int, int]:
-    height, width = side if isinstance(side, Iterable) else (side, side)
-    return height, width

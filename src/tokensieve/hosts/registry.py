@@ -76,7 +76,7 @@ def stated_input(part: nn.Module) -> InputSpec | None:
         kind = host_for(type(part))
         if kind is None or _leaves_it(kind):
             return None
-        host = kind(part)
+        host = kind.opened(part)
     return None if _leaves_it(type(host)) else host.input_spec
 
 

@@ -91,12 +91,19 @@ class StagedHost(ABC):
     """Channels of each stage's map."""
     background: Background
     """What the published code of PaPr does with pixels that are left out."""
+    sized = False
+    """Whether `answer` is told the height and width of the images, as `size`."""
     channels_first: bool
     """Whether a map is (B, C, H, W) in the host's own layout, else (B, H, W, C)."""
 
     @abstractmethod
     def __init__(self, model: nn.Module) -> None:
         """Open `model`; raises `UnsupportedHost` for what would go wrong silently."""
+
+    @classmethod
+    def opened(cls, model: nn.Module) -> Any:
+        """As of a `Host`."""
+        return cls(model)
 
     @abstractmethod
     def embed(self, images: Tensor) -> Tensor:

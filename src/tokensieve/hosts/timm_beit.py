@@ -18,6 +18,7 @@ from ..errors import UnsupportedHost
 from ..tokens import Tokens, rows
 from .base import Host, HostBlock
 from .checks import check_images, plain_linear, plain_patch
+from .pair_bias import gathered
 from .pooling import weighed
 from .registry import register_host
 
@@ -114,14 +115,7 @@ class BeitBlock(HostBlock):
         bias = self.block.attn._get_rel_pos_bias()[0] if own else self.shared()
         if own and self.shared is not None:
             bias = bias + self.shared()
-        if tokens.whole and query_rows is None:
-            return bias[None]
-        batch, count, _ = tokens.x.shape
-        keys = torch.arange(count, device=bias.device).expand(batch, -1)
-        if tokens.positions is not None:
-            keys = torch.cat([keys[:, : tokens.prefix], tokens.positions + tokens.prefix], dim=1)
-        queries = keys if query_rows is None else keys.gather(1, query_rows)
-        return bias[:, queries[:, :, None], keys[:, None, :]].transpose(0, 1)
+        return gathered(bias, tokens, query_rows)
 
 
 def _project(attn: Any, x: Tensor, query_rows: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:

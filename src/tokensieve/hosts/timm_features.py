@@ -15,10 +15,12 @@ from timm.models.swin_transformer_v2 import SwinTransformerV2, SwinTransformerV2
 from torch import Tensor, nn
 
 from ..errors import UnsupportedHost
+from .base import Host
 from .checks import check_images, plain_patch
-from .registry import register_host
+from .registry import host_for, register_host
 from .staged import Stage, StagedHost, checkpointed
 from .timm_convnext import TimmConvNeXt, convnext_stages
+from .timm_feature_tokens import TimmFeatureTokens
 from .timm_swin import TimmSwin, swin_stages
 
 Opener = Callable[[nn.Module, Iterable[Any]], list[Stage]]
@@ -32,7 +34,10 @@ WHOLE: dict[type[nn.Module], type[StagedHost]] = {
     SwinTransformer: TimmSwin,
     SwinTransformerV2: TimmSwin,
 }
-WHICH = "maps of several stages are had of timm's ConvNeXt, SwinTransformer and SwinTransformerV2 alone"
+WHICH = (
+    "maps of several stages are had of timm's ConvNeXt, SwinTransformer and SwinTransformerV2 alone, and maps of "
+    "several blocks of its VisionTransformer, Eva and Beit"
+)
 
 
 @register_host(FeatureListNet, FeatureDictNet)
@@ -96,6 +101,12 @@ class TimmFeatureGetter(StagedHost):
         self.stages, self.widths = own.stages, own.widths
         # timm 1.0.15's ConvNeXt counts its stem as the first map, and leaves the norm out
         self.counts_stem = inner is ConvNeXt and Version(timm.__version__) < Version("1.0.16")
+
+    @classmethod
+    def opened(cls, model: Any) -> Host | StagedHost:
+        """As maps of stages, or of the blocks of a model with tokens."""
+        kind = host_for(type(model.model))
+        return TimmFeatureTokens(model) if kind is not None and issubclass(kind, Host) else cls(model)
 
     @property
     def bypassed(self) -> Sequence[nn.Module]:

@@ -13,6 +13,8 @@ from .comparison import OutputKind, kind_of
 
 FIELDS = ("logits", "predicted_depth", "image_embeds", "pooler_output", "last_hidden_state")
 """Of what a transformers model returns, from the one that is most likely wanted."""
+QUERIES = ("masks_queries_logits", "class_queries_logits")
+"""Of a transformers segmenter whose queries have a mask and a class each, such as EoMT: one map of classes is made."""
 
 
 class Answers(NamedTuple):
@@ -140,21 +142,36 @@ def _of_numbers(images: Tensor) -> Tensor:
 def classifies(model: nn.Module, output: Any) -> bool:
     """No where timm's `num_classes` is 0 or a transformers output has no logits; yes if nothing else is said."""
     counts = [getattr(holder, "num_classes", None) for holder in (model, getattr(model, "model", None))]
-    return 0 not in counts and (isinstance(output, Tensor) or getattr(output, "logits", None) is not None)
+    known = isinstance(output, Tensor) or getattr(output, "logits", None) is not None or field_of(output) == QUERIES[0]
+    return known and 0 not in counts
 
 
 def field_of(output: Any) -> str | None:
     """The field of `FIELDS` that is taken of what a model returned; None where that is a tensor, or has none."""
     if isinstance(output, Tensor):
         return None
+    if all(isinstance(getattr(output, field, None), Tensor) for field in QUERIES):
+        return QUERIES[0]
     return next((field for field in FIELDS if isinstance(getattr(output, field, None), Tensor)), None)
+
+
+def class_map(masks: Tensor, classes: Tensor) -> Tensor:
+    """Queries with a mask (B, Q, H, W) and a class (B, Q, K + 1), the last of which is none, both before sigmoid and
+    softmax -> scores of classes (B, K, H, W): log of the sum over the queries of class times mask, as transformers'
+    processors add them up for semantic segmentation."""
+    scores = torch.einsum("bqk,bqhw->bkhw", classes.softmax(-1)[..., :-1], masks.sigmoid())
+    return scores.clamp(min=torch.finfo(scores.dtype).tiny).log()
 
 
 def as_tensor(output: Any, model: nn.Module, count: int) -> Tensor:
     """What a model returned for `count` images as a tensor on the CPU; raises InputError where it holds none."""
     name = type(model).__name__
-    if (field := field_of(output)) is not None:
+    if (field := field_of(output)) == QUERIES[0]:
+        output = class_map(*(getattr(output, each) for each in QUERIES))
+    elif field is not None:
         output = getattr(output, field)
+    elif maps := getattr(output, "feature_maps", None):  # of a backbone, the last
+        output = maps[-1]
     if not isinstance(output, Tensor):
         raise InputError(f"{name} returns {type(output).__name__}: a tensor or an output with logits is needed.")
     if output.ndim < 2 or len(output) != count:

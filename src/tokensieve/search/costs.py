@@ -72,10 +72,12 @@ class Costs:
             raise InputError(f"An image of {self.patches} patches leaves nothing to reduce: give larger images.")
         self.blocks = [_block_cost(fast.model, block, tokens) for block in host.blocks]
         every = self.patches + self.prefix
-        part = _Part(fast.model, host.blocks[-1], tokens, host)
-        heads = [part.count(Reads(n, n, n, n)) - self.blocks[-1].of(Reads(n, n, n, n)) for n in (every, every - 1)]
-        self.per_token = heads[0] - heads[1]
-        """What the head costs for each token that it reads."""
+        self.per_token = 0
+        """What the head costs for each token that it reads; none where it reads every patch, put back on the grid."""
+        if not host.levels:
+            part = _Part(fast.model, host.blocks[-1], tokens, host)
+            heads = [part.count(Reads(n, n, n, n)) - self.blocks[-1].of(Reads(n, n, n, n)) for n in (every, every - 1)]
+            self.per_token = heads[0] - heads[1]
         self.dense = round(macs(fast.model, input_size))
         around = sum(block.of(Reads(every, every, every, every)) for block in self.blocks) + self.per_token * every
         self.rest = self.dense - around

@@ -1,0 +1,153 @@
+"""transformers' segmenters and depth estimators around a backbone of theirs, which is opened.
+
+The model's own forward runs on a backbone that answers with what the stream has made of the images.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from torch import Tensor, nn
+
+from ..data.inputs import InputSpec
+from ..errors import UnsupportedHost
+from ..tokens import Tokens
+from .base import Exit, Host
+from .hf_calls import Answers, Around, check_model
+from .hf_dense import HFDPT, HFBackbone, arguments_of, blank
+from .hf_staged import HFStaged
+from .registry import host_for, register_host
+from .staged import StagedHost
+
+MODELS = (
+    "CHMv2ForDepthEstimation",
+    "DPTForDepthEstimation",
+    "DepthAnythingForDepthEstimation",
+    "PromptDepthAnythingForDepthEstimation",
+    "UperNetForSemanticSegmentation",
+    "ZoeDepthForDepthEstimation",
+)
+
+
+@register_host(*(f"transformers.models.{name}" for name in MODELS))
+class HFAround(Host):
+    """A model around a backbone with tokens: what the backbone gives is on the whole grid."""
+
+    reads_prefix = False
+    class_token = True
+
+    @classmethod
+    def opened(cls, model: Any) -> Host | StagedHost:
+        """By the kind of the backbone; DPT has a vision transformer of its own where it has none.
+
+        Raises:
+            UnsupportedHost: no opener is written for the backbone.
+        """
+        check_model(model)
+        if model.backbone is None:
+            return HFDPT(model)
+        kind = host_for(type(model.backbone))
+        if kind is not None and issubclass(kind, HFBackbone):
+            return cls(model)
+        if kind is not None and issubclass(kind, HFStaged):
+            return HFAroundStages(model)
+        raise UnsupportedHost(
+            f"{type(model).__name__} holds a {type(model.backbone).__name__}, for which no opener is written. "
+            "It can be sieved around transformers' Dinov2Backbone, Dinov2WithRegistersBackbone, DINOv3ViTBackbone, "
+            "BeitBackbone, and the backbones of ConvNeXt and Swin."
+        )
+
+    def __init__(self, model: Any) -> None:
+        self.model = model
+        self.inner = inner = _inner(model)
+        self.blocks, self.levels = inner.blocks, inner.levels
+        self.width, self.prefix = inner.width, inner.prefix
+        self.cannot_drop_prefix = inner.cannot_drop_prefix
+
+    @property
+    def input_spec(self) -> InputSpec:
+        return self.inner.input_spec
+
+    @property
+    def bypassed(self) -> Sequence[nn.Module]:
+        return (self.model, *self.inner.bypassed)
+
+    @property
+    def patch(self) -> Sequence[int] | None:
+        return self.inner.patch
+
+    def arguments(self, images: Tensor | None, kwargs: dict[str, Any]) -> tuple[Tensor, dict[str, Any]]:
+        return arguments_of(self.model, images, kwargs, "fill")
+
+    def embed(self, images: Tensor) -> Tokens:
+        return self.inner.embed(images)
+
+    def features(self, tokens: Tokens) -> Tokens:
+        return self.inner.features(tokens)
+
+    def head(self, tokens: Tokens) -> Any:
+        return self.inner.head(tokens)
+
+    def read(
+        self,
+        levels: Sequence[Tokens],
+        exits: Sequence[Exit],
+        size: Sequence[int],
+        *,
+        fill: str = "nearest",
+        hidden_states: tuple[Tensor, ...] | None = None,
+        **kwargs: Any,
+    ) -> Any:
+        def backbone(**_kwargs: Any) -> Any:
+            return self.inner.read(levels, exits, size, fill=fill, hidden_states=hidden_states)
+
+        around = Around(self.model, backbone=Answers(self.model.backbone, backbone))
+        return around(blank(levels[0].x, size), output_hidden_states=hidden_states is not None, **kwargs)
+
+
+class HFAroundStages(StagedHost):
+    """A model around a backbone with stages, whose maps stay whole."""
+
+    sized = True
+
+    def __init__(self, model: Any) -> None:
+        self.model = model
+        self.inner = inner = _inner(model)
+        self.family, self.background, self.channels_first = inner.family, inner.background, inner.channels_first
+        self.stages, self.widths = inner.stages, inner.widths
+
+    @property
+    def input_spec(self) -> InputSpec:
+        return self.inner.input_spec
+
+    @property
+    def bypassed(self) -> Sequence[nn.Module]:
+        return (self.model, *self.inner.bypassed)
+
+    @property
+    def patch(self) -> Sequence[int] | None:
+        return self.inner.patch
+
+    def arguments(self, images: Tensor | None, kwargs: dict[str, Any]) -> tuple[Tensor, dict[str, Any]]:
+        images, kwargs = arguments_of(self.model, images, kwargs)
+        self.inner.arguments(images, {})  # which refuses sizes that the backbone does not read
+        return images, {"output_hidden_states": False} | kwargs
+
+    def embed(self, images: Tensor) -> Tensor:
+        return self.inner.embed(images)
+
+    def features(self, x: Tensor) -> Tensor:
+        return self.inner.features(x)
+
+    def answer(self, maps: Sequence[Tensor], *, size: Sequence[int] = (), **kwargs: Any) -> Any:
+        def backbone(output_hidden_states: bool | None = None, **_kwargs: Any) -> Any:
+            return self.inner.answer(maps, output_hidden_states=output_hidden_states)
+
+        return Around(self.model, backbone=Answers(self.model.backbone, backbone))(blank(maps[0], size), **kwargs)
+
+
+def _inner(model: Any) -> Any:
+    kind = host_for(type(model.backbone))
+    assert kind is not None
+    return kind(model.backbone)

@@ -1,0 +1,103 @@
+"""transformers' YOLOS: a detector whose boxes are read from detection tokens beside the patches."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .._frozen import replace
+from ..errors import UnsupportedHost
+from ..tokens import Tokens
+from .hf_block import HFBlock
+from .hf_calls import Answers, Around, theirs
+from .hf_dense import HFDense, States, answered
+from .registry import register_host
+
+
+class HFYolosBlock(HFBlock):
+    """A layer of YOLOS, in front of which the encoder may add positions once more."""
+
+    def __init__(self, layer: Any, prefix: int, index: int, middle: Any) -> None:
+        super().__init__(layer, prefix)
+        self.index, self.middle = index, middle
+
+    def enter(self, tokens: Tokens) -> Tokens:
+        """Adds the positions that were learned for this layer; a token has those of the patch where it stands."""
+        if self.middle is None or self.index == 0:
+            return tokens
+        assert tokens.table is not None
+        own, patches = self.middle[self.index - 1], tokens.table[self.index - 1]
+        prefix = torch.cat([own[:, :1], own[:, 1 - self.prefix :]], dim=1).expand(tokens.x.shape[0], -1, -1)
+        if tokens.positions is None:
+            patches = patches[: tokens.x.shape[1] - self.prefix].expand(tokens.x.shape[0], -1, -1)
+        else:
+            patches = patches[tokens.positions]
+        return replace(tokens, x=tokens.x + torch.cat([prefix, patches], dim=1).to(tokens.x.dtype))
+
+    def __call__(self, tokens: Tokens) -> Tensor:
+        # in the model's own order, which decides the last bits; without all patches there is none
+        return (
+            ordered(self.layer(reordered(tokens.x, self.prefix)), self.prefix) if tokens.whole else self.layer(tokens.x)
+        )
+
+
+@register_host("transformers.models.YolosForObjectDetection")
+class HFYolos(HFDense):
+    """Class token, detection tokens, patches: the model itself has the detection tokens last."""
+
+    def __init__(self, model: Any) -> None:
+        super().__init__(model)
+        self.norm = self.holder.layernorm
+
+    def held(self, model: Any) -> Any:
+        if not theirs(model.vit) or type(model.vit).__name__ != "YolosModel":
+            raise UnsupportedHost(f"{self.name} holds a {type(model.vit).__name__}, for which no opener is written.")
+        return model.vit
+
+    def block(self, index: int, layer: Any) -> HFYolosBlock:
+        return HFYolosBlock(layer, self.prefix, index, self._middle()[0])
+
+    def read_levels(self) -> Sequence[int]:
+        return [len(self.blocks) - 1]
+
+    def embedded(self, images: Tensor) -> Tensor:
+        return ordered(self.holder.embeddings(images), self.prefix)
+
+    def table(self, images: Tensor) -> Tensor | None:
+        """The positions added between layers, of the patches alone: (L - 1, P, d)."""
+        table, given = self._middle()
+        if table is None:
+            return None
+        return self.holder.encoder.interpolation(*given, tuple(images.shape[2:]))[:, 0, 1 : 1 - self.prefix]
+
+    def _middle(self) -> tuple[Any, list[Any]]:
+        """The positions learned for between the layers, (L - 1, 1, 1 + P + D, d) or None; and what their resizing is
+        given of them, which an older transformers keeps elsewhere."""
+        encoder = self.holder.encoder
+        if hasattr(encoder, "mid_position_embeddings"):
+            return encoder.mid_position_embeddings, [encoder.mid_position_embeddings]
+        return getattr(encoder.interpolation, "mid_position_embeddings", None), []
+
+    def answer(self, states: States, images: Tensor, **kwargs: Any) -> Any:
+        own = [None if state is None else reordered(state, self.prefix) for state in states]
+
+        def encoded(output_hidden_states: bool, **_kwargs: Any) -> Any:
+            output = answered(own)
+            output.last_hidden_state = self.norm(own[-1])
+            output.hidden_states = output.hidden_states if output_hidden_states else None
+            return output
+
+        return Around(self.model, vit=Answers(self.holder, encoded))(images, **kwargs)
+
+
+def ordered(x: Tensor, prefix: int) -> Tensor:
+    """Class token, patches, detection tokens -> class token, detection tokens, patches."""
+    return torch.cat([x[:, :1], x[:, 1 - prefix :], x[:, 1 : 1 - prefix]], dim=1)
+
+
+def reordered(x: Tensor, prefix: int) -> Tensor:
+    """The other way."""
+    return torch.cat([x[:, :1], x[:, prefix:], x[:, 1:prefix]], dim=1)

@@ -1,0 +1,77 @@
+"""timm's plain vision transformers made with `features_only=True`: maps of some blocks, and no head."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from timm.layers import Format
+from timm.models._features import feature_take_indices
+from torch import Tensor, nn
+
+from ..data.inputs import InputSpec
+from ..tokens import Tokens
+from .base import Exit, Host
+from .registry import host_for
+
+
+class TimmFeatureTokens(Host):
+    """A model with tokens of which `forward_intermediates` is asked. A dropped patch shows the nearest kept one, or
+    nothing (`fill="zero"`)."""
+
+    reads_prefix = False
+
+    def __init__(self, model: Any) -> None:
+        kind = host_for(type(model.model))
+        assert kind is not None
+        self.model = model
+        inner: Any = kind(model.model)
+        self.inner = inner
+        self.width, self.prefix, self.class_token = inner.width, inner.prefix, inner.class_token
+        self.cannot_drop_prefix = inner.cannot_drop_prefix
+        taken, last = feature_take_indices(len(inner.blocks), model.out_indices)
+        self.levels = sorted(set(taken))
+        self.blocks = list(inner.blocks)[: last + 1]
+
+    @property
+    def input_spec(self) -> InputSpec:
+        return self.inner.input_spec
+
+    @property
+    def bypassed(self) -> Sequence[nn.Module]:
+        return (self.model, *self.inner.bypassed)
+
+    @property
+    def patch(self) -> Sequence[int] | None:
+        return self.inner.patch
+
+    def arguments(self, images: Tensor | None, kwargs: dict[str, Any]) -> tuple[Tensor, dict[str, Any]]:
+        fill = {"fill": kwargs.pop("fill")} if "fill" in kwargs else {}
+        images, kwargs = super().arguments(images, kwargs)
+        return images, kwargs | fill
+
+    def embed(self, images: Tensor) -> Tokens:
+        return self.inner.embed(images)
+
+    def features(self, tokens: Tokens) -> Tokens:
+        return self.inner.features(tokens)
+
+    def head(self, tokens: Tokens) -> Any:
+        raise NotImplementedError("maps of several blocks are read level by level")
+
+    def read(
+        self,
+        levels: Sequence[Tokens],
+        exits: Sequence[Exit],
+        size: Sequence[int],
+        *,
+        fill: str = "nearest",
+        **kwargs: Any,
+    ) -> list[Tensor]:
+        whole = [tokens.whole_grid(fill) for tokens in levels]
+        if self.model.norm:
+            whole = [self.inner.features(tokens) for tokens in whole]
+        patches = [tokens.x[:, self.prefix :] for tokens in whole]
+        if self.model.output_fmt == Format.NLC:
+            return patches
+        return [x.transpose(1, 2).unflatten(2, whole[0].grid).contiguous() for x in patches]
