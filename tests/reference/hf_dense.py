@@ -61,7 +61,7 @@ def dense_forms() -> dict[str, Form]:
     """Models with a head for dense prediction, or for boxes, by name."""
     import transformers as hf
 
-    def spatial(model: str, config: str, backbone: str, inner: dict[str, Any], **settings: Any) -> Form:
+    def around(model: str, config: str, backbone: str, inner: dict[str, Any], **settings: Any) -> Form:
         def build() -> nn.Module:
             own = getattr(hf, backbone)(**inner)
             return getattr(hf, model)(getattr(hf, config)(backbone_config=own, **settings))
