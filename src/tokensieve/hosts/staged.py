@@ -87,7 +87,7 @@ class StagedHost(ABC):
     model: Any
     """The host itself."""
     family: str
-    """ConvNeXt or Swin: what methods with weights of their own are made for."""
+    """ConvNeXt, Swin or Swin3D: what methods with weights of their own are made for."""
     stages: Sequence[Stage]
     widths: Sequence[int]
     """Channels of each stage's map."""

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from math import prod
 from typing import Any, ClassVar
 
 import torch
 
-from .._frozen import replace
-from .._recording import recording
-from ..errors import RecipeError
+from ..errors import RecipeError, UnsupportedHost
 from ..padding import compact
 from ..tokens import Tokens
-from .base import Here, MapEvidence, Method, Place, register
+from .base import BaseMethod, Here, HostFacts, MapEvidence, Method, Place, register
+from .papr import finite
 
 
 @register
@@ -47,6 +47,14 @@ class RLT(Method[MapEvidence]):
     def map_settings(self) -> dict[str, Any]:
         return {"significance": "motion"}
 
+    def check(self, host: HostFacts, others: Sequence[BaseMethod]) -> None:
+        super().check(host, others)
+        if host.layout == "CHW":
+            raise UnsupportedHost(
+                f"{type(host.model).__name__} cannot take rlt: it drops what stays the same from frame to frame, and this "
+                "model reads images."
+            )
+
     def left(self, here: Here) -> int:
         """All, where the clips decide."""
         return here.tokens
@@ -59,14 +67,8 @@ class RLT(Method[MapEvidence]):
         return self.threshold > 0
 
     def reduce(self, tokens: Tokens, left: int, evidence: MapEvidence) -> Tokens:
-        stays = evidence.significance >= self.threshold
+        stays = finite(evidence.significance) >= self.threshold
         places = torch.arange(stays.shape[1], device=stays.device)
         stays = stays | (places < prod(tokens.grid[1:]))
         stays = torch.cat([stays.new_ones(stays.shape[0], tokens.prefix), stays], dim=1)
-        if not recording():
-            return compact(tokens, stays)
-        lengths = stays.sum(1)
-        moved = tokens.take(stays.to(torch.int8).argsort(dim=1, descending=True, stable=True))
-        source = moved.source
-        source = None if source is None else source.masked_fill(source >= lengths[:, None], -1)
-        return replace(moved, source=source, lengths=lengths)
+        return compact(tokens, stays)

@@ -190,8 +190,9 @@ class _Function(nn.Module):
 
 
 def _in_full_precision(function: Callable[[Tensor], Tensor], tensor: Tensor) -> Tensor:
-    """Call with autocast off. Where it is off already no context is entered: exporters would record it."""
-    if not torch.is_autocast_enabled(tensor.device.type):
+    """Call with autocast off. Where it is off already no context is entered: exporters would record it. Tensors without
+    memory, on which costs are counted, know none."""
+    if tensor.is_meta or not torch.is_autocast_enabled(tensor.device.type):
         return function(tensor)
     with torch.autocast(tensor.device.type, enabled=False):
         return function(tensor)
