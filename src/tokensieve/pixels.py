@@ -47,7 +47,7 @@ def take(map: Tensor, flat: Tensor, count: int) -> Tensor:
 
 
 def put(map: Tensor, flat: Tensor, change: Tensor, background: Background, *, own: bool = False) -> Tensor:
-    """Maps (B, H, W, C), or those of video, with `change` (n, C) added at n places `flat`; elsewhere as they were, or zero.
+    """Maps (B, H, W, C), or of video, with `change` (n, C) added at n places `flat`; elsewhere as they were, or zero.
 
     `own` lets the map itself be changed where nothing is set to zero. By index_add, also where nothing is there to add
     to: index_copy is fifty times slower on CPUs.

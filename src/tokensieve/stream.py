@@ -248,8 +248,8 @@ class Sieved(nn.Module):
         return stream(images, **words)
 
     def forward_features(self, images: Tensor) -> Tensor:
-        """What `forward` reads -> the surviving tokens after the final norm, (B, N, d), prefix first; with stages the last map,
-        as the host's own `forward_features` gives it."""
+        """What `forward` reads -> the surviving tokens after the final norm, (B, N, d), prefix first; with stages the
+        last map, as the host's own `forward_features` gives it."""
         return self._now().features(images)
 
     def forward_intermediates(
@@ -290,7 +290,7 @@ class Sieved(nn.Module):
         return self._now().intermediates(check_images(self.model, x, self.host.layout), Wanted(**words))
 
     def trace(self, images: Tensor, *, attention: Sequence[int] = ()) -> Trace:
-        """Run on images or clips and tell what happened: see `Trace`. Of the blocks `attention` the class attention too.
+        """Run on images or clips and tell what happened: see `Trace`; of the blocks `attention` class attention too.
 
         Raises:
             InputError: blocks that are not there, or a host without a class token or with stages.
@@ -307,8 +307,8 @@ class Sieved(nn.Module):
         return self.stream.sizes(images)
 
     def covered(self, images: Tensor) -> Tensor:
-        """What of the images the host's grid covers, which is what a significance map is made of: (B, C, H, W), of clips
-        in whatever layout (B, C, T, H, W)."""
+        """What of the images the host's grid covers, which is what a significance map is made of: (B, C, H, W), of
+        clips in whatever layout (B, C, T, H, W)."""
         return self.stream.covered(images)
 
     def asking(self, images: Tensor) -> Callable[[], Any]:

@@ -35,8 +35,9 @@ class Trace:
     significance: Tensor | None = None
     """(B, *grid) fp32: the map that ranked the patches; None where the recipe has none."""
     kept: Any = None
-    """(B, K) int64: the patches kept before block 0, in token order; None where none were dropped there; -1 behind those
-    of an image that keeps fewer than others. On a host with stages a list, one entry a stage: the pixels that the stage's last block ran on, None for all."""
+    """(B, K) int64: the patches kept before block 0, in token order; -1 behind those of an image that keeps fewer than
+    others; None where none were dropped there. On a host with stages a list, one entry a stage: the pixels that the
+    stage's last block ran on, None for all."""
     reads: list[Reads] = field(default_factory=list)
     """Tokens, prefix and padding included, that each block's keys, queries and MLP were made of."""
     lengths: list[Tensor] = field(default_factory=list)

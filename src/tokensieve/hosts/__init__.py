@@ -117,8 +117,8 @@ def open_host(model: nn.Module) -> Host | StagedHost:
         raise UnsupportedHost(
             f"{name} cannot be sieved: {missing}. Models that can: timm's {timms}, and ConvNeXt and Swin with "
             f"features_only=True; torchvision's {_known('torchvision.models')}; transformers' ViT, DeiT, DINOv2, "
-            "DINOv3, CLIP, SigLIP and MAE encoders, its VideoMAE, ViViT and V-JEPA 2, its ConvNeXt and Swin (V2 too) with "
-            f"their backbones; open_clip's VisionTransformer{_from_outside()}; used as they are."
+            "DINOv3, CLIP, SigLIP and MAE encoders, its VideoMAE, ViViT and V-JEPA 2, its ConvNeXt and Swin (V2 too) "
+            f"with their backbones; open_clip's VisionTransformer{_from_outside()}; used as they are."
         )
     return complete(host(model))
 

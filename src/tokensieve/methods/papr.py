@@ -53,7 +53,8 @@ class PaPr(Scored[MapEvidence], PixelMethod):
         layer: the feature map to read, by index of a stage or by name of a sub-module; None is the last one.
         order: kept tokens stay in `raster` order, or come in descending `significance` as in the published code, which
             matters to methods that look at positions in the sequence, such as ToMe.
-        align_corners: how the map is enlarged (bicubic; trilinear for video) to the grid of patches; the published code says True.
+        align_corners: how the map is enlarged (bicubic, of video trilinear) to the grid of patches; the published code
+            says True.
         proposal_norm: `native` normalises the proposal's input as it was trained, `shared` gives it the host's tensor.
         proposal_size: side or (height, width) in pixels, of video also (frames, height, width), to which the
             proposal's input is resized. None leaves images as the host reads them, and gives a named proposal of video
@@ -64,9 +65,9 @@ class PaPr(Scored[MapEvidence], PixelMethod):
         proposal_args: further constructor arguments of the proposal, by name.
         proposal_dtype: precision the proposal runs in, `float32` unless said otherwise.
         seed: of the `random` map.
-        stages: on hosts with stages (ConvNeXt, Swin, Swin3D) those in which pixels are chosen; None is all. There maps keep
-            their full size, and point-wise operators run on the `int(H * W * keep)` most significant pixels of each
-            stage; `keep` may be a tuple, a share for each of `stages`.
+        stages: on hosts with stages (ConvNeXt, Swin, Swin3D) those in which pixels are chosen; None is all. There maps
+            keep their full size, and point-wise operators run on the `int(H * W * keep)` most significant pixels of
+            each stage; `keep` may be a tuple, a share for each of `stages`.
         background: on hosts with stages what becomes of the other pixels: `zero`, or `keep` what they had; None is the
             published code's, zero for ConvNeXt and keep for Swin.
     """

@@ -51,8 +51,8 @@ class RLT(Method[MapEvidence]):
         super().check(host, others)
         if host.layout == "CHW":
             raise UnsupportedHost(
-                f"{type(host.model).__name__} cannot take rlt: it drops what stays the same from frame to frame, and this "
-                "model reads images."
+                f"{type(host.model).__name__} cannot take rlt: it drops what stays the same from frame to frame, and "
+                "this model reads images."
             )
 
     def left(self, here: Here) -> int:

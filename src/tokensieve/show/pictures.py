@@ -44,7 +44,7 @@ def heat(photo: Image.Image, significance: Tensor) -> Image.Image:
     return _image(_COLOUR * colours + (1 - _COLOUR) * _grey(photo))
 
 
-def kept(photo: Image.Image, index: Tensor, grid: tuple[int, int]) -> Image.Image:
+def kept(photo: Image.Image, index: Tensor, grid: tuple[int, ...]) -> Image.Image:
     """The patches `index` (K,), row-major on `grid`, as they are and outlined; the dropped ones dark and colourless.
 
     -1 is padding.

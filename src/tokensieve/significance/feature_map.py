@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -80,7 +81,7 @@ def input_size(size: int | str | Sequence[int] | None, proposal: Proposal) -> tu
     """
     if size is None or size == HOST:
         return proposal.clip_size if size is None else None
-    sides = (size, size) if isinstance(size, int) else tuple(size)
+    sides: tuple[Any, ...] = (size, size) if isinstance(size, int) else tuple(size)
     if len(sides) not in (2, 3) or not all(type(side) is int and side > 0 for side in sides):
         raise RecipeError(
             f"proposal_size={size!r} is no size: expected a side in pixels, (height, width), of a proposal that reads "

@@ -33,7 +33,7 @@ class Split:
 
 
 def split(model: nn.Module, name: str, layer: int | str | None, images: Tensor) -> Split:
-    """Cut `model` (in eval mode) at a feature map; `images` (1, 3, H, W), or a clip, is run through it to learn the shapes.
+    """Cut `model` (in eval mode) at a feature map; `images` (1, 3, H, W), or a clip, is run through it to learn shapes.
 
     `layer` None is the last feature map before global pooling, an int counts the network's stages, a str names a
     sub-module. The sub-modules are shared with `model`, not copied. Raises `RecipeError` for a network that torch.fx

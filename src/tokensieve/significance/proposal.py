@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from .. import zoo
 from .._recording import recording
 from ..data.inputs import InputSpec
-from ..errors import RecipeError
+from ..errors import InputError, RecipeError
 from .graph import fold, split
 
 IMAGES_PER_THREAD = 4
@@ -41,9 +41,9 @@ class Proposal(Frozen):
 
     `head` maps the features to logits (B, classes); it is None where only features are known. `channels` is K where
     it is known. `mean` and `std` are the statistics its input is normalised with, None for a module that takes the
-    host's tensor as it is. `video` says whether it reads clips (B, 3, T, H, W), where that is known, and `clip_size` what
-    frames, height and width it is given. `dtype` is its precision, None to go by its parameters. `in_pieces` lets large batches run
-    in pieces on CPUs.
+    host's tensor as it is. `video` says whether it reads clips (B, 3, T, H, W), where that is known, and `clip_size`
+    what frames, height and width it is given. `dtype` is its precision, None to go by its parameters. `in_pieces` lets
+    large batches run in pieces on CPUs.
     """
 
     def __init__(
@@ -150,13 +150,21 @@ def named_video_proposal(
     if weights is None and pretrained:
         raise InputError(
             f"The proposal {name} has no weights, and none are downloaded: give proposal_weights=FILE, a checkpoint of "
-            "PyTorchVideo or mmaction2; or pass pretrained=False to sieve() for random ones, which do for measuring cost."
+            "PyTorchVideo or mmaction2; or pass pretrained=False to sieve() for random ones, to measure cost alone."
         )
     net: Any = zoo.video_proposal(name, None if weights is None else zoo.read_weights(weights, sha256))
     mean, std, clip_size = net.mean, net.std, net.clip_size
     net = net.to(dtype).requires_grad_(False)
     return Proposal(
-        net, name, channels=net.channels, mean=mean, std=std, dtype=dtype, in_pieces=True, video=True, clip_size=clip_size
+        net,
+        name,
+        channels=net.channels,
+        mean=mean,
+        std=std,
+        dtype=dtype,
+        in_pieces=True,
+        video=True,
+        clip_size=clip_size,
     )
 
 
@@ -205,7 +213,7 @@ def _dtype_of(module: nn.Module) -> torch.dtype | None:
 
 
 def _trial_images(model: nn.Module) -> Tensor:
-    """One picture of noise, or a clip for a network of 3-D convolutions, of the size and on the device that it expects."""
+    """One picture of noise, of 3-D convolutions a clip, of the size and on the device that the model expects."""
     like = next(model.parameters(), torch.empty(0))
     clip = (3, 16, 112, 112) if any(isinstance(part, nn.Conv3d) for part in model.modules()) else None
     noise = torch.randn(1, *(clip or InputSpec.of(model)), generator=torch.Generator().manual_seed(0))

@@ -15,7 +15,7 @@ from .. import zoo
 from ..errors import ExportError, InputError, RecipeError, nearest
 from .cam import REDUCTIONS
 from .controls import centre_map, random_map
-from .feature_map import WITHOUT, FeatureMap, check_head, input_size, renormalisation
+from .feature_map import FeatureMap, check_head, input_size, renormalisation
 from .map import resize_map
 from .motion import motion_map
 from .proposal import Frozen, Proposal, module_proposal, named_proposal, named_video_proposal
@@ -260,11 +260,13 @@ def _check_reads(proposal: str, video: bool) -> None:
     if video and not reads_video:
         raise RecipeError(
             f"The proposal {proposal} reads images, and this model reads video: name one of "
-            f"{', '.join(zoo.VIDEO_PROPOSALS)}, give a module from clips (B, 3, T, H, W) to features, or use a map that "
-            "asks no network (significance=motion)."
+            f"{', '.join(zoo.VIDEO_PROPOSALS)}, give a module from clips (B, 3, T, H, W) to features, or use a map "
+            "that asks no network (significance=motion)."
         )
     if reads_video and not video:
-        raise RecipeError(f"The proposal {proposal} reads video, and this model reads images: name a ConvNet for these.")
+        raise RecipeError(
+            f"The proposal {proposal} reads video, and this model reads images: name a ConvNet for these."
+        )
 
 
 def _dtype(dtype: torch.dtype | str | None) -> torch.dtype:
