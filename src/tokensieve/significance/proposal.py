@@ -215,7 +215,7 @@ def _dtype_of(module: nn.Module) -> torch.dtype | None:
 def _trial_images(model: nn.Module) -> Tensor:
     """One picture of noise, of 3-D convolutions a clip, of the size and on the device that the model expects."""
     like = next(model.parameters(), torch.empty(0))
-    clip = (3, 16, 112, 112) if any(isinstance(part, nn.Conv3d) for part in model.modules()) else None
+    clip = (3, 16, 64, 64) if any(isinstance(part, nn.Conv3d) for part in model.modules()) else None
     noise = torch.randn(1, *(clip or InputSpec.of(model)), generator=torch.Generator().manual_seed(0))
     return noise.to(like.device, like.dtype)
 
