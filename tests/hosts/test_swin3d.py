@@ -102,6 +102,7 @@ def test_what_is_refused_says_why() -> None:
         open_host(mvit_v2_s())
 
 
+@pytest.mark.slow
 def test_it_compiles_in_one_graph() -> None:
     fast, some = sieve(swin(), "papr(keep=0.5, significance=motion)"), clips(4, 32, 32)
     with torch.no_grad():
