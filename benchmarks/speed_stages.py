@@ -65,7 +65,7 @@ def main() -> int:
             calls = {"dense": partial(model, images)}
             for keep, fast in fasts.items():
                 calls |= {f"sieved {keep}": partial(fast, images), f"limit {keep}": partial(SlicingLimit(fast), images)}
-            calls["proposal"] = next(iter(fasts.values())).asking(images)
+            calls["proposal"] = next(iter(fasts.values())).map_call(images)
             times = interleaved(calls, seconds=args.seconds, min_rounds=args.rounds, max_rounds=60)
             for keep, fast in fasts.items():
                 mine = {name: times[f"{name} {keep}"] for name in ("sieved", "limit")}

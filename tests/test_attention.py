@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from tokensieve.attention import Attention
+from tokensieve.attention import BlockQKV
 
 B, H, N, D = 2, 3, 7, 4
 
@@ -14,12 +14,12 @@ def draw(*shape: int, seed: int) -> Tensor:
     return torch.randn(*shape, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
 
 
-def attention(**more: Tensor | float) -> Attention:
+def attention(**more: Tensor | float) -> BlockQKV:
     q, k, v = (draw(B, H, N, D, seed=seed) for seed in range(3))
-    return Attention(q, k, v, keys=k, **more)
+    return BlockQKV(q, k, v, keys=k, **more)
 
 
-def matrix(own: Attention) -> Tensor:
+def matrix(own: BlockQKV) -> Tensor:
     """(B, H, N, N), the obvious way."""
     scale = D**-0.5 if own.scale is None else own.scale
     logits = own.q @ own.k.transpose(-2, -1) * scale
@@ -43,10 +43,10 @@ def test_rows_heads_and_sums_are_those_of_the_matrix() -> None:
         own = attention(**more)
         full = matrix(own)
         assert torch.allclose(own.attend(), full @ own.v, atol=1e-12), name
-        assert torch.allclose(own.row(), full[:, :, 0], atol=1e-12), name
-        assert torch.allclose(own.row(3), full[:, :, 3], atol=1e-12), name
+        assert torch.allclose(own.query_probabilities(), full[:, :, 0], atol=1e-12), name
+        assert torch.allclose(own.query_probabilities(3), full[:, :, 3], atol=1e-12), name
         for head in range(H):
-            assert torch.allclose(own.head(head), full[:, head], atol=1e-12), name
+            assert torch.allclose(own.head_probabilities(head), full[:, head], atol=1e-12), name
         assert torch.allclose(own.received(), full.sum(2), atol=1e-12), name
 
 
@@ -54,7 +54,7 @@ def test_some_ask_what_all_would() -> None:
     rows = torch.tensor([[0, 3, 5], [0, 1, 6]])
     for name, more in FORMS.items():
         own = attention(gate=draw(B, N, H * D, seed=9), **more)
-        some = own.ask(rows)
+        some = own.only_queries(rows)
         index = rows[:, None, :, None].expand(-1, H, -1, D)
         assert torch.allclose(some.attend(), own.attend().gather(2, index), atol=1e-12), name
         assert some.gate is not None
@@ -65,15 +65,15 @@ def test_a_weight_of_zero_is_a_key_that_is_not_there() -> None:
     weight = torch.ones(B, N, dtype=torch.float64)
     weight[:, 4:] = 0
     own = attention(weight=weight)
-    there = Attention(own.q, own.k[:, :, :4], own.v[:, :, :4], own.k[:, :, :4])
+    there = BlockQKV(own.q, own.k[:, :, :4], own.v[:, :, :4], own.k[:, :, :4])
     assert torch.allclose(own.attend(), there.attend(), atol=1e-12)
-    assert own.row()[:, :, 4:].max() < 1e-30
+    assert own.query_probabilities()[:, :, 4:].max() < 1e-30
 
 
 def test_probabilities_are_exact_whatever_the_model_runs_in() -> None:
     own = attention()
-    half = Attention(*(part.bfloat16() for part in (own.q, own.k, own.v, own.keys)))
+    half = BlockQKV(*(part.bfloat16() for part in (own.q, own.k, own.v, own.keys)))
     with torch.autocast("cpu", torch.bfloat16):
-        assert half.row().dtype == half.head(0).dtype == torch.float32
-        exact = Attention(*(part.float() for part in (half.q, half.k, half.v, half.keys)))
-    assert torch.equal(half.row(), exact.row())
+        assert half.query_probabilities().dtype == half.head_probabilities(0).dtype == torch.float32
+        exact = BlockQKV(*(part.float() for part in (half.q, half.k, half.v, half.keys)))
+    assert torch.equal(half.query_probabilities(), exact.query_probabilities())

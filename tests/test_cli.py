@@ -233,6 +233,18 @@ def test_eval_refuses_in_a_sentence(refused, tmp_path, pictures, options, words)
     assert words in refused("eval", *(option.format(**places) for option in options))
 
 
+def test_a_function_in_the_current_folder_is_a_model(run, refused, there, monkeypatch):
+    (there / "model_of_mine.py").write_text("import timm\n\ndef build():\n    return timm.create_model('test_vit')\n")
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    result = run("bench", "--model", "model_of_mine:build", "--recipe", "tome(r=8)", *QUICK, "--json")
+    assert result.code == 0, result.err
+    found = json.loads(result.out)
+    assert (found["model"], found["tokens"]["dense"]) == ("model_of_mine:build", 101)
+    assert "--model model_of_mine:bild: model_of_mine has no bild; the nearest is build." in refused(
+        "bench", "--model", "model_of_mine:bild", "--recipe", ""
+    )
+
+
 def test_weights_of_another_model_and_files_that_are_none(refused, tmp_path):
     other, junk = tmp_path / "other.safetensors", tmp_path / "junk.safetensors"
     save_file(timm.create_model("test_vit2").state_dict(), other)

@@ -141,8 +141,7 @@ def equals_the_reference(each: Case, text: str, form: str) -> bool:
     assert said(trace.output).shape == expected.output.shape, text
     assert largest(trace.tokens.x - expected.tokens) <= CLOSE, text
     assert largest(said(trace.output) - expected.output) <= CLOSE, text
-    counted = trace.tokens.counted
-    sizes = torch.ones_like(expected.sizes) if counted is None else counted
+    sizes = torch.ones_like(expected.sizes) if trace.tokens.counted is None else trace.tokens.counted
     assert torch.equal(sizes, expected.sizes), text
     assert largest(said(fast(images)) - expected.output) <= CLOSE, text  # the plain call, which tracks nothing
     assert all(torch.equal(value, state[key]) for key, value in double.state_dict().items()), text

@@ -11,7 +11,7 @@ from tests.reference.hosts import host_forms, host_images
 from tokensieve import UnsupportedHost, sieve
 from tokensieve import _varlen as varlen
 from tokensieve._frozen import replace
-from tokensieve.attention import Attention
+from tokensieve.attention import BlockQKV
 from tokensieve.measure import macs
 from tokensieve.padding import each, filled, pad
 from tokensieve.tokens import Tokens
@@ -71,10 +71,10 @@ def test_macs_count_what_each_image_reads() -> None:
     assert macs(fast, images=images) == pytest.approx(sum(each_one) / 4, rel=1e-12)
 
 
-def attention_of(lengths: list[int], count: int, **more: Tensor) -> Attention:
+def attention_of(lengths: list[int], count: int, **more: Tensor) -> BlockQKV:
     shape = (len(lengths), 2, count, 4)
     q, k, v = (torch.randn(shape, dtype=torch.float64) for _ in range(3))
-    return Attention(q, k, v, keys=k, lengths=torch.tensor(lengths), **more)
+    return BlockQKV(q, k, v, keys=k, lengths=torch.tensor(lengths), **more)
 
 
 def test_padded_attention_is_that_of_jagged_tensors() -> None:
@@ -141,12 +141,12 @@ def test_attention_of_some_images_is_attention_without_padding() -> None:
     torch.testing.assert_close(some.attend(), padded.attend()[images, :, :5])
     torch.testing.assert_close(some.received(), sum_of(padded)[images][..., :5])
     assert padded.of(torch.tensor([0, 1]), 5).lengths is not None
-    assert padded.row()[0, :, 5:].sum() == 0
+    assert padded.query_probabilities()[0, :, 5:].sum() == 0
 
 
-def sum_of(padded: Attention) -> Tensor:
+def sum_of(padded: BlockQKV) -> Tensor:
     """What keys receive of the queries that are there."""
-    matrices = torch.stack([padded.head(head) for head in range(2)], dim=1)
+    matrices = torch.stack([padded.head_probabilities(head) for head in range(2)], dim=1)
     assert padded.lengths is not None
     real = torch.arange(7) < padded.lengths[:, None]
     return (matrices * real[:, None, :, None]).sum(2)

@@ -46,6 +46,7 @@ if TYPE_CHECKING:
         ToFu,
         ToMe,
     )
+    from .model_spec import ModelSpec
     from .recipe import Recipe
     from .search.correction import correct
     from .search.slimming import slim
@@ -69,6 +70,7 @@ _HOMES = {
     "InputError": "errors",
     "InputSpec": "data.inputs",
     "MCTF": "methods",
+    "ModelSpec": "model_spec",
     "RLT": "methods",
     "PaPr": "methods",
     "PatchSlimming": "methods",
@@ -124,6 +126,7 @@ __all__ = [
     "Guarded",
     "InputError",
     "InputSpec",
+    "ModelSpec",
     "PaPr",
     "PatchSlimming",
     "PiToMe",

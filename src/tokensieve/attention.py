@@ -14,7 +14,7 @@ from ._recording import recording
 
 
 @dataclass(frozen=True)
-class Attention:
+class BlockQKV:
     """Queries, keys and values of one block: all of its own arithmetic up to the attention itself.
 
     B images, H heads, M queries (all N tokens, unless only some ask), N keys, d_h channels a head.
@@ -65,7 +65,7 @@ class Attention:
             self.q, self.k, self.v, attn_mask=self.mask, dropout_p=self.dropout, scale=self.scale
         )
 
-    def ask(self, rows: Tensor) -> Attention:
+    def only_queries(self, rows: Tensor) -> BlockQKV:
         """The same keys and values with the queries of `rows` (B, M') alone."""
         batch, heads, _, width = self.q.shape
         q = self.q.gather(2, rows[:, None, :, None].expand(batch, heads, -1, width))
@@ -77,7 +77,7 @@ class Attention:
             gate = gate.gather(1, rows[..., None].expand(-1, -1, gate.shape[2]))
         return replace(self, q=q, bias=bias, gate=gate)
 
-    def of(self, images: Tensor, count: int) -> Attention:
+    def of(self, images: Tensor, count: int) -> BlockQKV:
         """Of these images (B',) int64, each of which has `count` tokens that ask where not all of them do; without the
         padding where that is the same for all of them."""
         keys = self.keys_of(images)
@@ -105,22 +105,22 @@ class Attention:
         counts = self.lengths[images].unique().tolist()
         return counts[0] if len(counts) == 1 else None
 
-    def asked(self, rows: Tensor | None) -> Attention:
+    def ensure_queries(self, rows: Tensor | None) -> BlockQKV:
         """With the queries of `rows` alone, where they are not that already; None leaves all."""
-        return self if rows is None or self.q.shape[2] == rows.shape[1] else self.ask(rows)
+        return self if rows is None or self.q.shape[2] == rows.shape[1] else self.only_queries(rows)
 
-    def row(self, index: int = 0) -> Tensor:
+    def query_probabilities(self, index: int = 0) -> Tensor:
         """Probabilities of query `index` alone, fp32 or more: (B, H, N). Query 0 is the class token, if any."""
         return self._probabilities(self.q[:, :, index : index + 1], slice(None), slice(index, index + 1))[:, :, 0]
 
-    def head(self, head: int) -> Tensor:
+    def head_probabilities(self, head: int) -> Tensor:
         """The matrix of one head, fp32 or more: (B, M, N). Head by head, B x H x M x N is never held."""
         one = slice(head, head + 1)
         return self._probabilities(self.q[:, one], one, slice(None))[:, 0]
 
     def received(self) -> Tensor:
         """What each key receives of each head, summed over the queries: (B, H, N). O(N^2) more, head by head."""
-        return torch.stack([self.head(head).sum(1) for head in range(self.q.shape[1])], dim=1)
+        return torch.stack([self.head_probabilities(head).sum(1) for head in range(self.q.shape[1])], dim=1)
 
     def _probabilities(self, q: Tensor, heads: slice, queries: slice) -> Tensor:
         exact = torch.promote_types(q.dtype, torch.float32)

@@ -29,6 +29,20 @@ class InputError(SieveError, ValueError):
     """Images, weights or files that cannot be used as they are."""
 
 
+class SettingError(InputError):
+    """A setting that makes no sense: `setting` begins the sentence, and `problem` continues it.
+
+    The command line begins it with the option that sets it instead.
+    """
+
+    def __init__(self, setting: str, problem: str) -> None:
+        super().__init__(setting, problem)
+        self.setting, self.problem = setting, problem
+
+    def __str__(self) -> str:
+        return f"{self.setting} {self.problem}"
+
+
 class ExportError(SieveError, RuntimeError):
     """A model that cannot be written for another runtime, or a file that answers otherwise than the model."""
 

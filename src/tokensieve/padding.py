@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ._frozen import replace
 from ._recording import recording
-from .attention import Attention
+from .attention import BlockQKV
 from .errors import UnsupportedHost
 from .tokens import Tokens
 
@@ -23,7 +23,7 @@ class Attending(Protocol):
 
     name: ClassVar[str]
 
-    def attend(self, attention: Attention) -> tuple[Tensor, Tensor]: ...
+    def attend(self, attention: BlockQKV) -> tuple[Tensor, Tensor]: ...
 
 
 def each(tokens: Tokens, act: Act, count: int, name: str) -> Tokens:
@@ -42,7 +42,7 @@ def each(tokens: Tokens, act: Act, count: int, name: str) -> Tokens:
     return pad([images for images, _ in results], [part for _, part in results], count)
 
 
-def attend_each(method: Attending, attention: Attention) -> tuple[Tensor, Tensor]:
+def attend_each(method: Attending, attention: BlockQKV) -> tuple[Tensor, Tensor]:
     """What a method that computes the attention itself makes of it, without padding, and filled up again."""
     alike = groups(attention.lengths, method.name)
     parts = [(images, *method.attend(attention.of(images, count))) for images, count in alike]
@@ -80,7 +80,7 @@ def pad(images: Sequence[Tensor], parts: Sequence[Tokens], count: int = 0) -> To
         full = count - parts[0].prefix if name == "positions" else count
         return torch.cat([filled(value, full) for value in values])[order]
 
-    names = ("x", "positions", "size", "weight", "source", "row")
+    names = ("x", "positions", "size", "weight", "source", "block_rows")
     return replace(parts[0], **{name: joined(name) for name in names}, lengths=None if whole else lengths)
 
 
@@ -108,6 +108,6 @@ def _default(part: Tokens, name: str) -> Tensor:
     """What a field that is None stands for."""
     if name == "positions":
         return part.places[:, : part.x.shape[1] - part.prefix]
-    if name == "row":
+    if name == "block_rows":
         return part.places
     return torch.ones(part.x.shape[:2], dtype=torch.promote_types(part.x.dtype, torch.float32), device=part.x.device)

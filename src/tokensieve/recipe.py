@@ -84,7 +84,7 @@ class Recipe:
         recipe = cls(tuple(_from_entry(entry) for entry in data["methods"]))
         if folder is None:
             return recipe
-        return recipe._with_paths(partial(_of_version_1 if data["tokensieve"] == 1 else joined_path, folder=folder))
+        return recipe.with_paths(partial(_of_version_1 if data["tokensieve"] == 1 else joined_path, folder=folder))
 
     @classmethod
     def load(cls, source: str | os.PathLike[str]) -> Recipe:
@@ -100,7 +100,7 @@ class Recipe:
         path, text = Path(source), _read(source)
         if text.lstrip().startswith("{"):
             return cls.from_json(text, path.parent)
-        return cls.parse(text)._with_paths(partial(joined_path, folder=path.parent))
+        return cls.parse(text).with_paths(partial(joined_path, folder=path.parent))
 
     def save(self, path: str | os.PathLike[str]) -> Path:
         """Write a recipe file, JSON, whole or not at all; `load`, `sieve` and the command line's `--recipe` read it.
@@ -163,7 +163,7 @@ class Recipe:
         recipe = cls.from_json(_read(folder / RECIPE))
         for method in recipe:
             check_stored(method, folder)
-        return recipe._with_paths(partial(joined_path, folder=folder))
+        return recipe.with_paths(partial(joined_path, folder=folder))
 
     def to_json(self, folder: str | os.PathLike[str] | None = None) -> str:
         """Every setting, with a version and the SHA-256 of weights; `from_json` gives back an equal recipe.
@@ -198,13 +198,15 @@ class Recipe:
         def spell(path: str) -> str:
             return (path if folder is None else relative_path(path, folder)).replace(os.sep, "/")
 
-        return self._with_paths(spell)
+        return self.with_paths(spell)
 
     def paths(self) -> list[str]:
         """The files of weights that the methods name."""
         return [path for method in self.methods for path in method.paths().values()]
 
-    def _with_paths(self, change: Callable[[str], str]) -> Recipe:
+    def with_paths(self, change: Callable[[str], str]) -> Recipe:
+        """The same recipe with `change` of every path of weights."""
+
         def changed(method: BaseMethod) -> BaseMethod:
             return replace(method, **{setting: change(path) for setting, path in method.paths().items()})
 

@@ -79,8 +79,8 @@ def sieve(
         if method.needs_significance:
             from .significance import build  # only where a map is needed: building one loads proposal libraries
 
-            words = {**method.map_settings(), "mean": mean or config.get("mean"), "std": std or config.get("std")}
-            stream.significance = build(**words, pretrained=pretrained, video=host.layout != "CHW")
+            kwargs = {**method.map_settings(), "mean": mean or config.get("mean"), "std": std or config.get("std")}
+            stream.significance = build(**kwargs, pretrained=pretrained, video=host.layout != "CHW")
     return Sieved(stream, recipe)
 
 
@@ -229,7 +229,7 @@ class Sieved(nn.Module):
         pixel_values: Tensor | None = None,
         labels: Tensor | None = None,
         pixel_values_videos: Tensor | None = None,
-        **words: Any,
+        **kwargs: Any,
     ) -> Any:
         """(B, C, H, W), or clips in the layout that the host reads, -> what the host returns. `pixel_values` (of some
         that read video `pixel_values_videos`), `labels` and other words are for transformers' hosts.
@@ -240,12 +240,12 @@ class Sieved(nn.Module):
             check_images(self.model, images, self.host.layout)
         # by name, for those who read the signature
         named = {"pixel_values": pixel_values, "pixel_values_videos": pixel_values_videos, "labels": labels}
-        words |= {word: value for word, value in named.items() if value is not None}
+        kwargs |= {word: value for word, value in named.items() if value is not None}
         stream = self._now()
         if not stream.plan.methods and any(map(hooked, stream.host.bypassed)):
-            return self.model(*(() if images is None else (images,)), **words)
-        images, words = stream.host.arguments(images, dict(words))
-        return stream(images, **words)
+            return self.model(*(() if images is None else (images,)), **kwargs)
+        images, kwargs = stream.host.arguments(images, dict(kwargs))
+        return stream(images, **kwargs)
 
     def forward_features(self, images: Tensor) -> Tensor:
         """What `forward` reads -> the surviving tokens after the final norm, (B, N, d), prefix first; with stages the
@@ -286,8 +286,8 @@ class Sieved(nn.Module):
         Raises:
             InputError: blocks that are not there, or "NCHW" without `restore` where tokens are no grid any more.
         """
-        words = {name: value for name, value in locals().items() if name not in ("self", "x")}
-        return self._now().intermediates(check_images(self.model, x, self.host.layout), Wanted(**words))
+        kwargs = {name: value for name, value in locals().items() if name not in ("self", "x")}
+        return self._now().intermediates(check_images(self.model, x, self.host.layout), Wanted(**kwargs))
 
     def trace(self, images: Tensor, *, attention: Sequence[int] = ()) -> Trace:
         """Run on images or clips and tell what happened: see `Trace`; of the blocks `attention` class attention too.
@@ -311,9 +311,9 @@ class Sieved(nn.Module):
         clips in whatever layout (B, C, T, H, W)."""
         return self.stream.covered(images)
 
-    def asking(self, images: Tensor) -> Callable[[], Any]:
+    def map_call(self, images: Tensor) -> Callable[[], Any]:
         """A call that does nothing but make the significance map of these images, for whoever counts or times it."""
-        return self.stream.asking(images)
+        return self.stream.map_call(images)
 
     def train(self, mode: bool = True) -> Sieved:
         """Training or evaluation mode, of the shared host too; a proposal stays in evaluation mode."""

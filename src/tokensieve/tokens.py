@@ -35,7 +35,7 @@ class Tokens:
     """(B, N) what attention multiplies the exponential of a key's logit with. None: one each."""
     source: Tensor | None = None
     """(B, P) int64: the token that stands for each patch, -1 if it was dropped. None: not tracked."""
-    row: Tensor | None = None
+    block_rows: Tensor | None = None
     """(B, N) int64: since this block began, which of its tokens then is each one now. None: none has moved."""
     lengths: Tensor | None = None
     """(B,) int64: how many tokens each image has, prefix included; those behind are padding. None: N of every image.
@@ -76,7 +76,7 @@ class Tokens:
 
     def nothing(self) -> Tokens:
         """The same of an empty batch: no image, and as many tokens of each."""
-        per_image = ("x", "positions", "size", "weight", "source", "row", "lengths")
+        per_image = ("x", "positions", "size", "weight", "source", "block_rows", "lengths")
         cut = {name: None if (value := getattr(self, name)) is None else value[:0] for name in per_image}
         return replace(self, **cut)
 
@@ -97,13 +97,13 @@ class Tokens:
             size=cut(self.size),
             weight=cut(self.weight),
             source=None if self.source is None else self.source.masked_fill(self.source >= count, -1),
-            row=self.places[:, :count] if self.row is None else cut(self.row),
+            block_rows=self.places[:, :count] if self.block_rows is None else cut(self.block_rows),
             lengths=None if self.lengths is None else self.lengths.clamp(max=count),
         )
 
     def of(self, images: Tensor, count: int) -> Tokens:
         """The first `count` tokens of these images (B',) int64, none of them padding."""
-        per_image = ("x", "positions", "size", "weight", "source", "row")
+        per_image = ("x", "positions", "size", "weight", "source", "block_rows")
         some = {name: None if (value := getattr(self, name)) is None else value[images] for name in per_image}
         return replace(self, **some, lengths=None).first(count)
 
@@ -239,7 +239,7 @@ class Tokens:
             size=None if self.size is None else self.size.gather(1, index),
             weight=None if self.weight is None else self.weight.gather(1, index),
             source=new_source,
-            row=index if self.row is None else self.row.gather(1, index),
+            block_rows=index if self.block_rows is None else self.block_rows.gather(1, index),
         )
 
 

@@ -34,6 +34,13 @@ class TestFolders:
         image, label = found[0]
         assert (image.shape, image.dtype, type(label)) == ((3, 16, 16), torch.float32, int)
 
+    def test_prepared_by_another_preprocessing_the_set_is_as_it_was(self, save, small, tmp_path):
+        save("a.png")
+        found = image_set(tmp_path, small)
+        other = found.prepared(replace(small, input_size=(8, 24), crop_mode="squash"))
+        assert (other[0][0].shape, found[0][0].shape) == ((3, 8, 24), (3, 16, 16))
+        assert names(other) == names(found)
+
     def test_flat_folder_has_no_labels_and_extensions_have_no_case(self, save, small, tmp_path):
         for name in ("b.JPEG", "a.Png", "c.jpg"):
             save(name)

@@ -14,7 +14,7 @@ from tests.reference.hosts import host_forms, host_images
 from tokensieve import InputError, Recipe, UnsupportedHost, sieve
 from tokensieve.forward.walk import First, Reads, Step, walk
 from tokensieve.measure import SlicingLimit
-from tokensieve.methods.base import Evidence, Here, Method
+from tokensieve.methods.base import Evidence, Method, TokenSite
 from tokensieve.tokens import Tokens
 
 FORMS = host_forms()
@@ -29,8 +29,8 @@ class Behind(Method):
     block: int = 0
     count: int = 5
 
-    def left(self, here: Here) -> int:
-        return min(here.tokens, here.prefix + self.count) if here.block == self.block else here.tokens
+    def left(self, site: TokenSite) -> int:
+        return min(site.tokens, site.prefix + self.count) if site.block == self.block else site.tokens
 
     def reduce(self, tokens: Tokens, left: int, evidence: Evidence) -> Tokens:
         return tokens.select(torch.arange(left - tokens.prefix).expand(len(tokens.x), -1))

@@ -19,7 +19,7 @@ from tests.reference.hf_hosts import assert_asking_agrees, seeded
 from tests.reference.staged import centre, ranked_pixels
 from tests.reference.vit import reference_forward
 from tokensieve import UnsupportedHost, measure, register_host, sieve
-from tokensieve.hosts import Attention, Host, HostBlock, PixelBlock, Stage, StagedHost, host_for, open_host
+from tokensieve.hosts import BlockQKV, Host, HostBlock, PixelBlock, Stage, StagedHost, host_for, open_host
 from tokensieve.hosts.registry import HOSTS
 from tokensieve.tokens import Tokens, rows
 
@@ -66,13 +66,13 @@ class OpenLayer(HostBlock):
     def __call__(self, tokens: Tokens) -> Tensor:
         return self.layer(tokens.x)
 
-    def qkv(self, tokens: Tokens, asking: Tensor | None = None) -> Attention:
+    def qkv(self, tokens: Tokens, query_rows: Tensor | None = None) -> BlockQKV:
         y = self.layer.before(tokens.x)
-        parts = (self.layer.ask(y if asking is None else rows(y, asking)), *self.layer.answer(y).chunk(2, 2))
+        parts = (self.layer.ask(y if query_rows is None else rows(y, query_rows)), *self.layer.answer(y).chunk(2, 2))
         q, k, v = (part.unflatten(2, (HEADS, -1)).transpose(1, 2) for part in parts)
-        return Attention(q, k, v, keys=k)
+        return BlockQKV(q, k, v, keys=k)
 
-    def attention_out(self, attended: Tensor, attention: Attention, x: Tensor) -> Tensor:
+    def attention_out(self, attended: Tensor, attention: BlockQKV, x: Tensor) -> Tensor:
         return x + self.layer.mix(attended.transpose(1, 2).flatten(2))
 
     def mlp(self, x: Tensor) -> Tensor:
@@ -120,10 +120,10 @@ class LittleNet(nn.Module):
 
 
 class OpenBottleneck(PixelBlock):
-    def around(self, x: Tensor) -> tuple[Tensor, Tensor]:
+    def spatial(self, x: Tensor) -> tuple[Tensor, Tensor]:
         return x.permute(0, 2, 3, 1), self.block.spread(x).permute(0, 2, 3, 1)
 
-    def pixel(self, y: Tensor) -> Tensor:
+    def pointwise(self, y: Tensor) -> Tensor:
         return F.gelu(self.block.point(y))
 
 

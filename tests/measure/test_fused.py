@@ -18,7 +18,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from tokensieve import PaPr, Recipe, sieve
-from tokensieve.attention import Attention
+from tokensieve.attention import BlockQKV
 from tokensieve.measure.attention import attention_kernels
 from tokensieve.stream import Sieved
 
@@ -181,10 +181,10 @@ def test_head_by_head_one_matrix_at_a_time(name: str) -> None:
 def test_the_control_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
     """GTP as it would be written without care: the matrix of all heads, one of which is looked at."""
 
-    def naive(self: Attention, head: int) -> Tensor:
+    def naive(self: BlockQKV, head: int) -> Tensor:
         return self._probabilities(self.q, slice(None), slice(None))[:, head]
 
-    monkeypatch.setattr(Attention, "head", naive)
+    monkeypatch.setattr(BlockQKV, "head", naive)
     fast, seen = watched(HEAD_BY_HEAD["gtp"])
     caught = too_large(fast, seen, BATCH * HEADS - 1)
     assert {one.block for one in caught} == set(range(DEPTH))
@@ -212,7 +212,7 @@ def test_inside_the_operator_too_nothing_is_that_large(weighed: bool) -> None:
     count = PATCHES + 1
     q, k, v = torch.randn(3, BATCH, HEADS, count, WIDTH // HEADS)
     weight = torch.rand(BATCH, count) if weighed else None
-    attention = Attention(q, k, v, k, weight=weight)
+    attention = BlockQKV(q, k, v, k, weight=weight)
     whole = BATCH * HEADS * count**2 * q.element_size()
     assert largest_allocation(attention.attend) < whole / HEADS
     with sdpa_kernel(SDPBackend.MATH):

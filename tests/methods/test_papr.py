@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from tests.reference.vit import select as slow_select
 from tokensieve import PaPr
-from tokensieve.methods import Here
+from tokensieve.methods import TokenSite
 from tokensieve.methods.papr import top_patches
 
 
@@ -32,14 +32,14 @@ from tokensieve.methods.papr import top_patches
 )
 def test_counts(patches: int, prefix: int, keep: float, left: int) -> None:
     method = PaPr(keep=keep)
-    assert method.left(Here(0, 12, patches + prefix, prefix, patches)) == left
-    assert method.left(Here(1, 12, patches + prefix, prefix, patches)) == patches + prefix
+    assert method.left(TokenSite(0, 12, patches + prefix, prefix, patches)) == left
+    assert method.left(TokenSite(1, 12, patches + prefix, prefix, patches)) == patches + prefix
 
 
 @settings(max_examples=100, deadline=None)
 @given(values=st.lists(st.integers(-3, 3), min_size=1, max_size=20), keep=st.floats(0.01, 1), prefix=st.integers(0, 3))
 def test_ranking_is_the_slow_one(values: list[int], keep: float, prefix: int) -> None:
-    count = PaPr(keep=keep).left(Here(0, 1, len(values) + prefix, prefix, len(values))) - prefix
+    count = PaPr(keep=keep).left(TokenSite(0, 1, len(values) + prefix, prefix, len(values))) - prefix
     ranked = top_patches(torch.tensor([values], dtype=torch.float32), count)[0].tolist()
     if keep < 1:
         assert ranked == slow_select([float(v) for v in values], keep, prefix, "significance")

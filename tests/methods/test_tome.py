@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from tests.reference.vit import match as slow_match
 from tokensieve import Recipe, ToMe
-from tokensieve.methods import Here
+from tokensieve.methods import TokenSite
 from tokensieve.methods.matching import bipartite_match
 from tokensieve.methods.schedule import at
 
@@ -18,7 +18,7 @@ from tokensieve.methods.schedule import at
 def test_published_token_counts(r: int, depth: int, last: int) -> None:
     tokens, method = 197, ToMe(r=r)
     for block in range(depth):
-        tokens = method.left(Here(block, depth, tokens, 1, 196))
+        tokens = method.left(TokenSite(block, depth, tokens, 1, 196))
     assert tokens == last
 
 

@@ -135,7 +135,7 @@ def assert_asking_agrees(block: HostBlock, tokens: Tokens) -> None:
     """Told who asks, a block projects fewer queries, and is otherwise `qkv(...).ask`."""
     prefix = torch.arange(tokens.prefix).expand(2, -1)
     rows = torch.cat([prefix, torch.tensor([[0, 2, 4], [1, 2, 3]]) + tokens.prefix], dim=1)
-    asked, whole = block.qkv(tokens, rows), block.qkv(tokens).ask(rows)
+    asked, whole = block.qkv(tokens, rows), block.qkv(tokens).only_queries(rows)
     for part in ("q", "k", "v", "keys", "bias"):
         torch.testing.assert_close(getattr(asked, part), getattr(whole, part), atol=1e-12, rtol=1e-12)
     assert (asked.scale, asked.dropout, asked.gate) == (whole.scale, whole.dropout, whole.gate)

@@ -14,13 +14,15 @@ from typing import Annotated
 import typer
 
 from .. import __version__
-from ..errors import SieveError, first_line
+from ..errors import SettingError, SieveError, first_line
 from .about import doctor, methods, models
 from .bench import bench
 from .correct import correct
 from .demo import demo
 from .evaluate import evaluate
 from .export import export
+from .opening import option_for
+from .options import with_groups
 from .output import say
 from .show import show
 from .slim import slim
@@ -31,18 +33,18 @@ INTERRUPTED = 128 + signal.SIGINT
 """Exit code after Ctrl-C."""
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
-app.command()(demo)
-app.command()(bench)
-app.command("eval")(evaluate)
-app.command()(export)
+app.command()(with_groups(demo))
+app.command()(with_groups(bench))
+app.command("eval")(with_groups(evaluate))
+app.command()(with_groups(export))
 app.command()(methods)
 app.command()(models)
 app.command()(doctor)
-app.command()(correct)
-app.command()(show)
-app.command()(slim)
+app.command()(with_groups(correct))
+app.command()(with_groups(show))
+app.command()(with_groups(slim))
 app.command()(train)
-app.command()(tune)
+app.command()(with_groups(tune))
 
 
 def _show_version(wanted: bool) -> None:
@@ -67,6 +69,8 @@ def _sentence(error: Exception) -> str | None:
     """What the user can act on; None for a defect of ours, which keeps its traceback."""
     if isinstance(error, OSError) and error.filename is not None:
         return f"{error.filename} cannot be used: {error.strerror}."
+    if isinstance(error, SettingError):
+        return f"{option_for(error.setting)} {error.problem}"
     if isinstance(error, SieveError | OSError):
         return str(error)
     if hasattr(error, "format_message"):  # the command line's own: unknown options, values out of range

@@ -3,26 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import asdict, fields
+from dataclasses import asdict, dataclass, fields, replace
 from functools import partial
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from .._job import DTYPES, Job, Opened, numbers
 from ..errors import InputError
-from .options import (
-    DeviceOption,
-    DtypeOption,
-    JsonOption,
-    ModelOption,
-    OwnRecipeOption,
-    PretrainedOption,
-    ProposalWeightsOption,
-    SizeOption,
-    ThreadsOption,
-    WeightsOption,
-)
+from ..model_spec import PRECISIONS, OpenedModel
+from .opening import open_pictures, read_spec, record_of
+from .options import JsonOption, MachineOptions, ModelOptions, PretrainedOption, numbers
 from .output import print_record
 
 if TYPE_CHECKING:  # heavy imports wait until the command runs, so that --help answers at once
@@ -37,19 +27,20 @@ COMPARED = 100
 """Pictures of --data on which the loss is measured, at most."""
 
 
+@dataclass(frozen=True)
+class BenchedModel(ModelOptions):
+    """With random weights unless asked for: speed does not depend on them."""
+
+    pretrained: PretrainedOption = False
+
+
 def bench(
-    model: ModelOption = "vit_base_patch16_224",
-    recipe: OwnRecipeOption = None,
-    weights: WeightsOption = None,
-    pretrained: PretrainedOption = False,
-    proposal_weights: ProposalWeightsOption = None,
+    *,
+    network: BenchedModel,
     batch: Annotated[
         str, typer.Option(metavar="N,...", help="Batch sizes; of the waterfall the first and the last, default 4 N.")
     ] = "8",
-    size: SizeOption = None,
-    dtype: DtypeOption = "fp32",
-    device: DeviceOption = "cpu",
-    threads: ThreadsOption = None,
+    machine: MachineOptions,
     seconds: Annotated[float, typer.Option(min=0, help="Time for each batch size, the waterfall, decoding.")] = 10.0,
     waterfall: Annotated[
         bool,
@@ -80,29 +71,29 @@ def bench(
             raise InputError(f"--batch of the waterfall must be one size, or a small and a larger one, not {batch!r}.")
     if workers is not None and data is None:
         raise InputError("--workers decode the pictures of --data: give both, or neither.")
-    begins = "fp32" if waterfall and dtype in DTYPES else dtype  # --dtype says where the waterfall goes
-    job = Job(model, recipe, weights, pretrained, proposal_weights, size, begins, device, threads)
-    if prepack and job.where.type != "cpu":
+    dtype = machine.dtype
+    begins = "fp32" if waterfall and dtype in PRECISIONS else dtype  # --dtype says where the waterfall goes
+    spec = read_spec(network, replace(machine, dtype=begins))
+    if prepack and spec.torch_device().type != "cpu":
         raise InputError("--prepack is for CPUs: leave it out, or give --device cpu.")
     import torch
 
     from ..export.packing import prepack as pack
-    from ..show.files import files_record, tell_files
+    from ..show.files import files_record
     from ..show.progress import list_failures, working
     from ..show.tables import units
 
     with working("opening the model"):
-        source = None if data is None else _pictures(data)
-        tell_files(source)
-        opened = job.open()
-        record = {**job.record(opened), "prepacked": prepack, "data": data, "decoding": None, "loss": None}
+        source = None if data is None else open_pictures(data)
+        opened = spec.open()
+        record = {**record_of(spec, opened), "prepacked": prepack, "data": data, "decoding": None, "loss": None}
         if prepack and not waterfall:
-            opened = job.sieve(pack(opened.dense), opened.own)
+            opened = spec.sieve(pack(opened.dense), opened.preprocessing, opened.fast.recipe)
     decoded = None
     if source is None:
         images = torch.randn(max(batches), *record["input_size"])
     else:
-        known = not waterfall and (pretrained or weights is not None)
+        known = not waterfall and (spec.pretrained or spec.weights is not None)
         with working("decoding pictures") as work:
             keep = max(*batches, COMPARED) if known else max(batches)
             decoded, images = _decode(source, opened, keep, workers or 0, seconds)
@@ -112,7 +103,7 @@ def bench(
         record["decoding"] = asdict(decoded)
         record |= files_record(source, decoded.pictures, decoded.failures)
     record |= {"runs": [], "waterfall": None}
-    images = images[: max(batches)].to(job.where, job.precision)
+    images = images[: max(batches)].to(opened.device, opened.dtype)
     said = {
         "macs_ratio": record["macs"]["ratio"],
         "host_macs_ratio": record["macs"]["ratio_without_proposal"],
@@ -125,7 +116,7 @@ def bench(
         settings = {
             "dtype": torch.float16 if dtype == "fp16" else torch.bfloat16,
             "prepacked": prepack,
-            "agreement": data is not None and (pretrained or weights is not None),
+            "agreement": data is not None and (spec.pretrained or spec.weights is not None),
             "seconds": seconds,
         }
         with working("measuring") as status:
@@ -139,7 +130,7 @@ def bench(
     list_failures(decoded.failures if decoded else ())
 
 
-def _run(opened: Opened, images: Tensor, seconds: float, memory: bool, said: dict[str, Any]) -> dict[str, Any]:
+def _run(opened: OpenedModel, images: Tensor, seconds: float, memory: bool, said: dict[str, Any]) -> dict[str, Any]:
     """One batch size: dense, sieved and limit beside each other, and what it means."""
     import torch
 
@@ -161,7 +152,7 @@ def _run(opened: Opened, images: Tensor, seconds: float, memory: bool, said: dic
     }
 
 
-def _loss(opened: Opened, images: Tensor) -> dict[str, Any]:
+def _loss(opened: OpenedModel, images: Tensor) -> dict[str, Any]:
     """How far the sieved model's answers to some pictures are from the dense one's."""
     from ..measure import fidelity
     from ..show.record import compared
@@ -170,7 +161,7 @@ def _loss(opened: Opened, images: Tensor) -> dict[str, Any]:
 
 
 def _waterfall(
-    opened: Opened,
+    opened: OpenedModel,
     images: Tensor,
     batch: int,
     settings: dict[str, Any],
@@ -186,19 +177,12 @@ def _waterfall(
     return [{**asdict(row), "verdict": sentences} for row, sentences in zip(fall.rows, verdicts, strict=True)]
 
 
-def _pictures(data: str) -> ImageSet | StreamSet:
-    """The pictures at `data`; how they are prepared, only the model knows."""
-    from ..data import Preprocessing, image_set
-
-    return image_set(data, Preprocessing((224, 224), (0.5,) * 3, (0.5,) * 3))
-
-
 def _decode(
-    pictures: ImageSet | StreamSet, opened: Opened, keep: int, workers: int, seconds: float
+    pictures: ImageSet | StreamSet, opened: OpenedModel, keep: int, workers: int, seconds: float
 ) -> tuple[Decoding, Tensor]:
     """How fast the pictures come as the model reads them, and the first of them."""
     from ..data import load_batches
     from ..measure.decoding import decoding
 
-    pictures.transform = opened.own.transform()
-    return decoding(load_batches(pictures, DECODED, workers), keep=keep, workers=workers, seconds=seconds)
+    batches = load_batches(pictures.prepared(opened.preprocessing), DECODED, workers)
+    return decoding(batches, keep=keep, workers=workers, seconds=seconds)

@@ -7,18 +7,15 @@ from typing import Annotated, Any
 
 import typer
 
-from .._job import Job
 from ..errors import InputError
+from .opening import open_pictures, read_spec, record_of
 from .options import (
-    DeviceOption,
     JsonOption,
-    ModelOption,
-    PretrainedOption,
+    NetworkOptions,
+    PlaceOptions,
+    PreprocessingOption,
     ProposalWeightsOption,
     RecipeOption,
-    SizeOption,
-    ThreadsOption,
-    WeightsOption,
 )
 from .output import print_record
 
@@ -26,22 +23,19 @@ BATCH = 32
 
 
 def correct(
+    *,
     recipe: RecipeOption,
     data: Annotated[str, typer.Option(metavar="FOLDER", help="Pictures, without labels: a folder, a tar, a data set.")],
     out: Annotated[
         str, typer.Option(metavar="FILE.json", help="The recipe to write; its weights go beside it, .safetensors.")
     ],
-    model: ModelOption = "vit_base_patch16_224",
-    weights: WeightsOption = None,
-    pretrained: PretrainedOption = True,
+    network: NetworkOptions,
     proposal_weights: ProposalWeightsOption = None,
     limit: Annotated[int, typer.Option(min=10, metavar="N", help="At most N pictures, evenly spread.")] = 250,
     views: Annotated[int, typer.Option(min=1, metavar="N", help="Ways each is seen: whole, mirrored, cropped.")] = 8,
-    preprocessing: Annotated[str, typer.Option(metavar="timm|papers", help="How pictures are resized.")] = "timm",
+    preprocessing: PreprocessingOption = "timm",
     seed: Annotated[int, typer.Option(min=0, metavar="N", help="Of the crops.")] = 0,
-    size: SizeOption = None,
-    device: DeviceOption = "cpu",
-    threads: ThreadsOption = None,
+    machine: PlaceOptions,
     as_json: JsonOption = False,
 ) -> None:
     """Correct a recipe's answers on your own pictures, no labels needed: what it loses on all of them alike comes back.
@@ -58,29 +52,27 @@ def correct(
         others = ", ".join(owner.name for owner in owners if owner != place)
         why = f"belongs to {others}" if others else f"does not belong to {place}"
         raise InputError(f"{file} is there and {why}: give another --out, or move the file away.")
-    job = Job(model, recipe, weights, pretrained, proposal_weights, size, "fp32", device, threads)
-    from ..data import Preprocessing, image_set, load_batches
+    spec = read_spec(network, machine, recipe=recipe, proposal_weights=proposal_weights, preprocessing=preprocessing)
+    from ..data import load_batches
     from ..search import correction
-    from ..show.files import files_record, tell_files
+    from ..show.files import files_record
     from ..show.progress import list_failures, working
 
-    pictures = image_set(data, Preprocessing((224, 224), (0.5,) * 3, (0.5,) * 3), limit=limit)
-    tell_files(pictures)
+    pictures = open_pictures(data, limit=limit)
     with working("opening the model"):
-        dense, fast, own = opened = job.open()
-        prepared = Preprocessing.named(preprocessing, dense, mean=own.mean, std=own.std, size=own.input_size)
-    pictures.transform = prepared.transform()
+        dense, fast, prepared = opened = spec.open()
+    pictures = pictures.prepared(prepared)
     batches = load_batches(pictures, BATCH)
     with working("reading pictures") as status:
         found = correction.correct(
-            dense, fast.recipe, batches, file, views=views, seed=seed, mean=own.mean, std=own.std,
-            pretrained=pretrained, report=status.update,
+            dense, fast.recipe, batches, file, views=views, seed=seed, mean=prepared.mean, std=prepared.std,
+            pretrained=spec.pretrained, report=status.update,
         )  # fmt: skip
     found.recipe.save(place)
     if replaced and found.ridge is None:  # it was of the recipe that has just been replaced
         file.unlink(missing_ok=True)
     record: dict[str, Any] = {
-        **job.record(opened),
+        **record_of(spec, opened),
         "data": data,
         "preprocessing": {"name": preprocessing, **asdict(prepared)},
         "images": found.images,

@@ -7,20 +7,17 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from .._job import Job, numbers
 from ..errors import InputError
+from .opening import open_pictures, read_spec, record_of
 from .options import (
+    BatchOption,
     ClassesOption,
-    DeviceOption,
-    DtypeOption,
     JsonOption,
-    ModelOption,
-    OwnRecipeOption,
-    PretrainedOption,
-    ProposalWeightsOption,
-    SizeOption,
-    ThreadsOption,
-    WeightsOption,
+    MachineOptions,
+    ModelOptions,
+    PreprocessingOption,
+    WorkersOption,
+    numbers,
 )
 from .output import print_record, say
 
@@ -29,41 +26,33 @@ if TYPE_CHECKING:  # heavy imports wait until a command needs them, so that --he
 
 
 def evaluate(
+    *,
     data: Annotated[str, typer.Option(metavar="FOLDER", help="Class folders, a flat folder, a tar, a timm data set.")],
-    model: ModelOption = "vit_base_patch16_224",
-    recipe: OwnRecipeOption = None,
-    weights: WeightsOption = None,
-    pretrained: PretrainedOption = True,
-    proposal_weights: ProposalWeightsOption = None,
+    network: ModelOptions,
     classes: ClassesOption = None,
-    preprocessing: Annotated[str, typer.Option(metavar="timm|papers", help="How pictures are resized.")] = "timm",
-    batch: Annotated[int, typer.Option(min=1, metavar="N", help="Pictures that go through together.")] = 32,
+    preprocessing: PreprocessingOption = "timm",
+    batch: BatchOption = 32,
     k: Annotated[str | None, typer.Option(metavar="K,...", help="Top-k accuracies; default 1,5.")] = None,
     limit: Annotated[int | None, typer.Option(min=1, metavar="N", help="At most N pictures, evenly spread.")] = None,
-    workers: Annotated[int, typer.Option(min=0, metavar="N", help="Processes that read ahead.")] = 0,
-    size: SizeOption = None,
-    dtype: DtypeOption = "fp32",
-    device: DeviceOption = "cpu",
-    threads: ThreadsOption = None,
+    workers: WorkersOption = 0,
+    machine: MachineOptions,
     as_json: JsonOption = False,
 ) -> None:
     """Measure what a recipe loses on your own pictures: accuracy where there are labels, agreement everywhere."""
     ks = None if k is None else numbers(k, "--k")
-    job = Job(model, recipe, weights, pretrained, proposal_weights, size, dtype, device, threads)
-    from ..data import Preprocessing, image_set, load_batches
+    spec = read_spec(network, machine, preprocessing=preprocessing)
+    from ..data import load_batches
     from ..measure import fidelity
-    from ..show.files import files_record, tell_files
+    from ..show.files import files_record
     from ..show.progress import Watched, list_failures, working
     from ..show.record import compared
 
     # The data is opened first, which is soon done; how its pictures are prepared, only the model knows.
-    pictures = image_set(data, Preprocessing((224, 224), (0.5,) * 3, (0.5,) * 3), classes=classes, limit=limit)
-    tell_files(pictures)
+    pictures = open_pictures(data, classes=classes, limit=limit)
     with working("opening the model"):
-        dense, fast, own = opened = job.open()
-        prepared = Preprocessing.named(preprocessing, dense, mean=own.mean, std=own.std, size=own.input_size)
-        pictures.transform = prepared.transform()
-        record = job.record(opened)
+        dense, fast, prepared = opened = spec.open()
+        pictures = pictures.prepared(prepared)
+        record = record_of(spec, opened)
         seen = Watched(load_batches(pictures, batch, workers))
     folders = 0 if classes else len(getattr(pictures, "classes", ()))
     result = fidelity(fast, dense, seen, k=_scorable(ks, seen, folders, getattr(dense, "num_classes", None)))

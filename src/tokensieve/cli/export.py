@@ -3,26 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import partial
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from .._job import Job
 from ..errors import InputError
-from .options import (
-    DeviceOption,
-    DtypeOption,
-    JsonOption,
-    ModelOption,
-    OwnRecipeOption,
-    PretrainedOption,
-    ProposalWeightsOption,
-    SizeOption,
-    ThreadsOption,
-    WeightsOption,
-)
+from .opening import read_spec, record_of
+from .options import JsonOption, MachineOptions, ModelOptions
 from .output import print_record
 
 if TYPE_CHECKING:  # heavy imports wait until a command needs them, so that --help answers at once
@@ -32,12 +21,9 @@ FORMATS = {"onnx": ".onnx", "program": ".pt2"}
 
 
 def export(
+    *,
     out: Annotated[str, typer.Option(metavar="FILE", help="The file to write: .onnx, or .pt2 for torch.export.")],
-    model: ModelOption = "vit_base_patch16_224",
-    recipe: OwnRecipeOption = None,
-    weights: WeightsOption = None,
-    pretrained: PretrainedOption = True,
-    proposal_weights: ProposalWeightsOption = None,
+    network: ModelOptions,
     format: Annotated[
         str | None, typer.Option(metavar="|".join(FORMATS), help="What to write; default by the end of FILE.")
     ] = None,
@@ -50,10 +36,7 @@ def export(
     ] = None,
     opset: Annotated[int | None, typer.Option(metavar="N", help="Version of ONNX's operators; default 20.")] = None,
     seed: Annotated[int, typer.Option(help="Of the random images on which the file is checked.")] = 0,
-    size: SizeOption = None,
-    dtype: DtypeOption = "fp32",
-    device: DeviceOption = "cpu",
-    threads: ThreadsOption = None,
+    machine: MachineOptions,
     as_json: JsonOption = False,
 ) -> None:
     """Write the sieved model as ONNX or as a torch.export program, checked against PyTorch before it takes its place.
@@ -64,20 +47,19 @@ def export(
     if kind not in FORMATS:
         given = f"--format must be one of {', '.join(FORMATS)}, not {kind!r}" if kind else f"{out} says no format"
         raise InputError(f"{given}: let --out end in .onnx or .pt2, or give --format.")
+    dtype, device = machine.dtype, machine.device
     if kind == "onnx" and (dtype, device) not in (("fp32", "cpu"), ("fp32", "auto")):
         raise InputError(f"ONNX is written in fp32 on the CPU, not in {dtype} on {device}: only .pt2 files may differ.")
     if kind == "program" and opset is not None:
         raise InputError("--opset is for ONNX: leave it out, or let --out end in .onnx.")
-    if kind == "onnx":
-        device = "cpu"
-    job = Job(model, recipe, weights, pretrained, proposal_weights, size, dtype, device, threads)
+    spec = read_spec(network, replace(machine, device="cpu") if kind == "onnx" else machine)
     from ..export import OPSET, TOLERANCE, export_onnx, export_program
     from ..show.progress import working
 
     with working("opening the model"):
-        opened = job.open()
-        record = job.record(opened)
-    own = opened.own
+        opened = spec.open()
+        record = record_of(spec, opened)
+    own = opened.preprocessing
     write: Callable[..., Exported] = export_program
     if kind == "onnx":
         write = partial(export_onnx, opset=OPSET if opset is None else opset)

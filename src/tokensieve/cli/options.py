@@ -1,16 +1,24 @@
-"""The options that several commands share, each said once."""
+"""The options that several commands share, each said once, and in the groups that commands take them in."""
 
 from __future__ import annotations
 
-from typing import Annotated
+import inspect
+from collections.abc import Callable
+from dataclasses import MISSING, dataclass, fields, is_dataclass
+from functools import wraps
+from typing import Annotated, Any, get_type_hints
 
 import typer
 
-from .._job import DTYPES
+from ..errors import InputError
+from ..model_spec import PRECISIONS, PREPROCESSINGS
 from ..search.default import SAID
 
 ModelOption = Annotated[
-    str, typer.Option(metavar="NAME", help="The model: a ViT, ConvNeXt or Swin that timm or torchvision knows.")
+    str,
+    typer.Option(
+        metavar="NAME", help="A ViT, ConvNeXt or Swin that timm or torchvision knows; or package.module:function."
+    ),
 ]
 RecipeOption = Annotated[
     str, typer.Option(metavar="TEXT|FILE", help="What to read of a picture, e.g. 'papr(keep=0.8) + tome(r=8)'.")
@@ -29,9 +37,12 @@ PretrainedOption = Annotated[
 ]
 ProposalWeightsOption = Annotated[str | None, typer.Option(metavar="FILE", help="Weights of the recipe's proposal.")]
 SizeOption = Annotated[str | None, typer.Option(metavar="224|224x256", help="Height x width; default the model's.")]
-DtypeOption = Annotated[str, typer.Option(metavar="|".join(DTYPES), help="Precision of the model.")]
+DtypeOption = Annotated[str, typer.Option(metavar="|".join(PRECISIONS), help="Precision of the model.")]
 DeviceOption = Annotated[str, typer.Option(metavar="cpu|cuda|cuda:0|auto", help="Where to run.")]
 ThreadsOption = Annotated[int | None, typer.Option(min=1, metavar="N", help="CPU threads; default torch's choice.")]
+PreprocessingOption = Annotated[str, typer.Option(metavar="|".join(PREPROCESSINGS), help="How pictures are resized.")]
+BatchOption = Annotated[int, typer.Option(min=1, metavar="N", help="Pictures that go through together.")]
+WorkersOption = Annotated[int, typer.Option(min=0, metavar="N", help="Processes that read ahead.")]
 CLASS_FILES = (
     "A folder name a line; lines 'n01440764 tench, Tinca tinca'; CSV or tabs under a header folder,index; or JSON."
 )
@@ -40,3 +51,74 @@ ClassesOption = Annotated[
     typer.Option(metavar="FILE", help=f"Which folder is which class, for folders of some classes. {CLASS_FILES}"),
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object, unrounded, and nothing else.")]
+
+
+@dataclass(frozen=True)
+class NetworkOptions:
+    """Which model with which weights."""
+
+    model: ModelOption = "vit_base_patch16_224"
+    weights: WeightsOption = None
+    pretrained: PretrainedOption = True
+
+
+@dataclass(frozen=True)
+class ModelOptions(NetworkOptions):
+    """Which model under which recipe."""
+
+    recipe: OwnRecipeOption = None
+    proposal_weights: ProposalWeightsOption = None
+
+
+@dataclass(frozen=True)
+class PlaceOptions:
+    """On images of which size, and where."""
+
+    size: SizeOption = None
+    device: DeviceOption = "cpu"
+    threads: ThreadsOption = None
+
+
+@dataclass(frozen=True)
+class MachineOptions(PlaceOptions):
+    """On images of which size, where, and in which precision."""
+
+    dtype: DtypeOption = "fp32"
+
+
+def with_groups(command: Callable[..., None]) -> Callable[..., None]:
+    """A command that takes groups of options, as typer wants it: with each option of a group in the group's place."""
+    hints = get_type_hints(command, include_extras=True)
+    groups: dict[str, Any] = {name: kind for name, kind in hints.items() if is_dataclass(kind)}
+    taken: list[inspect.Parameter] = []
+    for name, parameter in inspect.signature(command).parameters.items():
+        kind = groups.get(name)
+        if kind is None:
+            taken.append(parameter.replace(annotation=hints[name]))
+            continue
+        types = get_type_hints(kind, include_extras=True)
+        for each in fields(kind):
+            default = inspect.Parameter.empty if each.default is MISSING else each.default
+            taken.append(
+                inspect.Parameter(
+                    each.name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=types[each.name]
+                )
+            )
+
+    @wraps(command)
+    def taking_options(**given: Any) -> None:
+        for name, kind in groups.items():
+            given[name] = kind(**{each.name: given.pop(each.name) for each in fields(kind)})
+        command(**given)
+
+    taking_options.__signature__ = inspect.Signature(taken)  # type: ignore[attr-defined]
+    taking_options.__annotations__ = {parameter.name: parameter.annotation for parameter in taken}
+    return taking_options
+
+
+def numbers(text: str, option: str, separator: str = ",") -> list[int]:
+    """'1,8,32' -> [1, 8, 32], all of them at least 1."""
+    parts = [part.strip() for part in text.lower().split(separator)]
+    if not all(part.isdecimal() and int(part) > 0 for part in parts):
+        raise InputError(f"{option} must be whole numbers from 1 up, joined by {separator!r}, not {text!r}.")
+    return [int(part) for part in parts]

@@ -4,26 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from .._job import Job
 from ..errors import InputError
 from ..search.default import RANKED
-from .options import (
-    CLASS_FILES,
-    DeviceOption,
-    DtypeOption,
-    JsonOption,
-    ModelOption,
-    OwnRecipeOption,
-    PretrainedOption,
-    SizeOption,
-    ThreadsOption,
-    WeightsOption,
-)
+from .opening import read_spec, record_of
+from .options import CLASS_FILES, JsonOption, MachineOptions, NetworkOptions, OwnRecipeOption
 from .output import print_record
+
+if TYPE_CHECKING:  # heavy imports wait until a command needs them, so that --help answers at once
+    from ..recipe import Recipe
 
 OUT = ("tokensieve-show.png", "tokensieve-show.html")
 BATCH = 8
@@ -31,13 +23,12 @@ MAPS = ("papr", "cam", "grad-cam", "grad-cam++", "eigen-cam", "score-cam", "rand
 
 
 def show(
+    *,
     images: Annotated[
         list[str], typer.Argument(metavar="IMAGES", help="Image files, folders, tars; scenes has some generated.")
     ],
-    model: ModelOption = "vit_base_patch16_224",
+    network: NetworkOptions,
     recipe: OwnRecipeOption = None,
-    weights: WeightsOption = None,
-    pretrained: PretrainedOption = True,
     proposal_weights: Annotated[
         list[str] | None,
         typer.Option(metavar="FILE|NAME=FILE", help="Weights of the recipe's proposal, or of the named one; repeats."),
@@ -54,10 +45,7 @@ def show(
     out: Annotated[
         list[str] | None, typer.Option(metavar="FILE", help=f"A .png or .html; repeats. Default {' and '.join(OUT)}.")
     ] = None,
-    size: SizeOption = None,
-    dtype: DtypeOption = "fp32",
-    device: DeviceOption = "cpu",
-    threads: ThreadsOption = None,
+    machine: MachineOptions,
     as_json: JsonOption = False,
 ) -> None:
     """Draw what a recipe reads: the significance map, the patches kept and merged, the answers before and after.
@@ -74,7 +62,7 @@ def show(
     places = [check_place(place, SUFFIXES) for place in out or OUT]
     if recipe is None and (keeps or nets or maps or files):
         recipe = RANKED  # they vary what ranks the patches
-    job = Job(model, recipe, weights, pretrained, None, size, dtype, device, threads)
+    spec = read_spec(network, machine, recipe=recipe)
     from ..data import load_batches
     from ..show import gallery, rivals
     from ..show.explain import class_names
@@ -82,17 +70,18 @@ def show(
     from ..show.progress import Watched, list_failures, working
     from ..show.sheet import sheet
 
-    recipes = rivals.choose(job.recipe, keeps=keeps, proposals=nets, maps=maps, files=files)
-    job.recipe = next(iter(recipes.values()))
+    recipes: dict[str, Recipe] = {}
+    if (given := spec.parsed_recipe()) is not None:
+        recipes = rivals.choose(given, keeps=keeps, proposals=nets, maps=maps, files=files)
+        spec = spec.with_recipe(next(iter(recipes.values())))
     several = bool(keeps or nets or maps)
     with working("opening the model"):
-        dense, _, own = opened = job.open()
-        if job.undecided:
-            recipes = {"": job.recipe}
+        dense, fast, own = opened = spec.open()
+        recipes = recipes or {"": fast.recipe}
         known = class_names(dense, classes)
-        record = {**job.record(opened), "proposal_weights": files or None}
-        record["random"] = gallery.random_parts(job, recipes.values())
-        fasts = rivals.open_rivals(dense, recipes, own.mean, own.std, pretrained=pretrained) if several else {}
+        record = {**record_of(spec, opened), "proposal_weights": files or None}
+        record["random"] = gallery.random_parts(spec, recipes.values())
+        fasts = rivals.open_rivals(dense, recipes, own.mean, own.std, pretrained=spec.pretrained) if several else {}
         pictures = gallery.Pictures(images, own, limit)
         tell_files(pictures)
         seen = Watched(load_batches(pictures, 1 if several else BATCH))
@@ -106,7 +95,7 @@ def show(
     record |= {**shown.record, "found": pictures.found}
     record |= files_record(pictures, len(shown.record["pictures"]), seen.failures)
     record["out"] = [str(place) for place in places]
-    report = gallery.report(record, shown, job.recipe)
+    report = gallery.report(record, shown, next(iter(recipes.values())))
     with working("drawing"):
         for place in places:
             if place.suffix.lower() == ".html":

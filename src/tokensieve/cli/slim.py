@@ -8,17 +8,9 @@ from typing import Annotated, Any
 
 import typer
 
-from .._job import Job
 from ..errors import InputError
-from .options import (
-    DeviceOption,
-    JsonOption,
-    ModelOption,
-    PretrainedOption,
-    SizeOption,
-    ThreadsOption,
-    WeightsOption,
-)
+from .opening import open_pictures, read_spec, record_of
+from .options import JsonOption, NetworkOptions, PlaceOptions
 from .output import print_record
 
 BATCH = 8
@@ -26,11 +18,10 @@ FORMS = ("A", "B")
 
 
 def slim(
+    *,
     data: Annotated[str, typer.Option(metavar="FOLDER", help="Pictures, without labels: a folder, a tar, a data set.")],
     out: Annotated[str, typer.Option(metavar="FILE", help="The recipe file to write; other commands take it.")],
-    model: ModelOption = "vit_base_patch16_224",
-    weights: WeightsOption = None,
-    pretrained: PretrainedOption = True,
+    network: NetworkOptions,
     tolerance: Annotated[
         float | None, typer.Option(min=0, metavar="E", help="Relative error a block may make; default 0.02.")
     ] = None,
@@ -45,9 +36,7 @@ def slim(
     plot: Annotated[
         str | None, typer.Option(metavar="FILE.png", help="Draw what is kept, and the significance of each patch.")
     ] = None,
-    size: SizeOption = None,
-    device: DeviceOption = "cpu",
-    threads: ThreadsOption = None,
+    machine: PlaceOptions,
     as_json: JsonOption = False,
 ) -> None:
     """Search the patches that each block of a model needs, the same for all pictures, and write them as a recipe.
@@ -65,17 +54,16 @@ def slim(
     for place in filter(None, (out, plot)):
         with draft(place):  # says at once that nothing could be written there
             pass
-    job = Job(model, "", weights, pretrained, None, size, "fp32", device, threads)
-    from ..data import Preprocessing, image_set, load_batches
+    spec = read_spec(network, machine, recipe="")
+    from ..data import load_batches
     from ..search import slimming
-    from ..show.files import files_record, tell_files
+    from ..show.files import files_record
     from ..show.progress import list_failures, working
 
-    pictures = image_set(data, Preprocessing((224, 224), (0.5,) * 3, (0.5,) * 3), limit=limit)
-    tell_files(pictures)
+    pictures = open_pictures(data, limit=limit)
     with working("opening the model"):
-        dense, _, own = job.open()
-    pictures.transform = own.transform()
+        dense, _, prepared = spec.open()
+    pictures = pictures.prepared(prepared)
     batches = load_batches(pictures, BATCH)
     with working("reading pictures") as status:
         found = slimming.slim(
@@ -88,11 +76,10 @@ def slim(
             limit=limit,
             report=status.update,
         )
-    job.recipe = found.recipe
     record: dict[str, Any] = {
-        **job.record(job.sieve(dense, own)),
+        **record_of(spec, spec.sieve(dense, prepared, found.recipe)),
         "data": data,
-        "preprocessing": {"name": "timm", **asdict(own)},
+        "preprocessing": {"name": "timm", **asdict(prepared)},
         "images": found.images,
         "form": form,
         "granularity": granularity,
@@ -109,6 +96,6 @@ def slim(
         from ..show.slim_view import slim_plot
 
         with draft(plot) as file:
-            slim_plot(found, model).savefig(file, dpi=150)
+            slim_plot(found, spec.model).savefig(file, dpi=150)
     print_record(record, "slim_view.slim_view", as_json)
     list_failures(batches.failures)

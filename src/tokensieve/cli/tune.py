@@ -9,18 +9,16 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from .._job import Job
 from ..errors import InputError
+from .opening import open_pictures, read_spec, record_of
 from .options import (
+    BatchOption,
     ClassesOption,
-    DeviceOption,
-    DtypeOption,
     JsonOption,
-    ModelOption,
-    PretrainedOption,
-    SizeOption,
-    ThreadsOption,
-    WeightsOption,
+    MachineOptions,
+    NetworkOptions,
+    PreprocessingOption,
+    WorkersOption,
 )
 from .output import print_record
 
@@ -31,10 +29,9 @@ FOLDER = "tokensieve-tune"
 
 
 def tune(
+    *,
     data: Annotated[str, typer.Option(metavar="FOLDER", help="Pictures: a folder, a tar, a timm data set.")],
-    model: ModelOption = "vit_base_patch16_224",
-    weights: WeightsOption = None,
-    pretrained: PretrainedOption = True,
+    network: NetworkOptions,
     macs: Annotated[float | None, typer.Option(metavar="X", help="Wanted: X times fewer MACs.")] = None,
     time: Annotated[float | None, typer.Option(metavar="X", help="Wanted: X times as fast, measured here.")] = None,
     loss: Annotated[
@@ -66,14 +63,11 @@ def tune(
         typer.Option("--labels", help="The folders are the model's classes: tell accuracy too. --classes means it."),
     ] = False,
     classes: ClassesOption = None,
-    preprocessing: Annotated[str, typer.Option(metavar="timm|papers", help="How pictures are resized.")] = "timm",
-    batch: Annotated[int, typer.Option(min=1, metavar="N", help="Pictures that go through together.")] = 32,
-    workers: Annotated[int, typer.Option(min=0, metavar="N", help="Processes that read ahead.")] = 0,
+    preprocessing: PreprocessingOption = "timm",
+    batch: BatchOption = 32,
+    workers: WorkersOption = 0,
     seed: Annotated[int, typer.Option(min=0, metavar="N", help="Of the search, and of which pictures it sees.")] = 0,
-    size: SizeOption = None,
-    dtype: DtypeOption = "fp32",
-    device: DeviceOption = "cpu",
-    threads: ThreadsOption = None,
+    machine: MachineOptions,
     as_json: JsonOption = False,
 ) -> None:
     """Find recipes for your model on your own pictures, no labels needed, within a budget of MACs, time or loss."""
@@ -82,20 +76,18 @@ def tune(
 
     check_folder(out)
     correction = _correction(Path(out)) if correct else None
-    job = Job(model, "", weights, pretrained, None, size, dtype, device, threads)
-    from ..data import Preprocessing, image_set, load_batches
+    spec = read_spec(network, machine, recipe="", preprocessing=preprocessing)
+    from ..data import load_batches
     from ..search.budgets import budget
     from ..search.tuning import tune
-    from ..show.files import files_record, tell_files
+    from ..show.files import files_record
     from ..show.progress import Counting, Watched, list_failures, working
 
     budget(macs, time, loss)
-    pictures = image_set(data, Preprocessing((224, 224), (0.5,) * 3, (0.5,) * 3), classes=classes, limit=limit)
-    tell_files(pictures)
+    pictures = open_pictures(data, classes=classes, limit=limit)
     with working("opening the model"):
-        dense, _, own = job.open()
-        prepared = Preprocessing.named(preprocessing, dense, mean=own.mean, std=own.std, size=own.input_size)
-        pictures.transform = prepared.transform()
+        dense, _, prepared = spec.open()
+        pictures = pictures.prepared(prepared)
     labelled = labels or classes is not None
     if labelled and not classes and (folders := len(getattr(pictures, "classes", ()))) != _classes(dense):
         raise InputError(
@@ -134,16 +126,15 @@ def tune(
             report=report,
             tell=counting.say,
             keep=lambda found: found.save(out),
-            mean=own.mean,
-            std=own.std,
-            pretrained=pretrained,
+            mean=prepared.mean,
+            std=prepared.std,
+            pretrained=spec.pretrained,
             batch=batch,
         )
     front.save(out)
-    job.recipe = front.recommended.recipe
     images = front.best.search.images + (front.best.heldout.images if front.best.heldout else 0)
     record = {
-        **job.record(job.sieve(dense, own)),
+        **record_of(spec, spec.sieve(dense, prepared, front.recommended.recipe)),
         "data": data,
         "classes": classes,
         "preprocessing": {"name": preprocessing, **asdict(prepared)},

@@ -4,10 +4,11 @@ import os
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import redirect_stdout
+from copy import copy
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, Self
 
 import numpy as np
 import timm.data
@@ -92,6 +93,12 @@ class ImageSet(Dataset[tuple[Tensor, int]]):
         # The items are sorted by class: the first ones would all be of one class.
         self._indices = range(count) if limit is None or limit >= count else [i * count // limit for i in range(limit)]
 
+    def prepared(self, preprocessing: Preprocessing) -> Self:
+        """The same pictures, made tensors by another preprocessing."""
+        other = copy(self)
+        other.transform = preprocessing.transform()
+        return other
+
     def __len__(self) -> int:
         return len(self._indices)
 
@@ -161,6 +168,12 @@ class StreamSet(IterableDataset[tuple[Tensor, int]]):
         self.found, self.unlabelled = None, 0
         self.skipped: tuple[Skipped, ...] = ()
         self.notes: tuple[str, ...] = ()
+
+    def prepared(self, preprocessing: Preprocessing) -> Self:
+        """The same pictures, made tensors by another preprocessing."""
+        other = copy(self)
+        other.transform = preprocessing.transform()
+        return other
 
     def __iter__(self) -> Iterator[tuple[Tensor, int]]:
         count = 0

@@ -19,7 +19,7 @@ class BaseStream:
     def __init__(self, host: Any, plan: Any, significance: Any, parts: nn.ModuleDict) -> None:
         self.host, self.plan, self.significance, self.parts = host, plan, significance, parts
 
-    def part(self, index: int, x: Tensor) -> nn.Module | None:
+    def learned(self, index: int, x: Tensor) -> nn.Module | None:
         """The learned layers of the recipe's method of this number, which will be given activations x.
 
         Raises:

@@ -9,7 +9,7 @@ from .._recording import whole
 from ..errors import RecipeError, UnsupportedHost
 from ..hosts import Host
 from ..methods import BaseMethod, Method
-from ..methods.base import Here, Place
+from ..methods.base import Place, TokenSite
 from .walk import Reads
 
 PLENTY = 10**6
@@ -59,8 +59,8 @@ class Plan:
 
     def left_by(self, method: Method, block: int, count: int, patches: int) -> int | None:
         """How many of `count` tokens a method leaves here, or None where it does not act."""
-        here = Here(block, self.depth, whole(count), self.prefix, whole(patches))
-        return method.left(here) if method.acts(here) else None
+        site = TokenSite(block, self.depth, whole(count), self.prefix, whole(patches))
+        return method.left(site) if method.acts(site) else None
 
     def opens(self, block: int, count: int, patches: int) -> bool:
         """Whether anything acts between the block's norm and its MLP."""
@@ -92,17 +92,17 @@ class Plan:
         count, reads = left("start", 0, patches + self.prefix), []
         for block in range(self.depth):
             keys = left("before", block, count)
-            asked = left("queries", block, keys)
-            queries = left("rows", block, asked)
+            q_proj = left("queries", block, keys)
+            queries = left("rows", block, q_proj)
             mlp = left("inside", block, queries)
-            reads.append(Reads(keys, asked, queries, mlp))
+            reads.append(Reads(keys, q_proj, queries, mlp))
             count = left("after", block, mlp)
         return reads, count
 
     def _idle(self, method: Method) -> bool:
         """Whether a method acts nowhere, whatever the number of tokens (keep=1, r=0)."""
-        heres = [Here(block, self.depth, PLENTY + self.prefix, self.prefix, PLENTY) for block in range(self.depth)]
-        return not any(method.acts(here) for here in heres)
+        heres = [TokenSite(block, self.depth, PLENTY + self.prefix, self.prefix, PLENTY) for block in range(self.depth)]
+        return not any(method.acts(site) for site in heres)
 
 
 def check(host: Host, plan: Plan) -> None:

@@ -6,7 +6,7 @@ from .._recording import whole
 from ..errors import RecipeError, UnsupportedHost
 from ..hosts import StagedHost
 from ..methods import PixelMethod
-from ..methods.base import There
+from ..methods.base import PixelSite
 from ..recipe import Recipe
 from .walk import Reads
 
@@ -23,13 +23,13 @@ class StagePlan:
         choosing = [(i, method) for i, method in enumerate(methods) if isinstance(method, PixelMethod)]
         self.methods = [(i, method) for i, method in choosing if self._stages(method)]
 
-    def choice(self, stage: int, block: int, pixels: int) -> tuple[int, PixelMethod, There, int] | None:
+    def choice(self, stage: int, block: int, pixels: int) -> tuple[int, PixelMethod, PixelSite, int] | None:
         """The method that chooses in front of this block, with its place in the recipe, and how many of `pixels`."""
-        there = There(stage, len(self.depths), block, self.depths[stage], whole(pixels))
+        site = PixelSite(stage, len(self.depths), block, self.depths[stage], whole(pixels))
         for index, method in self.methods:
-            count = method.chooses(there)
+            count = method.chooses(site)
             if count is not None:
-                return index, method, there, count
+                return index, method, site, count
         return None
 
     def reads(self, stage: int, pixels: int) -> list[Reads]:
@@ -68,7 +68,7 @@ class StagePlan:
             stage
             for stage, depth in enumerate(self.depths)
             if any(
-                method.chooses(There(stage, len(self.depths), block, depth, 10**6)) is not None
+                method.chooses(PixelSite(stage, len(self.depths), block, depth, 10**6)) is not None
                 for block in range(depth)
             )
         ]

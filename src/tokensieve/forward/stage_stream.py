@@ -78,13 +78,13 @@ class StageStream(BaseStream):
             choosing.tell(trace)
         return maps
 
-    def __call__(self, images: Tensor, **words: Any) -> Any:
+    def __call__(self, images: Tensor, **kwargs: Any) -> Any:
         """Images -> the host's own output."""
-        return self.answer(self.run(images), **words)
+        return self.answer(self.run(images), **kwargs)
 
-    def answer(self, maps: Sequence[Tensor], **words: Any) -> Any:
+    def answer(self, maps: Sequence[Tensor], **kwargs: Any) -> Any:
         """What `run` gave -> the host's own output."""
-        return self.host.answer(maps, **words)
+        return self.host.answer(maps, **kwargs)
 
     def features(self, images: Tensor) -> Tensor:
         """(B, C, H, W) -> the last map, as the host's own `forward_features` gives it."""
@@ -134,8 +134,8 @@ class StageStream(BaseStream):
             read = counts[index] if given is None else next(given)
             if read.mlp == read.keys:
                 return block(x)
-            out, y = block.around(x)
-            change = block.pixel(y.flatten(1, -2)[:, : read.mlp])
+            out, y = block.spatial(x)
+            change = block.pointwise(y.flatten(1, -2)[:, : read.mlp])
             out.flatten(1, -2)[:, : read.mlp] += change
             return self.own_layout(out)
 
@@ -149,7 +149,7 @@ class StageStream(BaseStream):
             sizes.append(self.host.size(x))
         return sizes
 
-    def asking(self, images: Tensor) -> Callable[[], Any]:
+    def map_call(self, images: Tensor) -> Callable[[], Any]:
         """A call that does nothing but make the significance maps of these images, for whoever counts or times it."""
         ask, sizes = self.significance.ask, self.sizes(images)
         images = self.host.covered(images, sizes[0])
@@ -194,11 +194,11 @@ class Choosing:
         choice = self.plan.choice(number, index, prod(size))
         if choice is not None:
             place, method, there, count = choice
-            part = self.stream.part(place, x)
+            part = self.stream.learned(place, x)
             x_last = x.movedim(1, -1) if self.host.channels_first else x
-            evidence = Evidence(part=part)
+            evidence = Evidence(module=part)
             if self.significance is not None:
-                evidence = MapEvidence(part=part, significance=self.significance(size))
+                evidence = MapEvidence(module=part, significance=self.significance(size))
             self.chosen[-1], self._settled = method.choose(x_last, count, there, evidence), False
         pixels = self.chosen[-1]
         run = block if pixels is None else partial(self._on, index, block, pixels, self._settled)
@@ -220,15 +220,15 @@ class Choosing:
         """A block, of this number in its stage, whose point-wise operator runs on these pixels."""
         if not torch.compiler.is_compiling():
             refuse_hooks(self.host.model, block.bypassed)
-        residual, y = block.around(x)
+        residual, y = block.spatial(x)
         training = self.host.model.training
         background = pixels.background or self.host.background
         if training or pixels.cheaper is not None or (settled and block.leaves_zeros):
             background = "keep"
-        operator = block.pixel
+        operator = block.pointwise
         recorded = recording()
         if block.each and not training and x.device.type == "cpu" and not recorded:
-            operator = partial(by_slices, block.pixel)
+            operator = partial(by_slices, block.pointwise)
         kept = pixels.index.shape[1]
         places, change = pixels.flat, operator(take(y, pixels.flat, kept)).flatten(0, 1)
         if pixels.cheaper is not None:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
 from .._recording import none, stand_in
-from ..attention import Attention
+from ..attention import BlockQKV
 from ..errors import InputError, UnsupportedHost
 from ..hosts import Exit, Host
 from ..hosts.checks import refuse_hooks
@@ -85,22 +85,22 @@ class TokenStream(BaseStream):
             trace.end(tokens, acting.seen, acting.exits)
         return tokens
 
-    def __call__(self, images: Tensor, **words: Any) -> Any:
+    def __call__(self, images: Tensor, **kwargs: Any) -> Any:
         """Images -> the host's own output, with `output_hidden_states` those of every block on the whole grid."""
-        if not words.pop("output_hidden_states", False):
-            return self.answer(images, **words)
+        if not kwargs.pop("output_hidden_states", False):
+            return self.answer(images, **kwargs)
         hidden = HiddenStates()
         tokens = self.run(images, watch=hidden.see)
-        words["hidden_states"] = tuple(x[: len(images)] for x in hidden.states)
-        return self.host.head(tokens, **words)
+        kwargs["hidden_states"] = tuple(x[: len(images)] for x in hidden.states)
+        return self.host.head(tokens, **kwargs)
 
-    def answer(self, images: Tensor, trace: Trace | None = None, **words: Any) -> Any:
+    def answer(self, images: Tensor, trace: Trace | None = None, **kwargs: Any) -> Any:
         """Images -> the host's own output."""
         if not self.host.levels:
-            return self.host.head(self.run(images, trace), **words)
+            return self.host.head(self.run(images, trace), **kwargs)
         levels = Levels(self.host)
         self.run(images, trace, levels.see, exits=levels.exits)
-        output = self.host.read(levels.tokens, levels.exits, images.shape[-2:], **words)
+        output = self.host.read(levels.tokens, levels.exits, images.shape[-2:], **kwargs)
         return tree_map(lambda values: values[:0], output) if none(images) else output
 
     def features(self, images: Tensor) -> Tensor:
@@ -158,7 +158,7 @@ class TokenStream(BaseStream):
         """The grid of patches, alone in a list: hosts with stages have several maps."""
         return [self.host.embed(images[:1]).grid]
 
-    def asking(self, images: Tensor) -> Callable[[], Any]:
+    def map_call(self, images: Tensor) -> Callable[[], Any]:
         """A call that does nothing but make the significance map of these images, for whoever counts or times it."""
         (grid,) = self.sizes(images)
         return partial(self.significance, self.host.covered(images, grid), grid)
@@ -174,7 +174,7 @@ class Acting(Actor):
         heads between blocks say is added to `exits`."""
         self.exits = [] if exits is None else exits
         self.stream, self.host, self.plan, self.looks = stream, stream.host, stream.plan, looks
-        self.memories = {index: method.prepare(tokens) for index, method in self.plan.methods}
+        self.prepared = {index: method.prepare(tokens) for index, method in self.plan.methods}
         self.seen: dict[int, Tensor] = {}
 
     def starts(self, tokens: Tokens) -> bool:
@@ -197,19 +197,21 @@ class Acting(Actor):
     def queries(self, block: int, tokens: Tokens) -> Tokens:
         return self._reduce("queries", block, tokens)
 
-    def rows(self, block: int, tokens: Tokens, attention: Attention) -> Tokens:
+    def rows(self, block: int, tokens: Tokens, attention: BlockQKV) -> Tokens:
         return self._reduce("rows", block, tokens, partial(AttentionEvidence, attention=attention))
 
-    def attend(self, block: int, tokens: Tokens, attention: Attention) -> tuple[Tensor, Tensor | None]:
+    def attend(self, block: int, tokens: Tokens, attention: BlockQKV) -> tuple[Tensor, Tensor | None]:
         if block in self.looks:
-            self.seen[block] = attention.row().mean(1)
+            self.seen[block] = attention.query_probabilities().mean(1)
         own = [act.method for act in self._acts("inside", block, tokens) if act.method.attends]
         if not own:
             return attention.attend(), None
         return own[0].attend(attention) if tokens.lengths is None else attend_each(own[0], attention)
 
-    def inside(self, block: int, tokens: Tokens, attention: Attention, found: Tensor | None) -> Tokens:
-        return self._reduce("inside", block, tokens, partial(AttentionEvidence, attention=attention, found=found))
+    def inside(self, block: int, tokens: Tokens, attention: BlockQKV, attention_scores: Tensor | None) -> Tokens:
+        return self._reduce(
+            "inside", block, tokens, partial(AttentionEvidence, attention=attention, attention_scores=attention_scores)
+        )
 
     def after(self, block: int, tokens: Tokens) -> Tokens:
         for index, method in self.plan.methods:
@@ -218,8 +220,8 @@ class Acting(Actor):
                 or self.plan.left_by(method, block, tokens.x.shape[1], prod(tokens.grid)) is None
             ):
                 continue
-            known: dict[str, Any] = {"block": block, "depth": self.plan.depth, "memory": self.memories.get(index)}
-            known["part"] = self.stream.part(index, tokens.x)
+            known: dict[str, Any] = {"block": block, "depth": self.plan.depth, "prepared": self.prepared.get(index)}
+            known["module"] = self.stream.learned(index, tokens.x)
             evidence = Evidence(**known)
             if method.reads_exits:
                 exit_here = leave(self.host, block, tokens, getattr(method, "class_probability", "last"))
@@ -231,12 +233,14 @@ class Acting(Actor):
     def end(self, tokens: Tokens) -> Tokens:
         return self._reduce("end", self.plan.depth - 1, tokens)
 
-    def _reduce(self, place: Place, block: int, tokens: Tokens, kind: Callable[..., Evidence] = Evidence) -> Tokens:
+    def _reduce(self, place: Place, block: int, tokens: Tokens, kind: Callable[..., Evidence] | None = None) -> Tokens:
         """Let every method of this place act, one after the other, each with what it may know."""
         for index, method in self.plan.methods:
             if method.place == place:
-                memory, part = self.memories.get(index), self.stream.part(index, tokens.x)
-                evidence = kind(block=block, depth=self.plan.depth, memory=memory, part=part)
+                known: dict[str, Any] = {"block": block, "depth": self.plan.depth, "prepared": self.prepared.get(index)}
+                known["module"] = self.stream.learned(index, tokens.x)
+                # A class that is a default argument cannot be called in a compiled forward.
+                evidence = Evidence(**known) if kind is None else kind(**known)
                 tokens = self._act(method, tokens, evidence)
         return tokens
 

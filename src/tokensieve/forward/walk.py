@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from .._frozen import replace
-from ..attention import Attention
+from ..attention import BlockQKV
 from ..hosts import HostBlock
 from ..tokens import Tokens
 
@@ -20,7 +20,7 @@ class Reads(NamedTuple):
 
     keys: int
     """Of which keys and values are made."""
-    asked: int
+    q_proj: int
     """Of which queries are projected: all of them where the attention is looked at first."""
     queries: int
     """Whose queries attend."""
@@ -42,15 +42,15 @@ class Actor:
         """Before the attention is known: the tokens that ask. Keys and values are of all."""
         return tokens
 
-    def rows(self, block: int, tokens: Tokens, attention: Attention) -> Tokens:
+    def rows(self, block: int, tokens: Tokens, attention: BlockQKV) -> Tokens:
         """The same after a look at the attention; called only where `queries` left all."""
         return tokens
 
-    def attend(self, block: int, tokens: Tokens, attention: Attention) -> tuple[Tensor, Tensor | None]:
+    def attend(self, block: int, tokens: Tokens, attention: BlockQKV) -> tuple[Tensor, Tensor | None]:
         """The attention's output (B, H, M, d_h), and what `inside` is to know of it."""
         return attention.attend(), None
 
-    def inside(self, block: int, tokens: Tokens, attention: Attention, found: Tensor | None) -> Tokens:
+    def inside(self, block: int, tokens: Tokens, attention: BlockQKV, attention_scores: Tensor | None) -> Tokens:
         """Between attention and MLP: what the MLP reads."""
         return tokens
 
@@ -72,12 +72,12 @@ class First(Actor):
         return self.reads[block].mlp < self.reads[block].keys
 
     def queries(self, block: int, tokens: Tokens) -> Tokens:
-        return tokens.first(self.reads[block].asked)
+        return tokens.first(self.reads[block].q_proj)
 
-    def rows(self, block: int, tokens: Tokens, attention: Attention) -> Tokens:
+    def rows(self, block: int, tokens: Tokens, attention: BlockQKV) -> Tokens:
         return tokens.first(self.reads[block].queries)
 
-    def inside(self, block: int, tokens: Tokens, attention: Attention, found: Tensor | None) -> Tokens:
+    def inside(self, block: int, tokens: Tokens, attention: BlockQKV, attention_scores: Tensor | None) -> Tokens:
         return tokens.first(self.reads[block].mlp)
 
 
@@ -121,9 +121,9 @@ def _whole(block: HostBlock, tokens: Tokens) -> tuple[Tokens, Reads]:
 
 def _opened(index: int, block: HostBlock, actor: Actor, tokens: Tokens) -> tuple[Tokens, Reads]:
     keys = tokens.x.shape[1]
-    tokens, asked, queries = _attended(index, block, actor, tokens)
+    tokens, q_proj, queries = _attended(index, block, actor, tokens)
     tokens = replace(tokens, x=block.mlp(tokens.x))
-    return tokens, Reads(keys, asked, queries, tokens.x.shape[1])
+    return tokens, Reads(keys, q_proj, queries, tokens.x.shape[1])
 
 
 def _attended(index: int, block: HostBlock, actor: Actor, tokens: Tokens) -> tuple[Tokens, int, int]:
@@ -131,14 +131,16 @@ def _attended(index: int, block: HostBlock, actor: Actor, tokens: Tokens) -> tup
 
     A function of its own, so that queries, keys and values are freed before the MLP runs.
     """
-    tokens = replace(tokens, row=None)
-    asking = actor.queries(index, tokens)
-    attention = replace(block.qkv(tokens, asking.row), weight=tokens.weight, lengths=tokens.lengths).asked(asking.row)
+    tokens = replace(tokens, block_rows=None)
+    query_tokens = actor.queries(index, tokens)
+    attention = block.qkv(tokens, query_tokens.block_rows)
+    attention = replace(attention, weight=tokens.weight, lengths=tokens.lengths)
+    attention = attention.ensure_queries(query_tokens.block_rows)
     heads = attention
-    if asking.row is None:
-        asking = actor.rows(index, tokens, attention)
-        heads = attention if asking.row is None else attention.ask(asking.row)
-    attended, found = actor.attend(index, asking, heads)
-    tokens = replace(asking, x=block.attention_out(attended, heads, asking.x))
-    tokens = actor.inside(index, tokens, attention, found)
-    return tokens, attention.q.shape[2], asking.x.shape[1]
+    if query_tokens.block_rows is None:
+        query_tokens = actor.rows(index, tokens, attention)
+        heads = attention if query_tokens.block_rows is None else attention.only_queries(query_tokens.block_rows)
+    attended, attention_scores = actor.attend(index, query_tokens, heads)
+    tokens = replace(query_tokens, x=block.attention_out(attended, heads, query_tokens.x))
+    tokens = actor.inside(index, tokens, attention, attention_scores)
+    return tokens, attention.q.shape[2], query_tokens.x.shape[1]

@@ -2,7 +2,7 @@
 
 from torch import nn
 
-from ..attention import Attention
+from ..attention import BlockQKV
 from ..errors import UnsupportedHost
 from . import (  # noqa: F401
     hf_staged,
@@ -23,7 +23,7 @@ from .registry import HOSTS, complete, host_for, register_host
 from .staged import PixelBlock, Stage, StagedHost
 
 __all__ = [
-    "Attention",
+    "BlockQKV",
     "Exit",
     "Host",
     "HostBlock",
@@ -141,5 +141,8 @@ def _known(library: str, but: str = "") -> str:
 
 def _from_outside() -> str:
     """The end of a sentence: what somebody has registered beside these."""
-    others = [kind if isinstance(kind, str) else kind.__name__ for kind in HOSTS if kind not in BUILT_IN]
+    outside = [
+        kind for kind, host in HOSTS.items() if not host.__module__.startswith(f"{__package__.partition('.')[0]}.")
+    ]
+    others = [kind if isinstance(kind, str) else kind.__name__ for kind in outside]
     return f"; registered here: {', '.join(others)}" if others else ""

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 from torch import Tensor, nn
 
-from ..attention import Attention
+from ..attention import BlockQKV
 from ..data.inputs import InputSpec
 from ..errors import InputError
 from ..tokens import Tokens
@@ -44,22 +44,23 @@ class HostBlock(ABC):
         """The block as it is: tokens.x -> (B, N, d)."""
 
     @abstractmethod
-    def qkv(self, tokens: Tokens, asking: Tensor | None = None) -> Attention:
+    def qkv(self, tokens: Tokens, query_rows: Tensor | None = None) -> BlockQKV:
         """Norm, projections, key norm, positions.
 
-        `asking` (B, M) int64: the tokens whose queries are needed, prefix first; keys and values are of all. A block
-        may project those alone, or leave it to the caller: `self.qkv(tokens).ask(asking)` is the same.
+        `query_rows` (B, M) int64: the tokens whose queries are needed, prefix first; keys and values are of all. A
+        block may project those alone, or leave it to the caller: `self.qkv(tokens).only_queries(query_rows)` is the
+        same.
         """
 
     @abstractmethod
-    def attention_out(self, attended: Tensor, attention: Attention, x: Tensor) -> Tensor:
+    def attention_out(self, attended: Tensor, attention: BlockQKV, x: Tensor) -> Tensor:
         """Projection, scale, drop path and residual: (B, H, M, d_h) and x (B, M, d) -> (B, M, d)."""
 
     @abstractmethod
     def mlp(self, x: Tensor) -> Tensor:
         """Norm, MLP, scale, drop path and residual: (B, N, d) -> (B, N, d)."""
 
-    def rest(self, attended: Tensor, attention: Attention, x: Tensor) -> Tensor:
+    def rest(self, attended: Tensor, attention: BlockQKV, x: Tensor) -> Tensor:
         """Everything behind the attention itself."""
         return self.mlp(self.attention_out(attended, attention, x))
 
@@ -132,7 +133,7 @@ class Host(ABC):
         (B, K, N) of each class."""
         raise NotImplementedError
 
-    def read(self, levels: Sequence[Tokens], exits: Sequence[Exit], size: Sequence[int], **words: Any) -> Any:
+    def read(self, levels: Sequence[Tokens], exits: Sequence[Exit], size: Sequence[int], **kwargs: Any) -> Any:
         """The tokens behind each of `levels`, and what was said of those that left before -> the host's own output for
         images of this height and width. Dropped and merged patches have to be put back."""
         raise NotImplementedError
@@ -148,17 +149,17 @@ class Host(ABC):
         (B, C, T, H, W)."""
         return covered(channels_first(images, self.layout), grid, self.patch)
 
-    def arguments(self, images: Tensor | None, words: dict[str, Any]) -> tuple[Tensor, dict[str, Any]]:
+    def arguments(self, images: Tensor | None, kwargs: dict[str, Any]) -> tuple[Tensor, dict[str, Any]]:
         """What a sieved model was called with -> the images, and the words that go to `head`.
 
         Raises:
             InputError: no images, or words that the host does not know; most know none.
         """
-        if images is None and "x" in words:  # what timm and open_clip call it
-            images = words.pop("x")
-        if images is None or words:
+        if images is None and "x" in kwargs:  # what timm and open_clip call it
+            images = kwargs.pop("x")
+        if images is None or kwargs:
             raise InputError(
                 f"{type(self.model).__name__} is called with images (B, 3, H, W) alone"
-                + (f", not with {', '.join(words)}=." if words else ".")
+                + (f", not with {', '.join(kwargs)}=." if kwargs else ".")
             )
-        return images, words
+        return images, kwargs

@@ -8,7 +8,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from ..attention import Attention
+from ..attention import BlockQKV
 from ..tokens import Tokens, rows
 from .base import HostBlock
 from .hf_calls import theirs
@@ -142,10 +142,10 @@ class HFBlock(HostBlock):
             return self.layer(tokens.x, None, position_embeddings=self._rope(tokens))
         return self.layer(tokens.x) if self.seam.older else self.layer(tokens.x, None)
 
-    def qkv(self, tokens: Tokens, asking: Tensor | None = None) -> Attention:
+    def qkv(self, tokens: Tokens, query_rows: Tensor | None = None) -> BlockQKV:
         seam, inner = self.seam, self._part(self.seam.inner)
         x = getattr(self.layer, seam.before)(tokens.x)
-        own = x if asking is None else rows(x, asking)
+        own = x if query_rows is None else rows(x, query_rows)
         query, key, value = (getattr(inner, name) for name in seam.projections)
         heads = (-1, getattr(inner, seam.head_size))
         q, k, v = (part.unflatten(2, heads).transpose(1, 2) for part in (query(own), key(x), value(x)))
@@ -153,13 +153,13 @@ class HFBlock(HostBlock):
         if seam.rotary:
             cos, sin = self._rope(tokens)
             k = self._rotate(k, cos, sin)
-            if asking is not None:
-                cos, sin = (_some(part, asking[:, self.prefix :] - self.prefix) for part in (cos, sin))
+            if query_rows is not None:
+                cos, sin = (_some(part, query_rows[:, self.prefix :] - self.prefix) for part in (cos, sin))
             q = self._rotate(q, cos, sin)
         dropout = getattr(inner, seam.dropout) if inner.training else 0.0
-        return Attention(q, k, v, keys, dropout=dropout, scale=getattr(inner, seam.scaling))
+        return BlockQKV(q, k, v, keys, dropout=dropout, scale=getattr(inner, seam.scaling))
 
-    def attention_out(self, attended: Tensor, attention: Attention, x: Tensor) -> Tensor:
+    def attention_out(self, attended: Tensor, attention: BlockQKV, x: Tensor) -> Tensor:
         out, attended = self._part(self.seam.out), attended.transpose(1, 2).flatten(2)
         return self._add(x, out(attended, attended) if self.seam.older else out(attended), 0)
 
@@ -212,6 +212,6 @@ def _along(layer: Any, path: str) -> list[Any]:
     return parts[1:]
 
 
-def _some(table: Tensor, asking: Tensor) -> Tensor:
-    """Rows `asking` (B, M) of a table (P, D) or (B, 1, n, D) -> (B, 1, M, D)."""
-    return (table[asking] if table.ndim == 2 else rows(table[:, 0], asking)).unsqueeze(1)
+def _some(table: Tensor, query_rows: Tensor) -> Tensor:
+    """Rows `query_rows` (B, M) of a table (P, D) or (B, 1, n, D) -> (B, 1, M, D)."""
+    return (table[query_rows] if table.ndim == 2 else rows(table[:, 0], query_rows)).unsqueeze(1)

@@ -34,26 +34,26 @@ def check_model(model: Any) -> None:
         )
 
 
-def called_with(model: Any, images: Tensor | None, words: dict[str, Any]) -> tuple[Tensor, dict[str, Any]]:
+def called_with(model: Any, images: Tensor | None, kwargs: dict[str, Any]) -> tuple[Tensor, dict[str, Any]]:
     """What a sieved model was called with -> its images, given as the first argument or by name, and the other words.
 
     Raises:
         InputError: no images, or images twice.
     """
-    words = {word: value for word, value in words.items() if value is not None}
-    given = words.pop(model.main_input_name, None)
+    kwargs = {word: value for word, value in kwargs.items() if value is not None}
+    given = kwargs.pop(model.main_input_name, None)
     if (images is None) == (given is None):
         raise InputError(
             f"{type(model).__name__} is called with images once, as the first argument or as {model.main_input_name}=."
         )
     images = given if images is None else images
     assert images is not None
-    return images, words
+    return images, kwargs
 
 
-def refuse(model: Any, words: dict[str, Any], word: str, why: str) -> None:
+def refuse(model: Any, kwargs: dict[str, Any], word: str, why: str) -> None:
     """Take a word away that asks for what cannot be had; an InputError where it, or the model's config, does ask."""
-    if words.pop(word, getattr(model.config, word, False)):
+    if kwargs.pop(word, getattr(model.config, word, False)):
         raise InputError(
             f"{word} cannot be had of a sieved model, {why}: "
             "leave it out, and ask the dense model or fast.trace(images) instead."
@@ -69,9 +69,9 @@ def check_size(model: Any, images: Tensor, size: tuple[int, int]) -> None:
         )
 
 
-def check_words(model: Any, words: dict[str, Any], takes: list[str]) -> None:
+def check_words(model: Any, kwargs: dict[str, Any], takes: list[str]) -> None:
     """Refuse words that are none of those which the sieved model takes beside pixel_values."""
-    for word in words:
+    for word in kwargs:
         if word not in takes and not (word == COUNT and "labels" in takes):
             raise InputError(
                 f"{type(model).__name__} takes no {word}= once it is sieved; it takes "
@@ -93,8 +93,8 @@ class Around:
     def __getattr__(self, name: str) -> Any:
         return getattr(self._model, name)
 
-    def __call__(self, *inputs: Any, **words: Any) -> Any:
-        return type(self._model).forward(self, *inputs, **words)
+    def __call__(self, *inputs: Any, **kwargs: Any) -> Any:
+        return type(self._model).forward(self, *inputs, **kwargs)
 
 
 def given(pixel_values: Any = None, *, pixel_values_videos: Any = None, **_words: Any) -> Any:

@@ -38,7 +38,7 @@ BASES: dict[str, str | None] = {
 class HFStaged(StagedHost):
     """What models of both families are called with, and how they answer."""
 
-    words: tuple[str, ...] = ("output_hidden_states", "return_dict")
+    kwargs: tuple[str, ...] = ("output_hidden_states", "return_dict")
     """Beside `pixel_values` and, with classifiers, `labels`."""
 
     def __init__(self, model: Any) -> None:
@@ -48,19 +48,19 @@ class HFStaged(StagedHost):
         self.base = model if self.inner is None else getattr(model, self.inner)
         self._know(self.base, *(name for name, inner in BASES.items() if inner is None))
 
-    def arguments(self, images: Tensor | None, words: dict[str, Any]) -> tuple[Tensor, dict[str, Any]]:
+    def arguments(self, images: Tensor | None, kwargs: dict[str, Any]) -> tuple[Tensor, dict[str, Any]]:
         """What the sieved model was called with -> the images, and the words that `answer` takes.
 
         Raises:
             InputError: a word that needs what a sieved model does not have.
         """
-        images, words = called_with(self.model, images, words)
-        refuse(self.model, words, "output_attentions", "whose blocks give their maps alone")
+        images, kwargs = called_with(self.model, images, kwargs)
+        refuse(self.model, kwargs, "output_attentions", "whose blocks give their maps alone")
         labels = ["labels"] if self.name.endswith("ForImageClassification") else []
-        check_words(self.model, words, [*self.words, *labels])
-        if type(self._hidden(words)) is not bool:
+        check_words(self.model, kwargs, [*self.kwargs, *labels])
+        if type(self._hidden(kwargs)) is not bool:
             raise InputError(f"output_hidden_states is True or False once {self.name} is sieved: all of them or none.")
-        return images, words
+        return images, kwargs
 
     @property
     def bypassed(self) -> Sequence[nn.Module]:
@@ -73,24 +73,24 @@ class HFStaged(StagedHost):
         embeddings = self.base.embeddings.patch_embeddings
         return plain_patch(getattr(embeddings, "projection", embeddings))
 
-    def answer(self, maps: Sequence[Tensor], **words: Any) -> Any:
+    def answer(self, maps: Sequence[Tensor], **kwargs: Any) -> Any:
         """The host's own output, of the type that it returns."""
         around = Around(self.base, embeddings=self._embedded, encoder=partial(self._encoded, maps))
         if self.inner is not None:
             around = Around(self.model, **{self.inner: around})
-        return around(maps[0], **words)
+        return around(maps[0], **kwargs)
 
     def _embedded(self, x: Tensor, **_words: Any) -> Any:
         """The map that goes into stage 0, as the host's embeddings return it."""
         return x
 
     @abstractmethod
-    def _encoded(self, maps: Sequence[Tensor], *_inputs: Any, **words: Any) -> Any:
+    def _encoded(self, maps: Sequence[Tensor], *_inputs: Any, **kwargs: Any) -> Any:
         """What the host's encoder returns for these maps when it is called with these words."""
 
-    def _hidden(self, words: dict[str, Any]) -> Any:
+    def _hidden(self, kwargs: dict[str, Any]) -> Any:
         """Whether all maps are asked for."""
-        wanted = words.get("output_hidden_states")
+        wanted = kwargs.get("output_hidden_states")
         return getattr(self.base.config, "output_hidden_states", False) if wanted is None else wanted
 
     def _know(self, part: Any, *known: str) -> Any:
@@ -109,10 +109,10 @@ class ConvNextPixels(PixelBlock):
         super().__init__(block)
         self.each, self.shown = not hasattr(block, "grn"), block.dwconv
 
-    def around(self, x: Tensor) -> tuple[Tensor, Tensor]:
+    def spatial(self, x: Tensor) -> tuple[Tensor, Tensor]:
         return x.permute(0, 2, 3, 1), self.block.dwconv(x).permute(0, 2, 3, 1)
 
-    def pixel(self, y: Tensor) -> Tensor:
+    def pointwise(self, y: Tensor) -> Tensor:
         block = self.block
         y = block.act(block.pwconv1(block.layernorm(y)))
         if hasattr(block, "grn"):
@@ -150,10 +150,10 @@ class HFConvNeXt(HFStaged):
     def features(self, x: Tensor) -> Tensor:
         return x
 
-    def _encoded(self, maps: Sequence[Tensor], *_inputs: Any, **words: Any) -> Any:
+    def _encoded(self, maps: Sequence[Tensor], *_inputs: Any, **kwargs: Any) -> Any:
         from transformers.modeling_outputs import BaseModelOutputWithNoAttention
 
-        hidden = tuple(maps) if self._hidden(words) else None
+        hidden = tuple(maps) if self._hidden(kwargs) else None
         return BaseModelOutputWithNoAttention(last_hidden_state=maps[-1], hidden_states=hidden)
 
 
@@ -167,14 +167,14 @@ class SwinPixels(PixelBlock):
         size = self._size(x)
         return self.block(x.flatten(1, 2), size, always_partition=self.always)[0].unflatten(1, size)
 
-    def around(self, x: Tensor) -> tuple[Tensor, Tensor]:
+    def spatial(self, x: Tensor) -> tuple[Tensor, Tensor]:
         layer = self.block
         fits = not self.always and min(self._size(x)) <= layer.window_size
         attended = layer.dropout(_windows(layer, layer.layernorm_before(x), 0 if fits else layer.shift_size))
         x = x + layer.drop_path(attended)
         return x, x
 
-    def pixel(self, y: Tensor) -> Tensor:
+    def pointwise(self, y: Tensor) -> Tensor:
         return self.block.dropout(self.block.mlp(self.block.layernorm_after(y)))
 
     def _size(self, x: Tensor) -> tuple[int, int]:
@@ -202,12 +202,12 @@ class SwinV2Pixels(PixelBlock):
         size = (x.shape[1], x.shape[2])
         return self.block(x.flatten(1, 2), size)[0].unflatten(1, size)
 
-    def around(self, x: Tensor) -> tuple[Tensor, Tensor]:
+    def spatial(self, x: Tensor) -> tuple[Tensor, Tensor]:
         layer = self.block
         x = x + layer.drop_path(layer.layernorm_before(_windows(layer, x, layer.shift_size)))
         return x, x
 
-    def pixel(self, y: Tensor) -> Tensor:
+    def pointwise(self, y: Tensor) -> Tensor:
         layer = self.block
         return layer.drop_path(layer.layernorm_after(layer.output(layer.intermediate(y))))
 
@@ -219,7 +219,7 @@ class HFSwin(HFStaged):
     family = "Swin"
     background = "keep"
     channels_first = False
-    words = ("interpolate_pos_encoding", *HFStaged.words)
+    kwargs = ("interpolate_pos_encoding", *HFStaged.kwargs)
 
     def __init__(self, model: Any) -> None:
         super().__init__(model)
@@ -239,20 +239,20 @@ class HFSwin(HFStaged):
         self._know(self._know(layer, *opened).attention, "SwinAttention", "Swinv2Attention")
         return opened[type(layer).__name__](layer)
 
-    def arguments(self, images: Tensor | None, words: dict[str, Any]) -> tuple[Tensor, dict[str, Any]]:
+    def arguments(self, images: Tensor | None, kwargs: dict[str, Any]) -> tuple[Tensor, dict[str, Any]]:
         """As of both families; and where the host has absolute positions, images that make another grid than its own
         need `interpolate_pos_encoding=True`."""
-        images, words = super().arguments(images, words)
-        if not words.pop("interpolate_pos_encoding", False) and images.ndim == 4 and self._resized(images):
+        images, kwargs = super().arguments(images, kwargs)
+        if not kwargs.pop("interpolate_pos_encoding", False) and images.ndim == 4 and self._resized(images):
             height, width = self.base.embeddings.patch_grid
             tall, wide = self.base.embeddings.patch_embeddings.patch_size
             check_size(self.model, images, (height * tall, width * wide))
-        return images, words
+        return images, kwargs
 
     def embed(self, images: Tensor) -> Tensor:
         check_images(self.model, images)
-        words = {"interpolate_pos_encoding": True} if self._resized(images) else {}
-        x, size = self.base.embeddings(images, **words)
+        kwargs = {"interpolate_pos_encoding": True} if self._resized(images) else {}
+        x, size = self.base.embeddings(images, **kwargs)
         return x.unflatten(1, size)
 
     def features(self, x: Tensor) -> Tensor:
@@ -267,12 +267,12 @@ class HFSwin(HFStaged):
         maps: Sequence[Tensor],
         *_inputs: Any,
         output_hidden_states_before_downsampling: bool = False,
-        **words: Any,
+        **kwargs: Any,
     ) -> Any:
         from transformers.models.swin.modeling_swin import SwinEncoderOutput
 
         output = SwinEncoderOutput(last_hidden_state=maps[-1].flatten(1, 2))
-        if self._hidden(words):
+        if self._hidden(kwargs):
             behind = maps[1:]
             if not output_hidden_states_before_downsampling:
                 behind = [x if merge is None else merge(x) for x, merge in zip(behind, self.merges, strict=True)]

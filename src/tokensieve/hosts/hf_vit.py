@@ -112,22 +112,22 @@ class HFViT(Host):
         around = [self.encoder.get_submodule(".".join(path[:count])) for count in range(len(path))]
         return [self.model, *around]
 
-    def arguments(self, images: Tensor | None, words: dict[str, Any]) -> tuple[Tensor, dict[str, Any]]:
+    def arguments(self, images: Tensor | None, kwargs: dict[str, Any]) -> tuple[Tensor, dict[str, Any]]:
         """What the sieved model was called with -> the images, and the words that `head` takes.
 
         Raises:
             InputError: a word that needs what a sieved model does not have, or images of another size than the host's
                 without `interpolate_pos_encoding=True`.
         """
-        images, words = called_with(self.model, images, words)
-        refuse(self.model, words, "output_attentions", "in which each block has other tokens")
-        hidden = words.pop("output_hidden_states", None)
+        images, kwargs = called_with(self.model, images, kwargs)
+        refuse(self.model, kwargs, "output_attentions", "in which each block has other tokens")
+        hidden = kwargs.pop("output_hidden_states", None)
         if hidden is None:
             hidden = getattr(self.model.config, "output_hidden_states", False)
-        self._check_size(images, words.pop("interpolate_pos_encoding", False))
+        self._check_size(images, kwargs.pop("interpolate_pos_encoding", False))
         labels = ["labels"] if self.wrapper is not None and self.wrapper.labels else []
-        check_words(self.model, words, [*self.words, "output_hidden_states", "return_dict", *labels])
-        return images, words | ({"output_hidden_states": True} if hidden else {})
+        check_words(self.model, kwargs, [*self.words, "output_hidden_states", "return_dict", *labels])
+        return images, kwargs | ({"output_hidden_states": True} if hidden else {})
 
     @property
     def patch(self) -> Sequence[int] | None:
@@ -138,12 +138,12 @@ class HFViT(Host):
         check_images(self.model, images)
         grid = tuple(side // patch for side, patch in zip(images.shape[2:], self._patch_size(), strict=True))
         images = images.to(next(encoder.embeddings.parameters()).dtype)
-        words: dict[str, Any] = {"interpolate_pos_encoding": True} if self.kind.fixed and self._resized(images) else {}
+        kwargs: dict[str, Any] = {"interpolate_pos_encoding": True} if self.kind.fixed and self._resized(images) else {}
         if self.kind.pooling == "masked":  # ViTMAE shuffles by this noise, which leaves every patch where it is
             noise = torch.arange(prod(grid), device=images.device, dtype=torch.float32)
-            x, _, _ = encoder.embeddings(images, noise=noise.expand(images.shape[0], -1), **words)
+            x, _, _ = encoder.embeddings(images, noise=noise.expand(images.shape[0], -1), **kwargs)
         else:
-            x = encoder.embeddings(images, **words)
+            x = encoder.embeddings(images, **kwargs)
         if x.shape[1] != prod(grid) + self.prefix:
             raise UnsupportedHost(f"{name} embeds {prod(grid)} patches as {x.shape[1]} tokens, so that none is known.")
         if hasattr(encoder, "pre_layrnorm"):

@@ -9,7 +9,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from .._frozen import replace
-from ..attention import Attention
+from ..attention import BlockQKV
 from ..errors import UnsupportedHost
 from ..tokens import Tokens
 from .base import Host, HostBlock
@@ -101,10 +101,10 @@ class OpenClipBlock(HostBlock):
     def __call__(self, tokens: Tokens) -> Tensor:
         return self.block(tokens.x, attn_mask=None)
 
-    def qkv(self, tokens: Tokens, asking: Tensor | None = None) -> Attention:
-        return read(self.block.attn, self.block.ln_1(tokens.x), asking)
+    def qkv(self, tokens: Tokens, query_rows: Tensor | None = None) -> BlockQKV:
+        return read(self.block.attn, self.block.ln_1(tokens.x), query_rows)
 
-    def attention_out(self, attended: Tensor, attention: Attention, x: Tensor) -> Tensor:
+    def attention_out(self, attended: Tensor, attention: BlockQKV, x: Tensor) -> Tensor:
         return x + self.block.ls_1(write(self.block.attn, attended))
 
     def mlp(self, x: Tensor) -> Tensor:

@@ -52,11 +52,11 @@ class PixelBlock(ABC):
         return self.block(x)
 
     @abstractmethod
-    def around(self, x: Tensor) -> tuple[Tensor, Tensor]:
+    def spatial(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """What looks around -> the residual, and what the point-wise operator reads; both (B, H, W, C)."""
 
     @abstractmethod
-    def pixel(self, y: Tensor) -> Tensor:
+    def pointwise(self, y: Tensor) -> Tensor:
         """The point-wise operator, with norm, scale and drop path: (B, K, C) -> what is added to the residual."""
 
 
@@ -144,10 +144,10 @@ class StagedHost(ABC):
         """Height and width of a map, of video its length before them."""
         return tuple(x.shape[2:] if self.channels_first else x.shape[1:-1])
 
-    def arguments(self, images: Tensor | None, words: dict[str, Any]) -> tuple[Tensor, dict[str, Any]]:
+    def arguments(self, images: Tensor | None, kwargs: dict[str, Any]) -> tuple[Tensor, dict[str, Any]]:
         """As of a `Host`; the words go to `answer`."""
-        if images is None and "x" in words:
-            images = words.pop("x")
-        if images is None or words:
+        if images is None and "x" in kwargs:
+            images = kwargs.pop("x")
+        if images is None or kwargs:
             raise InputError(f"{type(self.model).__name__} is called with images (B, 3, H, W) alone.")
-        return images, words
+        return images, kwargs

@@ -13,7 +13,7 @@ from timm.models.beit import Beit, Block
 from torch import Tensor
 
 from .._frozen import replace
-from ..attention import Attention
+from ..attention import BlockQKV
 from ..errors import UnsupportedHost
 from ..tokens import Tokens, rows
 from .base import Host, HostBlock
@@ -85,14 +85,14 @@ class BeitBlock(HostBlock):
         attention = self.qkv(tokens)
         return self.rest(attention.attend(), attention, tokens.x)
 
-    def qkv(self, tokens: Tokens, asking: Tensor | None = None) -> Attention:
+    def qkv(self, tokens: Tokens, query_rows: Tensor | None = None) -> BlockQKV:
         attn = self.block.attn
-        q, k, v = _project(attn, self.block.norm1(tokens.x), asking)
-        return Attention(
-            q, k, v, keys=k, dropout=attn.attn_drop.p if attn.training else 0.0, bias=self._bias(tokens, asking)
+        q, k, v = _project(attn, self.block.norm1(tokens.x), query_rows)
+        return BlockQKV(
+            q, k, v, keys=k, dropout=attn.attn_drop.p if attn.training else 0.0, bias=self._bias(tokens, query_rows)
         )
 
-    def attention_out(self, attended: Tensor, attention: Attention, x: Tensor) -> Tensor:
+    def attention_out(self, attended: Tensor, attention: BlockQKV, x: Tensor) -> Tensor:
         block, attn = self.block, self.block.attn
         out = attn.proj_drop(attn.proj(attended.transpose(1, 2).flatten(2)))
         return x + block.drop_path1(out if block.gamma_1 is None else block.gamma_1 * out)
@@ -106,7 +106,7 @@ class BeitBlock(HostBlock):
     def biased(self) -> bool:
         return self.shared is not None or self.block.attn.relative_position_bias_table is not None
 
-    def _bias(self, tokens: Tokens, asking: Tensor | None) -> Tensor | None:
+    def _bias(self, tokens: Tokens, query_rows: Tensor | None) -> Tensor | None:
         """The bias between the places of the tokens that ask and those of all tokens: (1 or B, H, M, N)."""
         if not self.biased:
             return None
@@ -114,32 +114,32 @@ class BeitBlock(HostBlock):
         bias = self.block.attn._get_rel_pos_bias()[0] if own else self.shared()
         if own and self.shared is not None:
             bias = bias + self.shared()
-        if tokens.whole and asking is None:
+        if tokens.whole and query_rows is None:
             return bias[None]
         batch, count, _ = tokens.x.shape
         keys = torch.arange(count, device=bias.device).expand(batch, -1)
         if tokens.positions is not None:
             keys = torch.cat([keys[:, : tokens.prefix], tokens.positions + tokens.prefix], dim=1)
-        queries = keys if asking is None else keys.gather(1, asking)
+        queries = keys if query_rows is None else keys.gather(1, query_rows)
         return bias[:, queries[:, :, None], keys[:, None, :]].transpose(0, 1)
 
 
-def _project(attn: Any, x: Tensor, asking: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
-    """Queries of the rows `asking` (B, M), or of all, with the keys and values of all tokens, each (B, H, ., d_h)."""
+def _project(attn: Any, x: Tensor, query_rows: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+    """Queries of `query_rows` (B, M), or of all, with the keys and values of all tokens, each (B, H, ., d_h)."""
     bias = None if attn.q_bias is None else torch.cat((attn.q_bias, attn.k_bias, attn.v_bias))
     plain = plain_linear(attn.qkv)
-    if bias is not None and not attn.qkv_bias_separate and asking is None:
+    if bias is not None and not attn.qkv_bias_separate and query_rows is None:
         parts = F.linear(x, attn.qkv.weight, bias).chunk(3, dim=-1)
-    elif asking is None or not plain:  # a layer that somebody put in its place: it is called as it is
+    elif query_rows is None or not plain:  # a layer that somebody put in its place: it is called as it is
         whole = attn.qkv(x)
         parts = (whole if bias is None else whole + bias).chunk(3, dim=-1)
-        if asking is not None:
-            parts = (rows(parts[0], asking), *parts[1:])
+        if query_rows is not None:
+            parts = (rows(parts[0], query_rows), *parts[1:])
     else:
         first = attn.qkv.weight.shape[0] // 3
         if attn.qkv.bias is not None:
             bias = attn.qkv.bias if bias is None else bias + attn.qkv.bias
-        q = F.linear(rows(x, asking), attn.qkv.weight[:first], None if bias is None else bias[:first])
+        q = F.linear(rows(x, query_rows), attn.qkv.weight[:first], None if bias is None else bias[:first])
         k, v = F.linear(x, attn.qkv.weight[first:], None if bias is None else bias[first:]).chunk(2, dim=-1)
         parts = (q, k, v)
     q, k, v = (part.unflatten(2, (attn.num_heads, -1)).transpose(1, 2) for part in parts)

@@ -16,7 +16,7 @@ from timm.models.eva import EvaAttention, EvaBlock, EvaBlockPostNorm
 from timm.models.vision_transformer import Attention, Block, ResPostBlock
 from torch import Tensor, nn
 
-from ..attention import Attention as Reading
+from ..attention import BlockQKV
 from ..tokens import Tokens, rows
 from .base import HostBlock
 from .checks import plain_linear
@@ -50,24 +50,26 @@ class TimmBlock(HostBlock):
             return self.block(tokens.x, rope=self._rope(tokens))
         return self.block(tokens.x)
 
-    def qkv(self, tokens: Tokens, asking: Tensor | None = None) -> Reading:
+    def qkv(self, tokens: Tokens, query_rows: Tensor | None = None) -> BlockQKV:
         block, attn = self.block, self.block.attn
         x = tokens.x if self.post_norm else block.norm1(tokens.x)
-        own = x if asking is None else rows(x, asking)
-        q, k, v = _project(attn, x) if asking is None else _project_some(attn, x, asking)
+        own = x if query_rows is None else rows(x, query_rows)
+        q, k, v = _project(attn, x) if query_rows is None else _project_some(attn, x, query_rows)
         q, k = _through(attn, "q_norm", q), _through(attn, "k_norm", k)
         keys = k
         rope = self._rope(tokens)
         if rope is not None:
             k = _rotate(attn, k, rope).type_as(v)
-            q = _rotate(attn, q, rope if asking is None else _some(rope, asking, attn.num_prefix_tokens)).type_as(v)
+            q = _rotate(
+                attn, q, rope if query_rows is None else _some(rope, query_rows, attn.num_prefix_tokens)
+            ).type_as(v)
         groups = getattr(attn, "num_kv_groups", 1)
         if groups > 1:
             k, v = k.repeat_interleave(groups, dim=1), v.repeat_interleave(groups, dim=1)
         gate = None if getattr(attn, "gate", None) is None else attn.gate(own).sigmoid()
-        return Reading(q, k, v, keys, gate, attn.attn_drop.p if attn.training else 0.0)
+        return BlockQKV(q, k, v, keys, gate, attn.attn_drop.p if attn.training else 0.0)
 
-    def attention_out(self, attended: Tensor, attention: Reading, x: Tensor) -> Tensor:
+    def attention_out(self, attended: Tensor, attention: BlockQKV, x: Tensor) -> Tensor:
         block, attn = self.block, self.block.attn
         out = _through(attn, "norm", attended.transpose(1, 2).flatten(2))
         if attention.gate is not None:
@@ -135,10 +137,10 @@ def _heads(attn: Any, q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, ...]:
     return tuple(part.unflatten(2, (-1, size)).transpose(1, 2) for part in (q, k, v))
 
 
-def _project_some(attn: Any, x: Tensor, asking: Tensor) -> tuple[Tensor, ...]:
-    """Keys and values of all tokens, queries of the rows `asking` (B, M) alone."""
+def _project_some(attn: Any, x: Tensor, query_rows: Tensor) -> tuple[Tensor, ...]:
+    """Keys and values of all tokens, queries of the rows `query_rows` (B, M) alone."""
     if getattr(attn, "q_proj", None) is not None:
-        few = rows(x, asking)
+        few = rows(x, query_rows)
         q, k, v = attn.q_proj(few), attn.k_proj(x), attn.v_proj(x)
     elif plain_linear(attn.qkv):
         # One matrix holds the three projections: its rows are taken apart.
@@ -148,17 +150,17 @@ def _project_some(attn: Any, x: Tensor, asking: Tensor) -> tuple[Tensor, ...]:
             own = torch.cat((attn.q_bias, attn.k_bias, attn.v_bias))
             bias = own if bias is None else bias + own
         width = weight.shape[0] // 3
-        q = F.linear(rows(x, asking), weight[:width], None if bias is None else bias[:width])
+        q = F.linear(rows(x, query_rows), weight[:width], None if bias is None else bias[:width])
         k, v = F.linear(x, weight[width:], None if bias is None else bias[width:]).chunk(2, dim=-1)
     else:  # a layer that somebody put in its place: it is called as it is
         q, k, v = _project(attn, x)
-        return q.gather(2, asking[:, None, :, None].expand(-1, q.shape[1], -1, q.shape[3])), k, v
+        return q.gather(2, query_rows[:, None, :, None].expand(-1, q.shape[1], -1, q.shape[3])), k, v
     return _heads(attn, q, k, v)
 
 
-def _some(rope: Tensor, asking: Tensor, prefix: int) -> Tensor:
-    """The rows of a rotary table at which the tokens `asking` (B, M), prefix first, stand."""
-    patches = asking[:, prefix:] - prefix
+def _some(rope: Tensor, query_rows: Tensor, prefix: int) -> Tensor:
+    """The rows of a rotary table at which the tokens `query_rows` (B, M), prefix first, stand."""
+    patches = query_rows[:, prefix:] - prefix
     if rope.ndim == 2:  # (P, D)
         return rope[patches].unsqueeze(1)
     if rope.ndim == 3:  # (H, P, D)

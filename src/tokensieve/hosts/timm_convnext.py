@@ -27,10 +27,10 @@ class ConvNeXtPixels(PixelBlock):
         super().__init__(block)
         self.each, self.shown = not isinstance(block.mlp, GlobalResponseNormMlp), block.conv_dw
 
-    def around(self, x: Tensor) -> tuple[Tensor, Tensor]:
+    def spatial(self, x: Tensor) -> tuple[Tensor, Tensor]:
         return x.permute(0, 2, 3, 1), self.block.conv_dw(x).permute(0, 2, 3, 1)
 
-    def pixel(self, y: Tensor) -> Tensor:
+    def pointwise(self, y: Tensor) -> Tensor:
         block = self.block
         if block.use_conv_mlp:
             # (B, C, 1, K) of these strides counts as channels last; (B, C, K, 1) does not, and would be copied

@@ -18,24 +18,24 @@ from .staged import PixelBlock, Stage, StagedHost, checkpointed
 class SwinPixels(PixelBlock):
     """Attention in (shifted) windows, then an MLP on each pixel, its norm in front."""
 
-    def around(self, x: Tensor) -> tuple[Tensor, Tensor]:
+    def spatial(self, x: Tensor) -> tuple[Tensor, Tensor]:
         block = self.block
         x = x + block.drop_path1(block._attn(block.norm1(x)))
         return x, x
 
-    def pixel(self, y: Tensor) -> Tensor:
+    def pointwise(self, y: Tensor) -> Tensor:
         return self.block.drop_path2(self.block.mlp(self.block.norm2(y)))
 
 
 class SwinV2Pixels(SwinPixels):
     """The same with the norms behind."""
 
-    def around(self, x: Tensor) -> tuple[Tensor, Tensor]:
+    def spatial(self, x: Tensor) -> tuple[Tensor, Tensor]:
         block = self.block
         x = x + block.drop_path1(block.norm1(block._attn(x)))
         return x, x
 
-    def pixel(self, y: Tensor) -> Tensor:
+    def pointwise(self, y: Tensor) -> Tensor:
         return self.block.drop_path2(self.block.norm2(self.block.mlp(y)))
 
 

@@ -7,7 +7,7 @@ from typing import Any
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..attention import Attention
+from ..attention import BlockQKV
 from ..tokens import rows
 
 
@@ -23,14 +23,14 @@ def why_closed(attn: Any) -> str | None:
     return None
 
 
-def read(attn: Any, x: Tensor, asking: Tensor | None) -> Attention:
-    """Queries of the rows `asking` (B, M) of x (B, N, d), or of all, with the keys and values of all."""
-    own, width = x if asking is None else rows(x, asking), attn.embed_dim
+def read(attn: Any, x: Tensor, query_rows: Tensor | None) -> BlockQKV:
+    """Queries of the rows `query_rows` (B, M) of x (B, N, d), or of all, with the keys and values of all."""
+    own, width = x if query_rows is None else rows(x, query_rows), attn.embed_dim
     weight, bias = attn.in_proj_weight, attn.in_proj_bias
     q = F.linear(own, weight[:width], None if bias is None else bias[:width])
     k, v = F.linear(x, weight[width:], None if bias is None else bias[width:]).chunk(2, dim=-1)
     q, k, v = (part.unflatten(2, (attn.num_heads, -1)).transpose(1, 2) for part in (q, k, v))
-    return Attention(q, k, v, keys=k, dropout=attn.dropout if attn.training else 0.0)
+    return BlockQKV(q, k, v, keys=k, dropout=attn.dropout if attn.training else 0.0)
 
 
 def write(attn: Any, attended: Tensor) -> Tensor:

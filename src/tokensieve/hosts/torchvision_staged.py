@@ -102,10 +102,10 @@ class CNPixels(PixelBlock):
     def bypassed(self) -> Sequence[nn.Module]:
         return (self.block, self.inner, self.inner[1], self.inner[6])
 
-    def around(self, x: Tensor) -> tuple[Tensor, Tensor]:
+    def spatial(self, x: Tensor) -> tuple[Tensor, Tensor]:
         return x.permute(0, 2, 3, 1), self.inner[0](x).permute(0, 2, 3, 1)
 
-    def pixel(self, y: Tensor) -> Tensor:
+    def pointwise(self, y: Tensor) -> Tensor:
         for index in range(2, 6):
             y = self.inner[index](y)
         return self.block.stochastic_depth(self.block.layer_scale.flatten() * y)
@@ -136,24 +136,24 @@ class TorchvisionConvNeXt(TorchvisionStaged):
 class SwinPixels(PixelBlock):
     """Attention in (shifted) windows, then an MLP on each pixel, its norm in front."""
 
-    def around(self, x: Tensor) -> tuple[Tensor, Tensor]:
+    def spatial(self, x: Tensor) -> tuple[Tensor, Tensor]:
         block = self.block
         x = x + block.stochastic_depth(block.attn(block.norm1(x)))
         return x, x
 
-    def pixel(self, y: Tensor) -> Tensor:
+    def pointwise(self, y: Tensor) -> Tensor:
         return self.block.stochastic_depth(self.block.mlp(self.block.norm2(y)))
 
 
 class SwinV2Pixels(PixelBlock):
     """The same with the norms behind."""
 
-    def around(self, x: Tensor) -> tuple[Tensor, Tensor]:
+    def spatial(self, x: Tensor) -> tuple[Tensor, Tensor]:
         block = self.block
         x = x + block.stochastic_depth(block.norm1(block.attn(x)))
         return x, x
 
-    def pixel(self, y: Tensor) -> Tensor:
+    def pointwise(self, y: Tensor) -> Tensor:
         return self.block.stochastic_depth(self.block.norm2(self.block.mlp(y)))
 
 

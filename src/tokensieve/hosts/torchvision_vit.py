@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torchvision.models.vision_transformer import Encoder, EncoderBlock, VisionTransformer
 
 from .._frozen import replace
-from ..attention import Attention
+from ..attention import BlockQKV
 from ..errors import UnsupportedHost
 from ..tokens import Tokens
 from .base import Host, HostBlock
@@ -72,10 +72,10 @@ class TorchvisionBlock(HostBlock):
     def __call__(self, tokens: Tokens) -> Tensor:
         return self.block(tokens.x)
 
-    def qkv(self, tokens: Tokens, asking: Tensor | None = None) -> Attention:
-        return read(self.block.self_attention, self.block.ln_1(tokens.x), asking)
+    def qkv(self, tokens: Tokens, query_rows: Tensor | None = None) -> BlockQKV:
+        return read(self.block.self_attention, self.block.ln_1(tokens.x), query_rows)
 
-    def attention_out(self, attended: Tensor, attention: Attention, x: Tensor) -> Tensor:
+    def attention_out(self, attended: Tensor, attention: BlockQKV, x: Tensor) -> Tensor:
         return x + self.block.dropout(write(self.block.self_attention, attended))
 
     def mlp(self, x: Tensor) -> Tensor:

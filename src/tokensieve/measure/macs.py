@@ -85,7 +85,7 @@ def _parts(
     """What the papers count, the host on as many tokens; what comes on top, the map and layers of a method's own."""
     total = count(fast.model, lambda: [limit(some) for limit, some in lengths], **settings)
     if fast.significance is not None and proposal:
-        total += count(fast.significance, fast.asking(images), **settings)
+        total += count(fast.significance, fast.map_call(images), **settings)
     if fast.parts:
         total += count(fast, partial(fast, images), only=fast.parts.modules(), **settings)
     return total

@@ -96,7 +96,7 @@ def _race(
         "limit": partial(limit if limit is not None else SlicingLimit.on(itself, images), images),
     }
     if itself.significance is not None:
-        contestants["proposal"] = itself.asking(images)
+        contestants["proposal"] = itself.map_call(images)
     return interleaved(contestants, **settings)
 
 

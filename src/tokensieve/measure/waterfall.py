@@ -97,7 +97,7 @@ class _Rung:
         if self.limit is not None:
             calls["limit"] = partial(self.limit, self.images)
             if self.sieved.significance is not None and not self.compiled:
-                calls["map"] = self.sieved.asking(self.images)
+                calls["map"] = self.sieved.map_call(self.images)
         return calls
 
 

@@ -1,7 +1,7 @@
 """What happens to tokens: one file a method. To add one, write its file and name it here."""
 
 from .ats import ATS
-from .base import METHODS, BaseMethod, Here, Method, PixelMethod, register
+from .base import METHODS, BaseMethod, Method, PixelMethod, TokenSite, register
 from .corrected import Corrected
 from .diffrate import DiffRate
 from .dtop import DToP
@@ -39,7 +39,6 @@ __all__ = [
     "Evidence",
     "ExitEvidence",
     "Guarded",
-    "Here",
     "MapEvidence",
     "Method",
     "PaPr",
@@ -51,5 +50,6 @@ __all__ = [
     "Scored",
     "ToFu",
     "ToMe",
+    "TokenSite",
     "register",
 ]

@@ -12,7 +12,7 @@ from .._frozen import replace
 from .._recording import recording
 from ..errors import RecipeError
 from ..tokens import Tokens
-from .base import AttentionEvidence, Here, Method, Place, register
+from .base import AttentionEvidence, Method, Place, TokenSite, register
 from .matching import ranked
 from .schedule import Layers, blocks, layers_field
 
@@ -51,13 +51,13 @@ class ATS(Method[AttentionEvidence]):
         if not isinstance(self.tokens, int) or isinstance(self.tokens, bool) or self.tokens < 2:
             raise RecipeError(f"ats: tokens must be a whole number from 2 up, prefix included, not {self.tokens!r}.")
 
-    def left(self, here: Here) -> int:
-        return min(here.tokens, max(self.tokens, here.prefix + 1)) if self.acts(here) else here.tokens
+    def left(self, site: TokenSite) -> int:
+        return min(site.tokens, max(self.tokens, site.prefix + 1)) if self.acts(site) else site.tokens
 
-    def acts(self, here: Here) -> bool:
+    def acts(self, site: TokenSite) -> bool:
         """In all its blocks, since levels that fall together leave fewer tokens even where no fewer are asked for."""
-        default = range(here.depth // 4, here.depth)
-        return here.block in blocks(self.layers, here.depth, default) and here.tokens > here.prefix + 1
+        default = range(site.depth // 4, site.depth)
+        return site.block in blocks(self.layers, site.depth, default) and site.tokens > site.prefix + 1
 
     @property
     def varies(self) -> bool:
@@ -66,7 +66,7 @@ class ATS(Method[AttentionEvidence]):
     def reduce(self, tokens: Tokens, left: int, evidence: AttentionEvidence) -> Tokens:
         attention, prefix = evidence.attention, tokens.prefix
         length = attention.v.to(torch.promote_types(attention.v.dtype, torch.float32)).square().sum((1, 3)).sqrt()
-        scores = (attention.row().sum(1) * length)[:, prefix:]
+        scores = (attention.query_probabilities().sum(1) * length)[:, prefix:]
         real = tokens.real
         index, count = sample(scores, max(self.tokens - prefix, 1), None if real is None else real[:, prefix:])
         index = index[:, : left - prefix]

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Generic, Literal, NamedTuple, P
 
 from torch import Tensor, nn
 
-from ..attention import Attention
+from ..attention import BlockQKV
 from ..errors import RecipeError, UnsupportedHost, nearest
 from ..pixels import Pixels
 from ..tokens import Tokens
@@ -28,12 +28,12 @@ __all__ = [
     "E",
     "Evidence",
     "ExitEvidence",
-    "Here",
     "MapEvidence",
     "Method",
     "PixelMethod",
+    "PixelSite",
     "Place",
-    "There",
+    "TokenSite",
     "make",
     "register",
 ]
@@ -42,7 +42,7 @@ E = TypeVar("E", bound=Evidence)
 """What a method looks at: `Evidence`, `MapEvidence`, `AttentionEvidence` or `ExitEvidence`, by its place."""
 
 
-class Here(NamedTuple):
+class TokenSite(NamedTuple):
     """Where a method is asked how many tokens it leaves: integers alone, known before the first image."""
 
     block: int
@@ -56,7 +56,7 @@ class Here(NamedTuple):
     """Of the image, before anything acted."""
 
 
-class There(NamedTuple):
+class PixelSite(NamedTuple):
     """Where a method is asked how many pixels it chooses, on a host with stages: integers alone."""
 
     stage: int
@@ -212,12 +212,12 @@ class Method(BaseMethod, Generic[E]):
     """Why the head must read nothing but prefix tokens, as the end of a sentence; empty where it need not."""
 
     @abstractmethod
-    def left(self, here: Here) -> int:
+    def left(self, site: TokenSite) -> int:
         """How many of `here.tokens` remain after this method; the answer `here.tokens` means that it does not act."""
 
-    def acts(self, here: Here) -> bool:
+    def acts(self, site: TokenSite) -> bool:
         """Whether it acts here at all."""
-        return self.left(here) < here.tokens
+        return self.left(site) < site.tokens
 
     @property
     def varies(self) -> bool:
@@ -228,16 +228,16 @@ class Method(BaseMethod, Generic[E]):
     def reduce(self, tokens: Tokens, left: int, evidence: E) -> Tokens:
         """Reduce to `left` tokens, prefix included. Called only where the method acts."""
 
-    def attend(self, attention: Attention) -> tuple[Tensor, Tensor]:
-        """For methods that `attend`: the attention's output (B, H, M, d_h), and what `reduce` gets as `found`."""
+    def attend(self, attention: BlockQKV) -> tuple[Tensor, Tensor]:
+        """For methods that `attend`: the attention's output (B, H, M, d_h), and the evidence's `attention_scores`."""
         raise NotImplementedError
 
     def prepare(self, tokens: Tokens) -> Tensor | None:
-        """What to remember of the embedded patches, all of them, before anything acts; `reduce` gets it as `memory`."""
+        """What to remember of the embedded patches, all of them, before anything acts: the evidence's `prepared`."""
         return None
 
     def build(self, width: int, depth: int, pretrained: bool) -> nn.Module | None:
-        """Learned layers of the method's own, for `depth` blocks of `width` channels; `reduce` gets them as `part`.
+        """Learned layers of the method's own, for `depth` blocks of `width` channels; `reduce` gets them as `module`.
 
         With `pretrained` False they may be random, for measuring cost alone. Weights come from the file that a setting
         called `weights` names, by `methods.weights.load_part`: recipes are then saved with what was trained.
@@ -281,12 +281,12 @@ class PixelMethod(BaseMethod):
     on_pixels: ClassVar[bool] = True
 
     @abstractmethod
-    def chooses(self, there: There) -> int | None:
+    def chooses(self, site: PixelSite) -> int | None:
         """How many pixels it chooses in front of this block, until it chooses again or the stage ends; None where it
         does not."""
 
     @abstractmethod
-    def choose(self, x: Tensor, count: int, there: There, evidence: Any) -> Pixels:
+    def choose(self, x: Tensor, count: int, site: PixelSite, evidence: Any) -> Pixels:
         """Choose `count` pixels of the map x (B, H, W, C) that goes into this block.
 
         `evidence` is a `MapEvidence` for methods with `needs_significance`, an `Evidence` for others.

@@ -13,7 +13,7 @@ from torch import nn
 from .._frozen import replace
 from ..errors import RecipeError
 from ..tokens import Tokens
-from .base import Evidence, Here, Method, Place, register
+from .base import Evidence, Method, Place, TokenSite, register
 from .weights import load_part
 
 CORRECTION = "correction.safetensors"
@@ -43,11 +43,11 @@ class Corrected(Method[Evidence]):
     needs_class_token: ClassVar[bool] = True
     files: ClassVar[Mapping[str, str]] = {"weights": "sha256"}
 
-    def left(self, here: Here) -> int:
-        return here.tokens
+    def left(self, site: TokenSite) -> int:
+        return site.tokens
 
-    def acts(self, here: Here) -> bool:
-        return here.block == here.depth - 1
+    def acts(self, site: TokenSite) -> bool:
+        return site.block == site.depth - 1
 
     def build(self, width: int, depth: int, pretrained: bool) -> nn.Module:
         if self.weights is None and pretrained:
@@ -62,4 +62,4 @@ class Corrected(Method[Evidence]):
 
     def reduce(self, tokens: Tokens, left: int, evidence: Evidence) -> Tokens:
         first = tokens.x[:, :1]
-        return replace(tokens, x=torch.cat([first + evidence.part(first), tokens.x[:, 1:]], dim=1))
+        return replace(tokens, x=torch.cat([first + evidence.module(first), tokens.x[:, 1:]], dim=1))

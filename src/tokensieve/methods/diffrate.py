@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from ..tokens import Tokens
-from .base import AttentionEvidence, Here, Method, Place, register
+from .base import AttentionEvidence, Method, Place, TokenSite, register
 from .matching import in_order, keep_best, metric, product, ranked, similarity
 from .schedule import Layers, Schedule, at, layers_field, schedule_field
 
@@ -38,8 +38,8 @@ class DiffRate(Method[AttentionEvidence]):
         dropped = min(at(self.drop, self.layers, block, depth), max(patches - 1, 0))
         return dropped, min(at(self.merge, self.layers, block, depth), (patches - dropped) // 2)
 
-    def left(self, here: Here) -> int:
-        return here.tokens - sum(self._counts(here.block, here.depth, here.tokens - here.prefix))
+    def left(self, site: TokenSite) -> int:
+        return site.tokens - sum(self._counts(site.block, site.depth, site.tokens - site.prefix))
 
     def reduce(self, tokens: Tokens, left: int, evidence: AttentionEvidence) -> Tokens:
         prefix, patches = tokens.prefix, tokens.x.shape[1] - tokens.prefix

@@ -12,7 +12,7 @@ from torch import Tensor
 from ..errors import RecipeError
 from ..padding import compact
 from ..tokens import Tokens
-from .base import BaseMethod, ExitEvidence, Here, HostFacts, Method, Place, register
+from .base import BaseMethod, ExitEvidence, HostFacts, Method, Place, TokenSite, register
 from .matching import ranked
 from .schedule import Layers, blocks, layers_field, shares_field
 
@@ -83,17 +83,17 @@ class DToP(Method[ExitEvidence]):
     def varies(self) -> bool:
         return self.budget is None
 
-    def acts(self, here: Here) -> bool:
+    def acts(self, site: TokenSite) -> bool:
         if self.budget is not None:
-            return self.left(here) < here.tokens
-        return (stage := self._stage(here.block, here.depth)) is not None and _at(self.threshold, stage) < 1
+            return self.left(site) < site.tokens
+        return (stage := self._stage(site.block, site.depth)) is not None and _at(self.threshold, stage) < 1
 
-    def left(self, here: Here) -> int:
+    def left(self, site: TokenSite) -> int:
         """All that have arrived, where the images decide."""
-        stage = self._stage(here.block, here.depth)
+        stage = self._stage(site.block, site.depth)
         if self.budget is None or stage is None:
-            return here.tokens
-        return here.prefix + min(max(round(_at(self.budget, stage) * here.patches), 1), here.tokens - here.prefix)
+            return site.tokens
+        return site.prefix + min(max(round(_at(self.budget, stage) * site.patches), 1), site.tokens - site.prefix)
 
     def _stage(self, block: int, depth: int) -> int | None:
         """Which of the exits a block is."""

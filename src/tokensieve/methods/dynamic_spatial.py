@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from ..errors import RecipeError
 from ..pixels import Pixels
-from .base import Evidence, PixelMethod, There, register
+from .base import Evidence, PixelMethod, PixelSite, register
 from .dynamicvit import Predictor, check_predictors
 from .matching import ranked
 from .schedule import check_share, shares_field, tuple_field
@@ -71,21 +71,21 @@ class DynamicSpatial(PixelMethod):
         step = max(1, depth // 9)
         return (step, 2 * step, 3 * step) if self.layers is None else self.layers
 
-    def chooses(self, there: There) -> int | None:
-        blocks = self._blocks(there.depth)
-        if there.stage != STAGE or there.block not in blocks:
+    def chooses(self, site: PixelSite) -> int | None:
+        blocks = self._blocks(site.depth)
+        if site.stage != STAGE or site.block not in blocks:
             return None
         shares = self._shares(len(blocks))
-        share = shares[blocks.index(there.block)]
-        return None if min(shares) == 1 else max(int(there.pixels * share), 1)
+        share = shares[blocks.index(site.block)]
+        return None if min(shares) == 1 else max(int(site.pixels * share), 1)
 
-    def choose(self, x: Tensor, count: int, there: There, evidence: Evidence) -> Pixels:
-        part: Paths = evidence.part
+    def choose(self, x: Tensor, count: int, site: PixelSite, evidence: Evidence) -> Pixels:
+        part: Paths = evidence.module
         with torch.no_grad():
-            score = part.predictors[self._blocks(there.depth).index(there.block)](x.flatten(1, 2))[:, :, 0].float()
+            score = part.predictors[self._blocks(site.depth).index(site.block)](x.flatten(1, 2))[:, :, 0].float()
         order = ranked(score)
         index, rest = (half.sort(dim=1).values for half in (order[:, :count], order[:, count:]))
-        return Pixels(index, there.pixels, "keep", rest, part.fast)
+        return Pixels(index, site.pixels, "keep", rest, part.fast)
 
     def build_for_stages(self, widths: Sequence[int], depths: Sequence[int], pretrained: bool) -> nn.Module | None:
         blocks = self._blocks(depths[STAGE])

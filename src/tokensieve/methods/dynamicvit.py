@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from ..errors import RecipeError
 from ..tokens import Tokens
-from .base import Evidence, Here, Place, register
+from .base import Evidence, Place, TokenSite, register
 from .ranking import Scored
 from .schedule import Layers, blocks, layers_field, quarters, shares_field
 from .weights import load_part
@@ -49,16 +49,16 @@ class DynamicViT(Scored[Evidence]):
     def _stages(self, depth: int) -> tuple[int, ...]:
         return tuple(blocks(self.layers, depth, quarters(depth)))
 
-    def kept(self, here: Here) -> int | None:
-        stages = self._stages(here.depth)
-        if here.block not in stages:
+    def kept(self, site: TokenSite) -> int | None:
+        stages = self._stages(site.depth)
+        if site.block not in stages:
             return None
-        stage = stages.index(here.block)
+        stage = stages.index(site.block)
         if not isinstance(self.keep, tuple):
             share = self.keep ** (stage + 1)
         else:
             share = self.keep[min(stage, len(self.keep) - 1)]
-        return int(here.patches * share)
+        return int(site.patches * share)
 
     def build(self, width: int, depth: int, pretrained: bool) -> nn.Module:
         predictors = nn.ModuleList(Predictor(width) for _ in self._stages(depth))
@@ -69,7 +69,7 @@ class DynamicViT(Scored[Evidence]):
         return predictors
 
     def score(self, tokens: Tokens, evidence: Evidence) -> Tensor:
-        predictor = evidence.part[self._stages(evidence.depth).index(evidence.block)]
+        predictor = evidence.module[self._stages(evidence.depth).index(evidence.block)]
         with torch.no_grad():
             return predictor(tokens.x[:, tokens.prefix :])[:, :, 0].float()
 

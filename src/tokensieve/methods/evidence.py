@@ -7,7 +7,7 @@ from typing import Any, Self
 
 from torch import Tensor
 
-from ..attention import Attention
+from ..attention import BlockQKV
 from ..tokens import Tokens
 
 
@@ -18,14 +18,14 @@ class Evidence:
     block: int = 0
     """Where it acts, counted from 0; `depth` blocks in all."""
     depth: int = 1
-    memory: Any = None
+    prepared: Any = None
     """What the method's own `prepare` gave before block 0."""
-    part: Any = None
+    module: Any = None
     """The method's own learned layers, from `build`."""
 
     def of(self, images: Tensor, count: int) -> Self:
         """The same of these images (B',) int64, of which each has `count` tokens now."""
-        return self if self.memory is None else replace(self, memory=self.memory[images])
+        return self if self.prepared is None else replace(self, prepared=self.prepared[images])
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,27 +54,28 @@ class ExitEvidence(Evidence):
 class AttentionEvidence(Evidence):
     """Inside a block, once its attention can be looked at."""
 
-    attention: Attention
+    attention: BlockQKV
     """What this block's attention reads."""
-    found: Any = None
+    attention_scores: Any = None
     """What the method's own `attend` told beside its output."""
 
     def of(self, images: Tensor, count: int) -> Self:
-        found = None if self.found is None else self.found[images][:, : self.attention.keys_of(images)]
-        return replace(super().of(images, count), attention=self.attention.of(images, count), found=found)
+        scores, keys = self.attention_scores, self.attention.keys_of(images)
+        scores = None if scores is None else scores[images][:, :keys]
+        return replace(super().of(images, count), attention=self.attention.of(images, count), attention_scores=scores)
 
     def keys(self, tokens: Tokens) -> Tensor:
         """(B, H, N, d_h) the tokens' keys, before rotary embedding; of a merged token its destination's."""
         keys = self.attention.keys
-        if tokens.row is None:
+        if tokens.block_rows is None:
             return keys
-        return keys.gather(2, tokens.row[:, None, :, None].expand(-1, keys.shape[1], -1, keys.shape[3]))
+        return keys.gather(2, tokens.block_rows[:, None, :, None].expand(-1, keys.shape[1], -1, keys.shape[3]))
 
     def class_attention(self) -> Tensor:
         """(B, N) how much the class token attends to each of the block's tokens, mean over heads, fp32 or more."""
-        return self.attention.row().mean(1)
+        return self.attention.query_probabilities().mean(1)
 
     @staticmethod
     def follow(values: Tensor, tokens: Tokens) -> Tensor:
         """(B, N) numbers of the block's tokens as it began -> of its tokens now."""
-        return values if tokens.row is None else values.gather(1, tokens.row)
+        return values if tokens.block_rows is None else values.gather(1, tokens.block_rows)

@@ -8,7 +8,7 @@ from typing import ClassVar
 from torch import Tensor
 
 from ..tokens import Tokens
-from .base import AttentionEvidence, Here, register
+from .base import AttentionEvidence, TokenSite, register
 from .ranking import Ranking
 
 
@@ -33,8 +33,8 @@ class EViT(Ranking[AttentionEvidence]):
     merges: ClassVar[bool] = True
     by_score: ClassVar[bool] = True
 
-    def kept(self, here: Here) -> int | None:
-        count = super().kept(here)
+    def kept(self, site: TokenSite) -> int | None:
+        count = super().kept(site)
         return None if count is None else count + self.fuse
 
     def score(self, tokens: Tokens, evidence: AttentionEvidence) -> Tensor:

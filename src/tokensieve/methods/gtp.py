@@ -11,10 +11,10 @@ from torch import Tensor
 
 from .._frozen import replace
 from .._recording import whole
-from ..attention import Attention
+from ..attention import BlockQKV
 from ..errors import RecipeError
 from ..tokens import Tokens, rows
-from .base import AttentionEvidence, Here, Method, Place, register
+from .base import AttentionEvidence, Method, Place, TokenSite, register
 from .matching import metric, product, ranked
 from .schedule import Layers, Schedule, at, layers_field, schedule_field
 
@@ -63,9 +63,9 @@ class GTP(Method[AttentionEvidence]):
         if self.graph not in ("mixed", "spatial", "semantic"):
             raise RecipeError(f"gtp: graph must be mixed, spatial or semantic, not {self.graph!r}.")
 
-    def left(self, here: Here) -> int:
-        most = max(here.tokens - here.prefix - 1, 0)
-        return here.tokens - min(at(self.r, self.layers, here.block, here.depth), most)
+    def left(self, site: TokenSite) -> int:
+        most = max(site.tokens - site.prefix - 1, 0)
+        return site.tokens - min(at(self.r, self.layers, site.block, site.depth), most)
 
     def prepare(self, tokens: Tokens) -> Tensor:
         """(B, P, P) the normalised graph of the embedded patches."""
@@ -82,11 +82,11 @@ class GTP(Method[AttentionEvidence]):
         scale = edges.sum(2).clamp(min=1).rsqrt()
         return scale[:, :, None] * edges * scale[:, None, :]
 
-    def attend(self, attention: Attention) -> tuple[Tensor, Tensor]:
+    def attend(self, attention: BlockQKV) -> tuple[Tensor, Tensor]:
         """The attention's output, and (B, N) how hard each token is to replace."""
         outputs, itself, received = [], [], []
         for head in range(attention.q.shape[1]):
-            matrix = attention.head(head)
+            matrix = attention.head_probabilities(head)
             if self.sparsity < 1:
                 matrix = sparse(matrix, self.sparsity)
             value = attention.v[:, head]
@@ -97,8 +97,8 @@ class GTP(Method[AttentionEvidence]):
         return torch.stack(outputs, dim=1), score
 
     def reduce(self, tokens: Tokens, left: int, evidence: AttentionEvidence) -> Tokens:
-        prefix, graph = tokens.prefix, evidence.memory
-        score = evidence.follow(evidence.found, tokens)[:, prefix:]
+        prefix, graph = tokens.prefix, evidence.prepared
+        score = evidence.follow(evidence.attention_scores, tokens)[:, prefix:]
         order = ranked(score)
         kept, gone = order[:, : left - prefix], order[:, left - prefix :]
         at_kept, at_gone = (

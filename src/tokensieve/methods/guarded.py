@@ -7,7 +7,7 @@ from typing import ClassVar, Literal
 
 from ..errors import RecipeError
 from ..tokens import Tokens
-from .base import AttentionEvidence, Here, register
+from .base import AttentionEvidence, TokenSite, register
 from .matching import bipartite_match, keep_best, metric, similarity
 from .merging import Merging
 from .schedule import Schedule, at, schedule_field
@@ -48,9 +48,9 @@ class Guarded(Merging):
         if self.metric not in ("tokens", "keys"):
             raise RecipeError(f"guarded: metric must be tokens or keys, not {self.metric!r}.")
 
-    def left(self, here: Here) -> int:
-        merged = super().left(here)
-        return merged - min(at(self.drop, self.layers, here.block, here.depth), max(merged - here.prefix - 1, 0))
+    def left(self, site: TokenSite) -> int:
+        merged = super().left(site)
+        return merged - min(at(self.drop, self.layers, site.block, site.depth), max(merged - site.prefix - 1, 0))
 
     def reduce(self, tokens: Tokens, left: int, evidence: AttentionEvidence) -> Tokens:
         prefix, count = tokens.prefix, tokens.x.shape[1]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from .base import AttentionEvidence, Here, Method, Place
+from .base import AttentionEvidence, Method, Place, TokenSite
 from .schedule import Layers, Schedule, at, layers_field, schedule_field
 
 
@@ -19,6 +19,6 @@ class Merging(Method[AttentionEvidence]):
     place: ClassVar[Place] = "inside"
     merges: ClassVar[bool] = True
 
-    def left(self, here: Here) -> int:
-        r = at(self.r, self.layers, here.block, here.depth)
-        return here.tokens - min(r, (here.tokens - here.prefix) // 2)
+    def left(self, site: TokenSite) -> int:
+        r = at(self.r, self.layers, site.block, site.depth)
+        return site.tokens - min(r, (site.tokens - site.prefix) // 2)

@@ -13,7 +13,7 @@ from .._recording import recording
 from ..errors import InputError, RecipeError, nearest
 from ..pixels import Background, Pixels
 from ..tokens import Tokens
-from .base import SHORTHANDS, Here, MapEvidence, PixelMethod, There, register
+from .base import SHORTHANDS, MapEvidence, PixelMethod, PixelSite, TokenSite, register
 from .matching import ranked
 from .ranking import Scored
 from .schedule import shares_field, tuple_field
@@ -116,33 +116,33 @@ class PaPr(Scored[MapEvidence], PixelMethod):
     def by_score(self) -> bool:
         return self.order == "significance"
 
-    def kept(self, here: Here) -> int | None:
+    def kept(self, site: TokenSite) -> int | None:
         if isinstance(self.keep, tuple) or self.stages is not None or self.background is not None:
             raise RecipeError(
                 "papr: a share for each stage, stages= and background= are for models with stages, such as ConvNeXt "
                 "and Swin; this one has none."
             )
-        return None if here.block != 0 or self.keep == 1 else int(here.tokens * self.keep)
+        return None if site.block != 0 or self.keep == 1 else int(site.tokens * self.keep)
 
     def score(self, tokens: Tokens, evidence: MapEvidence) -> Tensor:
         # The batch is named once more, as the tokens know it: a compiler that carries the map's own long expression
         # for it through every block takes forever.
         return finite(evidence.significance.view(tokens.x.shape[0], -1))
 
-    def chooses(self, there: There) -> int | None:
-        stages = tuple(range(there.stages)) if self.stages is None else self.stages
-        if max(stages) >= there.stages:
-            raise RecipeError(f"papr: stages={self.stages} do not exist, the model has {there.stages} stages.")
+    def chooses(self, site: PixelSite) -> int | None:
+        stages = tuple(range(site.stages)) if self.stages is None else self.stages
+        if max(stages) >= site.stages:
+            raise RecipeError(f"papr: stages={self.stages} do not exist, the model has {site.stages} stages.")
         if isinstance(self.keep, tuple) and len(self.keep) != len(stages):
             raise RecipeError(f"papr: {len(self.keep)} shares to keep do not go with the model's {len(stages)} stages.")
-        if there.block != 0 or there.stage not in stages:
+        if site.block != 0 or site.stage not in stages:
             return None
-        share = self.keep[stages.index(there.stage)] if isinstance(self.keep, tuple) else self.keep
-        return None if share == 1 else max(int(there.pixels * share), 1)
+        share = self.keep[stages.index(site.stage)] if isinstance(self.keep, tuple) else self.keep
+        return None if share == 1 else max(int(site.pixels * share), 1)
 
-    def choose(self, x: Tensor, count: int, there: There, evidence: MapEvidence) -> Pixels:
+    def choose(self, x: Tensor, count: int, site: PixelSite, evidence: MapEvidence) -> Pixels:
         index = top_patches(evidence.significance, count).sort(dim=-1).values
-        return Pixels(index, there.pixels, self.background)
+        return Pixels(index, site.pixels, self.background)
 
 
 def top_patches(significance: Tensor, count: int) -> Tensor:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from ..errors import InputError, RecipeError, UnsupportedHost
 from ..tokens import Tokens
-from .base import BaseMethod, Evidence, Here, HostFacts, Method, Place, register
+from .base import BaseMethod, Evidence, HostFacts, Method, Place, TokenSite, register
 
 
 @register
@@ -68,13 +68,13 @@ class PatchSlimming(Method[Evidence]):
         if self.form == "B":
             object.__setattr__(self, "place", "before")
 
-    def left(self, here: Here) -> int:
-        if here.depth != len(self.patches):
+    def left(self, site: TokenSite) -> int:
+        if site.depth != len(self.patches):
             raise RecipeError(
-                f"patch_slimming names the patches of {len(self.patches)} blocks and this model has {here.depth}: "
+                f"patch_slimming names the patches of {len(self.patches)} blocks and this model has {site.depth}: "
                 "search them for this model, with tokensieve slim."
             )
-        return min(here.tokens, here.prefix + len(self.patches[here.block]))
+        return min(site.tokens, site.prefix + len(self.patches[site.block]))
 
     def prepare(self, tokens: Tokens) -> None:
         """Refuse images whose patches are not the ones that were chosen from."""
@@ -91,7 +91,7 @@ class PatchSlimming(Method[Evidence]):
         return _Rows(self.patches)
 
     def reduce(self, tokens: Tokens, left: int, evidence: Evidence) -> Tokens:
-        index = evidence.part.of(evidence.block)
+        index = evidence.module.of(evidence.block)
         return tokens.select(index.expand(tokens.x.shape[0], -1))
 
     def check(self, host: HostFacts, others: Sequence[BaseMethod]) -> None:

@@ -10,7 +10,7 @@ from typing import ClassVar
 from torch import Tensor
 
 from ..tokens import Tokens
-from .base import E, Here, Method, Place
+from .base import E, Method, Place, TokenSite
 from .matching import keep_best, ranked
 from .schedule import Layers, blocks, layers_field, quarters, share_field
 
@@ -20,7 +20,7 @@ class Scored(Method[E]):
     """Keeps the patches of the highest scores; ties go to the lower index. `kept` says how many, `score` which."""
 
     @abstractmethod
-    def kept(self, here: Here) -> int | None:
+    def kept(self, site: TokenSite) -> int | None:
         """How many patches stay here, at least one; None where it does not act."""
 
     @abstractmethod
@@ -32,9 +32,9 @@ class Scored(Method[E]):
         """Whether kept patches come in descending score; else they stay in the order they have."""
         return False
 
-    def left(self, here: Here) -> int:
-        patches, count = here.tokens - here.prefix, self.kept(here)
-        return here.tokens if count is None else here.prefix + min(max(count, 1), patches)
+    def left(self, site: TokenSite) -> int:
+        patches, count = site.tokens - site.prefix, self.kept(site)
+        return site.tokens if count is None else site.prefix + min(max(count, 1), patches)
 
     def reduce(self, tokens: Tokens, left: int, evidence: E) -> Tokens:
         scores, count = self.score(tokens, evidence), left - tokens.prefix
@@ -55,7 +55,7 @@ class Ranking(Scored[E]):
 
     place: ClassVar[Place] = "inside"
 
-    def kept(self, here: Here) -> int | None:
-        if here.block not in blocks(self.layers, here.depth, quarters(here.depth)):
+    def kept(self, site: TokenSite) -> int | None:
+        if site.block not in blocks(self.layers, site.depth, quarters(site.depth)):
             return None
-        return ceil(self.keep * (here.tokens - here.prefix))
+        return ceil(self.keep * (site.tokens - site.prefix))

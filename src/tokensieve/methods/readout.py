@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from ..tokens import Tokens
-from .base import Evidence, Here, Method, Place, register
+from .base import Evidence, Method, Place, TokenSite, register
 
 
 @register
@@ -23,8 +23,8 @@ class Readout(Method[Evidence]):
     needs_prefix_head: ClassVar[str] = "so that the last block must compute them"
     place: ClassVar[Place] = "queries"
 
-    def left(self, here: Here) -> int:
-        return here.prefix if here.block == here.depth - 1 else here.tokens
+    def left(self, site: TokenSite) -> int:
+        return site.prefix if site.block == site.depth - 1 else site.tokens
 
     def reduce(self, tokens: Tokens, left: int, evidence: Evidence) -> Tokens:
         return tokens.take(tokens.places[:, :left])

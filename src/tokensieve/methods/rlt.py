@@ -12,7 +12,7 @@ import torch
 from ..errors import RecipeError, UnsupportedHost
 from ..padding import compact
 from ..tokens import Tokens
-from .base import BaseMethod, Here, HostFacts, MapEvidence, Method, Place, register
+from .base import BaseMethod, HostFacts, MapEvidence, Method, Place, TokenSite, register
 from .papr import finite
 
 
@@ -55,12 +55,12 @@ class RLT(Method[MapEvidence]):
                 "this model reads images."
             )
 
-    def left(self, here: Here) -> int:
+    def left(self, site: TokenSite) -> int:
         """All, where the clips decide."""
-        return here.tokens
+        return site.tokens
 
-    def acts(self, here: Here) -> bool:
-        return here.block == 0 and self.threshold > 0
+    def acts(self, site: TokenSite) -> bool:
+        return site.block == 0 and self.threshold > 0
 
     @property
     def varies(self) -> bool:

@@ -29,7 +29,7 @@ class BlockCost(NamedTuple):
     """1, k, k^2 of a block that cannot be opened; None for all others."""
     projected: tuple[int, int]
     """1, k: norm and projections where all are asked."""
-    asked: tuple[int, int, int]
+    q_proj: tuple[int, int, int]
     """1, k and the asked tokens: the same where fewer are."""
     pair: int
     """k q: attention."""
@@ -39,13 +39,13 @@ class BlockCost(NamedTuple):
     """m."""
 
     def of(self, reads: Reads) -> int:
-        k, asked, q, m = reads
+        k, q_proj, q, m = reads
         if self.whole is not None:
             return self.whole[0] + self.whole[1] * k + self.whole[2] * k * k
-        if asked == k:
+        if q_proj == k:
             projected = self.projected[0] + self.projected[1] * k
         else:
-            projected = self.asked[0] + self.asked[1] * k + self.asked[2] * asked
+            projected = self.q_proj[0] + self.q_proj[1] * k + self.q_proj[2] * q_proj
         return projected + self.pair * k * q + self.query * q + self.mlp * m
 
 
@@ -125,8 +125,8 @@ def _block_cost(model: nn.Module, block: HostBlock, tokens: Tokens) -> BlockCost
     """By differences, which are exact: all counts are whole numbers, and each is linear in each number of tokens."""
     part, n = _Part(model, block, tokens), tokens.prefix + 1
 
-    def macs_of(keys: int, asked: int, queries: int, mlp: int) -> int:
-        return part.count(Reads(keys, asked, queries, mlp))
+    def macs_of(keys: int, q_proj: int, queries: int, mlp: int) -> int:
+        return part.count(Reads(keys, q_proj, queries, mlp))
 
     if block.closed:
         zero, one, two = (macs_of(k, k, k, k) for k in (n, n + 1, n + 2))
@@ -139,12 +139,12 @@ def _block_cost(model: nn.Module, block: HostBlock, tokens: Tokens) -> BlockCost
     pair = at_high - at_low
     query = at_low - pair * low
 
-    def projected(keys: int, asked: int) -> int:
-        queries = n if asked == keys else asked  # a block where fewer are asked has them all attend
-        return macs_of(keys, asked, queries, n) - pair * keys * queries - query * queries - mlp * n
+    def projected(keys: int, q_proj: int) -> int:
+        queries = n if q_proj == keys else q_proj  # a block where fewer are asked has them all attend
+        return macs_of(keys, q_proj, queries, n) - pair * keys * queries - query * queries - mlp * n
 
     all_low, per_key = projected(low, low), projected(high, high) - projected(low, low)
     few = projected(low, n)
-    few_per_key, few_per_asked = projected(high, n) - few, projected(low, n + 1) - few
-    asked = (few - few_per_key * low - few_per_asked * n, few_per_key, few_per_asked)
-    return BlockCost(None, (all_low - per_key * low, per_key), asked, pair, query, mlp)
+    few_per_key, few_per_query = projected(high, n) - few, projected(low, n + 1) - few
+    q_proj = (few - few_per_key * low - few_per_query * n, few_per_key, few_per_query)
+    return BlockCost(None, (all_low - per_key * low, per_key), q_proj, pair, query, mlp)

@@ -106,17 +106,17 @@ class Moments:
     def _step(self, block: int, chunk: list[Tokens], index: Tensor, moment: Tensor | None) -> Tensor:
         """One block further up, where the tokens `index` (m,) are alive after it."""
         tokens = chunk[block]
-        asking = index.expand(len(tokens.x), -1)
-        attention = self.dense.host.blocks[block].qkv(tokens).ask(asking)
+        query_rows = index.expand(len(tokens.x), -1)
+        attention = self.dense.host.blocks[block].qkv(tokens).only_queries(query_rows)
         heads = attention.q.shape[1]
         if self.average:
-            mean = sum(attention.head(head) for head in range(heads)) / heads
+            mean = sum(attention.head_probabilities(head) for head in range(heads)) / heads
             assert isinstance(mean, Tensor)
             return mean if moment is None else moment[:, :, index] @ mean
         alive = None if moment is None else moment[:, index][:, :, index]
         found = torch.zeros((), device=tokens.x.device)
         for head in range(heads):
-            rows = attention.head(head)
+            rows = attention.head_probabilities(head)
             found = found + rows.transpose(1, 2) @ (rows if alive is None else alive @ rows) / heads
         return found
 
@@ -126,7 +126,7 @@ class Moments:
             return exact(chunk[0].x).square().sum(-1)
         size = exact(chunk[block].x).abs()
         attention = self.dense.host.blocks[block].qkv(chunk[block])
-        norms = (attention.head(head) @ size for head in range(attention.q.shape[1]))
+        norms = (attention.head_probabilities(head) @ size for head in range(attention.q.shape[1]))
         return torch.stack([norm.square().sum(-1) for norm in norms]).sum(0)
 
     def _diagonal(self, moment: Tensor) -> Tensor:

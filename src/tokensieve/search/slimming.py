@@ -10,7 +10,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from ..attention import Attention
+from ..attention import BlockQKV
 from ..errors import RecipeError
 from ..measure.macs import macs
 from ..measure.outputs import evaluating
@@ -129,7 +129,7 @@ class _Search:
         self.whole = macs(model, dense.size)
         self._scores: dict[Masks, Tensor] = {}
         self._errors: dict[tuple[int, tuple[int, ...], tuple[int, ...]], float] = {}
-        self._read: tuple[int, list[Attention]] | None = None
+        self._read: tuple[int, list[BlockQKV]] | None = None
 
     def within(self, tolerance: float) -> Slimmed:
         """The search itself, for one tolerance."""
@@ -206,15 +206,17 @@ class _Search:
             if self._read is None or self._read[0] != block:
                 self._read = block, [self.dense.host.blocks[block].qkv(chunk[block]) for chunk in self.dense.chunks]
             pairs = zip(self.dense.chunks, self._read[1], strict=True)
-            read, asking = self.dense.index(keys), self.dense.index(rows)
-            total = sum(self._errors_of(block, chunk, attention, read, asking) for chunk, attention in pairs)
+            read, query_rows = self.dense.index(keys), self.dense.index(rows)
+            total = sum(self._errors_of(block, chunk, attention, read, query_rows) for chunk, attention in pairs)
             self._errors[known] = total / self.dense.images
         return self._errors[known]
 
-    def _errors_of(self, block: int, chunk: list[Tokens], attention: Attention, read: Tensor, asking: Tensor) -> float:
+    def _errors_of(
+        self, block: int, chunk: list[Tokens], attention: BlockQKV, read: Tensor, query_rows: Tensor
+    ) -> float:
         """The errors of one chunk's images, summed."""
         verbs, x = self.dense.host.blocks[block], chunk[block].x
-        heads = attention.ask(asking.expand(len(x), -1))
+        heads = attention.only_queries(query_rows.expand(len(x), -1))
         heads = replace(
             heads,
             k=heads.k[:, :, read],
@@ -222,6 +224,6 @@ class _Search:
             keys=heads.keys[:, :, read],
             bias=None if heads.bias is None else heads.bias[..., read],
         )
-        ours = exact(verbs.rest(heads.attend(), heads, x[:, asking]))
-        theirs = exact(chunk[block + 1].x[:, asking])
+        ours = exact(verbs.rest(heads.attend(), heads, x[:, query_rows]))
+        theirs = exact(chunk[block + 1].x[:, query_rows])
         return float(((ours - theirs).flatten(1).norm(dim=1) / theirs.flatten(1).norm(dim=1)).double().sum())

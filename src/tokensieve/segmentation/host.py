@@ -54,10 +54,10 @@ class SegmenterHost(Host):
     def head(self, tokens: Tokens) -> Any:
         raise NotImplementedError("a segmenter is read level by level")
 
-    def arguments(self, images: Tensor | None, words: dict[str, Any]) -> tuple[Tensor, dict[str, Any]]:
-        fill = {"fill": words.pop("fill")} if "fill" in words else {}
-        images, words = super().arguments(images, words)
-        return images, words | fill
+    def arguments(self, images: Tensor | None, kwargs: dict[str, Any]) -> tuple[Tensor, dict[str, Any]]:
+        fill = {"fill": kwargs.pop("fill")} if "fill" in kwargs else {}
+        images, kwargs = super().arguments(images, kwargs)
+        return images, kwargs | fill
 
     def predict(self, block: int, tokens: Tokens) -> Any:
         tokens, real = self.model.level(block, tokens), tokens.real
@@ -70,7 +70,7 @@ class SegmenterHost(Host):
         size: Sequence[int],
         *,
         fill: str = "nearest",
-        **words: Any,
+        **kwargs: Any,
     ) -> Tensor:
         model, grid = self.model, levels[-1].grid
         if not exits:

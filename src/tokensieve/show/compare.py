@@ -53,7 +53,7 @@ def map_costs(fasts: Mapping[str, Sieved], dense: nn.Module, image: Tensor, seco
     images = image[None].to(like.device, like.dtype)
     calls: dict[str, Any] = {"dense": partial(dense, images)}
     for name, fast in fasts.items():
-        calls[name] = fast.asking(images)
+        calls[name] = fast.map_call(images)
     with evaluating(dense, *fasts.values()):
         times = interleaved(calls, seconds=seconds, min_rounds=3, max_rounds=50)
         size = tuple(image.shape)

@@ -33,7 +33,7 @@ from .rivals import CONTROLS, Rivals, open_rivals, varied
 from .tables import between, brief, giga, header, new_table, units
 
 if TYPE_CHECKING:
-    from .._job import Job
+    from ..model_spec import OpenedModel
 
 Record = dict[str, Any]
 SHOWN, MOST = 5, 12
@@ -50,9 +50,10 @@ SIDES = {
 
 
 def run_demo(
-    job: Job,
+    opened: OpenedModel,
     images: Sequence[str],
     *,
+    pretrained: bool,
     generated: bool,
     scenes: int,
     seed: int,
@@ -60,16 +61,16 @@ def run_demo(
     seconds: float,
     tell: Callable[[str], object],
 ) -> tuple[Record, list[Section], list[Failure]]:
-    """Measure and draw what `job` asks for, on generated scenes and on photographs; `tell` hears what is going on.
+    """Measure and draw a model under its recipe, on generated scenes and on photographs; `tell` hears what is going on.
 
     The photographs are the user's `images`, or those that scikit-image and scikit-learn ship.
     """
-    dense, fast, own = opened = job.open()
-    record = {**job.record(opened), "batch": batch}
+    dense, fast, own = opened
+    record: Record = {"batch": batch}
     size = (3, *own.input_size)
-    settings = {"mean": own.mean, "std": own.std, "pretrained": job.pretrained}
+    settings = {"mean": own.mean, "std": own.std, "pretrained": pretrained}
     recipes = beside(dense, fast.recipe, size, **settings)
-    fasts = open_rivals(dense, recipes, own.mean, own.std, pretrained=job.pretrained)
+    fasts = open_rivals(dense, recipes, own.mean, own.std, pretrained=pretrained)
     named = class_names(dense) if not generated else [str(digit) for digit in range(10)]
     known: Rivals[str] = Rivals(fasts, dense, named)
 
@@ -86,7 +87,7 @@ def run_demo(
         raise nothing_read(asked)
     tell(f"measuring speed for {seconds:g} s")
     first = torch.cat([asked_batches[0].images] * batch)[:batch]
-    record["rows"] = measure_all(dense, fasts, asked_batches, first.to(job.where, job.precision), seconds)
+    record["rows"] = measure_all(dense, fasts, asked_batches, first.to(opened.device, opened.dtype), seconds)
     record["pictures"] = sum(len(one.images) for one in asked_batches)
     tell("drawing")
     if generated:

@@ -27,7 +27,7 @@ from .rivals import Rivals, asks_proposal, ranking
 from .tables import giga, header, new_table, short
 
 if TYPE_CHECKING:
-    from .._job import Job, Opened
+    from ..model_spec import ModelSpec, OpenedModel
     from ..recipe import Recipe
 
 Record = dict[str, Any]
@@ -100,7 +100,9 @@ class Gallery:
     record: Record
 
 
-def explained(opened: Opened, batches: Watched, names: Mapping[str, str], classes: Sequence[str] | None) -> Gallery:
+def explained(
+    opened: OpenedModel, batches: Watched, names: Mapping[str, str], classes: Sequence[str] | None
+) -> Gallery:
     """Each picture under the recipe."""
     dense, fast, own = opened
     sections, pictures = [], []
@@ -163,12 +165,15 @@ def _confidences(pictures: Iterable[Record]) -> Iterable[tuple[float, float]]:
     return ((picture["dense"]["probability"], picture["confidence"]) for picture in pictures)
 
 
-def random_parts(job: Job, recipes: Iterable[Recipe]) -> list[str]:
+def random_parts(spec: ModelSpec, recipes: Iterable[Recipe]) -> list[str]:
     """Which of host and proposal have random weights."""
-    if job.pretrained:
+    if spec.pretrained:
         return []
     asking = [ranking(recipe) for recipe in recipes if asks_proposal(recipe)]
-    parts = {"model": job.weights is None, "proposal": any(method.proposal_weights is None for method in asking)}
+    parts = {
+        "model": spec.weights is None and not spec.model_is_callable,
+        "proposal": any(method.proposal_weights is None for method in asking),
+    }
     return [name for name, random in parts.items() if random]
 
 

@@ -1,0 +1,109 @@
+"""What a `ModelSpec` describes, made: the model of a name or of a callable, in its size, and how it reads images."""
+
+from __future__ import annotations
+
+import inspect
+import pkgutil
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+from torch import nn
+
+from . import zoo
+from ._spec_settings import is_import_path, size_text
+from .data import Preprocessing
+from .errors import InputError, SettingError, SieveError, cause, nearest
+from .zoo.models import load_strictly, read_weights
+
+
+class Loaded(NamedTuple):
+    """A model in evaluation mode; mean and standard deviation of its input, None where only itself may state them."""
+
+    model: Any
+    mean: tuple[float, ...] | None = None
+    std: tuple[float, ...] | None = None
+
+
+def load(
+    name: str, args: Mapping[str, Any], weights: str | None, sha256: Mapping[str, str], *, pretrained: bool
+) -> Loaded:
+    """The model of a name or of an import path, with the weights of a file where one is given."""
+    known = None if weights is None else sha256.get(weights)
+    if not is_import_path(name):
+        return Loaded(*zoo.create(name, weights=weights, sha256=known, pretrained=pretrained, args=args or None))
+    state = None if weights is None else read_weights(weights, known)
+    model = _called(name, args)
+    if state is not None:
+        load_strictly(model, state, f"{weights} into {name}")
+    return Loaded(model.eval())
+
+
+def _called(name: str, args: Mapping[str, Any]) -> nn.Module:
+    """What the callable at an import path returns, which must be a model."""
+    function = _imported(name)
+    try:
+        inspect.signature(function).bind(**args)
+    except TypeError as error:
+        raise SettingError("args", f"are none that {name} takes: {error}.") from None
+    except ValueError:  # of what is written in C nothing is known before
+        pass
+    try:
+        model = function(**args)
+    except SieveError:
+        raise
+    except Exception as error:  # whatever the user's code raises
+        raise InputError(f"{name} failed: {type(error).__name__}: {cause(error)}.") from error
+    if not isinstance(model, nn.Module):
+        raise InputError(f"{name} must return a model (torch.nn.Module), not {type(model).__name__}.")
+    return model
+
+
+def _imported(name: str) -> Any:
+    """The callable at an import path. Raises `SettingError`."""
+    module, _, function = name.partition(":")
+    try:
+        found = pkgutil.resolve_name(name)
+    except ModuleNotFoundError as error:
+        if error.name is None or not f"{module}.".startswith(f"{error.name}."):
+            raise InputError(f"{module} cannot be imported: {cause(error)}.") from error
+        raise SettingError(
+            "model", f"{name}: there is no module {error.name}: install it, or add its folder to PYTHONPATH."
+        ) from None
+    except AttributeError:
+        names = [each for each in vars(pkgutil.resolve_name(module)) if not each.startswith("_")]
+        raise SettingError("model", f"{name}: {module} has no {function}{nearest(function, names)}.") from None
+    except Exception as error:  # whatever runs when the user's module is loaded
+        raise InputError(f"{module} cannot be imported: {type(error).__name__}: {cause(error)}.") from error
+    if not callable(found):
+        raise SettingError("model", f"{name} is no function that returns a model, but {type(found).__name__}.")
+    return found
+
+
+def set_size(model: Any, size: tuple[int, int] | None, name: str) -> None:
+    """Have the model read images of another size, where it must be told."""
+    if size is None:
+        return
+    if hasattr(model, "set_input_size"):
+        patch = model.patch_embed.patch_size
+        if size[0] % patch[0] or size[1] % patch[1]:
+            raise SettingError("size", f"{size_text(size)} does not divide into {name}'s patches of {patch[0]} pixels.")
+        model.set_input_size(img_size=size)
+    maps = getattr(model, "feature_info", None)
+    if maps and min(size) < (least := maps[-1]["reduction"]):
+        raise SettingError("size", f"{size_text(size)} is too small for {name}: give at least {least} pixels.")
+
+
+def preprocessing(
+    loaded: Loaded, chosen: str | Preprocessing, size: tuple[int, int] | None, name: str
+) -> Preprocessing:
+    """How the model reads images."""
+    if isinstance(chosen, Preprocessing):
+        return chosen
+    if loaded.mean is None and not getattr(loaded.model, "pretrained_cfg", None):
+        raise SettingError(
+            "preprocessing",
+            f"of {name} is not known, since {type(loaded.model).__name__} has no pretrained_cfg: give "
+            "preprocessing=Preprocessing(input_size, mean, std), or have the model say it, "
+            'model.pretrained_cfg = {"mean": ..., "std": ...}.',
+        )
+    return Preprocessing.named(chosen, loaded.model, mean=loaded.mean, std=loaded.std, size=size)

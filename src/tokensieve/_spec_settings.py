@@ -1,0 +1,186 @@
+"""The settings of a `ModelSpec`: each checked, and brought into the one form that it is kept in."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from .data import Preprocessing
+from .errors import InputError, RecipeError, SettingError
+from .methods import PaPr
+from .recipe import Recipe
+
+SHA256 = re.compile(r"[0-9a-fA-F]{64}")
+
+
+def model(value: object) -> str:
+    """A name, or the import path of a callable."""
+    if not isinstance(value, str) or not value:
+        raise SettingError("model", f"must be a name or 'package.module:function', not {value!r}.")
+    if ":" in value and not is_import_path(value):
+        raise SettingError("model", f"{value!r} is no import path: write 'package.module:function'.")
+    return value
+
+
+def is_import_path(name: str) -> bool:
+    """Whether a model's name is "package.module:function"."""
+    module, colon, function = name.partition(":")
+    return bool(colon) and all(part.isidentifier() for part in [*module.split("."), *function.split(".")])
+
+
+def recipe(value: Any) -> Recipe:
+    """A recipe that text can say. Raises `RecipeError` for one that holds a module or a tensor."""
+    given = Recipe.of(value)
+    try:
+        Recipe.parse(str(given))
+    except RecipeError as error:
+        raise RecipeError(
+            f'"{given}" cannot be sent or kept: a ModelSpec holds its recipe as text, which names a proposal and its '
+            "weights file and has no module or tensor in it."
+        ) from error
+    return given
+
+
+def path(setting: str, value: object) -> str | None:
+    """The name of a file, which need not be there."""
+    value = os.fspath(value) if isinstance(value, os.PathLike) else value
+    if not isinstance(value, str | None) or value == "":
+        raise SettingError(setting, f"must be the name of a file, not {value!r}.")
+    return value
+
+
+def flag(setting: str, value: object) -> bool:
+    if not isinstance(value, bool):
+        raise SettingError(setting, f"must be True or False, not {value!r}.")
+    return value
+
+
+def precision(value: object, known: Mapping[str, str]) -> str:
+    """A precision by its short name."""
+    name = str(value).removeprefix("torch.")
+    for short, long in known.items():
+        if name in (short, long):
+            return short
+    raise SettingError("precision", f"must be one of {', '.join(known)}, not {value!r}.")
+
+
+def device(value: object) -> str:
+    """A device's name, whether this machine has it or not."""
+    name = str(value)
+    kind, colon, index = name.partition(":")
+    numbered = kind == "cuda" and index.isdecimal()
+    if kind not in ("cpu", "cuda", "auto") or (colon and not numbered):
+        raise SettingError("device", f"must be cpu, cuda, cuda:0 or auto, not {name!r}.")
+    return name
+
+
+def torch_device(name: str) -> torch.device:
+    """The device on this machine; raises `InputError` where it is not there."""
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    kind, _, index = name.partition(":")
+    if kind == "cuda" and int(index or 0) >= torch.cuda.device_count():
+        raise SettingError("device", f"{name} is not there: torch sees {torch.cuda.device_count()} CUDA devices.")
+    return torch.device(name)
+
+
+def size(value: Any, chosen: str | Preprocessing) -> tuple[int, int] | None:
+    """Height and width in pixels, which must be those of a preprocessing that states its own."""
+    if value is None:
+        return None
+    sides: Any = value
+    if isinstance(value, str):
+        parts = [part.strip() for part in value.lower().split("x")]
+        sides = [int(part) for part in parts] if all(part.isdecimal() for part in parts) else []
+    elif isinstance(value, int):
+        sides = [value]
+    fits = isinstance(sides, Sequence) and len(sides) in (1, 2)
+    if not fits or not all(type(side) is int and side > 0 for side in sides):
+        raise SettingError("size", f"must be a side in pixels or HEIGHTxWIDTH, such as 224x256, not {value!r}.")
+    found = (sides[0], sides[-1])
+    if isinstance(chosen, Preprocessing) and chosen.input_size != found:
+        raise SettingError(
+            "size", f"is {size_text(found)}, and the preprocessing makes {size_text(chosen.input_size)}."
+        )
+    return found
+
+
+def size_text(sides: tuple[int, int]) -> str:
+    """(224, 224) -> "224", (224, 256) -> "224x256"."""
+    return str(sides[0]) if sides[0] == sides[1] else f"{sides[0]}x{sides[1]}"
+
+
+def preprocessing(value: Any, known: Sequence[str]) -> str | Preprocessing:
+    """One of the names, or a `Preprocessing`, which may come as its fields."""
+    if isinstance(value, Mapping):
+        try:
+            return Preprocessing(**value)
+        except TypeError as error:
+            raise SettingError("preprocessing", f"is not the fields of a Preprocessing: {error}.") from None
+    if not isinstance(value, Preprocessing) and value not in known:
+        raise RecipeError(f"The preprocessing {value!r} is unknown: choose {' or '.join(known)}.")
+    return value
+
+
+def args(value: object) -> dict[str, Any]:
+    """Keyword arguments as JSON gives them back, lists for tuples."""
+    if not isinstance(value, Mapping) or not all(isinstance(name, str) for name in value):
+        raise SettingError("args", f"must be keyword arguments by their names, not {value!r}.")
+    try:
+        return json.loads(json.dumps(dict(value), allow_nan=False))
+    except (TypeError, ValueError) as error:
+        raise SettingError("args", f"must be plain JSON: {error}.") from None
+
+
+def sha256(value: object) -> dict[str, str]:
+    """Paths -> SHA-256 in small letters."""
+    if not isinstance(value, Mapping) or not all(isinstance(file, str) for file in value):
+        raise SettingError("sha256", f"must be paths with their SHA-256, not {value!r}.")
+    for file, digest in value.items():
+        if not isinstance(digest, str) or not SHA256.fullmatch(digest):
+            raise SettingError("sha256", f"of {file} must be 64 hexadecimal digits, not {digest!r}.")
+    return {file: digest.lower() for file, digest in value.items()}
+
+
+def recorded_hashes(recipe: Recipe) -> dict[str, str]:
+    """The paths of a recipe's weights -> SHA-256, where one is recorded."""
+    return {
+        file: known
+        for method in recipe
+        for setting, file in method.paths().items()
+        if (known := getattr(method, method.files[setting])) is not None
+    }
+
+
+def with_hashes(recipe: Recipe, known: Mapping[str, str]) -> Recipe:
+    """The same recipe with these SHA-256 of its weights."""
+
+    def hashed(method: Any) -> Any:
+        found = {method.files[setting]: known[file] for setting, file in method.paths().items() if file in known}
+        return replace(method, **found) if found else method
+
+    return replace(recipe, methods=tuple(map(hashed, recipe)))
+
+
+def with_proposal_weights(recipe: Recipe, file: str) -> Recipe:
+    """The same recipe, its named proposals reading `file`. Raises `RecipeError` where it asks none."""
+    asking = [isinstance(method, PaPr) and method.significance not in ("random", "centre") for method in recipe]
+    if not any(asking):
+        raise RecipeError(f'The proposal\'s weights have nothing to load into: "{recipe}" asks no proposal.')
+    changed = {"proposal_weights": file, "proposal_sha256": None}
+    methods = (replace(method, **changed) if asks else method for method, asks in zip(recipe, asking, strict=True))
+    return replace(recipe, methods=tuple(methods))
+
+
+def check_files(files: Sequence[str]) -> None:
+    """Raises `InputError` for the first file that is not there."""
+    for file in files:
+        if not Path(file).is_file():
+            raise InputError(f"There is no weights file {file}.")
