@@ -33,7 +33,7 @@ class HFVideo(HFViT):
     layout = "TCHW"
     encoders: ClassVar[Mapping[str, Encoder]] = ENCODERS
     wrappers: ClassVar[Mapping[str, Wrapper]] = WRAPPERS
-    words: Sequence[str] = ()
+    kwargs: Sequence[str] = ()
 
     def __init__(self, model: Any) -> None:
         super().__init__(model)

@@ -81,7 +81,7 @@ class HFViT(Host):
 
     encoders: ClassVar[Mapping[str, Encoder]] = ENCODERS
     wrappers: ClassVar[Mapping[str, Wrapper]] = WRAPPERS
-    words: Sequence[str] = ("interpolate_pos_encoding",)
+    kwargs: Sequence[str] = ("interpolate_pos_encoding",)
     """What it is called with beside images, labels and what all of transformers' models take."""
 
     def __init__(self, model: Any) -> None:
@@ -126,7 +126,7 @@ class HFViT(Host):
             hidden = getattr(self.model.config, "output_hidden_states", False)
         self._check_size(images, kwargs.pop("interpolate_pos_encoding", False))
         labels = ["labels"] if self.wrapper is not None and self.wrapper.labels else []
-        check_words(self.model, kwargs, [*self.words, "output_hidden_states", "return_dict", *labels])
+        check_words(self.model, kwargs, [*self.kwargs, "output_hidden_states", "return_dict", *labels])
         return images, kwargs | ({"output_hidden_states": True} if hidden else {})
 
     @property

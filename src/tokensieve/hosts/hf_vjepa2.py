@@ -39,7 +39,7 @@ class HFVJEPA2(HFVideo):
     def __init__(self, model: Any) -> None:
         super().__init__(model)
         if self.wrapper is None:
-            self.words = ("skip_predictor",)
+            self.kwargs = ("skip_predictor",)
         kernel = getattr(model.config, "_attn_implementation", None)
         if self.wrapper is not None and kernel not in MASKING:
             self.cannot_merge = (
@@ -66,18 +66,18 @@ class HFVJEPA2(HFVideo):
     def covered(self, images: Tensor, grid: Sequence[int]) -> Tensor:
         return super().covered(self._long_enough(images), grid)
 
-    def head(self, tokens: Tokens, *, skip_predictor: bool | None = None, **words: Any) -> Any:
+    def head(self, tokens: Tokens, *, skip_predictor: bool | None = None, **kwargs: Any) -> Any:
         if self.wrapper is not None:
-            return super().head(tokens, **words)
+            return super().head(tokens, **kwargs)
         if skip_predictor is False and not tokens.whole:
             raise InputError(
                 "skip_predictor=False cannot be had of this sieved VJEPA2Model: its predictor reads the encoder's "
                 "output at every place, and the recipe leaves some out. Ask the dense model."
             )
-        output = super().head(replace(tokens, source=None), **{**words, "return_dict": True})
+        output = super().head(replace(tokens, source=None), **{**kwargs, "return_dict": True})
         if tokens.whole and not skip_predictor:
             output.predictor_output = self._predicted(tokens.x)
-        wanted = words.get("return_dict")
+        wanted = kwargs.get("return_dict")
         return output if (self.model.config.return_dict if wanted is None else wanted) else output.to_tuple()
 
     def _output(self, tokens: Tokens, hidden: tuple[Tensor, ...] | None) -> Any:
