@@ -45,10 +45,13 @@ def heat(photo: Image.Image, significance: Tensor) -> Image.Image:
     return _image(_COLOUR * colours + (1 - _COLOUR) * _grey(photo))
 
 
-def kept(photo: Image.Image, index: Tensor, grid: tuple[int, int]) -> Image.Image:
-    """The patches `index` (K,), row-major on `grid`, as they are and outlined; the dropped ones dark and colourless."""
+def kept(photo: Image.Image, index: Tensor, grid: tuple[int, ...]) -> Image.Image:
+    """The patches `index` (K,), row-major on `grid`, as they are and outlined; the dropped ones dark and colourless.
+
+    -1 is padding.
+    """
     inside = np.zeros(grid, dtype=np.int64)
-    inside.reshape(-1)[index.detach().cpu().numpy()] = 1
+    inside.reshape(-1)[index[index >= 0].detach().cpu().numpy()] = 1
     read = _over(photo, inside)
     pixels = np.where(read[..., None] == 1, _pixels(photo), _dimmed(photo))
     patch = min(photo.height / grid[0], photo.width / grid[1])

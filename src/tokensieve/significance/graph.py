@@ -36,7 +36,7 @@ class Split:
 
 
 def split(model: nn.Module, name: str, layer: int | str | None, images: Tensor) -> Split:
-    """Cut `model` (in eval mode) at a feature map; `images` (1, 3, H, W) is run through it to learn the shapes.
+    """Cut `model` (in eval mode) at a feature map; `images` (1, 3, H, W), or a clip, is run through it to learn shapes.
 
     `layer` None is the last feature map before global pooling, an int counts the network's stages, a str names a
     sub-module. The sub-modules are shared with `model`, not copied. Raises `RecipeError` for a network that torch.fx
@@ -55,7 +55,7 @@ def split(model: nn.Module, name: str, layer: int | str | None, images: Tensor) 
             f"{name} cannot be traced ({line}): pass a module that maps images to features instead of its name."
         ) from error
     outputs = {key: node for key, node in tracer.outputs.items() if node in watch.shapes}
-    node = _feature_node(model, name, layer, outputs, watch.shapes)
+    node = _feature_node(model, name, layer, outputs, watch.shapes, images.ndim)
 
     images_in = next(node for node in graph.nodes if node.op == "placeholder")
     features = _subgraph(model, graph, images_in, node)
@@ -186,10 +186,15 @@ class _Shapes(fx.Interpreter):
 
 
 def _feature_node(
-    model: nn.Module, name: str, layer: int | str | None, outputs: dict[str, fx.Node], shapes: dict[fx.Node, Any]
+    model: nn.Module,
+    name: str,
+    layer: int | str | None,
+    outputs: dict[str, fx.Node],
+    shapes: dict[fx.Node, Any],
+    rank: int,
 ) -> fx.Node:
-    """The node that computes the feature map meant by `layer`."""
-    maps = [key for key, node in outputs.items() if len(shapes[node]) == 4 and min(shapes[node][2:]) > 1]
+    """The node that computes the feature map meant by `layer`, which has as many sides as the images."""
+    maps = [key for key, node in outputs.items() if len(shapes[node]) == rank and min(shapes[node][2:]) > 1]
     stages = _stages(model, maps)
     if layer is None:
         found = FORWARD_FEATURES if FORWARD_FEATURES in outputs else _last_child(model, maps)
