@@ -59,7 +59,7 @@ def test_what_would_run_the_dense_model_is_refused(images: Tensor) -> None:
     assert not hasattr(fast, "get_intermediate_layers")
     with pytest.raises(UnsupportedHost, match=r"would run the dense model: fast\.forward_intermediates"):
         fast.get_intermediate_layers(images)
-    with pytest.raises(UnsupportedHost, match="would not weigh merged ones"):
+    with pytest.raises(UnsupportedHost, match="would not weight merged tokens"):
         fast.forward_head(fast.forward_features(images))
     plain = sieve(small_vit(), "tome(r=4)")
     assert torch.equal(plain.forward_head(plain.forward_features(images)), plain(images))

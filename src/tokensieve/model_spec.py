@@ -1,4 +1,4 @@
-"""`ModelSpec`: a model under a recipe as plain data, which another process, a file or a command line opens alike."""
+"""`ModelSpec`: a model and its recipe as plain data, to open in any process, from a file or from a command line."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:  # heavy imports wait until a spec is made, so that --help ans
     from .stream import Sieved
 
 VERSION = 1
-"""Of the JSON."""
+"""Version of the JSON that `ModelSpec.to_json` writes."""
 VERSION_KEY = "tokensieve_model"
 """What its version is called, by which it is told from a recipe."""
 PRECISIONS = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
@@ -31,7 +31,7 @@ PREPROCESSINGS = ("timm", "papers")
 
 
 class OpenedModel(NamedTuple):
-    """A model and the sieved one beside it, which shares its weights, and how both read images.
+    """A dense model, the sieved model that shares its weights, and the preprocessing of both.
 
     Attributes:
         dense: the host, in evaluation mode.
@@ -152,7 +152,7 @@ class ModelSpec:
         return ":" in self.model
 
     def torch_device(self) -> torch.device:
-        """The device on this machine, "auto" decided. Raises `InputError` where it is not there."""
+        """The `torch.device` on this machine, with "auto" resolved. Raises `InputError` if there is no such device."""
         from ._spec_settings import torch_device
 
         return torch_device(self.device)
@@ -187,7 +187,7 @@ class ModelSpec:
         check_files(self.files())
 
     def open(self) -> OpenedModel:
-        """Make the dense model in its size, precision and place, and the sieved one beside it.
+        """Build the dense model with its size, precision and device, and sieve it.
 
         Reads nothing but what is described here, and changes no setting of the process.
 

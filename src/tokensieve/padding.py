@@ -1,5 +1,5 @@
-"""Padding: images of one batch with unlike numbers of tokens, filled up to one. It is made and taken away here alone;
-`Attention.mask` and `Tokens.counted` leave it out."""
+"""Padding of batches whose images have different numbers of tokens. Only this file adds and removes it;
+`Attention.mask` and `Tokens.counted` exclude padding tokens."""
 
 from __future__ import annotations
 
@@ -27,32 +27,32 @@ class Attending(Protocol):
 
 
 def each(tokens: Tokens, act: Act, count: int, name: str) -> Tokens:
-    """Let `act` see the images of each length together, without padding, and fill up what it returns.
+    """Call `act` once for each group of images of equal length, without padding, and pad the results to one batch.
 
     Args:
         tokens: with `lengths`.
-        act: images (B',) int64, and their tokens -> their tokens after it.
-        count: what to fill up to, at the least.
+        act: (batch indices (B',) int64, the tokens of these images) -> their reduced tokens.
+        count: the minimum length to pad to.
         name: what acts, for the error.
 
     Raises:
-        UnsupportedHost: the forward is being recorded, and a graph must not depend on lengths.
+        UnsupportedHost: under torch.compile or export, whose graph must not depend on lengths.
     """
     results = [(images, act(images, tokens.of(images, length))) for images, length in groups(tokens.lengths, name)]
     return pad([images for images, _ in results], [part for _, part in results], count)
 
 
 def attend_each(method: Attending, attention: BlockQKV) -> tuple[Tensor, Tensor]:
-    """What a method that computes the attention itself makes of it, without padding, and filled up again."""
-    alike = groups(attention.lengths, method.name)
-    parts = [(images, *method.attend(attention.of(images, count))) for images, count in alike]
-    order, count = torch.cat([images for images, *_ in parts]).argsort(), attention.q.shape[2]
-    attended = torch.cat([filled(part.transpose(1, 2), count).transpose(1, 2) for _, part, _ in parts])[order]
-    return attended, torch.cat([filled(found, count) for *_, found in parts])[order]
+    """Call `method.attend` once for each group of images of equal length, without padding, and pad the results."""
+    batches = list(groups(attention.lengths, method.name))
+    results = [method.attend(attention.of(indices, length)) for indices, length in batches]
+    order, count = torch.cat([indices for indices, _ in batches]).argsort(), attention.q.shape[2]
+    attended = torch.cat([filled(out.transpose(1, 2), count).transpose(1, 2) for out, _ in results])[order]
+    return attended, torch.cat([filled(scores, count) for _, scores in results])[order]
 
 
 def groups(lengths: Tensor | None, name: str) -> Iterator[tuple[Tensor, int]]:
-    """The images of each length, shortest first: (B',) int64 in ascending order, and that length."""
+    """For each distinct length, shortest first: the batch indices (B',) int64 of its images, ascending; the length."""
     assert lengths is not None
     if recording():
         raise UnsupportedHost(
@@ -64,29 +64,29 @@ def groups(lengths: Tensor | None, name: str) -> Iterator[tuple[Tensor, int]]:
 
 
 def pad(images: Sequence[Tensor], parts: Sequence[Tokens], count: int = 0) -> Tokens:
-    """One batch of several, `images` saying whose tokens each holds: filled up with zeros to the longest, or more."""
+    """Join `parts` to one batch, ordered by their batch indices `images`; zero-pad to the longest, at least `count`."""
     order = torch.cat(list(images)).argsort()
     count = max([count, *(part.x.shape[1] for part in parts)])
     lengths = torch.cat([part.each() for part in parts])[order]
-    whole = bool((lengths == count).all())
+    unpadded = bool((lengths == count).all())
 
     def joined(name: str) -> Tensor | None:
         values = [getattr(part, name) for part in parts]
         if all(value is None for value in values):
             return None
         values = [_default(part, name) if value is None else value for part, value in zip(parts, values, strict=True)]
-        if name == "source":
+        if name == "source":  # one entry for each patch, not for each token: nothing to pad
             return torch.cat(values)[order]
         full = count - parts[0].prefix if name == "positions" else count
         return torch.cat([filled(value, full) for value in values])[order]
 
     names = ("x", "positions", "size", "weight", "source", "block_rows")
-    return replace(parts[0], **{name: joined(name) for name in names}, lengths=None if whole else lengths)
+    return replace(parts[0], **{name: joined(name) for name in names}, lengths=None if unpadded else lengths)
 
 
 def compact(tokens: Tokens, stays: Tensor) -> Tokens:
-    """The tokens where `stays` (B, N) bool is True, in their order, filled up to the longest image; in a graph that is
-    recorded, whose sizes must not depend on images, to all N."""
+    """The tokens where `stays` (B, N) bool is True, in order, padded to the longest image; under torch.compile or
+    export, whose sizes must not depend on images, to all N. Padding holds removed tokens."""
     lengths = stays.sum(1)
     longest = stays.shape[1] if recording() else int(lengths.max())
     taken = tokens.take(stays.to(torch.int8).argsort(dim=1, descending=True, stable=True)[:, :longest])
@@ -98,7 +98,7 @@ def compact(tokens: Tokens, stays: Tensor) -> Tokens:
 
 
 def filled(values: Tensor, count: int) -> Tensor:
-    """(B, N, ...) -> (B, count, ...), zeros behind."""
+    """(B, N, ...) -> (B, count, ...), zero-padded at the end."""
     if values.shape[1] == count:
         return values
     return torch.cat([values, values.new_zeros(len(values), count - values.shape[1], *values.shape[2:])], dim=1)

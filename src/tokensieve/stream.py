@@ -1,5 +1,5 @@
-"""sieve(): a model that is called as before and reads only the tokens that matter. The forwards are in `forward/`:
-`token_stream.py` for hosts whose tokens can be dropped and merged, `stage_stream.py` for hosts with stages."""
+"""sieve() wraps a pretrained model, the host, so that it is called as before but computes only the important tokens.
+The forwards are in `forward/`: `token_stream.py` for plain ViTs, `stage_stream.py` for hierarchical models (stages)."""
 
 from __future__ import annotations
 
@@ -29,15 +29,15 @@ __all__ = ["Mask", "Sieved", "Stream", "Trace", "sieve"]
 
 Stream = TokenStream | StageStream
 STREAMS: dict[str, Any] = {stream.units: stream for stream in (TokenStream, StageStream)}
-"""What a host has, tokens or pixels -> the forward of such hosts."""
+"""`host.units`, "tokens" or "pixels" -> the class that runs the forward of such hosts."""
 
 OWN = ("model", "recipe", "stream")
 """Attributes of a sieved model itself; all others are its host's."""
 DENSE = ("get_intermediate_layers", "forward_pruned", "get_last_selfattention")
-"""What hosts offer that would run the dense model without a word."""
+"""Host methods that would silently run the dense model; on a sieved model they raise `DenseOnly`."""
 
 FILTERED = "forward_with_filtered_kwargs"
-"""How transformers' segmenters and depth estimators call their backbone."""
+"""The method by which transformers' segmentation and depth models call their backbone."""
 
 
 def sieve(
@@ -51,13 +51,13 @@ def sieve(
     """Let a pretrained model read only the tokens that matter.
 
     Args:
-        model: the host. It is opened, not copied, and stays usable beside the result, with which it shares its weights.
+        model: the host. It is wrapped, not copied: it shares its weights with the result and can still be used alone.
         recipe: text such as "papr(keep=0.8) + tome(r=8)", the path of a recipe file such as "best.json", a method, a
-            sum of methods, or a `Recipe`. Weights whose SHA-256 is not the recorded one are refused; the result's own
-            recipe has that of the weights that were read.
+            sum of methods, or a `Recipe`. Weights of a proposal model (the small network that scores patches, as in
+            PaPr) must match the SHA-256 in the recipe; the result's `recipe` records that of the weights loaded.
         mean, std: the normalisation of the images this model reads, three numbers each; by default what timm's
             `pretrained_cfg` says. A proposal with `proposal_norm="native"` needs to know it.
-        pretrained: False gives named proposals random weights where none are named: for measuring cost alone.
+        pretrained: False: proposal models given without a weights file get random weights, to measure cost only.
 
     Returns:
         A module that is called like the model and returns what the model returns.
@@ -65,17 +65,17 @@ def sieve(
     Raises:
         UnsupportedHost: the model, or a block of it, cannot take this recipe.
         RecipeError: the recipe cannot be read or makes no sense.
-        InputError: weights cannot be had, or are not those that the recipe was written with.
+        InputError: weights cannot be loaded, or their SHA-256 is not the one in the recipe.
     """
     host, recipe = open_host(model), Recipe.of(recipe).with_hashes()
-    kind = STREAMS[host.units]
-    stream = kind(host, kind.planned(host, recipe), None, nn.ModuleDict())
+    stream_class = STREAMS[host.units]
+    stream = stream_class(host, stream_class.planned(host, recipe), significance=None, parts=nn.ModuleDict())
     config = getattr(model, "pretrained_cfg", None) or {}
     for index, method in stream.plan.methods:
         part = stream.build(method, pretrained)
         if part is not None:
-            own = next(model.parameters())
-            stream.parts[str(index)] = part.to(own.device, own.dtype).eval().requires_grad_(False)
+            like = next(model.parameters())
+            stream.parts[str(index)] = part.to(like.device, like.dtype).eval().requires_grad_(False)
         if method.needs_significance:
             from .significance import build  # only where a map is needed: building one loads proposal libraries
 
@@ -85,11 +85,11 @@ def sieve(
 
 
 class Sieved(nn.Module):
-    """A host under a recipe. Keeps nothing between calls, so that threads may share it.
+    """A host with a recipe applied. Stateless between calls, so threads can share it.
 
-    It stands in the host's place: its parameters, buffers and sub-modules are the host's own, under the host's names,
-    and so are all attributes but its own. What is done to either is done to both: `fast.half()` converts the host too.
-    A proposal and layers of a method's own are no part of them: `fast.significance`, `fast.parts`.
+    A drop-in replacement, here `fast = sieve(model, ...)`: its parameters, buffers and submodules are the host's, under
+    the host's names, as are all attributes but its own. A change to one changes both: `fast.half()` converts the host.
+    The proposal model (`fast.significance`) and methods' learned layers (`fast.parts`) are not among its submodules.
     """
 
     model: nn.Module
@@ -102,14 +102,14 @@ class Sieved(nn.Module):
         self._stand_for(stream.host.model)
 
     def _stand_for(self, model: nn.Module) -> None:
-        """Share the registries of the host, so that whoever walks, reads or swaps them finds one model."""
+        """Use the host's own parameter, buffer and module dicts, so that a change through either is seen in both."""
         self.model = model
         for registry in ("_parameters", "_buffers", "_modules", "_non_persistent_buffers_set"):
             object.__setattr__(self, registry, getattr(model, registry))
 
     @property
     def host(self) -> Any:
-        """The model, opened."""
+        """The adapter that gives access to the model's patch embedding, blocks and head."""
         return self.stream.host
 
     @property
@@ -124,7 +124,7 @@ class Sieved(nn.Module):
 
     @property
     def parts(self) -> nn.ModuleDict:
-        """Learned layers of the methods' own, by the method's number in the recipe."""
+        """The methods' own learned layers; the key is str(index of the method in the recipe)."""
         return self.stream.parts
 
     @property
@@ -134,7 +134,7 @@ class Sieved(nn.Module):
 
     @property
     def accepts_loss_kwargs(self) -> bool:
-        """What transformers' Trainer asks: whether the host's own loss minds the number of items in a batch."""
+        """For transformers' Trainer: whether the host's forward accepts loss kwargs such as `num_items_in_batch`."""
         kinds = [parameter.kind for parameter in inspect.signature(self.model.forward).parameters.values()]
         return getattr(self.model, "accepts_loss_kwargs", inspect.Parameter.VAR_KEYWORD in kinds)
 
@@ -154,19 +154,19 @@ class Sieved(nn.Module):
         if model is None or name.startswith("__"):
             raise AttributeError(f"{type(self).__name__} has no attribute {name!r}")
         host = self.__dict__["stream"].host
-        if name in getattr(host, "rebound", ()):
+        if name in getattr(host, "rebound", ()):  # must call the sieved forward: bind it to self, not to the host
             return MethodType(getattr(type(model), name), self)
         if (name in DENSE or name in getattr(host, "dense_only", ())) and hasattr(model, name):
             raise DenseOnly(
                 f"{name}() of a sieved {type(model).__name__} would run the dense model: fast.forward_intermediates() "
-                f"gives features of chosen blocks, fast.model.{name}() asks the dense model."
+                f"gives features of chosen blocks, fast.model.{name}() runs the dense model."
             )
         if name == "forward_head" and not self._head_is_enough():
             raise DenseOnly(
-                f"forward_head() of {type(model).__name__} averages tokens, and would not weigh merged ones by what "
-                "they stand for: call fast(images), which does."
+                f"forward_head() of {type(model).__name__} averages tokens, and would not weight merged tokens by the "
+                "number of patches they represent: call fast(images), which does."
             )
-        if name == FILTERED and hasattr(model, name):  # bound to the host, it would call that
+        if name == FILTERED and hasattr(model, name):  # bound to the host, it would run the dense forward
             return partial(getattr(type(model), name), self)
         return getattr(model, name)
 
@@ -178,49 +178,49 @@ class Sieved(nn.Module):
             setattr(self.model, name, value)
 
     def get_submodule(self, target: str) -> nn.Module:
-        """The host's, also where the host itself has a part called `model`."""
+        """The host's submodule, even if the host itself has a submodule called `model`."""
         return self.model.get_submodule(target) if target else self
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Sieved:
-        """Moves and conversions, of the shared host too."""
+        """`.to()`, `.half()` and the like, applied to the shared host, `parts` and `significance`."""
         for module in (self.model, self.parts, self.significance):
             if module is not None:
                 module._apply(fn, recurse)
         return self
 
     def _replicate_for_data_parallel(self) -> Sieved:
-        """A replica stands for a replica of the host, whose parts torch then puts into it."""
+        """The replica shares the dicts of a replica of the host; torch then fills these with the copied modules."""
         replica = super()._replicate_for_data_parallel()
         replica._stand_for(self.model._replicate_for_data_parallel())
         return replica
 
     def _now(self) -> Stream:
-        """The stream on the host as it is now, since it may have been changed after it was sieved."""
+        """The stream rebuilt on the host's current state; raises if its structure changed since sieve()."""
         stream = self.stream
         if torch.compiler.is_compiling():  # a graph holds the host as it was when it was compiled
             return stream
-        host = type(stream.host)(self.model)
+        host = type(stream.host)(self.model)  # `facts`: the blocks, tokens and pooling found in the model
         if host.facts != stream.host.facts:
             sharded = any(type(part).__name__.startswith("FSDP") for part in self.model.modules())
             raise UnsupportedHost(
                 f"{type(self.model).__name__} has other blocks, tokens or another pooling than when it was sieved: "
                 + (
-                    "fully_shard() was called on its blocks, which the recipe opens; call it on what sieve() returns."
+                    "fully_shard() was called on its blocks, which are run in parts; call it on what sieve() returns."
                     if sharded
                     else "call sieve() again."
                 )
             )
         if stream.plan.methods:
-            refuse_hooks(self.model, host.bypassed)
+            refuse_hooks(self.model, host.bypassed)  # modules whose __call__ is bypassed: their hooks would not run
         significance, parts = stream.significance, stream.parts
-        if getattr(self, "_is_replica", False):  # of nn.DataParallel, which knows nothing of what is not the host's
+        if getattr(self, "_is_replica", False):  # nn.DataParallel copies only the host's modules
             device = _device(self.model)
             parts = _replicated(parts, device)
             significance = None if significance is None else copy.deepcopy(significance).to(device)
         return type(stream)(host, stream.plan, significance, parts)
 
     def _head_is_enough(self) -> bool:
-        """Whether the host's own head gives the right answer for the surviving tokens alone."""
+        """Whether the host's own head is right without token sizes: it reads only the prefix, or nothing is merged."""
         return self.units == "pixels" or self.host.reads_prefix or not self.plan.merges
 
     def forward(
@@ -238,9 +238,9 @@ class Sieved(nn.Module):
         """
         if images is not None:
             check_images(self.model, images, self.host.layout)
-        # by name, for those who read the signature
+        # named in the signature: Trainer inspects it
         named = {"pixel_values": pixel_values, "pixel_values_videos": pixel_values_videos, "labels": labels}
-        kwargs |= {word: value for word, value in named.items() if value is not None}
+        kwargs |= {name: value for name, value in named.items() if value is not None}
         stream = self._now()
         if not stream.plan.methods and any(map(hooked, stream.host.bypassed)):
             return self.model(*(() if images is None else (images,)), **kwargs)
@@ -273,18 +273,18 @@ class Sieved(nn.Module):
             indices: the last n blocks or stages, those in a sequence, or all.
             return_prefix_tokens: give each block's features as (features, prefix tokens).
             norm: bring the features through the host's final norm.
-            stop_early: leave out the blocks behind the last that is wanted.
+            stop_early: do not run the blocks after the last one in `indices`.
             output_fmt: "NCHW", on the grid of patches, or "NLC", a row for each token.
-            intermediates_only: leave out the final features; by default they come first, but not with stages.
+            intermediates_only: return no final features. None: False, but True for hosts with stages.
             output_dict: a dictionary with `image_intermediates`, `image_intermediates_prefix` and `image_features`.
             restore: put dropped and merged patches back on the grid, so that every block has all patches.
             fill: what a dropped patch then shows, the `nearest` kept patch or `zero`.
 
         Returns:
-            (final features, list of features), or what the arguments above make of it.
+            (final features, list of features), or the form that the arguments above select.
 
         Raises:
-            InputError: blocks that are not there, or "NCHW" without `restore` where tokens are no grid any more.
+            InputError: a block index out of range, or "NCHW" without `restore` where the tokens no longer form a grid.
         """
         kwargs = {name: value for name, value in locals().items() if name not in ("self", "x")}
         return self._now().intermediates(check_images(self.model, x, self.host.layout), Wanted(**kwargs))
@@ -312,7 +312,7 @@ class Sieved(nn.Module):
         return self.stream.covered(images)
 
     def map_call(self, images: Tensor) -> Callable[[], Any]:
-        """A call that does nothing but make the significance map of these images, for whoever counts or times it."""
+        """A function that only computes the significance map of these images, to count its FLOPs or to time it."""
         return self.stream.map_call(images)
 
     def train(self, mode: bool = True) -> Sieved:
@@ -325,7 +325,7 @@ class Sieved(nn.Module):
 
 
 def _replicated(parts: nn.ModuleDict, device: torch.device) -> nn.ModuleDict:
-    """A copy on a device whose weights are no parameters, as in the replicas themselves: gradients go to `parts`."""
+    """Copy `parts` to `device` as DataParallel does: plain tensors as weights, so that gradients reach `parts`."""
     replica = copy.deepcopy(parts).to(device)
     for own, copied in zip(parts.modules(), replica.modules(), strict=True):
         for name, parameter in own._parameters.items():
@@ -336,7 +336,7 @@ def _replicated(parts: nn.ModuleDict, device: torch.device) -> nn.ModuleDict:
 
 
 def _device(replica: nn.Module) -> torch.device:
-    """Where a replica's weights are, which are no parameters there."""
+    """The device of a DataParallel replica, whose weights are plain tensors and so not in `parameters()`."""
     for module in replica.modules():
         for tensor in getattr(module, "_former_parameters", {}).values():
             return tensor.device

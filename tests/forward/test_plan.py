@@ -37,8 +37,8 @@ def test_idle_methods_are_not_in_the_plan() -> None:
     ("recipe", "sentence"),
     [
         ("random(keep=0.5) + papr(keep=0.5)", "both drop patches before block 0"),
-        ("gtp(r=2) + gtp(r=2, layers=2:4)", "would both decide who asks what in the attention of block 2"),
-        ("gtp(r=2) + ats(tokens=20, layers=(1,), adaptive=False)", "ats and gtp would both decide"),
+        ("gtp(r=2) + gtp(r=2, layers=2:4)", "would both select the queries or compute the attention of block 2"),
+        ("gtp(r=2) + ats(tokens=20, layers=(1,), adaptive=False)", "ats and gtp would both select"),
         ("tome(r=2, layers=0:2) + patch_slimming(patches=((0, 1), (0, 1), (0,), (0,)))", "patch_slimming"),
     ],
 )

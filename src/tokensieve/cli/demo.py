@@ -1,4 +1,4 @@
-"""`tokensieve demo`: see it work, on the bundled pair or on any model."""
+"""`tokensieve demo`: compare a model with its sieved version, on generated scenes or on photographs."""
 
 from __future__ import annotations
 

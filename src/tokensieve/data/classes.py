@@ -1,4 +1,4 @@
-"""Which folder name is which class: reads the class files that people have."""
+"""Folder name -> class index, read from the usual formats of class files."""
 
 import csv
 import json
@@ -10,7 +10,7 @@ from pathlib import Path
 from ..errors import InputError
 
 EXPECTED = (
-    "Expected is one of: a folder name a line, in index order; lines such as 'n01440764 tench, Tinca tinca', in index "
+    "Expected one of: one folder name per line, in index order; lines such as 'n01440764 tench, Tinca tinca', in index "
     "order; CSV or tab-separated columns under a header such as folder,index,description; JSON with a list of folder "
     "names, folder name -> index, or index -> folder name."
 )

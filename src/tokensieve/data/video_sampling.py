@@ -1,4 +1,4 @@
-"""Which moments of a video a model sees: clips of some frames, and how many clips and crops are averaged."""
+"""Sampling of video frames: which frames a clip has, and how many clips and crops are averaged per video."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ def uniform_clips(timeline: Timeline, frames: int, clips: int) -> np.ndarray:
 def sliding_windows(timeline: Timeline, frames: int, stride: int, step: float | None) -> np.ndarray:
     """Dense clips one after the other over the whole video, `step` seconds apart, by default end to end.
 
-    The last one is moved forward so that it ends with the video.
+    The last one starts earlier where needed, so that it ends with the video.
 
     Returns:
         (clips, frames) int64, indices of frames of the timeline.

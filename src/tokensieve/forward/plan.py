@@ -1,4 +1,4 @@
-"""The plan: which method acts where, on how many tokens. Known before the first image, from integers alone."""
+"""The plan: which method acts where, on how many tokens. Computed from token counts alone, without any image."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from ..methods.base import Place, TokenSite
 from .walk import Reads
 
 PLENTY = 10**6
-"""Patches of an image on which every method that acts at all acts."""
+"""A patch count so large that every method that ever acts does act."""
 
 
 class Act(NamedTuple):
-    """One method, the one of this number in its recipe, leaving `left` tokens, prefix included."""
+    """One method acting at one place: its index in the recipe, and how many tokens remain, prefix included."""
 
     number: int
     method: Method[Any]
@@ -25,11 +25,11 @@ class Act(NamedTuple):
 
 
 _OPENING: tuple[Place, ...] = ("queries", "rows", "inside")
-"""The places for which a block has to be opened."""
+"""The places inside a block, for which it is run submodule by submodule."""
 
 
 class Plan:
-    """A recipe's methods on a host of so many blocks."""
+    """A recipe's methods on a host with `depth` blocks and `prefix` prefix tokens."""
 
     def __init__(self, methods: Iterable[BaseMethod], depth: int, prefix: int) -> None:
         self.depth, self.prefix = depth, prefix
@@ -39,16 +39,16 @@ class Plan:
 
     @property
     def varies(self) -> bool:
-        """Whether images keep unlike numbers of tokens."""
+        """Whether the number of remaining tokens can differ between images."""
         return any(method.varies for _, method in self.methods)
 
     @property
     def merges(self) -> bool:
-        """Whether tokens may stand for several patches, or for none."""
+        """Whether a token may represent several patches (merged) or none (padding)."""
         return any(method.merges or method.pads for _, method in self.methods)
 
     def acts(self, place: Place, block: int, count: int, patches: int) -> list[Act]:
-        """What happens here to `count` tokens of an image of `patches` patches, one after the other."""
+        """The methods that act at this place, in order, on `count` tokens of an image of `patches` patches."""
         acts, count, patches = [], whole(count), whole(patches)
         for index, method in self.methods:
             left = self.left_by(method, block, count, patches) if method.place == place else None
@@ -67,7 +67,7 @@ class Plan:
         return any(self.acts(place, block, count, patches) for place in _OPENING)
 
     def exits(self, patches: int) -> list[int]:
-        """The blocks behind which heads are asked, so that tokens may leave."""
+        """The blocks after which an auxiliary head runs, so that tokens can exit early."""
         counts = [reads.mlp for reads in self.reads(patches)]
         return [
             block
@@ -76,7 +76,7 @@ class Plan:
         ]
 
     def reads(self, patches: int) -> list[Reads]:
-        """For an image of `patches` patches: how many tokens each block reads where."""
+        """The number of tokens at each point of each block, for an image of `patches` patches."""
         return self.walked(patches)[0]
 
     def left(self, patches: int) -> int:
@@ -84,7 +84,7 @@ class Plan:
         return self.walked(patches)[1]
 
     def walked(self, patches: int) -> tuple[list[Reads], int]:
-        """Both, `reads` and `left`."""
+        """`reads(patches)` and `left(patches)` in one pass over the blocks."""
 
         def left(place: Place, block: int, count: int) -> int:
             return min([count, *(act.left for act in self.acts(place, block, count, patches))])
@@ -101,17 +101,17 @@ class Plan:
 
     def _idle(self, method: Method[Any]) -> bool:
         """Whether a method acts nowhere, whatever the number of tokens (keep=1, r=0)."""
-        heres = [TokenSite(block, self.depth, PLENTY + self.prefix, self.prefix, PLENTY) for block in range(self.depth)]
-        return not any(method.acts(site) for site in heres)
+        sites = [TokenSite(block, self.depth, PLENTY + self.prefix, self.prefix, PLENTY) for block in range(self.depth)]
+        return not any(method.acts(site) for site in sites)
 
 
 def check(host: Host, plan: Plan) -> None:
-    """Refuse, before anything runs, what would be half applied or make no sense."""
+    """Raise, before anything runs, if methods conflict or the host cannot run all of them."""
     name = type(host.model).__name__
     methods = [method for _, method in plan.methods]
-    for every in plan.every:
-        if not every.on_tokens:
-            raise UnsupportedHost(f"{name} cannot take {every.name}: it is made for {every.family}.")
+    for method in plan.every:
+        if not method.on_tokens:
+            raise UnsupportedHost(f"{name} cannot take {method.name}: it is made for {method.family}.")
     start = [method.name for method in methods if method.place == "start"]
     if len(start) > 1:
         raise RecipeError(f"{' and '.join(start)} both drop patches before block 0; keep one of them.")
@@ -138,6 +138,6 @@ def check(host: Host, plan: Plan) -> None:
 def _alone(methods: list[Method[Any]], block: int) -> None:
     if len(methods) > 1:
         raise RecipeError(
-            f"{methods[0].name} and {methods[1].name} would both decide who asks what in the attention of block "
-            f"{block}; give them different layers, for example layers=0:6 and layers=6:12."
+            f"{methods[0].name} and {methods[1].name} would both select the queries or compute the attention of "
+            f"block {block}; give them different layers, for example layers=0:6 and layers=6:12."
         )

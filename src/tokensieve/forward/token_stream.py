@@ -30,7 +30,7 @@ from .walk import Actor, First, Reads, Step, walk
 
 
 class TokenStream(BaseStream):
-    """A host under a recipe: image to tokens, tokens through the blocks, tokens to the head. Keeps nothing."""
+    """Runs the forward of a host with a recipe applied: patch embedding, blocks, head. Stateless."""
 
     units = "tokens"
 
@@ -39,7 +39,7 @@ class TokenStream(BaseStream):
 
     @staticmethod
     def planned(host: Host, recipe: Recipe) -> Plan:
-        """The recipe on this host, or a refusal."""
+        """The recipe's plan on this host; raises if the host cannot run it."""
         plan = Plan(
             [method.on(host) if isinstance(method, Method) else method for method in recipe],
             len(host.blocks),
@@ -60,18 +60,18 @@ class TokenStream(BaseStream):
         blocks: int | None = None,
         exits: list[Exit] | None = None,
     ) -> Tokens:
-        """Images to what the head reads: the surviving tokens after the final norm; of the first `blocks` alone.
+        """Images -> the head's input, the remaining tokens after the final norm; `blocks`: run only the first n blocks.
 
-        What heads between the blocks said is added to `exits`.
+        The outputs of auxiliary heads between blocks are appended to `exits`.
         """
-        if none(images):
+        if none(images):  # an empty batch: run a dummy one and return zero rows
             tokens = self.run(stand_in(images), trace, watch, blocks, exits)
             if trace is not None:
                 trace.forget()
             return tokens.nothing()
         tokens = self.host.embed(images)
         if trace is not None or watch:
-            tokens = tokens.tracked()
+            tokens = tokens.tracked()  # record which token each patch ends up in
         acting = Acting(self, tokens, () if trace is None else trace.looks, [] if exits is None else exits)
         if acting.starts(tokens):
             significance = self.significance(self.host.covered(images, tokens.grid), tokens.grid)
@@ -86,7 +86,7 @@ class TokenStream(BaseStream):
         return tokens
 
     def __call__(self, images: Tensor, **kwargs: Any) -> Any:
-        """Images -> the host's own output, with `output_hidden_states` those of every block on the whole grid."""
+        """Images -> the host's own output; with `output_hidden_states`, also each block's, on the full grid."""
         hidden = HiddenStates() if kwargs.pop("output_hidden_states", False) else None
         return self.answer(images, hidden=hidden, **kwargs)
 
@@ -99,6 +99,7 @@ class TokenStream(BaseStream):
         watch += [] if hidden is None else [hidden.see]
         tokens = self.run(images, trace, watch, exits=levels.exits)
         if hidden is not None:
+            # An empty batch ran as a dummy one: cut its hidden states back to zero images.
             kwargs["hidden_states"] = tuple(x[: len(images)] for x in hidden.states)
         if not self.host.levels:
             return self.host.head(tokens, **kwargs)
@@ -116,7 +117,7 @@ class TokenStream(BaseStream):
         return taken.answer(tokens, len(images))
 
     def trace(self, images: Tensor, trace: Trace) -> Trace:
-        """Run on images, and tell what happened."""
+        """Run on images and record what happened in `trace`."""
         self._check_looks(trace.looks)
         trace.output = self.answer(images, trace)
         return trace
@@ -128,13 +129,13 @@ class TokenStream(BaseStream):
         for block in looks:
             if not 0 <= block < depth:
                 raise InputError(f"attention={block} must be one of {depth} blocks, 0 to {depth - 1}.")
-            if self.host.blocks[block].closed:
+            if self.host.blocks[block].closed:  # the reason why the block cannot be opened, or empty
                 raise UnsupportedHost(
                     f"The attention of {name} cannot be seen: in block {block}, {self.host.blocks[block].closed}."
                 )
 
     def reads(self, images: Tensor) -> list[Reads]:
-        """How many tokens each block reads of these images; of the plan, where it does not depend on them."""
+        """How many tokens each block reads for these images; from the plan alone if the counts do not vary by image."""
         if self.plan.varies:
             trace = Trace()
             self.run(images, trace)
@@ -143,7 +144,7 @@ class TokenStream(BaseStream):
         return self.plan.reads(prod(size))
 
     def limit(self, images: Tensor, reads: Sequence[Reads] | None = None) -> Any:
-        """The host on the first n tokens wherever a block reads n of them: as if choosing were free."""
+        """Run the host on the first n tokens wherever the recipe leaves n: the cost with free token selection."""
         tokens = self.host.embed(images)
         patches = tokens.x.shape[1] - tokens.prefix
         planned, left = self.plan.walked(patches)
@@ -157,23 +158,23 @@ class TokenStream(BaseStream):
         return self.host.read(levels.tokens, levels.exits, images.shape[-2:])
 
     def sizes(self, images: Tensor) -> list[tuple[int, ...]]:
-        """The grid of patches, alone in a list: hosts with stages have several maps."""
+        """The grid of patches, as a list of one because hosts with stages return one size per stage."""
         return [self.host.embed(images[:1]).grid]
 
     def map_call(self, images: Tensor) -> Callable[[], Any]:
-        """A call that does nothing but make the significance map of these images, for whoever counts or times it."""
+        """A function that only computes the significance map of these images, to count its FLOPs or to time it."""
         (grid,) = self.sizes(images)
         return partial(self.significance, self.host.covered(images, grid), grid)
 
 
 class Acting(Actor):
-    """A recipe's methods, each where it acts, with what it may look at."""
+    """Applies a recipe's methods at their places in the forward, passing each its `Evidence`."""
 
     def __init__(
         self, stream: TokenStream, tokens: Tokens, looks: Sequence[int] = (), exits: list[Exit] | None = None
     ) -> None:
-        """`tokens` are the embedded patches, all of them; of the blocks `looks` the class attention is kept, and what
-        heads between blocks say is added to `exits`."""
+        """`tokens`: all tokens after patch embedding. `looks`: blocks whose class-token attention goes to `seen`.
+        `exits`: the list to which the outputs of auxiliary heads are appended."""
         self.exits = [] if exits is None else exits
         self.stream, self.host, self.plan, self.looks = stream, stream.host, stream.plan, looks
         self.prepared = {index: method.prepare(tokens) for index, method in self.plan.methods}
@@ -205,10 +206,11 @@ class Acting(Actor):
     def attend(self, block: int, tokens: Tokens, attention: BlockQKV) -> tuple[Tensor, Tensor | None]:
         if block in self.looks:
             self.seen[block] = attention.query_probabilities().mean(1)
-        own = [act.method for act in self._acts("inside", block, tokens) if act.method.attends]
-        if not own:
+        attending = [act.method for act in self._acts("inside", block, tokens) if act.method.attends]
+        if not attending:
             return attention.attend(), None
-        return own[0].attend(attention) if tokens.lengths is None else attend_each(own[0], attention)
+        method = attending[0]  # `check` allows one at most
+        return method.attend(attention) if tokens.lengths is None else attend_each(method, attention)
 
     def inside(self, block: int, tokens: Tokens, attention: BlockQKV, attention_scores: Tensor | None) -> Tokens:
         return self._reduce(
@@ -236,26 +238,26 @@ class Acting(Actor):
         return self._reduce("end", self.plan.depth - 1, tokens)
 
     def _reduce(self, place: Place, block: int, tokens: Tokens, kind: Callable[..., Evidence] | None = None) -> Tokens:
-        """Let every method of this place act, one after the other, each with what it may know."""
+        """Apply every method of this place in recipe order, each with its `Evidence`."""
         for index, method in self.plan.methods:
             if method.place == place:
                 known: dict[str, Any] = {"block": block, "depth": self.plan.depth, "prepared": self.prepared.get(index)}
                 known["module"] = self.stream.learned(index, tokens.x)
-                # A class that is a default argument cannot be called in a compiled forward.
+                # Not `kind=Evidence` by default: torch.compile cannot call a class that is a default argument.
                 evidence = Evidence(**known) if kind is None else kind(**known)
                 tokens = self._act(method, tokens, evidence)
         return tokens
 
     def _act(self, method: Method[Any], tokens: Tokens, evidence: Evidence) -> Tokens:
-        """One method, on as many tokens as there are; where images have unlike numbers, on each by its own."""
+        """Apply one method; if images have different numbers of tokens, once for each group of equal length."""
         left = self.plan.left_by(method, evidence.block, tokens.x.shape[1], prod(tokens.grid))
         if left is None:
             return tokens
         if tokens.lengths is None or method.knows_padding:
             return method.reduce(tokens, left, evidence)
 
-        def act(images: Tensor, some: Tokens) -> Tokens:
-            return self._act(method, some, evidence.of(images, some.x.shape[1]))
+        def act(indices: Tensor, unpadded: Tokens) -> Tokens:
+            return self._act(method, unpadded, evidence.of(indices, unpadded.x.shape[1]))
 
         return each(tokens, act, left, method.name)
 

@@ -1,4 +1,4 @@
-"""The walk: tokens through a host's blocks, with whoever acts on them and whoever looks on."""
+"""The loop over a host's blocks, with an `Actor` that reduces the tokens and callbacks that observe each block."""
 
 from __future__ import annotations
 
@@ -16,38 +16,38 @@ from ..tokens import Tokens
 
 
 class Reads(NamedTuple):
-    """How many tokens, prefix included, a block reads where."""
+    """The number of tokens, prefix included, at each point of a block."""
 
     keys: int
-    """Of which keys and values are made."""
+    """Tokens projected to keys and values."""
     q_proj: int
-    """Of which queries are projected: all of them where the attention is looked at first."""
+    """Tokens projected to queries; equal to `keys` where queries are selected by the attention itself."""
     queries: int
-    """Whose queries attend."""
+    """Queries for which the attention output is computed."""
     mlp: int
 
 
 class Actor:
-    """What happens to tokens on their way. This one changes nothing: every block is called whole, as it is."""
+    """The hooks that `walk` calls around and inside blocks. This base class changes nothing and opens no block."""
 
     def before(self, block: int, tokens: Tokens) -> Tokens:
-        """In front of a block: what it reads."""
+        """Before a block: returns the block's input tokens."""
         return tokens
 
     def opens(self, block: int, tokens: Tokens) -> bool:
-        """Whether the block is opened, so that the next four are called; else it is called whole."""
+        """Whether to run the block submodule by submodule, calling the next four methods; else as block(tokens)."""
         return False
 
     def queries(self, block: int, tokens: Tokens) -> Tokens:
-        """Before the attention is known: the tokens that ask. Keys and values are of all."""
+        """Before the QKV projection: returns the tokens to project to queries. Keys and values use all tokens."""
         return tokens
 
     def rows(self, block: int, tokens: Tokens, attention: BlockQKV) -> Tokens:
-        """The same after a look at the attention; called only where `queries` left all."""
+        """After the QKV projection: returns the tokens whose queries attend. Called only if `queries` kept all."""
         return tokens
 
     def attend(self, block: int, tokens: Tokens, attention: BlockQKV) -> tuple[Tensor, Tensor | None]:
-        """The attention's output (B, H, M, d_h), and what `inside` is to know of it."""
+        """The attention output (B, H, M, d_h) of the M queries, and scores for `inside` or None."""
         return attention.attend(), None
 
     def inside(self, block: int, tokens: Tokens, attention: BlockQKV, attention_scores: Tensor | None) -> Tokens:
@@ -55,12 +55,12 @@ class Actor:
         return tokens
 
     def after(self, block: int, tokens: Tokens) -> Tokens:
-        """Behind a block: what goes on."""
+        """After a block: returns the tokens that go to the next block."""
         return tokens
 
 
 class First(Actor):
-    """The first n tokens wherever a block reads n: what a recipe would cost if choosing tokens cost nothing."""
+    """Keeps the first n tokens wherever the recipe leaves n: the recipe's cost with free token selection."""
 
     def __init__(self, reads: Sequence[Reads]) -> None:
         self.reads = reads
@@ -82,13 +82,13 @@ class First(Actor):
 
 
 class Step(NamedTuple):
-    """A block that has been walked through, for whoever looks on."""
+    """What the callbacks of `walk` receive after each block."""
 
     block: int
     read: Tokens
-    """What its keys and values were made of."""
+    """The block's input tokens."""
     tokens: Tokens
-    """What it gave, before anything acts behind it."""
+    """The block's output tokens, before any method at "after"."""
     reads: Reads
 
 
@@ -98,12 +98,13 @@ def walk(
     actor: Actor | None = None,
     watch: Sequence[Callable[[Step], None]] = (),
 ) -> Tokens:
-    """Tokens through blocks: `actor` says what happens to them, each of `watch` is shown each block's step."""
+    """Run tokens through blocks: `actor` reduces them, each callback in `watch` is called after each block."""
     actor = Actor() if actor is None else actor
     for index, block in enumerate(blocks):
         read = block.enter(actor.before(index, tokens))
         opens = actor.opens(index, read)
         run = partial(_opened, index, block, actor) if opens else partial(_whole, block)
+        # Gradient checkpointing; a block that is called whole may already do it in its own forward.
         if block.checkpoints and (opens or not block.checkpoints_itself):
             tokens, reads = checkpoint(run, read, use_reentrant=False)
         else:
@@ -127,20 +128,21 @@ def _opened(index: int, block: HostBlock, actor: Actor, tokens: Tokens) -> tuple
 
 
 def _attended(index: int, block: HostBlock, actor: Actor, tokens: Tokens) -> tuple[Tokens, int, int]:
-    """A block up to its MLP; how many queries were projected, and how many attended.
+    """A block up to its MLP -> tokens after attention, number of queries projected, number of queries that attended.
 
     A function of its own, so that queries, keys and values are freed before the MLP runs.
     """
+    # block_rows (B, N): each token's index among the block's input tokens; None while all are present.
     tokens = replace(tokens, block_rows=None)
     query_tokens = actor.queries(index, tokens)
     attention = block.qkv(tokens, query_tokens.block_rows)
     attention = replace(attention, weight=tokens.weight, lengths=tokens.lengths)
     attention = attention.ensure_queries(query_tokens.block_rows)
-    heads = attention
+    selected = attention
     if query_tokens.block_rows is None:
         query_tokens = actor.rows(index, tokens, attention)
-        heads = attention if query_tokens.block_rows is None else attention.only_queries(query_tokens.block_rows)
-    attended, attention_scores = actor.attend(index, query_tokens, heads)
-    tokens = replace(query_tokens, x=block.attention_out(attended, heads, query_tokens.x))
+        selected = attention if query_tokens.block_rows is None else attention.only_queries(query_tokens.block_rows)
+    attended, attention_scores = actor.attend(index, query_tokens, selected)
+    tokens = replace(query_tokens, x=block.attention_out(attended, selected, query_tokens.x))
     tokens = actor.inside(index, tokens, attention, attention_scores)
     return tokens, attention.q.shape[2], query_tokens.x.shape[1]

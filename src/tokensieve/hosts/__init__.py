@@ -1,4 +1,7 @@
-"""How a model is opened: one file a family. The only place that knows other libraries' internals."""
+"""Hosts: adapters that run the models of other libraries, one file per model family.
+
+Only this package knows those libraries' internals.
+"""
 
 from torch import nn
 
@@ -121,7 +124,7 @@ _HINTS = {
 
 
 def open_host(model: nn.Module) -> Host | StagedHost:
-    """Open a model for the stream, without copying or changing it.
+    """The host (adapter) of a model, made without copying or changing the model.
 
     Raises:
         UnsupportedHost: for anything but the exact classes that are registered (see `register_host`).

@@ -43,46 +43,46 @@ E = TypeVar("E", bound=Evidence)
 
 
 class TokenSite(NamedTuple):
-    """Where a method is asked how many tokens it leaves: integers alone, known before the first image."""
+    """A point in the model at which `Method.left` is asked for a token count: integers, known before any image."""
 
     block: int
     """Counted from 0."""
     depth: int
     """Blocks in all."""
     tokens: int
-    """What has arrived here, prefix included."""
+    """Number of tokens that arrive here, prefix included."""
     prefix: int
     patches: int
-    """Of the image, before anything acted."""
+    """Number of patches of the image, before any method acted."""
 
 
 class PixelSite(NamedTuple):
-    """Where a method is asked how many pixels it chooses, on a host with stages: integers alone."""
+    """A point in a host with stages at which a method is asked for a pixel count: integers, known before any image."""
 
     stage: int
-    """Counted from 0, of `stages`."""
+    """Index of the stage, from 0."""
     stages: int
     block: int
-    """In its stage, of `depth`."""
+    """Index of the block in its stage, from 0."""
     depth: int
     pixels: int
-    """Of the stage's map."""
+    """Number of pixels of the stage's feature map."""
 
 
 Place = Literal["start", "before", "queries", "rows", "inside", "after", "end"]
 PLACES: dict[Place, str] = {
     "start": "once, before block 0",
-    "before": "in front of blocks",
-    "queries": "inside blocks, before the attention: what stays asks, and all is read",
-    "rows": "inside blocks, at the attention, after a look at it: what stays asks, and all is read",
+    "before": "before blocks",
+    "queries": "inside blocks, before the attention: kept tokens are the queries, all tokens the keys and values",
+    "rows": "inside blocks, after the attention scores: kept tokens are the queries, all tokens the keys and values",
     "inside": "inside blocks, between attention and MLP",
-    "after": "behind blocks",
+    "after": "after blocks",
     "end": "once, after the final norm",
 }
 
 
 class HostFacts(Protocol):
-    """What a method may know of a host with tokens before it runs."""
+    """What a method may know, before it runs, of the host (with tokens) that it is applied to."""
 
     model: Any
     layout: str
@@ -94,7 +94,7 @@ class HostFacts(Protocol):
     cannot_merge: str | None
     blocks: Sequence[Any]
     exits: Sequence[int]
-    """Blocks behind which a head says of which class each token is."""
+    """Blocks followed by a head that classifies each token."""
 
 
 @dataclass(frozen=True)
@@ -175,7 +175,7 @@ class BaseMethod(ABC):
         return replace(self, **{digest: file_sha256(path) for digest, path in unknown.items()})
 
     def __add__(self, other: BaseMethod | Recipe | str) -> Recipe:
-        from ..recipe import Recipe  # a recipe is made of methods; the sum alone looks the other way
+        from ..recipe import Recipe  # imported here because recipe.py imports this module
 
         return Recipe.of(self) + other
 
@@ -196,15 +196,15 @@ class Method(BaseMethod, Generic[E]):
     """Where it acts, see `PLACES`."""
     needs_class_token: ClassVar[bool] = False
     merges: ClassVar[bool] = False
-    """Changes sizes, so that pooling must know them, and attention's weights with them."""
+    """Merges tokens: attention and pooling must weight each one by its size (ToMe's proportional attention)."""
     weighs: ClassVar[bool] = False
-    """Changes how much attention counts a key, but no size."""
+    """Changes how strongly attention weights a key, but not the token's size."""
     pads: ClassVar[bool] = False
-    """May leave images of a batch unlike numbers of tokens, in `Tokens.lengths`; attention and pooling must know."""
+    """May leave a different number of tokens in each image, see `Tokens.lengths`; attention and pooling must mask."""
     knows_padding: ClassVar[bool] = False
-    """`reduce` minds `Tokens.lengths` itself. Other methods are shown the images of each length, without padding."""
+    """`reduce` handles `Tokens.lengths` itself. Others are called per group of images of one length, unpadded."""
     reads_exits: ClassVar[bool] = False
-    """Reads what the host's heads between its blocks say; `ExitEvidence`."""
+    """Reads the predictions of the heads between the host's blocks, as `ExitEvidence`."""
     attends: ClassVar[bool] = False
     """Computes the attention itself where it acts, by `attend`."""
     on_tokens: ClassVar[bool] = True
@@ -213,7 +213,7 @@ class Method(BaseMethod, Generic[E]):
 
     @abstractmethod
     def left(self, site: TokenSite) -> int:
-        """How many of `here.tokens` remain after this method; the answer `here.tokens` means that it does not act."""
+        """How many of `site.tokens` remain after this method; `site.tokens` itself means that it does not act here."""
 
     def acts(self, site: TokenSite) -> bool:
         """Whether it acts here at all."""
@@ -221,7 +221,7 @@ class Method(BaseMethod, Generic[E]):
 
     @property
     def varies(self) -> bool:
-        """Leaves another number of tokens in each image, `left` at most: what a batch is padded to depends on it."""
+        """Whether the number of tokens left differs between images, with `left` as its maximum; batches are padded."""
         return False
 
     @abstractmethod
@@ -233,7 +233,7 @@ class Method(BaseMethod, Generic[E]):
         raise NotImplementedError
 
     def prepare(self, tokens: Tokens) -> Tensor | None:
-        """What to remember of the embedded patches, all of them, before anything acts: the evidence's `prepared`."""
+        """Called with all embedded patches before any method acts; the result becomes the evidence's `prepared`."""
         return None
 
     def build(self, width: int, depth: int, pretrained: bool) -> nn.Module | None:
@@ -245,7 +245,7 @@ class Method(BaseMethod, Generic[E]):
         return None
 
     def on(self, host: HostFacts) -> Self:
-        """The same with what it leaves to the host to say. Raises `UnsupportedHost` where that has nothing to say."""
+        """A copy with the settings that depend on the host filled in. Raises `UnsupportedHost` where it has none."""
         if self.reads_exits and len(host.exits) < 2:
             raise UnsupportedHost(
                 f"{type(host.model).__name__} cannot take {self.name}: it has no heads between its blocks that say of "
@@ -254,7 +254,7 @@ class Method(BaseMethod, Generic[E]):
         return self
 
     def check(self, host: HostFacts, others: Sequence[BaseMethod]) -> None:
-        """Refuse a host, or the recipe's other methods that act somewhere, with which this makes no sense.
+        """Refuse a host that this method cannot run on, or acting methods of the recipe that it does not combine with.
 
         Raises:
             UnsupportedHost: the host lacks what the method needs.
@@ -301,7 +301,7 @@ METHODS: dict[str, type[BaseMethod]] = {}
 """Recipe name -> class. Filled by `register`."""
 
 SHORTHANDS: dict[str, Callable[..., BaseMethod]] = {}
-"""Further names that recipe text may use for a method with certain settings."""
+"""Recipe name -> function that returns a method with preset settings."""
 
 
 def register(cls: type[BaseMethod]) -> type[BaseMethod]:

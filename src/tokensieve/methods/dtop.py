@@ -1,4 +1,4 @@
-"""Dynamic token pruning (DToP): tokens of which a segmenter is certain leave it at the heads between its blocks."""
+"""Dynamic token pruning (DToP): tokens that a segmenter's auxiliary heads classify with confidence exit early."""
 
 from __future__ import annotations
 
@@ -22,16 +22,16 @@ from .schedule import Layers, blocks, layers_field, shares_field
 class DToP(Method[ExitEvidence]):
     """Early exits of easy tokens (Tang et al., ICCV 2023, arXiv 2308.01045, section 3.3).
 
-    Behind some blocks the segmenter's own heads say of which class each token is. Tokens whose most probable class is
-    more probable than a threshold leave: neither attention nor MLP reads them from there on, and what was said of them
-    stays. The most confident of each class stay as context.
+    After some blocks the segmenter's auxiliary heads predict the class of each token. Tokens whose highest class
+    probability is above a threshold exit: no later attention or MLP reads them, and their prediction is final. The most
+    confident ones of each class stay as context.
 
-    The identity setting is threshold=1.
+    threshold=1, with budget=None, changes nothing.
 
     Args:
         threshold: in (0, 1], tokens above it leave; 1 lets none leave. Or a tuple, one for each exit.
-        layers: the blocks behind which tokens leave; None is all of the segmenter's exits but the last.
-        keep_per_class: how many tokens of each class that leaves stay as context; with 0 one token at least stays.
+        layers: the blocks after which tokens exit; None is all of the segmenter's exits but the last.
+        keep_per_class: how many of the exiting tokens of each class stay as context; with 0 at least one token stays.
         class_probability: which head says, for tokens that left, whether their class is in the image: that of the
             `last` block, as published, or of the `stage` where they left.
         budget: None, the published rule; or, in the place of `threshold`, the share of the patches that stays behind
@@ -59,7 +59,7 @@ class DToP(Method[ExitEvidence]):
             raise RecipeError(f"dtop: class_probability must be last or stage, not {self.class_probability!r}.")
 
     def on(self, host: HostFacts) -> DToP:
-        """With the host's own exits where no layers are named."""
+        """Fill in `layers` from the host's exits where it is None."""
         named = super().on(host)
         return named if named.layers is not None else replace(named, layers=tuple(host.exits)[:-1])
 
@@ -89,14 +89,14 @@ class DToP(Method[ExitEvidence]):
         return (stage := self._stage(site.block, site.depth)) is not None and _at(self.threshold, stage) < 1
 
     def left(self, site: TokenSite) -> int:
-        """All that have arrived, where the images decide."""
+        """All arriving tokens with budget=None, as the number that stays then depends on the image."""
         stage = self._stage(site.block, site.depth)
         if self.budget is None or stage is None:
             return site.tokens
         return site.prefix + min(max(round(_at(self.budget, stage) * site.patches), 1), site.tokens - site.prefix)
 
     def _stage(self, block: int, depth: int) -> int | None:
-        """Which of the exits a block is."""
+        """Index of the block among the exits in `layers`; None if no tokens exit after it."""
         acting = sorted(blocks(self.layers, depth, ()))
         return acting.index(block) if block in acting else None
 
@@ -115,7 +115,7 @@ class DToP(Method[ExitEvidence]):
 
 @torch.no_grad()
 def exits(prediction: Tensor, exited: Tensor, threshold: float, keep_per_class: int) -> Tensor:
-    """Which tokens have left behind an exit (arXiv 2308.01045, section 3.3).
+    """Which tokens have exited once this exit has acted (arXiv 2308.01045, section 3.3).
 
     Args:
         prediction: (B, K, N) probability of each class at each token; columns of tokens that have left are ignored.
@@ -124,7 +124,7 @@ def exits(prediction: Tensor, exited: Tensor, threshold: float, keep_per_class: 
         keep_per_class: the k most confident of each class that would leave stay; ties stay by the lower index.
 
     Returns:
-        (B, N) bool. Where `exited` is True it is True; where an image has tokens, one at least stays.
+        (B, N) bool, `exited` included. At least one token stays in each image that had one.
     """
     confidence, _ = prediction.max(1)
     candidate = (confidence > threshold) & ~exited
@@ -145,12 +145,13 @@ def least_certain(prediction: Tensor, count: int, keep_per_class: int) -> Tensor
     confidence, _ = prediction.max(1)
     every = torch.ones_like(confidence, dtype=torch.bool)
     context = _rank_in_class(prediction, every) < keep_per_class
+    # context tokens (scores above 2) come before all others (scores from 0 to 1)
     order = ranked(torch.where(context, 2 + confidence, 1 - confidence))
     return order[:, :count].sort(dim=1).values
 
 
 def _rank_in_class(prediction: Tensor, candidate: Tensor) -> Tensor:
-    """(B, N) int64: how many candidates of the same most probable class are more confident; N where none is one."""
+    """(B, N) int64: how many candidates of the same most probable class are more confident; N for non-candidates."""
     batch, classes, count = prediction.shape
     confidence, own = prediction.max(1)
     own = own.masked_fill(~candidate, classes)

@@ -13,7 +13,7 @@ from ..tokens import Tokens
 
 @dataclass(frozen=True, kw_only=True)
 class Evidence:
-    """What every method may look at; all there is in front of blocks, behind them and after the final norm."""
+    """The inputs of every method, and the only ones where none of the subclasses below applies."""
 
     block: int = 0
     """Where it acts, counted from 0; `depth` blocks in all."""
@@ -24,7 +24,7 @@ class Evidence:
     """The method's own learned layers, from `build`."""
 
     def of(self, images: Tensor, count: int) -> Self:
-        """The same of these images (B',) int64, of which each has `count` tokens now."""
+        """The inputs for a subset of the batch: `images` (B',) int64 are batch indices; each has `count` tokens."""
         return self if self.prepared is None else replace(self, prepared=self.prepared[images])
 
 
@@ -41,10 +41,10 @@ class MapEvidence(Evidence):
 
 @dataclass(frozen=True, kw_only=True)
 class ExitEvidence(Evidence):
-    """Behind a block with a head of its own: for methods with `reads_exits`."""
+    """After a block with an auxiliary head: for methods with `reads_exits`."""
 
     probability: Tensor
-    """(B, K, N) of each class at each token, prefix included; what it says of padding means nothing."""
+    """(B, K, N) probability of each class at each token, prefix included; undefined at padding tokens."""
 
     def of(self, images: Tensor, count: int) -> Self:
         return replace(super().of(images, count), probability=self.probability[images][:, :, :count])
@@ -55,9 +55,9 @@ class AttentionEvidence(Evidence):
     """Inside a block, once its attention can be looked at."""
 
     attention: BlockQKV
-    """What this block's attention reads."""
+    """The block's queries, keys and values."""
     attention_scores: Any = None
-    """What the method's own `attend` told beside its output."""
+    """The second value that the method's own `attend` returned, or None."""
 
     def of(self, images: Tensor, count: int) -> Self:
         scores, keys = self.attention_scores, self.attention.keys_of(images)
@@ -65,7 +65,7 @@ class AttentionEvidence(Evidence):
         return replace(super().of(images, count), attention=self.attention.of(images, count), attention_scores=scores)
 
     def keys(self, tokens: Tokens) -> Tensor:
-        """(B, H, N, d_h) the tokens' keys, before rotary embedding; of a merged token its destination's."""
+        """(B, H, N, d_h) the tokens' keys before rotary embedding; a merged token has its ToMe destination's key."""
         keys = self.attention.keys
         if tokens.block_rows is None:
             return keys
@@ -77,5 +77,5 @@ class AttentionEvidence(Evidence):
 
     @staticmethod
     def follow(values: Tensor, tokens: Tokens) -> Tensor:
-        """(B, N) numbers of the block's tokens as it began -> of its tokens now."""
+        """(B, N) values of the block's input tokens -> (B, M) values of the tokens that remain."""
         return values if tokens.block_rows is None else values.gather(1, tokens.block_rows)

@@ -104,7 +104,7 @@ class PatchSlimming(Method[Evidence]):
         strangers = [other.name for other in others if other.name != "readout"]
         if strangers:
             raise RecipeError(
-                f"{name} cannot take patch_slimming: it knows patches by their place in the image, which "
+                f"{name} cannot take patch_slimming: it identifies patches by their position in the image, which "
                 f"{' and '.join(strangers)} would change; leave one of them out."
             )
 
