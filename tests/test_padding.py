@@ -13,7 +13,7 @@ from tokensieve import _varlen as varlen
 from tokensieve._frozen import replace
 from tokensieve.attention import BlockQKV
 from tokensieve.measure import macs
-from tokensieve.padding import each, filled, pad
+from tokensieve.padding import filled, pad, per_length
 from tokensieve.tokens import Tokens
 
 FORMS = host_forms()
@@ -168,7 +168,7 @@ def test_padding_is_made_and_taken_away() -> None:
     assert padded.real is not None
     assert torch.equal(padded.real.sum(1), counts)
     assert torch.equal(padded.counted, padded.real.float())
-    same = each(padded, lambda images, some: some, 0, "nothing")
+    same = per_length(padded, lambda images, some: some, 0, "nothing")
     assert torch.equal(same.x, padded.x)
     assert torch.equal(same.lengths, counts)
     assert pad(order[:1], parts[1:2]).lengths is None

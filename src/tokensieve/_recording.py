@@ -18,11 +18,11 @@ def whole(count: Any) -> int:
     return int(count) if isinstance(count, Tensor) else count
 
 
-def none(batch: Tensor) -> bool:
+def is_empty(batch: Tensor) -> bool:
     """Whether a batch is empty; one that is recorded never is."""
     return not recording() and batch.shape[0] == 0
 
 
-def stand_in(images: Tensor) -> Tensor:
+def dummy_batch(images: Tensor) -> Tensor:
     """One blank image in the place of none: blocks of several hosts, and what ranks, fail on an empty batch."""
     return images.new_zeros(1, *images.shape[1:])

@@ -15,7 +15,7 @@ from .attention import BlockQKV
 from .errors import UnsupportedHost
 from .tokens import Tokens
 
-Act = Callable[[Tensor, Tokens], Tokens]
+ReduceFn = Callable[[Tensor, Tokens], Tokens]
 
 
 class Attending(Protocol):
@@ -26,7 +26,7 @@ class Attending(Protocol):
     def attend(self, attention: BlockQKV) -> tuple[Tensor, Tensor]: ...
 
 
-def each(tokens: Tokens, act: Act, count: int, name: str) -> Tokens:
+def per_length(tokens: Tokens, act: ReduceFn, count: int, name: str) -> Tokens:
     """Call `act` once for each group of images of equal length, without padding, and pad the results to one batch.
 
     Args:
@@ -42,7 +42,7 @@ def each(tokens: Tokens, act: Act, count: int, name: str) -> Tokens:
     return pad([images for images, _ in results], [part for _, part in results], count)
 
 
-def attend_each(method: Attending, attention: BlockQKV) -> tuple[Tensor, Tensor]:
+def attend_per_length(method: Attending, attention: BlockQKV) -> tuple[Tensor, Tensor]:
     """Call `method.attend` once for each group of images of equal length, without padding, and pad the results."""
     batches = list(groups(attention.lengths, method.name))
     results = [method.attend(attention.of(indices, length)) for indices, length in batches]
@@ -67,7 +67,7 @@ def pad(images: Sequence[Tensor], parts: Sequence[Tokens], count: int = 0) -> To
     """Join `parts` to one batch, ordered by their batch indices `images`; zero-pad to the longest, at least `count`."""
     order = torch.cat(list(images)).argsort()
     count = max([count, *(part.x.shape[1] for part in parts)])
-    lengths = torch.cat([part.each() for part in parts])[order]
+    lengths = torch.cat([part.lengths_per_image() for part in parts])[order]
     unpadded = bool((lengths == count).all())
 
     def joined(name: str) -> Tensor | None:

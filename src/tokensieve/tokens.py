@@ -65,7 +65,7 @@ class Tokens:
             return self.size
         return real.to(_exact(self.x)) if self.size is None else self.size * real
 
-    def each(self) -> Tensor:
+    def lengths_per_image(self) -> Tensor:
         """(B,) int64: how many tokens each image has, whether `lengths` says it or not."""
         batch, count, _ = self.x.shape
         return torch.full((batch,), count, device=self.x.device) if self.lengths is None else self.lengths

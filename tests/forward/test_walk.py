@@ -12,7 +12,7 @@ from torch import Tensor
 
 from tests.reference.hosts import host_forms, host_images
 from tokensieve import InputError, Recipe, UnsupportedHost, sieve
-from tokensieve.forward.walk import First, Reads, Step, walk
+from tokensieve.forward.walk import FirstTokens, Reads, Step, walk
 from tokensieve.measure import SlicingLimit
 from tokensieve.methods.base import Evidence, Method, TokenSite
 from tokensieve.tokens import Tokens
@@ -78,7 +78,9 @@ def test_the_limit_reads_what_the_recipe_reads() -> None:
     counts = fast.reads(images)
     assert counts == fast.trace(images).reads
     seen: list[Reads] = []
-    tokens = walk(fast.host.blocks, fast.host.embed(images), First(counts), [lambda step: seen.append(step.reads)])
+    tokens = walk(
+        fast.host.blocks, fast.host.embed(images), FirstTokens(counts), [lambda step: seen.append(step.reads)]
+    )
     assert seen == counts
     assert torch.equal(SlicingLimit(fast)(images), fast.host.head(fast.host.features(tokens)))
 

@@ -16,7 +16,7 @@ PLENTY = 10**6
 """A patch count so large that every method that ever acts does act."""
 
 
-class Act(NamedTuple):
+class Reduction(NamedTuple):
     """One method acting at one place: its index in the recipe, and how many tokens remain, prefix included."""
 
     number: int
@@ -47,14 +47,14 @@ class Plan:
         """Whether a token may represent several patches (merged) or none (padding)."""
         return any(method.merges or method.pads for _, method in self.methods)
 
-    def acts(self, place: Place, block: int, count: int, patches: int) -> list[Act]:
+    def acts(self, place: Place, block: int, count: int, patches: int) -> list[Reduction]:
         """The methods that act at this place, in order, on `count` tokens of an image of `patches` patches."""
         acts, count, patches = [], whole(count), whole(patches)
         for index, method in self.methods:
             left = self.left_by(method, block, count, patches) if method.place == place else None
             if left is not None:
                 count = left
-                acts.append(Act(index, method, count))
+                acts.append(Reduction(index, method, count))
         return acts
 
     def left_by(self, method: Method[Any], block: int, count: int, patches: int) -> int | None:

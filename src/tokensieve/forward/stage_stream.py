@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from .._recording import none, recording, stand_in
+from .._recording import dummy_batch, is_empty, recording
 from ..errors import InputError
 from ..hosts import StagedHost
 from ..hosts.checks import refuse_hooks
@@ -66,8 +66,8 @@ class StageStream(BaseStream):
 
     def run(self, images: Tensor, trace: Trace | None = None, stages: int | None = None) -> list[Tensor]:
         """Images to maps: what goes into the first stage, and what comes out of each; of the first `stages` alone."""
-        if none(images):
-            maps = self.run(stand_in(images), trace, stages)
+        if is_empty(images):
+            maps = self.run(dummy_batch(images), trace, stages)
             if trace is not None:
                 trace.forget()
             return [x[:0] for x in maps]

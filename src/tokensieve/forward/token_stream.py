@@ -11,22 +11,22 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
-from .._recording import none, stand_in
+from .._recording import dummy_batch, is_empty
 from ..attention import BlockQKV
 from ..errors import InputError, UnsupportedHost
 from ..hosts import Exit, Host
 from ..hosts.checks import refuse_hooks
 from ..methods import AttentionEvidence, Evidence, ExitEvidence, MapEvidence, Method
 from ..methods.base import Place
-from ..padding import attend_each, each
+from ..padding import attend_per_length, per_length
 from ..recipe import Recipe
 from ..tokens import Tokens
 from .base_stream import BaseStream
 from .intermediates import HiddenStates, Intermediates, Wanted
 from .levels import Levels, leave
-from .plan import Act, Plan, check
+from .plan import Plan, Reduction, check
 from .trace import Trace
-from .walk import Actor, First, Reads, Step, walk
+from .walk import Actor, FirstTokens, Reads, Step, walk
 
 
 class TokenStream(BaseStream):
@@ -64,15 +64,15 @@ class TokenStream(BaseStream):
 
         The outputs of auxiliary heads between blocks are appended to `exits`.
         """
-        if none(images):  # an empty batch: run a dummy one and return zero rows
-            tokens = self.run(stand_in(images), trace, watch, blocks, exits)
+        if is_empty(images):  # an empty batch: run a dummy one and return zero rows
+            tokens = self.run(dummy_batch(images), trace, watch, blocks, exits)
             if trace is not None:
                 trace.forget()
             return tokens.nothing()
         tokens = self.host.embed(images)
         if trace is not None or watch:
             tokens = tokens.tracked()  # record which token each patch ends up in
-        acting = Acting(self, tokens, () if trace is None else trace.looks, [] if exits is None else exits)
+        acting = RecipeActor(self, tokens, () if trace is None else trace.looks, [] if exits is None else exits)
         if acting.starts(tokens):
             significance = self.significance(self.host.covered(images, tokens.grid), tokens.grid)
             tokens = acting.start(tokens, significance)
@@ -104,7 +104,7 @@ class TokenStream(BaseStream):
         if not self.host.levels:
             return self.host.head(tokens, **kwargs)
         output = self.host.read(levels.tokens, levels.exits, images.shape[-2:], **kwargs)
-        return tree_map(lambda values: values[:0], output) if none(images) else output
+        return tree_map(lambda values: values[:0], output) if is_empty(images) else output
 
     def features(self, images: Tensor) -> Tensor:
         """(B, C, H, W) -> the surviving tokens after the final norm, (B, N, d), prefix first."""
@@ -148,7 +148,7 @@ class TokenStream(BaseStream):
         tokens = self.host.embed(images)
         patches = tokens.x.shape[1] - tokens.prefix
         planned, left = self.plan.walked(patches)
-        first = First(planned if reads is None else reads)
+        first = FirstTokens(planned if reads is None else reads)
         if not self.host.levels:
             tokens = walk(self.host.blocks, tokens, first)
             tokens = tokens.first(min(tokens.x.shape[1], left))
@@ -167,7 +167,7 @@ class TokenStream(BaseStream):
         return partial(self.significance, self.host.covered(images, grid), grid)
 
 
-class Acting(Actor):
+class RecipeActor(Actor):
     """Applies a recipe's methods at their places in the forward, passing each its `Evidence`."""
 
     def __init__(
@@ -210,7 +210,7 @@ class Acting(Actor):
         if not attending:
             return attention.attend(), None
         method = attending[0]  # `check` allows one at most
-        return method.attend(attention) if tokens.lengths is None else attend_each(method, attention)
+        return method.attend(attention) if tokens.lengths is None else attend_per_length(method, attention)
 
     def inside(self, block: int, tokens: Tokens, attention: BlockQKV, attention_scores: Tensor | None) -> Tokens:
         return self._reduce(
@@ -259,7 +259,7 @@ class Acting(Actor):
         def act(indices: Tensor, unpadded: Tokens) -> Tokens:
             return self._act(method, unpadded, evidence.of(indices, unpadded.x.shape[1]))
 
-        return each(tokens, act, left, method.name)
+        return per_length(tokens, act, left, method.name)
 
-    def _acts(self, place: Place, block: int, tokens: Tokens) -> list[Act]:
+    def _acts(self, place: Place, block: int, tokens: Tokens) -> list[Reduction]:
         return self.plan.acts(place, block, tokens.x.shape[1], prod(tokens.grid))

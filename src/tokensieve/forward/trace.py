@@ -67,7 +67,7 @@ class Trace:
     def see(self, step: Step) -> None:
         """Note a block's step. Of its tokens all but the activations is kept."""
         self.reads.append(step.reads)
-        self.lengths.append(step.tokens.each())
+        self.lengths.append(step.tokens.lengths_per_image())
         self._read.append(replace(step.read, x=step.read.x.new_empty(0).expand(*step.read.x.shape[:2], 0), table=None))
 
     def end(self, tokens: Tokens, seen: dict[int, Tensor], exits: Sequence[Exit]) -> None:

@@ -59,7 +59,7 @@ class Actor:
         return tokens
 
 
-class First(Actor):
+class FirstTokens(Actor):
     """Keeps the first n tokens wherever the recipe leaves n: the recipe's cost with free token selection."""
 
     def __init__(self, reads: Sequence[Reads]) -> None:

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from .._frozen import replace
-from .._recording import none
+from .._recording import is_empty
 from ..tokens import Tokens
 
 
@@ -22,4 +22,4 @@ def weighed(tokens: Tokens) -> Tokens:
 
 def key_bias(tokens: Tokens) -> Tensor | None:
     """(B, N) log(size), which attention pooling adds to the logits of its keys; `key_padding_mask` in torch's words."""
-    return None if tokens.counted is None or none(tokens.x) else tokens.counted.log().to(tokens.x.dtype)
+    return None if tokens.counted is None or is_empty(tokens.x) else tokens.counted.log().to(tokens.x.dtype)

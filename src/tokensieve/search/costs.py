@@ -10,7 +10,7 @@ from torch import nn
 
 from ..errors import InputError, UnsupportedHost
 from ..forward.plan import Plan
-from ..forward.walk import First, Reads, walk
+from ..forward.walk import FirstTokens, Reads, walk
 from ..hosts import Host, HostBlock
 from ..measure import macs
 from ..measure.macs import count
@@ -116,7 +116,7 @@ class _Part:
 
     def count(self, reads: Reads) -> int:
         def run() -> None:
-            tokens = walk([self.block], self.tokens, First([reads]))
+            tokens = walk([self.block], self.tokens, FirstTokens([reads]))
             if self.host is not None:
                 self.host.head(self.host.features(tokens))
 

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .._frozen import replace
-from .._recording import none, stand_in
+from .._recording import dummy_batch, is_empty
 from ..data.inputs import check_images
 from ..errors import InputError, UnsupportedHost, first_line
 from ..forward.walk import Step, walk
@@ -104,8 +104,8 @@ class Segmenter(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """(B, C, H, W) -> (B, K, H, W): scores of the classes."""
-        if none(check_images(images)):
-            return self(stand_in(images))[:0]
+        if is_empty(check_images(images)):
+            return self(dummy_batch(images))[:0]
         return self.answer(self.features(images), images.shape[2:])
 
     def answer(self, levels: Sequence[Tokens], size: Sequence[int]) -> Tensor:
