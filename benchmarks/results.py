@@ -1,10 +1,11 @@
-"""Rows of results/*.csv: each with the command, the machine and the versions that made it."""
+"""Rows of results/*.csv: each with the command, the machine, the versions and the revision that made it."""
 
 from __future__ import annotations
 
 import csv
 import platform
 import shlex
+import subprocess
 import sys
 from collections.abc import Iterable
 from datetime import date
@@ -26,7 +27,24 @@ def provenance() -> dict[str, str]:
         "machine": f"{processor()}, {torch.get_num_threads()} threads",
         "versions": f"torch {torch.__version__.split('+')[0]}, timm {timm.__version__}",
         "date": date.today().isoformat(),
+        "revision": revision(ROOT),
     }
+
+
+def revision(folder: Path) -> str:
+    """The git commit of the source, short, with "+changes" where a file differs from it; empty outside of git.
+
+    The figures themselves do not count: those that were just written differ.
+    """
+
+    def git(*words: str) -> str:
+        command = ["git", *words]
+        return subprocess.run(command, cwd=folder, capture_output=True, text=True, check=True).stdout.strip()
+
+    try:
+        return git("rev-parse", "--short", "HEAD") + ("+changes" if git("status", "--porcelain", ":!results") else "")
+    except (OSError, subprocess.CalledProcessError):
+        return ""
 
 
 def processor() -> str:
@@ -60,10 +78,13 @@ def update(name: str, rows: Iterable[dict[str, Any]], *key: str) -> Path:
 def write(name: str, rows: Iterable[dict[str, Any]]) -> Path:
     """Write results/`name`, floats rounded to six significant digits; columns in order of first appearance.
 
-    A row read from such a file keeps the provenance that it has.
+    A row read from such a file keeps the provenance that it has, and says nothing of what it lacks.
     """
     here = provenance()
-    rows = [{**row, **{key: row.get(key) or told for key, told in here.items()}} for row in rows]
+    rows = [
+        {**row, **{key: row.get(key) or ("" if row.get("date") else told) for key, told in here.items()}}
+        for row in rows
+    ]
     columns: dict[str, None] = {}
     for row in rows:
         columns.update(dict.fromkeys(row))

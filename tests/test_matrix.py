@@ -1,4 +1,4 @@
-"""Every method on every form of timm's and torchvision's vision transformers.
+"""Every method on every form of timm's and torchvision's vision transformers, and on transformers' of video.
 
 Bit-equal at identity settings, equal to the slow reference, or refused. A cell is one method (or one recipe of several)
 on one host. What was seen in each is counted at the end of the session.
@@ -7,9 +7,10 @@ on one host. What was seen in each is counted at the end of the session.
 from __future__ import annotations
 
 import copy
-from collections import defaultdict
 from collections.abc import Callable
 from functools import cache
+from math import prod
+from typing import Any
 
 import pytest
 import torch
@@ -18,34 +19,45 @@ from torch import Tensor, nn
 from tests.reference.cases import CASES, IDENTITY, Case, Facts
 from tests.reference.hosts import host_forms, host_images
 from tests.reference.torchvision_hosts import torchvision_vits, vit_as_timm
+from tests.reference.video_hosts import video_as_timm, video_clips, video_forms
 from tests.reference.vit import reference_forward
 from tokensieve import RecipeError, UnsupportedHost, sieve
 from tokensieve.stream import Sieved
 
 TORCHVISION = {f"torchvision {name}": form for name, form in torchvision_vits().items()}
-FORMS = {**host_forms(), **TORCHVISION}
+VIDEO = {f"video {name}": form for name, form in video_forms().items() if name in ("videomae", "vivit", "vjepa2")}
+FORMS = {**host_forms(), **TORCHVISION, **VIDEO}
 CLOSE = 1e-9
 SURE = 1e-12
 """The lead that a decision must have in float64 for two orders of summation to agree on it."""
+DRAWS = 3
+"""Pairs of images that are tried before a cell fails for want of sure decisions."""
 
 CLASS_TOKEN = ("evit", "ats", "diffrate", "guarded")
-seen: dict[str, list[str]] = defaultdict(list)
 
 
 @cache
 def host(form: str) -> tuple[nn.Module, Tensor, Facts]:
     """A host in fp32, two images in float64, and what cases need to know."""
-    known = as_timm(form)
-    images = host_images(known).double()
-    height, width = known.patch_embed.dynamic_feat_size(images.shape[-2:])
-    return FORMS[form](), images, Facts(height * width, len(known.blocks))
+    known, model = as_timm(form), FORMS[form]()
+    images = (video_clips(model) if form in VIDEO else host_images(known)).double()
+    if form in VIDEO:
+        known.patch_embed(images.float())  # learns the grid
+    return model, images, Facts(prod(known.patch_embed.dynamic_feat_size(images.shape[-2:])), len(known.blocks))
 
 
 @cache
 def as_timm(form: str) -> nn.Module:
     """The same in timm's model, which the reference knows."""
     model = FORMS[form]()
+    if form in VIDEO:
+        return video_as_timm(model)
     return vit_as_timm(model) if form in TORCHVISION else model
+
+
+def said(output: Any) -> Any:
+    """The logits of transformers' classifiers, and whatever other hosts return."""
+    return getattr(output, "logits", output)
 
 
 def names(recipe: str) -> list[str]:
@@ -70,7 +82,6 @@ def written(text: str, patches: tuple[tuple[int, ...], ...]) -> str:
 @pytest.mark.parametrize("recipe", CASES)
 def test_a_cell(recipe: str, form: str, record_property: Callable[[str, object], None]) -> None:
     def note(outcome: str) -> None:
-        seen[recipe].append(outcome)
         record_property("cell", outcome)
 
     model, images, facts = host(form)
@@ -81,10 +92,10 @@ def test_a_cell(recipe: str, form: str, record_property: Callable[[str, object],
         if fault:
             with pytest.raises((UnsupportedHost, RecipeError), match=rf"{type(model).__name__}.*\b{fault}\b"):
                 sieve(model, text)
-        elif equals_the_reference(each, text, form):
+        elif any(equals_the_reference(each, text, form, draw) for draw in range(DRAWS)):
             note("equal to the reference")
         else:
-            note("a near tie")
+            pytest.fail(f"{text} decides by next to nothing on {form}, on {DRAWS} pairs of images: compare others.")
     if fault:
         note("refused")
     if recipe in IDENTITY:
@@ -93,7 +104,7 @@ def test_a_cell(recipe: str, form: str, record_property: Callable[[str, object],
     assert list(model.state_dict()) == list(before)
     assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
     with torch.no_grad():
-        assert torch.equal(model(images.float()), expected)
+        assert torch.equal(said(model(images.float())), expected)
     note("host left as it was")
 
 
@@ -101,13 +112,15 @@ def test_a_cell(recipe: str, form: str, record_property: Callable[[str, object],
 def dense(form: str) -> Tensor:
     model, images, _ = host(form)
     with torch.no_grad():
-        return model(images.float())
+        return said(model(images.float()))
 
 
 @torch.no_grad()
-def equals_the_reference(each: Case, text: str, form: str) -> bool:
+def equals_the_reference(each: Case, text: str, form: str, draw: int = 0) -> bool:
     """False where the reference decided by next to nothing, so that another order of summation may decide otherwise."""
     model, images, facts = host(form)
+    if draw:
+        images = torch.randn(images.shape, generator=torch.Generator().manual_seed(draw), dtype=images.dtype)
     double = copy.deepcopy(model).double()
     fast = with_weights(sieve(double, text, pretrained=False))
     facts = Facts(facts.patches, facts.depth, predictors(fast))
@@ -126,12 +139,14 @@ def equals_the_reference(each: Case, text: str, form: str) -> bool:
     assert expected.tokens_per_block[-1] < facts.patches + known.num_prefix_tokens, text  # it acts
     assert trace.tokens_per_block == expected.tokens_per_block, text
     assert torch.equal(trace.source, expected.source), text
-    assert trace.output.shape == expected.output.shape, text
+    if each.papr:
+        assert torch.equal(trace.kept, expected.kept), text
+    assert said(trace.output).shape == expected.output.shape, text
     assert largest(trace.tokens.x - expected.tokens) <= CLOSE, text
-    assert largest(trace.output - expected.output) <= CLOSE, text
-    sizes = torch.ones_like(expected.sizes) if trace.tokens.size is None else trace.tokens.size
+    assert largest(said(trace.output) - expected.output) <= CLOSE, text
+    sizes = torch.ones_like(expected.sizes) if trace.tokens.counted is None else trace.tokens.counted
     assert torch.equal(sizes, expected.sizes), text
-    assert largest(fast(images) - expected.output) <= CLOSE, text  # the plain call, which tracks nothing
+    assert largest(said(fast(images)) - expected.output) <= CLOSE, text  # the plain call, which tracks nothing
     assert all(torch.equal(value, state[key]) for key, value in double.state_dict().items()), text
     return True
 
@@ -167,11 +182,11 @@ def identity(text: str, form: str) -> str:
     text = written(text, (tuple(range(facts.patches)),) * facts.depth)
     fast = sieve(model, text)
     half = copy.deepcopy(model).bfloat16()
-    assert torch.equal(fast(images.float()), dense(form))
-    assert torch.equal(sieve(half, text)(images.bfloat16()), half(images.bfloat16()))
+    assert torch.equal(said(fast(images.float())), dense(form))
+    assert torch.equal(said(sieve(half, text)(images.bfloat16())), said(half(images.bfloat16())))
     fast.train()
     try:
-        assert same(fast(images.float()), model(images.float()))
+        assert same(said(fast(images.float())), said(model(images.float())))
     finally:
         fast.eval()
     return "bit-equal at identity"
@@ -183,8 +198,6 @@ def same(a: object, b: object) -> bool:
     return torch.equal(a, b)
 
 
-def test_no_method_is_refused_everywhere() -> None:
-    """Reads what the cells above have seen, so it needs the whole file to run."""
-    for recipe, outcomes in seen.items():
-        if outcomes.count("host left as it was") == len(FORMS):
-            assert "equal to the reference" in outcomes, recipe
+@pytest.mark.parametrize("recipe", CASES)
+def test_no_method_is_refused_everywhere(recipe: str) -> None:
+    assert not all(refusal(recipe, as_timm(form)) for form in FORMS)

@@ -51,7 +51,8 @@ class BlockQKV:
         if self.lengths is not None:
             count = self.k.shape[2]
             padding = (torch.arange(count, device=self.k.device) >= self.lengths[:, None])[:, None, None, :]
-            mask = self.q.new_zeros(len(self.q), 1, 1, count) if mask is None else mask
+            batch = self.q.shape[0]  # not len(): exporters with a free batch size would fix it
+            mask = self.q.new_zeros(batch, 1, 1, count) if mask is None else mask
             mask = mask.masked_fill(padding, -torch.inf)
         return mask
 

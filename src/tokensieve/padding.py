@@ -85,11 +85,12 @@ def pad(images: Sequence[Tensor], parts: Sequence[Tokens], count: int = 0) -> To
 
 
 def compact(tokens: Tokens, stays: Tensor) -> Tokens:
-    """The tokens where `stays` (B, N) bool is True, in their order, filled up to the longest image."""
+    """The tokens where `stays` (B, N) bool is True, in their order, filled up to the longest image; in a graph that is
+    recorded, whose sizes must not depend on images, to all N."""
     lengths = stays.sum(1)
-    longest = int(lengths.max())
+    longest = stays.shape[1] if recording() else int(lengths.max())
     taken = tokens.take(stays.to(torch.int8).argsort(dim=1, descending=True, stable=True)[:, :longest])
-    if bool((lengths == longest).all()):
+    if not recording() and bool((lengths == longest).all()):
         return replace(taken, lengths=None)
     source = taken.source
     source = None if source is None else source.masked_fill(source >= lengths[:, None], -1)

@@ -22,7 +22,7 @@ class Pixels:
     index: Tensor
     """(B, K) int64, in row-major order of the map: where the point-wise operators run."""
     count: int
-    """Places of the whole map, H x W."""
+    """Places of the whole map, H x W, of video T x H x W."""
     background: Background | None = None
     """None is the host's own."""
     rest: Tensor | None = None
@@ -41,19 +41,19 @@ class Pixels:
 
 
 def take(map: Tensor, flat: Tensor, count: int) -> Tensor:
-    """Places of maps (B, H, W, C), `count` = K of each, -> (B, K, C)."""
-    batch, _, _, channels = map.shape
+    """Places of maps (B, H, W, C) or (B, T, H, W, C), `count` = K of each, -> (B, K, C)."""
+    batch, channels = map.shape[0], map.shape[-1]
     return map.reshape(-1, channels).index_select(0, flat).view(batch, count, channels)
 
 
 def put(map: Tensor, flat: Tensor, change: Tensor, background: Background, *, own: bool = False) -> Tensor:
-    """Maps (B, H, W, C) with `change` (n, C) added at n places `flat`; elsewhere as they were, or zero.
+    """Maps (B, H, W, C), or of video, with `change` (n, C) added at n places `flat`; elsewhere as they were, or zero.
 
     `own` lets the map itself be changed where nothing is set to zero. By index_add, also where nothing is there to add
     to: index_copy is fifty times slower on CPUs.
     """
     wide = torch.promote_types(map.dtype, change.dtype)  # under autocast a scale in fp32 makes the change fp32
-    rows, change = map.reshape(-1, map.shape[3]).to(wide), change.to(wide)
+    rows, change = map.reshape(-1, map.shape[-1]).to(wide), change.to(wide)
     if background == "keep":
         return (rows.index_add_ if own else rows.index_add)(0, flat, change).view(map.shape)
     changed = rows.index_select(0, flat) + change

@@ -80,7 +80,7 @@ def sieve(
             from .significance import build  # only where a map is needed: building one loads proposal libraries
 
             kwargs = {**method.map_settings(), "mean": mean or config.get("mean"), "std": std or config.get("std")}
-            stream.significance = build(**kwargs, pretrained=pretrained)
+            stream.significance = build(**kwargs, pretrained=pretrained, video=host.layout != "CHW")
     return Sieved(stream, recipe)
 
 
@@ -228,15 +228,18 @@ class Sieved(nn.Module):
         images: Tensor | None = None,
         pixel_values: Tensor | None = None,
         labels: Tensor | None = None,
+        pixel_values_videos: Tensor | None = None,
         **kwargs: Any,
     ) -> Any:
-        """(B, C, H, W) -> what the host returns. `pixel_values`, `labels` and other words are for transformers' hosts.
+        """(B, C, H, W), or clips in the layout that the host reads, -> what the host returns. `pixel_values` (of some
+        that read video `pixel_values_videos`), `labels` and other words are for transformers' hosts.
 
         Where nothing acts and the host has hooks, it is called itself, hooks and all.
         """
         if images is not None:
-            check_images(self.model, images)
-        named = {"pixel_values": pixel_values, "labels": labels}  # by name, for those who read the signature
+            check_images(self.model, images, self.host.layout)
+        # by name, for those who read the signature
+        named = {"pixel_values": pixel_values, "pixel_values_videos": pixel_values_videos, "labels": labels}
         kwargs |= {word: value for word, value in named.items() if value is not None}
         stream = self._now()
         if not stream.plan.methods and any(map(hooked, stream.host.bypassed)):
@@ -245,8 +248,8 @@ class Sieved(nn.Module):
         return stream(images, **kwargs)
 
     def forward_features(self, images: Tensor) -> Tensor:
-        """(B, C, H, W) -> the surviving tokens after the final norm, (B, N, d), prefix first; with stages the last map,
-        as the host's own `forward_features` gives it."""
+        """What `forward` reads -> the surviving tokens after the final norm, (B, N, d), prefix first; with stages the
+        last map, as the host's own `forward_features` gives it."""
         return self._now().features(images)
 
     def forward_intermediates(
@@ -266,7 +269,7 @@ class Sieved(nn.Module):
         """Features of chosen blocks, or maps of chosen stages: arguments and return value are timm's.
 
         Args:
-            x: images (B, C, H, W).
+            x: images (B, C, H, W), or clips.
             indices: the last n blocks or stages, those in a sequence, or all.
             return_prefix_tokens: give each block's features as (features, prefix tokens).
             norm: bring the features through the host's final norm.
@@ -284,10 +287,10 @@ class Sieved(nn.Module):
             InputError: blocks that are not there, or "NCHW" without `restore` where tokens are no grid any more.
         """
         kwargs = {name: value for name, value in locals().items() if name not in ("self", "x")}
-        return self._now().intermediates(check_images(self.model, x), Wanted(**kwargs))
+        return self._now().intermediates(check_images(self.model, x, self.host.layout), Wanted(**kwargs))
 
     def trace(self, images: Tensor, *, attention: Sequence[int] = ()) -> Trace:
-        """Run on (B, C, H, W) and tell what happened: see `Trace`. Of the blocks `attention` the class attention too.
+        """Run on images or clips and tell what happened: see `Trace`; of the blocks `attention` class attention too.
 
         Raises:
             InputError: blocks that are not there, or a host without a class token or with stages.
@@ -300,11 +303,12 @@ class Sieved(nn.Module):
         return self._now().reads(images)
 
     def sizes(self, images: Tensor) -> list[tuple[int, ...]]:
-        """Height and width of the grid of patches, or of each stage's map."""
+        """Height and width, of video also length, of the grid of patches, or of each stage's map."""
         return self.stream.sizes(images)
 
     def covered(self, images: Tensor) -> Tensor:
-        """What of the images (B, C, H, W) the host's grid covers, which is what a significance map is made of."""
+        """What of the images the host's grid covers, which is what a significance map is made of: (B, C, H, W), of
+        clips in whatever layout (B, C, T, H, W)."""
         return self.stream.covered(images)
 
     def map_call(self, images: Tensor) -> Callable[[], Any]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import inspect
+import re
 from dataclasses import dataclass, field, fields
 from typing import ClassVar
 
@@ -43,7 +45,7 @@ def test_papr() -> None:
     assert told["keep"]["doc"].endswith("and the proposal does not run.")
 
 
-def test_paragraphs_after_the_arguments_are_kept() -> None:
+def test_paragraphs_before_the_arguments_are_kept() -> None:
     (facts,) = method_facts("ToMe")
     assert facts["notes"].startswith("At most half of the patch tokens")
     assert "proportional" not in facts["notes"]
@@ -55,6 +57,16 @@ def test_a_shorthand_says_what_it_is_short_for() -> None:
     told = settings(facts)
     assert list(told) == ["keep", "seed"]
     assert told["keep"]["doc"] == settings(method_facts("papr")[0])["keep"]["doc"]
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_no_line_of_a_docstring_is_lost(name: str) -> None:
+    """Google's style has nothing behind the arguments: a paragraph that stands there would not be read."""
+    (facts,) = method_facts(name)
+    told = " ".join([facts["summary"], facts["notes"], *(setting["doc"] for setting in facts["settings"])])
+    for line in inspect.cleandoc(METHODS[name].__doc__ or "").splitlines():
+        if line != "Args:":
+            assert re.sub(r"^ {4}\w+(, \w+)*: ", "", line).strip() in " ".join(told.split())
 
 
 @pytest.fixture

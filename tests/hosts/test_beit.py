@@ -150,6 +150,7 @@ def test_what_would_go_wrong_is_refused() -> None:
         sieve(model)
 
 
+@pytest.mark.slow
 def test_it_compiles_in_one_graph() -> None:
     model, images = FORMS["beit"](), beit_images()
     fast = sieve(model, "random(keep=0.5) + tome(r=3)")

@@ -153,6 +153,7 @@ def test_it_is_the_reference(name: str, background: str | None, training: bool) 
         assert trace.tokens_per_block == slow.pixels[: len(trace.reads)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "sizes", "feature_cls"),
     [
@@ -225,6 +226,7 @@ def detector_of_the_docs(recipe: str) -> dict[str, Any]:
     return made
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("keep", ["1", "0.65"])
 def test_the_detector_of_the_docs(keep: str) -> None:
     made = detector_of_the_docs(f"papr(keep={keep}, significance=centre)")

@@ -339,6 +339,7 @@ def test_a_new_classifier_is_used_at_once() -> None:
     assert fast(hf_images(model)).logits.shape == (2, 3)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["vit", "dinov3-model", "siglip-vision"])
 def test_it_compiles_in_one_graph(name: str) -> None:
     model = FORMS[name]()

@@ -226,6 +226,7 @@ def test_maps_smaller_than_windows_are_refused_where_the_host_fails() -> None:
     assert [layer.window_size for stage in model.encoder.layers for layer in stage.blocks] == [4] * 6
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [name for name in FORMS if " " not in name])
 def test_it_compiles_in_one_graph(name: str) -> None:
     model, images = FORMS[name](), pictures((50, 70)).float()

@@ -275,6 +275,7 @@ def test_a_tensor_is_a_map_too() -> None:
 KINDS = pytest.mark.parametrize("name", ["convnext", "convnext-conv", "convnext-v2", "swin", "swin-v2"])
 
 
+@pytest.mark.slow
 @KINDS
 def test_it_compiles_in_one_graph(name: str) -> None:
     model, images = made(name), pictures(name)

@@ -335,6 +335,7 @@ def test_it_is_exported(name: str, tmp_path: Path) -> None:
     assert max(done.differences.values()) < 1e-4
 
 
+@pytest.mark.slow
 @kinds
 def test_it_compiles_in_one_graph(name: str) -> None:
     model, images = STAGED[name](), pictures((50, 70)).float()
@@ -344,6 +345,7 @@ def test_it_compiles_in_one_graph(name: str) -> None:
         torch.testing.assert_close(torch.compile(fast, fullgraph=True, backend="eager")(images), fast(images))
 
 
+@pytest.mark.slow
 def test_a_vision_transformer_compiles_in_one_graph() -> None:
     model = VITS["vit"]()
     fast, images = sieve(model, "random(keep=0.6) + tome(r=2)"), torchvision_images(model)

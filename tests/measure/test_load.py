@@ -17,7 +17,6 @@ def spin(seconds):
         pass
 
 
-@pytest.mark.skipif(not load.STAT.exists(), reason="the system has no /proc/stat")
 def test_others_are_counted_and_this_process_is_not():
     before, start = load._others(), time.monotonic()
     spin(0.5)
@@ -31,18 +30,10 @@ def test_others_are_counted_and_this_process_is_not():
     assert OtherWork().cores() >= 0
 
 
-def test_where_the_system_does_not_tell(monkeypatch, tmp_path):
-    monkeypatch.setattr(load, "STAT", tmp_path / "absent")
-    monkeypatch.setattr(load.os, "getloadavg", lambda: (2.5, 0, 0), raising=False)
-    assert OtherWork().cores() == 1.5
-    monkeypatch.delattr(load.os, "getloadavg")
-    assert OtherWork().cores() is None
-
-
 @pytest.mark.parametrize(
     ("others", "threads", "cores", "expected"),
-    [(None, 1, 2, False), (0.9, 1, 2, False), (1.2, 1, 2, True), (0.1, 2, 2, False), (0.5, 2, 2, True)],
+    [(0.9, 1, 2, False), (1.2, 1, 2, True), (0.1, 2, 2, False), (0.5, 2, 2, True)],
 )
 def test_others_disturb_where_too_few_cores_are_left(monkeypatch, others, threads, cores, expected):
-    monkeypatch.setattr(load.os, "cpu_count", lambda: cores)
+    monkeypatch.setattr(load.psutil, "cpu_count", lambda: cores)
     assert disturbs(others, threads) is expected

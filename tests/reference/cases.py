@@ -46,6 +46,10 @@ CASES: dict[str, list[Case]] = {
     "tome": [
         case("tome(r=3)", slow.Tome(3)),
         case("tome(r=(4, 1.0), layers=0:2, proportional=False)", slow.Tome((4, 1.0), slice(0, 2), False)),
+        case("tome(r=(3, -1.0))", slow.Tome((3, -1.0))),
+        case("tome(r=(5, 0, 2))", slow.Tome([5, 0, 2])),
+        case("tome(r=4, layers=1:)", slow.Tome(4, slice(1, None))),
+        case("tome(r=40)", slow.Tome(40)),  # more than there are pairs
     ],
     "tofu": [
         case("tofu(r=3)", slow.Tofu(3)),
@@ -102,6 +106,14 @@ CASES: dict[str, list[Case]] = {
     "patch_slimming": [
         Case("patch_slimming(patches={slimming}, form=A)", lambda facts: [slow.PatchSlimming(facts.nested(4), "A")]),
         Case("patch_slimming(patches={slimming}, form=B)", lambda facts: [slow.PatchSlimming(facts.nested(4), "B")]),
+    ],
+    "papr + tome": [
+        case("papr(keep=0.7, significance=centre) + tome(r=3)", slow.Tome(3), papr={"keep": 0.7}),
+        case(
+            "papr(keep=0.7, significance=centre, order=significance) + tome(r=3)",
+            slow.Tome(3),
+            papr={"keep": 0.7, "order": "significance"},
+        ),
     ],
     "random + evit + tome": [
         case(

@@ -111,7 +111,7 @@ class Dynamicvit:
             return
         stage = layers.index(look.block) + 1
         share = self.keep[stage - 1] if isinstance(self.keep, tuple) else self.keep**stage
-        left = max(int(stream.grid[0] * stream.grid[1] * share), 1)
+        left = max(int(math.prod(stream.grid) * share), 1)
         if left >= len(stream.patches):
             return
         keeps = _predict(stream.x[stream.prefix :], self.predictors[stage - 1])

@@ -136,6 +136,8 @@ def head(model: nn.Module, stream: Stream) -> Tensor:
     sizes = torch.tensor(stream.sizes, dtype=torch.float64)
     # EVA's attention pooling reads the prefix tokens too and its other poolings do not; ViT has a switch for both, but
     # in an older timm, which goes by the same rule as EVA
+    if hasattr(model, "pool_by"):  # a host whose pooling timm does not have
+        return model.head(model.pool_by(x, sizes))
     pool = getattr(model, "attn_pool", None)
     start = 0 if getattr(model, "pool_include_prefix", pool is not None) else stream.prefix
     if pool is not None:

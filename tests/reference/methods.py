@@ -38,23 +38,24 @@ class Gtp:
 
     def prepare(self, stream: Stream) -> None:
         """The graph of all embedded patches, before anything acts: normalised edge weights, {(i, j): weight}."""
-        height, width = stream.grid
+        places = list(itertools.product(*map(range, stream.grid)))
+        patches = range(len(places))
         features = stream.x[stream.prefix :].tolist()
         edges = set()
-        for i in range(height * width):
+        for i in patches:
             if self.graph in ("mixed", "spatial"):
-                for j in range(height * width):
-                    near = abs(i // width - j // width) <= 1 and abs(i % width - j % width) <= 1
+                for j in patches:
+                    near = max(abs(a - b) for a, b in zip(places[i], places[j], strict=True)) <= 1
                     if near and i != j:
                         edges.add((i, j))
             if self.graph in ("mixed", "semantic"):
-                others = {j: cosine(features[i], features[j]) for j in range(height * width) if j != i}
+                others = {j: cosine(features[i], features[j]) for j in patches if j != i}
                 ranked, _ = ranking(others)
                 nearest, rest = ranked[: self.neighbours], ranked[self.neighbours :]
                 if nearest and rest:
                     stream.doubt(others[nearest[-1]] - others[rest[0]])
                 edges |= {(i, j) for j in nearest}
-        degree = [sum((i, j) in edges for j in range(height * width)) for i in range(height * width)]
+        degree = [sum((i, j) in edges for j in patches) for i in patches]
         # an edge always leaves a node of some degree, but it may lead to one of none
         stream.memory[id(self)] = {
             (i, j): 1 / math.sqrt(degree[i] * degree[j]) if degree[j] > 0 else 0.0 for i, j in edges

@@ -21,7 +21,7 @@ class Stream:
     members: list[list[int]]  # patches that each token stands for; empty for prefix tokens
     rows: list[int]  # patch at whose place each token stands, so its row of a rotary table; -1 for prefix tokens
     sizes: list[float]  # patches averaged in each token, 1 for prefix tokens
-    grid: tuple[int, int]
+    grid: tuple[int, ...]  # (h, w), of video (t, h, w)
     weights: list[float] | None = None  # factor on the exponential of each key's logit; None until a method sets one
     own: list[int] = field(default_factory=list)  # which of the tokens that began this block each one is now
     count: int = 0  # tokens that the fast code holds for this image: more than N where images keep unlike numbers

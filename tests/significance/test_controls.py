@@ -103,4 +103,4 @@ def test_centre():
     maps = centre_map(torch.zeros(2, 3, 32, 48), (2, 3))
     assert maps.tolist() == [[[-1.25, -0.25, -1.25]] * 2] * 2
     video = centre_map(torch.zeros(1, 3, 4, 8, 8), (2, 1, 3))
-    assert video.tolist() == [[[[-1.25, -0.25, -1.25]]] * 2]
+    assert video.tolist() == [[[[-1.0, 0.0, -1.0]]] * 2]

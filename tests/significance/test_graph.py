@@ -5,12 +5,15 @@ import timm
 import torch
 from timm.layers import Conv2dSame, StdConv2d
 from torch import nn
+from torch.fx.experimental.optimization import fuse
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from tests.significance.conftest import shake
 from tokensieve.errors import RecipeError
 from tokensieve.significance.graph import ConvReLU, fold, split
 from tokensieve.significance.proposal import named_proposal
+from tokensieve.zoo.slowonly import SlowOnlyFeatures
+from tokensieve.zoo.x3d import X3DFeatures
 
 NETWORKS = [
     ("mobileone_s0", 1024),
@@ -104,6 +107,41 @@ def test_what_cannot_be_folded_is_left_alone(images):
     assert isinstance(parts.features.stacked, ConvReLU)
     assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
     assert type(model.stacked) is nn.Conv2d
+
+
+@pytest.mark.parametrize("features", [X3DFeatures(1.0), SlowOnlyFeatures((1, 1, 1, 1))], ids=["X3D", "SlowOnly"])
+def test_networks_that_read_video_fold_too(features):
+    """By what folding claims, on clips: no BatchNorm is left, and the features are the same."""
+    model = shake(features).eval()
+    graph = torch.fx.symbolic_trace(copy.deepcopy(model))
+    fold(graph)
+    assert any(isinstance(module, _BatchNorm) for module in model.modules())
+    assert not any(isinstance(module, _BatchNorm) for module in graph.modules())
+    clips = torch.randn(1, 3, 4, 64, 64, generator=torch.Generator().manual_seed(2))
+    with torch.no_grad():
+        _close(graph(clips), model(clips))
+
+
+class CalledTwice(nn.Module):
+    """One convolution before two BatchNorms."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv, self.bn1, self.bn2 = nn.Conv2d(3, 3, 1), nn.BatchNorm2d(3), nn.BatchNorm2d(3)
+
+    def forward(self, x):
+        return self.bn2(self.conv(self.bn1(self.conv(x))))
+
+
+def test_a_convolution_before_two_batch_norms_is_where_torch_fuses_wrongly(images):
+    """Why folding is not left to torch. Should this fail some day, it can be."""
+    model = shake(CalledTwice()).eval()
+    graph = torch.fx.symbolic_trace(copy.deepcopy(model))
+    fold(graph)
+    with torch.no_grad():
+        expected = model(images)
+        _close(graph(images), expected)
+        assert (fuse(model)(images) - expected).abs().max() > 0.01 * expected.abs().max()
 
 
 def test_a_batch_norm_beyond_the_cut_is_not_folded_into_the_features(images):

@@ -86,6 +86,7 @@ def test_copies_and_threads_agree(named, images):
     assert torch.equal(copy.deepcopy(named)(images), expected)
 
 
+@pytest.mark.slow
 def test_export_and_compile(named, images):
     expected = named(images)
     program = torch.export.export(named, (images,))

@@ -205,6 +205,7 @@ def test_threads_share_it():
     assert all(torch.equal(a, b) for a, b in zip(results, expected, strict=True))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["mean", "cam", "eigen-cam", "random", "centre"])
 def test_compiles_and_exports(images, name):
     significance = build(**SMALL, **HALF, significance=name)

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import inspect
-import re
 from collections.abc import Callable
 from dataclasses import MISSING, Field, fields
 from typing import Any
+
+import docstring_parser
 
 from ..errors import RecipeError, nearest
 from ..methods import METHODS, BaseMethod, Method
@@ -105,23 +106,12 @@ def _example(function: Callable[..., BaseMethod]) -> BaseMethod:
 
 
 def _read(docstring: str) -> tuple[str, dict[str, str], str]:
-    """A Google-style docstring -> its first line, the meaning of each argument, and the paragraphs that are neither."""
-    lines = inspect.cleandoc(docstring).splitlines()
-    summary, rest = (lines[0], lines[1:]) if lines else ("", [])
-    args: dict[str, list[str]] = {}
-    notes: list[str] = []
-    inside, names = False, list[str]()
-    for line in rest:
-        if line == "Args:":
-            inside = True
-        elif inside and (found := re.match(r" {4}(\w+(?:, \w+)*): (.*)", line)):
-            names = found[1].split(", ")
-            args |= {word: [found[2]] for word in names}
-        elif inside and line.startswith(" " * 5):
-            for word in names:
-                args[word].append(line.strip())
-        else:
-            inside = inside and not line
-            notes.append(line.strip())
-    paragraphs = "\n".join(notes).strip()
-    return summary, {word: " ".join(text) for word, text in args.items()}, re.sub(r"(?<!\n)\n(?!\n)", " ", paragraphs)
+    """A Google-style docstring -> its first line, the meaning of each argument, and the paragraphs between the two."""
+    read = docstring_parser.parse(docstring, docstring_parser.DocstringStyle.GOOGLE)
+    args = {
+        name: " ".join((param.description or "").split())
+        for param in read.params
+        for name in param.arg_name.split(", ")  # several that share a meaning
+    }
+    paragraphs = (read.long_description or "").split("\n\n")
+    return read.short_description or "", args, "\n\n".join(" ".join(paragraph.split()) for paragraph in paragraphs)

@@ -9,7 +9,7 @@ import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
 from threading import current_thread, main_thread
-from typing import Annotated
+from typing import Annotated, Any, ClassVar
 
 import typer
 
@@ -24,13 +24,30 @@ from .export import export
 from .opening import option_for
 from .options import with_groups
 from .output import say
+from .segment import segment
 from .show import show
 from .slim import slim
 from .train import train
+from .train_options import WithKinds
+from .train_segment import dtop
+from .train_segment import segment as train_segment
 from .tune import tune
+
+
+def _command(function: Any) -> Any:
+    """A function as a command that stands in no group."""
+    alone = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
+    alone.command()(function)
+    return typer.main.get_command(alone)
+
 
 INTERRUPTED = 128 + signal.SIGINT
 """Exit code after Ctrl-C."""
+
+
+class Train(WithKinds):
+    kinds: ClassVar = {"segment": _command(train_segment), "dtop": _command(dtop)}
+
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
 app.command()(with_groups(demo))
@@ -41,9 +58,10 @@ app.command()(methods)
 app.command()(models)
 app.command()(doctor)
 app.command()(with_groups(correct))
+app.command()(segment)
 app.command()(with_groups(show))
 app.command()(with_groups(slim))
-app.command()(train)
+app.command(cls=Train)(train)
 app.command()(with_groups(tune))
 
 

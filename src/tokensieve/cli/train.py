@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
@@ -12,13 +11,18 @@ import typer
 from ..errors import InputError, nearest
 from .options import JsonOption, ThreadsOption
 from .output import print_record, say
+from .train_options import json_object
 
+ARGS = '{"drop_path_rate": 0.1}'
 BUNDLED = {"nano": ("nano_convnet", "nano_vit", "nano_convnext")}
 
 
 def train(
     what: Annotated[
-        str, typer.Argument(metavar="nano|NAME", help="The bundled models on scenes, or with --images a model.")
+        str,
+        typer.Argument(
+            metavar="nano|NAME|segment|dtop", help="The bundled models; with --images a model; or see below."
+        ),
     ],
     out: Annotated[
         str, typer.Option(metavar="FOLDER", help="Weights, logs and checkpoints; default what is trained.")
@@ -52,6 +56,9 @@ def train(
     """Train the bundled models on generated scenes, or a timm model on photographs; stopped, it goes on where it was.
 
     Writes NAME.safetensors, NAME.csv (the log) and NAME.checkpoint.pt for each model into the folder.
+
+    `tokensieve train segment` trains segmenters, `tokensieve train dtop` segmenters that tokens leave early; each has
+    options of its own: see its --help.
     """
     if images is None and what not in BUNDLED:
         raise InputError(
@@ -92,7 +99,8 @@ def train(
 
             assert validation is not None
             config, task = photographs.prepare(
-                name, images, validation, folder, epochs=epochs or 60, size=size or 128, args=_arguments(args),
+                name, images, validation, folder, epochs=epochs or 60, size=size or 128,
+                args=json_object(args, "--args", ARGS) or {},
                 seed=seed, teacher=teacher, teacher_weights=teacher_weights, workers=workers, say=say,
                 opened=tell_files,
             )  # fmt: skip
@@ -105,18 +113,6 @@ def train(
         trained.append({"model": name, "weights": str(weights), "plan": plan, "log": loop.read_log(folder, name)})
     if joined.is_main_process:
         print_record({"trained": trained, "data": read}, "train_view.train_view", as_json)
-
-
-def _arguments(text: str | None) -> dict[str, Any]:
-    if text is None:
-        return {}
-    try:
-        found = json.loads(text)
-    except json.JSONDecodeError as error:
-        raise InputError(f"--args is no JSON ({error}): --args '{{\"drop_path_rate\": 0.1}}'.") from error
-    if not isinstance(found, dict):
-        raise InputError("--args must be a JSON object: --args '{\"drop_path_rate\": 0.1}'.")
-    return found
 
 
 def _tell(row: dict[str, Any]) -> None:

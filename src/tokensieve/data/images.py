@@ -128,11 +128,11 @@ class ImageSet(Dataset[tuple[Tensor, int]]):
         except UnusableError as error:
             return Failure(self.path(index), str(error))
         except Exception as error:  # whatever a reader or a resize may raise concerns this picture alone
-            return Failure(self.path(index), f"cannot be read: {_reason(error)}")
+            return Failure(self.path(index), f"cannot be read: {reason_of(error)}")
 
     def _read(self, source: Any) -> Tensor:
         """What the set gives of one item's file or PIL image."""
-        return self.transform(_to_rgb(source) if isinstance(source, Image.Image) else _decode(source))
+        return self.transform(_to_rgb(source) if isinstance(source, Image.Image) else decode(source))
 
 
 class Listed:
@@ -182,7 +182,7 @@ class StreamSet(IterableDataset[tuple[Tensor, int]]):
                 yield self.transform(_to_rgb(picture)), -1 if label is None else int(label)
                 count += 1
         except (UnusableError, InputError, OSError, ValueError) as error:
-            raise InputError(f"{self.name} cannot be read after {count} pictures: {_reason(error)}.") from error
+            raise InputError(f"{self.name} cannot be read after {count} pictures: {reason_of(error)}.") from error
 
 
 def image_set(
@@ -266,7 +266,7 @@ def read_image(path: str | os.PathLike[str] | IO[bytes]) -> Image.Image:
         InputError: no such file, not a picture, damaged, or float samples whose range is unknown.
     """
     try:
-        return _decode(path)
+        return decode(path)
     except UnusableError as error:
         raise InputError(f"{getattr(path, 'name', path) if hasattr(path, 'read') else path} {error}.") from error
 
@@ -275,7 +275,8 @@ class UnusableError(Exception):
     """Why a picture or video cannot be used, as the end of a sentence that begins with its path."""
 
 
-def _decode(source: Any) -> Image.Image:
+def decode(source: Any) -> Image.Image:
+    """A file, or what one holds, as 8-bit RGB; raises UnusableError."""
     try:
         with Image.open(source) as picture:
             return _to_rgb(picture)
@@ -288,7 +289,7 @@ def _decode(source: Any) -> Image.Image:
     except UnidentifiedImageError:
         raise UnusableError("is not a picture that Pillow can read") from None
     except Exception as error:  # Pillow's decoders raise OSError, SyntaxError, ValueError, struct.error and others
-        raise UnusableError(f"cannot be decoded: {_reason(error)}") from error
+        raise UnusableError(f"cannot be decoded: {reason_of(error)}") from error
 
 
 def _to_rgb(picture: Image.Image) -> Image.Image:
@@ -315,11 +316,12 @@ def _turn(picture: Image.Image) -> Image.Transpose | None:
         return None
 
 
-def _reason(error: BaseException) -> str:
+def reason_of(error: BaseException) -> str:
+    """What an error says, on one line without a full stop."""
     return " ".join(str(error).split()).rstrip(".") or type(error).__name__
 
 
-def _listed(listing: Listing, transform: Callable, limit: int | None) -> ImageSet:
+def _listed(listing: Listing, transform: Callable[[Image.Image], Tensor], limit: int | None) -> ImageSet:
     return ImageSet(
         Listed(listing),
         transform,
@@ -334,7 +336,7 @@ def _listed(listing: Listing, transform: Callable, limit: int | None) -> ImageSe
 
 def _timm_set(
     name: str,
-    transform: Callable,
+    transform: Callable[[Image.Image], Tensor],
     index: dict[str, int] | None,
     limit: int | None,
     root: str | Path | None,
@@ -347,7 +349,7 @@ def _timm_set(
         with redirect_stdout(sys.stderr):  # timm prints which library is missing; stdout may be somebody's JSON
             opened = timm.data.create_dataset(name, root=where, split=split, class_map=index)
     except Exception as error:  # each reader has its own library behind it, with its own errors
-        raise InputError(f"timm cannot open {name} (split {split}, root {root}): {_reason(error)}.") from error
+        raise InputError(f"timm cannot open {name} (split {split}, root {root}): {reason_of(error)}.") from error
     if isinstance(opened, timm.data.IterableImageDataset):
         return StreamSet(opened.reader, transform, name=name, limit=limit)
     # timm's own ImageDataset replaces an unreadable picture by the next one; its reader does not.

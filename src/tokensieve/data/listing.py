@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import os
 import re
-import tarfile
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from ..errors import InputError
-from .scanning import NOT_OPENED, PICTURES, Kind, Parts, Tree, scan_folder, scan_tar
+from .scanning import NOT_OPENED, PICTURES, Kind, Parts, Tree, scan
 
 NAMED = 3
 """Names in a note, before it counts the others."""
@@ -58,9 +56,7 @@ def list_folder(root: Path, index: Mapping[str, int] | None = None, kind: Kind =
     Raises:
         InputError: the folder cannot be opened, holds none of them, or a class folder is not in `index`.
     """
-    tree = Tree(kind)
-    scan_folder(tree, str(root))
-    return _arrange(tree, 0, index, str(root), lambda parts: os.path.join(root, *parts))
+    return _arrange(scan(root, kind), 0, index, str(root))
 
 
 def list_tar(path: Path, index: Mapping[str, int] | None = None, kind: Kind = PICTURES) -> Listing:
@@ -72,14 +68,8 @@ def list_tar(path: Path, index: Mapping[str, int] | None = None, kind: Kind = PI
 
     Arguments and errors as in `list_folder`.
     """
-    tree = Tree(kind)
-    try:
-        with open(path, "rb") as file:
-            scan_tar(tree, str(path), file)
-    except (tarfile.TarError, EOFError, OSError) as error:
-        reason = " ".join(str(error).split()).rstrip(".") or type(error).__name__
-        raise InputError(f"{path} holds no {kind.many} that can be listed: {reason}.") from error
-    return _arrange(tree, _wrapping(tree, index), index, str(path), lambda parts: f"{path}:{'/'.join(parts)}")
+    tree = scan(path, kind)
+    return _arrange(tree, _wrapping(tree, index), index, str(path))
 
 
 def _wrapping(tree: Tree, index: Mapping[str, int] | None) -> int:
@@ -91,10 +81,9 @@ def _wrapping(tree: Tree, index: Mapping[str, int] | None) -> int:
     return 0 if index is not None and top in index else 1
 
 
-def _arrange(
-    tree: Tree, base: int, index: Mapping[str, int] | None, source: str, path: Callable[[Parts], str]
-) -> Listing:
+def _arrange(tree: Tree, base: int, index: Mapping[str, int] | None, source: str) -> Listing:
     """Number the class folders and sort the files; the first `base` parts of every path belong to the source."""
+    path = tree.path
     holding = {parts[:-1] for parts in tree.files}
     full = {parts[:i] for parts in holding for i in range(len(parts) + 1)}
     folders = {parts for parts in holding if len(parts) > base}

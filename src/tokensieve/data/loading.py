@@ -16,7 +16,7 @@ class Batch(NamedTuple):
 
     Attributes:
         images: (B, 3, H, W) float32.
-        labels: (B,) int64, -1 where there is none.
+        labels: (B,) int64, -1 where there is none; (B, H, W) of a segmentation set.
         paths: where each comes from.
     """
 
@@ -34,7 +34,7 @@ class Batches:
         failures: the pictures left out so far in the latest pass.
     """
 
-    def __init__(self, dataset: Dataset, batch_size: int, workers: int = 0) -> None:
+    def __init__(self, dataset: Dataset[Any], batch_size: int, workers: int = 0) -> None:
         if batch_size < 1 or workers < 0:
             raise RecipeError(f"batch_size must be at least 1 and workers at least 0, not {batch_size} and {workers}.")
         self.dataset = dataset
@@ -61,7 +61,7 @@ class Batches:
                 yield batch
 
 
-def load_batches(dataset: Dataset, batch_size: int, workers: int = 0) -> Batches:
+def load_batches(dataset: Dataset[Any], batch_size: int, workers: int = 0) -> Batches:
     """Read a data set in batches; what cannot be read is recorded in `.failures` and the rest goes on.
 
     Args:
@@ -77,7 +77,7 @@ def load_batches(dataset: Dataset, batch_size: int, workers: int = 0) -> Batches
 
 class _Item(NamedTuple):
     image: Tensor
-    label: int
+    label: int | Tensor
     path: str
 
 
@@ -119,4 +119,7 @@ def _collate(items: list[_Item | Failure]) -> tuple[Batch | None, list[Failure]]
     if not good:
         return None, failures
     images, labels, paths = zip(*good, strict=True)
-    return Batch(torch.stack(images), torch.tensor(labels, dtype=torch.int64), paths), failures
+    if len({image.shape for image in images}) > 1:
+        raise InputError("Pictures of unlike sizes cannot go through together: read them with batch_size=1.")
+    told = torch.stack(labels) if isinstance(labels[0], Tensor) else torch.tensor(labels, dtype=torch.int64)
+    return Batch(torch.stack(images), told, paths), failures

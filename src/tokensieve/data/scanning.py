@@ -64,8 +64,9 @@ PICTURES = Kind("picture", "pictures", picture_suffixes)
 class Tree:
     """Everything below a source, by path: visible folders, files of a kind and what opens them, what was skipped."""
 
-    def __init__(self, kind: Kind = PICTURES) -> None:
-        self.kind = kind
+    def __init__(self, kind: Kind, named: Callable[[Parts], str]) -> None:
+        """`named` says what a path below the source is called, the source included."""
+        self.kind, self.path = kind, named
         self.files: dict[Parts, Any] = {}
         self.folders: set[Parts] = set()
         self.skipped: list[tuple[Parts, str]] = []
@@ -82,6 +83,28 @@ class Tree:
         if suffix not in self._suffixes:
             self.skip(parts, suffix or NO_SUFFIX)
         return suffix in self._suffixes
+
+
+def scan(path: Path, kind: Kind = PICTURES) -> Tree:
+    """Everything below a folder, or in an uncompressed tar and in tars inside it.
+
+    Raises:
+        InputError: neither is at `path`, or it cannot be opened.
+    """
+    if path.is_dir():
+        tree = Tree(kind, lambda parts: os.path.join(path, *parts))
+        scan_folder(tree, str(path))
+        return tree
+    if not path.exists():
+        raise InputError(f"{path} does not exist: give a folder or a tar.")
+    tree = Tree(kind, lambda parts: f"{path}:{'/'.join(parts)}")
+    try:
+        with open(path, "rb") as file:
+            scan_tar(tree, str(path), file)
+    except (tarfile.TarError, EOFError, OSError) as error:
+        reason = " ".join(str(error).split()).rstrip(".") or type(error).__name__
+        raise InputError(f"{path} holds no {kind.many} that can be listed: {reason}.") from error
+    return tree
 
 
 def _hidden(name: str) -> bool:

@@ -15,7 +15,8 @@ from torch import Tensor, nn
 from ..errors import InputError, RecipeError
 from .images import UnusableError
 from .inputs import InputSpec
-from .video_sampling import Timeline, Views, dense_clips, uniform_clips
+from .video_frames import Timeline
+from .video_sampling import Views, dense_clips, uniform_clips
 
 SAMPLINGS = ("dense", "uniform")
 LAYOUTS = ("TCHW", "CTHW")

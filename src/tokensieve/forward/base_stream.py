@@ -35,5 +35,6 @@ class BaseStream:
         raise NotImplementedError
 
     def covered(self, images: Tensor) -> Tensor:
-        """What of the images (B, C, H, W) the first grid or map covers, which is what significance maps are made of."""
+        """What of the images the first grid or map covers, which is what significance maps are made of: (B, C, H, W),
+        or (B, C, T, H, W) of clips in any layout."""
         return self.host.covered(images, self.sizes(images)[0])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from .._recording import whole
 from ..errors import RecipeError, UnsupportedHost
@@ -20,7 +20,7 @@ class Act(NamedTuple):
     """One method, the one of this number in its recipe, leaving `left` tokens, prefix included."""
 
     number: int
-    method: Method
+    method: Method[Any]
     left: int
 
 
@@ -57,7 +57,7 @@ class Plan:
                 acts.append(Act(index, method, count))
         return acts
 
-    def left_by(self, method: Method, block: int, count: int, patches: int) -> int | None:
+    def left_by(self, method: Method[Any], block: int, count: int, patches: int) -> int | None:
         """How many of `count` tokens a method leaves here, or None where it does not act."""
         site = TokenSite(block, self.depth, whole(count), self.prefix, whole(patches))
         return method.left(site) if method.acts(site) else None
@@ -99,7 +99,7 @@ class Plan:
             count = left("after", block, mlp)
         return reads, count
 
-    def _idle(self, method: Method) -> bool:
+    def _idle(self, method: Method[Any]) -> bool:
         """Whether a method acts nowhere, whatever the number of tokens (keep=1, r=0)."""
         heres = [TokenSite(block, self.depth, PLENTY + self.prefix, self.prefix, PLENTY) for block in range(self.depth)]
         return not any(method.acts(site) for site in heres)
@@ -135,7 +135,7 @@ def check(host: Host, plan: Plan) -> None:
             raise UnsupportedHost(f"{name} cannot take merged or padded tokens: in block {index}, {block.closed}.")
 
 
-def _alone(methods: list[Method], block: int) -> None:
+def _alone(methods: list[Method[Any]], block: int) -> None:
     if len(methods) > 1:
         raise RecipeError(
             f"{methods[0].name} and {methods[1].name} would both decide who asks what in the attention of block "

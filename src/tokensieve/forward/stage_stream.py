@@ -137,8 +137,8 @@ class StageStream(BaseStream):
             if read.mlp == read.keys:
                 return block(x)
             out, y = block.spatial(x)
-            change = block.pointwise(y.flatten(1, 2)[:, : read.mlp])
-            out.flatten(1, 2)[:, : read.mlp] += change
+            change = block.pointwise(y.flatten(1, -2)[:, : read.mlp])
+            out.flatten(1, -2)[:, : read.mlp] += change
             return self.own_layout(out)
 
         return self.answer(walk_stages(self.host, self._embedded(images), step), images)
@@ -167,11 +167,11 @@ class StageStream(BaseStream):
         return self.host.lay_out(x) if self.plan.methods else x
 
     def _channels_first(self, x: Tensor) -> Tensor:
-        return x if self.host.channels_first else x.permute(0, 3, 1, 2)
+        return x if self.host.channels_first else x.movedim(-1, 1)
 
     def own_layout(self, x: Tensor) -> Tensor:
         """(B, H, W, C) as the host has its maps."""
-        return x.permute(0, 3, 1, 2) if self.host.channels_first else x
+        return x.movedim(-1, 1) if self.host.channels_first else x
 
 
 class Choosing:
@@ -182,7 +182,7 @@ class Choosing:
         self.stream, self.host, self.plan = stream, stream.host, stream.plan
         covered = self.host.covered(images, self.host.size(x))
         self.significance = None if stream.significance is None else stream.significance.ask(covered)
-        self.sizes: list[tuple[int, int]] = []
+        self.sizes: list[tuple[int, ...]] = []
         self.chosen: list[Pixels | None] = []
         """Of each stage so far, what its last block ran on."""
         self._settled = False  # whether these pixels' background is what it is to be
@@ -197,7 +197,7 @@ class Choosing:
         if choice is not None:
             place, method, there, count = choice
             part = self.stream.learned(place, x)
-            x_last = x.permute(0, 2, 3, 1) if self.host.channels_first else x
+            x_last = x.movedim(1, -1) if self.host.channels_first else x
             evidence = Evidence(module=part)
             if self.significance is not None:
                 evidence = MapEvidence(module=part, significance=self.significance(size))

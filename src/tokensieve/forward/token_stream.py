@@ -48,7 +48,7 @@ class TokenStream(BaseStream):
         check(host, plan)
         return plan
 
-    def build(self, method: Method, pretrained: bool) -> nn.Module | None:
+    def build(self, method: Method[Any], pretrained: bool) -> nn.Module | None:
         """A method's own learned layers, for this host."""
         return method.build(self.host.width, len(self.host.blocks), pretrained)
 
@@ -246,7 +246,7 @@ class Acting(Actor):
                 tokens = self._act(method, tokens, evidence)
         return tokens
 
-    def _act(self, method: Method, tokens: Tokens, evidence: Evidence) -> Tokens:
+    def _act(self, method: Method[Any], tokens: Tokens, evidence: Evidence) -> Tokens:
         """One method, on as many tokens as there are; where images have unlike numbers, on each by its own."""
         left = self.plan.left_by(method, evidence.block, tokens.x.shape[1], prod(tokens.grid))
         if left is None:

@@ -22,7 +22,7 @@ class Mask(NamedTuple):
     title: str
     kept: Tensor
     """(B, K) int64, ascending unless the recipe's order says otherwise."""
-    grid: tuple[int, int]
+    grid: tuple[int, ...]
     """Of which they were chosen."""
 
 
@@ -35,8 +35,9 @@ class Trace:
     significance: Tensor | None = None
     """(B, *grid) fp32: the map that ranked the patches; None where the recipe has none."""
     kept: Any = None
-    """(B, K) int64: the patches kept before block 0, in token order; None where none were dropped there. On a host with
-    stages a list, one entry a stage: the pixels that the stage's last block ran on, None for all."""
+    """(B, K) int64: the patches kept before block 0, in token order; -1 behind those of an image that keeps fewer than
+    others; None where none were dropped there. On a host with stages a list, one entry a stage: the pixels that the
+    stage's last block ran on, None for all."""
     reads: list[Reads] = field(default_factory=list)
     """Tokens, prefix and padding included, that each block's keys, queries and MLP were made of."""
     lengths: list[Tensor] = field(default_factory=list)
@@ -59,7 +60,9 @@ class Trace:
     def begin(self, tokens: Tokens, significance: Tensor) -> None:
         self.kept, self.significance = tokens.positions, significance.unflatten(1, tokens.grid)
         if tokens.positions is not None:
-            self.masks.append(Mask("Kept patches", tokens.positions, (tokens.grid[-2], tokens.grid[-1])))
+            if tokens.real is not None:
+                self.kept = tokens.positions.masked_fill(~tokens.real[:, tokens.prefix :], -1)
+            self.masks.append(Mask("Kept patches", self.kept, tokens.grid))
 
     def see(self, step: Step) -> None:
         """Note a block's step. Of its tokens all but the activations is kept."""

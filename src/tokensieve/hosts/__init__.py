@@ -10,7 +10,9 @@ from . import (  # noqa: F401
     hf_dense,
     hf_eomt,
     hf_staged,
+    hf_video,
     hf_vit,
+    hf_vjepa2,
     hf_yolos,
     open_clip,
     timm_beit,
@@ -43,6 +45,10 @@ BUILT_IN = tuple(HOSTS)
 """What is opened without a host from outside."""
 
 _WHOLE_GRID = "its windows or strides need the whole grid"
+_DIVIDED = (
+    "its divided attention reads each place in every frame and each frame in every place, so that no patch can be "
+    "missing (transformers' VideoMAE, ViViT and V-JEPA 2 attend to all patches jointly, and can)"
+)
 _TOWERS = "it reads text too: sieve its model.vision_model, and give that one's pooler_output to what follows"
 
 _SHRINKS = "its keys are read from maps that strided convolutions shrink, and its MLPs look around: they need the grid"
@@ -72,9 +78,14 @@ _HINTS = {
     **dict.fromkeys(("Hiera", "HieraDet", "MultiScaleVit", "PoolingVisionTransformer", "Twins"), _WHOLE_GRID),
     **dict.fromkeys(("FeatureHookNet", "FeatureGraphNet"), _HOOKED),
     # torchvision
-    **dict.fromkeys(("MaxVit", "MViT"), _WHOLE_GRID),
-    "SwinTransformer3d": "it reads videos",
+    "MaxVit": _WHOLE_GRID,
+    "MViT": "its attention pools queries, keys and values over the grid, which must be whole (torchvision's "
+    "SwinTransformer3d takes PaPr, transformers' VideoMAE every method)",
+    "VideoResNet": "it has no tokens; as a module it can be the proposal of a model that has",
+    "S3D": "it has no tokens; as a module it can be the proposal of a model that has",
     # transformers
+    **dict.fromkeys(("TimesformerModel", "TimesformerForVideoClassification"), _DIVIDED),
+    "VideoMAEForPreTraining": "its decoder needs all patches: sieve model.videomae",
     **dict.fromkeys(("CLIPModel", "SiglipModel"), _TOWERS),
     "ViTMAEForPreTraining": "its decoder needs all patches: sieve model.vit",
     "ViTForMaskedImageModeling": "its decoder needs the whole grid: sieve model.vit",
@@ -127,9 +138,10 @@ def open_host(model: nn.Module) -> Host | StagedHost:
         raise UnsupportedHost(
             f"{name} cannot be sieved: {missing}. Models that can: timm's {timms}, and ConvNeXt and Swin with "
             f"features_only=True; torchvision's {_known('torchvision.models')}; transformers' ViT, DeiT, DINOv2, "
-            "DINOv3, CLIP, SigLIP and MAE encoders, its ConvNeXt and Swin (V2 too), the backbones of DINOv2, DINOv3, "
-            "BEiT, ConvNeXt and Swin, with Depth Anything, DPT, ZoeDepth and UperNet around them, BEiT's segmenter, "
-            f"EoMT and YOLOS; open_clip's VisionTransformer{_from_outside()}; used as they are."
+            "DINOv3, CLIP, SigLIP and MAE encoders, its VideoMAE, ViViT and V-JEPA 2, its ConvNeXt and Swin (V2 too), "
+            "the backbones of DINOv2, DINOv3, BEiT, ConvNeXt and Swin, with Depth Anything, DPT, ZoeDepth and UperNet "
+            "around them, BEiT's segmenter, EoMT and YOLOS; "
+            f"open_clip's VisionTransformer{_from_outside()}; used as they are."
         )
     return complete(host.opened(model))
 

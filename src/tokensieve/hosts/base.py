@@ -12,7 +12,7 @@ from ..attention import BlockQKV
 from ..data.inputs import InputSpec
 from ..errors import InputError
 from ..tokens import Tokens
-from .checks import covered
+from .checks import channels_first, covered
 
 
 class Exit(NamedTuple):
@@ -74,6 +74,8 @@ class Host(ABC):
 
     units = "tokens"
     """What recipes reduce."""
+    layout = "CHW"
+    """Which side of what it reads is which, without the batch; "TCHW" or "CTHW" where it reads video."""
     model: Any
     """The host itself, an `nn.Module` whose parts the opener knows by name."""
     blocks: Sequence[HostBlock]
@@ -148,12 +150,14 @@ class Host(ABC):
 
     @property
     def patch(self) -> Sequence[int] | None:
-        """Height and width of a patch in pixels; None where patches overlap, or are not known."""
+        """Height and width of a patch in pixels, of video its frames before them; None where patches overlap, or are
+        not known."""
         return None
 
     def covered(self, images: Tensor, grid: Sequence[int]) -> Tensor:
-        """What of the images the grid of patches covers: what a significance map is made of."""
-        return covered(images, grid, self.patch)
+        """What of the images the grid of patches covers: what a significance map is made of. Of clips in any layout
+        (B, C, T, H, W)."""
+        return covered(channels_first(images, self.layout), grid, self.patch)
 
     def arguments(self, images: Tensor | None, kwargs: dict[str, Any]) -> tuple[Tensor, dict[str, Any]]:
         """What a sieved model was called with -> the images, and the words that go to `head`.

@@ -8,30 +8,36 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .._recording import whole
+from ..data.inputs import LAYOUTS
 from ..errors import InputError, UnsupportedHost
 
 
 def plain_patch(projection: nn.Module | None) -> tuple[int, ...] | None:
-    """Height and width of the patches that a convolution embeds, if they lie side by side; else None."""
-    if not isinstance(projection, nn.Conv2d) or projection.padding != (0, 0):
+    """Sides of the patches that a convolution embeds, (frames,) height and width, if they lie side by side, or None."""
+    if not isinstance(projection, nn.Conv2d | nn.Conv3d) or any(projection.padding):
         return None
     return tuple(projection.stride) if projection.stride == projection.kernel_size else None
 
 
 def covered(images: Tensor, grid: Sequence[int], patch: Sequence[int] | None) -> Tensor:
-    """The part of the images (B, C, H, W) that a grid of patches covers, from the upper left corner on.
+    """The part of the images (B, C, H, W), or clips (B, C, T, H, W), that a grid of patches covers, from its start on.
 
-    Hosts leave out what is no whole patch at the right and lower edge, or fill it up with zeros: so is it done here.
-    `patch` None is not known, and the whole image stands for the grid.
+    Hosts leave out what is no whole patch at the far edges, or fill it up with zeros: so is it done here. `patch` None
+    is not known, and the whole image stands for the grid.
     """
     if patch is None:
         return images
-    height, width = (whole(side) for side in images.shape[-2:])
-    tall, wide = (count * side for count, side in zip(grid, patch, strict=True))
-    if (tall, wide) == (height, width):
-        return images
-    images = images[..., : min(tall, height), : min(wide, width)]
-    return F.pad(images, (0, max(0, wide - width), 0, max(0, tall - height)))
+    filled: list[int] = []  # from the last side on, as `pad` takes them
+    for axis, (count, side) in enumerate(zip(grid, patch, strict=True), start=2):
+        there, wanted = whole(images.shape[axis]), count * side
+        images = images if there <= wanted else images.narrow(axis, 0, wanted)
+        filled = [0, max(0, wanted - there), *filled]
+    return F.pad(images, filled) if any(filled) else images
+
+
+def channels_first(images: Tensor, layout: str) -> Tensor:
+    """Images or clips of a layout of `InputSpec`, with their channels in front: (B, C, H, W) or (B, C, T, H, W)."""
+    return images.transpose(1, 2) if layout == "TCHW" else images
 
 
 def check_size(model: nn.Module, images: Tensor, size: Sequence[int]) -> Tensor:
@@ -85,10 +91,12 @@ def plain_linear(layer: nn.Module) -> bool:
     return type(layer) is nn.Linear and not hooked(layer)
 
 
-def check_images(model: nn.Module, images: Tensor) -> Tensor:
-    """The images, if they are a tensor of the rank of images."""
+def check_images(model: nn.Module, images: Tensor, layout: str = "CHW") -> Tensor:
+    """The images, or the clips of another layout, if they are a tensor of the rank of these."""
+    what, name = "Images" if layout == "CHW" else "Clips", type(model).__name__
+    reads = "(B, 3, H, W)" if layout == "CHW" else f"(batch, {LAYOUTS[layout]})"
     if not isinstance(images, Tensor):
-        raise InputError(f"Images are a {type(images).__name__}; {type(model).__name__} reads a tensor (B, 3, H, W).")
-    if images.ndim != 4:
-        raise InputError(f"Images have shape {tuple(images.shape)}; {type(model).__name__} reads (B, 3, H, W).")
+        raise InputError(f"{what} are a {type(images).__name__}; {name} reads a tensor {reads}.")
+    if images.ndim != 1 + len(layout):
+        raise InputError(f"{what} have shape {tuple(images.shape)}; {name} reads {reads}.")
     return images

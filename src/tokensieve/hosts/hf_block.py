@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -24,6 +24,7 @@ class Seam:
     attention: str
     """Class of the attention; the names of the parts follow, those with dots from the layer on."""
     inner: str = "attention"
+    """Where it is in the layer; in older layers inside another one, which projects."""
     before: str = "norm1"
     after: str = "norm2"
     projections: tuple[str, str, str] = ("q_proj", "k_proj", "v_proj")
@@ -37,7 +38,8 @@ class Seam:
     """What drops out in front of both residuals."""
     mlp: tuple[str, ...] = ("mlp",)
     """The MLP, or its first half and then the second, which adds the residual itself."""
-    rotary: bool = False
+    rotary: Literal["half", "pairs"] | None = None
+    """Which channels turn together: one of either half, or two neighbours."""
     older: bool = False
     """The layer takes no mask, and the output projection its own input twice."""
 
@@ -46,9 +48,27 @@ def _vit(name: str) -> Seam:
     return Seam(f"{name}Attention", before="layernorm_before", after="layernorm_after", drop="dropout")
 
 
-def _dino(name: str, dropout: str = "attention_dropout", rotary: bool = False) -> Seam:
+def _dino(name: str, dropout: str = "attention_dropout", rotary: Literal["half"] | None = None) -> Seam:
     scales = ("layer_scale1", "layer_scale2")
     return Seam(f"{name}Attention", dropout=dropout, scales=scales, drop="drop_path", rotary=rotary)
+
+
+def _older(attention: str, **parts: Any) -> Seam:
+    """Of layers whose attention is called by another one, which projects."""
+    return Seam(
+        attention,
+        inner="attention.attention",
+        projections=("query", "key", "value"),
+        out="attention.output",
+        head_size="attention_head_size",
+        dropout="dropout_prob",
+        older=True,
+        **parts,
+    )
+
+
+def _older_dino(name: str) -> Seam:
+    return _older(f"{name}SelfAttention", scales=("layer_scale1", "layer_scale2"), drop="drop_path")
 
 
 def _clip(name: str) -> Seam:
@@ -64,54 +84,41 @@ def _clip(name: str) -> Seam:
 
 
 def _older_vit(name: str) -> Seam:
-    return Seam(
-        f"{name}SelfAttention",
-        inner="attention.attention",
-        before="layernorm_before",
-        after="layernorm_after",
-        projections=("query", "key", "value"),
-        out="attention.output",
-        head_size="attention_head_size",
-        dropout="dropout_prob",
-        mlp=("intermediate", "output"),
-        older=True,
+    return _older(
+        f"{name}SelfAttention", before="layernorm_before", after="layernorm_after", mlp=("intermediate", "output")
     )
 
 
-SEAMS = {
-    "ViTLayer": _vit("ViT"),
-    "DeiTLayer": _vit("DeiT"),
-    "ViTMAELayer": _vit("ViTMAE"),
-    "Dinov2Layer": _dino("Dinov2"),
-    "Dinov2WithRegistersLayer": _dino("Dinov2WithRegisters"),
-    "DINOv3ViTLayer": _dino("DINOv3ViT", "dropout", rotary=True),
-    "EomtLayer": replace(_dino("Eomt", "dropout"), out="attention.out_proj", scaling="scale"),
-    "EomtDinov3Layer": _dino("EomtDinov3", "dropout", rotary=True),
-    "BeitLayer": replace(_vit("Beit"), drop=None),
-    "DPTViTLayer": _older_vit("DPT"),
-    "YolosLayer": _older_vit("Yolos"),
-    "CLIPEncoderLayer": _clip("CLIP"),
-    "SiglipEncoderLayer": _clip("Siglip"),
+SEAMS: dict[str, tuple[Seam, ...]] = {
+    "ViTLayer": (_vit("ViT"),),
+    "DeiTLayer": (_vit("DeiT"),),
+    "ViTMAELayer": (_vit("ViTMAE"),),
+    # up to transformers 5.13 the older one
+    **{f"{name}Layer": (_older_dino(name), _dino(name)) for name in ("Dinov2", "Dinov2WithRegisters")},
+    "DINOv3ViTLayer": (_dino("DINOv3ViT", "dropout", rotary="half"),),
+    "EomtLayer": (replace(_dino("Eomt", "dropout"), out="attention.out_proj", scaling="scale"),),
+    "EomtDinov3Layer": (_dino("EomtDinov3", "dropout", rotary="half"),),
+    "BeitLayer": (replace(_vit("Beit"), drop=None),),
+    "DPTViTLayer": (_older_vit("DPT"),),
+    "YolosLayer": (_older_vit("Yolos"),),
+    "CLIPEncoderLayer": (_clip("CLIP"),),
+    "SiglipEncoderLayer": (_clip("Siglip"),),
+    # of video
+    "VideoMAELayer": (_older_vit("VideoMAE"),),
+    "VivitLayer": (_vit("Vivit"),),
+    "VJEPA2Layer": (
+        Seam(
+            "VJEPA2RopeAttention",
+            projections=("query", "key", "value"),
+            out="attention.proj",
+            head_size="attention_head_size",
+            dropout="dropout_prob",
+            drop="drop_path",
+            rotary="pairs",
+        ),
+    ),
 }
-"""By class of the layer."""
-
-
-def _older_dino(name: str) -> Seam:
-    return Seam(
-        f"{name}SelfAttention",
-        inner="attention.attention",
-        projections=("query", "key", "value"),
-        out="attention.output",
-        head_size="attention_head_size",
-        dropout="dropout_prob",
-        scales=("layer_scale1", "layer_scale2"),
-        drop="drop_path",
-        older=True,
-    )
-
-
-OLDER_SEAMS = {f"{name}Layer": _older_dino(name) for name in ("Dinov2", "Dinov2WithRegisters")}
-"""Of layers whose attention holds another one, which projects, as these did up to transformers 5.13."""
+"""By class of the layer; of several that one whose attention is where it says."""
 
 
 class HFBlock(HostBlock):
@@ -122,12 +129,10 @@ class HFBlock(HostBlock):
     def __init__(self, layer: Any, prefix: int) -> None:
         self.layer, self.prefix = layer, prefix
         self.checkpoints = layer.training and getattr(layer, "gradient_checkpointing", False)
-        self.seam = SEAMS.get(type(layer).__name__, Seam(""))
-        outer: Any = getattr(layer, "attention", None)
-        inner: Any = _part(layer, self.seam.inner)
-        if type(layer).__name__ in OLDER_SEAMS and theirs(inner) and hasattr(inner, "attention"):
-            self.seam, inner = OLDER_SEAMS[type(layer).__name__], inner.attention
-        self.bypassed = [part for part in (layer, outer, inner) if part is not None]
+        seams = SEAMS.get(type(layer).__name__, (Seam(""),))
+        self.seam = next((seam for seam in seams if None not in _along(layer, seam.inner)), seams[-1])
+        self.bypassed = [layer, *(part for part in _along(layer, self.seam.inner) if part is not None)]
+        inner: Any = self.bypassed[-1]
         kernel = getattr(getattr(inner, "config", None), "_attn_implementation", None)
         if not theirs(layer) or type(layer).__name__ not in SEAMS:
             self.closed = f"{type(layer).__name__} has no seam between attention and MLP that is known here"
@@ -140,7 +145,9 @@ class HFBlock(HostBlock):
             )
 
     def __call__(self, tokens: Tokens) -> Tensor:
-        if self.seam.rotary:
+        if self.seam.rotary == "pairs":  # it makes its rows by itself
+            return self.layer(tokens.x, tokens.positions)[0]
+        if self.seam.rotary == "half":
             return self.layer(tokens.x, None, position_embeddings=self._rope(tokens))
         return self.layer(tokens.x) if self.seam.older else self.layer(tokens.x, None)
 
@@ -192,8 +199,13 @@ class HFBlock(HostBlock):
     def _rotate(self, heads: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
         """Rotary embedding on all but the prefix tokens."""
         patches = heads[:, :, self.prefix :]
-        low, high = patches.chunk(2, dim=-1)
-        turned = patches * cos + torch.cat([-high, low], dim=-1) * sin
+        if self.seam.rotary == "pairs":
+            even, odd = patches.unflatten(-1, (-1, 2)).unbind(-1)
+            quarter = torch.stack([-odd, even], dim=-1).flatten(-2)
+        else:
+            low, high = patches.chunk(2, dim=-1)
+            quarter = torch.cat([-high, low], dim=-1)
+        turned = patches * cos + quarter * sin
         return torch.cat([heads[:, :, : self.prefix], turned], dim=2)
 
 
@@ -202,6 +214,14 @@ def _part(layer: Any, path: str) -> Any:
     for name in path.split("."):
         layer = getattr(layer, name, None)
     return layer
+
+
+def _along(layer: Any, path: str) -> list[Any]:
+    """The parts on the way to `path`, none behind the first that is missing or not transformers' own; None for that."""
+    parts = [layer]
+    for name in path.split("."):
+        parts.append(getattr(parts[-1], name, None) if theirs(parts[-1]) else None)
+    return parts[1:]
 
 
 def _some(table: Tensor, query_rows: Tensor) -> Tensor:

@@ -42,10 +42,10 @@ def called_with(model: Any, images: Tensor | None, kwargs: dict[str, Any]) -> tu
         InputError: no images, or images twice.
     """
     kwargs = {word: value for word, value in kwargs.items() if value is not None}
-    given = kwargs.pop("pixel_values", None)
+    given = kwargs.pop(model.main_input_name, None)
     if (images is None) == (given is None):
         raise InputError(
-            f"{type(model).__name__} is called with images once, as the first argument or as pixel_values=."
+            f"{type(model).__name__} is called with images once, as the first argument or as {model.main_input_name}=."
         )
     images = given if images is None else images
     assert images is not None
@@ -76,7 +76,7 @@ def check_words(model: Any, kwargs: dict[str, Any], takes: list[str]) -> None:
         if word not in takes and not (word == COUNT and "labels" in takes):
             raise InputError(
                 f"{type(model).__name__} takes no {word}= once it is sieved; it takes "
-                f"{', '.join(['pixel_values', *takes[:-1]])} and {takes[-1]}."
+                f"{', '.join([model.main_input_name, *takes[:-1]])} and {takes[-1]}."
             )
 
 
@@ -114,9 +114,9 @@ class Answers:
     forward_with_filtered_kwargs = __call__
 
 
-def given(pixel_values: Any, **_words: Any) -> Any:
+def given(pixel_values: Any = None, *, pixel_values_videos: Any = None, **_words: Any) -> Any:
     """A part that answers with what it is given."""
-    return pixel_values
+    return pixel_values_videos if pixel_values is None else pixel_values
 
 
 def pair(side: Any) -> tuple[int, int]:

@@ -259,7 +259,8 @@ class HFSwin(HFStaged):
         return x if self.name.endswith("Backbone") else self.base.layernorm(x)
 
     def _embedded(self, x: Tensor, **_words: Any) -> tuple[Tensor, tuple[int, int]]:
-        return x.flatten(1, 2), self.size(x)
+        height, width = self.size(x)
+        return x.flatten(1, 2), (height, width)
 
     def _encoded(
         self,

@@ -6,9 +6,10 @@ own forward runs, on an encoder that answers with what the stream made of the im
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from math import prod
-from typing import Any, NamedTuple
+from operator import attrgetter
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -33,7 +34,8 @@ class Encoder(NamedTuple):
     prefix: int = 1
     """Beside registers."""
     pooling: str = "class"
-    """What `pooler_output` is: `class` token, `pooler` layer, `norm` of the class token, `map` or `none`."""
+    """What `pooler_output` is: `class` token, `pooler` layer, `norm` of the class token or `map`; `none` of an encoder
+    that has none, `masked` of one that tells which patches it read instead."""
     fixed: bool = True
     """Refuses images of another size unless it is told to interpolate its positions."""
 
@@ -41,7 +43,7 @@ class Encoder(NamedTuple):
 ENCODERS = {
     "ViTModel": Encoder("layers", pooling="pooler"),
     "DeiTModel": Encoder("layers", prefix=2, pooling="pooler"),
-    "ViTMAEModel": Encoder("layers", pooling="none"),
+    "ViTMAEModel": Encoder("layers", pooling="masked"),
     "Dinov2Model": Encoder(fixed=False),
     "Dinov2WithRegistersModel": Encoder(fixed=False),
     "DINOv3ViTModel": Encoder("model.layer", "norm", fixed=False),
@@ -77,15 +79,20 @@ WRAPPERS = {
 class HFViT(Host):
     """An encoder of `ENCODERS`, alone or in a model of `WRAPPERS`."""
 
+    encoders: ClassVar[Mapping[str, Encoder]] = ENCODERS
+    wrappers: ClassVar[Mapping[str, Wrapper]] = WRAPPERS
+    kwargs: Sequence[str] = ("interpolate_pos_encoding",)
+    """What it is called with beside images, labels and what all of transformers' models take."""
+
     def __init__(self, model: Any) -> None:
         name = type(model).__name__
         check_model(model)
         self.model = model
-        self.wrapper = WRAPPERS.get(name)
+        self.wrapper = self.wrappers.get(name)
         self.encoder = encoder = model if self.wrapper is None else getattr(model, self.wrapper.encoder)
-        if not (theirs(encoder) and type(encoder).__name__ in ENCODERS):
+        if not (theirs(encoder) and type(encoder).__name__ in self.encoders):
             raise UnsupportedHost(f"{name} holds a {type(encoder).__name__}, for which no opener is written.")
-        self.kind = kind = ENCODERS[type(encoder).__name__]
+        self.kind = kind = self.encoders[type(encoder).__name__]
         if getattr(encoder.config, "mask_ratio", 0) != 0:
             raise UnsupportedHost(
                 f"{name} hides {encoder.config.mask_ratio:.0%} of the patches at random by itself: set "
@@ -117,11 +124,9 @@ class HFViT(Host):
         hidden = kwargs.pop("output_hidden_states", None)
         if hidden is None:
             hidden = getattr(self.model.config, "output_hidden_states", False)
-        interpolates = kwargs.pop("interpolate_pos_encoding", False)
-        if self.kind.fixed and not interpolates and images.ndim == 4:
-            check_size(self.model, images, self._image_size())
+        self._check_size(images, kwargs.pop("interpolate_pos_encoding", False))
         labels = ["labels"] if self.wrapper is not None and self.wrapper.labels else []
-        check_words(self.model, kwargs, ["interpolate_pos_encoding", "output_hidden_states", "return_dict", *labels])
+        check_words(self.model, kwargs, [*self.kwargs, "output_hidden_states", "return_dict", *labels])
         return images, kwargs | ({"output_hidden_states": True} if hidden else {})
 
     @property
@@ -134,7 +139,7 @@ class HFViT(Host):
         grid = tuple(side // patch for side, patch in zip(images.shape[2:], self._patch_size(), strict=True))
         images = images.to(next(encoder.embeddings.parameters()).dtype)
         kwargs: dict[str, Any] = {"interpolate_pos_encoding": True} if self.kind.fixed and self._resized(images) else {}
-        if self.kind.pooling == "none":  # ViTMAE shuffles by this noise, which leaves every patch where it is
+        if self.kind.pooling == "masked":  # ViTMAE shuffles by this noise, which leaves every patch where it is
             noise = torch.arange(prod(grid), device=images.device, dtype=torch.float32)
             x, _, _ = encoder.embeddings(images, noise=noise.expand(images.shape[0], -1), **kwargs)
         else:
@@ -147,7 +152,8 @@ class HFViT(Host):
         return Tokens(x, self.prefix, grid, table=table)
 
     def features(self, tokens: Tokens) -> Tokens:
-        return tokens if self.kind.norm is None else replace(tokens, x=getattr(self.encoder, self.kind.norm)(tokens.x))
+        norm = None if self.kind.norm is None else attrgetter(self.kind.norm)(self.encoder)
+        return tokens if norm is None else replace(tokens, x=norm(tokens.x))
 
     def head(
         self,
@@ -161,7 +167,7 @@ class HFViT(Host):
         if self.wrapper is not None:
             if self.wrapper.mean:
                 tokens = weighed(tokens)
-            around = Around(self.model, **{self.wrapper.encoder: given})
+            around = Around(self.model, **{self.wrapper.encoder: given}, **self._beside(tokens))
             return around(self._output(tokens, hidden_states), return_dict=return_dict, **loss)
         output = self._output(tokens, hidden_states)
         whole = self.model.config.return_dict if return_dict is None else return_dict
@@ -169,10 +175,12 @@ class HFViT(Host):
 
     def _output(self, tokens: Tokens, hidden: tuple[Tensor, ...] | None) -> Any:
         """What the encoder returns, a `ModelOutput`."""
-        if self.kind.pooling == "none":
+        if self.kind.pooling == "masked":
             return _masked_output(tokens, hidden)
-        from transformers.modeling_outputs import BaseModelOutputWithPooling
+        from transformers.modeling_outputs import BaseModelOutput, BaseModelOutputWithPooling
 
+        if self.kind.pooling == "none":
+            return BaseModelOutput(last_hidden_state=tokens.x, hidden_states=hidden)
         pooled = self._pool(tokens)
         return BaseModelOutputWithPooling(last_hidden_state=tokens.x, pooler_output=pooled, hidden_states=hidden)
 
@@ -188,6 +196,15 @@ class HFViT(Host):
         if not encoder.use_head:
             return None
         return encoder.head(x) if tokens.counted is None else _attend_weighed(encoder.head, tokens)
+
+    def _beside(self, tokens: Tokens) -> dict[str, Any]:
+        """What takes the place of parts of the wrapper that read these tokens, by their names."""
+        return {}
+
+    def _check_size(self, images: Tensor, interpolates: bool) -> None:
+        """Refuse images of a size that the host itself would refuse."""
+        if self.kind.fixed and not interpolates and images.ndim == 4:
+            check_size(self.model, images, self._image_size())
 
     def _patch_size(self) -> tuple[int, int]:
         return pair(self.encoder.config.patch_size)

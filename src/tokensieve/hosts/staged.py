@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from ..data.inputs import InputSpec
 from ..errors import InputError
 from ..pixels import Background
-from .checks import covered
+from .checks import channels_first, covered
 
 
 class PixelBlock(ABC):
@@ -82,10 +82,12 @@ class StagedHost(ABC):
 
     units = "pixels"
     """What recipes reduce."""
+    layout = "CHW"
+    """As of a `Host`; maps of a model that reads video have a time axis in front of the height."""
     model: Any
     """The host itself."""
     family: str
-    """ConvNeXt or Swin: what methods with weights of their own are made for."""
+    """ConvNeXt, Swin or Swin3D: what methods with weights of their own are made for."""
     stages: Sequence[Stage]
     widths: Sequence[int]
     """Channels of each stage's map."""
@@ -143,12 +145,11 @@ class StagedHost(ABC):
 
     def covered(self, images: Tensor, grid: Sequence[int]) -> Tensor:
         """As of a `Host`, by the grid of stage 0."""
-        return covered(images, grid, self.patch)
+        return covered(channels_first(images, self.layout), grid, self.patch)
 
-    def size(self, x: Tensor) -> tuple[int, int]:
-        """Height and width of a map."""
-        height, width = x.shape[2:4] if self.channels_first else x.shape[1:3]
-        return height, width
+    def size(self, x: Tensor) -> tuple[int, ...]:
+        """Height and width of a map, of video its length before them."""
+        return tuple(x.shape[2:] if self.channels_first else x.shape[1:-1])
 
     def arguments(self, images: Tensor | None, kwargs: dict[str, Any]) -> tuple[Tensor, dict[str, Any]]:
         """As of a `Host`; the words go to `answer`."""

@@ -1,4 +1,4 @@
-"""torchvision's models with stages: `ConvNeXt`, and `SwinTransformer` with blocks of both versions."""
+"""torchvision's models with stages: `ConvNeXt`, `SwinTransformer` with blocks of both versions, `SwinTransformer3d`."""
 
 from __future__ import annotations
 
@@ -9,8 +9,10 @@ from typing import Any, ClassVar
 from torch import Tensor, nn
 from torchvision.models.convnext import CNBlock, ConvNeXt
 from torchvision.models.swin_transformer import SwinTransformer, SwinTransformerBlock, SwinTransformerBlockV2
+from torchvision.models.video.swin_transformer import SwinTransformer3d
 from torchvision.ops.misc import Permute
 
+from ..data.inputs import InputSpec
 from ..errors import UnsupportedHost
 from .checks import check_images, plain_patch
 from .registry import register_host
@@ -18,7 +20,7 @@ from .staged import PixelBlock, Stage, StagedHost
 
 
 class TorchvisionStaged(StagedHost):
-    """One sequence, `features`, of a stem, stages of blocks, and what shrinks the map between them."""
+    """One sequence, `features`, of stages of blocks and what shrinks the map between them, a stem in front."""
 
     known: ClassVar[dict[type[nn.Module], type[PixelBlock]]]
     """How a block of a class is opened; of others nothing is guessed."""
@@ -28,7 +30,7 @@ class TorchvisionStaged(StagedHost):
 
     def __init__(self, model: Any) -> None:
         self.model = model
-        self.stem, *parts = self._sequence(model.features)
+        self.stem, parts = self._parts()
         self.stages, self.sequences = [], []
         self.last = nn.Identity()
         for part in parts:
@@ -50,6 +52,11 @@ class TorchvisionStaged(StagedHost):
 
     def embed(self, images: Tensor) -> Tensor:
         return self.stem(check_images(self.model, images))
+
+    def _parts(self) -> tuple[Any, list[nn.Module]]:
+        """The stem, and what comes behind it."""
+        stem, *parts = self._sequence(self.model.features)
+        return stem, parts
 
     @abstractmethod
     def _shrinks(self, part: nn.Module) -> bool:
@@ -171,3 +178,34 @@ class TorchvisionSwin(TorchvisionStaged):
 
     def _width(self, stage: Stage, number: int) -> int:
         return self.stem[0].out_channels * 2**number
+
+
+@register_host(SwinTransformer3d)
+class TorchvisionSwin3D(TorchvisionSwin):
+    """The same on clips (B, C, T, H, W), with maps (B, T, H, W, C)."""
+
+    family = "Swin3D"
+    layout = "CTHW"
+    known: ClassVar = {SwinTransformerBlock: SwinPixels}
+
+    @property
+    def input_spec(self) -> InputSpec:
+        """The model states neither frames nor size: those of torchvision's preset for Kinetics."""
+        return InputSpec((self.stem.proj.in_channels, 16, 224, 224), self.layout)
+
+    @property
+    def patch(self) -> Sequence[int] | None:
+        return plain_patch(self.stem.proj)
+
+    def embed(self, images: Tensor) -> Tensor:
+        return self.model.pos_drop(self.stem(check_images(self.model, images, self.layout)))
+
+    def answer(self, maps: Sequence[Tensor]) -> Tensor:
+        model = self.model
+        return model.head(model.avgpool(self.features(maps[-1]).permute(0, 4, 1, 2, 3)).flatten(1))
+
+    def _parts(self) -> tuple[Any, list[nn.Module]]:
+        return self.model.patch_embed, list(self._sequence(self.model.features))
+
+    def _width(self, stage: Stage, number: int) -> int:
+        return self.stem.proj.out_channels * 2**number

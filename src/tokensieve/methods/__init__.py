@@ -17,6 +17,7 @@ from .patch_slimming import PatchSlimming
 from .pitome import PiToMe
 from .ranking import Ranking, Scored
 from .readout import Readout
+from .rlt import RLT
 from .tofu import ToFu
 from .tome import ToMe
 
@@ -25,6 +26,7 @@ __all__ = [
     "GTP",
     "MCTF",
     "METHODS",
+    "RLT",
     "AttentionEvidence",
     "BaseMethod",
     "Corrected",

@@ -26,14 +26,14 @@ class ATS(Method[AttentionEvidence]):
     patches; those picked more than once stay once, so that an image with few outstanding patches keeps few. What stays
     asks; keys and values are all that arrived. Images of a batch are padded to the longest, with tokens no one reads.
 
+    There is no identity setting but `layers=()`: levels that fall together leave fewer tokens even where `tokens` is
+    more than there are, as in the published setting (197 in every block).
+
     Args:
         tokens: the most that stay, prefix included.
         layers: the blocks that act; None is all after the first quarter (3 to 11 of 12).
         adaptive: False pads every image to `tokens`: one count for all images, which graphs that are compiled or
             exported have anyway.
-
-    There is no identity setting but `layers=()`: levels that fall together leave fewer tokens even where `tokens` is
-    more than there are, as in the published setting (197 in every block).
     """
 
     tokens: int

@@ -85,6 +85,8 @@ class HostFacts(Protocol):
     """What a method may know of a host with tokens before it runs."""
 
     model: Any
+    layout: str
+    """"CHW" of images, "TCHW" or "CTHW" where it reads video."""
     prefix: int
     class_token: bool
     reads_prefix: bool

@@ -26,6 +26,8 @@ class DToP(Method[ExitEvidence]):
     more probable than a threshold leave: neither attention nor MLP reads them from there on, and what was said of them
     stays. The most confident of each class stay as context.
 
+    The identity setting is threshold=1.
+
     Args:
         threshold: in (0, 1], tokens above it leave; 1 lets none leave. Or a tuple, one for each exit.
         layers: the blocks behind which tokens leave; None is all of the segmenter's exits but the last.
@@ -35,8 +37,6 @@ class DToP(Method[ExitEvidence]):
         budget: None, the published rule; or, in the place of `threshold`, the share of the patches that stays behind
             each exit, in (0, 1], or a tuple of them: the context first, then those of which the segmenter is least
             certain. One count for all images, for graphs that are compiled or exported; not the published method.
-
-    The identity setting is threshold=1.
     """
 
     threshold: float | tuple[float, ...] = shares_field(0.95)

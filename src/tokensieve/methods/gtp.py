@@ -28,6 +28,9 @@ class GTP(Method[AttentionEvidence]):
     and each kept token receives alpha times what the graph says of them. The graph joins neighbours on the grid and
     the most similar embedded patches, and is normalised once.
 
+    Where it acts, attention is computed head by head from its matrix: diagonal and column sums of all of it are needed,
+    so fused attention is lost there, though no B x H x N x N is ever held.
+
     Args:
         r: tokens dropped in each block, as for `tome`.
         alpha: share of a dropped token that is handed on along each edge.
@@ -35,9 +38,6 @@ class GTP(Method[AttentionEvidence]):
         neighbours: most similar patches that each patch is joined with.
         graph: `mixed`, or `spatial` or `semantic` alone.
         layers: the blocks that act, as a slice or by their numbers; None means all.
-
-    Where it acts, attention is computed head by head from its matrix: diagonal and column sums of all of it are needed,
-    so fused attention is lost there, though no B x H x N x N is ever held.
     """
 
     r: Schedule = schedule_field()

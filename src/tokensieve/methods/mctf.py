@@ -25,12 +25,12 @@ class MCTF(Merging):
     its maximum. Half of the `r` merges go from even to odd positions, the others from odd ones into what is left of the
     even. Tokens are averaged by attention received times size.
 
+    Needs the column sums of the attention matrix: its logits once more, head by head.
+
     Args:
         r: tokens fewer after each block, as for `tome`.
         layers: the blocks that merge, as a slice or by their numbers; None means all.
         tau_similarity, tau_information, tau_size: temperatures of the three criteria; higher counts less.
-
-    Needs the column sums of the attention matrix: its logits once more, head by head.
     """
 
     tau_similarity: float = 1.0

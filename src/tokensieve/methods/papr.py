@@ -18,7 +18,8 @@ from .matching import ranked
 from .ranking import Scored
 from .schedule import shares_field, tuple_field
 
-SIGNIFICANCES = ("mean", "cam", "grad-cam", "grad-cam++", "eigen-cam", "score-cam", "random", "centre")
+REDUCTIONS = ("mean", "cam", "grad-cam", "grad-cam++", "eigen-cam", "score-cam")
+SIGNIFICANCES = (*REDUCTIONS, *(f"{name}*motion" for name in REDUCTIONS), "random", "centre", "motion")
 
 
 def _check_stages(_method: str, _setting: str, stages: Any) -> tuple[int, ...] | None:
@@ -41,24 +42,32 @@ class PaPr(Scored[MapEvidence], PixelMethod):
         keep: share of tokens to keep, in (0, 1]. `int((patches + prefix) * keep)` patches survive, at least one, and
             all prefix tokens with them. At 1 nothing is ranked and the proposal does not run.
         proposal: the ConvNet that ranks: a name that timm or torchvision knows, or a module mapping the host's images
-            (B, 3, H, W) to features (B, K, h, w), which then receives them exactly as the host does.
+            (B, 3, H, W) to features (B, K, h, w), which then receives them exactly as the host does. For models that
+            read video `x3d_s`, `x3d_m`, `x3d_l`, `slowonly_r50` or `slowonly_r101`, or a module mapping clips
+            (B, 3, T, H, W) to features (B, K, t, h, w).
         significance: how features become a map: `mean` over channels (the paper's), `cam`, `grad-cam`, `grad-cam++`,
-            `eigen-cam`, `score-cam`; `random` and `centre` need no proposal; a tensor of P values or (B, P) is used as
+            `eigen-cam`, `score-cam`; `random` and `centre` (of video a tube through all frames) need no proposal, nor
+            does `motion` of video, how much each patch changes from the one before it at its place; `mean*motion` and
+            its like is the proposal's map times the motion; a tensor of P values or (B, P) is used as
             the map, a callable is asked for it.
         layer: the feature map to read, by index of a stage or by name of a sub-module; None is the last one.
         order: kept tokens stay in `raster` order, or come in descending `significance` as in the published code, which
             matters to methods that look at positions in the sequence, such as ToMe.
-        align_corners: how the map is enlarged (bicubic) to the grid of patches; the published code says True.
+        align_corners: how the map is enlarged (bicubic, of video trilinear) to the grid of patches; the published code
+            says True.
         proposal_norm: `native` normalises the proposal's input as it was trained, `shared` gives it the host's tensor.
-        proposal_size: side or (height, width) in pixels to which the proposal's input is resized; None leaves it.
+        proposal_size: side or (height, width) in pixels, of video also (frames, height, width), to which the
+            proposal's input is resized. None leaves images as the host reads them, and gives a named proposal of video
+            the paper's clips, (8, 160, 160) for `x3d_s`; `host` leaves those too, as the published code does with
+            `x3d_m`.
         proposal_weights: file with the proposal's weights; None takes the library's pretrained ones.
         proposal_sha256: what that file must hash to; recipe files record it.
         proposal_args: further constructor arguments of the proposal, by name.
         proposal_dtype: precision the proposal runs in, `float32` unless said otherwise.
         seed: of the `random` map.
-        stages: on hosts with stages (ConvNeXt, Swin) those in which pixels are chosen; None is all. There maps keep
-            their full size, and point-wise operators run on the `int(H * W * keep)` most significant pixels of each
-            stage; `keep` may be a tuple, a share for each of `stages`.
+        stages: on hosts with stages (ConvNeXt, Swin, Swin3D) those in which pixels are chosen; None is all. There maps
+            keep their full size, and point-wise operators run on the `int(H * W * keep)` most significant pixels of
+            each stage; `keep` may be a tuple, a share for each of `stages`.
         background: on hosts with stages what becomes of the other pixels: `zero`, or `keep` what they had; None is the
             published code's, zero for ConvNeXt and keep for Swin.
     """
@@ -70,7 +79,7 @@ class PaPr(Scored[MapEvidence], PixelMethod):
     order: Literal["raster", "significance"] = "raster"
     align_corners: bool = True
     proposal_norm: Literal["native", "shared"] = "native"
-    proposal_size: int | tuple[int, int] | None = tuple_field()
+    proposal_size: int | tuple[int, ...] | str | None = tuple_field()
     proposal_weights: str | os.PathLike[str] | None = None
     proposal_sha256: str | None = field(default=None, compare=False)
     proposal_args: Mapping[str, Any] | None = None

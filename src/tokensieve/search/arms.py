@@ -5,7 +5,7 @@ from __future__ import annotations
 import zlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from math import ceil
+from math import inf
 from typing import Any
 
 import optuna
@@ -13,6 +13,7 @@ from optuna.distributions import FloatDistribution
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from ..errors import RecipeError, SieveError
+from ..methods import PaPr
 from ..recipe import Recipe
 from .families import Family, Variant
 from .fit import Fit
@@ -46,9 +47,9 @@ class Arm:
     """Trials of one family at one budget.
 
     The first trials are its variants (proposal layer, metric ...) at the best numbers known, and the family's other
-    beginnings; around the best of them the numbers are searched. A trial that a rung of images shows to be worse than
-    the better half of earlier ones stops there, and its loss counts scaled by what the rest of the images did to the
-    first trial's.
+    beginnings; around the best of them the numbers are searched. A trial whose loss on a rung of images is above the
+    median of earlier ones stops there, and its loss counts scaled by what the rest of the images did to the first
+    trial's.
     """
 
     ratio: float
@@ -85,13 +86,14 @@ class Arm:
         if any(trial.user_attrs.get("start") == label for trial in self._trials()):
             return
         names = self.family.knobs(self.fit.costs.depth)
-        value, attrs = self._try(dict(knobs), variant, stoppable=False)
+        value, seen, attrs = self._try(dict(knobs), variant)
         self.study.add_trial(
             create_trial(
                 state=TrialState.FAIL if value is None else TrialState.COMPLETE,
                 value=value,
                 params=dict.fromkeys(names, 0.0),
                 distributions=dict.fromkeys(names, RANGE),
+                intermediate_values=dict(enumerate(seen)),
                 user_attrs={**attrs, "start": label},
             )
         )
@@ -100,14 +102,15 @@ class Arm:
     def run(self, until: int) -> None:
         """Search until there are so many trials in all, those of `start` included."""
         while self.alive and self.family.searched and self.count < until:
-            trial = self._ask()
+            draft = self._draft()
+            trial = draft.ask()
             names = self.family.knobs(self.fit.costs.depth)
             centre, variant = self._best_start()
             knobs = {name: centre.get(name, 0.0) + trial.suggest_float(name, RANGE.low, RANGE.high) for name in names}
-            value, attrs = self._try(knobs, variant, stoppable=True)
+            value, _, attrs = self._try(knobs, variant, trial)
             for name, attr in attrs.items():
                 trial.set_user_attr(name, attr)
-            self.study.tell(trial, value, TrialState.FAIL if value is None else TrialState.COMPLETE)
+            self.study.add_trial(draft.tell(trial, value, TrialState.FAIL if value is None else TrialState.COMPLETE))
             self.told(self)
 
     @property
@@ -124,6 +127,11 @@ class Arm:
         """The recipe of the smallest loss, among the first so many trials; None where none was finished."""
         return min(self._finished(among), key=lambda tried: tried.figures.loss, default=None)
 
+    def lowest(self, among: int | None = None) -> float:
+        """The smallest loss among the first so many trials; infinite where none was finished."""
+        best = self.best(among)
+        return inf if best is None else best.figures.loss
+
     def top(self, count: int) -> list[Tried]:
         """The best finished recipes, each once."""
         found = {tried.text: tried for tried in self._finished()}
@@ -137,31 +145,36 @@ class Arm:
             if trial.state == TrialState.FAIL and "error" in trial.user_attrs
         ]
 
-    def _try(self, knobs: dict[str, float], variant: int, stoppable: bool) -> tuple[float | None, dict[str, Any]]:
-        """The loss that the search is told, None if the trial failed, and what is kept of it."""
+    def _try(
+        self, knobs: dict[str, float], variant: int, trial: optuna.Trial | None = None
+    ) -> tuple[float | None, list[float], dict[str, Any]]:
+        """The loss that the search is told, None if the trial failed; the losses at its rungs; what is kept of it.
+
+        A `trial` stops at the rung where its study prunes it.
+        """
         choice: Variant = self.family.variants()[variant]
         attrs: dict[str, Any] = {"variant": variant, "knobs": knobs}
+        seen: list[float] = []
         try:
             recipe = self.family.recipe(knobs, choice, self._fit(choice))
             attrs["recipe"] = str(recipe)
-            seen: list[float] = []
             for figures in self.judge.climb(recipe):
                 seen.append(figures.loss)
-                if stoppable and self._worse(seen):
-                    break
+                if trial is not None and not self._full(figures):
+                    trial.report(figures.loss, len(seen) - 1)
+                    if trial.should_prune():
+                        break
         except (SieveError, RuntimeError, ValueError) as error:
-            return None, {**attrs, "error": " ".join(str(error).split()) or type(error).__name__}
-        attrs |= {"rungs": seen, "figures": vars(figures)}
-        return figures.loss * (1 if self._full(figures) else self._growth(len(seen))), attrs
+            return None, [], {**attrs, "error": " ".join(str(error).split()) or type(error).__name__}
+        attrs["figures"] = vars(figures)
+        return figures.loss * (1 if self._full(figures) else self._growth(len(seen))), seen, attrs
 
     def _fit(self, variant: Variant) -> Fit:
         """The budget less what the proposal takes of it."""
         if self.family.proposal is None:
             return self.fit
-        asking = Recipe.parse("papr(keep=0.5)").methods[0]
         layer = {"layer": variant["layer"]} if "layer" in variant else {}
-        asking = replace(asking, **{**self.family.proposal, **layer})
-        cost = self.judge.map_of(asking)[1] * self.fit.count_proposal  # type: ignore[arg-type]
+        cost = self.judge.map_of(PaPr(keep=0.5, **{**self.family.proposal, **layer}))[1] * self.fit.count_proposal
         if cost >= self.fit.target:
             raise RecipeError(
                 f"{self.family.proposal['proposal']} alone takes {cost / 1e9:.3g} GMAC, and model and "
@@ -169,20 +182,11 @@ class Arm:
             )
         return replace(self.fit, target=self.fit.target - cost)
 
-    def _worse(self, seen: list[float]) -> bool:
-        """Whether a trial with these losses at its rungs, but not all, is behind the better half of earlier ones."""
-        rung = len(seen) - 1
-        earlier = sorted(
-            trial.user_attrs["rungs"][rung] for trial in self._trials() if len(trial.user_attrs.get("rungs", ())) > rung
-        )
-        if len(seen) == len(self.judge.rungs) or len(earlier) < ENOUGH:
-            return False
-        return seen[-1] > earlier[ceil(len(earlier) / 2) - 1]
-
     def _growth(self, rungs: int) -> float:
         """How the loss over all images compares with that over the first so many rungs, for the first trial."""
-        first = next(trial.user_attrs["rungs"] for trial in self._trials() if "rungs" in trial.user_attrs)
-        return first[-1] / first[rungs - 1] if first[rungs - 1] > 0 else 1.0
+        values = (trial.intermediate_values for trial in self._trials())
+        first = next((list(losses.values()) for losses in values if losses), [])
+        return first[-1] / first[rungs - 1] if len(first) >= rungs and first[rungs - 1] > 0 else 1.0
 
     def _best_start(self) -> tuple[Mapping[str, float], int]:
         """Knobs and variant of the best beginning; the defaults where none could be judged."""
@@ -190,19 +194,21 @@ class Arm:
         best = min(starts, key=lambda trial: trial.value or 0.0, default=None)
         return ({}, 0) if best is None else (best.user_attrs["knobs"], best.user_attrs["variant"])
 
-    def _ask(self) -> optuna.Trial:
-        """A new trial, or the one that an interruption left behind, with the numbers it had.
+    def _draft(self) -> optuna.Study:
+        """The trials that have ended, in memory, where the next one is drawn: `study` gets it when it has ended.
 
-        The sampler is new and its seed the trial's own: it takes the state of CMA-ES from the study, so that a search
-        that was interrupted goes on as if it had not been.
+        So an interruption leaves nothing behind. The sampler is new and its seed the trial's own: it takes the state of
+        CMA-ES from the trials, and a search that was interrupted goes on as if it had not been.
         """
-        left = self.study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
-        number = left[0].number if left else len(self.study.get_trials(deepcopy=False))
-        name = f"{self.seed} {self.study.study_name} {number}"
-        self.study.sampler = optuna.samplers.CmaEsSampler(
+        ended = self._trials()
+        name = f"{self.seed} {self.study.study_name} {len(ended)}"
+        sampler = optuna.samplers.CmaEsSampler(
             seed=zlib.crc32(name.encode()), popsize=POPULATION, warn_independent_sampling=False
         )
-        return optuna.Trial(self.study, left[0]._trial_id) if left else self.study.ask()
+        pruner = optuna.pruners.MedianPruner(n_startup_trials=0, n_min_trials=ENOUGH)
+        draft = optuna.create_study(sampler=sampler, pruner=pruner)
+        draft.add_trials(ended)
+        return draft
 
     def _trials(self) -> list[FrozenTrial]:
         return self.study.get_trials(deepcopy=False, states=(TrialState.COMPLETE, TrialState.FAIL))

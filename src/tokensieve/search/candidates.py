@@ -10,7 +10,7 @@ from typing import Any
 from torch import nn
 
 from ..errors import InputError, RecipeError, SieveError, UnsupportedHost, nearest
-from ..methods.base import make
+from ..methods import PaPr
 from ..recipe import Recipe
 from .families import CONTROLS, Family, Scheduled, family_names
 from .families import families as families_of
@@ -64,7 +64,7 @@ def families_for(
     usable = []
     for settings in proposals:
         try:
-            judge.map_of(make("papr", {"keep": 0.5, **settings}))  # type: ignore[arg-type]
+            judge.map_of(PaPr(keep=0.5, **settings))
             usable.append(settings)
         except (SieveError, RuntimeError) as error:
             left_out[settings["proposal"]] = " ".join(str(error).split())

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
@@ -125,22 +126,20 @@ def fit(sieved: Tensor, dense: Tensor, ridge: float) -> tuple[Tensor, Tensor]:
     Returns:
         W, and b = b' - W mean, in float64: x + W x + b is the corrected feature.
     """
-    x = sieved.double()
-    change = dense.double() - x
-    middle, shift = x.mean(0), change.mean(0)
-    x = x - middle
-    size = x.square().mean().clamp_min(torch.finfo(x.dtype).tiny)  # of features that are all the same W is 0
-    price = ridge * len(x) * size * torch.eye(x.shape[1], dtype=x.dtype)
-    weight = torch.linalg.solve(x.T @ x + price, x.T @ (change - shift)).T
-    return weight, shift - weight @ middle
+    from sklearn.linear_model import Ridge
+
+    x = sieved.double().numpy()
+    size = max(x.var(axis=0).mean(), np.finfo(x.dtype).tiny)  # of features that are all the same W is 0
+    found = Ridge(ridge * len(x) * size, solver="cholesky").fit(x, dense.double().numpy() - x)
+    return torch.from_numpy(found.coef_), torch.from_numpy(found.intercept_)
 
 
 def _left_out(sieved: Tensor, dense: Tensor, ridge: float) -> Tensor:
     """What is added to each whole image's feature (N, d) by a correction that was fitted without that image."""
+    from sklearn.model_selection import PredefinedSplit
+
     change = torch.zeros_like(sieved[:, 0, 0], dtype=torch.float64)
-    folds = torch.arange(len(sieved)) % FOLDS
-    for fold in range(FOLDS):
-        others, own = folds != fold, folds == fold
+    for others, own in PredefinedSplit(np.arange(len(sieved)) % FOLDS).split():
         weight, bias = fit(sieved[others][:, :, 0].flatten(0, 1), dense[others][:, :, 0].flatten(0, 1), ridge)
         change[own] = sieved[own][:, 0, 0].double() @ weight.T + bias
     return change

@@ -27,8 +27,8 @@ class Measured:
     batch: int
     attempts: int
     """How often it was measured before the machine was quiet, or this was given up."""
-    others: float | None
-    """Cores that other processes kept busy meanwhile; None where the system does not tell."""
+    others: float
+    """Cores that other processes kept busy meanwhile."""
     busy: str
     """Why the figure is not to be relied on; empty where the machine was quiet."""
 

@@ -95,7 +95,7 @@ class Search:
                 arm.run(arm.starts + shared[id(arm)])
             self._round(ratio, f"round {turn + 1} of {rounds}")
             if turn < rounds - 1:
-                left.sort(key=lambda arm: arm.best(arm.starts + shared[id(arm)]).figures.loss)  # type: ignore[union-attr]
+                left.sort(key=lambda arm: arm.lowest(arm.starts + shared[id(arm)]))
                 left = left[: ceil(len(left) / 2)]
 
     def best(self, ratio: float) -> float | None:

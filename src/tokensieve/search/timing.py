@@ -41,7 +41,7 @@ def with_speed(judge: Judge, points: Sequence[Point], chosen: Sequence[Point], s
     fasts = {str(point.recipe): judge.sieved(point.recipe) for point in chosen}
     calls: dict[str, Callable[[], Any]] = {"dense": partial(judge.model, images)}
     calls |= {text: partial(fast, images) for text, fast in fasts.items()}
-    found: list[tuple[str, float, float | None, dict[str, Speed]]] = []
+    found: list[tuple[str, float, float, dict[str, Speed]]] = []
     try:
         while len(found) < ATTEMPTS and not (found and not found[-1][0]):
             work = OtherWork()
@@ -67,10 +67,10 @@ def with_speed(judge: Judge, points: Sequence[Point], chosen: Sequence[Point], s
     ]
 
 
-def _busy(others: float | None, spread: float) -> str:
+def _busy(others: float, spread: float) -> str:
     """Why what was timed is not to be relied on; empty where the machine was quiet."""
     said = []
-    if others is not None and disturbs(others, torch.get_num_threads()):
+    if disturbs(others, torch.get_num_threads()):
         said.append(f"other processes used {others:.1f} of {os.cpu_count()} cores")
     if spread > WIDE:
         said.append(f"the rounds differ by {100 * spread:.0f} %")

@@ -69,10 +69,16 @@ class SegViT(Segmenter):
         """A prediction for all tokens of the grid -> the probability of each class at each patch, (B, K, h, w)."""
         return prediction.on_grid(prefix, grid).probability
 
-    def stages(self, images: Tensor) -> list[AtmPrediction]:
-        levels = self.features(images)
+    def supervised(self, levels: Sequence[Tokens]) -> list[AtmPrediction]:
         return [
             head(tokens.x).on_grid(tokens.prefix, tokens.grid) for head, tokens in zip(self.heads, levels, strict=True)
+        ]
+
+    def staged(self, stages: Sequence[tuple[AtmPrediction, Tensor]], grid: Sequence[int]) -> list[AtmPrediction]:
+        maps = [(prediction.masks, source) for prediction, source in stages]
+        canvases = [written(maps[: index + 1]).unflatten(2, tuple(grid)) for index in range(len(maps))]
+        return [
+            AtmPrediction(prediction.classes, canvas) for (prediction, _), canvas in zip(stages, canvases, strict=True)
         ]
 
 
@@ -117,8 +123,7 @@ class CascadedSegViT(Segmenter):
         prediction = self.decode_head([tokens.x for tokens in levels]).on_grid(levels[-1].prefix, levels[-1].grid)
         return AtmPrediction(prediction.classes, self.at_size(prediction.masks, size)).probability
 
-    def stages(self, images: Tensor) -> list[AtmPrediction]:
-        levels = self.features(images)
+    def supervised(self, levels: Sequence[Tokens]) -> list[AtmPrediction]:
         predictions = self.decode_head.stages([tokens.x for tokens in levels])
         return [prediction.on_grid(levels[-1].prefix, levels[-1].grid) for prediction in predictions]
 

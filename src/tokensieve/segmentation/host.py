@@ -30,7 +30,7 @@ class SegmenterHost(Host):
         self.blocks = list(inner.blocks)[: model.levels[-1] + 1]
         self.width = inner.width
         self.class_token = inner.class_token and model.class_token
-        self.prefix = inner.prefix - (inner.class_token and not model.class_token)
+        self.prefix = model.prefix
         self.reads_prefix = False
 
     @property
@@ -55,9 +55,9 @@ class SegmenterHost(Host):
         raise NotImplementedError("a segmenter is read level by level")
 
     def arguments(self, images: Tensor | None, kwargs: dict[str, Any]) -> tuple[Tensor, dict[str, Any]]:
-        fill = {"fill": kwargs.pop("fill")} if "fill" in kwargs else {}
+        own = {name: kwargs.pop(name) for name in ("fill", "stages") if name in kwargs}
         images, kwargs = super().arguments(images, kwargs)
-        return images, kwargs | fill
+        return images, kwargs | own
 
     def predict(self, block: int, tokens: Tokens) -> Any:
         tokens, real = self.model.level(block, tokens), tokens.real
@@ -70,15 +70,28 @@ class SegmenterHost(Host):
         size: Sequence[int],
         *,
         fill: str = "nearest",
+        stages: bool = False,
         **kwargs: Any,
-    ) -> Tensor:
+    ) -> Any:
+        """Scores (B, K, H, W); with `stages` what every head says of the whole grid, as `Segmenter.stages`."""
         model, grid = self.model, levels[-1].grid
         if not exits:
             laid = [tokens.whole_grid(fill) for tokens in levels]
             whole = [model.level(block, tokens) for block, tokens in zip(self.levels, laid, strict=True)]
-            return model.answer(whole, size)
+            return model.supervised(whole) if stages else model.answer(whole, size)
+        if stages:
+            return model.staged(self._heads(levels, exits), grid)
         last = levels[-1]
         assert last.source is not None
         end = (self.predict(self.levels[-1], last), last.source, exits[0].class_probability)
         seen = [(stage.prediction, stage.source, stage.class_probability) for stage in exits]
         return model.at_size(model.assembled([*seen, end], grid), size)
+
+    def _heads(self, levels: Sequence[Tokens], exits: Sequence[Exit]) -> list[tuple[Any, Tensor]]:
+        """What every head says of the tokens behind its block, and the token of each patch."""
+        asked = {stage.block: (stage.prediction, stage.source) for stage in exits}
+        said = []
+        for block, tokens in zip(self.levels, levels, strict=True):
+            assert tokens.source is not None
+            said.append(asked.get(block) or (self.predict(block, tokens), tokens.source))
+        return said

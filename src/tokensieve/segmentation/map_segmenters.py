@@ -65,7 +65,15 @@ class Setr(Segmenter):
         return self.levels if all(head.kernel == 1 and len(head.convs) == 1 for head in self.heads) else ()
 
     def predict(self, block: int, tokens: Tensor, real: Tensor | None) -> LogitPrediction:
-        return LogitPrediction(self.heads[self.levels.index(block)].predict(tokens))
+        head = self.heads[self.levels.index(block)]
+        if not self.training:
+            return LogitPrediction(head.predict(tokens))
+        # The head's BatchNorm must learn from patches alone, as where it reads whole maps: from no padding, no prefix.
+        read = torch.ones_like(tokens[..., 0], dtype=torch.bool) if real is None else real.clone()
+        read[:, : self.prefix] = False
+        logits = head.predict(tokens[read][None])[0].transpose(0, 1)
+        laid = logits.new_zeros(*read.shape, logits.shape[1]).masked_scatter(read[..., None], logits)
+        return LogitPrediction(laid.transpose(1, 2))
 
     def assembled(self, stages: Sequence[tuple[LogitPrediction, Tensor, str]], grid: Sequence[int]) -> Tensor:
         """Class logits of the stage where each patch left, upsampled as the head does."""
@@ -75,9 +83,13 @@ class Setr(Segmenter):
     def scores(self, levels: Sequence[Tokens]) -> Tensor:
         return self.decode_head(patches(levels[-1]), levels[-1].grid)
 
-    def stages(self, images: Tensor) -> list[Tensor]:
-        levels = self.features(images)
+    def supervised(self, levels: Sequence[Tokens]) -> list[Tensor]:
         return [head(patches(tokens), tokens.grid) for head, tokens in zip(self.heads, levels, strict=True)]
+
+    def staged(self, stages: Sequence[tuple[LogitPrediction, Tensor]], grid: Sequence[int]) -> list[Tensor]:
+        maps = [(prediction.logits, source) for prediction, source in stages]
+        canvases = [written(maps[: index + 1]).unflatten(2, tuple(grid)) for index in range(len(maps))]
+        return [head.upsampled(canvas) for head, canvas in zip(self.heads, canvases, strict=True)]
 
 
 class SetrMla(Segmenter):
@@ -106,8 +118,8 @@ class SetrMla(Segmenter):
         """Maps (B, channels, h, w), the deepest level's first."""
         return self.neck([patches(tokens) for tokens in levels], levels[-1].grid)
 
-    def stages(self, images: Tensor) -> list[Tensor]:
-        maps = self.aggregate(self.features(images))
+    def supervised(self, levels: Sequence[Tokens]) -> list[Tensor]:
+        maps = self.aggregate(levels)
         auxiliary = [head(each) for head, each in zip(self.auxiliary_head, maps, strict=True)]
         return [*auxiliary, self.decode_head(maps)]
 
@@ -145,5 +157,5 @@ class LinearSegmenter(Segmenter):
     def scores(self, levels: Sequence[Tokens]) -> Tensor:
         return self.decode_head(torch.cat([patches(tokens) for tokens in levels], dim=2), levels[-1].grid)
 
-    def stages(self, images: Tensor) -> list[Tensor]:
-        return [self.scores(self.features(images))]
+    def supervised(self, levels: Sequence[Tokens]) -> list[Tensor]:
+        return [self.scores(levels)]

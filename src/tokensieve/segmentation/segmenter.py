@@ -70,6 +70,11 @@ class Segmenter(nn.Module):
         """Channels of a token."""
         return self._opened.width
 
+    @property
+    def prefix(self) -> int:
+        """Tokens in front of the patches in the blocks."""
+        return self._opened.prefix - (self._opened.class_token and not self.class_token)
+
     def embed(self, images: Tensor) -> Tokens:
         """Everything before block 0: (B, C, H, W) -> tokens, without the class token where it does not stay.
 
@@ -134,6 +139,18 @@ class Segmenter(nn.Module):
     def stages(self, images: Tensor) -> list[Any]:
         """(B, C, H, W) -> what every head that is supervised in training predicts, on the grid; the last is the one
         that `forward` shows."""
+        return self.supervised(self.features(images))
+
+    def supervised(self, levels: Sequence[Tokens]) -> list[Any]:
+        """The tokens behind each level, all of the grid -> what `stages` returns."""
+        raise NotImplementedError
+
+    def staged(self, stages: Sequence[tuple[Any, Tensor]], grid: Sequence[int]) -> list[Any]:
+        """What heads said of the tokens that were there, one after the other -> what each says of the whole grid.
+
+        As `supervised`, of predictions and the token of each patch as `assembled` takes them. Patches that had left
+        before a head show what was said of them last, gradients of it included.
+        """
         raise NotImplementedError
 
     def at_size(self, maps: Tensor, size: Sequence[int]) -> Tensor:

@@ -74,7 +74,7 @@ def run_demo(
     named = class_names(dense) if not generated else [str(digit) for digit in range(10)]
     known: Rivals[str] = Rivals(fasts, dense, named)
 
-    given: Dataset = Pictures(images, own, MOST) if images else photograph_set(own)
+    given: Dataset[Any] = Pictures(images, own, MOST) if images else photograph_set(own)
     tell_files(given)
     photographs = load_batches(given, batch)
     sections, asked = [], photographs

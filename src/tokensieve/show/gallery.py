@@ -123,14 +123,14 @@ def explained(
     return Gallery(tuple(sections), facts, {"pictures": pictures})
 
 
-def grid(rivals: Rivals, own: Preprocessing, batches: Watched, names: Mapping[str, str]) -> Gallery:
+def grid(rivals: Rivals[Any], own: Preprocessing, batches: Watched, names: Mapping[str, str]) -> Gallery:
     """Each picture under every proposal and keep ratio, and a table of all."""
     sections, pictures = _each(grid_section, rivals, own, batches, names)
     table, entries = grid_table(rivals, (3, *own.input_size))
     return Gallery((*sections, Section("Summary", table=table)), (), {"pictures": pictures, "grid": entries})
 
 
-def compared(rivals: Rivals, own: Preprocessing, batches: Watched, names: Mapping[str, str]) -> Gallery:
+def compared(rivals: Rivals[Any], own: Preprocessing, batches: Watched, names: Mapping[str, str]) -> Gallery:
     """Each picture under every map, and a table and a chart of what each map is worth and costs."""
     if batches.first is None:
         raise nothing_read(batches)
@@ -144,7 +144,7 @@ def compared(rivals: Rivals, own: Preprocessing, batches: Watched, names: Mappin
 
 def _each(
     section: Callable[..., tuple[Section, Record]],
-    rivals: Rivals,
+    rivals: Rivals[Any],
     own: Preprocessing,
     batches: Watched,
     names: Mapping[str, str],

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -44,10 +45,13 @@ def heat(photo: Image.Image, significance: Tensor) -> Image.Image:
     return _image(_COLOUR * colours + (1 - _COLOUR) * _grey(photo))
 
 
-def kept(photo: Image.Image, index: Tensor, grid: tuple[int, int]) -> Image.Image:
-    """The patches `index` (K,), row-major on `grid`, as they are and outlined; the dropped ones dark and colourless."""
+def kept(photo: Image.Image, index: Tensor, grid: tuple[int, ...]) -> Image.Image:
+    """The patches `index` (K,), row-major on `grid`, as they are and outlined; the dropped ones dark and colourless.
+
+    -1 is padding.
+    """
     inside = np.zeros(grid, dtype=np.int64)
-    inside.reshape(-1)[index.detach().cpu().numpy()] = 1
+    inside.reshape(-1)[index[index >= 0].detach().cpu().numpy()] = 1
     read = _over(photo, inside)
     pixels = np.where(read[..., None] == 1, _pixels(photo), _dimmed(photo))
     patch = min(photo.height / grid[0], photo.width / grid[1])
@@ -100,14 +104,14 @@ def _dimmed(photo: Image.Image) -> Array:
     return np.broadcast_to(base + contrast * _grey(photo), (photo.height, photo.width, 3))
 
 
-def _over(photo: Image.Image, cells: NDArray) -> NDArray:
+def _over(photo: Image.Image, cells: NDArray[Any]) -> NDArray[Any]:
     """Values (h, w, ...) of a grid's cells at each pixel of the photograph, without any blending at the edges."""
     rows = np.arange(photo.height) * cells.shape[0] // photo.height
     columns = np.arange(photo.width) * cells.shape[1] // photo.width
     return cells[rows[:, None], columns]
 
 
-def _outlined(pixels: Array, labels: NDArray, light: NDArray, width: int) -> Array:
+def _outlined(pixels: Array, labels: NDArray[Any], light: NDArray[Any], width: int) -> Array:
     """Lines along the borders between labels, `width` pixels on either side: light on `light` pixels, else dark."""
     edge = np.zeros(labels.shape, dtype=bool)
     for shift in range(1, width + 1):

@@ -37,9 +37,14 @@ def random_map(images: Tensor, grid: Sequence[int], seed: int = 0) -> Tensor:
 
 
 def centre_map(images: Tensor, grid: Sequence[int]) -> Tensor:
-    """Minus the squared distance in patches from the grid's centre: images (B, ...) -> (B, *grid) float32."""
+    """Minus the squared distance in patches from the picture's centre: images (B, ...) -> (B, *grid) float32.
+
+    On a grid (t, h, w) the same at every moment, so that what lies highest is a tube through time.
+    """
     squares = torch.zeros((), device=images.device)
     for axis, size in enumerate(grid):
+        if axis < len(grid) - 2:
+            continue
         offset = torch.arange(size, device=images.device, dtype=torch.float32) - (size - 1) / 2
         squares = squares + offset.square().view(-1, *[1] * (len(grid) - axis - 1))
     return (-squares).expand(images.shape[0], *grid)

@@ -18,8 +18,11 @@ from ..errors import RecipeError, nearest
 FORWARD_FEATURES = "forward_features"
 
 # Exact types: a subclass may treat its weights otherwise (weight standardisation), and folding would change its answer.
-_CONVOLUTIONS = (nn.Conv2d, Conv2dSame)
-_BATCH_NORMS = (nn.BatchNorm2d, BatchNormAct2d)
+_NORMS_BEHIND = {
+    nn.Conv2d: (nn.BatchNorm2d, BatchNormAct2d),
+    Conv2dSame: (nn.BatchNorm2d, BatchNormAct2d),
+    nn.Conv3d: (nn.BatchNorm3d,),
+}
 _IDLE = (nn.Identity, nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout)
 
 
@@ -33,7 +36,7 @@ class Split:
 
 
 def split(model: nn.Module, name: str, layer: int | str | None, images: Tensor) -> Split:
-    """Cut `model` (in eval mode) at a feature map; `images` (1, 3, H, W) is run through it to learn the shapes.
+    """Cut `model` (in eval mode) at a feature map; `images` (1, 3, H, W), or a clip, is run through it to learn shapes.
 
     `layer` None is the last feature map before global pooling, an int counts the network's stages, a str names a
     sub-module. The sub-modules are shared with `model`, not copied. Raises `RecipeError` for a network that torch.fx
@@ -52,7 +55,7 @@ def split(model: nn.Module, name: str, layer: int | str | None, images: Tensor) 
             f"{name} cannot be traced ({line}): pass a module that maps images to features instead of its name."
         ) from error
     outputs = {key: node for key, node in tracer.outputs.items() if node in watch.shapes}
-    node = _feature_node(model, name, layer, outputs, watch.shapes)
+    node = _feature_node(model, name, layer, outputs, watch.shapes, images.ndim)
 
     images_in = next(node for node in graph.nodes if node.op == "placeholder")
     features = _subgraph(model, graph, images_in, node)
@@ -89,6 +92,9 @@ def fold(module: fx.GraphModule) -> None:
 
     What does nothing is removed, each BatchNorm is folded into the convolution before it, and each ReLU joins its
     convolution. A BatchNorm that follows something else than one convolution of its own stays.
+
+    `torch.fx.experimental.optimization.fuse` does less: it passes by timm's BatchNormAct2d and Conv2dSame, and is wrong
+    where a convolution is called twice, before two BatchNorms or before one and something else.
     """
     modules, graph = dict(module.named_modules()), module.graph
     uses = Counter(node.target for node in graph.nodes if node.op == "call_module")
@@ -108,12 +114,12 @@ def fold(module: fx.GraphModule) -> None:
         if kind(node) in _IDLE:
             drop(node)
     for node in list(graph.nodes):
-        if kind(node) not in (*_BATCH_NORMS, nn.ReLU):
+        conv: Any = node.args[0] if node.args else None
+        norms = _NORMS_BEHIND.get(kind(conv), ())
+        if kind(node) not in (*norms, nn.ReLU) or not norms or len(conv.users) > 1 or uses[conv.target] > 1:
             continue
-        conv, own = node.args[0], modules[node.target]
-        if kind(conv) not in _CONVOLUTIONS or len(conv.users) > 1 or uses[conv.target] > 1:
-            continue
-        if isinstance(own, nn.BatchNorm2d) and uses[node.target] == 1 and own.running_mean is not None:
+        own = modules[node.target]
+        if kind(node) in norms and uses[node.target] == 1 and own.running_mean is not None:
             put(conv, fuse_conv_bn_eval(modules[conv.target], own))
             own = getattr(own, "act", nn.Identity())
             put(node, own)
@@ -180,10 +186,15 @@ class _Shapes(fx.Interpreter):
 
 
 def _feature_node(
-    model: nn.Module, name: str, layer: int | str | None, outputs: dict[str, fx.Node], shapes: dict[fx.Node, Any]
+    model: nn.Module,
+    name: str,
+    layer: int | str | None,
+    outputs: dict[str, fx.Node],
+    shapes: dict[fx.Node, Any],
+    rank: int,
 ) -> fx.Node:
-    """The node that computes the feature map meant by `layer`."""
-    maps = [key for key, node in outputs.items() if len(shapes[node]) == 4 and min(shapes[node][2:]) > 1]
+    """The node that computes the feature map meant by `layer`, which has as many sides as the images."""
+    maps = [key for key, node in outputs.items() if len(shapes[node]) == rank and min(shapes[node][2:]) > 1]
     stages = _stages(model, maps)
     if layer is None:
         found = FORWARD_FEATURES if FORWARD_FEATURES in outputs else _last_child(model, maps)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from math import prod
 from os import PathLike
 from typing import Any, Self
 
@@ -13,7 +14,7 @@ from torch import Tensor, nn
 from .. import zoo
 from .._recording import recording
 from ..data.inputs import InputSpec
-from ..errors import RecipeError
+from ..errors import InputError, RecipeError
 from .graph import fold, split
 
 IMAGES_PER_THREAD = 4
@@ -40,8 +41,9 @@ class Proposal(Frozen):
 
     `head` maps the features to logits (B, classes); it is None where only features are known. `channels` is K where
     it is known. `mean` and `std` are the statistics its input is normalised with, None for a module that takes the
-    host's tensor as it is. `dtype` is its precision, None to go by its parameters. `in_pieces` lets large batches run
-    in pieces on CPUs.
+    host's tensor as it is. `video` says whether it reads clips (B, 3, T, H, W), where that is known, and `clip_size`
+    what frames, height and width it is given. `dtype` is its precision, None to go by its parameters. `in_pieces` lets
+    large batches run in pieces on CPUs.
     """
 
     def __init__(
@@ -55,11 +57,14 @@ class Proposal(Frozen):
         std: tuple[float, ...] | None = None,
         dtype: torch.dtype | None = None,
         in_pieces: bool = False,
+        video: bool = False,
+        clip_size: tuple[int, int, int] | None = None,
     ) -> None:
         super().__init__()
         self.features, self.head, self.channels = features, head, channels
         self.name, self.mean, self.std = name, mean, std
         self.dtype, self.in_pieces = dtype, in_pieces
+        self.video, self.clip_size = video, clip_size
         self.eval()
 
     def forward(self, images: Tensor) -> Tensor:
@@ -79,7 +84,7 @@ class Proposal(Frozen):
     def _run(self, images: Tensor) -> Tensor:
         images = images.to(self.dtype or _dtype_of(self.features) or images.dtype)
         if self.in_pieces and images.device.type == "cpu" and not recording():
-            area = images.shape[-2] * images.shape[-1]
+            area = prod(images.shape[2:])
             piece = max(1, IMAGES_PER_THREAD * torch.get_num_threads() * 224 * 224 // area)
             if len(images) > piece:
                 return torch.cat([self.features(some) for some in images.split(piece)])
@@ -122,6 +127,47 @@ def named_proposal(
     )
 
 
+def named_video_proposal(
+    name: str,
+    *,
+    layer: int | str | None = None,
+    weights: str | PathLike[str] | None = None,
+    sha256: str | None = None,
+    args: Mapping[str, Any] | None = None,
+    pretrained: bool = True,
+    dtype: torch.dtype = torch.float32,
+) -> Proposal:
+    """A network of `zoo.VIDEO_PROPOSALS`, from clips (B, 3, T, H, W) to features (B, K, t, h, w).
+
+    `weights` is a file in a layout that `zoo.video_proposal` reads; its BatchNorms stay, which the papers count.
+
+    Raises:
+        RecipeError: `layer` or `args`, which belong to networks that read images.
+        InputError: no weights, where they are not allowed to be random (`pretrained=False`): none are downloaded.
+    """
+    if layer is not None or args:
+        raise RecipeError(f"layer= and proposal_args= are for proposals that read images, and {name} reads video.")
+    if weights is None and pretrained:
+        raise InputError(
+            f"The proposal {name} has no weights, and none are downloaded: give proposal_weights=FILE, a checkpoint of "
+            "PyTorchVideo or mmaction2; or pass pretrained=False to sieve() for random ones, to measure cost alone."
+        )
+    net: Any = zoo.video_proposal(name, None if weights is None else zoo.read_weights(weights, sha256))
+    mean, std, clip_size = net.mean, net.std, net.clip_size
+    net = net.to(dtype).requires_grad_(False)
+    return Proposal(
+        net,
+        name,
+        channels=net.channels,
+        mean=mean,
+        std=std,
+        dtype=dtype,
+        in_pieces=True,
+        video=True,
+        clip_size=clip_size,
+    )
+
+
 def module_proposal(module: nn.Module | Callable[[Tensor], Tensor], layer: int | str | None = None) -> Proposal:
     """A network of the user's own as it is: neither copied, folded, renormalised nor cast, only put in eval mode.
 
@@ -152,8 +198,9 @@ class _Function(nn.Module):
 
 
 def _in_full_precision(function: Callable[[Tensor], Tensor], tensor: Tensor) -> Tensor:
-    """Call with autocast off. Where it is off already no context is entered: exporters would record it."""
-    if not torch.is_autocast_enabled(tensor.device.type):
+    """Call with autocast off. Where it is off already no context is entered: exporters would record it. Tensors without
+    memory, on which costs are counted, know none."""
+    if tensor.is_meta or not torch.is_autocast_enabled(tensor.device.type):
         return function(tensor)
     with torch.autocast(tensor.device.type, enabled=False):
         return function(tensor)
@@ -166,9 +213,10 @@ def _dtype_of(module: nn.Module) -> torch.dtype | None:
 
 
 def _trial_images(model: nn.Module) -> Tensor:
-    """One picture of noise, of the size and on the device that the model expects."""
+    """One picture of noise, of 3-D convolutions a clip, of the size and on the device that the model expects."""
     like = next(model.parameters(), torch.empty(0))
-    noise = torch.randn(1, *InputSpec.of(model), generator=torch.Generator().manual_seed(0))
+    clip = (3, 16, 64, 64) if any(isinstance(part, nn.Conv3d) for part in model.modules()) else None
+    noise = torch.randn(1, *(clip or InputSpec.of(model)), generator=torch.Generator().manual_seed(0))
     return noise.to(like.device, like.dtype)
 
 

@@ -9,18 +9,17 @@ from os import PathLike
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .._devices import check_device
+from .. import zoo
 from ..errors import ExportError, InputError, RecipeError, nearest
-from .cam import CLASS_BASED, REDUCTIONS, Reduction, class_weights
+from .cam import REDUCTIONS
 from .controls import centre_map, random_map
+from .feature_map import FeatureMap, check_head, input_size, renormalisation
 from .map import resize_map
-from .proposal import Frozen, Proposal, module_proposal, named_proposal
+from .motion import motion_map
+from .proposal import Frozen, Proposal, module_proposal, named_proposal, named_video_proposal
 
-WITHOUT = "Give a network of your own for these channels (proposal=), or a map that asks none (significance=centre)."
-"""What to do where a host's images are not what a named proposal reads."""
 UNTRACEABLE = {
     "grad-cam": "takes gradients, which no file computes",
     "grad-cam++": "takes gradients, which no file computes",
@@ -28,6 +27,8 @@ UNTRACEABLE = {
 }
 """Maps that no graph can hold, and why."""
 _UNTRACEABLE_BY_JIT = UNTRACEABLE | {"random": "hashes the bits of the images, which TorchScript cannot see"}
+TIMES_MOTION = "*motion"
+"""Behind a reduction's name: the map, laid on the grid, times how much each patch changes over time."""
 PATCH = 16
 """Pixels a side of the patches for which a map is made where no grid is given and the map has no size of its own."""
 
@@ -39,9 +40,13 @@ class Significance(Frozen):
     recipe's word for how.
     """
 
-    def __init__(self, source: nn.Module, name: str, *, kind: str = "", align_corners: bool = True) -> None:
+    def __init__(
+        self, source: nn.Module, name: str, *, kind: str = "", align_corners: bool = True, moving: bool = False
+    ) -> None:
+        """`moving` multiplies the map by how much each patch of a clip changes."""
         super().__init__()
         self.source, self.name, self.kind, self.align_corners = source, name, kind, align_corners
+        self.moving = moving
         self.eval()
 
     @property
@@ -50,7 +55,8 @@ class Significance(Frozen):
         return self.source.proposal if isinstance(self.source, FeatureMap) else None
 
     def forward(self, images: Tensor, grid: Sequence[int]) -> Tensor:
-        """Images (B, 3, H, W), normalised as the host reads them, -> (B, prod(grid)) float32, row-major, no gradients.
+        """Images (B, 3, H, W), or clips (B, 3, T, H, W), normalised as the host reads them, -> (B, prod(grid)) float32,
+        row-major, no gradients.
 
         Raises `InputError` for images or maps whose shapes do not fit.
         """
@@ -72,7 +78,8 @@ class Significance(Frozen):
                     f"The significance map of {self.name} has shape {tuple(maps.shape)}, which does not fit {count} "
                     f"images of {prod(grid)} patches."
                 )
-            return maps.expand(count, -1).float()
+            maps = maps.expand(count, -1).float()
+            return maps * motion_map(images, grid).flatten(1).to(maps.dtype) if self.moving else maps
 
         return on
 
@@ -87,7 +94,7 @@ class Significance(Frozen):
                 "records mean, cam, eigen-cam and centre; tokensieve.export_program records random as well."
             )
         if grid is None:
-            grid = tuple(max(1, side // PATCH) for side in images.shape[-2:])
+            grid = (*images.shape[2:-2], *(max(1, side // PATCH) for side in images.shape[-2:]))
         with torch.no_grad():
             return self.source(images, tuple(grid))
 
@@ -102,7 +109,7 @@ def build(
     layer: int | str | None = None,
     align_corners: bool = True,
     proposal_norm: str = "native",
-    proposal_size: int | Sequence[int] | None = None,
+    proposal_size: int | str | Sequence[int] | None = None,
     proposal_weights: str | PathLike[str] | None = None,
     proposal_sha256: str | None = None,
     proposal_args: Mapping[str, Any] | None = None,
@@ -111,23 +118,28 @@ def build(
     mean: Sequence[float] | None = None,
     std: Sequence[float] | None = None,
     pretrained: bool = True,
+    video: bool = False,
 ) -> Significance:
     """What a recipe's settings mean by significance.
 
     Args:
-        proposal: the ConvNet that is asked: a name that timm or torchvision knows (see `named_proposal`), or the user's
-            own module from images to features (see `module_proposal`), which receives the host's tensor as it is.
-        significance: how its features become a map: a name in `REDUCTIONS`; without any proposal: `random` and
-            `centre`, a tensor (P,), (B, P), (h, w) or (B, h, w) used as the map, or a callable from images to
-            (B, h, w) or (B, P).
+        proposal: the ConvNet that is asked: a name that timm or torchvision knows (see `named_proposal`), of video a
+            name of `zoo.VIDEO_PROPOSALS`, or the user's own module from images to features (see `module_proposal`),
+            which receives the host's tensor as it is, clips as (B, C, T, H, W).
+        significance: how its features become a map: a name in `REDUCTIONS`, of video also `mean*motion` and its like,
+            times the motion; without any proposal: `random` and `centre`, of video `motion`, a tensor (P,), (B, P),
+            (h, w) or (B, h, w) used as the map, or a callable from images to (B, h, w) or (B, P).
         layer: the feature map that is read; None is the last one.
         align_corners: of the interpolation to the token grid; the published code says True.
         proposal_norm: `native` gives a named proposal the images as it was trained on, `shared` as the host reads them.
-        proposal_size: side or (height, width) in pixels to which the proposal's input is resized bilinearly.
+        proposal_size: side, (height, width) or (frames, height, width) to which the proposal's input is resized
+            linearly; `host` leaves it. None is the size of the clips that a named proposal of video reads in the paper,
+            and leaves all else.
         proposal_weights, proposal_sha256, proposal_args, pretrained: of a named proposal, as in `zoo.create`.
         proposal_dtype: precision of a named proposal, float32 by default.
         seed: of `random`.
         mean, std: the host's normalisation, three numbers each.
+        video: the host reads video, (B, C, T, H, W) here.
 
     Raises:
         RecipeError: settings that make no sense.
@@ -149,25 +161,26 @@ def build(
         return Significance(control, "random", kind="random", align_corners=align_corners)
     if significance == "centre":
         return Significance(ControlMap(centre_map), "centre", align_corners=align_corners)
-    if significance not in REDUCTIONS:
-        names = [*REDUCTIONS, "random", "centre"]
+    reduction = significance.removesuffix(TIMES_MOTION)
+    moving = reduction != significance
+    if (moving or significance == "motion") and not video:
+        raise RecipeError(f"significance={significance} is between frames, and this model reads images.")
+    if significance == "motion":
+        return Significance(ControlMap(motion_map), "motion", kind="motion", align_corners=align_corners)
+    if reduction not in REDUCTIONS:
+        names = [*REDUCTIONS, "random", "centre", "motion"]
         raise RecipeError(f"significance={significance!r} is unknown{nearest(significance, names)}.")
 
     if isinstance(proposal, str):
+        _check_reads(proposal, video)
         if proposal_norm == "native" and (mean is None or std is None):
             raise RecipeError(
                 f"The proposal {proposal} has its own normalisation, and that of the host is not known: pass mean= and "
                 "std= to sieve(), or proposal_norm='shared'."
             )
-        net = named_proposal(
-            proposal,
-            layer=layer,
-            weights=proposal_weights,
-            sha256=proposal_sha256,
-            args=proposal_args,
-            pretrained=pretrained,
-            dtype=_dtype(proposal_dtype),
-        )
+        settings: dict[str, Any] = {"weights": proposal_weights, "sha256": proposal_sha256, "pretrained": pretrained}
+        named = named_video_proposal if video else named_proposal
+        net = named(proposal, layer=layer, args=proposal_args, dtype=_dtype(proposal_dtype), **settings)
     else:
         if not callable(proposal):
             raise RecipeError(f"proposal={proposal!r} is neither a name nor a module from images to features.")
@@ -176,49 +189,13 @@ def build(
             if value is not None:
                 raise RecipeError(f"{setting}= belongs to a proposal given by name; a module is used as it is.")
         net = module_proposal(proposal, layer)
-    _check_head(net, significance)
+    check_head(net, reduction)
     affine = None
     if proposal_norm == "native" and mean is not None and std is not None:
-        affine = _renormalisation(mean, std, net)
-    size = (proposal_size, proposal_size) if isinstance(proposal_size, int) else proposal_size
+        affine = renormalisation(mean, std, net)
     name = net.name if significance == "mean" else f"{net.name} {significance}"
-    source = FeatureMap(net, REDUCTIONS[significance], affine, size)
-    return Significance(source, name, kind=significance, align_corners=align_corners)
-
-
-class FeatureMap(nn.Module):
-    """A proposal's features reduced to a map."""
-
-    scale: Tensor | None
-    shift: Tensor | None
-
-    def __init__(
-        self,
-        proposal: Proposal,
-        reduction: Reduction,
-        affine: tuple[Tensor, Tensor] | None = None,
-        size: Sequence[int] | None = None,
-    ) -> None:
-        super().__init__()
-        self.proposal, self.reduction = proposal, reduction
-        self.size = None if size is None else tuple(size)
-        scale, shift = affine or (None, None)
-        self.register_buffer("scale", scale, persistent=False)
-        self.register_buffer("shift", shift, persistent=False)
-
-    def forward(self, images: Tensor, grid: tuple[int, ...]) -> Tensor:
-        if self.proposal.mean is not None and (images.ndim != 4 or images.shape[1] != len(self.proposal.mean)):
-            raise InputError(
-                f"Images have shape {tuple(images.shape)}; the proposal {self.proposal.name} reads "
-                f"(B, {len(self.proposal.mean)}, H, W). {WITHOUT}"
-            )
-        if self.proposal.in_pieces:  # one by name; a module of the user's own may place its input itself
-            check_device(self.proposal, images, f"The proposal {self.proposal.name} is")
-        if self.size is not None and tuple(images.shape[-2:]) != self.size:
-            images = F.interpolate(images, size=self.size, mode="bilinear", align_corners=True)
-        if self.scale is not None and self.shift is not None:
-            images = (images * self.scale).add_(self.shift)
-        return self.reduction(self.proposal(images), self.proposal, images)
+    source = FeatureMap(net, REDUCTIONS[reduction], affine, input_size(proposal_size, net))
+    return Significance(source, name, kind=reduction, align_corners=align_corners, moving=moving)
 
 
 class ControlMap(nn.Module):
@@ -277,34 +254,19 @@ class GivenMap(nn.Module):
         return values
 
 
-def _check_head(proposal: Proposal, significance: str) -> None:
-    """Say now, not at the first image, that a reduction asks for a classifier that is not there."""
-    if significance == "cam":
-        class_weights(proposal)
-    elif significance in CLASS_BASED and proposal.head is None:
+def _check_reads(proposal: str, video: bool) -> None:
+    """Refuse a named proposal that reads images where the host reads video, and the other way round."""
+    reads_video = proposal in zoo.VIDEO_PROPOSALS
+    if video and not reads_video:
         raise RecipeError(
-            f"The proposal {proposal.name} has no known classifier, which {significance} needs: use mean or eigen-cam."
+            f"The proposal {proposal} reads images, and this model reads video: name one of "
+            f"{', '.join(zoo.VIDEO_PROPOSALS)}, give a module from clips (B, 3, T, H, W) to features, or use a map "
+            "that asks no network (significance=motion)."
         )
-
-
-def _renormalisation(mean: Sequence[float], std: Sequence[float], proposal: Proposal) -> tuple[Tensor, Tensor] | None:
-    """Scale and shift (1, 3, 1, 1) from the host's normalisation to the proposal's; None where they are the same."""
-    if proposal.mean is None or proposal.std is None:
-        return None
-    if len(mean) == len(std) != len(proposal.mean):
+    if reads_video and not video:
         raise RecipeError(
-            f"The proposal {proposal.name} reads {len(proposal.mean)} channels, the host {len(mean)} (mean=). {WITHOUT}"
+            f"The proposal {proposal} reads video, and this model reads images: name a ConvNet for these."
         )
-    if len(mean) != len(proposal.mean) or len(std) != len(proposal.std) or min(std) <= 0:
-        raise RecipeError(f"mean={tuple(mean)} and std={tuple(std)} are no normalisation: expected 3 numbers, std > 0.")
-    host_mean, host_std, own_mean, own_std = (
-        torch.tensor(tuple(values), dtype=torch.float64).view(1, -1, 1, 1)
-        for values in (mean, std, proposal.mean, proposal.std)
-    )
-    scale, shift = host_std / own_std, (host_mean - own_mean) / own_std
-    if torch.allclose(scale, torch.ones_like(scale)) and torch.allclose(shift, torch.zeros_like(shift), atol=1e-6):
-        return None
-    return scale.float(), shift.float()
 
 
 def _dtype(dtype: torch.dtype | str | None) -> torch.dtype:

@@ -25,7 +25,9 @@ class TrainConfig:
         optimizer_args: further arguments of the optimizer, such as {"betas": (0.9, 0.99)}.
         lr: learning rate after the warm-up.
         weight_decay: of weights; biases, norms and what the model excludes have none.
+        decay_all: let biases and norms decay too.
         layer_decay: factor of the learning rate from each layer to the one before; None for one rate.
+        lr_scales: factor of the learning rate by the beginning of a parameter's name, such as {"decode_head": 10.0}.
         schedule: "cosine", "poly" or "constant", from the end of the warm-up to the last step.
         min_lr: learning rate at which "cosine" and "poly" end.
         power: of "poly".
@@ -50,7 +52,9 @@ class TrainConfig:
     optimizer_args: dict[str, Any] = field(default_factory=dict)
     lr: float = 1e-3
     weight_decay: float = 0.05
+    decay_all: bool = False
     layer_decay: float | None = None
+    lr_scales: dict[str, float] = field(default_factory=dict)
     schedule: str = "cosine"
     min_lr: float = 0.0
     power: float = 0.9
@@ -78,6 +82,9 @@ class TrainConfig:
                 raise RecipeError(f"{name} must be above 0, not {value}.")
         if self.layer_decay is not None and not 0 < self.layer_decay <= 1:
             raise RecipeError(f"layer_decay must lie in (0, 1], not {self.layer_decay}.")
+        for name, scale in self.lr_scales.items():
+            if not scale > 0:
+                raise RecipeError(f"lr_scales must be above 0, not {scale} of {name}.")
         if self.ema is not None and not 0 < self.ema < 1:
             raise RecipeError(f"ema must lie between 0 and 1, not {self.ema}.")
         for name, known in (("schedule", SCHEDULES), ("precision", PRECISIONS)):

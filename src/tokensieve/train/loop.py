@@ -303,11 +303,11 @@ def _computes_in_bf16(config: TrainConfig, device: str) -> bool:
 
 
 def make_optimizer(module: Any, config: TrainConfig) -> torch.optim.Optimizer:
-    """timm's optimizer for what of a module is trainable; biases and norms do not decay.
+    """timm's optimizer for what of a module is trainable; biases and norms decay only where the settings say so.
 
     Raises:
-        RecipeError: an unknown optimizer, arguments it does not have, nothing trainable, or `layer_decay` for a module
-            that does not name its layers.
+        RecipeError: an unknown optimizer, arguments it does not have, nothing trainable, `layer_decay` for a module
+            that does not name its layers, or `lr_scales` of parameters that are not there.
     """
     if not any(parameter.requires_grad for parameter in module.parameters()):
         raise RecipeError(f"{type(module).__name__} has no parameter that requires a gradient: nothing can be learnt.")
@@ -315,18 +315,58 @@ def make_optimizer(module: Any, config: TrainConfig) -> torch.optim.Optimizer:
         raise RecipeError(
             f"{type(module).__name__} does not say what its layers are (timm's group_matcher): leave layer_decay out."
         )
+    words: dict[str, Any] = {"layer_decay": config.layer_decay, "filter_bias_and_bn": not config.decay_all}
+    if config.lr_scales:
+        words = {"param_group_fn": lambda parted: _scaled(parted, config)}
     try:
         return timm.optim.create_optimizer_v2(
             module,
             opt=config.optimizer,
             lr=config.lr,
             weight_decay=config.weight_decay,
-            layer_decay=config.layer_decay,
+            **words,
             **config.optimizer_args,
         )
+    except RecipeError:
+        raise
     except Exception as error:  # each optimizer refuses in its own way
         given = f" with {dict(config.optimizer_args)}" if config.optimizer_args else ""
         raise RecipeError(f"timm cannot make the optimizer {config.optimizer!r}{given}: {cause(error)}.") from error
+
+
+def _scaled(module: Any, config: TrainConfig) -> list[dict[str, Any]]:
+    """timm's groups of parameters, parted further by the scale of their learning rate."""
+    left = set(getattr(module, "no_weight_decay", set)())
+    if config.layer_decay is not None:
+        groups = timm.optim.param_groups_layer_decay(
+            module,
+            config.weight_decay,
+            no_weight_decay_list=left,
+            weight_decay_exclude_1d=not config.decay_all,
+            layer_decay=config.layer_decay,
+        )
+    elif config.decay_all:
+        trainable = [parameter for parameter in module.parameters() if parameter.requires_grad]
+        groups = [{"params": trainable, "weight_decay": config.weight_decay}]
+    else:
+        groups = timm.optim.param_groups_weight_decay(module, config.weight_decay, no_weight_decay_list=left)
+    scales = dict.fromkeys(config.lr_scales, False)
+    names = {id(parameter): name for name, parameter in module.named_parameters()}
+    parted: dict[tuple[int, float], dict[str, Any]] = {}
+    for number, group in enumerate(groups):
+        for parameter in group["params"]:
+            prefix = next((each for each in scales if names[id(parameter)].startswith(each)), None)
+            if prefix is not None:
+                scales[prefix] = True
+            scale = 1.0 if prefix is None else config.lr_scales[prefix]
+            key = number, scale
+            if key not in parted:
+                parted[key] = {**group, "params": [], "lr_scale": group.get("lr_scale", 1.0) * scale}
+            parted[key]["params"].append(parameter)
+    if not all(scales.values()):
+        absent = next(name for name, found in scales.items() if not found)
+        raise RecipeError(f"lr_scales names {absent!r}, and no trainable parameter begins so.")
+    return list(parted.values())
 
 
 def make_schedule(optimizer: torch.optim.Optimizer, config: TrainConfig, steps: int) -> Any:

@@ -1,6 +1,6 @@
 """Names and files to models, with their weights and their normalisation."""
 
-from .models import Loaded, create, file_sha256, without_memory
+from .models import Loaded, create, file_sha256, read_weights, without_memory
 from .nano import BUNDLED, bundled_weights
 from .video import VIDEO_PROPOSALS, video_classifier, video_proposal
 
@@ -11,6 +11,7 @@ __all__ = [
     "bundled_weights",
     "create",
     "file_sha256",
+    "read_weights",
     "video_classifier",
     "video_proposal",
     "without_memory",

@@ -1,0 +1,301 @@
+"""DToP trained on CamVid -> results/dtop.csv and docs/pictures/dtop.png.
+
+    python benchmarks/dtop_camvid.py train segvit            # a base; interrupted, the same command goes on
+    python benchmarks/dtop_camvid.py train segvit_finetune   # and each of RUNS; they need their base
+    python benchmarks/dtop_camvid.py evaluate                # all that are trained, at each threshold
+    python benchmarks/dtop_camvid.py speed                   # fills in their time
+    python benchmarks/dtop_camvid.py plot
+
+DeiT-Tiny with its ImageNet weights; 367 photographs of 480x360 to learn from, 101 to validate, 233 to test; crops of
+240x176; ATM heads of width 192 with 3 heads, or SETR's naive heads, at exits (5, 7, 11). Pictures are scored whole, by
+nine windows each. MACs are the mean over windows of test pictures, all heads that run included. The threshold at which
+a variant is compared is the lowest of the grid that loses no more than 0.5 mIoU on the validation pictures.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+from statistics import mean, median
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from results import ROOT, SHARED, read, update
+from tokensieve import sieve
+from tokensieve.data import AsTensor, SegmentationSet, segmentation_set
+from tokensieve.measure import SlicingLimit, macs
+from tokensieve.measure.scores import MapScore, PixelClasses
+from tokensieve.measure.speed import interleaved
+from tokensieve.segmentation import slide
+from tokensieve.segmentation.plan import SegmenterPlan, open_trained
+from tokensieve.train import train
+from tokensieve.train.segmentation import SegmentSettings, prepare, prepare_dtop
+
+SOURCE = SHARED / "data" / "camvid.tar"
+BACKBONE = SHARED / "weights" / "deit_tiny_patch16_224.safetensors"
+CROP, STRIDE = (176, 240), (92, 120)
+EXITS = (5, 7, 11)
+THRESHOLDS = {"segvit": (0.6, 0.7, 0.8, 0.9, 0.95), "setr": (0.8, 0.9, 0.95, 0.98, 0.99)}
+TRAINED_AT = {"segvit": 0.9, "setr": 0.95}
+HEADS: dict[str, tuple[str, dict[str, Any]]] = {
+    "segvit": ("segvit", {"exits": EXITS, "width": 192, "heads": 3}),
+    "setr": ("setr_naive", {"levels": EXITS}),
+}
+BASE = {"steps": 1200, "warmup": 100}
+FINETUNE = {"steps": 400, "warmup": 40}
+ALIKE = {"batch_size": 8, "lr": 1e-4, "head_lr": 10.0, "validate_every": 200, "checkpoint_every": 25}
+LOST = 0.5
+"""mIoU that a variant may lose."""
+
+
+class Run(NamedTuple):
+    """One training: of which head, from what on, what of it learns."""
+
+    head: str
+    variant: str
+    settings: dict[str, Any]
+
+
+RUNS = {
+    f"{head}{'' if variant == 'base' else '_' + variant}": Run(head, variant, settings)
+    for head in HEADS
+    for variant, settings in (
+        ("base", BASE),
+        ("finetune", FINETUNE),
+        ("finetune_heads", {**FINETUNE, "trainable": "heads"}),
+        ("retrain", BASE),
+    )
+}
+
+
+def recipe(threshold: float) -> str:
+    return f"dtop(threshold={threshold}, keep_per_class=5)"
+
+
+def opened(split: str, limit: int | None = None) -> SegmentationSet:
+    return segmentation_set(SOURCE, "camvid", split, limit=limit)
+
+
+def weights(name: str, out: Path) -> Path:
+    head = HEADS[RUNS[name].head][0]
+    return out / name / f"{head if RUNS[name].variant == 'base' else head + '_dtop'}.safetensors"
+
+
+def learn(name: str, out: Path, workers: int) -> None:
+    run, folder = RUNS[name], out / name
+    head, head_args = HEADS[run.head]
+    known, unseen = opened("train"), opened("val", 24)
+    plan = SegmenterPlan("deit_tiny_patch16_224", known.classes, head, head_args, crop=CROP, stride=STRIDE)
+    settings = SegmentSettings(**{**ALIKE, **run.settings}, workers=workers)
+    exits, start = recipe(TRAINED_AT[run.head]), {"backbone_weights": str(BACKBONE)}
+    if run.variant == "base":
+        config, task = prepare(plan, known, unseen, folder, settings, **start)
+    elif run.variant == "retrain":
+        config, task = prepare_dtop(plan, exits, known, unseen, folder, settings, **start)
+    else:
+        base = str(weights(run.head, out))
+        config, task = prepare_dtop(None, exits, known, unseen, folder, settings, base=base)
+    train(config, task, folder, report=lambda row: print(row, file=sys.stderr, flush=True))
+
+
+@torch.no_grad()
+def scored(model: nn.Module, pictures: SegmentationSet) -> MapScore:
+    found = PixelClasses()
+    for index in range(len(pictures)):
+        image, labels = pictures[index]
+        found.update(slide(model, image[None], CROP, STRIDE, windows=9), labels[None])
+    result: MapScore = found.result()
+    return result
+
+
+def windows(pictures: SegmentationSet, count: int) -> Tensor:
+    """Windows, evenly spread over pictures and places."""
+    places = [(top, left) for top in (0, 92, 184) for left in (0, 120, 240)]
+    found = []
+    for number in range(count):
+        image, _ = pictures[number * len(pictures) // count]
+        top, left = places[number % len(places)]
+        found.append(image[:, top : top + CROP[0], left : left + CROP[1]])
+    return torch.stack(found)
+
+
+def variants(head: str, out: Path) -> Iterator[tuple[str, nn.Module]]:
+    """What is trained so far: the base, which @Direct is too, and what was trained with exits."""
+    for variant in ("base", "finetune", "finetune_heads", "retrain"):
+        name = head if variant == "base" else f"{head}_{variant}"
+        if weights(name, out).is_file():
+            yield ("direct" if variant == "base" else variant), open_trained(weights(name, out))[0]
+
+
+def evaluate(out: Path, heads: list[str]) -> None:
+    for head in heads:
+        if not weights(head, out).is_file():
+            print(f"{head}: no base yet", file=sys.stderr)
+            continue
+        base, plan = open_trained(weights(head, out))
+        assert plan.mean is not None and plan.std is not None  # noqa: PT018
+        sets = {split: opened(split) for split in ("val", "test")}
+        for each in sets.values():
+            each.transform = AsTensor(plan.mean, plan.std)
+        some = windows(sets["test"], 117)
+        done = {(row["head"], row["variant"], row["setting"]) for row in read("dtop.csv")}
+        dense = macs(base, images=some[:1])
+
+        def row(
+            variant: str,
+            setting: str,
+            model: nn.Module,
+            head: str = head,
+            sets: dict[str, SegmentationSet] = sets,
+            some: Tensor = some,
+            dense: float = dense,
+        ) -> None:
+            told = {split: scored(model, pictures) for split, pictures in sets.items()}
+            cost = macs(model, images=some)
+            figures = {
+                f"{split}_{name}": score.figures[name]
+                for split, score in told.items()
+                for name in ("miou", "pixel_accuracy")
+            }
+            found = {"head": head, "variant": variant, "setting": setting, **figures}
+            found |= {"gmac": cost / 1e9, "macs_saved": 100 * (1 - cost / dense)}
+            update("dtop.csv", [found], "head", "variant", "setting")
+            print(found, file=sys.stderr, flush=True)
+
+        if (head, "base", "") not in done:
+            row("base", "", base)
+        for variant, model in variants(head, out):
+            for threshold in THRESHOLDS[head]:
+                if (head, variant, str(threshold)) not in done:
+                    row(variant, str(threshold), sieve(model, recipe(threshold)))
+        for each in chosen(head):
+            r = merged(base, some[:1], float(each["gmac"]))
+            if (head, "tome", f"r={r}") not in done:
+                done.add((head, "tome", f"r={r}"))
+                row("tome", f"r={r}", sieve(base, f"tome(r={r})"))
+
+
+def chosen(head: str) -> list[dict[str, Any]]:
+    """Of each variant with exits the row of the lowest threshold that loses little on the validation pictures; where
+    none does, of the highest."""
+    rows = [row for row in read("dtop.csv") if row["head"] == head]
+    base = next(float(row["val_miou"]) for row in rows if row["variant"] == "base")
+    found = []
+    for variant in ("direct", "finetune", "finetune_heads", "retrain"):
+        own = sorted((row for row in rows if row["variant"] == variant), key=lambda row: float(row["setting"]))
+        if own:
+            found.append(next((row for row in own if float(row["val_miou"]) >= base - LOST), own[-1]))
+    return found
+
+
+def merged(base: nn.Module, image: Tensor, gmac: float) -> int:
+    """Tokens merged a block, so that ToMe costs as much, or barely less."""
+    return next(r for r in range(1, 200) if macs(sieve(base, f"tome(r={r})"), images=image) / 1e9 <= gmac)
+
+
+@torch.no_grad()
+def timed(out: Path, heads: list[str], seconds: float) -> None:
+    """Time at batch 1, the median over windows, and at batch 8; beside dense and each image's own counts, sliced."""
+    for head in heads:
+        if not weights(head, out).is_file():
+            continue
+        base, plan = open_trained(weights(head, out))
+        assert plan.mean is not None and plan.std is not None  # noqa: PT018
+        pictures = opened("test")
+        pictures.transform = AsTensor(plan.mean, plan.std)
+        some, models = windows(pictures, 8), dict(variants(head, out))
+        rows = []
+        for each in chosen(head):
+            fast = sieve(models[each["variant"]], recipe(float(each["setting"])))
+            limits = [SlicingLimit.on(fast, image[None]) for image in some]
+            ratios = []
+            for image, limit in zip(some, limits, strict=True):
+                ratios.append(race(base, partial(fast, image[None]), image[None], partial(limit, image[None]), seconds))
+
+            def sliced(limits: list[nn.Module] = limits, some: Tensor = some) -> None:
+                for image, limit in zip(some, limits, strict=True):
+                    limit(image[None])
+
+            each["time_1"], each["limit_1"] = (mean(values) for values in zip(*ratios, strict=True))
+            each["time_8"], each["limit_8"] = race(base, partial(fast, some), some, sliced, 4 * seconds)
+            each["macs_timed"] = macs(base, images=some[:1]) / macs(fast, images=some)
+            rows.append(each)
+        update("dtop.csv", rows, "head", "variant", "setting")
+
+
+def race(base: nn.Module, fast: Any, images: Tensor, limit: Any, seconds: float) -> tuple[float, float]:
+    """Dense time over sieved time, and over the limit's."""
+    contestants = {"dense": partial(base, images), "sieved": fast, "limit": limit}
+    times = interleaved(contestants, seconds=seconds, min_rounds=5, max_rounds=100)
+    return tuple(  # type: ignore[return-value]
+        median(d / s for d, s in zip(times["dense"], times[name], strict=True)) for name in ("sieved", "limit")
+    )
+
+
+COLOURS = {
+    "direct": ("@Direct", "#0072b2"),
+    "finetune": ("@Finetune", "#d55e00"),
+    "finetune_heads": ("@Finetune, heads", "#e69f00"),
+    "retrain": ("@Retrain", "#009e73"),
+    "tome": ("ToMe, restored", "#777777"),
+}
+
+
+def plot() -> None:
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot as plt
+
+    rows = [row for row in read("dtop.csv") if row["val_miou"]]
+    heads = [head for head in HEADS if any(row["head"] == head for row in rows)]
+    figure, panels = plt.subplots(1, len(heads), figsize=(4.2 * len(heads), 3.4), dpi=160, squeeze=False)
+    for axes, head in zip(panels[0], heads, strict=True):
+        own = [row for row in rows if row["head"] == head]
+        base = next(row for row in own if row["variant"] == "base")
+        axes.plot(float(base["gmac"]), float(base["test_miou"]), "k*", markersize=10, label="without exits")
+        for variant, (label, colour) in COLOURS.items():
+            points = sorted((float(row["gmac"]), float(row["test_miou"])) for row in own if row["variant"] == variant)
+            if points:
+                axes.plot(*zip(*points, strict=True), "o-", color=colour, markersize=3, label=label)
+        axes.axhline(float(base["test_miou"]) - LOST, color="black", linewidth=0.5, linestyle=":")
+        axes.set(title={"segvit": "SegViT", "setr": "SETR, naive"}[head], xlabel="GMAC a window, all heads included")
+        axes.set_ylabel("mIoU on test pictures, %")
+        axes.grid(alpha=0.25)
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.legend(frameon=False, fontsize=7)
+    figure.tight_layout()
+    figure.savefig(ROOT / "docs" / "pictures" / "dtop.png")
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("what", choices=("train", "evaluate", "speed", "plot"))
+    parser.add_argument("runs", nargs="*", help="which trainings, by default all; of evaluate and speed which heads")
+    parser.add_argument("--out", type=Path, default=Path("dtop_runs"), help="folder of weights, logs and checkpoints")
+    parser.add_argument("--workers", type=int, default=0)
+    parser.add_argument("--seconds", type=float, default=4.0, help="of each race")
+    given = parser.parse_args()
+    known = RUNS if given.what == "train" else HEADS
+    if unknown := set(given.runs) - set(known):
+        parser.error(f"there is no {min(unknown)}: one of {', '.join(known)}")
+    names = given.runs or list(known)
+    if given.what == "train":
+        for name in names:
+            learn(name, given.out, given.workers)
+    elif given.what == "evaluate":
+        evaluate(given.out, names)
+    elif given.what == "speed":
+        timed(given.out, names, given.seconds)
+    else:
+        plot()
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

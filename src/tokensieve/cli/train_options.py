@@ -1,0 +1,35 @@
+"""What the commands that train share."""
+
+from __future__ import annotations
+
+import json
+from typing import Any, ClassVar
+
+import typer.core
+
+from ..errors import InputError
+
+
+def json_object(text: str | None, option: str, example: str) -> dict[str, Any] | None:
+    """What an option with a JSON object says; None where it is not given."""
+    if text is None:
+        return None
+    try:
+        found = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise InputError(f"{option} is no JSON ({error}): {option} '{example}'.") from error
+    if not isinstance(found, dict):
+        raise InputError(f"{option} must be a JSON object: {option} '{example}'.")
+    return found
+
+
+class WithKinds(typer.core.TyperCommand):
+    """A command whose first word may name another one: `tokensieve train segment` beside `tokensieve train NAME`."""
+
+    kinds: ClassVar[dict[str, Any]]
+
+    def make_context(self, info_name: str | None, args: list[str], parent: Any = None, **extra: Any) -> Any:
+        kind = self.kinds.get(args[0]) if args else None
+        if kind is None:
+            return super().make_context(info_name, args, parent, **extra)
+        return kind.make_context(f"{info_name} {args[0]}", args[1:], parent, **extra)

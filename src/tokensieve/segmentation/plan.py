@@ -1,0 +1,134 @@
+"""How a segmenter is built, as plain JSON: written beside trained weights, so that they can be opened again."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+import timm
+
+from .._files import draft
+from ..errors import InputError, RecipeError, nearest
+from ..zoo import create
+from ..zoo.models import load_strictly, read_weights
+from .build import linear, segvit, segvit_v1, segvit_v2, setr
+from .segmenter import Segmenter
+
+HEADS: dict[str, tuple[Any, dict[str, Any]]] = {
+    "segvit": (segvit, {}),
+    "segvit_v1": (segvit_v1, {}),
+    "segvit_v2": (segvit_v2, {}),
+    "setr_naive": (setr, {"form": "naive"}),
+    "setr_pup": (setr, {"form": "pup"}),
+    "setr_mla": (setr, {"form": "mla"}),
+    "linear": (linear, {}),
+}
+"""By name: what builds the segmenter, and with which words."""
+
+
+@dataclass(frozen=True)
+class SegmenterPlan:
+    """A segmenter by names and numbers.
+
+    Attributes:
+        backbone: a model's name; see `tokensieve.zoo.create`.
+        classes: their names, in order.
+        head: one of `HEADS`.
+        head_args: words of the function that builds it, such as {"exits": [5, 7, 11], "width": 192, "heads": 3}.
+        backbone_args: of the backbone's constructor; timm's transformers read any size with dynamic_img_size.
+        crop: height and width, in pixels, of what it reads at once.
+        stride: from window to window, likewise.
+        mean, std: the normalisation of its images; None until a model has said its own.
+    """
+
+    backbone: str
+    classes: tuple[str, ...]
+    head: str = "segvit"
+    head_args: Mapping[str, Any] = field(default_factory=dict)
+    backbone_args: Mapping[str, Any] | None = None
+    crop: tuple[int, int] = (512, 512)
+    stride: tuple[int, int] = (341, 341)
+    mean: tuple[float, ...] | None = None
+    std: tuple[float, ...] | None = None
+
+    def __post_init__(self) -> None:
+        if self.head not in HEADS:
+            raise RecipeError(f"There is no head {self.head!r}{nearest(self.head, HEADS)}: one of {', '.join(HEADS)}.")
+        for name in ("classes", "crop", "stride", "mean", "std"):
+            value = getattr(self, name)
+            object.__setattr__(self, name, None if value is None else tuple(value))
+        if self.backbone_args is None:
+            object.__setattr__(
+                self, "backbone_args", {"dynamic_img_size": True} if timm.is_model(self.backbone) else {}
+            )
+        for name in ("crop", "stride"):
+            sides = getattr(self, name)
+            if len(sides) != 2 or not all(type(side) is int and side > 0 for side in sides):
+                raise RecipeError(f"{name} must be a height and a width in pixels, not {sides}.")
+
+    def build(
+        self,
+        *,
+        backbone_weights: str | os.PathLike[str] | None = None,
+        pretrained: bool = False,
+        drop_path: float = 0.0,
+    ) -> tuple[Segmenter, SegmenterPlan]:
+        """The segmenter, its heads with random weights, and this plan with the backbone's own normalisation.
+
+        Args:
+            backbone_weights: a file of the backbone's weights.
+            pretrained: where there is no such file, ask for the library's; else they are random.
+            drop_path: rate of stochastic depth in training, for backbones whose constructor takes `drop_path_rate`.
+
+        Raises:
+            RecipeError: a backbone that is not known, or arguments it does not take; words the head does not take.
+            InputError: weights that cannot be had or used; levels that are not there.
+            UnsupportedHost: a backbone that is no plain vision transformer.
+        """
+        args = {**(self.backbone_args or {}), **({"drop_path_rate": drop_path} if drop_path else {})}
+        loaded = create(self.backbone, weights=backbone_weights, pretrained=pretrained, args=args)
+        make, words = HEADS[self.head]
+        try:
+            segmenter = make(loaded.model, len(self.classes), **words, **self.head_args)
+        except TypeError as error:
+            raise RecipeError(f"The head {self.head} cannot be built with {dict(self.head_args)}: {error}.") from error
+        told = asdict(self) | {"mean": self.mean or loaded.mean, "std": self.std or loaded.std}
+        return segmenter, SegmenterPlan(**told)
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write it as JSON."""
+        with draft(path) as file:
+            file.write_text(json.dumps(asdict(self), indent=2) + "\n")
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> SegmenterPlan:
+        """Read what `save` wrote; raises InputError for anything else."""
+        try:
+            content = json.loads(Path(path).read_text())
+            known = {each.name for each in fields(cls)}
+            if not isinstance(content, dict) or not {"backbone", "classes"} <= content.keys() <= known:
+                raise ValueError("it does not say how a segmenter is built")
+            return cls(**content)
+        except (OSError, ValueError, TypeError) as error:
+            raise InputError(f"{path} cannot be read as the plan of a segmenter: {error}.") from error
+
+
+def plan_file(weights: str | os.PathLike[str]) -> Path:
+    """Where the plan of trained weights lies: NAME.json beside NAME.safetensors."""
+    return Path(weights).with_suffix(".json")
+
+
+def open_trained(weights: str | os.PathLike[str], *, drop_path: float = 0.0) -> tuple[Segmenter, SegmenterPlan]:
+    """The segmenter that training wrote as NAME.safetensors, with NAME.json beside it, in evaluation mode.
+
+    Raises:
+        InputError: files that are missing or damaged, weights of another segmenter.
+    """
+    plan = SegmenterPlan.load(plan_file(weights))
+    segmenter, plan = plan.build(drop_path=drop_path)
+    load_strictly(segmenter, read_weights(weights), f"{Path(weights).name} into {plan.head} on {plan.backbone}")
+    return segmenter.eval(), plan

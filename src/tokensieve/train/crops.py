@@ -1,0 +1,171 @@
+"""Crops of a segmentation set for training: resized, cropped, mirrored and recoloured by chance, labels alongside."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from PIL import Image
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+from torchvision.transforms import InterpolationMode, v2
+from torchvision.transforms.v2 import functional as F
+
+from ..data.segmentation import SegmentationSet
+from ..data.segmentation_layouts import VOID
+from ..errors import InputError, RecipeError
+from .task import Order, chance_of
+
+NAMED = 10
+"""Pictures that cannot be used, named in one error."""
+TRIES = 10
+"""Crops that are looked at for one that no class fills."""
+COLOURS = v2.Compose(
+    [
+        v2.RandomApply([v2.ColorJitter(**{name: most})], p=0.5)
+        for name, most in {"brightness": 0.125, "contrast": 0.5, "saturation": 0.5, "hue": 0.1}.items()
+    ]
+)
+
+
+@dataclass(frozen=True)
+class Augmentation:
+    """What chance does to a picture and its labels; the crop itself always happens.
+
+    Attributes:
+        scale: least and largest factor of both sides, before the crop. (1, 1) keeps the size.
+        one_class: no class has a larger share of a crop, if one of ten tries avoids it; 1 takes the first.
+        flip: probability of a mirror image.
+        colours: change brightness, contrast, saturation and hue, each with probability 0.5.
+    """
+
+    scale: tuple[float, float] = (0.5, 2.0)
+    one_class: float = 0.75
+    flip: float = 0.5
+    colours: bool = True
+
+    def __post_init__(self) -> None:
+        low, high = self.scale
+        if not 0 < low <= high:
+            raise RecipeError(f"scale must be a lower and an upper factor above 0, not {self.scale}.")
+        if not 0 < self.one_class <= 1 or not 0 <= self.flip <= 1:
+            raise RecipeError(f"one_class must lie in (0, 1] and flip in [0, 1], not {self.one_class} and {self.flip}.")
+
+    def __call__(
+        self, picture: Image.Image, labels: Tensor, crop: tuple[int, int], fill: Sequence[int]
+    ) -> tuple[Tensor, Tensor]:
+        """An RGB picture and its labels (H, W) uint8 -> (3, *crop) and (*crop) uint8.
+
+        Where the picture is smaller than the crop, `fill` (red, green, blue) and 255 fill it up.
+        """
+        image, low = F.pil_to_tensor(picture), self.scale[0]
+        factor = low + (self.scale[1] - low) * float(torch.rand(()))
+        size = [max(1, round(side * factor)) for side in image.shape[1:]]
+        image = F.resize(image, size, antialias=True)
+        told = F.resize(labels[None], size, interpolation=InterpolationMode.NEAREST)
+        tall, wide = (max(0, side - own) for side, own in zip(crop, size, strict=True))
+        if tall or wide:
+            image = F.pad(image, [0, 0, wide, tall], fill=list(map(float, fill)))
+            told = F.pad(told, [0, 0, wide, tall], fill=[float(VOID)])
+        top, left = self._place(told[0], crop)
+        area = ..., slice(top, top + crop[0]), slice(left, left + crop[1])
+        image, told = image[area], told[area]
+        if float(torch.rand(())) < self.flip:
+            image, told = image.flip(-1), told.flip(-1)
+        if self.colours:
+            image = COLOURS(image)
+        return image.contiguous(), told[0].contiguous()
+
+    def _place(self, labels: Tensor, crop: tuple[int, int]) -> tuple[int, int]:
+        """Where a crop begins."""
+        top = left = 0
+        for _ in range(TRIES):
+            top, left = (
+                int(torch.randint(whole - side + 1, ())) for whole, side in zip(labels.shape, crop, strict=True)
+            )
+            counts = labels[top : top + crop[0], left : left + crop[1]].flatten().long().bincount(minlength=VOID + 1)
+            counted = counts[:VOID]
+            if int((counted > 0).sum()) > 1 and float(counted.max()) <= self.one_class * float(counted.sum()):
+                break
+            if self.one_class == 1:
+                break
+        return top, left
+
+
+class Crops(Dataset[tuple[Tensor, Tensor]]):
+    """Batches by number: images (B, 3, *crop) and labels (B, *crop), both uint8.
+
+    Args:
+        pictures: the set.
+        crop: height and width.
+        fill: of what lies outside of a picture, red, green and blue from 0 to 255.
+        augmentation: what chance does.
+        size, count, seed: as `Task.batches` is told.
+    """
+
+    def __init__(
+        self,
+        pictures: SegmentationSet,
+        crop: tuple[int, int],
+        fill: Sequence[int],
+        augmentation: Augmentation,
+        size: int,
+        count: int,
+        seed: int,
+    ) -> None:
+        self.pictures, self.crop, self.fill, self.augmentation = pictures, crop, fill, augmentation
+        self.size, self.count, self.seed, self.order = size, count, seed, Order(len(pictures), seed)
+
+    def __len__(self) -> int:
+        return self.count
+
+    def __getitem__(self, number: int) -> tuple[Tensor, Tensor]:
+        rows = [self.order[place] for place in range(number * self.size, (number + 1) * self.size)]
+        pairs = [self.pictures.pair(row) for row in rows]
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(chance_of(self.seed, number))
+            images, labels = zip(
+                *(self.augmentation(picture, told, self.crop, self.fill) for picture, told in pairs), strict=True
+            )
+        return torch.stack(images), torch.stack(labels)
+
+
+def examine(pictures: SegmentationSet, workers: int = 0) -> str:
+    """Read every picture and its labels once, so that a training does not end at one; SHA-256 of all of them.
+
+    Raises:
+        InputError: pictures or labels that cannot be used, by name.
+    """
+    digest, failures = hashlib.sha256("\n".join(pictures.classes).encode()), []
+    for found in DataLoader(_Digests(pictures), batch_size=None, num_workers=workers):
+        if isinstance(found, InputError):
+            failures.append(str(found).rstrip("."))
+        else:
+            digest.update(found)
+    if len(failures) == 1:
+        raise InputError(f"{failures[0]}: mend or remove it before training.")
+    if failures:
+        named = "; ".join(failures[:NAMED]) + ("; ..." if len(failures) > NAMED else "")
+        raise InputError(
+            f"{len(failures)} of {len(pictures)} pictures cannot be used: mend or remove them before training. {named}."
+        )
+    return digest.hexdigest()
+
+
+class _Digests(Dataset[Any]):
+    def __init__(self, pictures: SegmentationSet) -> None:
+        self.pictures = pictures
+
+    def __len__(self) -> int:
+        return len(self.pictures)
+
+    def __getitem__(self, index: int) -> bytes | InputError:
+        try:
+            picture, labels = self.pictures.pair(index)
+        except InputError as error:
+            return error
+        name = "/".join(self.pictures.parts(index)).encode()
+        return hashlib.sha256(name + picture.tobytes() + labels.numpy().tobytes()).digest()

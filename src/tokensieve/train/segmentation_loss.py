@@ -1,0 +1,99 @@
+"""What segmenters minimise: of ATM heads presence, focal and dice losses; of maps of logits the cross-entropy."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import torch.distributed
+import torch.nn.functional as F
+from torch import Tensor
+from torchvision.ops import sigmoid_focal_loss
+
+from ..data.segmentation_layouts import VOID
+from ..segmentation.atm import AtmPrediction
+
+ABSENT_WEIGHT = 0.1
+FOCAL_WEIGHT, DICE_WEIGHT = 20.0, 1.0
+ALPHA, GAMMA = 0.25, 2.0
+AUXILIARY_WEIGHT = 0.4
+
+
+def losses(stages: Sequence[Any], labels: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+    """The loss of everything that a segmenter's heads say, and parts of the last head's for a log.
+
+    Of ATM heads the sum over heads of the parts of `atm_loss`, focal loss 20 times (SegViT, arXiv 2210.05844, section
+    3.3); of logits the cross-entropy of the last plus 0.4 times that of each auxiliary head (SETR, arXiv 2012.15840,
+    section 3.2).
+
+    Args:
+        stages: what `Segmenter.stages` gives, the shown head last.
+        labels: (B, H, W) classes, 255 where none counts.
+    """
+    if isinstance(stages[-1], AtmPrediction):
+        parts = [atm_loss(stage, labels) for stage in stages]
+        weighed = [presence + FOCAL_WEIGHT * focal + DICE_WEIGHT * dice for presence, focal, dice in parts]
+        return torch.stack(weighed).sum(), dict(zip(("presence", "focal", "dice"), parts[-1], strict=True))
+    each = [pixel_loss(stage, labels) for stage in stages]
+    weights = [AUXILIARY_WEIGHT] * (len(each) - 1) + [1.0]
+    weighed = [weight * loss for weight, loss in zip(weights, each, strict=True)]
+    return torch.stack(weighed).sum(), {"cross_entropy": each[-1]}
+
+
+def pixel_loss(logits: Tensor, labels: Tensor) -> Tensor:
+    """Cross-entropy of logits (B, K, h, w), resized to the labels (B, H, W), averaged over the pixels that count."""
+    logits = F.interpolate(_exact(logits), size=labels.shape[1:], mode="bilinear", align_corners=False)
+    counted = (labels != VOID).sum().clamp(min=1)
+    return F.cross_entropy(logits, labels.long(), ignore_index=VOID, reduction="sum") / counted
+
+
+def atm_loss(prediction: AtmPrediction, labels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Presence, focal and dice loss of an ATM head, without their weights (arXiv 2210.05844, section 3.3).
+
+    Queries belong to classes by their index. Presence is a cross-entropy, weighted 0.1 where a class is absent, over
+    present and absent or, of K + 1 logits, over the query's own class and none. Masks of the classes that are in an
+    image are compared with it at the labels' size; pixels that count nowhere belong to no mask. Focal and dice loss are
+    sums over these masks, divided by their number, over all devices.
+
+    Args:
+        prediction: classes (B, K, C), masks (B, K, h, w).
+        labels: (B, H, W) classes, 255 where none counts.
+    """
+    batch, count, choices = prediction.classes.shape
+    classes = torch.arange(count, device=labels.device)
+    whole = labels.flatten(1).long()
+    flags = torch.zeros(batch, VOID + 1, dtype=torch.bool, device=labels.device).scatter(1, whole, True)
+    present = flags[:, :count]
+
+    here, gone = (torch.zeros_like(classes), 1) if choices == 2 else (classes, count)
+    target = torch.where(present, here, gone)
+    choice = _exact(prediction.classes).flatten(0, 1)
+    weight = torch.ones(choices, device=labels.device, dtype=choice.dtype)
+    weight[gone] = ABSENT_WEIGHT
+    presence = F.cross_entropy(choice, target.flatten(), weight)
+
+    image, index = present.nonzero(as_tuple=True)
+    masks = _exact(prediction.masks[image, index])
+    masks = F.interpolate(masks[:, None], size=labels.shape[1:], mode="bilinear", align_corners=False)[:, 0].flatten(1)
+    truth = (whole[image] == index[:, None]).to(masks.dtype)
+    number = _over_devices(len(masks), labels.device)
+    focal = sigmoid_focal_loss(masks, truth, alpha=ALPHA, gamma=GAMMA).mean(1).sum() / number
+    inside = masks.sigmoid()
+    overlap, both = (inside * truth).sum(1), inside.sum(1) + truth.sum(1)
+    dice = (1 - (2 * overlap + 1) / (both + 1)).sum() / number
+    return presence, focal, dice
+
+
+def _exact(x: Tensor) -> Tensor:
+    """In fp32, or in more where it is in more."""
+    return x.to(torch.promote_types(x.dtype, torch.float32))
+
+
+def _over_devices(count: int, device: torch.device) -> Tensor:
+    """The mean over the devices, one at least."""
+    number = torch.tensor(float(count), device=device)
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        torch.distributed.all_reduce(number)
+        number = number / torch.distributed.get_world_size()
+    return number.clamp(min=1)
