@@ -101,7 +101,7 @@ def test_commands_and_their_options_exist(page: Path) -> None:
     for words in told_commands(page):
         command = commands.get(words[1])
         assert command is not None, words
-        command = getattr(command, "kinds", {}).get(words[2], command)
+        command = getattr(command, "kinds", {}).get(words[2] if len(words) > 2 else "", command)
         options = {name for option in command.params for name in (*option.opts, *option.secondary_opts)}
         wrong = [word for word in words if word.startswith("--") and word.partition("=")[0] not in options]
         assert not wrong, f"{' '.join(words)}: no option {', '.join(wrong)}"
