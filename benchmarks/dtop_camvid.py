@@ -28,6 +28,7 @@ from torch import Tensor, nn
 from results import ROOT, SHARED, read, update
 from tokensieve import sieve
 from tokensieve.data import AsTensor, SegmentationSet, segmentation_set
+from tokensieve.forward.walk import Reads
 from tokensieve.measure import SlicingLimit, macs
 from tokensieve.measure.scores import MapScore, PixelClasses
 from tokensieve.measure.speed import interleaved
@@ -48,7 +49,7 @@ HEADS: dict[str, tuple[str, dict[str, Any]]] = {
 }
 BASE = {"steps": 1200, "warmup": 100}
 FINETUNE = {"steps": 400, "warmup": 40}
-ALIKE = {"batch_size": 8, "lr": 1e-4, "head_lr": 10.0, "validate_every": 200, "checkpoint_every": 25}
+ALIKE = {"batch_size": 8, "lr": 1e-4, "head_lr": 10.0, "validate_every": 200, "checkpoint_every": 10}
 LOST = 0.5
 """mIoU that a variant may lose."""
 
@@ -200,7 +201,10 @@ def merged(base: nn.Module, image: Tensor, gmac: float) -> int:
 
 @torch.no_grad()
 def timed(out: Path, heads: list[str], seconds: float) -> None:
-    """Time at batch 1, the median over windows, and at batch 8; beside dense and each image's own counts, sliced."""
+    """Dense time over the time with exits, and over the limit's, at batch 1 (mean over windows) and at batch 8.
+
+    The limit reads each image's own counts without choosing; in a batch every image reads their mean, unpadded.
+    """
     for head in heads:
         if not weights(head, out).is_file():
             continue
@@ -216,11 +220,10 @@ def timed(out: Path, heads: list[str], seconds: float) -> None:
             ratios = []
             for image, limit in zip(some, limits, strict=True):
                 ratios.append(race(base, partial(fast, image[None]), image[None], partial(limit, image[None]), seconds))
-
-            def sliced(limits: list[nn.Module] = limits, some: Tensor = some) -> None:
-                for image, limit in zip(some, limits, strict=True):
-                    limit(image[None])
-
+            counts = [fast.reads(image[None]) for image in some]
+            blocks = zip(*counts, strict=True)
+            own = [Reads(*(round(mean(values)) for values in zip(*block, strict=True))) for block in blocks]
+            sliced = partial(SlicingLimit(fast, own), some)
             each["time_1"], each["limit_1"] = (mean(values) for values in zip(*ratios, strict=True))
             each["time_8"], each["limit_8"] = race(base, partial(fast, some), some, sliced, 4 * seconds)
             each["macs_timed"] = macs(base, images=some[:1]) / macs(fast, images=some)
