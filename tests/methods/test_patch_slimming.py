@@ -142,7 +142,9 @@ def test_a_head_that_reads_patches_needs_some(host: str) -> None:
 def test_no_other_method_may_move_the_patches() -> None:
     model, slimmed = FORMS["class-token"](), PatchSlimming((ALL, ALL, ALL, ALL[:9]))
     for other in (ToMe(r=2), PaPr(keep=0.5, significance="centre"), slimmed):
-        with pytest.raises(RecipeError, match=f"knows patches by their place in the image, which {other.name} would"):
+        with pytest.raises(
+            RecipeError, match=f"identifies patches by their position in the image, which {other.name} would"
+        ):
             sieve(model, slimmed + other if other is not slimmed else Recipe((slimmed, PatchSlimming((ALL[:3],) * 4))))
 
 
