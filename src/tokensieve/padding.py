@@ -13,7 +13,7 @@ from ._frozen import replace
 from ._recording import recording
 from .attention import BlockQKV
 from .errors import UnsupportedHost
-from .tokens import Tokens
+from .tokens import PER_IMAGE, Tokens, exact_type
 
 ReduceFn = Callable[[Tensor, Tokens], Tokens]
 
@@ -80,8 +80,7 @@ def pad(images: Sequence[Tensor], parts: Sequence[Tokens], count: int = 0) -> To
         full = count - parts[0].prefix if name == "positions" else count
         return torch.cat([filled(value, full) for value in values])[order]
 
-    names = ("x", "positions", "size", "weight", "source", "block_rows")
-    return replace(parts[0], **{name: joined(name) for name in names}, lengths=None if unpadded else lengths)
+    return replace(parts[0], **{name: joined(name) for name in PER_IMAGE}, lengths=None if unpadded else lengths)
 
 
 def compact(tokens: Tokens, stays: Tensor) -> Tokens:
@@ -110,4 +109,4 @@ def _default(part: Tokens, name: str) -> Tensor:
         return part.places[:, : part.x.shape[1] - part.prefix]
     if name == "block_rows":
         return part.places
-    return torch.ones(part.x.shape[:2], dtype=torch.promote_types(part.x.dtype, torch.float32), device=part.x.device)
+    return torch.ones(part.x.shape[:2], dtype=exact_type(part.x), device=part.x.device)

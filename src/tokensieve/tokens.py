@@ -13,6 +13,9 @@ from ._frozen import replace
 from ._recording import recording
 from .errors import InputError
 
+PER_IMAGE = ("x", "positions", "size", "weight", "source", "block_rows")
+"""Fields of `Tokens` with a row for each image, but for `lengths`."""
+
 
 @dataclass(frozen=True)
 class Tokens:
@@ -63,7 +66,7 @@ class Tokens:
         real = self.real
         if real is None:
             return self.size
-        return real.to(_exact(self.x)) if self.size is None else self.size * real
+        return real.to(exact_type(self.x)) if self.size is None else self.size * real
 
     def lengths_per_image(self) -> Tensor:
         """(B,) int64: how many tokens each image has, whether `lengths` says it or not."""
@@ -77,9 +80,7 @@ class Tokens:
 
     def nothing(self) -> Tokens:
         """The same of an empty batch: no image, and as many tokens of each."""
-        per_image = ("x", "positions", "size", "weight", "source", "block_rows", "lengths")
-        cut = {name: None if (value := getattr(self, name)) is None else value[:0] for name in per_image}
-        return replace(self, **cut)
+        return self._images(slice(0), (*PER_IMAGE, "lengths"))
 
     def first(self, count: int) -> Tokens:
         """The first `count` tokens, prefix included. Nothing is copied: this is what selecting would be for free."""
@@ -104,9 +105,12 @@ class Tokens:
 
     def of(self, images: Tensor, count: int) -> Tokens:
         """The first `count` tokens of these images (B',) int64, none of them padding."""
-        per_image = ("x", "positions", "size", "weight", "source", "block_rows")
-        some = {name: None if (value := getattr(self, name)) is None else value[images] for name in per_image}
-        return replace(self, **some, lengths=None).first(count)
+        return replace(self._images(images, PER_IMAGE), lengths=None).first(count)
+
+    def _images(self, images: Tensor | slice, names: tuple[str, ...]) -> Tokens:
+        """These fields of some images of the batch."""
+        some = {name: None if (value := getattr(self, name)) is None else value[images] for name in names}
+        return replace(self, **some)
 
     def select(self, index: Tensor) -> Tokens:
         """Drop all patch tokens but `index` (B, K) int64, counted without the prefix; the prefix stays in front."""
@@ -138,7 +142,7 @@ class Tokens:
         """
         size, weight = self.size, self.weight
         if size is None:
-            size = torch.ones(self.x.shape[:2], dtype=_exact(self.x), device=self.x.device)
+            size = torch.ones(self.x.shape[:2], dtype=exact_type(self.x), device=self.x.device)
         moved = size.gather(1, sources)
         total = size.gather(1, keep).scatter_add_(1, destinations, moved)
 
@@ -179,7 +183,7 @@ class Tokens:
         rest = rest + self.prefix
         taken = self.take(index)
         fused = factor.to(self.x.dtype)[:, None] @ rows(self.x, rest)
-        size = torch.ones(self.x.shape[:2], dtype=_exact(self.x), device=self.x.device)
+        size = torch.ones(self.x.shape[:2], dtype=exact_type(self.x), device=self.x.device)
         size = size if self.size is None else self.size
         size = torch.cat([size.gather(1, index[:, :-1]), size.gather(1, rest).sum(1, keepdim=True)], dim=1)
         source = taken.source
@@ -275,7 +279,7 @@ def restore(features: Tensor, source: Tensor, grid: tuple[int, ...], fill: str =
     return dense.transpose(1, 2).reshape(features.shape[0], features.shape[2], *grid)
 
 
-def _exact(x: Tensor) -> torch.dtype:
+def exact_type(x: Tensor) -> torch.dtype:
     """fp32, or more where the tokens are."""
     return torch.promote_types(x.dtype, torch.float32)
 

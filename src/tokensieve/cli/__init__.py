@@ -46,7 +46,7 @@ INTERRUPTED = 128 + signal.SIGINT
 
 
 class Train(WithKinds):
-    kinds: ClassVar = {"segment": _command(train_segment), "dtop": _command(dtop)}
+    kinds: ClassVar = {"segment": _command(with_groups(train_segment)), "dtop": _command(with_groups(dtop))}
 
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -71,49 +71,61 @@ SeedOption = Annotated[int, typer.Option(min=0, metavar="N", help="Of crops and 
 WorkersOption = Annotated[int, typer.Option(min=0, metavar="N", help="Processes that make batches ahead.")]
 
 
+@dataclass(frozen=True)
+class SetOptions:
+    """What is learnt from, and what is only looked at."""
+
+    images: ImagesOption
+    layout: LayoutOption = "folders"
+    validation: ValidationOption = None
+    looked_at: LookedAtOption = None
+    classes: ClassesOption = None
+
+
+@dataclass(frozen=True)
+class SegmenterOptions:
+    """How a segmenter is built, and how it learns."""
+
+    weights: WeightsOption = None
+    pretrained: PretrainedOption = True
+    args: ArgsOption = None
+    head: HeadOption = "segvit"
+    head_args: HeadArgsOption = None
+    crop: CropOption = "512"
+    stride: StrideOption = None
+    steps: StepsOption = None
+    batch: BatchOption = 16
+    lr: RateOption = 2e-5
+    head_lr: HeadRateOption = 10.0
+    warmup: WarmupOption = 1500
+    drop_path: DropPathOption = 0.1
+    trainable: TrainableOption = "all"
+    precision: PrecisionOption = "auto"
+    validate_every: EveryOption = 1000
+    checkpoint_every: CheckpointOption = None
+    seed: SeedOption = 0
+    workers: WorkersOption = 1
+    threads: ThreadsOption = None
+
+
 def segment(
-    images: ImagesOption,
-    layout: LayoutOption = "folders",
-    validation: ValidationOption = None,
-    looked_at: LookedAtOption = None,
-    classes: ClassesOption = None,
+    *,
+    sets: SetOptions,
     model: SegmenterModelOption = "vit_base_patch16_224",
-    weights: WeightsOption = None,
-    pretrained: PretrainedOption = True,
-    args: ArgsOption = None,
-    head: HeadOption = "segvit",
-    head_args: HeadArgsOption = None,
-    crop: CropOption = "512",
-    stride: StrideOption = None,
-    steps: StepsOption = None,
-    batch: BatchOption = 16,
-    lr: RateOption = 2e-5,
-    head_lr: HeadRateOption = 10.0,
-    warmup: WarmupOption = 1500,
-    drop_path: DropPathOption = 0.1,
-    trainable: TrainableOption = "all",
-    precision: PrecisionOption = "auto",
-    validate_every: EveryOption = 1000,
-    checkpoint_every: CheckpointOption = None,
+    settings: SegmenterOptions,
     out: OutOption = "segment",
-    seed: SeedOption = 0,
-    workers: WorkersOption = 1,
-    threads: ThreadsOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Train a segmenter on a plain ViT; stopped, the same command goes on where it was.
 
     Writes HEAD.safetensors, HEAD.json (how it is built), HEAD.csv (the log) and HEAD.checkpoint.pt into the folder.
     """
-    _learn(locals())
+    _learn({**vars(sets), **vars(settings), "model": model, "out": out, "as_json": as_json})
 
 
 def dtop(
-    images: ImagesOption,
-    layout: LayoutOption = "folders",
-    validation: ValidationOption = None,
-    looked_at: LookedAtOption = None,
-    classes: ClassesOption = None,
+    *,
+    sets: SetOptions,
     base: Annotated[
         str | None,
         typer.Option(metavar="FILE", help="What `train segment` trained, to go on from; without it one is begun anew."),
@@ -122,34 +134,16 @@ def dtop(
         str, typer.Option(metavar="TEXT|FILE", help="Which tokens leave; dtop, alone or with other methods.")
     ] = "dtop(threshold=0.95, keep_per_class=5)",
     model: SegmenterModelOption = None,
-    weights: WeightsOption = None,
-    pretrained: PretrainedOption = True,
-    args: ArgsOption = None,
-    head: HeadOption = "segvit",
-    head_args: HeadArgsOption = None,
-    crop: CropOption = "512",
-    stride: StrideOption = None,
-    steps: StepsOption = None,
-    batch: BatchOption = 16,
-    lr: RateOption = 2e-5,
-    head_lr: HeadRateOption = 10.0,
-    warmup: WarmupOption = 1500,
-    drop_path: DropPathOption = 0.1,
-    trainable: TrainableOption = "all",
-    precision: PrecisionOption = "auto",
-    validate_every: EveryOption = 1000,
-    checkpoint_every: CheckpointOption = None,
+    settings: SegmenterOptions,
     out: OutOption = "dtop",
-    seed: SeedOption = 0,
-    workers: WorkersOption = 1,
-    threads: ThreadsOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Train a segmenter that certain tokens leave early: with --base DToP's @Finetune, without its @Retrain.
 
     Writes HEAD_dtop.safetensors, its .json, .csv, .recipe.json and .checkpoint.pt into the folder.
     """
-    _learn(locals())
+    own = {"base": base, "recipe": recipe, "model": model, "out": out, "as_json": as_json}
+    _learn({**vars(sets), **vars(settings), **own})
 
 
 def _learn(given: dict[str, Any]) -> None:

@@ -218,21 +218,7 @@ class RecipeActor(Actor):
         )
 
     def after(self, block: int, tokens: Tokens) -> Tokens:
-        for index, method in self.plan.methods:
-            if (
-                method.place != "after"
-                or self.plan.left_by(method, block, tokens.x.shape[1], prod(tokens.grid)) is None
-            ):
-                continue
-            known: dict[str, Any] = {"block": block, "depth": self.plan.depth, "prepared": self.prepared.get(index)}
-            known["module"] = self.stream.learned(index, tokens.x)
-            evidence = Evidence(**known)
-            if method.reads_exits:
-                exit_here = leave(self.host, block, tokens, getattr(method, "class_probability", "last"))
-                self.exits.append(exit_here)
-                evidence = ExitEvidence(**known, probability=exit_here.prediction.probability)
-            tokens = self._act(method, tokens, evidence)
-        return tokens
+        return self._reduce("after", block, tokens)
 
     def end(self, tokens: Tokens) -> Tokens:
         return self._reduce("end", self.plan.depth - 1, tokens)
@@ -240,26 +226,37 @@ class RecipeActor(Actor):
     def _reduce(self, place: Place, block: int, tokens: Tokens, kind: Callable[..., Evidence] | None = None) -> Tokens:
         """Apply every method of this place in recipe order, each with its `Evidence`."""
         for index, method in self.plan.methods:
-            if method.place == place:
-                known: dict[str, Any] = {"block": block, "depth": self.plan.depth, "prepared": self.prepared.get(index)}
-                known["module"] = self.stream.learned(index, tokens.x)
+            left = self._left(method, block, tokens) if method.place == place else None
+            if left is None:
+                continue
+            known: dict[str, Any] = {"block": block, "depth": self.plan.depth, "prepared": self.prepared.get(index)}
+            known["module"] = self.stream.learned(index, tokens.x)
+            if method.reads_exits:
+                exit_here = leave(self.host, block, tokens, method.exit_classes)
+                self.exits.append(exit_here)
+                evidence: Evidence = ExitEvidence(**known, probability=exit_here.prediction.probability)
+            else:
                 # Not `kind=Evidence` by default: torch.compile cannot call a class that is a default argument.
                 evidence = Evidence(**known) if kind is None else kind(**known)
-                tokens = self._act(method, tokens, evidence)
+            tokens = self._act(method, tokens, left, evidence)
         return tokens
 
-    def _act(self, method: Method[Any], tokens: Tokens, evidence: Evidence) -> Tokens:
+    def _act(self, method: Method[Any], tokens: Tokens, left: int, evidence: Evidence) -> Tokens:
         """Apply one method; if images have different numbers of tokens, once for each group of equal length."""
-        left = self.plan.left_by(method, evidence.block, tokens.x.shape[1], prod(tokens.grid))
-        if left is None:
-            return tokens
         if tokens.lengths is None or method.knows_padding:
             return method.reduce(tokens, left, evidence)
 
         def act(indices: Tensor, unpadded: Tokens) -> Tokens:
-            return self._act(method, unpadded, evidence.of(indices, unpadded.x.shape[1]))
+            count = self._left(method, evidence.block, unpadded)
+            if count is None:
+                return unpadded
+            return method.reduce(unpadded, count, evidence.of(indices, unpadded.x.shape[1]))
 
         return per_length(tokens, act, left, method.name)
+
+    def _left(self, method: Method[Any], block: int, tokens: Tokens) -> int | None:
+        """How many of these tokens a method leaves, or None where it does not act."""
+        return self.plan.left_by(method, block, tokens.x.shape[1], prod(tokens.grid))
 
     def _acts(self, place: Place, block: int, tokens: Tokens) -> list[Reduction]:
         return self.plan.acts(place, block, tokens.x.shape[1], prod(tokens.grid))

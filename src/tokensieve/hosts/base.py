@@ -92,6 +92,8 @@ class Host(ABC):
     what block 0 reads."""
     exits: Sequence[int] = ()
     """Blocks behind which a head says what each token is, the last one included; `predict` asks it."""
+    read_kwargs: Sequence[str] = ()
+    """Arguments that `read` takes beside the images, by name."""
     rebound: Sequence[str] = ()
     """Methods of the model that do nothing but call the model, and so are called on what `sieve` returns."""
     dense_only: Sequence[str] = ()
@@ -160,16 +162,17 @@ class Host(ABC):
         return covered(channels_first(images, self.layout), grid, self.patch)
 
     def arguments(self, images: Tensor | None, kwargs: dict[str, Any]) -> tuple[Tensor, dict[str, Any]]:
-        """What a sieved model was called with -> the images, and the words that go to `head`.
+        """What a sieved model was called with -> the images, and the arguments that go to `head` or `read`.
 
         Raises:
             InputError: no images, or words that the host does not know; most know none.
         """
         if images is None and "x" in kwargs:  # what timm and open_clip call it
             images = kwargs.pop("x")
+        own = {name: kwargs.pop(name) for name in self.read_kwargs if name in kwargs}
         if images is None or kwargs:
             raise InputError(
                 f"{type(self.model).__name__} is called with images (B, 3, H, W) alone"
                 + (f", not with {', '.join(kwargs)}=." if kwargs else ".")
             )
-        return images, kwargs
+        return images, own

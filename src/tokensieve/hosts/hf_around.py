@@ -8,11 +8,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from torch import Tensor, nn
+from torch import Tensor
 
-from ..data.inputs import InputSpec
 from ..errors import UnsupportedHost
 from ..tokens import Tokens
+from .around import AroundInner
 from .base import Exit, Host
 from .hf_calls import Answers, Around, check_model
 from .hf_dense import HFDPT, HFBackbone, arguments_of, blank
@@ -31,7 +31,7 @@ MODELS = (
 
 
 @register_host(*(f"transformers.models.{name}" for name in MODELS))
-class HFAround(Host):
+class HFAround(AroundInner, Host):
     """A model around a backbone with tokens: what the backbone gives is on the whole grid."""
 
     reads_prefix = False
@@ -65,26 +65,8 @@ class HFAround(Host):
         self.width, self.prefix = inner.width, inner.prefix
         self.cannot_drop_prefix = inner.cannot_drop_prefix
 
-    @property
-    def input_spec(self) -> InputSpec:
-        return self.inner.input_spec
-
-    @property
-    def bypassed(self) -> Sequence[nn.Module]:
-        return (self.model, *self.inner.bypassed)
-
-    @property
-    def patch(self) -> Sequence[int] | None:
-        return self.inner.patch
-
     def arguments(self, images: Tensor | None, kwargs: dict[str, Any]) -> tuple[Tensor, dict[str, Any]]:
         return arguments_of(self.model, images, kwargs, "fill")
-
-    def embed(self, images: Tensor) -> Tokens:
-        return self.inner.embed(images)
-
-    def features(self, tokens: Tokens) -> Tokens:
-        return self.inner.features(tokens)
 
     def head(self, tokens: Tokens) -> Any:
         return self.inner.head(tokens)
@@ -106,7 +88,7 @@ class HFAround(Host):
         return around(blank(levels[0].x, size), output_hidden_states=hidden_states is not None, **kwargs)
 
 
-class HFAroundStages(StagedHost):
+class HFAroundStages(AroundInner, StagedHost):
     """A model around a backbone with stages, whose maps stay whole."""
 
     sized = True
@@ -117,28 +99,10 @@ class HFAroundStages(StagedHost):
         self.family, self.background, self.channels_first = inner.family, inner.background, inner.channels_first
         self.stages, self.widths = inner.stages, inner.widths
 
-    @property
-    def input_spec(self) -> InputSpec:
-        return self.inner.input_spec
-
-    @property
-    def bypassed(self) -> Sequence[nn.Module]:
-        return (self.model, *self.inner.bypassed)
-
-    @property
-    def patch(self) -> Sequence[int] | None:
-        return self.inner.patch
-
     def arguments(self, images: Tensor | None, kwargs: dict[str, Any]) -> tuple[Tensor, dict[str, Any]]:
         images, kwargs = arguments_of(self.model, images, kwargs)
         self.inner.arguments(images, {})  # which refuses sizes that the backbone does not read
         return images, {"output_hidden_states": False} | kwargs
-
-    def embed(self, images: Tensor) -> Tensor:
-        return self.inner.embed(images)
-
-    def features(self, x: Tensor) -> Tensor:
-        return self.inner.features(x)
 
     def answer(self, maps: Sequence[Tensor], *, size: Sequence[int] = (), **kwargs: Any) -> Any:
         def backbone(output_hidden_states: bool | None = None, **_kwargs: Any) -> Any:

@@ -7,19 +7,20 @@ from typing import Any
 
 from timm.layers import Format
 from timm.models._features import feature_take_indices
-from torch import Tensor, nn
+from torch import Tensor
 
-from ..data.inputs import InputSpec
 from ..tokens import Tokens
+from .around import AroundInner
 from .base import Exit, Host
 from .registry import host_for
 
 
-class TimmFeatureTokens(Host):
+class TimmFeatureTokens(AroundInner, Host):
     """A model with tokens of which `forward_intermediates` is asked. A dropped patch shows the nearest kept one, or
     nothing (`fill="zero"`)."""
 
     reads_prefix = False
+    read_kwargs = ("fill",)
 
     def __init__(self, model: Any) -> None:
         kind = host_for(type(model.model))
@@ -32,29 +33,6 @@ class TimmFeatureTokens(Host):
         taken, last = feature_take_indices(len(inner.blocks), model.out_indices)
         self.levels = sorted(set(taken))
         self.blocks = list(inner.blocks)[: last + 1]
-
-    @property
-    def input_spec(self) -> InputSpec:
-        return self.inner.input_spec
-
-    @property
-    def bypassed(self) -> Sequence[nn.Module]:
-        return (self.model, *self.inner.bypassed)
-
-    @property
-    def patch(self) -> Sequence[int] | None:
-        return self.inner.patch
-
-    def arguments(self, images: Tensor | None, kwargs: dict[str, Any]) -> tuple[Tensor, dict[str, Any]]:
-        fill = {"fill": kwargs.pop("fill")} if "fill" in kwargs else {}
-        images, kwargs = super().arguments(images, kwargs)
-        return images, kwargs | fill
-
-    def embed(self, images: Tensor) -> Tokens:
-        return self.inner.embed(images)
-
-    def features(self, tokens: Tokens) -> Tokens:
-        return self.inner.features(tokens)
 
     def head(self, tokens: Tokens) -> Any:
         raise NotImplementedError("maps of several blocks are read level by level")

@@ -220,6 +220,11 @@ class Method(BaseMethod, Generic[E]):
         return self.left(site) < site.tokens
 
     @property
+    def exit_classes(self) -> str:
+        """With `reads_exits`: whether the `last` head or that of the `stage` says which classes are in the image."""
+        return "last"
+
+    @property
     def varies(self) -> bool:
         """Whether the number of tokens left differs between images, with `left` as its maximum; batches are padded."""
         return False

@@ -80,6 +80,10 @@ class DToP(Method[ExitEvidence]):
                 )
 
     @property
+    def exit_classes(self) -> str:
+        return self.class_probability
+
+    @property
     def varies(self) -> bool:
         return self.budget is None
 

@@ -8,6 +8,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from ..hosts import Exit, Host, register_host
+from ..hosts.around import AroundInner
 from ..tokens import Tokens
 from .atm_segmenters import CascadedSegViT, SegViT
 from .map_segmenters import LinearSegmenter, Setr, SetrMla
@@ -15,10 +16,11 @@ from .segmenter import Segmenter
 
 
 @register_host(SegViT, CascadedSegViT, Setr, SetrMla, LinearSegmenter)
-class SegmenterHost(Host):
+class SegmenterHost(AroundInner, Host):
     """A segmenter over a plain vision transformer. Without exits its heads read every patch: merged ones share their
     token, dropped ones show the nearest kept one (`fill="zero"`: nothing)."""
 
+    read_kwargs = ("fill", "stages")
     rebound = ("slide",)
     dense_only = ("features", "stages", "scores")
 
@@ -33,31 +35,14 @@ class SegmenterHost(Host):
         self.prefix = model.prefix
         self.reads_prefix = False
 
-    @property
-    def input_spec(self) -> Any:
-        return self.inner.input_spec
-
-    @property
-    def bypassed(self) -> Sequence[nn.Module]:
-        return (self.model, *self.inner.bypassed)
-
-    @property
-    def patch(self) -> Sequence[int] | None:
-        return self.inner.patch
-
     def embed(self, images: Tensor) -> Tokens:
-        return self.model.embed(images)
+        return self.model.embed(images, self.inner)
 
     def features(self, tokens: Tokens) -> Tokens:
         return self.model.level(len(self.blocks) - 1, tokens)
 
     def head(self, tokens: Tokens) -> Any:
         raise NotImplementedError("a segmenter is read level by level")
-
-    def arguments(self, images: Tensor | None, kwargs: dict[str, Any]) -> tuple[Tensor, dict[str, Any]]:
-        own = {name: kwargs.pop(name) for name in ("fill", "stages") if name in kwargs}
-        images, kwargs = super().arguments(images, kwargs)
-        return images, kwargs | own
 
     def predict(self, block: int, tokens: Tokens) -> Any:
         tokens, real = self.model.level(block, tokens), tokens.real

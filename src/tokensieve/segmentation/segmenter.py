@@ -75,15 +75,16 @@ class Segmenter(nn.Module):
         """Tokens in front of the patches in the blocks."""
         return self._opened.prefix - (self._opened.class_token and not self.class_token)
 
-    def embed(self, images: Tensor) -> Tokens:
+    def embed(self, images: Tensor, host: Host | None = None) -> Tokens:
         """Everything before block 0: (B, C, H, W) -> tokens, without the class token where it does not stay.
 
-        Images that are no whole number of patches are filled up with zeros, at the right and at the bottom.
+        Images that are no whole number of patches are filled up with zeros, at the right and at the bottom. `host` is
+        the backbone where the caller has opened it already.
 
         Raises:
             InputError: the backbone does not embed images of this size.
         """
-        return self._embedded(images, self.host)
+        return self._embedded(images, self.host if host is None else host)
 
     def level(self, block: int, tokens: Tokens) -> Tokens:
         """What the head at `block` reads of what that block gave."""
