@@ -81,7 +81,7 @@ class Waterfall:
 
 
 @dataclass(frozen=True)
-class _Rung:
+class _Setup:
     step: str
     model: nn.Module
     """What runs: dense, sieved, packed or compiled."""
@@ -137,77 +137,77 @@ def waterfall(
         raise InputError(f"The waterfall ends with a larger batch: {len(images)} images are not more than {batch}.")
     if next(dense.parameters()).dtype != torch.float32 or images.dtype != torch.float32:
         raise InputError("The waterfall begins in fp32: give it model and images in float32.")
-    steps: dict[str, Callable[[_Rung], _Rung]] = {PRECISIONS[dtype]: partial(_lower, dtype=dtype)}
+    steps: dict[str, Callable[[_Setup], _Setup]] = {PRECISIONS[dtype]: partial(_lower, dtype=dtype)}
     if prepacked:
         steps["prepack"] = _packed
     steps |= {"compile": _compiled, "batch": partial(_larger, images=images)}
     base = images[:batch]
-    rungs = [_Rung("dense", dense, None, base, fast), _Rung("recipe", fast, SlicingLimit(fast), base, fast)]
+    setups = [_Setup("dense", dense, None, base, fast), _Setup("recipe", fast, SlicingLimit(fast), base, fast)]
     outputs = []
-    for rung in rungs:
-        progress(f"{rung.step}: first call")
-        outputs.append(_outputs(rung, images, batch))
+    for setup in setups:
+        progress(f"{setup.step}: first call")
+        outputs.append(_outputs(setup, images, batch))
     skipped = {}
     for step, add in steps.items():
-        progress(f"{step}: {'compiling' if step == 'compile' or rungs[-1].compiled else 'first call'}")
+        progress(f"{step}: {'compiling' if step == 'compile' or setups[-1].compiled else 'first call'}")
         try:
-            rung = replace(add(rungs[-1]), step=step)
-            output = _outputs(rung, images, batch)
-            rung.calls()["limit"]()
+            setup = replace(add(setups[-1]), step=step)
+            output = _outputs(setup, images, batch)
+            setup.calls()["limit"]()
         except (SieveError, RuntimeError) as error:  # compilers, missing kernels and full memory raise RuntimeErrors
             skipped[step] = Skipped(step, first_line(error))
         else:
-            rungs.append(rung)
+            setups.append(setup)
             outputs.append(output)
 
-    progress(f"{len(rungs)} rows and their limits: measuring for {seconds:g} s or longer")
-    calls = {f"{rung.step} {name}": call for rung in rungs for name, call in rung.calls().items()}
+    progress(f"{len(setups)} rows and their limits: measuring for {seconds:g} s or longer")
+    calls = {f"{setup.step} {name}": call for setup in setups for name, call in setup.calls().items()}
     times = interleaved(calls, seconds=seconds, min_rounds=min_rounds, max_rounds=max_rounds)
     progress("measuring memory")
     agreement = agreement and getattr(dense, "num_classes", 0) > 1
     rows = {}
-    for index, (rung, output) in enumerate(zip(rungs, outputs, strict=True)):
+    for index, (setup, output) in enumerate(zip(setups, outputs, strict=True)):
         compared: dict[str, Any] = {
             "difference": relative_difference(output, outputs[1]) if index > 1 else None,
             "agreement": _agreement(output, outputs[0]) if agreement else None,
             "compared": len(output),
         }
-        rows[rung.step] = _row(rung, rungs[0], rungs[max(0, index - 1)], times, compared)
+        rows[setup.step] = _row(setup, setups[0], setups[max(0, index - 1)], times, compared)
     names = {"dense": "dense row", "sieved": "recipe row", "limit": "recipe limit", "proposal": "recipe map"}
     recipe = summarise({name: times[key] for name, key in names.items() if key in times}, batch)
     return Waterfall([skipped.get(step) or rows[step] for step in ("dense", "recipe", *steps)], recipe)
 
 
-def _lower(rung: _Rung, dtype: torch.dtype) -> _Rung:
-    sieved = copy.deepcopy(rung.sieved)
+def _lower(setup: _Setup, dtype: torch.dtype) -> _Setup:
+    sieved = copy.deepcopy(setup.sieved)
     sieved.model.to(dtype)
-    return replace(rung, model=sieved, limit=SlicingLimit(sieved), images=rung.images.to(dtype), sieved=sieved)
+    return replace(setup, model=sieved, limit=SlicingLimit(sieved), images=setup.images.to(dtype), sieved=sieved)
 
 
-def _packed(rung: _Rung) -> _Rung:
-    packed = cast(Sieved, prepack(rung.sieved))
-    return replace(rung, model=packed, limit=SlicingLimit(packed), packed=True)
+def _packed(setup: _Setup) -> _Setup:
+    packed = cast(Sieved, prepack(setup.sieved))
+    return replace(setup, model=packed, limit=SlicingLimit(packed), packed=True)
 
 
-def _compiled(rung: _Rung) -> _Rung:
+def _compiled(setup: _Setup) -> _Setup:
     # Else dynamo, where it has seen the same code with other numbers, takes the token counts for dynamic.
     torch._dynamo.reset()
-    options: dict[str, Any] = {"freezing": True} if rung.packed else {}  # freezing packs constant weights
+    options: dict[str, Any] = {"freezing": True} if setup.packed else {}  # freezing packs constant weights
 
     def compiled(module: nn.Module) -> nn.Module:
         return cast(nn.Module, torch.compile(module, fullgraph=True, dynamic=False, options=options))
 
-    return replace(rung, model=compiled(rung.sieved), limit=compiled(SlicingLimit(rung.sieved)), compiled=True)
+    return replace(setup, model=compiled(setup.sieved), limit=compiled(SlicingLimit(setup.sieved)), compiled=True)
 
 
-def _larger(rung: _Rung, images: Tensor) -> _Rung:
-    return replace(rung, images=images.to(rung.images.dtype))
+def _larger(setup: _Setup, images: Tensor) -> _Setup:
+    return replace(setup, images=images.to(setup.images.dtype))
 
 
-def _outputs(rung: _Rung, images: Tensor, batch: int) -> Tensor:
+def _outputs(setup: _Setup, images: Tensor, batch: int) -> Tensor:
     """(n, ...) fp32 on the CPU: answers in its own batches to the images that make whole batches of the first rows."""
-    count, size = len(images) // batch * batch, len(rung.images)
-    return collect_outputs(rung.model, images[: max(count, size)].split(size))[:count].float()
+    count, size = len(images) // batch * batch, len(setup.images)
+    return collect_outputs(setup.model, images[: max(count, size)].split(size))[:count].float()
 
 
 def _agreement(outputs: Tensor, dense: Tensor) -> float | None:
@@ -215,19 +215,19 @@ def _agreement(outputs: Tensor, dense: Tensor) -> float | None:
     return None if shares is None else 100 * float(shares.mean())
 
 
-def _row(rung: _Rung, first: _Rung, before: _Rung, times: dict[str, list[float]], compared: dict[str, Any]) -> Row:
-    def of_image(one: _Rung, name: str = "row") -> list[float]:
+def _row(setup: _Setup, first: _Setup, before: _Setup, times: dict[str, list[float]], compared: dict[str, Any]) -> Row:
+    def of_image(one: _Setup, name: str = "row") -> list[float]:
         return [value / len(one.images) for value in times[f"{one.step} {name}"]]
 
-    calls, size = rung.calls(), len(rung.images)
-    own = {name: of_image(rung, name) for name in calls}
+    calls, size = setup.calls(), len(setup.images)
+    own = {name: of_image(setup, name) for name in calls}
     limit = own.get("limit", own["row"])
     whole = summarise({"dense": of_image(first), "sieved": own["row"], "limit": limit}, size)
     step = summarise({"dense": of_image(before), "sieved": own["row"], "limit": limit}, size)
     return Row(
-        step=rung.step,
+        step=setup.step,
         batch=size,
-        dtype=PRECISIONS[rung.images.dtype],
+        dtype=PRECISIONS[setup.images.dtype],
         ratio=whole.ratio,
         low=whole.low,
         high=whole.high,
@@ -239,7 +239,7 @@ def _row(rung: _Rung, first: _Rung, before: _Rung, times: dict[str, list[float]]
         map_share=median(m / r for m, r in zip(own["map"], own["row"], strict=True)) if "map" in own else None,
         images_per_second=1 / median(own["row"]),
         seconds={name: size * median(values) for name, values in own.items()},
-        memory_bytes=peak_memory(calls["row"], rung.images.device),
+        memory_bytes=peak_memory(calls["row"], setup.images.device),
         attention=attention_kernels(calls["row"]),
         **compared,
     )
