@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 
+import psutil
 import pytest
 import torch
 
+from tokensieve.about.machine import cores
 from tokensieve.cli import main
 from tokensieve.measure.speed import interleaved
 from tokensieve.search import timing
@@ -90,6 +93,34 @@ def pytest_collection_modifyitems(items):
     for item in items:
         if item.get_closest_marker("shared"):
             item.add_marker(pytest.mark.slow)
+
+
+WORKER_MEMORY = 3 * 2**30
+"""Bytes that a process of the tests may come to hold, with all that its tests compile and export."""
+
+
+def pytest_xdist_auto_num_workers() -> int:
+    """What `-n auto` means: a process for each core that may be used, but no more than memory holds.
+
+    The count of a container's machine would be wrong: sixteen processes on a quota of two cores wait for each other.
+    """
+    return max(1, min(cores(), free_memory() // WORKER_MEMORY))
+
+
+def free_memory() -> int:
+    """Bytes of memory that are free on the machine, or that a container's limit allows, whichever is less."""
+    limit = Path("/sys/fs/cgroup/memory.max")
+    text = limit.read_text().strip() if limit.is_file() else "max"
+    free: int = psutil.virtual_memory().available
+    return min(free, int(text)) if text.isdigit() else free
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_runtest_logreport(report):
+    """Name a failed test at once, so that a run that is stopped before its end has said what failed."""
+    if report.failed and "PYTEST_XDIST_WORKER" not in os.environ:
+        reason = str(report.longrepr).strip().splitlines()[-1:]
+        print(f"\n{report.nodeid}: {report.when} failed: {''.join(reason)}", file=sys.__stderr__, flush=True)
 
 
 def pytest_terminal_summary(terminalreporter):
