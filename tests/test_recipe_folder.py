@@ -203,11 +203,11 @@ def test_a_write_that_is_stopped_leaves_what_was_there(tmp_path: Path, monkeypat
     assert torch.equal(sieve(model, Recipe.from_pretrained(folder))(images), fast(images))
 
 
-def test_what_cannot_be_stored_is_refused_and_leaves_no_folder(site: Path) -> None:
+def test_what_cannot_be_stored_is_refused_and_leaves_no_folder(there: Path) -> None:
     model = small()
     fast = sieve(model, "corrected()", pretrained=False)
     vit = sieve(model, DynamicViT(keep=0.5), pretrained=False)
-    (site / "a file").write_text("")
+    (there / "a file").write_text("")
     refused: list[tuple[Any, dict[str, Any], type[Exception], str]] = [
         (PaPr(keep=0.5, proposal=nn.Conv2d(3, 8, 3)), {}, RecipeError, "proposal is a Conv2d"),
         (PaPr(keep=0.5, significance=torch.ones(16)), {}, RecipeError, "significance is a Tensor"),
@@ -227,7 +227,7 @@ def test_what_cannot_be_stored_is_refused_and_leaves_no_folder(site: Path) -> No
         Recipe.of(ToMe(r=2)).save_pretrained("a file")
     with pytest.raises(InputError, match="there is no folder absent"):
         Recipe.of(ToMe(r=2)).save_pretrained("absent/folder")
-    assert [path.name for path in site.iterdir()] == ["a file"]
+    assert [path.name for path in there.iterdir()] == ["a file"]
 
 
 def test_parts_that_hold_no_weights_need_no_setting(tmp_path: Path) -> None:
@@ -261,7 +261,7 @@ class Shifted(Method[Evidence]):
         return part
 
     def reduce(self, tokens: Tokens, left: int, evidence: Evidence) -> Tokens:
-        return replace(tokens, x=tokens.x + evidence.part(tokens.x))
+        return replace(tokens, x=tokens.x + evidence.module(tokens.x))
 
 
 def test_a_method_from_elsewhere_needs_nothing_more(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -281,7 +281,7 @@ def altered(folder: Path, **settings: Any) -> None:
     (folder / "recipe.json").write_text(json.dumps(data))
 
 
-def test_folders_that_are_not_as_they_were_written_are_refused(site: Path) -> None:
+def test_folders_that_are_not_as_they_were_written_are_refused(there: Path) -> None:
     save_file({"weight": torch.zeros(16, 16), "bias": torch.zeros(16)}, "w.safetensors")
     torch.save({"weight": torch.zeros(16, 16), "bias": torch.zeros(16)}, "w.pt")
     recipe, folder = Recipe.of(Corrected(weights="w.safetensors")), Path("folder")
@@ -294,7 +294,7 @@ def test_folders_that_are_not_as_they_were_written_are_refused(site: Path) -> No
     digest = sha256(written().read_bytes()).hexdigest()
     assert Recipe.from_pretrained(folder).methods[0].sha256 == digest  # type: ignore[attr-defined]
     elsewhere = "which is no safetensors file in its own folder"
-    for name in ("../w.safetensors", str(site / "w.safetensors"), "sub/w.safetensors", "..\\w.safetensors", "w.pt"):
+    for name in ("../w.safetensors", str(there / "w.safetensors"), "sub/w.safetensors", "..\\w.safetensors", "w.pt"):
         written()
         altered(folder, weights=name)
         with pytest.raises(RecipeError, match=rf"was not written by save_pretrained: it names weights=.*{elsewhere}"):
@@ -334,7 +334,7 @@ class Harmful:
         return os.mkdir, ("harmed",)
 
 
-def test_no_code_is_run(site: Path) -> None:
+def test_no_code_is_run(there: Path) -> None:
     save_file({"weight": torch.zeros(16, 16), "bias": torch.zeros(16)}, "w.safetensors")
     Recipe.of(Corrected(weights="w.safetensors")).save_pretrained("folder")
     file = next(Path("folder").glob("corrected-*"))

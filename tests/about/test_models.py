@@ -197,6 +197,16 @@ def test_weights_of_one_tag_and_of_none() -> None:
     assert weights_of("vit_base_patch16_18x2_224") == []
 
 
+def test_models_that_a_user_registered_are_a_family() -> None:
+    @timm.models.register_model
+    def a_users_vit(pretrained: bool = False, **settings: object) -> nn.Module:
+        return timm.create_model("test_vit", pretrained=pretrained, **settings)
+
+    (own,) = [told for told in families() if "a_users_vit" in told["models"]]
+    assert own["module"] == __name__.rpartition(".")[2]
+    assert own["pretrained"] == []
+
+
 def test_families_hold_every_model_once_and_hosts_first() -> None:
     told = families()
     names = [name for family in told for name in family["models"]]

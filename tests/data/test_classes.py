@@ -128,7 +128,7 @@ def test_errors_say_what_is_expected(text, tmp_path):
     (tmp_path / "a.txt").write_text(text)
     with pytest.raises(InputError) as caught:
         class_index(tmp_path / "a.txt")
-    for form in ("a folder name a line", "n01440764 tench, Tinca tinca", "folder,index,description", "JSON"):
+    for form in ("one folder name per line", "n01440764 tench, Tinca tinca", "folder,index,description", "JSON"):
         assert form in str(caught.value)
 
 

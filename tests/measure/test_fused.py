@@ -184,7 +184,7 @@ def test_the_control_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
     def naive(self: BlockQKV, head: int) -> Tensor:
         return self._probabilities(self.q, slice(None), slice(None))[:, head]
 
-    monkeypatch.setattr(BlockQKV, "head", naive)
+    monkeypatch.setattr(BlockQKV, "head_probabilities", naive)
     fast, seen = watched(HEAD_BY_HEAD["gtp"])
     caught = too_large(fast, seen, BATCH * HEADS - 1)
     assert {one.block for one in caught} == set(range(DEPTH))

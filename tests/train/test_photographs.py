@@ -161,8 +161,8 @@ class TestBatches:
 
     def test_a_batch_opens_its_own_photographs_and_no_others(self, begin, monkeypatch):
         _, task = begin()
-        opened, decode = [], images_module._decode
-        monkeypatch.setattr(images_module, "_decode", lambda source: opened.append(str(source)) or decode(source))
+        opened, decode = [], images_module.decode
+        monkeypatch.setattr(images_module, "decode", lambda source: opened.append(str(source)) or decode(source))
         batches = task.batches(8, 6, 0)
         assert not opened
         _, labels = batches[1]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections import defaultdict
 from fnmatch import fnmatchcase
 from functools import cache
@@ -40,7 +39,7 @@ def families() -> list[dict[str, Any]]:
     tags = pretrained_tags()
     for module in timm.list_modules():
         names = timm.list_models(module=module)
-        inside = vars(sys.modules[f"timm.models.{module}"]).values()
+        inside = timm.model_entrypoint(names[0]).__globals__.values()  # a user's own module need not be of timm
         told.append(
             {
                 "module": module,
