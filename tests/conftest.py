@@ -33,6 +33,14 @@ def _seed() -> Iterator[None]:
         yield
 
 
+@pytest.fixture(autouse=True)
+def _graphs(request) -> Iterator[None]:
+    """Forget compiled graphs: the next model would be taken for the same forward with other, symbolic sizes."""
+    yield
+    if request.node.get_closest_marker("slow") and "torch._dynamo" in sys.modules:
+        torch.compiler.reset()
+
+
 @pytest.fixture(scope="session")
 def shared() -> Path:
     """The folder of real weights and photographs; tests that use it are marked `shared`."""
@@ -43,12 +51,16 @@ def shared() -> Path:
 
 @pytest.fixture(scope="session")
 def brief_timing():
-    """Called with a monkeypatch: `tune` times two rounds, which say as much about the code as five."""
+    """Called with a monkeypatch: `tune` times two rounds once, which say as much about the code as more of them."""
 
     def brief(calls, **_):
         return interleaved(calls, seconds=0, min_rounds=2, max_rounds=2)
 
-    return lambda patch: patch.setattr(timing, "interleaved", brief)
+    def shorten(patch):
+        patch.setattr(timing, "interleaved", brief)
+        patch.setattr(timing, "ATTEMPTS", 1)
+
+    return shorten
 
 
 @pytest.fixture

@@ -105,8 +105,7 @@ def swin() -> nn.Module:
     return seeded(lambda: SwinTransformer(64, embed_dim=8, depths=(1, 1, 1), num_heads=(1, 2, 2), window_size=4), 2)
 
 
-@pytest.mark.parametrize("make", [convnext, swin])
-@pytest.mark.parametrize("kind", ["list", "dictionary", "getter"])
+@pytest.mark.parametrize(("kind", "make"), [("list", convnext), ("dictionary", swin), ("getter", convnext)])
 def test_backbones_have_several_outputs(kind: str, make: Any, tmp_path) -> None:
     model = {
         "list": lambda: FeatureListNet(make(), (0, 2), flatten_sequential=True),

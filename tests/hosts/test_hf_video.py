@@ -311,7 +311,7 @@ def test_it_compiles_in_one_graph(name: str, recipe: str) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", CLASSIFIERS)
+@pytest.mark.parametrize("name", ["videomae", "vjepa2"])
 def test_it_compiles_by_inductor(name: str) -> None:
     model = FORMS[name]()
     clips = still_clips(model)

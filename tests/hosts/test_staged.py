@@ -276,7 +276,7 @@ KINDS = pytest.mark.parametrize("name", ["convnext", "convnext-conv", "convnext-
 
 
 @pytest.mark.slow
-@KINDS
+@pytest.mark.parametrize("name", ["convnext-v2", "swin-v2"])
 def test_it_compiles_in_one_graph(name: str) -> None:
     model, images = made(name), pictures(name)
     fast = sieve(model, "papr(keep=0.6, significance=centre)")

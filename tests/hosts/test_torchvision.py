@@ -453,7 +453,9 @@ def test_hooks_inside_opened_blocks(name: str) -> None:
 def test_other_models_are_refused_in_a_sentence(name: str, reason: str) -> None:
     with torch.device("meta"):
         model = torchvision.models.get_model(name)
-    with pytest.raises(UnsupportedHost, match=rf"{reason}.*torchvision's ConvNeXt, SwinTransformer, .*VisionTransformer"):
+    with pytest.raises(
+        UnsupportedHost, match=rf"{reason}.*torchvision's ConvNeXt, SwinTransformer, .*VisionTransformer"
+    ):
         sieve(model)
 
 

@@ -89,7 +89,10 @@ def _by_hand(masks: Tensor, classes: Tensor) -> Tensor:
     ("name", "words"),
     [("depth-anything", {}), ("depth-anything", {"backbone": "backbone"}), ("uper-beit", {"backbone": "backbone"})],
 )
-def test_a_recipe_is_found_without_labels(name: str, words: dict[str, Any]) -> None:
+def test_a_recipe_is_found_without_labels(
+    name: str, words: dict[str, Any], brief_timing: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    brief_timing(monkeypatch)
     model = HEADS[name]()
     size = tuple(dense_images(model).shape[1:])
     images = torch.randn(12, *size)
