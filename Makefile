@@ -51,6 +51,7 @@ bench: $(VENV)/installed-dev
 	$(BIN)/python benchmarks/odd_clips.py
 	$(BIN)/python benchmarks/video_macs.py
 	$(BIN)/python benchmarks/video_depthwise.py
+	$(BIN)/python benchmarks/video_speed.py
 	$(BIN)/python benchmarks/slim.py
 	$(BIN)/python benchmarks/compare_methods.py
 	$(BIN)/python benchmarks/compare_methods.py --time

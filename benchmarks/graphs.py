@@ -2,7 +2,8 @@
 
     python benchmarks/graphs.py [--only METHOD ...]    # other rows of the file stay
 
-On a small ViT, and on models with stages; images of 64 x 64, random weights.
+On a small ViT, on models with stages, and on models that read videos; images of 64 x 64, clips of 4 of them, random
+weights.
 
 `torch.compile(fullgraph=True)` with inductor at two batch sizes, and `export_onnx` with a dynamic batch, checked
 against PyTorch at batch 1 and 5; for each the largest difference, or the sentence with which it was refused.
@@ -21,10 +22,12 @@ from typing import Any
 import timm
 import torch
 from timm.models.vision_transformer import VisionTransformer
-from torch import nn
+from torch import Tensor, nn
 
 from results import update, write
 from tokensieve import Sieved, SieveError, export_onnx, sieve
+from tokensieve.data.inputs import InputSpec
+from tokensieve.zoo import create
 
 DEPTH = 4
 RECIPES = {
@@ -48,8 +51,24 @@ RECIPES = {
     "four of them": "papr(keep=0.8, significance=centre) + evit(keep=0.9, layers=(1,)) + tome(r=4) + readout()",
     "papr on convnext_atto": "papr(keep=0.65)",
     "papr on swin_tiny_patch4_window7_224": "papr(keep=0.65)",
+    "papr on videomae_base": "papr(keep=0.45, proposal=x3d_s, proposal_norm=shared, proposal_size=(4, 32, 32))",
+    "motion on videomae_base": "papr(keep=0.45, significance=motion)",
+    "papr on vivit_base": "papr(keep=0.45, proposal=x3d_s, proposal_norm=shared, proposal_size=(4, 32, 32))",
+    "papr on vjepa2_large_ssv2": "papr(keep=0.45, proposal=x3d_s, proposal_norm=shared, proposal_size=(4, 32, 32))",
+    "papr on swin3d_t": "papr(keep=0.65, proposal=x3d_s, proposal_norm=shared, proposal_size=(4, 32, 32))",
 }
-SIZE = 64
+SIZE, FRAMES = 64, 4
+TINY = {"hidden_size": 48, "num_hidden_layers": 3, "num_attention_heads": 2, "num_labels": 10}
+VIDEO: dict[str, dict[str, Any]] = {
+    "videomae_base": {**TINY, "intermediate_size": 96, "image_size": SIZE, "num_frames": FRAMES},
+    "vivit_base": {**TINY, "intermediate_size": 96, "image_size": SIZE, "num_frames": FRAMES},
+    "vjepa2_large_ssv2": {
+        **TINY, "hidden_size": 60, "mlp_ratio": 2, "crop_size": SIZE, "frames_per_clip": FRAMES,
+        "num_pooler_layers": 1, "pred_hidden_size": 24, "pred_num_attention_heads": 2, "pred_num_hidden_layers": 1,
+    },
+    "swin3d_t": {},
+}  # fmt: skip
+"""Models that read videos, and the settings that make them small."""
 
 
 def tried(what: Callable[[], float]) -> tuple[bool, float | None, str]:
@@ -66,6 +85,8 @@ def host_of(name: str) -> nn.Module:
     """The host that a row names, by default the small ViT."""
     torch.manual_seed(0)
     _, _, staged = name.partition(" on ")
+    if staged in VIDEO:
+        return create(staged, pretrained=False, args=VIDEO[staged]).model
     if staged:
         settings = {"img_size": SIZE} if staged.startswith("swin") else {}
         return timm.create_model(staged, **settings).eval()
@@ -75,13 +96,25 @@ def host_of(name: str) -> nn.Module:
 def compiled(fast: Sieved) -> float:
     torch.compiler.reset()
     graph = torch.compile(fast, fullgraph=True)
-    return max(float((graph(images) - fast(images)).abs().max()) for images in map(draw, (2, 3)))
+    pairs = [(logits(graph(images)), logits(fast(images))) for images in (draw(fast, 2), draw(fast, 3))]
+    return max(float((ours - theirs).abs().max()) for ours, theirs in pairs)
 
 
 def exported(fast: Sieved) -> float:
     with tempfile.TemporaryDirectory() as folder:
-        done = export_onnx(fast, Path(folder) / "fast.onnx", (3, SIZE, SIZE), mean=[0.5] * 3, std=[0.5] * 3)
+        done = export_onnx(fast, Path(folder) / "fast.onnx", reads(fast), mean=[0.5] * 3, std=[0.5] * 3)
     return max(done.differences.values())
+
+
+def logits(output: Any) -> Tensor:
+    return output if isinstance(output, Tensor) else output.logits
+
+
+def reads(fast: Sieved) -> InputSpec:
+    """An image, or a clip, of what its host is built for."""
+    sides = {"C": 3, "T": FRAMES, "H": SIZE, "W": SIZE}
+    layout = InputSpec.of(fast).layout
+    return InputSpec(tuple(sides[side] for side in layout), layout)
 
 
 @torch.no_grad()
@@ -106,8 +139,8 @@ def main() -> int:
     return 0
 
 
-def draw(count: int) -> torch.Tensor:
-    return torch.randn(count, 3, SIZE, SIZE, generator=torch.Generator().manual_seed(count))
+def draw(fast: Sieved, count: int) -> Tensor:
+    return torch.randn(count, *reads(fast), generator=torch.Generator().manual_seed(count))
 
 
 if __name__ == "__main__":

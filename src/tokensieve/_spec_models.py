@@ -11,7 +11,8 @@ from torch import nn
 
 from . import zoo
 from ._spec_settings import is_import_path, size_text
-from .data import Preprocessing
+from .data import Preprocessing, VideoPreprocessing
+from .data.inputs import InputSpec
 from .errors import InputError, SettingError, SieveError, cause, nearest
 from .zoo.models import load_strictly, read_weights
 
@@ -94,12 +95,35 @@ def set_size(model: Any, size: tuple[int, int] | None, name: str) -> None:
 
 
 def preprocessing(
-    loaded: Loaded, chosen: str | Preprocessing, size: tuple[int, int] | None, name: str
-) -> Preprocessing:
-    """How the model reads images."""
-    if isinstance(chosen, Preprocessing):
+    loaded: Loaded,
+    chosen: str | Preprocessing | VideoPreprocessing,
+    size: tuple[int, int] | None,
+    clips: Mapping[str, Any],
+    name: str,
+) -> Preprocessing | VideoPreprocessing:
+    """How the model reads images, or videos."""
+    videos = "T" in InputSpec.of(loaded.model).layout
+    if not isinstance(chosen, str):
+        if videos is not isinstance(chosen, VideoPreprocessing):
+            read, other = ("videos", "a VideoPreprocessing") if videos else ("pictures", "a Preprocessing")
+            raise SettingError("preprocessing", f"does not fit {name}, which reads {read}: give {other}.")
         return chosen
-    if loaded.mean is None and not getattr(loaded.model, "pretrained_cfg", None):
+    if clips and not videos:
+        raise SettingError(f"clips.{next(iter(clips))}", f"is for models that read videos, and {name} reads pictures.")
+    unknown = loaded.mean is None and not getattr(loaded.model, "pretrained_cfg", None)
+    if videos:
+        if chosen != "timm":
+            raise SettingError("preprocessing", f"{chosen!r} is for pictures, and {name} reads videos: leave it out.")
+        if unknown:
+            raise SettingError(
+                "preprocessing",
+                f"of {name} is not known, since {type(loaded.model).__name__} states no normalisation: give "
+                "preprocessing=VideoPreprocessing(input_size, mean, std), or have the model say it, "
+                'model.pretrained_cfg = {"mean": ..., "std": ...}.',
+            )
+        sizes = {} if size is None else {"input_size": size}
+        return VideoPreprocessing.of(loaded.model, loaded.mean, loaded.std, **sizes, **clips)
+    if unknown:
         raise SettingError(
             "preprocessing",
             f"of {name} is not known, since {type(loaded.model).__name__} has no pretrained_cfg: give "

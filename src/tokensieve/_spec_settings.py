@@ -12,8 +12,8 @@ from typing import Any
 
 import torch
 
-from .data import Preprocessing
-from .errors import InputError, RecipeError, SettingError
+from .data import Preprocessing, VideoPreprocessing
+from .errors import InputError, RecipeError, SettingError, nearest
 from .methods import PaPr
 from .recipe import Recipe
 
@@ -91,7 +91,7 @@ def torch_device(name: str) -> torch.device:
     return torch.device(name)
 
 
-def size(value: Any, chosen: str | Preprocessing) -> tuple[int, int] | None:
+def size(value: Any, chosen: str | Preprocessing | VideoPreprocessing) -> tuple[int, int] | None:
     """Height and width in pixels, which must be those of a preprocessing that states its own."""
     if value is None:
         return None
@@ -105,7 +105,7 @@ def size(value: Any, chosen: str | Preprocessing) -> tuple[int, int] | None:
     if not fits or not all(type(side) is int and side > 0 for side in sides):
         raise SettingError("size", f"must be a side in pixels or HEIGHTxWIDTH, such as 224x256, not {value!r}.")
     found = (sides[0], sides[-1])
-    if isinstance(chosen, Preprocessing) and chosen.input_size != found:
+    if not isinstance(chosen, str) and chosen.input_size != found:
         raise SettingError(
             "size", f"is {size_text(found)}, and the preprocessing makes {size_text(chosen.input_size)}."
         )
@@ -117,16 +117,34 @@ def size_text(sides: tuple[int, int]) -> str:
     return str(sides[0]) if sides[0] == sides[1] else f"{sides[0]}x{sides[1]}"
 
 
-def preprocessing(value: Any, known: Sequence[str]) -> str | Preprocessing:
-    """One of the names, or a `Preprocessing`, which may come as its fields."""
+def preprocessing(value: Any, known: Sequence[str]) -> str | Preprocessing | VideoPreprocessing:
+    """One of the names, or a `Preprocessing` or `VideoPreprocessing`, which may come as its fields."""
     if isinstance(value, Mapping):
+        kind = VideoPreprocessing if "frames" in value else Preprocessing
         try:
-            return Preprocessing(**value)
+            return kind(**value)
         except TypeError as error:
-            raise SettingError("preprocessing", f"is not the fields of a Preprocessing: {error}.") from None
-    if not isinstance(value, Preprocessing) and value not in known:
+            raise SettingError("preprocessing", f"is not the fields of a {kind.__name__}: {error}.") from None
+    if not isinstance(value, Preprocessing | VideoPreprocessing) and value not in known:
         raise RecipeError(f"The preprocessing {value!r} is unknown: choose {' or '.join(known)}.")
     return value
+
+
+CLIPS = ("frames", "stride", "sampling", "views", "short_side")
+"""What a spec may say of clips."""
+
+
+def clips(value: Any, chosen: str | Preprocessing | VideoPreprocessing) -> dict[str, Any]:
+    """Settings of `VideoPreprocessing` in place of what the model states."""
+    if not isinstance(value, Mapping):
+        raise SettingError("clips", f"must be settings by their names, not {value!r}.")
+    for name in value:
+        if name not in CLIPS:
+            raise SettingError("clips", f"has no setting {name!r}{nearest(str(name), CLIPS)}: {', '.join(CLIPS)}.")
+    if value and not isinstance(chosen, str):
+        raise SettingError("clips", "are part of a preprocessing that is given whole: say it there.")
+    VideoPreprocessing((1, 1), (0.5,) * 3, (0.5,) * 3, **value)
+    return dict(value)
 
 
 def args(value: object) -> dict[str, Any]:
@@ -171,7 +189,7 @@ def with_hashes(recipe: Recipe, known: Mapping[str, str]) -> Recipe:
 
 def with_proposal_weights(recipe: Recipe, file: str) -> Recipe:
     """The same recipe, its named proposals reading `file`. Raises `RecipeError` where it asks none."""
-    asking = [isinstance(method, PaPr) and method.significance not in ("random", "centre") for method in recipe]
+    asking = [isinstance(method, PaPr) and method.asks_proposal for method in recipe]
     if not any(asking):
         raise RecipeError(f'The proposal\'s weights have nothing to load into: "{recipe}" asks no proposal.')
     changed = {"proposal_weights": file, "proposal_sha256": None}

@@ -16,7 +16,8 @@ if TYPE_CHECKING:  # heavy imports wait until a spec is made, so that --help ans
     import torch
     from torch import nn
 
-    from .data import Preprocessing
+    from .data import Preprocessing, VideoPreprocessing
+    from .data.inputs import InputSpec
     from .methods import BaseMethod
     from .recipe import Recipe
     from .stream import Sieved
@@ -36,12 +37,12 @@ class OpenedModel(NamedTuple):
     Attributes:
         dense: the host, in evaluation mode.
         fast: what `sieve` made of it. `fast.recipe` is the recipe that acts, with the SHA-256 of its weights.
-        preprocessing: what makes a picture the tensor that both read.
+        preprocessing: what makes a picture, or a video, the tensor that both read.
     """
 
     dense: nn.Module
     fast: Sieved
-    preprocessing: Preprocessing
+    preprocessing: Preprocessing | VideoPreprocessing
 
     @property
     def device(self) -> torch.device:
@@ -52,6 +53,21 @@ class OpenedModel(NamedTuple):
     def dtype(self) -> torch.dtype:
         """The precision of the model and of its images."""
         return next(self.dense.parameters()).dtype
+
+    @property
+    def input_spec(self) -> InputSpec:
+        """The shape of one picture, or of one clip, as both read it."""
+        from .data.inputs import own_input
+
+        return own_input(self.dense, self.preprocessing.reads)
+
+    @property
+    def views(self) -> int:
+        """How many clips, crops counted, are read of a video; 1 of a picture."""
+        from .data import VideoPreprocessing, Views
+
+        own = self.preprocessing
+        return Views.parse(own.views).total if isinstance(own, VideoPreprocessing) else 1
 
 
 @dataclass(frozen=True)
@@ -73,8 +89,11 @@ class ModelSpec:
         precision: of the model, "fp32", "bf16" or "fp16", or torch's names of them.
         device: "cpu", "cuda", "cuda:0" and so on, or "auto", which is a GPU if there is one where it is opened.
         size: of the images, a side in pixels, (height, width), or "224x256"; None is what the model was built for.
-        preprocessing: "timm", what the model states; "papers", what the PaPr evaluations do; or a `Preprocessing`,
-            which a model that states no normalisation needs. Its size then is the model's too.
+        preprocessing: "timm", what the model states; "papers", what the PaPr evaluations do; or a `Preprocessing`, of a
+            model that reads videos a `VideoPreprocessing`, which a model that states no normalisation needs. Its size
+            then is the model's too.
+        clips: of a model that reads videos, what is to be otherwise than it states: any of `frames`, `stride`,
+            `sampling`, `views`, `short_side` of `VideoPreprocessing`.
         args: keyword arguments of the model's constructor or of the callable: plain JSON.
         sha256: path -> SHA-256 of files that are named here. Others are refused by `open`. `with_hashes` fills it.
 
@@ -93,7 +112,8 @@ class ModelSpec:
     precision: str = "fp32"
     device: str = "cpu"
     size: tuple[int, int] | None = None
-    preprocessing: str | Preprocessing = "timm"
+    preprocessing: str | Preprocessing | VideoPreprocessing = "timm"
+    clips: Mapping[str, Any] = field(default_factory=dict, hash=False)
     args: Mapping[str, Any] = field(default_factory=dict, hash=False)
     sha256: Mapping[str, str] = field(default_factory=dict, hash=False)
 
@@ -109,7 +129,8 @@ class ModelSpec:
             precision: str | torch.dtype = "fp32",
             device: str | torch.device = "cpu",
             size: int | str | tuple[int, int] | None = None,
-            preprocessing: str | Mapping[str, Any] | Preprocessing = "timm",
+            preprocessing: str | Mapping[str, Any] | Preprocessing | VideoPreprocessing = "timm",
+            clips: Mapping[str, Any] = {},
             args: Mapping[str, Any] = {},
             sha256: Mapping[str, str] = {},
         ) -> None: ...
@@ -132,6 +153,7 @@ class ModelSpec:
             "sha256": sha256,
         }
         settings["size"] = read.size(self.size, settings["preprocessing"])
+        settings["clips"] = read.clips(self.clips, settings["preprocessing"])
         for name, value in settings.items():
             object.__setattr__(self, name, value)
         files = self.files()
@@ -200,21 +222,24 @@ class ModelSpec:
         import torch
 
         from . import _spec_models as models
+        from . import hosts  # noqa: F401 - hosts state what their models read
 
         self.check()
         loaded = models.load(self.model, self.args, self.weights, self.sha256, pretrained=self.pretrained)
         size = self.size if isinstance(self.preprocessing, str) else self.preprocessing.input_size
         models.set_size(loaded.model, size, self.model)
-        preprocessing = models.preprocessing(loaded, self.preprocessing, size, self.model)
+        preprocessing = models.preprocessing(loaded, self.preprocessing, size, self.clips, self.model)
         dense = loaded.model.to(self.torch_device(), getattr(torch, PRECISIONS[self.precision]))
         return self.sieve(dense, preprocessing)
 
-    def sieve(self, dense: nn.Module, preprocessing: Preprocessing, recipe: Recipe | None = None) -> OpenedModel:
+    def sieve(
+        self, dense: nn.Module, preprocessing: Preprocessing | VideoPreprocessing, recipe: Recipe | None = None
+    ) -> OpenedModel:
         """The same around a model that is there: under this description's recipe, or another one.
 
         Args:
             dense: the model, in its precision and place, as `open().dense` is.
-            preprocessing: how it reads images, which says the normalisation that a proposal starts from.
+            preprocessing: how it reads images or videos, which says the normalisation that a proposal starts from.
             recipe: instead of the one described.
 
         Raises:
@@ -225,7 +250,7 @@ class ModelSpec:
 
         recipe = self.parsed_recipe() if recipe is None else recipe
         if recipe is None:
-            recipe = default_recipe(dense, (3, *preprocessing.input_size))
+            recipe = default_recipe(dense, preprocessing.reads)
         fast = sieve(dense, recipe, mean=preprocessing.mean, std=preprocessing.std, pretrained=self.pretrained)
         return OpenedModel(dense, fast.to(next(dense.parameters()).device), preprocessing)
 

@@ -13,6 +13,7 @@ from torchvision.models.video.swin_transformer import SwinTransformer3d
 
 from tests.reference.hf_hosts import seeded
 from tokensieve import InputError, InputSpec, PaPr, UnsupportedHost, patch_significance, sieve
+from tokensieve.export import export_onnx
 from tokensieve.hosts import open_host
 from tokensieve.measure import macs
 
@@ -108,3 +109,13 @@ def test_it_compiles_in_one_graph() -> None:
     with torch.no_grad():
         compiled = torch.compile(fast, fullgraph=True, backend="eager")(some)
         torch.testing.assert_close(compiled, fast(some), atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.slow
+def test_it_is_exported_to_onnx(tmp_path: Any) -> None:
+    pytest.importorskip("onnxruntime")
+    fast = sieve(swin(), "papr(keep=0.5, significance=motion)")
+    half = {"mean": (0.5,) * 3, "std": (0.5,) * 3}
+    report = export_onnx(fast, tmp_path / "model.onnx", InputSpec((3, 4, 32, 32), "CTHW"), **half)
+    assert report.inputs["images"] == ("batch", 3, 4, 32, 32)
+    assert max(report.differences.values()) <= 1e-4

@@ -10,7 +10,8 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from tests.significance.conftest import shake
 from tokensieve.errors import RecipeError
-from tokensieve.significance.graph import ConvReLU, fold, split
+from tokensieve.significance.fold import ConvReLU, fold
+from tokensieve.significance.graph import split
 from tokensieve.significance.proposal import named_proposal
 from tokensieve.zoo.slowonly import SlowOnlyFeatures
 from tokensieve.zoo.x3d import X3DFeatures

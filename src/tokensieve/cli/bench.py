@@ -11,14 +11,13 @@ import typer
 
 from ..errors import InputError
 from ..model_spec import PRECISIONS, OpenedModel
-from .opening import open_pictures, read_spec, record_of
-from .options import JsonOption, MachineOptions, ModelOptions, PretrainedOption, numbers
+from .opening import Media, read_spec, record_of
+from .options import ClipOptions, JsonOption, MachineOptions, ModelOptions, PretrainedOption, numbers
 from .output import print_record
 
 if TYPE_CHECKING:  # heavy imports wait until the command runs, so that --help answers at once
     from torch import Tensor
 
-    from ..data import ImageSet, StreamSet
     from ..measure.decoding import Decoding
 
 DECODED = 8
@@ -53,11 +52,13 @@ def bench(
     ] = False,
     memory: Annotated[bool, typer.Option(help="Measure peak memory as well; the waterfall always does.")] = False,
     data: Annotated[
-        str | None, typer.Option(metavar="FOLDER", help="Measure on these pictures, and how fast they are decoded.")
+        str | None,
+        typer.Option(metavar="FOLDER", help="Measure on these pictures or videos, and how fast they are decoded."),
     ] = None,
     workers: Annotated[
         int | None, typer.Option(min=0, metavar="N", help="Processes that decode --data; default 0, by turns.")
     ] = None,
+    clips: ClipOptions,
     as_json: JsonOption = False,
 ) -> None:
     """Measure how much faster a model gets, beside the dense model in the same process, and say why not more.
@@ -73,30 +74,33 @@ def bench(
         raise InputError("--workers decode the pictures of --data: give both, or neither.")
     dtype = machine.dtype
     begins = "fp32" if waterfall and dtype in PRECISIONS else dtype  # --dtype says where the waterfall goes
-    spec = read_spec(network, replace(machine, dtype=begins))
+    spec = read_spec(network, replace(machine, dtype=begins), clips)
     if prepack and spec.torch_device().type != "cpu":
         raise InputError("--prepack is for CPUs: leave it out, or give --device cpu.")
     import torch
 
+    from ..data.scanning import PICTURES
     from ..export.packing import prepack as pack
     from ..show.files import files_record
     from ..show.progress import list_failures, working
     from ..show.tables import units
 
     with working("opening the model"):
-        source = None if data is None else open_pictures(data)
+        media = None if data is None else Media(data)
         opened = spec.open()
         record = {**record_of(spec, opened), "prepacked": prepack, "data": data, "decoding": None, "loss": None}
         if prepack and not waterfall:
             opened = spec.sieve(pack(opened.dense), opened.preprocessing, opened.fast.recipe)
-    decoded = None
-    if source is None:
+    decoded, kind = None, PICTURES
+    if media is None:
         images = torch.randn(max(batches), *record["input_size"])
     else:
+        source = media.prepared(opened.preprocessing)
+        kind = source.kind
         known = not waterfall and (spec.pretrained or spec.weights is not None)
-        with working("decoding pictures") as work:
+        with working(f"decoding {kind.many}") as work:
             keep = max(*batches, COMPARED) if known else max(batches)
-            decoded, images = _decode(source, opened, keep, workers or 0, seconds)
+            decoded, images = _decode(source, keep, workers or 0, seconds)
             if known:
                 work.update("comparing answers")
                 record["loss"] = _loss(opened, images[: min(COMPARED, decoded.pictures)])
@@ -127,7 +131,7 @@ def bench(
             with working(f"batch {count}: measuring for {seconds:g} s"):
                 record["runs"].append(_run(opened, images[:count], seconds, memory, said))
     print_record(record, "tables.bench_view", as_json)
-    list_failures(decoded.failures if decoded else ())
+    list_failures(decoded.failures if decoded else (), kind)
 
 
 def _run(opened: OpenedModel, images: Tensor, seconds: float, memory: bool, said: dict[str, Any]) -> dict[str, Any]:
@@ -177,12 +181,10 @@ def _waterfall(
     return [{**asdict(row), "verdict": sentences} for row, sentences in zip(fall.rows, verdicts, strict=True)]
 
 
-def _decode(
-    pictures: ImageSet | StreamSet, opened: OpenedModel, keep: int, workers: int, seconds: float
-) -> tuple[Decoding, Tensor]:
-    """How fast the pictures come as the model reads them, and the first of them."""
+def _decode(pictures: Any, keep: int, workers: int, seconds: float) -> tuple[Decoding, Tensor]:
+    """How fast the pictures or videos come as the model reads them, and the first of them."""
     from ..data import load_batches
     from ..measure.decoding import decoding
 
-    batches = load_batches(pictures.prepared(opened.preprocessing), DECODED, workers)
+    batches = load_batches(pictures, DECODED, workers)
     return decoding(batches, keep=keep, workers=workers, seconds=seconds)

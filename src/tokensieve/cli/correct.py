@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from ..errors import InputError
-from .opening import open_pictures, read_spec, record_of
+from .opening import Media, read_spec, record_of
 from .options import (
     JsonOption,
     NetworkOptions,
@@ -58,12 +58,12 @@ def correct(
     from ..show.files import files_record
     from ..show.progress import list_failures, working
 
-    pictures = open_pictures(data, limit=limit)
+    media = Media(data, limit=limit)
     with working("opening the model"):
         dense, fast, prepared = opened = spec.open()
-    pictures = pictures.prepared(prepared)
+    pictures = media.prepared(prepared)
     batches = load_batches(pictures, BATCH)
-    with working("reading pictures") as status:
+    with working(f"reading {batches.kind.many}") as status:
         found = correction.correct(
             dense, fast.recipe, batches, file, views=views, seed=seed, mean=prepared.mean, std=prepared.std,
             pretrained=spec.pretrained, report=status.update,
@@ -87,4 +87,4 @@ def correct(
         "correction": str(file) if found.ridge is not None else None,
     }
     print_record(record, "correct_view.correct_view", as_json)
-    list_failures(batches.failures)
+    list_failures(batches.failures, batches.kind)

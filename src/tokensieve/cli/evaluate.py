@@ -1,4 +1,4 @@
-"""`tokensieve eval`: what a recipe loses on the user's own pictures."""
+"""`tokensieve eval`: what a recipe loses on the user's own pictures or videos."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from ..errors import InputError
-from .opening import open_pictures, read_spec, record_of
+from .opening import Media, read_spec, record_of
 from .options import (
     BatchOption,
     ClassesOption,
@@ -16,6 +16,7 @@ from .options import (
     MachineOptions,
     ModelOptions,
     PreprocessingOption,
+    SetOptions,
     WorkersOption,
     numbers,
 )
@@ -27,7 +28,10 @@ if TYPE_CHECKING:  # heavy imports wait until a command needs them, so that --he
 
 def evaluate(
     *,
-    data: Annotated[str, typer.Option(metavar="FOLDER", help="Class folders, a flat folder, a tar, a timm data set.")],
+    data: Annotated[
+        str,
+        typer.Option(metavar="FOLDER", help="Class folders, a flat folder, a tar, a timm data set; a list of videos."),
+    ],
     network: ModelOptions,
     classes: ClassesOption = None,
     preprocessing: PreprocessingOption = "timm",
@@ -35,51 +39,74 @@ def evaluate(
     k: Annotated[str | None, typer.Option(metavar="K,...", help="Top-k accuracies; default 1,5.")] = None,
     limit: Annotated[int | None, typer.Option(min=1, metavar="N", help="At most N pictures, evenly spread.")] = None,
     workers: WorkersOption = 0,
+    predictions: Annotated[
+        str | None, typer.Option(metavar="FILE.csv", help="Write both models' answers to each picture or video.")
+    ] = None,
+    clips: SetOptions,
     machine: MachineOptions,
     as_json: JsonOption = False,
 ) -> None:
-    """Measure what a recipe loses on your own pictures: accuracy where there are labels, agreement everywhere."""
+    """Measure what a recipe loses on your own pictures or videos: accuracy where there are labels, else agreement.
+
+    Of videos the answers to several --views are averaged, each view being a clip and a crop of it.
+    """
     ks = None if k is None else numbers(k, "--k")
-    spec = read_spec(network, machine, preprocessing=preprocessing)
+    from .._files import check_place
+
+    place = None if predictions is None else check_place(predictions, (".csv",))
+    spec = read_spec(network, machine, clips, preprocessing=preprocessing)
     from ..data import load_batches
     from ..measure import fidelity
+    from ..measure.outputs import class_count
+    from ..measure.views import AveragedViews
+    from ..show.explain import class_names
     from ..show.files import files_record
+    from ..show.predictions import Predictions
     from ..show.progress import Watched, list_failures, working
     from ..show.record import compared
 
     # The data is opened first, which is soon done; how its pictures are prepared, only the model knows.
-    pictures = open_pictures(data, classes=classes, limit=limit)
+    media = Media(data, classes=classes, limit=limit, root=clips.root)
     with working("opening the model"):
         dense, fast, prepared = opened = spec.open()
-        pictures = pictures.prepared(prepared)
+        pictures = media.prepared(prepared)
         record = record_of(spec, opened)
-        seen = Watched(load_batches(pictures, batch, workers))
-    folders = 0 if classes else len(getattr(pictures, "classes", ()))
-    result = fidelity(fast, dense, seen, k=_scorable(ks, seen, folders, getattr(dense, "num_classes", None)))
+        views = opened.views
+        seen = Watched(load_batches(pictures, max(1, batch // views), workers))
+    labels = dict(getattr(pictures, "classes", ()))
+    told = Predictions(class_names(dense), labels)
+    if place is not None and not class_count(dense):
+        raise InputError(f"--predictions are of classes, and {spec.model} has no classifier.")
+    pair = (fast, dense) if views == 1 else (AveragedViews(fast, views, batch), AveragedViews(dense, views, batch))
+    scored = _scorable(ks, seen, 0 if classes else len(labels), class_count(dense))
+    result = fidelity(*pair, seen, k=scored, each=None if place is None else told.see)
+    if place is not None:
+        told.write(place)
     record |= {
         "data": data,
         "classes": classes,
         "preprocessing": {"name": preprocessing, **asdict(prepared)},
         "batch": batch,
+        "predictions": predictions,
         **compared(result),
         **files_record(pictures, result.count, result.failures),
     }
     print_record(record, "tables.eval_view", as_json)
-    list_failures(result.failures)
+    list_failures(result.failures, seen.kind)
 
 
-def _scorable(ks: list[int] | None, seen: Watched, folders: int, classes: int | None) -> list[int] | None:
+def _scorable(ks: list[int] | None, seen: Watched, folders: int, classes: int) -> list[int] | None:
     """The top-k that make sense: none where labels or a classifier are missing, or do not belong together."""
     why = None
     if not classes or not seen.labelled:
-        why = "accuracy needs a label for every picture and a model with a classifier"
+        why = f"accuracy needs a label for every {seen.kind.one} and a model with a classifier"
     elif folders and folders != classes:
         why = (
             f"the {folders} class folders are not the {classes} classes of the model; "
             "--classes FILE says which folder is which class"
         )
     if why is None:
-        return ks or [k for k in (1, 5) if k <= (classes or 0)]
+        return ks or [k for k in (1, 5) if k <= classes]
     if ks:
         raise InputError(f"--k asks for accuracy, but {why}.")
     if folders:

@@ -11,7 +11,7 @@ import typer
 
 from ..errors import InputError
 from .opening import read_spec, record_of
-from .options import JsonOption, MachineOptions, ModelOptions
+from .options import ClipOptions, JsonOption, MachineOptions, ModelOptions
 from .output import print_record
 
 if TYPE_CHECKING:  # heavy imports wait until a command needs them, so that --help answers at once
@@ -36,6 +36,7 @@ def export(
     ] = None,
     opset: Annotated[int | None, typer.Option(metavar="N", help="Version of ONNX's operators; default 20.")] = None,
     seed: Annotated[int, typer.Option(help="Of the random images on which the file is checked.")] = 0,
+    clips: ClipOptions,
     machine: MachineOptions,
     as_json: JsonOption = False,
 ) -> None:
@@ -52,7 +53,7 @@ def export(
         raise InputError(f"ONNX is written in fp32 on the CPU, not in {dtype} on {device}: only .pt2 files may differ.")
     if kind == "program" and opset is not None:
         raise InputError("--opset is for ONNX: leave it out, or let --out end in .onnx.")
-    spec = read_spec(network, replace(machine, device="cpu") if kind == "onnx" else machine)
+    spec = read_spec(network, replace(machine, device="cpu") if kind == "onnx" else machine, clips)
     from ..export import OPSET, TOLERANCE, export_onnx, export_program
     from ..show.progress import working
 
@@ -65,7 +66,7 @@ def export(
         write = partial(export_onnx, opset=OPSET if opset is None else opset)
     with working("tracing, writing and checking, which takes a minute for a large model"):
         written = write(
-            opened.fast, out, own.input_size, output=output, batch=batch, mean=own.mean, std=own.std, seed=seed
+            opened.fast, out, opened.input_spec, output=output, batch=batch, mean=own.mean, std=own.std, seed=seed
         )
     record |= {
         "format": kind,

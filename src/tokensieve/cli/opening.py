@@ -1,4 +1,4 @@
-"""From options to what commands work with: the model that they describe, the pictures, and the record of a run."""
+"""From options to what commands work with: the model that they describe, pictures or videos, the record of a run."""
 
 from __future__ import annotations
 
@@ -9,23 +9,29 @@ import sys
 from typing import TYPE_CHECKING, Any
 
 from ..model_spec import ModelSpec, OpenedModel
-from .options import NetworkOptions, PlaceOptions
+from .options import ClipOptions, NetworkOptions, PlaceOptions
 
 if TYPE_CHECKING:  # heavy imports wait until a command needs them, so that --help answers at once
-    from ..data import ImageSet, StreamSet
+    from ..data import Preprocessing, VideoPreprocessing
 
+CLIPS = ("frames", "stride", "sampling", "views")
+"""Options about clips -> the settings of a `ModelSpec` of the same names."""
 OPTIONS = {"precision": "--dtype"}
 """Settings of a `ModelSpec` -> the options that set them, where they are not called alike."""
 
 
 def option_for(setting: str) -> str:
     """The option that sets a setting of a `ModelSpec`."""
-    return OPTIONS.get(setting, "--" + setting.replace("_", "-"))
+    return OPTIONS.get(setting, "--" + setting.removeprefix("clips.").replace("_", "-"))
 
 
-def read_spec(network: NetworkOptions, place: PlaceOptions, **others: Any) -> ModelSpec:
+def read_spec(
+    network: NetworkOptions, place: PlaceOptions, clips: ClipOptions | None = None, **others: Any
+) -> ModelSpec:
     """What the options describe, checked before anything slow begins. Sets torch's CPU threads where they are given."""
     settings = {**vars(network), **vars(place), **others}
+    if clips is not None:
+        settings["clips"] = {name: value for name in CLIPS if (value := getattr(clips, name, None)) is not None}
     threads = settings.pop("threads")
     settings["precision"] = settings.pop("dtype", "fp32")
     if ":" in settings["model"] and (here := os.getcwd()) not in sys.path:
@@ -39,17 +45,26 @@ def read_spec(network: NetworkOptions, place: PlaceOptions, **others: Any) -> Mo
     return spec
 
 
-def open_pictures(data: str, **settings: Any) -> ImageSet | StreamSet:
-    """The pictures at `data`, before the model is there that says how they are prepared: `pictures.prepared(...)`.
+class Media:
+    """The pictures or videos at `data`: opened at once, which soon tells what is wrong with them, and `prepared` when
+    the model is there that says which it reads, and how. Settings are those of `media_set`."""
 
-    It is said how many there are. Settings are those of `image_set`.
-    """
-    from ..data import Preprocessing, image_set
-    from ..show.files import tell_files
+    def __init__(self, data: str, **settings: Any) -> None:
+        from ..data import media_set
 
-    pictures = image_set(data, Preprocessing((224, 224), (0.5,) * 3, (0.5,) * 3), **settings)
-    tell_files(pictures)
-    return pictures
+        self.data, self.settings = data, settings
+        self.found = media_set(data, **settings)
+
+    def prepared(self, preprocessing: Preprocessing | VideoPreprocessing) -> Any:
+        """The set as the model reads it. It is said how much there is, and of what."""
+        from ..data import VideoPreprocessing, VideoSet, media_set
+        from ..show.files import tell_files
+
+        videos = isinstance(preprocessing, VideoPreprocessing)
+        if isinstance(self.found, VideoSet) is not videos:
+            self.found = media_set(self.data, preprocessing, **self.settings)
+        tell_files(self.found)
+        return self.found.prepared(preprocessing)
 
 
 def record_of(spec: ModelSpec, opened: OpenedModel) -> dict[str, Any]:
@@ -65,5 +80,5 @@ def record_of(spec: ModelSpec, opened: OpenedModel) -> dict[str, Any]:
         "dtype": spec.precision,
         "recipe_is_default": spec.recipe_is_default,
         "recipe_json": json.loads(opened.fast.recipe.to_json()),
-        **describe(opened.fast, opened.dense, opened.preprocessing.input_size),
+        **describe(opened.fast, opened.dense, opened.input_spec),
     }

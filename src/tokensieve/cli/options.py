@@ -17,7 +17,8 @@ from ..search.default import SAID
 ModelOption = Annotated[
     str,
     typer.Option(
-        metavar="NAME", help="A ViT, ConvNeXt or Swin that timm or torchvision knows; or package.module:function."
+        metavar="NAME",
+        help="A model that timm or torchvision knows, videomae_base and its like; or package.module:function.",
     ),
 ]
 RecipeOption = Annotated[
@@ -43,6 +44,22 @@ ThreadsOption = Annotated[int | None, typer.Option(min=1, metavar="N", help="CPU
 PreprocessingOption = Annotated[str, typer.Option(metavar="|".join(PREPROCESSINGS), help="How pictures are resized.")]
 BatchOption = Annotated[int, typer.Option(min=1, metavar="N", help="Pictures that go through together.")]
 WorkersOption = Annotated[int, typer.Option(min=0, metavar="N", help="Processes that read ahead.")]
+FramesOption = Annotated[
+    int | None, typer.Option(min=1, metavar="N", help="Of videos: frames of a clip; default the model's.")
+]
+StrideOption = Annotated[
+    int | None,
+    typer.Option(min=1, metavar="N", help="Of videos: frames from one of a clip to the next; default the model's."),
+]
+SamplingOption = Annotated[
+    str | None, typer.Option(metavar="dense|uniform", help="Of videos: neighbouring frames, or over the whole video.")
+]
+ViewsOption = Annotated[
+    str | None, typer.Option(metavar="5x3", help="Of videos: clips x crops whose answers are averaged; default 1x1.")
+]
+RootOption = Annotated[
+    str | None, typer.Option(metavar="FOLDER", help="Of a list of videos: where its paths begin; default beside it.")
+]
 CLASS_FILES = (
     "A folder name a line; lines 'n01440764 tench, Tinca tinca'; CSV or tabs under a header folder,index; or JSON."
 )
@@ -84,6 +101,23 @@ class MachineOptions(PlaceOptions):
     """On images of which size, where, and in which precision."""
 
     dtype: DtypeOption = "fp32"
+
+
+@dataclass(frozen=True)
+class ClipOptions:
+    """Of videos, for models that read them."""
+
+    frames: FramesOption = None
+    stride: StrideOption = None
+    sampling: SamplingOption = None
+
+
+@dataclass(frozen=True)
+class SetOptions(ClipOptions):
+    """Of sets of videos."""
+
+    views: ViewsOption = None
+    root: RootOption = None
 
 
 def with_groups(command: Callable[..., None]) -> Callable[..., None]:

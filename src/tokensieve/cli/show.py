@@ -1,23 +1,27 @@
-"""`tokensieve show`: pictures of what a recipe reads, drops and merges."""
+"""`tokensieve show`: pictures, and films of videos, of what a recipe reads, drops and merges."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from ..errors import InputError
 from ..search.default import RANKED
 from .opening import read_spec, record_of
-from .options import CLASS_FILES, JsonOption, MachineOptions, NetworkOptions, OwnRecipeOption
+from .options import CLASS_FILES, JsonOption, MachineOptions, NetworkOptions, OwnRecipeOption, SetOptions
 from .output import print_record
 
 if TYPE_CHECKING:  # heavy imports wait until a command needs them, so that --help answers at once
+    from ..model_spec import OpenedModel
     from ..recipe import Recipe
+    from ..show.page import Report
 
 OUT = ("tokensieve-show.png", "tokensieve-show.html")
+FILM = ("tokensieve-show.mp4", "tokensieve-show.html")
+"""By default of videos."""
 BATCH = 8
 MAPS = ("papr", "cam", "grad-cam", "grad-cam++", "eigen-cam", "score-cam", "random", "centre")
 
@@ -25,7 +29,8 @@ MAPS = ("papr", "cam", "grad-cam", "grad-cam++", "eigen-cam", "score-cam", "rand
 def show(
     *,
     images: Annotated[
-        list[str], typer.Argument(metavar="IMAGES", help="Image files, folders, tars; scenes has some generated.")
+        list[str],
+        typer.Argument(metavar="IMAGES", help="Images or videos: files, folders, tars, lists; scenes are generated."),
     ],
     network: NetworkOptions,
     recipe: OwnRecipeOption = None,
@@ -42,33 +47,42 @@ def show(
     classes: Annotated[
         str | None, typer.Option(metavar="FILE", help=f"Names of the model's classes. {CLASS_FILES}")
     ] = None,
+    whole: Annotated[
+        bool, typer.Option("--whole", help="Of videos: all of it, clip after clip, instead of a clip of its middle.")
+    ] = False,
     out: Annotated[
-        list[str] | None, typer.Option(metavar="FILE", help=f"A .png or .html; repeats. Default {' and '.join(OUT)}.")
+        list[str] | None,
+        typer.Option(
+            metavar="FILE",
+            help=f"A .png, .html, of videos .mp4 or .gif; repeats. Default {' and '.join(OUT)}, of videos {FILM[0]}.",
+        ),
     ] = None,
+    clips: SetOptions,
     machine: MachineOptions,
     as_json: JsonOption = False,
 ) -> None:
     """Draw what a recipe reads: the significance map, the patches kept and merged, the answers before and after.
 
-    With --keep and --proposals a grid of both; with --compare a column for each map, and what each map costs.
+    With --keep and --proposals a grid of both; with --compare a column for each map, and what each map costs. Of videos
+    it is a film of clips, one for each of --views or --whole, and a page with strips of them.
     """
     keeps, nets, maps = _ratios(keep), _words(proposals, "--proposals"), _words(compare, "--compare")
     if maps and (nets or len(keeps) > 1):
         raise InputError("--compare takes one --keep and the recipe's own proposal: leave --proposals out.")
     files = _files(proposal_weights or [], nets)
     from .._files import check_place
-    from ..show.page import SUFFIXES, write_page, write_png
+    from ..show.page import SUFFIXES
+    from ..show.video_file import SUFFIXES as FILMS
 
-    places = [check_place(place, SUFFIXES) for place in out or OUT]
+    places = None if out is None else [check_place(place, (*SUFFIXES, *FILMS)) for place in out]
     if recipe is None and (keeps or nets or maps or files):
         recipe = RANKED  # they vary what ranks the patches
-    spec = read_spec(network, machine, recipe=recipe)
+    spec = read_spec(network, machine, clips, recipe=recipe)
     from ..data import load_batches
     from ..show import gallery, rivals
     from ..show.explain import class_names
     from ..show.files import files_record, tell_files
     from ..show.progress import Watched, list_failures, working
-    from ..show.sheet import sheet
 
     recipes: dict[str, Recipe] = {}
     if (given := spec.parsed_recipe()) is not None:
@@ -81,6 +95,13 @@ def show(
         known = class_names(dense, classes)
         record = {**record_of(spec, opened), "proposal_weights": files or None}
         record["random"] = gallery.random_parts(spec, recipes.values())
+        if "T" in opened.input_spec.layout:
+            if several:
+                raise InputError("--keep, --proposals and --compare are for models that read images: leave them out.")
+            _show_videos(record, opened, images, known, limit, clips, whole, places, as_json)
+            return
+        if whole or any(place.suffix.lower() in FILMS for place in places or ()):
+            raise InputError(f"--whole, .mp4 and .gif are for models that read videos, and {spec.model} reads images.")
         fasts = rivals.open_rivals(dense, recipes, own.mean, own.std, pretrained=spec.pretrained) if several else {}
         pictures = gallery.Pictures(images, own, limit)
         tell_files(pictures)
@@ -94,16 +115,66 @@ def show(
         shown = gallery.explained(opened, seen, pictures.names, known)
     record |= {**shown.record, "found": pictures.found}
     record |= files_record(pictures, len(shown.record["pictures"]), seen.failures)
+    places = places or [check_place(place) for place in OUT]
     record["out"] = [str(place) for place in places]
-    report = gallery.report(record, shown, next(iter(recipes.values())))
+    _write(places, gallery.report(record, shown, next(iter(recipes.values()))))
+    print_record(record, "gallery.show_view", as_json)
+    list_failures(seen.failures)
+
+
+def _show_videos(
+    record: dict[str, Any],
+    opened: OpenedModel,
+    sources: Sequence[str],
+    classes: Sequence[str] | None,
+    limit: int,
+    options: SetOptions,
+    whole: bool,
+    places: list[Path] | None,
+    as_json: bool,
+) -> None:
+    """Films and strips of clips."""
+    from .._files import check_place
+    from ..data import Views
+    from ..show import clip_gallery, gallery
+    from ..show.files import files_record, tell_files
+    from ..show.progress import Counting, list_failures
+    from ..show.video_file import SUFFIXES
+
+    own: Any = opened.preprocessing
+    if Views.parse(own.views).crops > 1 or (whole and options.views is not None):
+        raise InputError("--views of show says how many clips of each video, such as 3x1, and --whole reads them all.")
+    places = places or [check_place(place) for place in FILM]
+    videos = gallery.Videos(sources, own, limit, options.root)
+    tell_files(videos)
+    with Counting("clips shown") as counting:
+        reel = clip_gallery.show_clips(
+            opened,
+            clip_gallery.clips_of(videos, videos.names, whole=whole),
+            classes,
+            [place for place in places if place.suffix.lower() in SUFFIXES],
+            lambda done: counting.update(done, None),
+        )
+    shown = reel.gallery()
+    record |= {**shown.record, "found": videos.found, "whole": whole, "views": own.views, "out": list(map(str, places))}
+    record |= files_record(videos, reel.videos, reel.failures)
+    _write(places, gallery.report(record, shown, opened.fast.recipe))
+    print_record(record, "gallery.show_view", as_json)
+    list_failures(reel.failures, videos.kind)
+
+
+def _write(places: Sequence[Path], report: Report) -> None:
+    """The page and the sheet, as far as they are asked for."""
+    from ..show.page import write_page, write_png
+    from ..show.progress import working
+    from ..show.sheet import sheet
+
     with working("drawing"):
         for place in places:
             if place.suffix.lower() == ".html":
                 write_page(place, report)
-            else:
+            elif place.suffix.lower() == ".png":
                 write_png(place, sheet(report))
-    print_record(record, "gallery.show_view", as_json)
-    list_failures(seen.failures)
 
 
 def _ratios(text: str | None) -> list[float]:

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from ..errors import InputError
-from .opening import open_pictures, read_spec, record_of
+from .opening import Media, read_spec, record_of
 from .options import JsonOption, NetworkOptions, PlaceOptions
 from .output import print_record
 
@@ -60,12 +60,12 @@ def slim(
     from ..show.files import files_record
     from ..show.progress import list_failures, working
 
-    pictures = open_pictures(data, limit=limit)
+    media = Media(data, limit=limit)
     with working("opening the model"):
         dense, _, prepared = spec.open()
-    pictures = pictures.prepared(prepared)
+    pictures = media.prepared(prepared)
     batches = load_batches(pictures, BATCH)
-    with working("reading pictures") as status:
+    with working(f"reading {batches.kind.many}") as status:
         found = slimming.slim(
             dense,
             batches,
@@ -98,4 +98,4 @@ def slim(
         with draft(plot) as file:
             slim_plot(found, spec.model).savefig(file, dpi=150)
     print_record(record, "slim_view.slim_view", as_json)
-    list_failures(batches.failures)
+    list_failures(batches.failures, batches.kind)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ..errors import InputError
-from .opening import open_pictures, read_spec, record_of
+from .opening import Media, read_spec, record_of
 from .options import (
     BatchOption,
     ClassesOption,
@@ -18,6 +18,7 @@ from .options import (
     MachineOptions,
     NetworkOptions,
     PreprocessingOption,
+    SetOptions,
     WorkersOption,
 )
 from .output import print_record
@@ -26,11 +27,15 @@ if TYPE_CHECKING:  # heavy imports wait until a command needs them, so that --he
     from ..search.ladder import Progress
 
 FOLDER = "tokensieve-tune"
+IMAGES, MOTION = "mobileone_s0", "motion"
+"""What may rank patches where nothing is named: a network, and of videos the motion, which asks none."""
 
 
 def tune(
     *,
-    data: Annotated[str, typer.Option(metavar="FOLDER", help="Pictures: a folder, a tar, a timm data set.")],
+    data: Annotated[
+        str, typer.Option(metavar="FOLDER", help="Pictures or videos: a folder, a tar, a timm data set, a list.")
+    ],
     network: NetworkOptions,
     macs: Annotated[float | None, typer.Option(metavar="X", help="Wanted: X times fewer MACs.")] = None,
     time: Annotated[float | None, typer.Option(metavar="X", help="Wanted: X times as fast, measured here.")] = None,
@@ -49,7 +54,9 @@ def tune(
     ] = None,
     proposal: Annotated[
         list[str] | None,
-        typer.Option(metavar="NAME|none", help="May rank patches; may be repeated. Default mobileone_s0."),
+        typer.Option(
+            metavar="NAME|none", help="May rank patches; may be repeated. Default mobileone_s0, of videos motion."
+        ),
     ] = None,
     proposal_weights: Annotated[
         list[str] | None, typer.Option(metavar="FILE", help="Weights of each --proposal, in their order.")
@@ -67,35 +74,40 @@ def tune(
     batch: BatchOption = 32,
     workers: WorkersOption = 0,
     seed: Annotated[int, typer.Option(min=0, metavar="N", help="Of the search, and of which pictures it sees.")] = 0,
+    clips: SetOptions,
     machine: MachineOptions,
     as_json: JsonOption = False,
 ) -> None:
-    """Find recipes for your model on your own pictures, no labels needed, within a budget of MACs, time or loss."""
-    proposals = _proposals(proposal, proposal_weights)
+    """Find recipes for your model on your own pictures or videos, no labels needed, within a budget."""
+    if clips.views is not None:
+        raise InputError("--views are averaged by tokensieve eval: a search reads one clip of a video.")
     from .._files import check_folder
 
     check_folder(out)
     correction = _correction(Path(out)) if correct else None
-    spec = read_spec(network, machine, recipe="", preprocessing=preprocessing)
+    spec = read_spec(network, machine, clips, recipe="", preprocessing=preprocessing)
     from ..data import load_batches
+    from ..measure.outputs import class_count
     from ..search.budgets import budget
     from ..search.tuning import tune
     from ..show.files import files_record
     from ..show.progress import Counting, Watched, list_failures, working
 
     budget(macs, time, loss)
-    pictures = open_pictures(data, classes=classes, limit=limit)
+    media = Media(data, classes=classes, limit=limit, root=clips.root)
     with working("opening the model"):
-        dense, _, prepared = spec.open()
-        pictures = pictures.prepared(prepared)
+        dense, _, prepared = opened = spec.open()
+        pictures = media.prepared(prepared)
+    kind, videos = pictures.kind, "T" in opened.input_spec.layout
+    proposals = _proposals(proposal, proposal_weights, MOTION if videos else IMAGES)
     labelled = labels or classes is not None
-    if labelled and not classes and (folders := len(getattr(pictures, "classes", ()))) != _classes(dense):
+    if labelled and not classes and (folders := len(getattr(pictures, "classes", ()))) != class_count(dense):
         raise InputError(
-            f"--labels: the {folders} class folders are not the {_classes(dense)} classes of the model; --classes FILE "
-            "says which folder is which class."
+            f"--labels: the {folders} class folders are not the {class_count(dense)} classes of the model; --classes "
+            "FILE says which folder is which class."
         )
     if labelled and (loose := getattr(pictures, "unlabelled", 0)):
-        raise InputError(f"Accuracy needs a label for every picture, and {loose} lie in no class folder: move them.")
+        raise InputError(f"Accuracy needs a label for every {kind.one}, and {loose} lie in no class folder: move them.")
 
     class Unlabelled(Watched):
         def __iter__(self) -> Iterator[Any]:
@@ -144,7 +156,7 @@ def tune(
         **files_record(pictures, images, seen.failures),
     }
     print_record(record, "tune_view.tune_view", as_json)
-    list_failures(seen.failures)
+    list_failures(seen.failures, kind)
 
 
 def _correction(folder: Path) -> Path:
@@ -159,15 +171,11 @@ def _correction(folder: Path) -> Path:
     return file
 
 
-def _proposals(names: list[str] | None, files: list[str] | None) -> dict[str, str | None]:
-    names = names or ["mobileone_s0"]
+def _proposals(names: list[str] | None, files: list[str] | None, default: str) -> dict[str, str | None]:
+    names = names or [default]
     if names == ["none"]:
         names = []
     if files and len(files) != len(names):
         raise InputError(f"There are {len(files)} --proposal-weights for {len(names)} --proposal: give one for each.")
     given: list[str | None] = [*files] if files else [None] * len(names)
     return dict(zip(names, given, strict=True))
-
-
-def _classes(dense: Any) -> int | None:
-    return getattr(dense, "num_classes", None)

@@ -5,6 +5,7 @@ from .images import Failure, ImageSet, StreamSet, image_set, photograph_set, rea
 from .label_pictures import palette, save_labels
 from .listing import Skipped
 from .loading import Batch, Batches, load_batches
+from .media import media_set
 from .preprocessing import Preprocessing
 from .scenes import Scene, Scenes, photographs
 from .segmentation import AsTensor, SegmentationSet, segmentation_set
@@ -37,6 +38,7 @@ __all__ = [
     "class_index",
     "image_set",
     "load_batches",
+    "media_set",
     "palette",
     "photograph_set",
     "photographs",

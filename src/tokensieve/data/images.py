@@ -8,7 +8,7 @@ from copy import copy
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import IO, Any, Self
+from typing import IO, Any, ClassVar, Self, TypeVar
 
 import numpy as np
 import timm.data
@@ -20,9 +20,10 @@ from ..errors import InputError, RecipeError
 from .classes import class_index
 from .listing import Listing, Skipped, list_folder, list_tar
 from .preprocessing import Preprocessing
-from .scanning import TarMember
+from .scanning import PICTURES, Kind, TarMember
 from .scenes import ScenePictures, Scenes, photographs
 
+Read = TypeVar("Read")
 SCENES = 1000
 """Scenes in a set of them, unless it is limited."""
 _TIMM_PREFIXES = ("hfds", "hfids", "tfds", "wds", "torch")
@@ -57,7 +58,10 @@ class ImageSet(Dataset[tuple[Tensor, int]]):
         found: how many pictures there are, those that a limit leaves out included.
         skipped: files and folders beside them that are not read.
         notes: sentences about what changes labels, or is read in part.
+        kind: of what it holds, pictures or videos.
     """
+
+    kind: ClassVar[Kind] = PICTURES
 
     def __init__(
         self,
@@ -121,10 +125,14 @@ class ImageSet(Dataset[tuple[Tensor, int]]):
 
     def attempt(self, index: int) -> tuple[Tensor, int] | Failure:
         """Picture `index`, or why it cannot be read: batch work goes on with the others."""
+        return self._attempt(index, self._read)
+
+    def _attempt(self, index: int, read: Callable[[Any], Read]) -> tuple[Read, int] | Failure:
+        """What `read` makes of one item's file or PIL image, and its label."""
         position = self._indices[index]
         try:
             source, label = self.items[position][:2]
-            return self._read(source), -1 if label is None else int(label)
+            return read(source), -1 if label is None else int(label)
         except UnusableError as error:
             return Failure(self.path(index), str(error))
         except Exception as error:  # whatever a reader or a resize may raise concerns this picture alone
@@ -157,6 +165,8 @@ class StreamSet(IterableDataset[tuple[Tensor, int]]):
     What happens to a picture that cannot be decoded is the reader's affair: webdataset logs it and leaves it out, the
     others end with an InputError that says how far they came.
     """
+
+    kind: ClassVar[Kind] = PICTURES
 
     def __init__(
         self, reader: Any, transform: Callable[[Image.Image], Tensor], *, name: str, limit: int | None

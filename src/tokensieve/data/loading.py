@@ -1,4 +1,4 @@
-"""Batches in order, with the pictures that had to be left out on record."""
+"""Batches in order, with the pictures and videos that had to be left out on record."""
 
 from collections.abc import Callable, Iterator, Sized
 from typing import Any, NamedTuple
@@ -9,20 +9,23 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset
 
 from ..errors import InputError, RecipeError
 from .images import Failure
+from .scanning import PICTURES, Kind
 
 
 class Batch(NamedTuple):
-    """Pictures that go through a model together.
+    """Pictures, or videos, that go through a model together.
 
     Attributes:
-        images: (B, 3, H, W) float32.
+        images: (B, 3, H, W) float32; of videos (B, *clip_shape), with several views (B, views, *clip_shape).
         labels: (B,) int64, -1 where there is none; (B, H, W) of a segmentation set.
         paths: where each comes from.
+        times: of videos (B, clips, frames) float64, when each frame is shown, in seconds from the beginning; else None.
     """
 
     images: Tensor
     labels: Tensor
     paths: tuple[str, ...]
+    times: Tensor | None = None
 
 
 class Batches:
@@ -46,6 +49,12 @@ class Batches:
         self._loader = DataLoader(
             attempts, batch_size, num_workers=min(workers, 1) if streamed else workers, collate_fn=_collate
         )
+
+    @property
+    def kind(self) -> Kind:
+        """Of what is read, pictures or videos."""
+        found: Kind = getattr(self.dataset, "kind", PICTURES)
+        return found
 
     def __len__(self) -> int:
         """Number of batches, those that may come to nothing included; a stream has no length (TypeError)."""
@@ -79,6 +88,7 @@ class _Item(NamedTuple):
     image: Tensor
     label: int | Tensor
     path: str
+    times: Tensor | None = None
 
 
 class _Attempts(Dataset[_Item | Failure]):
@@ -93,6 +103,9 @@ class _Attempts(Dataset[_Item | Failure]):
 
     def __getitem__(self, index: int) -> _Item | Failure:
         path = self._path(index)
+        if hasattr(self.dataset, "attempt_timed"):
+            timed = self.dataset.attempt_timed(index)
+            return timed if isinstance(timed, Failure) else _Item(timed[0], timed[1], path, timed[2])
         if hasattr(self.dataset, "attempt"):
             result = self.dataset.attempt(index)
             return result if isinstance(result, Failure) else _Item(result[0], result[1], path)
@@ -118,8 +131,9 @@ def _collate(items: list[_Item | Failure]) -> tuple[Batch | None, list[Failure]]
     good = [item for item in items if isinstance(item, _Item)]
     if not good:
         return None, failures
-    images, labels, paths = zip(*good, strict=True)
+    images, labels, paths, times = zip(*good, strict=True)
     if len({image.shape for image in images}) > 1:
         raise InputError("Pictures of unlike sizes cannot go through together: read them with batch_size=1.")
     told = torch.stack(labels) if isinstance(labels[0], Tensor) else torch.tensor(labels, dtype=torch.int64)
-    return Batch(torch.stack(images), told, paths), failures
+    shown = None if times[0] is None else torch.stack(times)
+    return Batch(torch.stack(images), told, paths, shown), failures

@@ -130,6 +130,11 @@ class Preprocessing:
             return cls.papers(model, **overrides)
         raise RecipeError(f"The preprocessing '{name}' is unknown: choose timm or papers.")
 
+    @property
+    def reads(self) -> tuple[int, int]:
+        """What a model reads: one image of this height and width."""
+        return self.input_size
+
     def transform(self) -> Callable[[Image.Image], Tensor]:
         """A function from an RGB image to a float32 tensor (3, H, W); it can be sent to worker processes.
 

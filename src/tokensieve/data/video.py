@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Mapping, Sequence
+from copy import copy
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, Self
 
 import numpy as np
 import torch
@@ -14,7 +15,7 @@ from torch import Tensor
 
 from ..errors import InputError, RecipeError
 from .classes import class_index
-from .images import ImageSet, Listed, UnusableError
+from .images import Failure, ImageSet, Listed, UnusableError, reason_of
 from .listing import Listing, list_folder, list_tar
 from .scanning import Kind
 from .video_frames import Timeline, frames_at, library, timeline_of
@@ -55,13 +56,21 @@ class Window:
 
     Attributes:
         clip: (*clip_shape) float32; with three crops (3, *clip_shape).
-        start: when its first frame is shown, in seconds from the beginning.
-        end: when its last frame is shown.
+        times: (frames,) float64, when each is shown, in seconds from the beginning.
     """
 
     clip: Tensor
-    start: float
-    end: float
+    times: Tensor
+
+    @property
+    def start(self) -> float:
+        """When its first frame is shown."""
+        return float(self.times[0])
+
+    @property
+    def end(self) -> float:
+        """When its last frame is shown."""
+        return float(self.times[-1])
 
 
 def read_clips(source: Source, preprocessing: VideoPreprocessing) -> Clips:
@@ -96,20 +105,23 @@ def sliding_clips(source: Source, preprocessing: VideoPreprocessing, step: float
         RecipeError: a step that leads nowhere.
     """
     try:
-        timeline = timeline_of(source)
-        windows = sliding_windows(timeline, preprocessing.frames, preprocessing.stride, step)
-        decoded = frames_at(source, timeline, np.unique(windows).tolist())
-        held: dict[int, Tensor] = {}
-        for window in windows.tolist():
-            while window[-1] not in held:
-                index, frame = next(decoded)
-                held[index] = preprocessing.resize(frame)
-            held = {index: frame for index, frame in held.items() if index >= window[0]}
-            crops = preprocessing.crops(_stack([held[index] for index in window]))
-            start, end = timeline.seconds[[window[0], window[-1]]].tolist()
-            yield Window(crops[0] if len(crops) == 1 else crops, start, end)
+        yield from _slide(source, preprocessing, step)
     except UnusableError as error:
         raise InputError(f"{_name(source)} {error}.") from error
+
+
+def _slide(source: Any, preprocessing: VideoPreprocessing, step: float | None) -> Iterator[Window]:
+    timeline = timeline_of(source)
+    windows = sliding_windows(timeline, preprocessing.frames, preprocessing.stride, step)
+    decoded = frames_at(source, timeline, np.unique(windows).tolist())
+    held: dict[int, Tensor] = {}
+    for window in windows.tolist():
+        while window[-1] not in held:
+            index, frame = next(decoded)
+            held[index] = preprocessing.resize(frame)
+        held = {index: frame for index, frame in held.items() if index >= window[0]}
+        crops = preprocessing.crops(_stack([held[index] for index in window]))
+        yield Window(crops[0] if len(crops) == 1 else crops, torch.from_numpy(timeline.seconds[window]))
 
 
 class VideoSet(ImageSet):
@@ -117,8 +129,10 @@ class VideoSet(ImageSet):
 
     A clip has the preprocessing's layout, (frames, 3, H, W) or (3, frames, H, W); with more views than one they are
     stacked in front: (views, ...), see `views_as_batch` and `average_views`. What `ImageSet` says of limits, failures
-    and labels holds.
+    and labels holds. `load_batches` also gives the times of the frames.
     """
+
+    kind = VIDEOS
 
     def __init__(self, listing: Listing, preprocessing: VideoPreprocessing, limit: int | None = None) -> None:
         super().__init__(
@@ -133,9 +147,35 @@ class VideoSet(ImageSet):
         )
         self.preprocessing = preprocessing
 
+    def prepared(self, preprocessing: Any) -> Self:
+        """The same videos, made clips by another `VideoPreprocessing`."""
+        other = copy(self)
+        other.preprocessing = preprocessing
+        return other
+
+    def attempt_timed(self, index: int) -> tuple[Tensor, int, Tensor] | Failure:
+        """Video `index`, its label, and (clips, frames) float64, when each frame is shown, in seconds from the
+        beginning; or why it cannot be read."""
+        found = self._attempt(index, lambda source: _read(source, self.preprocessing))
+        if isinstance(found, Failure):
+            return found
+        clips, label = found
+        return self._views(clips), label, torch.from_numpy(clips.times)
+
+    def windows(self, index: int, step: float | None = None) -> Iterator[Window | Failure]:
+        """Video `index` clip by clip, as `sliding_clips` reads it; at last, where it goes no further, why."""
+        try:
+            yield from _slide(self.items[self._indices[index]][0], self.preprocessing, step)
+        except UnusableError as error:
+            yield Failure(self.path(index), str(error))
+        except Exception as error:  # whatever a reader or a resize may raise concerns this video alone
+            yield Failure(self.path(index), f"cannot be read: {reason_of(error)}")
+
     def _read(self, source: Any) -> Tensor:
-        clips = _read(source, self.preprocessing).clips
-        return clips[0] if Views.parse(self.preprocessing.views).total == 1 else clips
+        return self._views(_read(source, self.preprocessing))
+
+    def _views(self, clips: Clips) -> Tensor:
+        return clips.clips[0] if Views.parse(self.preprocessing.views).total == 1 else clips.clips
 
 
 def video_set(

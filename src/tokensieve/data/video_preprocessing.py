@@ -20,6 +20,8 @@ from .video_sampling import Views, dense_clips, uniform_clips
 
 SAMPLINGS = ("dense", "uniform")
 LAYOUTS = ("TCHW", "CTHW")
+STATED = ("frames", "stride", "sampling", "short_side")
+"""What a model may say in its `pretrained_cfg` of the clips that it was trained on."""
 
 
 @dataclass(frozen=True)
@@ -89,7 +91,8 @@ class VideoPreprocessing:
         """The frames, size and layout that a model reads, as its host states them.
 
         Args:
-            model: of a host that reads videos, or a sieved one.
+            model: of a host that reads videos, or a sieved one. Its `pretrained_cfg`, a dictionary, may state `mean`,
+                `std`, `frames`, `stride`, `sampling`, `short_side`.
             mean: per channel; by default what the model states as `mean` or in its `pretrained_cfg`.
             std: as `mean`.
             settings: further attributes, such as `views="5x3"`.
@@ -107,13 +110,19 @@ class VideoPreprocessing:
         if mean is None or std is None:
             raise InputError(f"{type(host).__name__} states no normalisation: give mean= and std=.")
         stated = {"input_size": spec.size, "frames": spec.frames, "layout": spec.layout}
+        stated |= {name: config[name] for name in STATED if name in config}
         return cls(mean=tuple(mean), std=tuple(std), **{**stated, **settings})
 
     @property
     def clip_shape(self) -> tuple[int, ...]:
         """Of one clip, in this layout."""
+        return self.reads.shape
+
+    @property
+    def reads(self) -> InputSpec:
+        """What a model reads: one clip."""
         sides = {"T": self.frames, "C": 3, "H": self.input_size[0], "W": self.input_size[1]}
-        return tuple(sides[side] for side in self.layout)
+        return InputSpec(tuple(sides[side] for side in self.layout), self.layout)
 
     def indices(self, timeline: Timeline) -> np.ndarray:
         """(clips, frames) int64: which frames of a video are read."""

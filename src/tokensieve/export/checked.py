@@ -17,7 +17,7 @@ from torch.torch_version import TorchVersion
 
 from .. import __version__
 from .._files import draft
-from ..data import Preprocessing
+from ..data import Preprocessing, VideoPreprocessing
 from ..data.inputs import InputSize, InputSpec, channels_of, own_input
 from ..errors import ExportError, InputError, RecipeError, SieveError, cause
 from ..methods import PaPr
@@ -135,9 +135,12 @@ def refuse(module: Any, reasons: dict[str, str]) -> None:
 
 def preprocessing_of(
     module: nn.Module, input_size: InputSize | None, mean: Sequence[float] | None, std: Sequence[float] | None
-) -> tuple[InputSpec, Preprocessing | None]:
-    """The images, and their preprocessing: None where the host states none for as many channels."""
+) -> tuple[InputSpec, Preprocessing | VideoPreprocessing | None]:
+    """The images or clips, and their preprocessing: None where the host states none for as many channels."""
     given = None if input_size is None else own_input(module, input_size)
+    if "T" in (stated := given or InputSpec.of(module)).layout:
+        own_clips = {"input_size": stated.size, "frames": stated.frames}
+        return stated, VideoPreprocessing.of(module, mean, std, **own_clips)
     own = Preprocessing.of(module, mean, std, None if given is None else given.size)
     if given is None and channels_of(module) is None:  # as many as the normalisation is for
         given = InputSpec((len(own.mean), *own.input_size))
@@ -149,7 +152,7 @@ def preprocessing_of(
     return spec, None
 
 
-def facts_of(module: nn.Module, own: Preprocessing | None) -> dict[str, str]:
+def facts_of(module: nn.Module, own: Preprocessing | VideoPreprocessing | None) -> dict[str, str]:
     """What the file says of itself."""
     facts = {"tokensieve": __version__}
     if own is not None:

@@ -15,6 +15,8 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 from torch.utils.flop_counter import flop_registry
 
+from .._recording import counting
+
 Formula = Callable[..., int]
 """An operator's arguments, and its output as `out=`, -> multiply-accumulates."""
 
@@ -53,6 +55,7 @@ class MacCounter:
         with ExitStack() as context:
             # What is compiled runs as it was written: nobody sees what is in a generated kernel.
             context.enter_context(torch.compiler.set_stance("force_eager"))
+            context.enter_context(counting())
             # torch's own encoder layers have a fast path in which all is one operator.
             context.callback(torch.backends.mha.set_fastpath_enabled, torch.backends.mha.get_fastpath_enabled())
             torch.backends.mha.set_fastpath_enabled(False)

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from ..data import Batches, Failure
+from ..data.scanning import PICTURES, Kind
 from .outputs import nothing_read
 
 ENOUGH = 512
@@ -27,6 +28,8 @@ class Decoding:
     """Processes that read ahead; 0 where pictures and model take turns in one process."""
     failures: tuple[Failure, ...] = ()
     """Pictures that could not be read; they count nowhere."""
+    of: str = PICTURES.many
+    """What is decoded: pictures or videos."""
 
 
 def decoding(batches: Batches, *, keep: int, workers: int, seconds: float = 10.0) -> tuple[Decoding, Tensor]:
@@ -38,7 +41,7 @@ def decoding(batches: Batches, *, keep: int, workers: int, seconds: float = 10.0
         workers: the processes that `batches` was given.
 
     Returns:
-        The figure, and the kept pictures (keep, 3, H, W) float32.
+        The figure, and the kept pictures (keep, 3, H, W) or clips (keep, *clip_shape) float32.
 
     Raises:
         InputError: not one picture could be read.
@@ -58,6 +61,7 @@ def decoding(batches: Batches, *, keep: int, workers: int, seconds: float = 10.0
     # The first batch of each worker comes late, with its start, and the workers' first batches come together.
     (before, since), (count, until) = arrived[min(workers, len(arrived) - 2)], arrived[-1]
     images = torch.cat(kept)
-    images = images.repeat(-(-keep // len(images)), 1, 1, 1)[:keep]
+    images = torch.cat([images] * -(-keep // len(images)))[:keep]
     rate = (count - before) / (until - since)
-    return Decoding(rate, count, workers, tuple(batches.failures)), images
+    kind: Kind = getattr(batches, "kind", PICTURES)
+    return Decoding(rate, count, workers, tuple(batches.failures), kind.many), images

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -82,6 +82,7 @@ def fidelity(
     labels: bool = False,
     ignore_index: int | None = IGNORE_INDEX,
     kind: str | None = None,
+    each: Callable[[Any, Tensor, Tensor], object] | None = None,
 ) -> Fidelity:
     """Compare a sieved model with the dense one, in evaluation mode and without gradients; modes are restored.
 
@@ -99,6 +100,7 @@ def fidelity(
         labels: also score both models against the labels, as `measure.score` does; `k` implies it.
         ignore_index: as of `measure.score`.
         kind: "depth" where tensors (B, H, W) are meant as that; see `measure.comparison.KINDS`.
+        each: called with each batch as it came, and with both models' outputs for it, the dense one's first.
 
     Raises:
         InputError: the two models in each other's place, outputs that cannot be compared, cached outputs of other
@@ -115,6 +117,8 @@ def fidelity(
             if not sums.count and (labels or k is not None):
                 sums.scorers = [sums.kind.scorer((1, 5) if k is None else k, ignore_index) for _ in range(2)]
             sums.add(reference, ours, answers.labels)
+            if each is not None:
+                each(answers.batch, reference, ours)
     if sums is None:
         raise nothing_read(loader)
     if isinstance(dense, Tensor) and len(dense) != sums.count:

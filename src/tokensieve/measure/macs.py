@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from ..data.inputs import InputSize, InputSpec, check_images, own_input, reading
 from ..errors import InputError
 from ..segmentation.resize import Resize
+from ..significance.fold import norms_folded
 from ..stream import Sieved
 from .counter import Formula, MacCounter
 from .limit import SlicingLimit
@@ -43,8 +44,9 @@ def macs(
         selection: True adds the arithmetic of choosing tokens (ToMe's similarity scores, 0.03 to 0.5 %), which the
             papers' tables leave out.
         fvcore_compat: add what the papers' counter adds: 5 for each element of a LayerNorm's output, 2 for each of a
-            BatchNorm's, 4 for each of a bilinear resize, of a segmenter's maps also where it changes nothing and is not
-            run here. Channels-first LayerNorm is left out, as there.
+            BatchNorm's, 4 for each of a bilinear resize; also for a proposal's BatchNorms that are folded here, and
+            where a resize of a segmenter's maps changes nothing and is not run here. Channels-first LayerNorm is left
+            out, as there.
         images: (B, C, H, W), or videos as `input_size` or the model's host lays them out, to count on instead, and the
             mean over them. Where the count depends on the data (`ats`), it is the most that can be without them.
 
@@ -129,6 +131,10 @@ def count(
         nonlocal beside
         beside += 4 * output.numel() * module.not_run(inputs[0], output)
 
+    def add_folded(module: nn.Module, _inputs: Any, output: Tensor) -> None:
+        nonlocal beside
+        beside += 2 * output.numel() * norms_folded(module)
+
     with ExitStack() as hooks:
         if fvcore_compat:
             for part in owner.modules() if kept is None else kept:
@@ -136,6 +142,8 @@ def count(
                     hooks.callback(part.register_forward_hook(leave_out).remove)
                 elif isinstance(part, Resize):
                     hooks.callback(part.register_forward_hook(add_not_run).remove)
+                elif norms_folded(part):
+                    hooks.callback(part.register_forward_hook(add_folded).remove)
         with counter:
             call()
     if counter.unknown:

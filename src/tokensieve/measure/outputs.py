@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from ..data.inputs import check_images, reading
+from ..data.scanning import PICTURES, Kind
 from ..errors import InputError
 from .comparison import OutputKind, kind_of
 
@@ -25,12 +26,14 @@ class Answers(NamedTuple):
         outputs: a tensor per model, batch first, on the CPU.
         classes: whether all of them are scores of classes, not embeddings.
         field: the field of transformers' `ModelOutput` that the first of them was; None of a tensor.
+        batch: as it came.
     """
 
     labels: Tensor | None
     outputs: tuple[Tensor, ...]
     classes: bool
     field: str | None = None
+    batch: Any = None
 
     def kind(self, name: str | None = None) -> OutputKind:
         """What the outputs are, or the kind of this name; see `comparison.kind_of`."""
@@ -80,7 +83,7 @@ def forward_batches(
             classes = classes and classifies(model, output)
             outputs.append(as_tensor(output, model, len(images)))
             fields.append(field_of(output))
-        yield Answers(labels, tuple(outputs), classes, fields[0])
+        yield Answers(labels, tuple(outputs), classes, fields[0], batch)
 
 
 def collect_outputs(
@@ -110,7 +113,8 @@ def nothing_read(batches: Iterable[Any]) -> InputError:
     """The error for a pass without a single picture."""
     failures = failures_of(batches)
     if failures:
-        return InputError(f"None of {len(failures)} pictures could be read; the first: {failures[0]}.")
+        kind: Kind = getattr(batches, "kind", PICTURES)
+        return InputError(f"None of {len(failures)} {kind.many} could be read; the first: {failures[0]}.")
     return InputError("There are no images to measure on: the loader is empty, or was used up by an earlier pass.")
 
 
@@ -137,6 +141,17 @@ def unpack(batch: Any) -> tuple[Tensor, Tensor | None]:
 def _of_numbers(images: Tensor) -> Tensor:
     """Bytes would become numbers without a word, 0 to 255 where a model reads about -2 to 2."""
     return images if images.is_floating_point() else check_images(images)
+
+
+def class_count(model: Any) -> int:
+    """How many classes a model of timm, transformers or torchvision scores; 0 where it has no classifier, or is of
+    none that says."""
+    for name in ("num_classes", "num_labels"):
+        if isinstance(count := getattr(model, name, None), int):
+            return count
+    head = next((part for name in ("head", "heads", "classifier", "fc") if (part := getattr(model, name, None))), None)
+    last = [part for part in head.modules() if isinstance(part, nn.Linear)] if isinstance(head, nn.Module) else []
+    return last[-1].out_features if last else 0
 
 
 def classifies(model: nn.Module, output: Any) -> bool:

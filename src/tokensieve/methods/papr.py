@@ -19,7 +19,8 @@ from .ranking import Scored
 from .schedule import shares_field, tuple_field
 
 REDUCTIONS = ("mean", "cam", "grad-cam", "grad-cam++", "eigen-cam", "score-cam")
-SIGNIFICANCES = (*REDUCTIONS, *(f"{name}*motion" for name in REDUCTIONS), "random", "centre", "motion")
+WITHOUT_NETWORK = ("random", "centre", "motion")
+SIGNIFICANCES = (*REDUCTIONS, *(f"{name}*motion" for name in REDUCTIONS), *WITHOUT_NETWORK)
 
 
 def _check_stages(_method: str, _setting: str, stages: Any) -> tuple[int, ...] | None:
@@ -111,6 +112,11 @@ class PaPr(Scored[MapEvidence], PixelMethod):
     def ranks(self) -> bool:
         """Whether anything is left out, so that a map is asked for."""
         return min(self.keep) < 1 if isinstance(self.keep, tuple) else self.keep < 1
+
+    @property
+    def asks_proposal(self) -> bool:
+        """Whether the map is not one of those that need no proposal."""
+        return self.significance not in WITHOUT_NETWORK
 
     @property
     def by_score(self) -> bool:

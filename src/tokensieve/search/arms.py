@@ -15,7 +15,7 @@ from optuna.trial import FrozenTrial, TrialState, create_trial
 from ..errors import RecipeError, SieveError
 from ..methods import PaPr
 from ..recipe import Recipe
-from .families import Family, Variant
+from .families import Family, Variant, ranked_by
 from .fit import Fit
 from .front import Failed
 from .judge import Figures, Judge
@@ -174,10 +174,11 @@ class Arm:
         if self.family.proposal is None:
             return self.fit
         layer = {"layer": variant["layer"]} if "layer" in variant else {}
-        cost = self.judge.map_of(PaPr(keep=0.5, **{**self.family.proposal, **layer}))[1] * self.fit.count_proposal
+        asking = Recipe.of(PaPr(keep=0.5, **{**self.family.proposal, **layer}))
+        cost = self.judge.proposal_macs(asking) * self.fit.count_proposal
         if cost >= self.fit.target:
             raise RecipeError(
-                f"{self.family.proposal['proposal']} alone takes {cost / 1e9:.3g} GMAC, and model and "
+                f"{ranked_by(self.family.proposal)} alone takes {cost / 1e9:.3g} GMAC, and model and "
                 f"proposal may take {self.fit.target / 1e9:.3g} together."
             )
         return replace(self.fit, target=self.fit.target - cost)

@@ -12,11 +12,14 @@ from torch import nn
 from ..errors import InputError, RecipeError, SieveError, UnsupportedHost, nearest
 from ..methods import PaPr
 from ..recipe import Recipe
-from .families import CONTROLS, Family, Scheduled, family_names
+from .families import CONTROLS, Family, Scheduled, family_names, ranked_by
 from .families import families as families_of
 from .fit import Fit
 from .judge import Judge
 from .stages import NAMES, stage_families
+
+MAPS = ("motion",)
+"""Maps that may be named among proposals: of videos, how much each patch changes."""
 
 
 def names_of(given: Sequence[str] | None, model: nn.Module, staged: bool) -> list[str] | None:
@@ -37,17 +40,21 @@ def names_of(given: Sequence[str] | None, model: nn.Module, staged: bool) -> lis
 
 
 def proposals_of(given: str | Sequence[str] | Mapping[str, Any] | None) -> list[dict[str, Any]]:
-    """Settings of `papr` for each proposal."""
+    """Settings of `papr` for each proposal, or map that asks none."""
     if isinstance(given, str):
         given = (given,)
     files = dict(given) if isinstance(given, Mapping) else dict.fromkeys(given or ())
     for name, file in files.items():
         if not isinstance(name, str):
             raise RecipeError(f"A proposal is the name of a model, not {type(name).__name__}: recipe files hold names.")
+        if file is not None and name in MAPS:
+            raise InputError(f"{name} asks no network, which weights ({os.fspath(file)}) could be for.")
         if file is not None and not Path(file).is_file():
             raise InputError(f"There is no weights file {os.fspath(file)} for the proposal {name}.")
     return [
-        {"proposal": name, **({} if file is None else {"proposal_weights": os.fspath(file)})}
+        {"significance": name}
+        if name in MAPS
+        else {"proposal": name, **({} if file is None else {"proposal_weights": os.fspath(file)})}
         for name, file in files.items()
     ]
 
@@ -64,10 +71,10 @@ def families_for(
     usable = []
     for settings in proposals:
         try:
-            judge.map_of(PaPr(keep=0.5, **settings))
+            judge.check_map(PaPr(keep=0.5, **settings))
             usable.append(settings)
         except (SieveError, RuntimeError) as error:
-            left_out[settings["proposal"]] = " ".join(str(error).split())
+            left_out[ranked_by(settings)] = " ".join(str(error).split())
     made_of, all_names = (stage_families, NAMES) if staged else (families_of, family_names())
     wanted = names or [name for name in all_names if name not in CONTROLS]
     found: list[Family] = []

@@ -218,7 +218,7 @@ def _views(images: Tensor, count: int, seed: int, first: int) -> Iterator[Tensor
     yield images
     if count > 1:
         yield images.flip(3)
-    crop = v2.RandomResizedCrop(images.shape[2:], scale=(0.5, 1.0), ratio=(0.8, 1.25), antialias=True)
+    crop = v2.RandomResizedCrop(images.shape[-2:], scale=(0.5, 1.0), ratio=(0.8, 1.25), antialias=True)
     change = v2.Compose([crop, v2.RandomHorizontalFlip()])
     for view in range(2, count):
         changed = []

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from ..errors import SieveError
@@ -10,16 +9,19 @@ from ..errors import SieveError
 if TYPE_CHECKING:  # heavy imports wait until a recipe is made, so that --help answers at once
     from torch import nn
 
+    from ..data.inputs import InputSize
     from ..recipe import Recipe
 
 SAVING = 1.5
 """Times fewer MACs. A DeiT-Tiny keeps 96 % of its answers there (results/compare.csv, 35 % saved)."""
 RANKED = "papr(keep=0.65)"
 """Where tokens can be neither merged nor ranked by a class token, and on hosts with stages."""
+MOVING = "papr(keep=0.65, significance=motion)"
+"""The same for hosts that read videos, where motion ranks without a network."""
 SAID = f"guarded merging at {SAVING:g}x fewer MACs, no proposal; {RANKED} on hosts with stages"
 
 
-def default_recipe(model: nn.Module, input_size: Sequence[int]) -> Recipe:
+def default_recipe(model: nn.Module, input_size: InputSize) -> Recipe:
     """What loses least of all that needs neither training nor a proposal, scaled to `SAVING` on this host.
 
     Guarded merging by the schedule known, with the readout, where the head reads a class token; else ToMe by the same
@@ -28,11 +30,12 @@ def default_recipe(model: nn.Module, input_size: Sequence[int]) -> Recipe:
 
     Args:
         model: the host.
-        input_size: (3, H, W) of its images.
+        input_size: of its images or clips, as in `measure.macs`.
 
     Raises:
         UnsupportedHost: the model cannot be sieved.
     """
+    from ..data.inputs import own_input
     from ..hosts import open_host
     from ..recipe import Recipe
     from ..stream import sieve
@@ -40,8 +43,10 @@ def default_recipe(model: nn.Module, input_size: Sequence[int]) -> Recipe:
     from .families import Scheduled
     from .fit import Fit
 
-    if open_host(model).units == "pixels":
-        return Recipe.parse(RANKED)
+    host, spec = open_host(model), own_input(model, input_size)
+    ranked = Recipe.parse(RANKED if host.layout == "CHW" else MOVING)
+    if host.units == "pixels":
+        return ranked
 
     def takes(recipe: Recipe) -> bool:
         try:
@@ -51,9 +56,9 @@ def default_recipe(model: nn.Module, input_size: Sequence[int]) -> Recipe:
         return True
 
     try:
-        costs = Costs(sieve(model), input_size)
+        costs = Costs(sieve(model), spec)
     except SieveError:  # parts whose cost cannot be told beforehand
-        return Recipe.parse(RANKED)
+        return ranked
     fit = Fit(costs, costs.dense / SAVING, takes(Recipe.parse("readout()")))
     for family in (Scheduled("guarded"), Scheduled("tome")):
         try:
@@ -62,4 +67,4 @@ def default_recipe(model: nn.Module, input_size: Sequence[int]) -> Recipe:
             continue
         if takes(recipe):
             return recipe
-    return Recipe.parse(RANKED)
+    return ranked

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from ..methods import METHODS
 from ..methods.base import make
 from ..recipe import Recipe
+from ..zoo import VIDEO_PROPOSALS
 from .fit import Fit
 
 Variant = Mapping[str, Any]
@@ -29,7 +30,7 @@ class Family(ABC):
 
     name: str
     proposal: Mapping[str, Any] | None = None
-    """Settings of `papr` that name the network which ranks; None asks none."""
+    """Settings of `papr` that name the network, or the map without one, which ranks; None for none."""
     searched: bool = False
     """Whether it has knobs, or is one recipe for each variant."""
 
@@ -51,7 +52,7 @@ class Family(ABC):
 
     @property
     def title(self) -> str:
-        return self.name if self.proposal is None else f"{self.name} with {self.proposal['proposal']}"
+        return self.name if self.proposal is None else f"{self.name} with {ranked_by(self.proposal)}"
 
 
 @dataclass(frozen=True)
@@ -114,7 +115,7 @@ class Proposed(Family):
     name: str = "papr"
 
     def variants(self) -> Sequence[Variant]:
-        return [{}, {"layer": -2}]
+        return layers(self.proposal)
 
     def recipe(self, knobs: Mapping[str, float], variant: Variant, fit: Fit) -> Recipe:
         return fit.count(1, fit.costs.patches - 1, lambda count: kept(count, fit, {**(self.proposal or {}), **variant}))
@@ -165,7 +166,7 @@ class Scheduled(Family):
         variants: list[Variant] = [{}]
         if self.method == "guarded":
             variants += [{"metric": "keys"}, {"soften": False}]
-        return [*variants, {"layer": -2}] if self.proposal else variants
+        return [*variants, *layers(self.proposal)[1:]]
 
     def recipe(self, knobs: Mapping[str, float], variant: Variant, fit: Fit) -> Recipe:
         depth = fit.costs.depth
@@ -208,6 +209,18 @@ class Scheduled(Family):
             float(share ** (1 - even) * known.mean() ** even * _factor(knob))
             for share, knob in zip(known, turned, strict=True)
         ]
+
+
+def ranked_by(proposal: Mapping[str, Any]) -> str:
+    """The name of the network, or of the map without one, that settings of `papr` say."""
+    name: str = proposal.get("proposal") or proposal["significance"]
+    return name
+
+
+def layers(proposal: Mapping[str, Any] | None) -> list[Variant]:
+    """Which feature map of a network that reads images is read: the last, or a finer one."""
+    asks = proposal is not None and proposal.get("proposal", "") not in ("", *VIDEO_PROPOSALS)
+    return [{}, {"layer": -2}] if asks else [{}]
 
 
 def kept(count: int, fit: Fit, settings: Mapping[str, Any]) -> Recipe:

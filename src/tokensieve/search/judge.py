@@ -163,8 +163,17 @@ class Judge:
         """MACs an image of what ranks patches for a recipe; 0 where nothing does."""
         return sum(self.map_of(method)[1] for method in recipe if _asks(method))
 
+    def check_map(self, method: PaPr) -> None:
+        """Make the maps by which a method ranks, where a network makes them. Raises as `map_of` does, and `RecipeError`
+        for maps that there are not on this host."""
+        if _asks(method):
+            self.map_of(method)
+        else:
+            self._host(Recipe.of(method))
+
     def map_of(self, method: PaPr) -> tuple[Tensor, float]:
-        """The map of every image (N, h, w), and its MACs an image. Asked once: whatever is kept where, it is the same.
+        """The map of every image (N, h, w), of clips (N, t, h, w), and its MACs an image. Asked once: whatever is kept
+        where, it is the same.
 
         Raises:
             InputError: weights that cannot be had.
@@ -259,13 +268,13 @@ class _Recall:
 
     def __call__(self, images: Tensor) -> Tensor:
         if len(images) != len(self.rows):
-            return self.maps[:1].expand(len(images), -1, -1)
+            return self.maps[:1].expand(len(images), *self.maps.shape[1:])
         return self.maps[self.rows.to(self.maps.device)]
 
 
 def _asks(method: BaseMethod) -> TypeGuard[PaPr]:
     """Whether a method needs maps that a network makes."""
-    return isinstance(method, PaPr) and method.significance not in ("random", "centre") and method.ranks
+    return isinstance(method, PaPr) and method.asks_proposal and method.ranks
 
 
 def _read(

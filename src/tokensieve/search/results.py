@@ -11,6 +11,7 @@ from ..errors import InputError, SieveError, UnsupportedHost
 from ..methods import Corrected
 from ..stream import sieve
 from .correction import LEAST, correct
+from .families import ranked_by
 from .front import Front, Point, mark_dominated
 from .judge import Figures, Judge
 from .timing import with_speed
@@ -79,7 +80,7 @@ def point_of(search: Search, arm: Any, tried: Any, include_proposal: bool, held:
     return Point(
         recipe=tried.recipe,
         family=family.name,
-        proposal=None if family.proposal is None else family.proposal["proposal"],
+        proposal=None if family.proposal is None else ranked_by(family.proposal),
         kind="searched" if family.searched else "single",
         budget=arm.ratio,
         macs=cost,

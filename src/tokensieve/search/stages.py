@@ -18,7 +18,7 @@ from ..methods.base import make
 from ..recipe import Recipe
 from ..stream import Sieved, sieve
 from .costs import Costs
-from .families import Family, Variant
+from .families import Family, Variant, layers
 from .fit import Fit
 
 CENTRE: Variant = {"significance": "centre"}
@@ -75,8 +75,7 @@ def costs_of(fast: Sieved, input_size: Sequence[int]) -> Costs:
 
 def _variants(proposal: Mapping[str, Any] | None) -> list[Variant]:
     """What becomes of pixels that are left out, and the layer of the proposal that is read."""
-    layers: list[Variant] = [{}, {"layer": -2}] if proposal else [{}]
-    return [{"background": background, **layer} for layer in layers for background in ("zero", "keep")]
+    return [{"background": background, **layer} for layer in layers(proposal) for background in ("zero", "keep")]
 
 
 @dataclass(frozen=True)

@@ -15,6 +15,7 @@ from torch import Tensor
 from .._files import check_place, make_folder
 from ..errors import InputError, first_line
 from ..zoo import file_sha256
+from .families import ranked_by
 
 if TYPE_CHECKING:  # optuna is an extra: it is imported where a search begins, so that its absence can be explained
     import optuna
@@ -79,7 +80,7 @@ def _brief(value: Any) -> str:
 
 def identity(proposal: Mapping[str, Any]) -> dict[str, Any]:
     file = proposal.get("proposal_weights")
-    return {"name": proposal["proposal"], "sha256": None if file is None else file_sha256(file)}
+    return {"name": ranked_by(proposal), "sha256": None if file is None else file_sha256(file)}
 
 
 def digest(tensors: Iterable[tuple[str, Tensor]]) -> str:

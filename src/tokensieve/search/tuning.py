@@ -71,17 +71,19 @@ def tune(
     Args:
         model: the host, or a model around it, see `backbone`: images to scores (B, K), embeddings (B, D), or maps
             (B, C, H, W), as a tensor or in transformers' `ModelOutput`. Its modes are restored.
-        loader: batches of images (B, 3, H, W) normalised as the model reads them, or tuples that begin with images and
-            labels, or one tensor. A few hundred are enough; all are held in memory. With labels accuracy is reported,
-            with a label for each pixel the mean IoU of class maps, or how right depths are.
+        loader: batches of images (B, 3, H, W), or of clips as the model lays them out, normalised as the model reads
+            them, or tuples that begin with images and labels, or one tensor. A few hundred are enough; all are held in
+            memory. With labels accuracy is reported, with a label for each pixel the mean IoU of class maps, or how
+            right depths are.
         macs: wanted saving factor, 1.9 for 1.9 times fewer MACs than the dense model, proposal included. Give this,
             `time` or `loss`.
         time: wanted speed-up, measured on this machine where the model is.
         loss: largest allowed loss on the search images.
         families: what to search, see `tokensieve.search.families.family_names()`, for hosts with stages
             `tokensieve.search.stages.NAMES`; None is all that the host takes.
-        proposals: networks that may rank patches: names, or name -> file of weights. Whether one pays, with what it
-            costs, is found out; one that cannot be had is left out, and the result says so.
+        proposals: networks that may rank patches: names, or name -> file of weights; of videos also "motion", which
+            asks none. Whether one pays, with what it costs, is found out; one that cannot be had is left out, and the
+            result says so.
         trials: recipes to try in the searches, half of them at the wanted budget.
         timeout: seconds after which the search ends with what it has. Measuring and correcting what was found come on
             top.

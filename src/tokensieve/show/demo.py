@@ -29,7 +29,7 @@ from .gallery import Pictures
 from .page import Fact, Panel, Report, Section, Table
 from .pictures import groups, heat, kept, photo
 from .record import compared
-from .rivals import CONTROLS, Rivals, open_rivals, varied
+from .rivals import Rivals, open_rivals, varied
 from .tables import between, brief, giga, header, new_table, units
 
 if TYPE_CHECKING:
@@ -106,7 +106,7 @@ def beside(model: nn.Module, recipe: Recipe, input_size: Sequence[int], **settin
     """A recipe by its text, and what it must be better than: random patches at its ratio, merging at its MACs."""
     chosen = {str(recipe): recipe}
     first = next(iter(recipe), None)
-    if isinstance(first, PaPr) and first.ranks and first.significance not in CONTROLS:
+    if isinstance(first, PaPr) and first.ranks and first.asks_proposal:
         fast = sieve(model, recipe, **settings)
         label = RANDOM_PIXELS if fast.units == "pixels" else RANDOM
         chosen[label] = varied(recipe, significance="random", proposal_weights=None)
@@ -191,7 +191,7 @@ def drawn(
 
 def _first(batches: Sequence[Batch], count: int) -> Batch:
     """The first `count` pictures as one batch."""
-    images, labels, paths = zip(*batches, strict=True)
+    images, labels, paths, _ = zip(*batches, strict=True)
     return Batch(torch.cat(images)[:count], torch.cat(labels)[:count], tuple(chain(*paths))[:count])
 
 

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from ..data import class_descriptions
 from ..errors import InputError
 from ..measure.comparison import OutputKind
-from ..measure.outputs import as_tensor, evaluating, forward_batches
+from ..measure.outputs import as_tensor, class_count, evaluating, forward_batches
 from ..stream import Sieved, Trace
 from .page import Fact, Panel
 from .pictures import HEIGHT, groups, heat, kept, photo
@@ -84,6 +84,30 @@ class Explained:
         return {**answers, "cosine": self.cosine, "agreement": self.agreement, **counts}
 
 
+@dataclass(frozen=True)
+class Asked:
+    """What both models say of a batch, image by image, and what the recipe did; see `Explained`."""
+
+    trace: Trace
+    verdicts: Sequence[Verdict | None]
+    cosines: Sequence[float | None]
+    agreements: Sequence[float | None]
+    kind: OutputKind
+
+    def facts(self, index: int) -> tuple[Fact, ...]:
+        """The answers to one of them in words."""
+        return _facts(self.verdicts[index], self.cosines[index], self.agreements[index], self.kind)
+
+
+def ask(fast: Sieved, dense: nn.Module, images: Tensor, classes: Sequence[str] | None = None) -> Asked:
+    """Run both models on images or clips, on their device and in their dtype; arguments as in `explain`."""
+    output, kind = dense_answers(dense, images)
+    trace = traced(fast, images)
+    sieved = as_tensor(trace.output, fast, len(images))
+    verdicts = judge(_probabilities(output, kind), sieved, classes)
+    return Asked(trace, verdicts, *_compared(kind, output, sieved), kind)
+
+
 def explain(
     fast: Sieved,
     dense: nn.Module,
@@ -106,17 +130,12 @@ def explain(
     Returns:
         One `Explained` for each image.
     """
-    output, kind = dense_answers(dense, images)
-    probabilities = _probabilities(output, kind)
-    trace = traced(fast, images)
-    sieved = as_tensor(trace.output, fast, len(images))
-    tokens = trace.tokens
+    asked = ask(fast, dense, images, classes)
+    trace, tokens = asked.trace, asked.trace.tokens
     assert tokens is not None
     grid = (tokens.grid[0], tokens.grid[1])
     merging, staged = tokens.size is not None, fast.units == "pixels"
     grain = _maps(fast, images) if staged else f"{grid[0] * grid[1]} patches"
-    verdicts = judge(probabilities, sieved, classes)
-    cosines, agreements = _compared(kind, output, sieved)
 
     explained = []
     for i, image in enumerate(images):
@@ -137,12 +156,12 @@ def explain(
         explained.append(
             Explained(
                 panels=tuple(panels),
-                facts=_facts(verdicts[i], cosines[i], agreements[i], kind),
-                verdict=verdicts[i],
-                cosine=cosines[i],
+                facts=asked.facts(i),
+                verdict=asked.verdicts[i],
+                cosine=asked.cosines[i],
                 kept=trace.masks[0].kept.shape[1] if trace.masks else None,
                 tokens_per_block=tuple(trace.tokens_per_block),
-                agreement=agreements[i],
+                agreement=asked.agreements[i],
             )
         )
     return explained
@@ -206,7 +225,8 @@ def class_names(model: nn.Module, file: str | Path | None = None) -> list[str] |
     """The names of a model's classes in index order.
 
     Args:
-        model: the host; the names of ImageNet's classes are known where it has as many.
+        model: the host; of transformers' models those that they state, and the names of ImageNet's classes where it has
+            as many.
         file: names instead, in any form that `data.class_index` reads.
 
     Returns:
@@ -215,8 +235,11 @@ def class_names(model: nn.Module, file: str | Path | None = None) -> list[str] |
     Raises:
         InputError: the file cannot be read, or does not name every class of the model.
     """
-    count = getattr(model, "num_classes", 0)
+    count = class_count(model)
     if file is None:
+        stated = getattr(getattr(model, "config", None), "id2label", None)
+        if count and stated and not str(stated.get(0, "LABEL_0")).startswith("LABEL_"):
+            return [str(stated[index]) for index in range(count)]
         subset = infer_imagenet_subset(model) if count else None
         if subset is None:
             return None

@@ -8,6 +8,8 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
+from ..data.scanning import PICTURES
+
 if TYPE_CHECKING:
     from ..data import Failure, Skipped
 
@@ -19,13 +21,14 @@ def files_record(pictures: Any, read: int, failures: Sequence[Failure]) -> dict[
     """The parts `files` (counts), `skipped` and `failures` (each with path and reason) of a command's record.
 
     Args:
-        pictures: a set of pictures; what it found and skipped is asked of it, where it knows.
+        pictures: a set of pictures or videos; what it found and skipped is asked of it, where it knows.
         read: pictures that went through the model.
         failures: pictures that could not be read.
     """
     skipped: Sequence[Skipped] = getattr(pictures, "skipped", ())
     return {
         "files": {
+            "of": getattr(pictures, "kind", PICTURES).many,
             "found": getattr(pictures, "found", None),
             "read": read,
             "failed": len(failures),
@@ -38,9 +41,10 @@ def files_record(pictures: Any, read: int, failures: Sequence[Failure]) -> dict[
 
 def files_line(files: dict[str, Any]) -> str:
     """The counts of a record's `files` in words: "12 of 40 pictures read, 1 failed, 3 skipped (.txt 2, ...)"."""
+    many: str = files.get("of", PICTURES.many)
     read, failed, found, skipped = files["read"], files["failed"], files["found"], files["skipped"]
     of = f" of {found}" if found is not None and found > read + failed else ""
-    pictures = "picture" if f"{read}{of}" == "1" else "pictures"
+    pictures = many.removesuffix("s") if f"{read}{of}" == "1" else many
     kinds = ", ".join(f"{reason} {count}" for reason, count in skipped.items())
     return f"{read}{of} {pictures} read, {failed} failed, {sum(skipped.values())} skipped" + (kinds and f" ({kinds})")
 

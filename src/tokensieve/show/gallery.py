@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import PurePath
@@ -15,7 +15,7 @@ from rich.text import Text
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from ..data import Failure, ImageSet, Preprocessing, image_set
+from ..data import Failure, ImageSet, Preprocessing, VideoPreprocessing, Window, media_set
 from ..errors import InputError
 from ..measure.outputs import nothing_read
 from ..methods import PaPr
@@ -24,7 +24,7 @@ from .explain import explain, percent
 from .page import Fact, Report, Section
 from .progress import Watched, working
 from .rivals import Rivals, asks_proposal, ranking
-from .tables import giga, header, new_table, short
+from .tables import data_word, giga, header, new_table, short, sides
 
 if TYPE_CHECKING:
     from ..model_spec import ModelSpec, OpenedModel
@@ -47,14 +47,22 @@ OF_STAGES = {
 
 
 class Pictures(Dataset[tuple[Tensor, int]]):
-    """Pictures of several files, folders and tars, in their order, `limit` of them at most, spread evenly.
+    """Pictures or videos of several files, folders, tars and lists, in their order, `limit` of them at most, spread
+    evenly.
 
-    Raises `InputError` for a source that holds no pictures, or that can only be read from its beginning.
+    Raises `InputError` for a source that holds none, or that can only be read from its beginning.
     """
 
-    def __init__(self, sources: Sequence[str], preprocessing: Preprocessing, limit: int) -> None:
-        sets = [image_set(source, preprocessing) for source in sources]
-        self.places: list[tuple[ImageSet, int]] = []
+    def __init__(
+        self,
+        sources: Sequence[str],
+        preprocessing: Preprocessing | VideoPreprocessing,
+        limit: int,
+        root: str | None = None,
+    ) -> None:
+        sets = [media_set(source, preprocessing, root=root) for source in sources]
+        self.kind = sets[0].kind
+        self.places: list[tuple[Any, int]] = []
         for source, found in zip(sources, sets, strict=True):
             if not isinstance(found, ImageSet):
                 raise InputError(f"{source} is a stream: show takes image files, folders and tars.")
@@ -83,6 +91,19 @@ class Pictures(Dataset[tuple[Tensor, int]]):
         return found if isinstance(found, Failure) else (found[0], -1)  # a folder's number is no class of the model
 
 
+class Videos(Pictures):
+    """Videos alone, which know the times of their frames; see `VideoSet`."""
+
+    def attempt_timed(self, index: int) -> tuple[Tensor, int, Tensor] | Failure:
+        owner, position = self.places[index]
+        found: tuple[Tensor, int, Tensor] | Failure = owner.attempt_timed(position)
+        return found
+
+    def windows(self, index: int) -> Iterator[Window | Failure]:
+        owner, position = self.places[index]
+        yield from owner.windows(position)
+
+
 def _common(parents: Sequence[str]) -> str:
     """The folder that all have in common, empty for none."""
     try:
@@ -106,21 +127,25 @@ def explained(
     """Each picture under the recipe."""
     dense, fast, own = opened
     sections, pictures = [], []
-    for images, _, paths in batches:
+    for images, _, paths, _ in batches:
         for path, one in zip(paths, explain(fast, dense, images, own.mean, own.std, classes), strict=True):
             sections.append(Section(names[path], facts=one.facts, panels=(one.panels,)))
             pictures.append({"path": path, "name": names[path], **one.record()})
     if not pictures:
         raise nothing_read(batches)
-    facts: tuple[Fact, ...] = ()
-    if pictures[0]["dense"]:
-        same = [picture["same"] for picture in pictures]
-        before, after = (fmean(values) for values in zip(*_confidences(pictures), strict=True))
-        facts = (
-            Fact(f"{sum(same)} of {len(same)}", "answers stay"),
-            Fact(f"{percent(before)} → {percent(after)}", "mean confidence in the dense answer"),
-        )
-    return Gallery(tuple(sections), facts, {"pictures": pictures})
+    return Gallery(tuple(sections), answer_facts(pictures), {"pictures": pictures})
+
+
+def answer_facts(shown: Sequence[Record]) -> tuple[Fact, ...]:
+    """How many answers stay, of records of pictures or clips; nothing of a host without a classifier."""
+    if not shown[0]["dense"]:
+        return ()
+    same = [one["same"] for one in shown]
+    before, after = (fmean(values) for values in zip(*_confidences(shown), strict=True))
+    return (
+        Fact(f"{sum(same)} of {len(same)}", "answers stay"),
+        Fact(f"{percent(before)} → {percent(after)}", "mean confidence in the dense answer"),
+    )
 
 
 def grid(rivals: Rivals[Any], own: Preprocessing, batches: Watched, names: Mapping[str, str]) -> Gallery:
@@ -150,7 +175,7 @@ def _each(
     names: Mapping[str, str],
 ) -> tuple[list[Section], list[Record]]:
     sections, pictures = [], []
-    for images, _, paths in batches:
+    for images, _, paths, _ in batches:
         for image, path in zip(images, paths, strict=True):
             drawn, entry = section(names[path], image, own.mean, own.std, rivals)
             sections.append(drawn)
@@ -179,7 +204,8 @@ def random_parts(spec: ModelSpec, recipes: Iterable[Recipe]) -> list[str]:
 
 def report(record: Record, gallery: Gallery, recipe: Recipe) -> Report:
     """The page: what ran and what it saves, the pictures, how to read them."""
-    macs, shown = record["macs"], len(record["pictures"])
+    macs, videos = record["macs"], "clips" in record
+    shown = record["files"]["read"] if videos else len(record["pictures"])
     one = not ("grid" in record or "compare" in record)
     facts = list(gallery.facts)
     if one:
@@ -188,11 +214,10 @@ def report(record: Record, gallery: Gallery, recipe: Recipe) -> Report:
             _left(record),
             *facts,
         ]
-    height, width = record["input_size"][-2:]
-    lead = f"{record['model']} at {height} x {width} pixels under {_spoken(recipe)}"
+    lead = f"{record['model']} at {sides(record)} pixels under {_spoken(recipe)}"
     lead += ", with the significance maps below." if "compare" in record else "." if one else ", varied as below."
     if shown < record["found"]:
-        lead += f" {shown} of {record['found']} pictures."
+        lead += f" {shown} of {record['found']} {data_word(record)}."
     drawn = {panel.caption for part in gallery.sections for row in part.panels for panel in row if panel}
     notes = [
         f"{name}: {said}"
@@ -227,7 +252,12 @@ def _warning(record: Record) -> list[str]:
 def show_view(record: Record) -> RenderableType:
     """What the command prints: what ran, a line for each picture or the table of all, the files."""
     parts: list[RenderableType] = [header(record), ""]
-    if "compare" in record:
+    if "clips" in record:
+        table = new_table("", "from", "to", "dense", "sieved", text=(3, 4))
+        for row in record["clips"]:
+            span = (f"{row[end]:.2f} s" for end in ("start", "end"))
+            table.add_row(row["name"], *span, *(answer_cell(row[side]) for side in ("dense", "sieved")))
+    elif "compare" in record:
         table = new_table("", "answers kept", "confidence", "MACs", "ms", "of dense time")
         for row in record["compare"]:
             shares = [percent(row[key]) for key in ("answers_kept", "confidence", "share_of_macs")]
@@ -240,11 +270,12 @@ def show_view(record: Record) -> RenderableType:
     else:
         table = new_table("", "dense", "sieved", text=(1, 2))
         for row in record["pictures"]:
-            table.add_row(row["name"], *(_cell(row[side]) for side in ("dense", "sieved")))
+            table.add_row(row["name"], *(answer_cell(row[side]) for side in ("dense", "sieved")))
     parts += [table, ""]
     parts += [Text(sentence, style="dim") for sentence in _warning(record)]
     return Group(*parts, *(Text(path, style="bold") for path in record["out"]))
 
 
-def _cell(answer: Mapping[str, Any] | None) -> str:
+def answer_cell(answer: Mapping[str, Any] | None) -> str:
+    """An answer of a record in words; nothing of a host without a classifier."""
     return "" if answer is None else f"{answer['name'] or answer['index']} {percent(answer['probability'])}"

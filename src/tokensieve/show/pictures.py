@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, Self
 
 import numpy as np
 import torch
@@ -33,13 +34,15 @@ def photo(image: Tensor, mean: Sequence[float], std: Sequence[float], height: in
     return picture.resize((width, height), Image.Resampling.LANCZOS)
 
 
-def heat(photo: Image.Image, significance: Tensor) -> Image.Image:
+def heat(photo: Image.Image, significance: Tensor, ends: tuple[float, float] | None = None) -> Image.Image:
     """A significance map (h, w) in colours over the photograph, dark blue for its lowest value, yellow for its highest.
 
     Each patch has one colour, for the ranking sees one number. A map of equal values is drawn in the middle colour.
+    `ends` are the lowest and the highest value where the map is one moment of several.
     """
     values = significance.detach().cpu().double().numpy()
-    low, span = values.min(), np.ptp(values)
+    low, high = (values.min(), values.max()) if ends is None else ends
+    span = high - low
     shares = (values - low) / span if span > 0 else np.full_like(values, 0.5)
     colours = _over(photo, 255.0 * colormaps[MAP_COLOURS](shares)[..., :3])
     return _image(_COLOUR * colours + (1 - _COLOUR) * _grey(photo))
@@ -59,20 +62,39 @@ def kept(photo: Image.Image, index: Tensor, grid: tuple[int, ...]) -> Image.Imag
     return _image(_outlined(pixels, read, read == 1, width))
 
 
-def groups(photo: Image.Image, source: Tensor, grid: tuple[int, int]) -> Image.Image:
+@dataclass(frozen=True)
+class Merged:
+    """Of each token, from -1 on, which stands for dropped patches: the patches that it stands for, and the mean colour
+    of their pixels."""
+
+    counts: NDArray[np.int64]
+    colours: Array
+
+    @classmethod
+    def of(cls, photos: Sequence[Image.Image], source: Tensor, grid: tuple[int, int, int]) -> Self:
+        """`source` (P,), row-major on `grid`, over photographs in the order of time."""
+        labels = source.detach().cpu().numpy()
+        moments, tokens = labels.reshape(grid), labels.max() + 2
+        area, sums = np.zeros(tokens), np.zeros((tokens, 3))
+        for number, photo in enumerate(photos):
+            flat = _over(photo, moments[number * grid[0] // len(photos)]).ravel() + 1
+            pixels = _pixels(photo).reshape(-1, 3)
+            area += np.bincount(flat, minlength=tokens)
+            sums += np.stack([np.bincount(flat, pixels[:, c], minlength=tokens) for c in range(3)], axis=-1)
+        return cls(np.bincount(labels + 1), sums / np.maximum(area, 1)[:, None])
+
+
+def groups(photo: Image.Image, source: Tensor, grid: tuple[int, int], whole: Merged | None = None) -> Image.Image:
     """Which patches were merged: `source` (P,) is each patch's token, -1 where it was dropped; see `Trace.source`.
 
     The patches of one token have their common mean colour and a border around them; a patch that is a token of its own
-    stays as it is, a dropped one is dark.
+    stays as it is, a dropped one is dark. `whole` is of all moments where these patches are those of one.
     """
     labels = source.detach().cpu().numpy()
-    counts = np.bincount(labels + 1)
-    merged = (counts[labels + 1] > 1) & (labels >= 0)
-    token = _over(photo, labels.reshape(grid))
-    flat, pixels = token.ravel() + 1, _pixels(photo)
-    area = np.maximum(np.bincount(flat), 1)
-    means = np.stack([np.bincount(flat, pixels[..., channel].ravel()) / area for channel in range(3)], axis=-1)
-    drawn = np.where(_over(photo, merged.reshape(grid))[..., None], means[token + 1], pixels)
+    whole = whole or Merged.of([photo], source, (1, *grid))
+    merged = (whole.counts[labels + 1] > 1) & (labels >= 0)
+    token, pixels = _over(photo, labels.reshape(grid)), _pixels(photo)
+    drawn = np.where(_over(photo, merged.reshape(grid))[..., None], whole.colours[token + 1], pixels)
     drawn = np.where(token[..., None] < 0, _dimmed(photo), drawn)
     # Neighbours that were not merged need no border between them: it would cover the photograph with a grid.
     alone = np.where(merged, labels, -1 - (labels >= 0))

@@ -14,6 +14,7 @@ from rich.status import Status
 from rich.text import Text
 
 from ..data import Batch, Batches, Failure
+from ..data.scanning import PICTURES, Kind
 from .said import Ticking, say
 
 SHOWN = 5
@@ -100,24 +101,29 @@ class Watched:
         """The pictures left out so far."""
         return self.batches.failures
 
+    @property
+    def kind(self) -> Kind:
+        """Of what is read, pictures or videos."""
+        return self.batches.kind
+
     def __iter__(self) -> Iterator[Batch]:
         if self.first is None:
             return
         dataset, done = self.batches.dataset, 0
         total = len(dataset) if isinstance(dataset, Sized) else None
-        with Counting("pictures read") as counting:
+        with Counting(f"{self.kind.many} read") as counting:
             for batch in chain([self.first], self.rest):
                 yield batch
                 done += len(batch.images)
                 counting.update(done, total)
 
 
-def list_failures(failures: Sequence[Failure]) -> None:
-    """How many pictures were left out, and the first of them with the reason."""
+def list_failures(failures: Sequence[Failure], kind: Kind = PICTURES) -> None:
+    """How many pictures or videos were left out, and the first of them with the reason."""
     if not failures:
         return
     lines = [f"  {failure}" for failure in failures[:SHOWN]]
     if len(failures) > SHOWN:
         lines.append(f"  and {len(failures) - SHOWN} more: --json lists all of them")
-    count = "1 picture was" if len(failures) == 1 else f"{len(failures)} pictures were"
+    count = f"1 {kind.one} was" if len(failures) == 1 else f"{len(failures)} {kind.many} were"
     print(f"tokensieve: {count} left out:", *lines, sep="\n", file=sys.stderr)

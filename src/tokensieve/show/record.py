@@ -14,28 +14,29 @@ import torch
 from torch import Tensor, nn
 
 from .. import __version__
-from ..data.inputs import own_input_size
+from ..data.inputs import InputSize, own_input
 from ..measure import Fidelity, macs
 from ..measure.intervals import Interval
 from ..stream import Sieved
 
 
 @torch.no_grad()
-def describe(fast: Sieved, dense: nn.Module, size: tuple[int, int]) -> dict[str, Any]:
-    """Facts about a pair of models that read images of `size` (height, width), as plain JSON.
+def describe(fast: Sieved, dense: nn.Module, size: InputSize) -> dict[str, Any]:
+    """Facts about a pair of models that read images or clips of `size`, as `own_input` takes it, as plain JSON.
 
-    `macs` are for each image, the proposal's included in `sieved`; `tokens` has the dense count and what each block's
-    MLP reads, prefix included. A host with stages has `stages` instead: the pixels of each stage's map, and those that
-    its blocks' point-wise operators run on. The other one of the two is None.
+    `macs` are for each image or clip, the proposal's included in `sieved`; `tokens` has the dense count and what each
+    block's MLP reads, prefix included. A host with stages has `stages` instead: the pixels of each stage's map, and
+    those that its blocks' point-wise operators run on. The other one of the two is None.
     """
     like = next(dense.parameters())
-    shape = own_input_size(dense, size)
-    images = torch.zeros(1, *shape, device=like.device, dtype=like.dtype)
-    before, after = macs(dense, shape), macs(fast, shape)
-    without = macs(fast, shape, proposal=False)
+    spec = own_input(dense, size)
+    images = torch.zeros(1, *spec, device=like.device, dtype=like.dtype)
+    before, after = macs(dense, spec), macs(fast, spec)
+    without = macs(fast, spec, proposal=False)
     return {
         "recipe": str(fast.recipe),
-        "input_size": list(shape),
+        "input_size": list(spec),
+        "layout": spec.layout,
         "device": str(like.device),
         "machine": machine_name(like.device),
         "threads": torch.get_num_threads(),

@@ -19,8 +19,6 @@ from .explain import Verdict, dense_output, judge, traced
 
 MAPS = {"papr": "mean", **{name: name for name in SIGNIFICANCES if name != "mean"}}
 """What a map is called beside others -> the `significance` setting of a recipe."""
-CONTROLS = ("random", "centre")
-
 Key = TypeVar("Key", str, tuple[str, float])
 
 
@@ -34,7 +32,7 @@ def ranking(recipe: Recipe) -> PaPr:
 
 def asks_proposal(recipe: Recipe) -> bool:
     """Whether a named proposal makes the map of a recipe."""
-    return any(isinstance(method, PaPr) and method.significance not in CONTROLS for method in recipe)
+    return any(isinstance(method, PaPr) and method.asks_proposal for method in recipe)
 
 
 def varied(recipe: Recipe, **settings: Any) -> Recipe:

@@ -17,7 +17,7 @@ from .page import Fact, Panel, Report, Section, Table
 
 MARGIN, GAP = 40, 20
 _NARROWEST_COLUMN, _NARROWEST_TEXT, _WIDEST_TEXT = 150, 820, 1500
-_GROUND, _INK, _SOFT, _RULE, _ACCENT, _ALERT = "#ffffff", "#16191d", "#59626d", "#d8dde3", "#0b5fa5", "#a84300"
+GROUND, INK, SOFT, RULE, ACCENT, ALERT = "#ffffff", "#16191d", "#59626d", "#d8dde3", "#0b5fa5", "#a84300"
 
 
 def sheet(report: Report) -> Image.Image:
@@ -29,12 +29,12 @@ def sheet(report: Report) -> Image.Image:
         content = _WIDEST_TEXT
     paper = _Paper(content)
     paper.text(report.title, 34, bold=True)
-    paper.text(report.lead, 19, _SOFT, above=8)
+    paper.text(report.lead, 19, SOFT, above=8)
     paper.facts(report.facts, 30)
     for section in report.sections:
         paper.rule()
         paper.text(section.title, 23, bold=True)
-        paper.text(section.lead, 18, _SOFT, above=4)
+        paper.text(section.lead, 18, SOFT, above=4)
         paper.facts(section.facts, 22)
         for row in section.panels:
             paper.panels(row, _columns(section))
@@ -43,7 +43,7 @@ def sheet(report: Report) -> Image.Image:
     if report.notes:
         paper.rule()
     for note in report.notes:
-        paper.text(note, 16, _SOFT, above=4)
+        paper.text(note, 16, SOFT, above=4)
     return paper.image()
 
 
@@ -62,14 +62,14 @@ class _Paper:
         self.drawn: list[Callable[[ImageDraw.ImageDraw], object]] = []
         self.pasted: list[tuple[Image.Image, tuple[int, int]]] = []
 
-    def text(self, text: str, size: int, fill: str = _INK, *, bold: bool = False, above: int = 0) -> None:
+    def text(self, text: str, size: int, fill: str = INK, *, bold: bool = False, above: int = 0) -> None:
         if text:
             self.y += above + self._lines(text, MARGIN, self.y + above, min(self.width, _WIDEST_TEXT), size, fill, bold)
 
     def rule(self) -> None:
         self.y += 26
         line = (MARGIN, self.y, MARGIN + self.width, self.y)
-        self.drawn.append(lambda draw: draw.line(line, fill=_RULE, width=2))
+        self.drawn.append(lambda draw: draw.line(line, fill=RULE, width=2))
         self.y += 20
 
     def facts(self, facts: Sequence[Fact], size: int) -> None:
@@ -78,8 +78,8 @@ class _Paper:
             wide = max(_length(fact.value, size, True), _length(fact.label, 16, False))
             if x > MARGIN and x + wide > MARGIN + self.width:
                 x, top = MARGIN, bottom + 12
-            high = self._lines(fact.value, x, top, self.width, size, _ALERT if fact.alert else _ACCENT, True)
-            high += self._lines(fact.label, x, top + high, self.width, 16, _SOFT, False)
+            high = self._lines(fact.value, x, top, self.width, size, ALERT if fact.alert else ACCENT, True)
+            high += self._lines(fact.label, x, top + high, self.width, 16, SOFT, False)
             x, bottom = x + wide + 2 * GAP, max(bottom, top + high)
         self.y = bottom
 
@@ -89,14 +89,14 @@ class _Paper:
             if panel is not None:
                 self.pasted.append((panel.image, (x, top)))
                 y = top + panel.image.height + 8
-                y += self._lines(panel.caption, x, y, width, 18, _INK, True)
-                y += self._lines(panel.note, x, y, width, 16, _ALERT if panel.alert else _SOFT, False)
+                y += self._lines(panel.caption, x, y, width, 18, INK, True)
+                y += self._lines(panel.note, x, y, width, 16, ALERT if panel.alert else SOFT, False)
                 bottom = max(bottom, y)
             x += width + GAP
         self.y = bottom
 
     def table(self, table: Table) -> None:
-        self.text(table.caption, 16, _SOFT, above=16)
+        self.text(table.caption, 16, SOFT, above=16)
         self.y += 12
         rows = [table.head, *table.rows]
         widths = [max(_length(row[i], 17, True) for row in rows) + 36 for i in range(len(table.head))]
@@ -105,14 +105,14 @@ class _Paper:
             for i, (cell, width) in enumerate(zip(row, widths, strict=True)):
                 bold = i == 0 and not head
                 indent = 0 if i == 0 else width - _length(cell, 17, bold)
-                high = max(high, self._lines(cell, x + indent, self.y, width, 17, _SOFT if head else _INK, bold))
+                high = max(high, self._lines(cell, x + indent, self.y, width, 17, SOFT if head else INK, bold))
                 x += width
             self.y += high + 8
             line = (MARGIN, self.y - 3, x, self.y - 3)
-            self.drawn.append(partial(ImageDraw.ImageDraw.line, xy=line, fill=_RULE))
+            self.drawn.append(partial(ImageDraw.ImageDraw.line, xy=line, fill=RULE))
 
     def image(self) -> Image.Image:
-        whole = Image.new("RGB", (self.width + 2 * MARGIN, self.y + MARGIN), _GROUND)
+        whole = Image.new("RGB", (self.width + 2 * MARGIN, self.y + MARGIN), GROUND)
         draw = ImageDraw.Draw(whole)
         for step in self.drawn:
             step(draw)
@@ -124,10 +124,10 @@ class _Paper:
         """Put down text in lines of at most `width`; gives their height."""
         if not text:
             return 0
-        lines, step = _wrapped(text, width, size, bold), round(1.35 * size)
+        lines, step = wrapped(text, width, size, bold), round(1.35 * size)
         for i, line in enumerate(lines):
             place = (x, y + i * step)
-            self.drawn.append(partial(_put, place=place, text=line, fill=fill, font=_font(size, bold)))
+            self.drawn.append(partial(_put, place=place, text=line, fill=fill, font=font(size, bold)))
         return step * len(lines)
 
 
@@ -135,7 +135,7 @@ def _put(draw: ImageDraw.ImageDraw, place: tuple[int, int], text: str, fill: str
     draw.text(place, text, fill=fill, font=font)
 
 
-def _wrapped(text: str, width: int, size: int, bold: bool) -> list[str]:
+def wrapped(text: str, width: int, size: int, bold: bool) -> list[str]:
     """Lines that fit: broken at spaces, and inside a word, such as a long file name, where there is no other way."""
     lines = []
     for paragraph in text.encode("utf-8", errors="replace").decode().split("\n"):
@@ -157,11 +157,11 @@ def _wrapped(text: str, width: int, size: int, bold: bool) -> list[str]:
 def _length(text: str, size: int, bold: bool) -> int:
     """Pixels of the longest line."""
     lines = text.encode("utf-8", errors="replace").decode().split("\n")
-    return round(max(_font(size, bold).getlength(line) for line in lines))
+    return round(max(font(size, bold).getlength(line) for line in lines))
 
 
 @cache
-def _font(size: int, bold: bool) -> ImageFont.FreeTypeFont:
+def font(size: int, bold: bool) -> ImageFont.FreeTypeFont:
     # matplotlib brings this font along, so that a sheet looks the same on every machine.
     file = Path(matplotlib.get_data_path(), "fonts", "ttf", "DejaVuSans-Bold.ttf" if bold else "DejaVuSans.ttf")
     return ImageFont.truetype(str(file), size)

@@ -29,10 +29,10 @@ def _runs_view(record: Record) -> RenderableType:
     macs, decoding = record["macs"], record["decoding"]
     map_alone = not macs["proposal"] and any(run["proposal_share"] for run in record["runs"])
     table = new_table(
-        "batch", "MACs", "limit", "measured", "of limit", "map" if map_alone else "proposal", "ms an image"
+        "batch", "MACs", "limit", "measured", "of limit", "map" if map_alone else "proposal", f"ms {a_unit(record)}"
     )
     memory = new_table("batch", "peak MiB, dense", "peak MiB, sieved")
-    pictures = new_table("batch", "pictures a second", "dense", "sieved")
+    pictures = new_table("batch", f"{data_word(record)} a second", "dense", "sieved")
     for run in record["runs"]:
         seconds, images = run["seconds"], run["batch"]
         taken = " → ".join(short(1000 * seconds[name] / images) for name in ("dense", "sieved"))
@@ -62,11 +62,13 @@ def _runs_view(record: Record) -> RenderableType:
 def _loss(record: Record) -> list[RenderableType]:
     """What the recipe loses, or how that is found out."""
     if record["loss"] is not None:
-        told = Text.assemble(("loss ", "bold"), f"on {record['loss']['images']} pictures: {lost(record['loss'])}")
+        told = Text.assemble(
+            ("loss ", "bold"), f"on {record['loss']['images']} {data_word(record)}: {lost(record['loss'])}"
+        )
         return [told, Text(INTERVALS, style="dim")]
     missing = [
         *(["weights (--pretrained or --weights FILE)"] if not (record["pretrained"] or record["weights"]) else []),
-        *(["pictures (--data FOLDER)"] if record["data"] is None else []),
+        *([f"{data_word(record)} (--data FOLDER)"] if record["data"] is None else []),
     ]
     how = f"give {' and '.join(missing)}, or see tokensieve eval"
     return [Text.assemble(("loss ", "bold"), f"not measured: {how}.")]
@@ -96,8 +98,8 @@ def _waterfall_view(record: Record) -> RenderableType:
             short(row["memory_bytes"] / 2**20),
         )
     legend = (
-        f"Each row adds one thing to the row before, at batch {rows[0]['batch']} until the last. ms: of an image. Over "
-        "dense, limit: the first row's time over the row's, and over the slicing limit's in the same precision, "
+        f"Each row adds one thing to the row before, at batch {rows[0]['batch']} until the last. ms: {a_unit(record)}. "
+        "Over dense, limit: the first row's time over the row's, and over the slicing limit's in the same precision, "
         "compilation and batch. MiB: peak memory, weights not counted."
     )
     parts: list[RenderableType] = [header(record), "", table, Text(legend, style="dim"), ""]
@@ -108,10 +110,10 @@ def _waterfall_view(record: Record) -> RenderableType:
     agreed = [f"{name} {row['agreement']:.1f}%" for row, name in _measured(rows, said, "agreement")]
     if agreed:
         count = min(rows[0]["compared"], decoding["pictures"])
-        found.add_row("classes", f"same as the dense model's on {count} pictures: {', '.join(agreed)}")
+        found.add_row("classes", f"same as the dense model's on {count} {data_word(record)}: {', '.join(agreed)}")
     if decoding:
         rates = [f"{name} {short(row['images_per_second'])}" for row, name in _measured(rows, said, "batch")]
-        found.add_row("pictures", f"a second: decoding {short(decoding['per_second'])}, {', '.join(rates)}")
+        found.add_row(data_word(record), f"a second: decoding {short(decoding['per_second'])}, {', '.join(rates)}")
     if found.row_count:
         parts += [found, ""]
     return Group(*parts, _verdicts((name, sentences) for name, sentences in said if sentences))
@@ -137,7 +139,7 @@ def eval_view(record: Record) -> RenderableType:
     """The record of `tokensieve eval`: what ran, both models beside each other, how far they agree."""
     scored = record["dense"] is not None
     ks = list(record["dense"]) if scored else []
-    table = new_table("", *(k.replace("top", "top-") for k in ks), "GMAC an image")
+    table = new_table("", *(k.replace("top", "top-") for k in ks), f"GMAC {a_unit(record)}")
     for name in ("dense", "sieved"):
         cells = [f"{record[name][k]:.1f}% {between(record[f'{name}_low'][k], record[f'{name}_high'][k])}" for k in ks]
         table.add_row(name, *cells, giga(record["macs"][name]))
@@ -197,9 +199,8 @@ def signed(value: float) -> str:
 def header(record: Record) -> RenderableType:
     """The lines above a table: model, recipe, machine, and what the recipe does."""
     grid = Table.grid(padding=(0, 2))
-    height, width = record["input_size"][-2:]
     kind = "weights from file" if record["weights"] else "pretrained" if record["pretrained"] else "random weights"
-    grid.add_row("model", Text(f"{record['model']}, {height} x {width}, {kind}", style="bold"))
+    grid.add_row("model", Text(f"{record['model']}, {sides(record)}, {kind}", style="bold"))
     grid.add_row("recipe", Text(short_recipe(record["recipe"]) or "(empty)", style="bold"))
     if record.get("recipe_is_default"):
         grid.add_row("", Text(f"the default: {SAID}; --recipe gives another", style="dim"))
@@ -211,22 +212,59 @@ def header(record: Record) -> RenderableType:
         f"{'s' if threads != 1 else ''}, torch {record['versions']['torch'].split('+')[0]}",
     )
     if "images" in record:
-        count = f"{record['images']} image{'s' if record['images'] != 1 else ''}"
-        grid.add_row("data", Text(f"{record['data']}, {count}, preprocessing {record['preprocessing']['name']}"))
+        word = "video" if reads_videos(record) else "image"
+        count = f"{record['images']} {word}{'s' if record['images'] != 1 else ''}"
+        grid.add_row("data", Text(f"{record['data']}, {count}, {_prepared(record['preprocessing'])}"))
     if record.get("decoding"):
         pictures, workers = record["decoding"]["pictures"], record["decoding"]["workers"]
         who = f"{workers} worker{'s' if workers > 1 else ''}" if workers else "this process"
-        grid.add_row("data", Text(f"{record['data']}, {pictures} pictures decoded by {who}"))
+        grid.add_row("data", Text(f"{record['data']}, {pictures} {data_word(record)} decoded by {who}"))
     if "files" in record:
         grid.add_row("files", files_line(record["files"]))
     macs = record["macs"]
     proposal = f", proposal {giga(macs['proposal'])} included" if macs["proposal"] else ""
-    grid.add_row("MACs", f"{giga(macs['dense'])} → {giga(macs['sieved'])} G an image{proposal}")
+    grid.add_row("MACs", f"{giga(macs['dense'])} → {giga(macs['sieved'])} G {a_unit(record)}{proposal}")
     if record["stages"]:
         grid.add_row("pixels", _pixels(record["stages"]))
     else:
         grid.add_row("tokens", _tokens(record["tokens"]["dense"], record["tokens"]["per_block"]))
     return grid
+
+
+def reads_videos(record: Record) -> bool:
+    """Whether the model of a record reads clips of videos, and not images."""
+    return "T" in record.get("layout", "")
+
+
+def a_unit(record: Record) -> str:
+    """What MACs and milliseconds are of."""
+    return "a clip" if reads_videos(record) else "an image"
+
+
+def data_word(record: Record) -> str:
+    """What the data of a record is made of, in the plural."""
+    return "videos" if reads_videos(record) else "pictures"
+
+
+def sides(record: Record) -> str:
+    """The size of what the model reads: "224 x 224", or "16 frames of 224 x 224"."""
+    size = " x ".join(map(str, record["input_size"][-2:]))
+    return f"{record['input_size'][record['layout'].index('T')]} frames of {size}" if reads_videos(record) else size
+
+
+def _prepared(preprocessing: Record) -> str:
+    """How images or videos became tensors."""
+    if "frames" not in preprocessing:
+        return f"preprocessing {preprocessing['name']}"
+    dense = preprocessing["sampling"] == "dense"
+    spaced = f"every {ordinal(preprocessing['stride'])} frame" if dense else "frames from all of the video"
+    return f"{spaced}, {preprocessing['views']} views"
+
+
+def ordinal(number: int) -> str:
+    """1 -> "1st", 4 -> "4th"."""
+    end = {1: "st", 2: "nd", 3: "rd"}.get(number % 10 if number % 100 not in (11, 12, 13) else 0, "th")
+    return f"{number}{end}"
 
 
 def _pixels(stages: list[Record]) -> str:

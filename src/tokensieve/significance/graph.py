@@ -1,29 +1,18 @@
-"""A classifier opened with torch.fx: its graph cut at a feature map, and its BatchNorms folded away."""
+"""A classifier opened with torch.fx, and its graph cut at a feature map; `fold.py` makes what it gives cheaper."""
 
 from __future__ import annotations
 
 import copy
-from collections import Counter
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from timm.layers import BatchNormAct2d, Conv2dSame
 from timm.models import get_notrace_functions, get_notrace_modules
 from torch import Tensor, fx, nn
-from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from ..errors import RecipeError, nearest
 
 FORWARD_FEATURES = "forward_features"
-
-# Exact types: a subclass may treat its weights otherwise (weight standardisation), and folding would change its answer.
-_NORMS_BEHIND = {
-    nn.Conv2d: (nn.BatchNorm2d, BatchNormAct2d),
-    Conv2dSame: (nn.BatchNorm2d, BatchNormAct2d),
-    nn.Conv3d: (nn.BatchNorm3d,),
-}
-_IDLE = (nn.Identity, nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout)
 
 
 @dataclass(frozen=True)
@@ -78,65 +67,6 @@ def split(model: nn.Module, name: str, layer: int | str | None, images: Tensor) 
                 f"{name} cannot be cut at {layer or 'its last feature map'}: it changes tensors in place."
             )
     return Split(features, head, watch.shapes[node][1])
-
-
-class ConvReLU(nn.Conv2d):
-    """A convolution and its ReLU in one call: at batch 1 the calls of so small a network are a tenth of its time."""
-
-    def forward(self, input: Tensor) -> Tensor:
-        return super().forward(input).relu_()
-
-
-def fold(module: fx.GraphModule) -> None:
-    """Make a graph in eval mode cheaper, in place: modules are replaced, never changed.
-
-    What does nothing is removed, each BatchNorm is folded into the convolution before it, and each ReLU joins its
-    convolution. A BatchNorm that follows something else than one convolution of its own stays.
-
-    `torch.fx.experimental.optimization.fuse` does less: it passes by timm's BatchNormAct2d and Conv2dSame, and is wrong
-    where a convolution is called twice, before two BatchNorms or before one and something else.
-    """
-    modules, graph = dict(module.named_modules()), module.graph
-    uses = Counter(node.target for node in graph.nodes if node.op == "call_module")
-
-    def kind(node: Any) -> type | None:
-        return type(modules[node.target]) if isinstance(node, fx.Node) and node.op == "call_module" else None
-
-    def put(node: fx.Node, replacement: nn.Module) -> None:
-        modules[node.target] = replacement
-        module.set_submodule(str(node.target), replacement)
-
-    def drop(node: fx.Node) -> None:
-        node.replace_all_uses_with(node.all_input_nodes[0])
-        graph.erase_node(node)
-
-    for node in list(graph.nodes):
-        if kind(node) in _IDLE:
-            drop(node)
-    for node in list(graph.nodes):
-        conv: Any = node.args[0] if node.args else None
-        norms = _NORMS_BEHIND.get(kind(conv), ())
-        if kind(node) not in (*norms, nn.ReLU) or not norms or len(conv.users) > 1 or uses[conv.target] > 1:
-            continue
-        own = modules[node.target]
-        if kind(node) in norms and uses[node.target] == 1 and own.running_mean is not None:
-            put(conv, fuse_conv_bn_eval(modules[conv.target], own))
-            own = getattr(own, "act", nn.Identity())
-            put(node, own)
-        if type(own) is nn.ReLU and kind(conv) is nn.Conv2d:
-            put(conv, _with_relu(modules[conv.target]))
-            drop(node)
-        elif type(own) is nn.Identity:
-            drop(node)
-    module.delete_all_unused_submodules()
-    graph.lint()
-    module.recompile()
-
-
-def _with_relu(conv: nn.Module) -> ConvReLU:
-    joined: Any = copy.copy(conv)
-    joined.__class__ = ConvReLU
-    return joined
 
 
 class _Tracer(fx.Tracer):

@@ -9,13 +9,14 @@ from typing import Any, Self
 
 import torch
 from timm.utils.model import reparameterize_model
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
 from .. import zoo
 from .._recording import recording
 from ..data.inputs import InputSpec
 from ..errors import InputError, RecipeError
-from .graph import fold, split
+from .fold import fold
+from .graph import split
 
 IMAGES_PER_THREAD = 4
 """On CPUs a larger batch runs in pieces of this many images of 224 x 224 a thread: so they stay in the cache."""
@@ -139,7 +140,8 @@ def named_video_proposal(
 ) -> Proposal:
     """A network of `zoo.VIDEO_PROPOSALS`, from clips (B, 3, T, H, W) to features (B, K, t, h, w).
 
-    `weights` is a file in a layout that `zoo.video_proposal` reads; its BatchNorms stay, which the papers count.
+    `weights` is a file in a layout that `zoo.video_proposal` reads. BatchNorms are folded and flat 3-D convolutions run
+    as 2-D ones, as far as `fold` can; `macs(fvcore_compat=True)` counts the BatchNorms still, as the papers do.
 
     Raises:
         RecipeError: `layer` or `args`, which belong to networks that read images.
@@ -154,9 +156,10 @@ def named_video_proposal(
         )
     net: Any = zoo.video_proposal(name, None if weights is None else zoo.read_weights(weights, sha256))
     mean, std, clip_size = net.mean, net.std, net.clip_size
-    net = net.to(dtype).requires_grad_(False)
+    features = fx.symbolic_trace(net)
+    fold(features)
     return Proposal(
-        net,
+        features.to(dtype).requires_grad_(False),
         name,
         channels=net.channels,
         mean=mean,

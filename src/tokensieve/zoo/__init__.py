@@ -1,11 +1,13 @@
 """Names and files to models, with their weights and their normalisation."""
 
+from .hf_video import VIDEO_MODELS
 from .models import Loaded, create, file_sha256, read_weights, without_memory
 from .nano import BUNDLED, bundled_weights
 from .video import VIDEO_PROPOSALS, video_classifier, video_proposal
 
 __all__ = [
     "BUNDLED",
+    "VIDEO_MODELS",
     "VIDEO_PROPOSALS",
     "Loaded",
     "bundled_weights",

@@ -15,12 +15,15 @@ from safetensors.torch import load_file
 from torch import nn
 from torch.overrides import TorchFunctionMode
 
-from ..errors import InputError, RecipeError, first_line, nearest
+from ..errors import InputError, RecipeError, SieveError, first_line, nearest
+from .hf_video import VIDEO_MODELS, build, is_video_model
 from .hub import one_sentence_of_retries
 from .nano import BUNDLED, bundled_weights
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
+SWIN3D = {"mean": IMAGENET_MEAN, "std": IMAGENET_STD, "frames": 32, "stride": 2}
+"""Clips that torchvision's Swin3D was trained on."""
 TORCHVISION = "torchvision/"
 """In front of a name that timm knows too, where torchvision's model is meant."""
 
@@ -60,7 +63,8 @@ def create(
 ) -> Loaded:
     """Create the model called `name`: a bundled one, else from timm if timm knows the name, else from torchvision.
 
-    "torchvision/convnext_tiny" is torchvision's model, of a name that timm knows too.
+    "torchvision/convnext_tiny" is torchvision's model, of a name that timm knows too. Of transformers the models that
+    read videos: names of `VIDEO_MODELS`, and "transformers/NAME" of any checkpoint or folder of one.
     `weights` is a local file (safetensors, or a state dict that `torch.load(weights_only=True)` reads), loaded strictly
     in float32; its SHA-256 is checked where `sha256` gives it. With `weights` nothing is ever downloaded; without, the
     bundled weights, or the library's own pretrained ones, are asked for unless `pretrained` is False. `args` goes to
@@ -75,18 +79,25 @@ def create(
     state = None if weights is None else read_weights(weights, sha256)
     download = pretrained and state is None
     from_timm, theirs = timm.is_model(name), name.removeprefix(TORCHVISION)
-    if not from_timm and name not in BUNDLED and theirs not in torchvision.models.list_models():
+    ours = name in BUNDLED or is_video_model(name)
+    if not from_timm and not ours and theirs not in torchvision.models.list_models():
         raise RecipeError(f"Neither timm nor torchvision knows a model {name!r}{nearest(name, _names())}.")
     try:
         with one_sentence_of_retries():
             if name in BUNDLED:
                 model = BUNDLED[name](**(args or {}))
+            elif is_video_model(name):
+                model = build(name, args or {}, download=download)
             elif from_timm:
                 model = timm.create_model(name, pretrained=download, **(args or {}))
             else:
                 model = torchvision.models.get_model(theirs, **_torchvision_weights(theirs, download), **(args or {}))
+                if theirs.startswith("swin3d"):
+                    model.pretrained_cfg = SWIN3D
     except TypeError as error:
         raise RecipeError(f"{name} cannot be created with the arguments {dict(args or {})}: {error}.") from error
+    except SieveError:
+        raise
     except Exception as error:
         # The libraries raise whatever their downloader raises: there is no one type to catch.
         if download:
@@ -192,4 +203,4 @@ def _torchvision_weights(name: str, download: bool) -> dict[str, Any]:
 
 
 def _names() -> list[str]:
-    return [*BUNDLED, *timm.list_models(), *torchvision.models.list_models()]
+    return [*BUNDLED, *VIDEO_MODELS, *timm.list_models(), *torchvision.models.list_models()]

@@ -1,0 +1,174 @@
+"""From videos to the report, the film and the record of `tokensieve show`."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from torch import Tensor
+
+from ..data import Failure, VideoPreprocessing, video_set
+from ..errors import InputError
+from .clip_frames import annotated_frames
+from .clips import ExplainedClip, explain_clips
+from .gallery import Gallery, answer_cell, answer_facts
+from .page import Section, Table
+from .video_file import film
+
+if TYPE_CHECKING:
+    from ..model_spec import OpenedModel
+
+SHOWN = 24
+"""Clips on a page or a sheet at most; of more some are shown, evenly spread, and all stand in a table."""
+
+
+class Clip(NamedTuple):
+    """A clip to show: of which video, its tensor (*clip_shape), the times of its frames in seconds."""
+
+    path: str
+    name: str
+    clip: Tensor
+    times: Tensor
+
+
+@dataclass
+class Reel:
+    """What was shown: sections for people, the record for programs, what could not be read."""
+
+    sections: list[Section] = field(default_factory=list)
+    """Of every `step`th clip: a long video has more than memory holds."""
+    step: int = 1
+    clips: list[dict[str, Any]] = field(default_factory=list)
+    failures: list[Failure] = field(default_factory=list)
+
+    def add(self, clip: Clip, explained: ExplainedClip) -> None:
+        """The next clip."""
+        if len(self.clips) % self.step == 0:
+            self.sections.append(section(explained, clip.name))
+        self.clips.append({"path": clip.path, "name": clip.name, **explained.record()})
+        if len(self.sections) > 2 * SHOWN:
+            self.sections, self.step = self.sections[::2], 2 * self.step
+
+    @property
+    def videos(self) -> int:
+        """How many videos were read."""
+        return len({clip["path"] for clip in self.clips})
+
+    def gallery(self) -> Gallery:
+        """All of it for the page."""
+        sections = [*self._shown(), *([Section("All clips", table=table)] if (table := self._table()) else [])]
+        return Gallery(tuple(sections), answer_facts(self.clips), {"clips": self.clips})
+
+    def _table(self) -> Table | None:
+        """All clips with their times and answers, where the page has no room for all."""
+        if len(self.clips) <= SHOWN or self.clips[0]["dense"] is None:
+            return None
+        head = ("clip", "from", "to", "dense", "sieved")
+        rows = [
+            (
+                clip["name"],
+                f"{clip['start']:.2f} s",
+                f"{clip['end']:.2f} s",
+                *(answer_cell(clip[side]) for side in head[3:]),
+            )
+            for clip in self.clips
+        ]
+        return Table(head, tuple(rows))
+
+    def _shown(self) -> list[Section]:
+        """The sections for which there is room."""
+        count = len(self.sections)
+        return [self.sections[i * count // SHOWN] for i in range(SHOWN)] if count > SHOWN else self.sections
+
+
+def show_clips(
+    opened: OpenedModel,
+    clips: Iterable[Clip | Failure],
+    classes: Sequence[str] | None = None,
+    films: Sequence[Path] = (),
+    seen: Callable[[int], object] = lambda clips: None,
+) -> Reel:
+    """Explain clip after clip, and write them as films while they come; only one clip is held in memory.
+
+    Args:
+        opened: both models, and how they read videos.
+        clips: of `clips_of`, or others.
+        classes: the names of the classes in index order; see `explain.class_names`.
+        films: files .mp4 or .gif.
+        seen: called with how many clips are done.
+
+    Raises:
+        InputError: nothing could be read; a film that cannot be written.
+    """
+    own, reel = opened.preprocessing, Reel()
+    assert isinstance(own, VideoPreprocessing)
+    with ExitStack() as files:
+        reels = [files.enter_context(film(place)) for place in films]
+        for clip in clips:
+            if isinstance(clip, Failure):
+                reel.failures.append(clip)
+                continue
+            (one,) = explain_clips(opened.fast, opened.dense, clip.clip[None], clip.times[None], own, classes)
+            for each in reels:
+                for picture, seconds in annotated_frames(one, clip.name):
+                    each.add(picture, seconds)
+            reel.add(clip, one)
+            seen(len(reel.clips))
+        if not reel.clips:
+            first = f"; the first: {reel.failures[0]}" if reel.failures else ""
+            raise InputError(f"None of {len(reel.failures)} videos could be read{first}.")
+    return reel
+
+
+def annotate(
+    opened: OpenedModel,
+    source: str | os.PathLike[str],
+    films: Sequence[str | os.PathLike[str]],
+    classes: Sequence[str] | None = None,
+    *,
+    whole: bool = False,
+) -> Reel:
+    """Write a video, or all those of a folder or list, with what the recipe reads of it.
+
+    Args:
+        opened: of `ModelSpec.open`, or made of both models and their `VideoPreprocessing`.
+        source: as of `video_set`.
+        films: files .mp4 or .gif to write.
+        classes: the names of the classes in index order; see `explain.class_names`.
+        whole: go over all of a video, clip after clip, instead of the clips of the preprocessing's views.
+
+    Raises:
+        InputError: nothing could be read; a film that cannot be written.
+    """
+    own = opened.preprocessing
+    assert isinstance(own, VideoPreprocessing)
+    videos = video_set(Path(source), own)
+    names = {path: Path(path).name for path in map(videos.path, range(len(videos)))}
+    return show_clips(opened, clips_of(videos, names, whole=whole), classes, [Path(each) for each in films])
+
+
+def section(clip: ExplainedClip, name: str) -> Section:
+    """A clip on a page: its answers, a strip of each layer."""
+    lead = f"{clip.times[0]:.2f} to {clip.times[-1]:.2f} s, {len(clip.times)} frames at {clip.moments} moments."
+    return Section(name, lead, clip.facts, clip.panels())
+
+
+def clips_of(videos: Any, names: dict[str, str], *, whole: bool = False) -> Iterator[Clip | Failure]:
+    """The clips of a set of videos, one by one: those of its views, or with `whole` all of them end to end."""
+    for index in range(len(videos)):
+        path = videos.path(index)
+        if whole:
+            for window in videos.windows(index):
+                yield window if isinstance(window, Failure) else Clip(path, names[path], window.clip, window.times)
+            continue
+        found = videos.attempt_timed(index)
+        if isinstance(found, Failure):
+            yield found
+            continue
+        clips, _, times = found
+        for clip, shown in zip(clips if clips.ndim == 5 else [clips], times, strict=True):
+            yield Clip(path, names[path], clip, shown)

@@ -1,0 +1,172 @@
+"""What a recipe does to clips of a video, frame by frame: pictures, figures and plain records."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from math import prod
+from typing import Any
+
+import torch
+from PIL import Image
+from torch import Tensor, nn
+
+from ..data import VideoPreprocessing
+from ..stream import Sieved
+from .explain import Asked, Verdict, ask
+from .page import Fact, Panel
+from .pictures import Merged, groups, heat, kept, photo
+
+HEIGHT = 224
+"""Pixels of a panel's height: a multiple of 14 and of 16, so that common grids fall on whole pixels."""
+MOMENTS = 8
+"""Columns of a strip; of more moments some are shown, evenly spread."""
+
+
+@dataclass(frozen=True)
+class Layer:
+    """A clip looked at in one way: a picture of each of its frames, and a note on the moment of each."""
+
+    caption: str
+    pictures: tuple[Image.Image, ...]
+    notes: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class ExplainedClip:
+    """One clip under a recipe.
+
+    Attributes:
+        times: when each frame is shown, in seconds from the beginning of the video.
+        moments: of the grid of patches: of some frames each.
+        layers: the frames; their significance map, kept and merged patches where the recipe has them.
+        asked: both models' answers to the batch of this clip, which is its number `index`.
+        kept: patches (of hosts with stages, pixels) kept at each moment; None where all were.
+        patches: of a moment.
+    """
+
+    times: tuple[float, ...]
+    moments: int
+    layers: tuple[Layer, ...]
+    asked: Asked
+    index: int
+    kept: tuple[int, ...] | None
+    patches: int
+
+    @property
+    def verdict(self) -> Verdict | None:
+        """The answers; None for a host without a classifier."""
+        return self.asked.verdicts[self.index]
+
+    @property
+    def facts(self) -> tuple[Fact, ...]:
+        """The answers in words."""
+        return self.asked.facts(self.index)
+
+    def moment(self, frame: int) -> int:
+        """The moment that a frame belongs to."""
+        return frame * self.moments // len(self.times)
+
+    def panels(self) -> tuple[tuple[Panel, ...], ...]:
+        """A strip for each layer: its first frames of up to `MOMENTS` moments."""
+        shown = [i * self.moments // MOMENTS for i in range(MOMENTS)] if self.moments > MOMENTS else range(self.moments)
+        frames = [-(-moment * len(self.times) // self.moments) for moment in shown]
+        return tuple(
+            tuple(
+                Panel(layer.pictures[f], layer.caption, layer.notes[f], f"{layer.caption} at {self.times[f]:.2f} s")
+                for f in frames
+            )
+            for layer in self.layers
+        )
+
+    def record(self) -> dict[str, Any]:
+        """As plain JSON, without the pictures."""
+        answers = {"dense": None, "sieved": None} if self.verdict is None else self.verdict.record()
+        return {
+            "start": self.times[0],
+            "end": self.times[-1],
+            **answers,
+            "cosine": self.asked.cosines[self.index],
+            "kept": None if self.kept is None else sum(self.kept),
+            "kept_per_moment": None if self.kept is None else list(self.kept),
+            "tokens_per_block": self.asked.trace.tokens_per_block,
+        }
+
+
+def explain_clips(
+    fast: Sieved,
+    dense: nn.Module,
+    clips: Tensor,
+    times: Tensor,
+    preprocessing: VideoPreprocessing,
+    classes: Sequence[str] | None = None,
+    *,
+    height: int = HEIGHT,
+) -> list[ExplainedClip]:
+    """Run both models on clips and draw what the recipe did to each.
+
+    Args:
+        fast: the sieved model.
+        dense: the host, or any model that answers alike.
+        clips: (B, *clip_shape), as `preprocessing` makes them.
+        times: (B, frames), when each frame is shown, in seconds.
+        preprocessing: of both models.
+        classes: the names of the classes in index order; see `explain.class_names`.
+        height: of the pictures, in pixels.
+
+    Returns:
+        One `ExplainedClip` for each clip.
+    """
+    asked = ask(fast, dense, clips, classes)
+    frames = clips if preprocessing.layout == "TCHW" else clips.transpose(1, 2)
+    return [
+        _explained(asked, index, tuple(shown.tolist()), [_photo(frame, preprocessing, height) for frame in clip])
+        for index, (clip, shown) in enumerate(zip(frames, times, strict=True))
+    ]
+
+
+def _photo(frame: Tensor, preprocessing: VideoPreprocessing, height: int) -> Image.Image:
+    return photo(frame, preprocessing.mean, preprocessing.std, height)
+
+
+def _explained(asked: Asked, index: int, times: tuple[float, ...], photos: list[Image.Image]) -> ExplainedClip:
+    trace, tokens = asked.trace, asked.trace.tokens
+    assert tokens is not None
+    grid = tokens.grid
+    count, moments = len(photos), grid[0]
+
+    def layer(caption: str, moments: int, draw: Callable[[int, int], Image.Image], note: Callable[[int], str]) -> Layer:
+        """`draw` takes a frame and its moment."""
+        places = [frame * moments // count for frame in range(count)]
+        pictures = [draw(frame, moment) for frame, moment in enumerate(places)]
+        return Layer(caption, tuple(pictures), tuple(map(note, places)))
+
+    layers = [Layer("Input", tuple(photos), tuple(f"{time:.2f} s" for time in times))]
+    if trace.significance is not None:
+        maps = trace.significance[index]
+        ends = float(maps.min()), float(maps.max())
+        drawn = [heat(picture, maps[f * len(maps) // count], ends) for f, picture in enumerate(photos)]
+        layers.append(Layer("Significance map", tuple(drawn), ("",) * count))
+    per_moment, patches = None, prod(grid[1:])
+    if trace.masks:
+        mask = trace.masks[0]
+        chosen, patches = mask.kept[index], prod(mask.grid[1:])
+        chosen = chosen[chosen >= 0]
+        per_moment = torch.bincount(chosen // patches, minlength=mask.grid[0]).tolist()
+
+        def draw_kept(frame: int, moment: int) -> Image.Image:
+            here = chosen[chosen // patches == moment] - moment * patches
+            return kept(photos[frame], here, mask.grid[1:])
+
+        layers.append(layer(mask.title, mask.grid[0], draw_kept, lambda m: f"{per_moment[m]} of {patches}"))
+    if tokens.size is not None:
+        source = trace.source[index]
+        whole = Merged.of(photos, source, (grid[0], grid[1], grid[2]))
+
+        def draw_merged(frame: int, moment: int) -> Image.Image:
+            return groups(photos[frame], source.unflatten(0, grid)[moment].flatten(), (grid[1], grid[2]), whole)
+
+        left = f"{tokens.x.shape[1] - tokens.prefix} left of all"
+        layers.append(layer("Merged patches", moments, draw_merged, lambda _: left))
+    kept_at = None if per_moment is None else tuple(per_moment)
+    return ExplainedClip(times, moments, tuple(layers), asked, index, kept_at, patches)

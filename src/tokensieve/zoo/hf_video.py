@@ -1,0 +1,143 @@
+"""transformers' models that read videos: by short names, by the names of checkpoints, from folders. Nothing of
+transformers is imported before one is asked for."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from torch import nn
+
+from ..errors import InputError, RecipeError, first_line
+
+TRANSFORMERS = "transformers/"
+"""In front of the name of a checkpoint on the Hugging Face Hub, or of a folder with one."""
+PROCESSORS = ("preprocessor_config.json", "video_preprocessor_config.json")
+"""Files beside a checkpoint that say how its clips are normalised."""
+IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+HALF = ((0.5,) * 3, (0.5,) * 3)
+READ = ("VideoMAE", "Vivit", "VJEPA2")
+"""How the classes of models begin that are opened here."""
+
+
+class VideoModel(NamedTuple):
+    """An architecture and the checkpoint that its name stands for."""
+
+    kind: str
+    """Of transformers' classes KINDConfig and KINDForVideoClassification."""
+    checkpoint: str
+    settings: Mapping[str, Any]
+    """Of the configuration, where it is not the default."""
+    norm: tuple[tuple[float, ...], tuple[float, ...]] = IMAGENET
+    clips: Mapping[str, Any] = {}
+    """What `VideoPreprocessing` is to know of it."""
+
+
+def _mae(size: str, width: int, depth: int, heads: int, data: str = "kinetics", classes: int = 400) -> VideoModel:
+    settings = {
+        "hidden_size": width, "num_hidden_layers": depth, "num_attention_heads": heads, "intermediate_size": 4 * width,
+        "num_labels": classes, "use_mean_pooling": True,
+    }  # fmt: skip
+    clips = {"stride": 4} if data == "kinetics" else {"sampling": "uniform"}
+    return VideoModel("VideoMAE", f"MCG-NJU/videomae-{size}-finetuned-{data}", settings, clips=clips)
+
+
+def _jepa(checkpoint: str, frames: int, crop: int, **settings: Any) -> VideoModel:
+    settings |= {"frames_per_clip": frames, "crop_size": crop, "num_labels": 174}
+    return VideoModel("VJEPA2", f"facebook/vjepa2-{checkpoint}", settings, clips={"stride": 4})
+
+
+VIDEO_MODELS: dict[str, VideoModel] = {
+    "videomae_small": _mae("small", 384, 12, 6),
+    "videomae_base": _mae("base", 768, 12, 12),
+    "videomae_large": _mae("large", 1024, 24, 16),
+    "videomae_huge": _mae("huge", 1280, 32, 16),
+    "videomae_base_ssv2": _mae("base", 768, 12, 12, "ssv2", 174),
+    "vivit_base": VideoModel(
+        "Vivit", "google/vivit-b-16x2-kinetics400", {"num_labels": 400}, HALF, {"stride": 2, "short_side": 256}
+    ),
+    "vjepa2_large_ssv2": _jepa("vitl-fpc16-256-ssv2", 16, 256),
+    "vjepa2_giant_ssv2": _jepa(
+        "vitg-fpc64-384-ssv2", 64, 384, hidden_size=1408, num_hidden_layers=40, num_attention_heads=22,
+        mlp_ratio=48 / 11,
+    ),
+}  # fmt: skip
+"""By short name; `create` knows them, with random weights or with those of the checkpoint."""
+
+
+def is_video_model(name: str) -> bool:
+    """Whether `build` makes the model of this name."""
+    return name in VIDEO_MODELS or name.startswith(TRANSFORMERS)
+
+
+def build(name: str, args: Mapping[str, Any], *, download: bool) -> nn.Module:
+    """A model that reads videos; its `pretrained_cfg` says how, as far as it is known.
+
+    Args:
+        name: of `VIDEO_MODELS`, or "transformers/" and a checkpoint's name on the Hub or a folder.
+        args: settings of the configuration.
+        download: take the checkpoint's weights; random ones otherwise.
+
+    Raises:
+        RecipeError: the checkpoint is of no model that reads videos.
+        InputError: transformers is not installed; a checkpoint does not say how clips are normalised.
+    """
+    try:
+        import transformers
+    except ModuleNotFoundError as error:
+        raise InputError(f"{name} needs transformers: pip install 'tokensieve[hf]'.") from error
+    known = VIDEO_MODELS.get(name)
+    source = known.checkpoint if known else name.removeprefix(TRANSFORMERS)
+    if not Path(source).is_dir() and (source.count("/") > 1 or source.startswith(("/", ".", "~"))):
+        raise InputError(f"There is no folder {source}, and a checkpoint on the Hub is called OWNER/NAME.")
+    if known:
+        kind: Any = getattr(transformers, f"{known.kind}ForVideoClassification")
+        config = kind.config_class(**{**known.settings, **args})
+    else:
+        config = transformers.AutoConfig.from_pretrained(source, **args)
+        kind = _kind(transformers, config, source)
+    # A named checkpoint has its own configuration, which knows more than its architecture, such as names of classes.
+    settings = args if known else {"config": config}
+    model = kind.from_pretrained(source, **settings) if download else kind(config)
+    norm = _normalisation(source) if download or not known else None
+    if norm is None and not known:
+        raise InputError(
+            f"{source} says in no {' or '.join(PROCESSORS)} how clips are normalised (image_mean, image_std): add it."
+        )
+    mean, std = norm or (known.norm if known else IMAGENET)
+    model.pretrained_cfg = {**(known.clips if known else {}), "mean": mean, "std": std}
+    return model
+
+
+def _kind(transformers: Any, config: Any, source: str) -> Any:
+    """The class of a checkpoint's model."""
+    named = (getattr(config, "architectures", None) or ["no class"])[0]
+    if not named.startswith(READ) or not hasattr(transformers, named):
+        raise RecipeError(
+            f"{source} holds a model of {named}: by this name models open that read videos ({', '.join(READ)}); of "
+            "others a function returns the model, --model package.module:function."
+        )
+    return getattr(transformers, named)
+
+
+def _normalisation(source: str) -> tuple[tuple[float, ...], tuple[float, ...]] | None:
+    """Mean and standard deviation as a checkpoint's processor states them, of values in [0, 1]."""
+    from transformers.utils import cached_file
+
+    quietly = {"_raise_exceptions_for_missing_entries": False, "_raise_exceptions_for_connection_errors": False}
+    for file in PROCESSORS:
+        found = cached_file(source, file, **quietly)
+        if found is None:
+            continue
+        try:
+            stated = json.loads(Path(found).read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            raise InputError(f"{file} of {source} cannot be read: {first_line(error)}.") from error
+        if "image_mean" in stated and "image_std" in stated:
+            mean, std = tuple(map(float, stated["image_mean"])), tuple(map(float, stated["image_std"]))
+            if stated.get("offset"):  # ViViT's processor has values in [-1, 1] before it normalises them
+                mean, std = tuple((1 + m) / 2 for m in mean), tuple(s / 2 for s in std)
+            return mean, std
+    return None
