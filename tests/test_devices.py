@@ -133,7 +133,7 @@ def runs_on_gpu(monkeypatch: pytest.MonkeyPatch, form: str, recipe: Any) -> None
 
 RECIPES = [*CASES, "proposal"]
 SHARE = 4
-"""Each form takes every fourth recipe, the next form the ones beside them: a method never learns which host it is on."""
+"""Each form takes every fourth recipe, the next form those beside them: a method never learns its host."""
 
 
 @pytest.mark.parametrize(

@@ -46,7 +46,7 @@ STAGED: dict[str, Callable[[], nn.Module]] = {
 }
 RECIPES = [cases[0].text for cases in CASES.values()] + ["papr(keep=0.5, proposal=test_resnet)", "corrected()"]
 SHARE = 3
-"""Each form takes every third recipe, the next form the ones beside them: a method never learns which host it is on."""
+"""Each form takes every third recipe, the next form those beside them: a method never learns its host."""
 
 
 def tensors(output: Any) -> Iterator[Tensor]:
