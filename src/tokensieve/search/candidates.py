@@ -10,9 +10,9 @@ from typing import Any
 from torch import nn
 
 from ..errors import InputError, RecipeError, SieveError, UnsupportedHost, nearest
-from ..hosts import open_host
 from ..methods import DToP, PaPr
 from ..recipe import Recipe
+from ..stream import sieve
 from .exit_families import exit_families
 from .families import CONTROLS, EXITS, Family, Scheduled, family_names
 from .families import families as families_of
@@ -32,7 +32,7 @@ def names_of(given: Sequence[str] | None, model: nn.Module, staged: bool) -> lis
                 f"{type(model).__name__} cannot be tuned by {name}: it {kind}. Families for it: {', '.join(known)}."
             )
         if name in EXITS:
-            DToP().on(open_host(model))  # says why, where there are no exits
+            sieve(model, DToP())  # says why, where there are no exits
         if name not in known:
             raise RecipeError(f"There is no family {name!r}{nearest(name, known)}. Known: {', '.join(known)}.")
     if not given:
@@ -81,7 +81,9 @@ def families_for(
         if names is None and scheduled and family.name != "scheduled-guarded":
             continue  # the weaker of the two joins only where the host does not take the stronger, or where it is named
         why = None
-        if family.proposal is None:
+        if family.name in EXITS:  # what budgets they reach depends on the images
+            why = refusal(judge, Recipe.of(DToP()))
+        elif family.proposal is None:
             try:
                 why = refusal(judge, family.recipe({}, family.variants()[0], mild))
             except RecipeError as error:

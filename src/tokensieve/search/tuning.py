@@ -147,8 +147,8 @@ def tune(
             ignore_index=ignore_index,
             backbone=backbone,
         )
-        with_exits = not staged and len(host.exits) > 1
-        costs = ExitCosts(judge) if with_exits else costs_of(judge.empty, judge.input_size)
+        exits = getattr(host, "exits", ())
+        costs = ExitCosts(judge) if len(exits) > 1 else costs_of(judge.empty, judge.input_size)
         costs.add(judge.outside)
         # a model around the host may read the patches that readout() leaves out
         readout = backbone is None and "readout" in METHODS and refusal(judge, Recipe.parse("readout()")) is None

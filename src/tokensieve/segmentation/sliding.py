@@ -55,6 +55,8 @@ def slide(
         scores = _scores(model, torch.cat([images[:, :, rows, columns] for rows, columns in some]), flip)
         if total is None:
             total = scores.new_zeros(len(images), scores.shape[1], *size)
+            if scores.is_contiguous(memory_format=torch.channels_last):  # to add unlike strides up is slow
+                total = total.contiguous(memory_format=torch.channels_last)
         for (rows, columns), own in zip(some, scores.chunk(len(some)), strict=True):
             total[:, :, rows, columns] += own
             covered[rows, columns] += 1
