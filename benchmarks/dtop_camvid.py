@@ -2,14 +2,15 @@
 
     python benchmarks/dtop_camvid.py train segvit            # a base; interrupted, the same command goes on
     python benchmarks/dtop_camvid.py train segvit_finetune   # and each of RUNS; they need their base
-    python benchmarks/dtop_camvid.py evaluate                # all that are trained, at each threshold
+    python benchmarks/dtop_camvid.py evaluate                # all that are trained, at each threshold, and rivals
     python benchmarks/dtop_camvid.py speed                   # fills in their time
     python benchmarks/dtop_camvid.py plot
 
 DeiT-Tiny with its ImageNet weights; 367 photographs of 480x360 to learn from, 101 to validate, 233 to test; crops of
 240x176; ATM heads of width 192 with 3 heads, or SETR's naive heads, at exits (5, 7, 11). Pictures are scored whole, by
 nine windows each. MACs are the mean over windows of test pictures, all heads that run included. The threshold at which
-a variant is compared is the lowest of the grid that loses no more than 0.5 mIoU on the validation pictures.
+a variant is compared is the lowest of the grid that loses no more than 0.5 mIoU on the validation pictures. Rivals run
+on the base's weights with about the MACs that @Direct takes there, see dtop_rivals.py; ToMe beside every variant.
 """
 
 from __future__ import annotations
@@ -25,8 +26,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from dtop_rivals import Rivals
 from results import ROOT, SHARED, read, update
-from tokensieve import sieve
+from tokensieve import SieveError, sieve
 from tokensieve.data import AsTensor, SegmentationSet, segmentation_set
 from tokensieve.forward.walk import Reads
 from tokensieve.measure import SlicingLimit, macs
@@ -151,12 +153,13 @@ def evaluate(out: Path, heads: list[str]) -> None:
             variant: str,
             setting: str,
             model: nn.Module,
+            call: Any = None,
             head: str = head,
             sets: dict[str, SegmentationSet] = sets,
             some: Tensor = some,
             dense: float = dense,
         ) -> None:
-            told = {split: scored(model, pictures) for split, pictures in sets.items()}
+            told = {split: scored(call or model, pictures) for split, pictures in sets.items()}
             cost = macs(model, images=some)
             figures = {
                 f"{split}_{name}": score.figures[name]
@@ -179,6 +182,17 @@ def evaluate(out: Path, heads: list[str]) -> None:
             if (head, "tome", f"r={r}") not in done:
                 done.add((head, "tome", f"r={r}"))
                 row("tome", f"r={r}", sieve(base, f"tome(r={r})"))
+        direct = next(each for each in chosen(head) if each["variant"] == "direct")
+        beside = Rivals(base, some, float(direct["setting"]), mean=plan.mean, std=plan.std)
+        for name, make in beside.makers.items():
+            if any(each[:2] == (head, name) for each in done):
+                continue
+            try:
+                rival = make()
+            except SieveError as error:
+                print(f"{head}: {name} is left out: {error}", file=sys.stderr, flush=True)
+                continue
+            row(name, rival.setting, rival.model, rival.call)
 
 
 def chosen(head: str) -> list[dict[str, Any]]:
@@ -247,6 +261,17 @@ COLOURS = {
     "retrain": ("@Retrain", "#009e73"),
     "tome": ("ToMe, restored", "#777777"),
 }
+MARKS = {
+    "guarded": ("guarded, restored", "s"),
+    "papr": ("PaPr, nearest patch", "v"),
+    "papr, zero": ("PaPr, zeros", "^"),
+    "static exits": ("static exits", "D"),
+    "random exits": ("random exits", "X"),
+    "dtop + tome": ("DToP + ToMe", "P"),
+    "dtop + guarded": ("DToP + guarded", "p"),
+    "dtop + evit": ("DToP + EViT", "h"),
+}
+"""Of what runs at the MACs of @Direct alone."""
 
 
 def plot() -> None:
@@ -266,6 +291,11 @@ def plot() -> None:
             points = sorted((float(row["gmac"]), float(row["test_miou"])) for row in own if row["variant"] == variant)
             if points:
                 axes.plot(*zip(*points, strict=True), "o-", color=colour, markersize=3, label=label)
+        for variant, (label, mark) in MARKS.items():
+            for row in (row for row in own if row["variant"] == variant):
+                face = "#cc79a7" if variant.startswith("dtop") else "white"
+                style = {"markersize": 5, "markerfacecolor": face, "markeredgecolor": "#444444", "linestyle": "none"}
+                axes.plot(float(row["gmac"]), float(row["test_miou"]), mark, label=label, zorder=3, **style)
         axes.axhline(float(base["test_miou"]) - LOST, color="black", linewidth=0.5, linestyle=":")
         axes.set(title={"segvit": "SegViT", "setr": "SETR, naive"}[head], xlabel="GMAC a window, all heads included")
         axes.set_ylabel("mIoU on test pictures, %")

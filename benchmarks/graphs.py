@@ -2,8 +2,8 @@
 
     python benchmarks/graphs.py [--only METHOD ...]    # other rows of the file stay
 
-On a small ViT, on models with stages, and on models that read videos; images of 64 x 64, clips of 4 of them, random
-weights.
+On a small ViT, on segmenters around it, on models with stages, and on models that read videos; images of 64 x 64, clips
+of 4 of them, random weights.
 
 `torch.compile(fullgraph=True)` with inductor at two batch sizes, and `export_onnx` with a dynamic batch, checked
 against PyTorch at batch 1 and 5; for each the largest difference, or the sentence with which it was refused.
@@ -25,7 +25,7 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
 from results import update, write
-from tokensieve import Sieved, SieveError, export_onnx, sieve
+from tokensieve import Sieved, SieveError, export_onnx, segmentation, sieve
 from tokensieve.data.inputs import InputSpec
 from tokensieve.zoo import create
 
@@ -49,6 +49,9 @@ RECIPES = {
     "patch_slimming A": "patch_slimming(patches={nested})",
     "patch_slimming B": "patch_slimming(patches={nested}, form=B)",
     "four of them": "papr(keep=0.8, significance=centre) + evit(keep=0.9, layers=(1,)) + tome(r=4) + readout()",
+    "dtop, budget on segvit": "dtop(budget=(0.7, 0.4), keep_per_class=2)",
+    "dtop, budget on setr": "dtop(budget=(0.7, 0.4), keep_per_class=2)",
+    "dtop on segvit": "dtop(threshold=0.3, keep_per_class=2)",
     "papr on convnext_atto": "papr(keep=0.65)",
     "papr on swin_tiny_patch4_window7_224": "papr(keep=0.65)",
     "papr on videomae_base": "papr(keep=0.45, proposal=x3d_s, proposal_norm=shared, proposal_size=(4, 32, 32))",
@@ -69,6 +72,10 @@ VIDEO: dict[str, dict[str, Any]] = {
     "swin3d_t": {},
 }  # fmt: skip
 """Models that read videos, and the settings that make them small."""
+SEGMENTERS: dict[str, Callable[[nn.Module], nn.Module]] = {
+    "segvit": lambda vit: segmentation.segvit(vit, 6, exits=(1, 2, 3), width=32, heads=2, layers=2),
+    "setr": lambda vit: segmentation.setr(vit, 6, form="naive", levels=(1, 2, 3), channels=32),
+}
 
 
 def tried(what: Callable[[], float]) -> tuple[bool, float | None, str]:
@@ -84,13 +91,20 @@ def tried(what: Callable[[], float]) -> tuple[bool, float | None, str]:
 def host_of(name: str) -> nn.Module:
     """The host that a row names, by default the small ViT."""
     torch.manual_seed(0)
-    _, _, staged = name.partition(" on ")
-    if staged in VIDEO:
-        return create(staged, pretrained=False, args=VIDEO[staged]).model
-    if staged:
-        settings = {"img_size": SIZE} if staged.startswith("swin") else {}
-        return timm.create_model(staged, **settings).eval()
-    return VisionTransformer(img_size=SIZE, patch_size=8, embed_dim=64, depth=DEPTH, num_heads=2, num_classes=10).eval()
+    _, _, host = name.partition(" on ")
+    if host in VIDEO:
+        return create(host, pretrained=False, args=VIDEO[host]).model
+    if host not in ("", *SEGMENTERS):
+        settings = {"img_size": SIZE} if host.startswith("swin") else {}
+        return timm.create_model(host, **settings).eval()
+    vit = VisionTransformer(img_size=SIZE, patch_size=8, embed_dim=64, depth=DEPTH, num_heads=2, num_classes=10)
+    if not host:
+        return vit.eval()
+    model = SEGMENTERS[host](vit).eval()
+    for name, parameter in model.named_parameters():  # heads that tell tokens apart
+        if parameter.ndim > 1 and "head" in name:
+            nn.init.normal_(parameter, std=0.3)
+    return model
 
 
 def compiled(fast: Sieved) -> float:

@@ -12,6 +12,7 @@ from collections.abc import Callable
 
 from results import ROOT
 from tables import (
+    LOST,
     accuracy,
     best_of,
     between,
@@ -21,6 +22,8 @@ from tables import (
     compared,
     embeddings,
     environments,
+    exit_rivals,
+    exit_speed,
     loss_and_speed,
     maps,
     maps_by_confidence,
@@ -297,6 +300,38 @@ so are those that the correction was fitted on."""
     return text
 
 
+def missing(name: str, command: str) -> str | None:
+    """What stands where figures will be once a long benchmark has run."""
+    return None if (ROOT / "results" / name).is_file() else f"Not measured yet: `python {command}`."
+
+
+def dtop_rivals() -> str:
+    return (
+        missing("dtop.csv", "benchmarks/dtop_camvid.py evaluate")
+        or f"""Without any training beside the base's own;
+`dtop` at the lowest threshold that loses no more than {LOST} mIoU on the validation pictures, ToMe and the others at
+about its MACs.
+
+{exit_rivals()}
+
+{commands("dtop.csv")}"""
+    )
+
+
+def dtop_speed() -> str:
+    return (
+        missing("dtop_speed.csv", "benchmarks/dtop_speed.py")
+        or f"""Segmenters with random weights, and thresholds
+for which a third of the patches that arrive at an exit leaves; {read("dtop_speed.csv")[0]["machine"]}. The limit is
+each image on its own first tokens, unpadded, with nothing to choose; the loop over images is the shape of work of the
+published code.
+
+{exit_speed()}
+
+{commands("dtop_speed.csv")}"""
+    )
+
+
 def versions_tested() -> str:
     return f"""{between()}
 
@@ -341,6 +376,7 @@ PAGES: dict[str, dict[str, Callable[[], str]]] = {
     "docs/tune.md": {"found": tune_found},
     "docs/embeddings.md": {"embeddings": embeddings},
     "docs/segmentation.md": {"macs": segmenters},
+    "docs/dtop.md": {"rivals": dtop_rivals, "speed": dtop_speed},
     "docs/patch-slimming.md": {"slimming": slimming},
     "docs/versions.md": {"tested": versions_tested, "macs": versions_macs},
 }

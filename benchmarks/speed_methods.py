@@ -93,7 +93,7 @@ def measure(method: str, recipe: Recipe, study: Study, images: Tensor, seconds: 
     return row
 
 
-def compare_operators(fast: Sieved, limit: SlicingLimit, images: Tensor, calls: int = 5) -> None:
+def compare_operators(fast: Sieved, limit: Callable[[Tensor], object], images: Tensor, calls: int = 5) -> None:
     """Print the operators that the sieved call spends most on, each beside the limit's."""
     times, counts = zip(*(_operators(partial(part, images), calls) for part in (fast, limit)), strict=True)
     total = [sum(time.values()) for time in times]

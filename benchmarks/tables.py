@@ -302,6 +302,59 @@ def segmenters() -> str:
     return table(["GMAC", *settings], lines)
 
 
+TRAINED = ("base", "direct", "finetune", "finetune_heads", "retrain")
+LOST = 0.5
+"""Points of mIoU on the validation pictures that a variant may lose where it is compared."""
+
+
+def rivals() -> list[Row]:
+    """Of dtop.csv, each head's base, @Direct at the threshold where it is compared, and what has as many MACs."""
+    rows = read("dtop.csv") if (ROOT / "results" / "dtop.csv").is_file() else []
+    found = []
+    for head in dict.fromkeys(row["head"] for row in rows):
+        own = [row for row in rows if row["head"] == head]
+        direct = compared_exit(own, "direct")
+        beside = [row for row in own if row["variant"] not in (*TRAINED, "tome")]
+        merged = [row for row in own if row["variant"] == "tome" and direct]
+        merged.sort(key=lambda row, gmac=float(direct["gmac"]) if direct else 0.0: abs(float(row["gmac"]) - gmac))
+        found += [row for row in own if row["variant"] == "base"] + [row for row in (direct, *merged[:1]) if row]
+        found += sorted(beside, key=lambda row: -float(row["test_miou"]))
+    return found
+
+
+def compared_exit(rows: list[Row], variant: str) -> Row | None:
+    """The lowest threshold that loses little, or else the highest."""
+    base = next((float(row["val_miou"]) for row in rows if row["variant"] == "base"), None)
+    own = sorted((row for row in rows if row["variant"] == variant), key=lambda row: float(row["setting"]))
+    if base is None or not own:
+        return None
+    return next((row for row in own if float(row["val_miou"]) >= base - LOST), own[-1])
+
+
+def exit_rivals() -> str:
+    titles = {"base": "no exits", "direct": "`dtop`", "tome": "`tome`", "papr": "`papr`, nearest patch",
+              "papr, zero": "`papr`, zeros", "guarded": "`guarded`"}  # fmt: skip
+    heads = {"segvit": "SegViT", "setr": "SETR, naive"}
+    rows = [
+        [heads[row["head"]], titles.get(row["variant"], row["variant"]), row["setting"], f"{float(row['gmac']):.3f}",
+         f"{float(row['macs_saved']):.1f} %", f"{float(row['val_miou']):.1f}", f"{float(row['test_miou']):.1f}"]
+        for row in rivals()
+    ]  # fmt: skip
+    return table(["heads", "what", "setting", "GMAC", "saved", "mIoU, validation", "mIoU, test"], rows)
+
+
+def exit_speed() -> str:
+    names = {"base": "ViT-B, 512 pixels", "large": "ViT-L, 640 pixels"}
+    rows = [
+        [names[row["setting"]], row["batch"], f"{100 * float(row['macs_saved']):.1f} %",
+         *(f"{100 * float(row[f'{who}_saved']):.1f} %" for who in ("limit", "sieved", "loop")),
+         f"**{float(row['sieved_of_macs']):.2f}**", row["tokens"]]
+        for row in read("dtop_speed.csv")
+    ]  # fmt: skip
+    head = ["segmenter", "batch", "MACs saved", "limit", "time saved", "loop over images", "time over MACs"]
+    return table([*head, "tokens left in the images"], rows)
+
+
 def slimming() -> str:
     names = {"patch_slimming, form A": "Patch Slimming, form A",
              "patch_slimming, form A, head_mean": "the same, ranked by averaged heads",

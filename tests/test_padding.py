@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from unittest.mock import Mock
+
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from tests.reference.hosts import host_forms, host_images
-from tokensieve import UnsupportedHost, sieve
+from tokensieve import UnsupportedHost, padding, sieve
 from tokensieve import _varlen as varlen
 from tokensieve._frozen import replace
 from tokensieve.attention import BlockQKV
@@ -181,3 +183,34 @@ def test_a_graph_cannot_depend_on_lengths() -> None:
     fast = sieve(model, "ats(tokens=12, layers=(1,), adaptive=False) + pitome(r=2, layers=2:)")
     with pytest.raises((UnsupportedHost, torch._dynamo.exc.Unsupported), match="pitome acts on images with unlike"):
         torch.compile(fast, fullgraph=True, backend="eager")(host_images(model))
+
+
+@pytest.mark.parametrize("form", ["class-token", "eva02"])
+@torch.no_grad()
+def test_images_one_by_one_are_the_padded_batch(form: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.manual_seed(0)
+    model = FORMS[form]().double()
+    images = varied(model, 4).double()
+    fast = sieve(model, "ats(tokens=20, layers=(1,))")
+    padded = fast(images)
+    sizes: list[tuple[int, ...]] = []
+    hook = model.blocks[2].register_forward_pre_hook(lambda _, given: sizes.append(tuple(given[0].shape[:2])))
+    monkeypatch.setattr(padding, "CALL", 0)
+    with pytest.raises(UnsupportedHost, match="hook"):
+        fast(images)
+    hook.remove()
+    calls = Mock(wraps=padding.apart)
+    monkeypatch.setattr(padding, "apart", calls)
+    trace = fast.trace(images)
+    torch.testing.assert_close(trace.output, padded, rtol=1e-9, atol=1e-9)
+    assert calls.call_count == len(model.blocks) - 2, "every block behind the first that leaves unlike lengths"
+    assert {reads.keys for reads in trace.reads[2:]} == {int(trace.lengths[1].max())}
+
+
+def test_one_by_one_only_where_padding_is_much_work() -> None:
+    tokens = Tokens(torch.zeros(4, 100, 64), prefix=1, grid=(9, 11))
+    assert not padding.better_apart(tokens)
+    assert not padding.better_apart(replace(tokens, lengths=torch.tensor([100, 90, 90, 90])))
+    wide = replace(tokens, x=torch.zeros(4, 100, 1024))
+    assert padding.better_apart(replace(wide, lengths=torch.tensor([100, 90, 90, 90])))
+    assert not padding.better_apart(replace(wide, lengths=torch.tensor([100, 99, 99, 99])))

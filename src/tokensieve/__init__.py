@@ -34,6 +34,7 @@ if TYPE_CHECKING:
         RLT,
         Corrected,
         DiffRate,
+        DToP,
         DynamicCNN,
         DynamicSwin,
         DynamicViT,
@@ -59,6 +60,7 @@ __version__ = "0.1.0"
 _MODULE_OF = {
     "ATS": "methods",
     "Corrected": "methods",
+    "DToP": "methods",
     "DiffRate": "methods",
     "DynamicCNN": "methods",
     "DynamicSwin": "methods",
@@ -117,6 +119,7 @@ __all__ = [
     "MCTF",
     "RLT",
     "Corrected",
+    "DToP",
     "DiffRate",
     "DynamicCNN",
     "DynamicSwin",

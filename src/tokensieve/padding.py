@@ -15,6 +15,8 @@ from .attention import BlockQKV
 from .errors import UnsupportedHost
 from .tokens import PER_IMAGE, Tokens, exact_type
 
+CALL = 2**21
+"""Padding tokens times their channels squared that take as long in a block as calling it once more."""
 ReduceFn = Callable[[Tensor, Tokens], Tokens]
 
 
@@ -40,6 +42,29 @@ def per_length(tokens: Tokens, act: ReduceFn, count: int, name: str) -> Tokens:
     """
     results = [(images, act(images, tokens.of(images, length))) for images, length in groups(tokens.lengths, name)]
     return pad([images for images, _ in results], [part for _, part in results], count)
+
+
+def apart(tokens: Tokens, run: Callable[[Tokens], Tensor]) -> Tensor:
+    """What `run` gives of each image's own tokens, one image after the other, without padding: (B, N, d), zeros where
+    padding is."""
+    assert tokens.lengths is not None
+    found = torch.zeros_like(tokens.x)
+    for image, count in enumerate(tokens.lengths.tolist()):
+        found[image, :count] = run(tokens.image(image, count))[0]
+    return found
+
+
+def better_apart(tokens: Tokens) -> bool:
+    """Whether images are run faster one after the other than padded to the longest of them.
+
+    On a CPU a matrix of many rows gains nothing from more of them, and padding is work; a call for each image costs a
+    little, so that it does not pay where images are small.
+    """
+    if tokens.lengths is None or recording() or tokens.x.device.type != "cpu":
+        return False
+    batch, count, width = tokens.x.shape
+    padding = batch * count - int(tokens.lengths.sum())
+    return padding * width**2 > CALL * batch
 
 
 def attend_per_length(method: Attending, attention: BlockQKV) -> tuple[Tensor, Tensor]:

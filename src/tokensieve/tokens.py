@@ -107,6 +107,10 @@ class Tokens:
         """The first `count` tokens of these images (B',) int64, none of them padding."""
         return replace(self._images(images, PER_IMAGE), lengths=None).first(count)
 
+    def image(self, index: int, count: int) -> Tokens:
+        """The first `count` tokens of one image, a view, as a batch of it."""
+        return replace(self._images(slice(index, index + 1), PER_IMAGE), lengths=None).first(count)
+
     def _images(self, images: Tensor | slice, names: tuple[str, ...]) -> Tokens:
         """These fields of some images of the batch."""
         some = {name: None if (value := getattr(self, name)) is None else value[images] for name in names}

@@ -16,6 +16,7 @@ from safetensors.torch import save_file
 import tokensieve.search.judge as judge
 from tests.pictures import two_classes
 from tokensieve import Corrected, InputError, Recipe
+from tokensieve.segmentation.plan import SegmenterPlan
 
 pytestmark = pytest.mark.slow
 
@@ -66,6 +67,42 @@ def test_labels_tell_accuracy(run, pictures, there):
     result = run("tune", "--data", pictures, *MODEL, *arguments)
     assert result.code == 0, result.err
     assert "top-1" in result.out
+
+
+@pytest.fixture(scope="module")
+def segmenter(tmp_path_factory):
+    """The file of a segmenter with random weights."""
+    head_args = {"exits": [1, 2, 4], "width": 8, "heads": 2, "layers": 1}
+    small = {"patch_size": 4, "dynamic_img_size": True}
+    plan = SegmenterPlan("test_vit", ("a", "b", "c"), "segvit", head_args, small, crop=(32, 48), stride=(8, 2))
+    model, plan = plan.build()
+    file = tmp_path_factory.mktemp("segmenter") / "segvit.safetensors"
+    save_file(model.state_dict(), file)
+    plan.save(file.with_suffix(".json"))
+    return file
+
+
+def test_exits_of_a_segmenter(run, pictures, there, segmenter):
+    quick = ["--proposal", "none", "--family", "scheduled-dtop", "--family", "tome", "--trials", 2, "--batch", 4]
+    command = ["tune", "--segmenter", segmenter, "--data", pictures, *quick, "--macs", 1.1, "--threads", 1]
+    result = run(*command)
+    assert result.code == 0, result.err
+    for word in ("segvit.safetensors, 32 x 48, weights from file", "scheduled-dtop", "tome alone", "KL per pixel"):
+        assert word in " ".join(result.out.split())
+    record = json.loads((there / "tokensieve-tune" / "front.json").read_text())
+    assert {point["family"] for point in record["points"]} == {"scheduled-dtop", "tome"}
+    only = [*command[:7], "--family", "scheduled-dtop", "--trials", 0, "--batch", 4, "--macs", 1.1, "--json"]
+    told = json.loads(run(*only).out)
+    point = told["front"]["best"]
+    assert told["macs"]["sieved"] == point["macs"] < told["macs"]["dense"]
+    assert told["tokens"]["per_block"][-1] < told["tokens"]["dense"] == 96
+    assert point["heldout_macs"] > 0
+
+
+def test_what_a_segmenter_does_not_go_with(refused, pictures, there, segmenter, tmp_path):
+    command = ["tune", "--data", pictures, "--macs", 1.1]
+    assert "--segmenter has its own weights" in refused(*command, "--segmenter", segmenter, "--size", 64)
+    assert "cannot be read as the plan of a segmenter" in refused(*command, "--segmenter", "other.safetensors")
 
 
 @pytest.mark.parametrize(

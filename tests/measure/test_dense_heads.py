@@ -7,12 +7,13 @@ from typing import Any
 
 import pytest
 import torch
+from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor
 
 pytest.importorskip("transformers")
 
 from tests.reference.hf_dense import backbone_forms, dense_forms, dense_images
-from tokensieve import measure, sieve, tune
+from tokensieve import measure, segmentation, sieve, tune
 from tokensieve.measure.outputs import class_map
 
 HEADS = dense_forms()
@@ -82,6 +83,29 @@ def _by_hand(masks: Tensor, classes: Tensor) -> Tensor:
             for k in range(classes.shape[2] - 1):
                 told[b, k] += powers[k] / sum(powers) / (1 + torch.exp(-masks[b, q].double()))
     return told.log()
+
+
+@pytest.mark.parametrize("form", ["segvit", "segvit_v2", "setr"])
+def test_scores_that_are_probabilities_are_compared_as_such(form: str) -> None:
+    torch.manual_seed(0)
+    backbone = VisionTransformer(img_size=32, patch_size=8, embed_dim=16, depth=2, num_heads=2, num_classes=0)
+    if form == "setr":
+        model: Any = segmentation.setr(backbone, 3, form="naive", levels=(1,), channels=8).eval()
+    else:
+        model = getattr(segmentation, form)(backbone, 3, (0, 1), width=8, heads=2, layers=1).eval()
+    for name, parameter in model.named_parameters():
+        torch.nn.init.normal_(parameter, mean=float("norm" in name and name.endswith("weight")), std=0.6)
+    images, fast = torch.randn(2, 3, 32, 32), sieve(model, "random(keep=0.5)")
+    with torch.no_grad():
+        p, q = model(images).double(), fast(images).double()
+    if form == "setr":
+        p, q = p.softmax(1), q.softmax(1)
+    else:
+        p, q = p / p.sum(1, keepdim=True), q / q.sum(1, keepdim=True)
+    found = measure.fidelity(fast, model, [images])
+    assert found.kl == pytest.approx(float((p * (p / q).log()).sum(1).mean()), rel=1e-5)
+    assert found.kl > 1e-4
+    assert found.agreement == pytest.approx(100 * float((p.argmax(1) == q.argmax(1)).double().mean()))
 
 
 @pytest.mark.slow

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torch import Tensor
 
 from tokensieve import InputError
+from tokensieve.data import AsTensor
 from tokensieve.segmentation import mirrored, segvit, slide
-from tokensieve.segmentation.sliding import starts
+from tokensieve.segmentation.sliding import OneWindow, starts
 
 
 class Marks:
@@ -105,3 +108,22 @@ def test_a_segmenter_slides() -> None:
 def test_windows_that_make_no_sense(words: dict[str, Any], said: str) -> None:
     with pytest.raises(InputError, match=said):
         slide(Marks(), torch.randn(1, 3, 8, 8), **words)
+
+
+def test_one_window_of_a_picture_at_its_own_scale() -> None:
+    generator = np.random.default_rng(0)
+    crop, stride = (6, 8), (4, 5)
+    window = OneWindow(crop, stride, AsTensor((0.5,) * 3, (0.25,) * 3))
+    places = set()
+    for _ in range(20):
+        pixels = generator.integers(0, 255, (13, 17, 3), dtype=np.uint8)
+        picture = Image.fromarray(pixels)
+        found = window(picture)
+        assert torch.equal(found, window(picture))
+        scaled = (torch.from_numpy(pixels).permute(2, 0, 1).float() / 255 - 0.5) / 0.25
+        cut = {(t, left): scaled[:, t : t + 6, left : left + 8] for t in (0, 4, 7) for left in (0, 5, 9)}
+        (place,) = [place for place, each in cut.items() if torch.allclose(each, found, atol=1e-6)]
+        places.add(place)
+    assert len(places) > 4
+    with pytest.raises(InputError, match=r"It has 13 x 7 pixels, height x width, and .* windows of 6 x 8"):
+        window(Image.fromarray(np.zeros((13, 7, 3), dtype=np.uint8)))

@@ -24,6 +24,10 @@ from .options import (
 from .output import print_record
 
 if TYPE_CHECKING:  # heavy imports wait until a command needs them, so that --help answers at once
+    from torch import Tensor
+
+    from ..model_spec import OpenedModel
+    from ..search.front import Point
     from ..search.ladder import Progress
 
 FOLDER = "tokensieve-tune"
@@ -37,6 +41,10 @@ def tune(
         str, typer.Option(metavar="FOLDER", help="Pictures or videos: a folder, a tar, a timm data set, a list.")
     ],
     network: NetworkOptions,
+    segmenter: Annotated[
+        str | None,
+        typer.Option(metavar="FILE", help="NAME.safetensors of `train segment` instead of --model; reads windows."),
+    ] = None,
     macs: Annotated[float | None, typer.Option(metavar="X", help="Wanted: X times fewer MACs.")] = None,
     time: Annotated[float | None, typer.Option(metavar="X", help="Wanted: X times as fast, measured here.")] = None,
     loss: Annotated[
@@ -84,8 +92,15 @@ def tune(
     from .._files import check_folder
 
     check_folder(out)
-    correction = _correction(Path(out)) if correct else None
-    spec = read_spec(network, machine, clips, recipe="", preprocessing=preprocessing)
+    correction = _correction(Path(out)) if correct and segmenter is None else None
+    if segmenter is None:
+        window, spec = None, read_spec(network, machine, clips, recipe="", preprocessing=preprocessing)
+    else:
+        if network.weights is not None or labels or classes is not None or machine.size is not None:
+            raise InputError(
+                "--segmenter has its own weights, size and classes: no --weights, --size, --classes, --labels."
+            )
+        window, spec = _segmenter(segmenter, machine)
     from ..data import load_batches
     from ..measure.outputs import class_count
     from ..search.budgets import budget
@@ -98,6 +113,8 @@ def tune(
     with working("opening the model"):
         dense, _, prepared = opened = spec.open()
         pictures = media.prepared(prepared)
+        if window is not None:
+            pictures.transform = window
     kind, videos = pictures.kind, "T" in opened.input_spec.layout
     proposals = _proposals(proposal, proposal_weights, MOTION if videos else IMAGES)
     labelled = labels or classes is not None
@@ -145,18 +162,50 @@ def tune(
         )
     front.save(out)
     images = front.best.search.images + (front.best.heldout.images if front.best.heldout else 0)
+    opened = spec.sieve(dense, prepared, front.recommended.recipe)
     record = {
-        **record_of(spec, spec.sieve(dense, prepared, front.recommended.recipe)),
+        **record_of(spec, opened),
+        **({} if segmenter is None else {"model": Path(segmenter).name, "weights": segmenter}),
         "data": data,
         "classes": classes,
-        "preprocessing": {"name": preprocessing, **asdict(prepared)},
+        "preprocessing": {"name": preprocessing if window is None else "a window", **asdict(prepared)},
         "images": images,
         "front": front.record(),
         "out": out,
         **files_record(pictures, images, seen.failures),
     }
+    if opened.fast.plan.varies and seen.first is not None:
+        record |= _on_pictures(front.recommended, front.dense_macs, opened, seen.first.images)
     print_record(record, "tune_view.tune_view", as_json)
     list_failures(seen.failures, kind)
+
+
+def _segmenter(file: str, machine: MachineOptions) -> tuple[Any, Any]:
+    """What makes a picture a window of the size that it reads, and the description of the model."""
+    from ..data import AsTensor, Preprocessing
+    from ..segmentation.plan import SegmenterPlan, plan_file
+    from ..segmentation.sliding import OneWindow
+
+    plan = SegmenterPlan.load(plan_file(file))
+    if plan.mean is None or plan.std is None:
+        raise InputError(f"{plan_file(file)} does not say how images are normalised: mean and std.")
+    network = NetworkOptions(model="tokensieve.segmentation.plan:trained")
+    preprocessing = Preprocessing(plan.crop, plan.mean, plan.std)
+    spec = read_spec(network, machine, recipe="", preprocessing=preprocessing, args={"weights": file})
+    return OneWindow(plan.crop, plan.stride, AsTensor(plan.mean, plan.std)), spec
+
+
+def _on_pictures(point: Point, dense: float, opened: OpenedModel, images: Tensor) -> dict[str, Any]:
+    """What a recipe costs that leaves each picture its own number of tokens; these in the mean over some pictures."""
+    trace = opened.fast.trace(images.to(opened.device, opened.dtype))
+    assert trace.tokens is not None
+    return {
+        "macs": {"dense": dense, "sieved": point.macs, "proposal": 0, "ratio": point.ratio},
+        "tokens": {
+            "dense": trace.source.shape[1] + trace.tokens.prefix,
+            "per_block": [round(float(lengths.double().mean())) for lengths in trace.lengths],
+        },
+    }
 
 
 def _correction(folder: Path) -> Path:

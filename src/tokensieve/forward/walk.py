@@ -9,6 +9,7 @@ from typing import NamedTuple
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
+from .. import padding
 from .._frozen import replace
 from ..attention import BlockQKV
 from ..hosts import HostBlock
@@ -36,6 +37,10 @@ class Actor:
 
     def opens(self, block: int, tokens: Tokens) -> bool:
         """Whether to run the block submodule by submodule, calling the next four methods; else as block(tokens)."""
+        return False
+
+    def apart(self, block: int, tokens: Tokens) -> bool:
+        """Whether to call the block as it is once for each image, without the padding of a batch; asked first."""
         return False
 
     def queries(self, block: int, tokens: Tokens) -> Tokens:
@@ -102,8 +107,9 @@ def walk(
     actor = Actor() if actor is None else actor
     for index, block in enumerate(blocks):
         read = block.enter(actor.before(index, tokens))
-        opens = actor.opens(index, read)
-        run = partial(_opened, index, block, actor) if opens else partial(_whole, block)
+        apart = actor.apart(index, read)
+        opens = not apart and actor.opens(index, read)
+        run = partial(_opened, index, block, actor) if opens else partial(_whole, block, apart)
         # Gradient checkpointing; a block that is called whole may already do it in its own forward.
         if block.checkpoints and (opens or not block.checkpoints_itself):
             tokens, reads = checkpoint(run, read, use_reentrant=False)
@@ -115,9 +121,10 @@ def walk(
     return tokens
 
 
-def _whole(block: HostBlock, tokens: Tokens) -> tuple[Tokens, Reads]:
+def _whole(block: HostBlock, apart: bool, tokens: Tokens) -> tuple[Tokens, Reads]:
     count = tokens.x.shape[1]
-    return replace(tokens, x=block(tokens)), Reads(count, count, count, count)
+    x = padding.apart(tokens, block) if apart else block(tokens)
+    return replace(tokens, x=x), Reads(count, count, count, count)
 
 
 def _opened(index: int, block: HostBlock, actor: Actor, tokens: Tokens) -> tuple[Tokens, Reads]:

@@ -174,12 +174,19 @@ def class_map(masks: Tensor, classes: Tensor) -> Tensor:
     """Queries with a mask (B, Q, H, W) and a class (B, Q, K + 1), the last of which is none, both before sigmoid and
     softmax -> scores of classes (B, K, H, W): log of the sum over the queries of class times mask, as transformers'
     processors add them up for semantic segmentation."""
-    scores = torch.einsum("bqk,bqhw->bkhw", classes.softmax(-1)[..., :-1], masks.sigmoid())
-    return scores.clamp(min=torch.finfo(scores.dtype).tiny).log()
+    return _logits(torch.einsum("bqk,bqhw->bkhw", classes.softmax(-1)[..., :-1], masks.sigmoid()))
+
+
+def _logits(probabilities: Tensor) -> Tensor:
+    """Their logarithm, of which a softmax over the classes is the probabilities over their sum."""
+    return probabilities.clamp(min=torch.finfo(probabilities.dtype).tiny).log()
 
 
 def as_tensor(output: Any, model: nn.Module, count: int) -> Tensor:
-    """What a model returned for `count` images as a tensor on the CPU; raises InputError where it holds none."""
+    """What a model returned for `count` images as a tensor on the CPU; raises InputError where it holds none.
+
+    Scores of classes that are probabilities, as a SegViT returns, become their logarithm.
+    """
     name = type(model).__name__
     if (field := field_of(output)) == QUERIES[0]:
         output = class_map(*(getattr(output, each) for each in QUERIES))
@@ -195,4 +202,6 @@ def as_tensor(output: Any, model: nn.Module, count: int) -> Tensor:
         raise InputError(f"{name} returns NaN: try another dtype, or look at its weights.")
     if output.ndim == 4 and getattr(model, "output_fmt", None) == "NHWC":  # timm's Swin without pooling
         output = output.movedim(3, 1)
+    if getattr(model, "probabilities", False):
+        output = _logits(output)
     return output.cpu()

@@ -103,8 +103,8 @@ def _race(
 def summarise(times: dict[str, list[float]], batch: int) -> Speed:
     """`Speed` from the seconds of `dense`, `sieved`, `limit` and, where there is one, `proposal`, round by round."""
     dense, ours, limit = times["dense"], times["sieved"], times["limit"]
-    low, ratio, high = _spread([d / s for d, s in zip(dense, ours, strict=True)])
-    of_low, of_limit, of_high = _spread([n / s for n, s in zip(limit, ours, strict=True)])
+    low, ratio, high = spread([d / s for d, s in zip(dense, ours, strict=True)])
+    of_low, of_limit, of_high = spread([n / s for n, s in zip(limit, ours, strict=True)])
     proposal = times.get("proposal", [0.0] * len(dense))
     return Speed(
         ratio=ratio,
@@ -153,7 +153,7 @@ def _clock() -> float:
     return perf_counter()
 
 
-def _spread(values: list[float]) -> tuple[float, float, float]:
+def spread(values: list[float]) -> tuple[float, float, float]:
     """10th percentile, median, 90th percentile."""
     deciles = quantiles(values, n=10, method="inclusive")
     return deciles[0], median(values), deciles[-1]

@@ -114,7 +114,7 @@ class DToP(Method[ExitEvidence]):
             index = least_certain(probability, left - prefix, self.keep_per_class)
             return tokens.select(index)
         gone = exits(probability, gone, _at(self.threshold, stage), self.keep_per_class)
-        return compact(tokens, torch.cat([gone.new_ones(len(gone), prefix), ~gone], dim=1))
+        return compact(tokens, torch.cat([gone.new_ones(gone.shape[0], prefix), ~gone], dim=1))
 
 
 @torch.no_grad()
@@ -132,7 +132,7 @@ def exits(prediction: Tensor, exited: Tensor, threshold: float, keep_per_class: 
     """
     confidence, _ = prediction.max(1)
     candidate = (confidence > threshold) & ~exited
-    leaves = candidate & (_rank_in_class(prediction, candidate) >= keep_per_class)
+    leaves = candidate & (rank_in_class(prediction, candidate) >= keep_per_class)
     # Without context tokens all could leave: the least certain one stays.
     last = confidence.masked_fill(exited, torch.inf).argmin(1, keepdim=True)
     empty = (exited | leaves).all(1, keepdim=True)
@@ -148,13 +148,14 @@ def least_certain(prediction: Tensor, count: int, keep_per_class: int) -> Tensor
     """
     confidence, _ = prediction.max(1)
     every = torch.ones_like(confidence, dtype=torch.bool)
-    context = _rank_in_class(prediction, every) < keep_per_class
+    context = rank_in_class(prediction, every) < keep_per_class
     # context tokens (scores above 2) come before all others (scores from 0 to 1)
     order = ranked(torch.where(context, 2 + confidence, 1 - confidence))
     return order[:, :count].sort(dim=1).values
 
 
-def _rank_in_class(prediction: Tensor, candidate: Tensor) -> Tensor:
+@torch.no_grad()
+def rank_in_class(prediction: Tensor, candidate: Tensor) -> Tensor:
     """(B, N) int64: how many candidates of the same most probable class are more confident; N for non-candidates."""
     batch, classes, count = prediction.shape
     confidence, own = prediction.max(1)

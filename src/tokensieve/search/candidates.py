@@ -10,9 +10,11 @@ from typing import Any
 from torch import nn
 
 from ..errors import InputError, RecipeError, SieveError, UnsupportedHost, nearest
-from ..methods import PaPr
+from ..methods import DToP, PaPr
 from ..recipe import Recipe
-from .families import CONTROLS, Family, Scheduled, family_names, ranked_by
+from ..stream import sieve
+from .exit_families import exit_families
+from .families import CONTROLS, EXITS, Family, Scheduled, family_names, ranked_by
 from .families import families as families_of
 from .fit import Fit
 from .judge import Judge
@@ -32,6 +34,8 @@ def names_of(given: Sequence[str] | None, model: nn.Module, staged: bool) -> lis
             raise UnsupportedHost(
                 f"{type(model).__name__} cannot be tuned by {name}: it {kind}. Families for it: {', '.join(known)}."
             )
+        if name in EXITS:
+            sieve(model, DToP())  # says why, where there are no exits
         if name not in known:
             raise RecipeError(f"There is no family {name!r}{nearest(name, known)}. Known: {', '.join(known)}.")
     if not given:
@@ -76,14 +80,17 @@ def families_for(
         except (SieveError, RuntimeError) as error:
             left_out[ranked_by(settings)] = " ".join(str(error).split())
     made_of, all_names = (stage_families, NAMES) if staged else (families_of, family_names())
-    wanted = names or [name for name in all_names if name not in CONTROLS]
+    exits = () if staged else judge.empty.host.exits
+    wanted = names or [name for name in all_names if name not in (*CONTROLS, *(EXITS if len(exits) < 2 else ()))]
     found: list[Family] = []
-    for family in made_of(wanted, usable):
+    for family in [*made_of([name for name in wanted if name not in EXITS], usable), *exit_families(wanted, exits)]:
         scheduled = isinstance(family, Scheduled) and any(isinstance(other, Scheduled) for other in found)
         if names is None and scheduled and family.name != "scheduled-guarded":
             continue  # the weaker of the two joins only where the host does not take the stronger, or where it is named
         why = None
-        if family.proposal is None:
+        if family.name in EXITS:  # what budgets they reach depends on the images
+            why = refusal(judge, Recipe.of(DToP()))
+        elif family.proposal is None:
             try:
                 why = refusal(judge, family.recipe({}, family.variants()[0], mild))
             except RecipeError as error:

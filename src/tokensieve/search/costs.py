@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from ..errors import InputError, UnsupportedHost
 from ..forward.plan import Plan
@@ -47,6 +47,15 @@ class BlockCost(NamedTuple):
         else:
             projected = self.q_proj[0] + self.q_proj[1] * k + self.q_proj[2] * q_proj
         return projected + self.pair * k * q + self.query * q + self.mlp * m
+
+    def of_whole(self, tokens: Tensor) -> Tensor:
+        """Where keys, queries and MLP are made of all tokens: of any shape, float64."""
+        once, each, pairs = self.whole or (
+            self.projected[0],
+            self.projected[1] + self.query + self.mlp,
+            self.pair,
+        )
+        return once + each * tokens + pairs * tokens**2
 
 
 class Costs:

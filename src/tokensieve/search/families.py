@@ -253,12 +253,14 @@ SINGLES: dict[str, Family] = {
 }
 """By the name of their method. `random` is a control: it joins only where it is named."""
 CONTROLS = ("random",)
+EXITS = ("scheduled-dtop", "dtop")
+"""Families for segmenters with exits alone, see `exit_families`."""
 
 
 def family_names() -> list[str]:
     """All that `families=` may name, as far as their methods are there."""
     singles = [name for name in ("papr", *SINGLES) if name in METHODS or name in CONTROLS]
-    return [*(f"scheduled-{name}" for name in ("guarded", "tome") if name in METHODS), *singles]
+    return [*(f"scheduled-{name}" for name in ("guarded", "tome") if name in METHODS), *singles, *EXITS]
 
 
 def families(names: Sequence[str], proposals: Sequence[Mapping[str, Any]]) -> list[Family]:

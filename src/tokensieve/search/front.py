@@ -46,7 +46,8 @@ class Point:
     budget: float
     """The saving factor that it was made to meet."""
     macs: float
-    """An image, the proposal's included unless the search was told otherwise."""
+    """An image, the proposal's included unless the search was told otherwise; where tokens leave early, the mean over
+    the search images."""
     ratio: float
     """Dense MACs over these."""
     search: Figures
@@ -56,6 +57,8 @@ class Point:
     speed: Measured | None = None
     dominated: bool = False
     """Another recipe costs no more and loses less on the search images."""
+    heldout_macs: float | None = None
+    """Where tokens leave early, the mean over the images that the search did not see; else MACs are of any image."""
 
     @property
     def loss(self) -> float:

@@ -11,6 +11,7 @@ from ..errors import InputError, SieveError, UnsupportedHost
 from ..methods import Corrected
 from ..stream import sieve
 from .correction import LEAST, correct
+from .exit_costs import ExitCosts
 from .families import ranked_by
 from .front import Front, Point, mark_dominated
 from .judge import Figures, Judge
@@ -76,7 +77,8 @@ def points_of(search: Search, include_proposal: bool, held: bool = True) -> list
 def point_of(search: Search, arm: Any, tried: Any, include_proposal: bool, held: bool) -> Point:
     judge, family = search.judge, arm.family
     figures = judge.recalled(tried.recipe, "heldout") if held and len(judge.parts["heldout"]) else None
-    cost = judge.macs(tried.recipe, include_proposal)
+    costs, varies = arm.fit.costs, isinstance(arm.fit.costs, ExitCosts) and arm.fit.costs.varies(tried.recipe)
+    cost = costs.mean(tried.recipe) if varies else judge.macs(tried.recipe, include_proposal)
     return Point(
         recipe=tried.recipe,
         family=family.name,
@@ -84,9 +86,10 @@ def point_of(search: Search, arm: Any, tried: Any, include_proposal: bool, held:
         kind="searched" if family.searched else "single",
         budget=arm.ratio,
         macs=cost,
-        ratio=arm.fit.costs.dense / cost,
+        ratio=costs.dense / cost,
         search=tried.figures,
         heldout=figures,
+        heldout_macs=costs.mean(tried.recipe, "heldout") if varies and figures is not None else None,
     )
 
 

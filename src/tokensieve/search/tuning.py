@@ -19,6 +19,7 @@ from ..recipe import Recipe
 from ..show.front_text import left_out as left_out_sentence
 from .budgets import budget, until_fast
 from .candidates import families_for, names_of, proposals_of, refusal
+from .exit_costs import ExitCosts
 from .fit import Fit
 from .front import Front
 from .judge import Judge
@@ -148,7 +149,8 @@ def tune(
             ignore_index=ignore_index,
             backbone=backbone,
         )
-        costs = costs_of(judge.empty, judge.input_size)
+        exits = getattr(host, "exits", ())
+        costs = ExitCosts(judge) if len(exits) > 1 else costs_of(judge.empty, judge.input_size)
         costs.add(judge.outside)
         # a model around the host may read the patches that readout() leaves out
         readout = backbone is None and "readout" in METHODS and refusal(judge, Recipe.parse("readout()")) is None

@@ -19,6 +19,8 @@ class SegViT(Segmenter):
     A class token, where it stays, is one more token that the heads read; it is left out of the maps.
     """
 
+    probabilities = True
+
     def __init__(
         self,
         backbone: nn.Module,
@@ -88,6 +90,8 @@ class CascadedSegViT(Segmenter):
     Both hand their queries from the deepest block to the shallowest and add up the masks, which are resized before the
     sigmoid.
     """
+
+    probabilities = True
 
     def __init__(
         self,

@@ -132,3 +132,8 @@ def open_trained(weights: str | os.PathLike[str], *, drop_path: float = 0.0) -> 
     segmenter, plan = plan.build(drop_path=drop_path)
     load_strictly(segmenter, read_weights(weights), f"{Path(weights).name} into {plan.head} on {plan.backbone}")
     return segmenter.eval(), plan
+
+
+def trained(weights: str) -> Segmenter:
+    """The segmenter of `open_trained` alone, for whatever opens a model by the path of a function."""
+    return open_trained(weights)[0]

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from .._recording import recording
 
 
 class Resize(nn.Module):
@@ -24,6 +27,9 @@ class Resize(nn.Module):
         """(B, K, h, w) -> (B, K, *size)."""
         if tuple(maps.shape[2:]) == tuple(size):
             return maps
+        if maps.device.type == "cpu" and not recording():
+            # Half the time, of the argmax over classes that follows too. What comes out has these strides.
+            maps = maps.contiguous(memory_format=torch.channels_last)
         return F.interpolate(maps, size=tuple(size), mode="bilinear", align_corners=False)
 
     def not_run(self, maps: Tensor, resized: Tensor) -> int:

@@ -38,6 +38,9 @@ class Segmenter(nn.Module):
         InputError: levels that are not there; fewer than one class.
     """
 
+    probabilities = False
+    """Whether the scores are class probabilities, each class for itself, and not logits."""
+
     def __init__(
         self,
         backbone: nn.Module,

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import torch
+from PIL import Image
 from torch import Tensor
 
 from ..data.inputs import check_images
@@ -52,6 +55,8 @@ def slide(
         scores = _scores(model, torch.cat([images[:, :, rows, columns] for rows, columns in some]), flip)
         if total is None:
             total = scores.new_zeros(len(images), scores.shape[1], *size)
+            if scores.is_contiguous(memory_format=torch.channels_last):  # to add unlike strides up is slow
+                total = total.contiguous(memory_format=torch.channels_last)
         for (rows, columns), own in zip(some, scores.chunk(len(some)), strict=True):
             total[:, :, rows, columns] += own
             covered[rows, columns] += 1
@@ -73,6 +78,38 @@ def starts(whole: int, window: int, step: int) -> list[int]:
     """Where windows begin along one side, so that the last ends with it."""
     count = -(-(whole - window) // step) + 1
     return [min(index * step, whole - window) for index in range(count)]
+
+
+@dataclass(frozen=True)
+class OneWindow:
+    """From an RGB picture to one of the windows that `slide` reads of it, as a tensor (3, height, width).
+
+    Which one is told by the picture's own bits: always the same of one picture, and any of many.
+
+    Attributes:
+        crop, stride: of the windows, as in `slide`, (height, width).
+        as_tensor: makes a picture a tensor (3, h, w).
+
+    Raises:
+        InputError: called with a picture that is smaller than a window.
+    """
+
+    crop: tuple[int, int]
+    stride: tuple[int, int]
+    as_tensor: Callable[[Image.Image], Tensor]
+
+    def __call__(self, picture: Image.Image) -> Tensor:
+        size = picture.height, picture.width
+        if any(whole < side for whole, side in zip(size, self.crop, strict=True)):
+            raise InputError(
+                f"It has {size[0]} x {size[1]} pixels, height x width, and the segmenter reads windows of "
+                f"{self.crop[0]} x {self.crop[1]}."
+            )
+        tops, lefts = (starts(*each) for each in zip(size, self.crop, self.stride, strict=True))
+        place = zlib.crc32(picture.tobytes()) % (len(tops) * len(lefts))
+        top, left = tops[place // len(lefts)], lefts[place % len(lefts)]
+        height, width = self.crop
+        return self.as_tensor(picture.crop((left, top, left + width, top + height)))
 
 
 def _pair(name: str, given: int | Sequence[int]) -> tuple[int, int]:

@@ -55,6 +55,7 @@ def _row(point: Point, folder: Path) -> dict[str, Any]:
         "budget": point.budget,
         "ratio": point.ratio,
         "macs": point.macs,
+        "heldout_macs": point.heldout_macs,
     }
     for part in ("search", "heldout"):
         figures = getattr(point, part)

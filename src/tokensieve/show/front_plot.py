@@ -28,7 +28,7 @@ def front_plot(front: Front) -> Figure:
     chart = Figure(figsize=(10.5, 4.4), layout="constrained")
     left, right = chart.subplots(1, 2, sharey=True)
     timed = [point for point in front.points if point.speed is not None]
-    _draw(left, front, front.points, lambda point: 100 * point.macs / front.dense_macs, 100.0)
+    _draw(left, front, front.points, lambda point: 100 * _macs(point) / front.dense_macs, 100.0)
     _draw(right, front, timed, lambda point: 100 / point.speed.ratio, 100.0, spread=True)
     included = ", proposal included" if front.settings.get("include_proposal", True) else ""
     left.set_xlabel(f"MACs an image, % of {front.dense_macs / 1e9:.3g} G{included}")
@@ -87,6 +87,11 @@ def _spread(axes: Any, points: Sequence[Point], colour: str) -> None:
 def _loss(point: Point) -> float:
     """On images that the search did not see, where there are any."""
     return point.search.loss if point.heldout is None else point.heldout.loss
+
+
+def _macs(point: Point) -> float:
+    """An image; where that depends on images, of those whose loss is shown."""
+    return point.macs if point.heldout_macs is None else point.heldout_macs
 
 
 def _ticks(top: float) -> list[float]:

@@ -39,7 +39,8 @@ def _recommended(front: Front) -> str:
         same = f", and {_keep_class(best.heldout)}{_stay(front, heldout=True)}"
     elif best.search.agreement is not None:
         same = f", and {_keep_class(best.search)}{_stay(front)}"
-    return f"{best.title}: {best.ratio:.2f}x fewer MACs, at a {front.unit} of {lost}{same}."
+    varies = "" if best.heldout_macs is None else f" ({front.dense_macs / best.heldout_macs:.2f}x held out)"
+    return f"{best.title}: {best.ratio:.2f}x fewer MACs{varies}, at a {front.unit} of {lost}{same}."
 
 
 def _stay(front: Front, heldout: bool = False) -> str:

@@ -1,0 +1,130 @@
+"""What arrives at the exits of a segmenter on a set of images, and how many tokens leave there at which threshold."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..forward.walk import Step
+from ..hosts import Host
+from ..methods import DToP
+from ..methods.dtop import rank_in_class
+from ..recipe import Recipe
+from ..stream import sieve
+
+DIGITS = 6
+"""Of a threshold, where as many tell it from the confidence of the next token."""
+
+
+@dataclass(frozen=True)
+class Arrived:
+    """The patch tokens in front of one exit, of I images."""
+
+    confidence: Tensor
+    """(I, N) the probability of each token's most probable class, in the model's precision; -1 where there is none."""
+    rank: Tensor
+    """(I, N) int64: how many tokens of the same image and class are more confident."""
+    prefix: int
+
+    def stays(self, threshold: float, keep_per_class: int) -> Tensor:
+        """(I, N) bool: which tokens `dtop` leaves, as `methods.dtop.exits` decides it."""
+        there = self.confidence >= 0
+        stays = there & ~((self.confidence > threshold) & (self.rank >= keep_per_class))
+        if keep_per_class == 0:  # the least certain token stays where all others leave
+            last = self.confidence.masked_fill(~there, torch.inf).argmin(1, keepdim=True)
+            stays |= ~stays.any(1, keepdim=True) & torch.zeros_like(stays).scatter(1, last, True)
+        return stays
+
+    def left(self, threshold: float, keep_per_class: int) -> Tensor:
+        """(I,) int64: how many tokens stay in each image, prefix included."""
+        return self.stays(threshold, keep_per_class).sum(1) + self.prefix
+
+    def threshold(self, keep_per_class: int, enough: Callable[[Tensor], bool]) -> float:
+        """The largest threshold that lets enough tokens leave; 1 where none has to, the smallest of all where even
+        that is not enough.
+
+        `enough` is asked about (I,) int64, how many tokens each image keeps; what it says of some it says of fewer.
+        """
+        counts = self.left(1.0, keep_per_class)
+        if enough(counts):
+            return 1.0
+        may = (self.confidence >= 0) & (self.rank >= keep_per_class)
+        steps: list[float] = sorted({0.0, *self.confidence[may].tolist()})
+        low, high = 0, len(steps) - 1  # all above steps[low] leave, which is the most that can
+        while high > low:
+            middle = (low + high + 1) // 2
+            if enough(self.left(steps[middle], keep_per_class)):
+                low = middle
+            else:
+                high = middle - 1
+        return self._rounded(steps, low, keep_per_class)
+
+    def _rounded(self, steps: list[float], index: int, keep_per_class: int) -> float:
+        """A short number that lets as many leave as this step."""
+        floor, ceiling = steps[index], (steps[index + 1] if index + 1 < len(steps) else 1.0)
+        wanted = self.left(floor, keep_per_class)
+        for digits in range(2, DIGITS + 1):
+            short = round((floor + ceiling) / 2, digits)
+            if floor <= short < ceiling and short > 0 and torch.equal(self.left(short, keep_per_class), wanted):
+                return short
+        return floor or ceiling / 2
+
+
+class ExitReader:
+    """Runs a segmenter on images as far as its exits.
+
+    Args:
+        model: a host with exits.
+        batches: gives the images, (B, 3, H, W) each, where the model is.
+    """
+
+    def __init__(self, model: Any, batches: Callable[[], Iterable[Tensor]]) -> None:
+        self.model, self.batches = model, batches
+
+    def read(self, blocks: int, dtop: DToP | None = None, ask: Sequence[int] = ()) -> tuple[dict[int, Arrived], Tensor]:
+        """Run the first `blocks` blocks, with exits where `dtop` has them.
+
+        Returns:
+            What arrives at each exit in `ask`; (blocks + 1, I) int64, how many tokens of each image every block reads,
+            and how many are left behind the last of them.
+        """
+        fast = sieve(self.model, Recipe() if dtop is None else dtop)
+        found: dict[int, list[tuple[Tensor, Tensor]]] = {block: [] for block in ask}
+        counts: list[Tensor] = []
+        for images in self.batches():
+            read: list[Tensor] = []
+
+            def see(step: Step, read: list[Tensor] = read) -> None:
+                read.append(step.tokens.lengths_per_image().cpu())
+                if step.block in found:
+                    found[step.block].append(_confidence(fast.host, step))
+
+            with torch.inference_mode():
+                tokens = fast.stream.run(images, watch=[see], blocks=blocks)
+            counts.append(torch.stack([*read, tokens.lengths_per_image().cpu()]))
+        arrived = {block: _joined(parts, fast.host.prefix) for block, parts in found.items()}
+        return arrived, torch.cat(counts, dim=1)
+
+
+def _confidence(host: Host, step: Step) -> tuple[Tensor, Tensor]:
+    """Confidence and rank in its class of each patch token behind a block."""
+    tokens, prefix = step.tokens, step.tokens.prefix
+    probability = host.predict(step.block, tokens).probability[:, :, prefix:]
+    real = torch.ones_like(probability[:, 0], dtype=torch.bool) if tokens.real is None else tokens.real[:, prefix:]
+    confidence = probability.amax(1).masked_fill(~real, -1)
+    return confidence.cpu(), rank_in_class(probability, real).cpu()
+
+
+def _joined(parts: list[tuple[Tensor, Tensor]], prefix: int) -> Arrived:
+    """Batches of unlike numbers of tokens as one."""
+    longest = max(confidence.shape[1] for confidence, _ in parts)
+
+    def filled(values: Tensor) -> Tensor:
+        return torch.nn.functional.pad(values, (0, longest - values.shape[1]), value=-1)
+
+    confidence, rank = (torch.cat([filled(each[place]) for each in parts]) for place in (0, 1))
+    return Arrived(confidence, rank, prefix)

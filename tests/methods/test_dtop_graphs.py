@@ -1,0 +1,56 @@
+"""DToP's static-budget form as a graph: compiled without a break, and as ONNX."""
+
+from __future__ import annotations
+
+import warnings
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from tests.methods.test_dtop import CLASSES, seeded, vit
+from tokensieve import export_onnx, segmentation, sieve
+
+pytestmark = pytest.mark.slow
+
+SIZE = (3, 40, 56)
+BUDGET = "dtop(budget=(0.6, 0.3), keep_per_class=1)"
+
+
+def segmenter(form: str) -> nn.Module:
+    """Of three blocks: what takes time is their number."""
+    backbone = vit(depth=3)
+    if form == "setr":
+        return seeded(segmentation.setr(backbone, CLASSES, form="naive", levels=(0, 1, 2), channels=8)).float()
+    return seeded(segmentation.segvit(backbone, CLASSES, exits=(0, 1, 2), width=8, heads=2, layers=1)).float()
+
+
+def images(batch: int) -> Tensor:
+    return torch.randn(batch, *SIZE, generator=torch.Generator().manual_seed(batch))
+
+
+@pytest.mark.parametrize(("form", "recipe"), [("segvit", BUDGET), ("setr", BUDGET), ("segvit", "dtop(threshold=0.3)")])
+@torch.no_grad()
+def test_exits_compile_as_one_graph(form: str, recipe: str) -> None:
+    fast = sieve(segmenter(form), recipe)
+    graph = torch.compile(fast, fullgraph=True, backend="aot_eager")
+    for batch in (2, 3):
+        torch.testing.assert_close(graph(images(batch)), fast(images(batch)), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("form", ["segvit", "setr"])
+@torch.no_grad()
+def test_a_static_budget_is_written_as_onnx(form: str, tmp_path: Path) -> None:
+    pytest.importorskip("onnxscript")
+    onnxruntime = pytest.importorskip("onnxruntime")
+    model = segmenter(form)
+    fast, path = sieve(model, BUDGET), tmp_path / "fast.onnx"
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of the libraries
+        done = export_onnx(fast, path, SIZE, mean=[0.5] * 3, std=[0.5] * 3)
+    assert max(done.differences.values()) <= 1e-4
+    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    told = torch.from_numpy(session.run(None, {"images": images(3).numpy()})[0])
+    torch.testing.assert_close(told, fast(images(3)), rtol=1e-4, atol=1e-4)
+    assert not torch.allclose(told, model(images(3)), rtol=1e-3, atol=1e-3), "tokens have left"
