@@ -5,8 +5,10 @@ from .images import Failure, ImageSet, StreamSet, image_set, photograph_set, rea
 from .label_pictures import palette, save_labels
 from .listing import Skipped
 from .loading import Batch, Batches, load_batches
+from .moving_scenes import MovingScene, MovingScenes
 from .preprocessing import Preprocessing
-from .scenes import Scene, Scenes, photographs
+from .scene_drawing import photographs
+from .scenes import Scene, Scenes
 from .segmentation import AsTensor, SegmentationSet, segmentation_set
 from .segmentation_layouts import LAYOUTS, Layout
 from .video import Clips, VideoSet, Window, average_views, read_clips, sliding_clips, video_set, views_as_batch
@@ -22,6 +24,8 @@ __all__ = [
     "Failure",
     "ImageSet",
     "Layout",
+    "MovingScene",
+    "MovingScenes",
     "Preprocessing",
     "Scene",
     "Scenes",

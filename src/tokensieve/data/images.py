@@ -21,7 +21,8 @@ from .classes import class_index
 from .listing import Listing, Skipped, list_folder, list_tar
 from .preprocessing import Preprocessing
 from .scanning import TarMember
-from .scenes import ScenePictures, Scenes, photographs
+from .scene_drawing import photographs
+from .scenes import ScenePictures, Scenes
 
 SCENES = 1000
 """Scenes in a set of them, unless it is limited."""
