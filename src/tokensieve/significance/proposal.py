@@ -139,7 +139,8 @@ def named_video_proposal(
 ) -> Proposal:
     """A network of `zoo.VIDEO_PROPOSALS`, from clips (B, 3, T, H, W) to features (B, K, t, h, w).
 
-    `weights` is a file in a layout that `zoo.video_proposal` reads; its BatchNorms stay, which the papers count.
+    `weights` is a file in a layout that `zoo.video_proposal` reads; its BatchNorms stay, which the papers count. The
+    bundled network needs no file.
 
     Raises:
         RecipeError: `layer` or `args`, which belong to networks that read images.
@@ -147,12 +148,13 @@ def named_video_proposal(
     """
     if layer is not None or args:
         raise RecipeError(f"layer= and proposal_args= are for proposals that read images, and {name} reads video.")
-    if weights is None and pretrained:
+    if weights is None and pretrained and name not in zoo.BUNDLED:
         raise InputError(
             f"The proposal {name} has no weights, and none are downloaded: give proposal_weights=FILE, a checkpoint of "
             "PyTorchVideo or mmaction2; or pass pretrained=False to sieve() for random ones, to measure cost alone."
         )
-    net: Any = zoo.video_proposal(name, None if weights is None else zoo.read_weights(weights, sha256))
+    state = None if weights is None else zoo.read_weights(weights, sha256)
+    net: Any = zoo.video_proposal(name, state, pretrained=pretrained)
     mean, std, clip_size = net.mean, net.std, net.clip_size
     net = net.to(dtype).requires_grad_(False)
     return Proposal(

@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 from torch import nn
 from torch.overrides import TorchFunctionMode
 
-from ..errors import InputError, RecipeError, first_line, nearest
+from ..errors import InputError, RecipeError, SieveError, first_line, nearest
 from .hub import one_sentence_of_retries
 from .nano import BUNDLED, bundled_weights
 
@@ -85,6 +85,8 @@ def create(
                 model = timm.create_model(name, pretrained=download, **(args or {}))
             else:
                 model = torchvision.models.get_model(theirs, **_torchvision_weights(theirs, download), **(args or {}))
+    except SieveError:
+        raise
     except TypeError as error:
         raise RecipeError(f"{name} cannot be created with the arguments {dict(args or {})}: {error}.") from error
     except Exception as error:
