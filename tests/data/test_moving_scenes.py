@@ -3,12 +3,21 @@
 from __future__ import annotations
 
 import pickle
+import sys
+from dataclasses import replace
 
 import pytest
 import torch
 from torch import Tensor
 
-from tokensieve.data import MovingScene, MovingScenes
+from tokensieve.data import (
+    MovingScene,
+    MovingScenes,
+    VideoPreprocessing,
+    load_batches,
+    moving_scene_set,
+    video_set,
+)
 from tokensieve.data.moving_scenes import DIRECTIONS, MOVING_CLASSES
 from tokensieve.errors import RecipeError
 
@@ -96,6 +105,23 @@ def test_other_sizes_and_frames_show_the_same(size: int, frames: int, some: Movi
     assert torch.equal(other.labels, some.labels[:16])
     ours, theirs = centres(other.masks) / size, centres(some.masks[:16]) / 64
     assert (ours[:, [0, -1]] - theirs[:, [0, -1]]).abs().max() < 0.03
+
+
+def test_they_are_a_set_of_videos(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "av", None)  # nothing is decoded
+    prepared = VideoPreprocessing((64, 64), (0.5,) * 3, (0.5,) * 3, frames=8)
+    videos = video_set("moving-scenes", prepared, limit=6)
+    made = MovingScenes("validation", 6).batch(range(6))
+    assert len(videos) == 6
+    assert videos.classes["7 up left"] == 59
+    for index, (clip, label) in enumerate(videos):
+        assert label == made.labels[index]
+        assert (clip - (made.clips[index] - 0.5) / 0.5).abs().max() < 0.005
+    assert len(video_set("moving-scenes", prepared)) == 500
+    (batch,) = load_batches(moving_scene_set(replace(prepared, layout="CTHW"), 3, seed=1), 4)
+    assert batch.images.shape == (3, 3, 8, 64, 64)
+    with pytest.raises(RecipeError, match="one view, not 5x3"):
+        video_set("moving-scenes", replace(prepared, views="5x3"))
 
 
 @pytest.mark.parametrize("settings", [{"split": "test"}, {"count": 0}, {"size": 16}, {"frames": 1}, {"seed": -1}])

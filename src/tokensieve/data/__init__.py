@@ -11,7 +11,17 @@ from .scene_drawing import photographs
 from .scenes import Scene, Scenes
 from .segmentation import AsTensor, SegmentationSet, segmentation_set
 from .segmentation_layouts import LAYOUTS, Layout
-from .video import Clips, VideoSet, Window, average_views, read_clips, sliding_clips, video_set, views_as_batch
+from .video import (
+    Clips,
+    VideoSet,
+    Window,
+    average_views,
+    moving_scene_set,
+    read_clips,
+    sliding_clips,
+    video_set,
+    views_as_batch,
+)
 from .video_preprocessing import VideoPreprocessing
 from .video_sampling import Views
 
@@ -41,6 +51,7 @@ __all__ = [
     "class_index",
     "image_set",
     "load_batches",
+    "moving_scene_set",
     "palette",
     "photograph_set",
     "photographs",
