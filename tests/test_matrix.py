@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from tests.reference.cases import CASES, IDENTITY, Case, Facts
 from tests.reference.hosts import host_forms, host_images
 from tests.reference.torchvision_hosts import torchvision_vits, vit_as_timm
-from tests.reference.video_hosts import video_as_timm, video_clips, video_forms
+from tests.reference.video_hosts import Tubelets, video_as_timm, video_clips, video_forms
 from tests.reference.vit import reference_forward
 from tokensieve import RecipeError, UnsupportedHost, sieve
 from tokensieve.stream import Sieved
@@ -69,6 +69,8 @@ def refusal(recipe: str, model: nn.Module) -> str | None:
     for name in names(recipe):
         if name in CLASS_TOKEN and getattr(model, "cls_token", None) is None:
             return name
+        if name == "tome in a window" and not isinstance(model.patch_embed, Tubelets):
+            return "tome"
         if name == "readout" and not hasattr(model, "head_dist") and model.global_pool != "token":
             return name
     return None

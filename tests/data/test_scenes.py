@@ -9,7 +9,8 @@ import torch.nn.functional as F
 from torch.utils.data import DataLoader
 
 from tokensieve.data import Preprocessing, Scenes, image_set, photographs
-from tokensieve.data.scenes import SPLITS, ScenePictures, _glyphs
+from tokensieve.data.scene_drawing import SPLITS, glyphs_of
+from tokensieve.data.scenes import ScenePictures
 from tokensieve.errors import RecipeError
 
 LUMINANCE = torch.tensor([0.299, 0.587, 0.114])
@@ -49,7 +50,7 @@ def test_seed_and_split_change_every_scene(some):
 
 
 def test_no_handwritten_digit_is_in_both_splits():
-    (train, _), (validation, _) = (_glyphs(split) for split in SPLITS)
+    (train, _), (validation, _) = (glyphs_of(split) for split in SPLITS)
     assert len(train) + len(validation) == 1797
     assert not {glyph.numpy().tobytes() for glyph in train} & {glyph.numpy().tobytes() for glyph in validation}
 

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import pytest
+import timm
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.reference.vit import match as slow_match
-from tokensieve import Recipe, ToMe
+from tokensieve import Recipe, RecipeError, ToMe, UnsupportedHost, sieve
 from tokensieve.methods import TokenSite
 from tokensieve.methods.matching import bipartite_match
 from tokensieve.methods.schedule import at
@@ -64,6 +65,37 @@ def test_matching_is_the_slow_one(tokens: int, prefix: int, wanted: int, seed: i
     expected, _ = slow_match(keys[0].mean(0), prefix, r)
     assert [set(group) for group in groups] == [set(group) for group in expected]
     assert [len(group) for group in groups] == [len(group) for group in expected]
+
+
+def test_a_window_in_time_holds_as_long_as_it_can() -> None:
+    draw = torch.Generator().manual_seed(0)
+    keys = torch.randn(2, 1, 24, 8, generator=draw, dtype=torch.float64)
+    moments = (torch.arange(24) // 6).expand(2, -1)  # four steps of six patches
+    for window in range(4):
+        keep, sources, destinations = bipartite_match(keys, 12, 0, moments=moments, window=window)
+        apart = (sources // 6 - keep.gather(1, destinations) // 6).abs()
+        assert apart.max() == window
+    wide, plain = bipartite_match(keys, 12, 0, moments=moments, window=3), bipartite_match(keys, 12, 0)
+    assert all(torch.equal(a, b) for a, b in zip(wide, plain, strict=True))
+
+    # Here the even tokens of step 0 have no odd one beside them: they go one step on, and behind all others.
+    moments = torch.tensor([0, 1, 0, 1, 1, 1, 1, 2]).expand(2, -1)
+    keep, sources, destinations = bipartite_match(keys[:, :, :8], 4, 0, moments=moments, window=0)
+    apart = (moments.gather(1, sources) - moments.gather(1, keep.gather(1, destinations))).abs()
+    assert sorted(sources[0, :2].tolist()) == [4, 6]
+    assert apart.tolist() == [[0, 0, 1, 1]] * 2
+
+
+@pytest.mark.parametrize("window", [-1, 0.5, True, "1"])
+def test_a_window_is_a_number_of_steps(window: object) -> None:
+    with pytest.raises(RecipeError, match="window must be a whole number of steps from 0 up, or None"):
+        ToMe(r=2, window=window)
+
+
+def test_images_have_no_window_in_time() -> None:
+    with pytest.raises(UnsupportedHost, match=r"VisionTransformer cannot take tome with window=.*reads images"):
+        sieve(timm.create_model("test_vit"), "tome(r=2, window=1)")
+    sieve(timm.create_model("test_vit"), "tome(r=2, window=None)")
 
 
 def test_matching_ignores_precision_of_the_model() -> None:

@@ -51,6 +51,11 @@ CASES: dict[str, list[Case]] = {
         case("tome(r=4, layers=1:)", slow.Tome(4, slice(1, None))),
         case("tome(r=40)", slow.Tome(40)),  # more than there are pairs
     ],
+    "tome in a window": [
+        case("tome(r=3, window=0)", slow.Tome(3, window=0)),
+        case("tome(r=4, window=1, layers=1:)", slow.Tome(4, slice(1, None), window=1)),
+        case("tome(r=40, window=0, proportional=False)", slow.Tome(40, None, False, 0)),  # more than the window holds
+    ],
     "tofu": [
         case("tofu(r=3)", slow.Tofu(3)),
         case("tofu(r=4, layers=0:2, switch=0, proportional=True)", slow.Tofu(4, slice(0, 2), 0, True)),

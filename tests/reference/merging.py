@@ -25,8 +25,12 @@ Layers = slice | Sequence[int] | None
 Rate = int | tuple[int, float] | Sequence[int] | None
 
 
-def match(metric: Tensor, prefix: int, r: int) -> tuple[list[list[int]], float]:
+def match(
+    metric: Tensor, prefix: int, r: int, late: Callable[[int, int], int] = lambda a, b: 0
+) -> tuple[list[list[int]], float]:
     """ToMe's bipartite soft matching of N tokens with features `metric` (N, d).
+
+    `late` says of two positions how many steps too far apart in time they are: such pairs come behind all others.
 
     Returns the new sequence as groups of old positions and the smallest lead of a decision. A group's first position
     is the destination: the one that gives the group its place and its rotary row. Even positions are A, odd ones B.
@@ -37,15 +41,17 @@ def match(metric: Tensor, prefix: int, r: int) -> tuple[list[list[int]], float]:
         return [[i] for i in range(n)], math.inf
     keys = [unit(key) for key in metric.tolist()]
     a_side, b_side = sides(n, prefix)
-    pairs, margin = best_pairs(
-        a_side, b_side, r, lambda a, b: sum(u * v for u, v in zip(keys[a], keys[b], strict=True))
-    )
+
+    def score(a: int, b: int) -> float:
+        return sum(u * v for u, v in zip(keys[a], keys[b], strict=True)) - 10 * late(a, b)
+
+    pairs, margin = best_pairs(a_side, b_side, r, score)
     unmerged = [a for a in a_side if a not in pairs]
     if prefix == 0:
         # where no class token leads, the survivors of A stay in the order of their scores
         scores = {}
         for a in unmerged:
-            scores[a] = max(sum(u * v for u, v in zip(keys[a], keys[b], strict=True)) for b in b_side)
+            scores[a] = max(score(a, b) for b in b_side)
         unmerged, lead = ranking(scores)
         margin = min(margin, lead)
     groups = [[i] for i in range(prefix)] + [[a] for a in unmerged]
@@ -87,12 +93,20 @@ class Tome:
     r: Rate
     layers: Layers = None
     proportional: bool = True
+    window: int | None = None
     place = "inside"
 
     def act(self, stream: Stream, look: Look) -> None:
         r = schedule(self.r, look.depth, self.layers)[look.block]
         keys = sum(look.keys) / len(look.keys)
-        groups, margin = match(keys[stream.own], stream.prefix, r)
+
+        def late(a: int, b: int) -> int:
+            if self.window is None:
+                return 0
+            a_step, b_step = (stream.rows[n] // math.prod(stream.grid[1:]) for n in (a, b))
+            return max(abs(a_step - b_step) - self.window, 0)
+
+        groups, margin = match(keys[stream.own], stream.prefix, r, late)
         if len(groups) < len(stream.members):
             stream.doubt(margin)
             merge_by_size(

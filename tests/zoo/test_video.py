@@ -207,6 +207,7 @@ class TestWhatItSays:
             "x3d_l": (16, 312, 312),
             "slowonly_r50": (8, 224, 224),
             "slowonly_r101": (8, 224, 224),
+            "nano_video_proposal": (8, 64, 64),
         }
 
     def test_of_its_normalisation(self):

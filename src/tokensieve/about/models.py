@@ -17,7 +17,7 @@ from ..data.inputs import InputSpec
 from ..errors import InputError, RecipeError, SieveError, UnsupportedHost, nearest
 from ..hosts import Host, StagedHost, host_for, open_host
 from ..measure import macs
-from ..significance.proposal import named_proposal
+from ..significance.proposal import named_proposal, named_video_proposal
 from ..stream import sieve
 from ..zoo.models import TORCHVISION
 
@@ -164,8 +164,9 @@ def _as_proposal(name: str, parameters: int, spec: InputSpec) -> dict[str, Any]:
     if parameters > HEAVY:
         why = f"{parameters / 1e6:.0f} M parameters are too many for a proposal, so {name} was not tried as one."
         return {"reason_proposal": why}
+    named = named_video_proposal if name in zoo.VIDEO_PROPOSALS else named_proposal
     try:
-        proposal = named_proposal(name, pretrained=False)
+        proposal = named(name, pretrained=False)
         features = proposal(torch.zeros(1, *spec)).shape[1:]
     except (SieveError, RuntimeError) as refusal:  # torch refuses some networks with its own words
         return {"reason_proposal": str(refusal)}

@@ -14,14 +14,16 @@ from .output import print_record, say
 from .train_options import json_object
 
 ARGS = '{"drop_path_rate": 0.1}'
-BUNDLED = {"nano": ("nano_convnet", "nano_vit", "nano_convnext")}
+VIDEO = ("nano_video", "nano_video_proposal")
+BUNDLED = {"nano": ("nano_convnet", "nano_vit", "nano_convnext"), **{name: (name,) for name in VIDEO}}
 
 
 def train(
     what: Annotated[
         str,
         typer.Argument(
-            metavar="nano|NAME|segment|dtop", help="The bundled models; with --images a model; or see below."
+            metavar="nano|NAME|segment|dtop",
+            help=f"The bundled models, {' or '.join(VIDEO)}; with --images a model; or see below.",
         ),
     ],
     out: Annotated[
@@ -55,6 +57,8 @@ def train(
 ) -> None:
     """Train the bundled models on generated scenes, or a timm model on photographs; stopped, it goes on where it was.
 
+    nano is the models that read images, all three; nano_video and nano_video_proposal learn from moving scenes.
+
     Writes NAME.safetensors, NAME.csv (the log) and NAME.checkpoint.pt for each model into the folder.
 
     `tokensieve train segment` trains segmenters, `tokensieve train dtop` segmenters that tokens leave early; each has
@@ -81,7 +85,7 @@ def train(
         raise InputError(f"--only must be one of {', '.join(names)}, not {only!r}.")
     import torch
 
-    from ..train import loop
+    from ..train import loop, moving_scenes
     from ..train import scenes as on_scenes
     from ..train.task import Task
 
@@ -91,7 +95,9 @@ def train(
     folder, trained, read = Path(out or what), list[dict[str, Any]](), dict[str, Any]()
     for name in names if only is None else (only,):
         task: Task
-        if images is None:
+        if images is None and name in VIDEO:
+            config, task = moving_scenes.prepare(name, scenes=scenes, seed=seed, workers=workers)
+        elif images is None:
             config, task = on_scenes.prepare(name, scenes=scenes, seed=seed, workers=workers)
         else:
             from ..show.files import files_record, tell_files

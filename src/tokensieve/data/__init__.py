@@ -6,11 +6,23 @@ from .label_pictures import palette, save_labels
 from .listing import Skipped
 from .loading import Batch, Batches, load_batches
 from .media import media_set
+from .moving_scenes import MovingScene, MovingScenes
 from .preprocessing import Preprocessing
-from .scenes import Scene, Scenes, photographs
+from .scene_drawing import photographs
+from .scenes import Scene, Scenes
 from .segmentation import AsTensor, SegmentationSet, segmentation_set
 from .segmentation_layouts import LAYOUTS, Layout
-from .video import Clips, VideoSet, Window, average_views, read_clips, sliding_clips, video_set, views_as_batch
+from .video import (
+    Clips,
+    VideoSet,
+    Window,
+    average_views,
+    moving_scene_set,
+    read_clips,
+    sliding_clips,
+    video_set,
+    views_as_batch,
+)
 from .video_preprocessing import VideoPreprocessing
 from .video_sampling import Views
 
@@ -23,6 +35,8 @@ __all__ = [
     "Failure",
     "ImageSet",
     "Layout",
+    "MovingScene",
+    "MovingScenes",
     "Preprocessing",
     "Scene",
     "Scenes",
@@ -39,6 +53,7 @@ __all__ = [
     "image_set",
     "load_batches",
     "media_set",
+    "moving_scene_set",
     "palette",
     "photograph_set",
     "photographs",

@@ -21,7 +21,8 @@ from .classes import class_index
 from .listing import Listing, Skipped, list_folder, list_tar
 from .preprocessing import Preprocessing
 from .scanning import PICTURES, Kind, TarMember
-from .scenes import ScenePictures, Scenes, photographs
+from .scene_drawing import photographs
+from .scenes import ScenePictures, Scenes
 
 Read = TypeVar("Read")
 SCENES = 1000

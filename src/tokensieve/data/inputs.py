@@ -98,7 +98,9 @@ def _stated_by_host(model: nn.Module) -> InputSpec | None:
             with suppress(UnsupportedHost):
                 if (spec := ask(part)) is not None:
                     return spec
-    return None
+    # What no host opens: the zoo's networks of video state the frames, height and width of their clips.
+    clips = (clip for part in model.modules() if isinstance(clip := getattr(part, "clip_size", None), tuple))
+    return next((InputSpec((3, *clip), "CTHW") for clip in clips), None)
 
 
 def own_input(model: nn.Module, size: InputSize | None = None) -> InputSpec:

@@ -7,33 +7,35 @@ stroke alone tells nothing. Nothing is downloaded.
 
 from __future__ import annotations
 
-import colorsys
-from collections.abc import Callable, Sequence
-from functools import cache
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
 
 from ..errors import RecipeError
+from .scene_drawing import (
+    GLYPH,
+    GROUND,
+    SPLITS,
+    colours_of,
+    crops,
+    glyphs_of,
+    grown,
+    is_bright,
+    paint,
+    strokes,
+)
 
 SIZE = 112
 """Side of a scene in pixels, unless asked for otherwise."""
-SPLITS = ("train", "validation")
-VALIDATION = 5
-"""Every fifth sample of the digits belongs to validation."""
 FRAGMENTS = 6
 """Fragments of other digits around the digit."""
 AT_ONCE = 32
 """Scenes drawn together: more leave the processor's cache."""
-
-# What one scene draws, each a number in [0, 1): the ground, then the same for the digit and every fragment.
-_GROUND = ("photograph", "side", "top", "left", "flip", "gain")
-_GLYPH = ("sample", "x", "y", "scale", "turn", "shear", "aspect", "hue", "saturation", "value", "cut_x", "cut_y")
 
 
 class Scene(NamedTuple):
@@ -93,17 +95,17 @@ class Scenes(Dataset[Scene]):
 
     def _some(self, indices: Sequence[int]) -> Scene:
         draws = torch.from_numpy(np.stack([self._draw(index) for index in indices]))
-        ground, pieces = draws[:, : len(_GROUND)], draws[:, len(_GROUND) :].unflatten(1, (1 + FRAGMENTS, len(_GLYPH)))
-        images = _crops(dict(zip(_GROUND, ground.unbind(1), strict=True)), self.size)
-        drawn = dict(zip(_GLYPH, pieces.unbind(2), strict=True))
-        glyphs, digits = _glyphs(self.split)
+        ground, pieces = draws[:, : len(GROUND)], draws[:, len(GROUND) :].unflatten(1, (1 + FRAGMENTS, len(GLYPH)))
+        images = crops(dict(zip(GROUND, ground.unbind(1), strict=True)), self.size)
+        drawn = dict(zip(GLYPH, pieces.unbind(2), strict=True))
+        glyphs, digits = glyphs_of(self.split)
         samples = (drawn["sample"] * len(glyphs)).long()
-        alpha = _place(glyphs[samples], drawn, self.size)
-        images = _paint(images, alpha, _colours(drawn))
+        alpha = _placed(glyphs[samples], drawn, self.size)
+        images = paint(images, alpha, colours_of(drawn), is_bright(images, alpha))
         return Scene(images, digits[samples[:, 0]], alpha[:, 0] > 0.5)
 
     def _draw(self, index: int) -> np.ndarray:
-        count = len(_GROUND) + (1 + FRAGMENTS) * len(_GLYPH)
+        count = len(GROUND) + (1 + FRAGMENTS) * len(GLYPH)
         stream = np.random.Philox(key=self.seed, counter=[0, 0, int(index), SPLITS.index(self.split)])
         return np.random.Generator(stream).random(count, dtype=np.float32)
 
@@ -127,145 +129,14 @@ def to_picture(image: Tensor) -> Image.Image:
     return Image.fromarray((image * 255).round().clamp(0, 255).byte().permute(1, 2, 0).numpy())
 
 
-def photographs() -> dict[str, Image.Image]:
-    """The colour photographs that scikit-image and scikit-learn ship, by name."""
-    from skimage import data
-    from sklearn.datasets import load_sample_image
-
-    loaders: dict[str, Callable[[], np.ndarray]] = {
-        "astronaut": data.astronaut,
-        "cat": data.chelsea,
-        "coffee": data.coffee,
-        "rocket": data.rocket,
-        "galaxies": data.hubble_deep_field,
-        "motorcycle": lambda: data.stereo_motorcycle()[0],
-        "china": lambda: load_sample_image("china.jpg"),
-        "flower": lambda: load_sample_image("flower.jpg"),
-    }
-    return {name: Image.fromarray(np.ascontiguousarray(load()[..., :3])) for name, load in loaders.items()}
-
-
-@cache
-def _grounds(size: int) -> list[Tensor]:
-    """Photographs (1, 3, h, w) in [0, 1], their short side twice a scene's."""
-    grounds = []
-    for picture in photographs().values():
-        pixels = torch.from_numpy(np.array(picture)).permute(2, 0, 1)[None].float() / 255
-        scale = 2 * size / min(pixels.shape[-2:])
-        grounds.append(F.interpolate(pixels, scale_factor=scale, mode="bilinear", antialias=True).clamp(0, 1))
-    return grounds
-
-
-@cache
-def _glyphs(split: str) -> tuple[Tensor, Tensor]:
-    """Opacities (S, 60, 60) and classes (S,) of a split's handwritten digits, the strokes made smooth."""
-    from sklearn.datasets import load_digits
-
-    pixels, digits = load_digits(return_X_y=True)
-    chosen = (np.arange(len(digits)) % VALIDATION == 0) == (split == "validation")
-    small = torch.from_numpy(pixels[chosen]).float().view(-1, 1, 8, 8) / 16
-    smooth = F.interpolate(F.pad(small, (1, 1, 1, 1)), scale_factor=6, mode="bicubic", align_corners=False)
-    edge = ((smooth[:, 0] - 0.4) / 0.3).clamp(0, 1)
-    return edge.square() * (3 - 2 * edge), torch.from_numpy(digits[chosen]).long()
-
-
-def _crops(drawn: dict[str, Tensor], size: int) -> Tensor:
-    """A square crop of a photograph for each scene, (B, 3, size, size)."""
-    grounds = _grounds(size)
-    chosen = (drawn["photograph"] * len(grounds)).long()
-    images = torch.empty(len(chosen), 3, size, size)
-    line = (torch.arange(size) + 0.5) / size
-    for number in chosen.unique().tolist():
-        rows = (chosen == number).nonzero()[:, 0]
-        ground = grounds[number]
-        height, width = ground.shape[-2:]
-        side = (0.45 + 0.55 * drawn["side"][rows]) * min(height, width)
-        top, left = drawn["top"][rows] * (height - side), drawn["left"][rows] * (width - side)
-        x = torch.where(drawn["flip"][rows, None] < 0.5, line, 1 - line) * side[:, None] + left[:, None]
-        y = line * side[:, None] + top[:, None]
-        grid = torch.stack(
-            [
-                (2 * x / width - 1)[:, None, :].expand(-1, size, -1),
-                (2 * y / height - 1)[:, :, None].expand(-1, -1, size),
-            ],
-            dim=-1,
-        )
-        images[rows] = F.grid_sample(
-            ground.expand(len(rows), -1, -1, -1), grid, padding_mode="border", align_corners=False
-        )
-    gain = 0.75 + 0.4 * drawn["gain"]
-    return (images * gain[:, None, None, None]).clamp(0, 1)
-
-
-def _place(glyphs: Tensor, drawn: dict[str, Tensor], size: int) -> Tensor:
+def _placed(glyphs: Tensor, drawn: dict[str, Tensor], size: int) -> Tensor:
     """Glyphs (B, G, 60, 60) on the canvas: opacities (B, G, size, size), the digit first, fragments clear of it."""
-    count = glyphs.shape[1]
-    first = torch.arange(count) == 0
+    first = torch.arange(glyphs.shape[1]) == 0
     # Shares of the canvas's side. A glyph's strokes fill eight tenths of its box.
     side = torch.where(first, 0.47 + 0.27 * drawn["scale"], 0.38 + 0.26 * drawn["scale"])
     margin = torch.where(first, 0.5 * side, 0.1)
     x, y = (margin + (1 - 2 * margin) * drawn[axis] for axis in ("x", "y"))
     turn = torch.where(first, 0.28, torch.pi) * (2 * drawn["turn"] - 1)
-    shear, aspect = 0.3 * (drawn["shear"] - 0.5), 0.85 + 0.3 * drawn["aspect"]
-
-    # From the canvas back to the glyph, both in [-1, 1].
-    line = (2 * torch.arange(size) + 1) / size - 1
-    cos, sin = turn.cos() / side, turn.sin() / side
-    across = cos / aspect + shear * sin, sin / aspect - shear * cos
-    dx, dy = (line[None, :] - (2 * centre.flatten() - 1)[:, None] for centre in (x, y))
-    u, v = (
-        along.flatten()[:, None, None] * dx[:, None, :] + beside.flatten()[:, None, None] * dy[:, :, None]
-        for along, beside in (across, (-sin, cos))
-    )
-    grid = torch.stack([u, v], dim=-1)
-    alpha = F.grid_sample(glyphs.flatten(0, 1)[:, None], grid, align_corners=False)[:, 0]
-
-    # A fragment is what shows through a window over part of its glyph.
-    cut_x, cut_y = (1.2 * drawn[cut].flatten()[:, None, None] - 0.6 for cut in ("cut_x", "cut_y"))
-    through = ((0.42 - torch.maximum((u - cut_x).abs_(), (v - cut_y).abs_())) * 12).clamp_(0, 1)
-    whole = first.repeat(len(x))[:, None, None]
-    alpha = torch.where(whole, alpha, alpha * through)
-    alpha = alpha.unflatten(0, (-1, count))
-    clear = 1 - _grow(alpha[:, :1], size // 12)
+    alpha = strokes(glyphs, drawn, x, y, side, turn, first, size)
+    clear = 1 - grown(alpha[:, :1], size // 12)
     return torch.cat([alpha[:, :1], alpha[:, 1:] * clear], dim=1)
-
-
-def _colours(drawn: dict[str, Tensor]) -> Tensor:
-    """(B, G, 2, 3): for each glyph a light and a dark colour of its hue."""
-    table = []
-    hue, saturation, value = (drawn[name].flatten().tolist() for name in ("hue", "saturation", "value"))
-    for h, s, v in zip(hue, saturation, value, strict=True):
-        light = colorsys.hls_to_rgb(h, 0.78 + 0.17 * v, 0.5 + 0.5 * s)
-        dark = colorsys.hls_to_rgb(h, 0.08 + 0.14 * v, 0.4 + 0.6 * s)
-        table.append((light, dark))
-    return torch.tensor(table).view(*drawn["hue"].shape, 2, 3)
-
-
-def _paint(images: Tensor, alpha: Tensor, colours: Tensor) -> Tensor:
-    """Glyphs on grounds (B, 3, H, W): light ones on dark ground and the other way, each in a halo of its opposite.
-
-    The halo guarantees the contrast: where a stroke is light, the ground around it is not.
-    """
-    luminance = (images * images.new_tensor([0.299, 0.587, 0.114])[:, None, None]).sum(1)
-    below = torch.einsum("bghw,bhw->bg", alpha, luminance) / alpha.sum((2, 3)).clamp(min=1)
-    dark = below > 0.5
-    colour = torch.where(dark[..., None], colours[:, :, 1], colours[:, :, 0])
-    masks = dark[..., None, None], ~dark[..., None, None]
-    strokes = torch.stack([torch.where(mask, alpha, 0).amax(1) for mask in masks], dim=1)
-    halo = 0.7 * F.avg_pool2d(_grow(strokes, alpha.shape[-1] // 56), 5, stride=1, padding=2, count_include_pad=False)
-
-    images = _over(images, halo, (0.95 * halo[:, :1] + 0.05 * halo[:, 1:]).expand_as(images))
-    return _over(images, alpha, torch.einsum("bghw,bgc->bchw", alpha, colour)).clamp(0, 1)
-
-
-def _over(images: Tensor, alpha: Tensor, paint: Tensor) -> Tensor:
-    """`paint`, already weighed by the layers' opacities (B, G, H, W), over images; layers that overlap share."""
-    cover = alpha.sum(1, keepdim=True)
-    scale = cover.clamp(min=1)
-    return images * (1 - cover / scale) + paint / scale
-
-
-def _grow(alpha: Tensor, radius: int) -> Tensor:
-    """The largest opacity within a square of `radius` pixels around, one axis after the other."""
-    wide = F.max_pool2d(alpha, (1, 2 * radius + 1), stride=1, padding=(0, radius))
-    return F.max_pool2d(wide, (2 * radius + 1, 1), stride=1, padding=(radius, 0))

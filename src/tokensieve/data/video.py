@@ -17,6 +17,7 @@ from ..errors import InputError, RecipeError
 from .classes import class_index
 from .images import Failure, ImageSet, Listed, UnusableError, reason_of
 from .listing import Listing, list_folder, list_tar
+from .moving_scenes import MOVING_CLASSES, MovingScenes
 from .scanning import Kind
 from .video_frames import Timeline, frames_at, library, timeline_of
 from .video_lists import LISTS, list_annotated
@@ -30,6 +31,8 @@ SUFFIXES = frozenset(
     )
 )
 VIDEOS = Kind("video", "videos", lambda: SUFFIXES)
+MOVING_SCENES, GENERATED = "moving-scenes", 500
+"""The name of a set of generated clips, and how many it has unless it is limited."""
 Source = str | os.PathLike[str] | IO[bytes]
 
 
@@ -185,12 +188,13 @@ def video_set(
     classes: str | Path | Sequence[str] | Mapping[str, object] | None = None,
     limit: int | None = None,
     root: str | Path | None = None,
-) -> VideoSet:
+) -> VideoSet | MovingSceneSet:
     """Open a set of videos.
 
     Args:
         source: a folder of class folders, a flat folder (no labels: -1) or a tar of either, by the rules of
-            `image_set`; a list of videos and labels (`.csv`, `.tsv`, `.txt`, `.json`, see `list_annotated`); one file.
+            `image_set`; a list of videos and labels (`.csv`, `.tsv`, `.txt`, `.json`, see `list_annotated`); one file;
+            "moving-scenes", which generates clips of digits (see `MovingScenes`).
         preprocessing: what makes a video a tensor.
         classes: a class-index file, or its content (see `class_index`).
         limit: at most so many videos, spread evenly over the sorted list.
@@ -205,9 +209,11 @@ def video_set(
     """
     if limit is not None and limit < 1:
         raise RecipeError(f"The limit on videos must be at least 1, not {limit}.")
+    path = Path(source)
+    if str(source) == MOVING_SCENES and not path.exists():
+        return moving_scene_set(preprocessing, limit or GENERATED)
     library()
     index = None if classes is None else class_index(classes)
-    path = Path(source)
     if path.is_dir():
         listing = list_folder(path, index, VIDEOS)
     elif not path.is_file():
@@ -219,6 +225,48 @@ def video_set(
     else:
         listing = Listing([path], [str(path)], [-1], {}, (), ())
     return VideoSet(listing, preprocessing, limit)
+
+
+class MovingSceneSet(ImageSet):
+    """Moving scenes as a set of videos: clips made for a preprocessing's frames and size, of one view."""
+
+    def __init__(self, preprocessing: VideoPreprocessing, count: int, seed: int = 0) -> None:
+        size = max(preprocessing.input_size)
+        scenes = MovingScenes("validation", count, size, preprocessing.frames, seed)
+        classes = {name: label for label, name in enumerate(MOVING_CLASSES)}
+        super().__init__(_Generated(scenes), torch.as_tensor, names=MOVING_SCENES, classes=classes)
+        self.preprocessing = preprocessing
+
+    def _read(self, source: Any) -> Tensor:
+        return self.preprocessing.crops((source * 255).round().byte())[0]
+
+
+class _Generated:
+    """Moving scenes as (clip, label)."""
+
+    def __init__(self, scenes: MovingScenes) -> None:
+        self.scenes = scenes
+
+    def __len__(self) -> int:
+        return len(self.scenes)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, int]:
+        scene = self.scenes[index]
+        return scene.clips, int(scene.labels)
+
+
+def moving_scene_set(preprocessing: VideoPreprocessing, count: int = GENERATED, seed: int = 0) -> MovingSceneSet:
+    """The first `count` moving scenes of the validation split as a set of videos, with their classes as labels.
+
+    Raises:
+        RecipeError: more views than one, of a clip that is as long and as large as what is read.
+    """
+    if Views.parse(preprocessing.views).total != 1:
+        raise RecipeError(
+            f"Moving scenes are made as long and as large as the model reads: they have one view, not "
+            f"{preprocessing.views}."
+        )
+    return MovingSceneSet(preprocessing, count, seed)
 
 
 def views_as_batch(clips: Tensor, preprocessing: VideoPreprocessing) -> Tensor:

@@ -52,7 +52,13 @@ def product(a: Tensor, b: Tensor) -> Tensor:
 
 @torch.no_grad()
 def bipartite_match(
-    features: Tensor, r: int, prefix: int, source_cost: Tensor | None = None, destination_cost: Tensor | None = None
+    features: Tensor,
+    r: int,
+    prefix: int,
+    source_cost: Tensor | None = None,
+    destination_cost: Tensor | None = None,
+    moments: Tensor | None = None,
+    window: int = 0,
 ) -> Match:
     """Find the `r` best pairs between the tokens at even and at odd positions of the sequence (ToMe, section 3).
 
@@ -61,6 +67,9 @@ def bipartite_match(
         r: how many even tokens merge into their best odd token, at most half of the patch tokens.
         prefix: leading tokens that take no part.
         source_cost, destination_cost: (B, N) taken off the cosine of a pair whose source, whose destination it is.
+        moments: (B, N) when each token is, in steps of time; pairs more than `window` steps apart come behind all
+            others, the nearest first. None: time does not matter.
+        window: see there.
 
     Returns:
         A `Match` whose new order is: prefix, unmerged even tokens, odd tokens. Equal scores go to the lower index.
@@ -70,6 +79,9 @@ def bipartite_match(
     scores = product(unit[:, even], unit[:, odd].transpose(1, 2))
     if destination_cost is not None:
         scores = scores - destination_cost[:, None, odd]
+    if moments is not None:
+        steps = (moments[:, even, None] - moments[:, None, odd]).abs()
+        scores = scores - 3 * (steps - window).clamp(min=0)  # cosines differ by 2 at most
     best, partner = scores.max(dim=-1)
     if source_cost is not None:  # the same for all partners of a source
         best = best - source_cost[:, even]

@@ -140,8 +140,9 @@ def named_video_proposal(
 ) -> Proposal:
     """A network of `zoo.VIDEO_PROPOSALS`, from clips (B, 3, T, H, W) to features (B, K, t, h, w).
 
-    `weights` is a file in a layout that `zoo.video_proposal` reads. BatchNorms are folded and flat 3-D convolutions run
-    as 2-D ones, as far as `fold` can; `macs(fvcore_compat=True)` counts the BatchNorms still, as the papers do.
+    `weights` is a file in a layout that `zoo.video_proposal` reads; the bundled network needs none. BatchNorms are
+    folded and flat 3-D convolutions run as 2-D ones, as far as `fold` can; `macs(fvcore_compat=True)` counts the
+    BatchNorms still, as the papers do.
 
     Raises:
         RecipeError: `layer` or `args`, which belong to networks that read images.
@@ -149,12 +150,13 @@ def named_video_proposal(
     """
     if layer is not None or args:
         raise RecipeError(f"layer= and proposal_args= are for proposals that read images, and {name} reads video.")
-    if weights is None and pretrained:
+    if weights is None and pretrained and name not in zoo.BUNDLED:
         raise InputError(
             f"The proposal {name} has no weights, and none are downloaded: give proposal_weights=FILE, a checkpoint of "
             "PyTorchVideo or mmaction2; or pass pretrained=False to sieve() for random ones, to measure cost alone."
         )
-    net: Any = zoo.video_proposal(name, None if weights is None else zoo.read_weights(weights, sha256))
+    state = None if weights is None else zoo.read_weights(weights, sha256)
+    net: Any = zoo.video_proposal(name, state, pretrained=pretrained)
     mean, std, clip_size = net.mean, net.std, net.clip_size
     features = fx.symbolic_trace(net)
     fold(features)

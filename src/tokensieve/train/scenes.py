@@ -165,12 +165,20 @@ def normalise(images: Tensor) -> Tensor:
 
 
 def patch_loss(logits: Tensor, labels: Tensor, masks: Tensor) -> Tensor:
-    """Cross-entropy of patch logits (B, P, 11); digit and background weigh about alike, though patches do not."""
+    """Of square patches' logits (B, P, 11) against labels (B,) and masks (B, H, W): see `cell_loss`."""
     side = round((masks[0].numel() / logits.shape[1]) ** 0.5)
-    share = F.avg_pool2d(masks[:, None].float(), side).flatten(1)
-    wanted = torch.where(share > 0.15, labels[:, None], torch.where(share < 0.02, BACKGROUND, UNSURE))
-    weight = torch.ones(CLASSES + 1, device=logits.device)
-    weight[BACKGROUND] = 0.15
+    return cell_loss(logits, labels, F.avg_pool2d(masks[:, None].float(), side).flatten(1))
+
+
+def cell_loss(logits: Tensor, labels: Tensor, share: Tensor) -> Tensor:
+    """Cross-entropy of cells' logits (B, P, K + 1), the background last; the digit covers `share` (B, P) of each.
+
+    Digit and background weigh about alike, though cells do not.
+    """
+    background = logits.shape[-1] - 1
+    wanted = torch.where(share > 0.15, labels[:, None], torch.where(share < 0.02, background, UNSURE))
+    weight = torch.ones(background + 1, device=logits.device)
+    weight[background] = 0.15
     return F.cross_entropy(logits.flatten(0, 1), wanted.flatten(), weight, ignore_index=UNSURE)
 
 

@@ -12,6 +12,8 @@ from timm.models.convnext import ConvNeXt
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
+from .nano_video import nano_video, nano_video_proposal
+
 SIZE, CLASSES = 112, 10
 MEAN = STD = (0.5, 0.5, 0.5)
 
@@ -109,8 +111,11 @@ BUNDLED: dict[str, Callable[..., nn.Module]] = {
     "nano_vit": nano_vit,
     "nano_convnet": NanoConvNet,
     "nano_convnext": nano_convnext,
+    "nano_video": nano_video,
+    "nano_video_proposal": nano_video_proposal,
 }
-"""Name -> builder of the models whose weights travel in the package; `tokensieve train nano` makes these weights."""
+"""Name -> builder of the models whose weights travel in the package; `tokensieve train nano` makes these weights, and
+`tokensieve train nano_video` those of the models that read video."""
 
 
 def bundled_weights(name: str) -> Path:

@@ -1,0 +1,186 @@
+"""Moving scenes: generated clips of one handwritten digit that crosses a photograph, with exact labels and masks.
+
+The small video data of tests, documentation and demo, drawn as `scenes` are. In half of the clips the camera stands
+still, in the others it pans over the photograph, so that what changes between frames is not the digit alone. Nothing is
+downloaded.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from ..errors import RecipeError
+from .scene_drawing import GLYPH, GROUND, SPLITS, colours_of, crops, glyphs_of, halo_of, is_bright, paint, strokes
+
+SIZE, FRAMES = 64, 8
+"""Side in pixels, and frames, of a clip, unless asked for otherwise."""
+DIRECTIONS = ("right", "up right", "up", "up left", "left", "down left", "down", "down right")
+MOVING_CLASSES = tuple(f"{digit} {direction}" for digit in range(10) for direction in DIRECTIONS)
+"""What the labels of moving scenes mean: the digit, and where it goes as seen in the frame."""
+FRAGMENTS = 2
+"""Fragments of other digits, which lie on the photograph."""
+MARGIN = 8
+"""The photograph is drawn larger than a frame by a part of its side on each edge, over which the camera pans."""
+AT_ONCE = 16
+"""Clips drawn together: more leave the processor's cache."""
+
+CAMERA, PATH = ("still", "pan", "towards"), ("way", "travel")
+"""What is drawn by chance beside `GROUND` and `GLYPH`."""
+
+
+class MovingScene(NamedTuple):
+    """Moving scenes in a batch, or one without the first axis.
+
+    Attributes:
+        clips: (B, T, 3, H, W) float32 in [0, 1], RGB.
+        labels: (B,) int64, index of `MOVING_CLASSES`: 8 times the digit, plus the direction.
+        masks: (B, T, H, W) bool, the digit's pixels in each frame.
+    """
+
+    clips: Tensor
+    labels: Tensor
+    masks: Tensor
+
+
+class MovingScenes(Dataset[MovingScene]):
+    """Moving scene i of a split depends on the seed, the split, i, size and frames alone, in whatever batch it is made.
+
+    Args:
+        split: "train" or "validation"; the two share photographs, but no handwritten digit.
+        count: number of clips.
+        size: side in pixels.
+        frames: of each clip; the way that the digit goes is the same.
+        seed: of everything drawn.
+
+    Raises:
+        RecipeError: an unknown split, a count below 1, a size below 32 or fewer than two frames.
+    """
+
+    def __init__(
+        self, split: str = "train", count: int = 25_000, size: int = SIZE, frames: int = FRAMES, seed: int = 0
+    ) -> None:
+        if split not in SPLITS:
+            raise RecipeError(f"Moving scenes come in the splits {' and '.join(SPLITS)}, not {split!r}.")
+        if count < 1 or size < 32 or frames < 2 or seed < 0:
+            raise RecipeError(
+                "Moving scenes need a count from 1 up, a size from 32 pixels up, two frames or more and a seed from 0 "
+                f"up, not {count}, {size}, {frames} and {seed}."
+            )
+        self.split, self.count, self.size, self.frames, self.seed = split, count, size, frames, seed
+
+    def __len__(self) -> int:
+        return self.count
+
+    def __getitem__(self, index: int) -> MovingScene:
+        if not 0 <= index < self.count:
+            raise IndexError(index)
+        return MovingScene(*(part[0] for part in self.batch([index])))
+
+    def __getitems__(self, indices: Sequence[int]) -> list[MovingScene]:
+        """For data loaders: many at once are cheaper than one by one."""
+        return [MovingScene(*parts) for parts in zip(*self.batch(indices), strict=True)]
+
+    @torch.no_grad()
+    def batch(self, indices: Sequence[int]) -> MovingScene:
+        """The moving scenes with these numbers."""
+        parts = [self._some(indices[start : start + AT_ONCE]) for start in range(0, len(indices), AT_ONCE)]
+        return MovingScene(*(torch.cat(part) for part in zip(*parts, strict=True)))
+
+    def _some(self, indices: Sequence[int]) -> MovingScene:
+        draws = torch.from_numpy(np.stack([self._draw(index) for index in indices]))
+        ground, camera, path, pieces = draws.split(_COUNTS, dim=1)
+        drawn = dict(zip(GLYPH, pieces.unflatten(1, (1 + FRAGMENTS, len(GLYPH))).unbind(2), strict=True))
+        glyphs, digits = glyphs_of(self.split)
+        samples = (drawn["sample"] * len(glyphs)).long()
+        digit, rest = ({name: values[:, part] for name, values in drawn.items()} for part in (_FIRST, _OTHERS))
+
+        wide = self.size + 2 * (self.size // MARGIN)
+        scenery = _scenery(dict(zip(GROUND, ground.unbind(1), strict=True)), glyphs[samples[:, 1:]], rest, wide)
+        moments = torch.linspace(-0.5, 0.5, self.frames)
+        clips = _seen(scenery, dict(zip(CAMERA, camera.unbind(1), strict=True)), moments, self.size)
+        direction = (path[:, 0] * len(DIRECTIONS)).long()
+        x, y = _path(digit, direction, path[:, 1], moments)
+        alpha, halo = _digit(glyphs[samples[:, :1]], digit, x, y, self.size)
+        clips = _with_digit(clips, alpha, halo, colours_of(digit))
+        return MovingScene(clips, digits[samples[:, 0]] * len(DIRECTIONS) + direction, alpha > 0.5)
+
+    def _draw(self, index: int) -> np.ndarray:
+        # The third counter tells these draws from those of `Scenes`.
+        stream = np.random.Philox(key=self.seed, counter=[0, 1, int(index), SPLITS.index(self.split)])
+        return np.random.Generator(stream).random(sum(_COUNTS), dtype=np.float32)
+
+
+_COUNTS = [len(GROUND), len(CAMERA), len(PATH), (1 + FRAGMENTS) * len(GLYPH)]
+_FIRST, _OTHERS = slice(1), slice(1, None)
+
+
+def _scenery(ground: dict[str, Tensor], glyphs: Tensor, drawn: dict[str, Tensor], size: int) -> Tensor:
+    """What stands still, (B, 3, size, size): crops of photographs with fragments of digits on them."""
+    images = crops(ground, size)
+    x, y = (0.1 + 0.8 * drawn[axis] for axis in ("x", "y"))
+    side, turn = 0.3 + 0.15 * drawn["scale"], torch.pi * (2 * drawn["turn"] - 1)
+    alpha = strokes(glyphs, drawn, x, y, side, turn, torch.zeros(FRAGMENTS, dtype=torch.bool), size)
+    return paint(images, alpha, colours_of(drawn), is_bright(images, alpha))
+
+
+def _seen(scenery: Tensor, drawn: dict[str, Tensor], moments: Tensor, size: int) -> Tensor:
+    """The scenery through the camera, (B, T, 3, size, size): still in half of the clips, panning in the others."""
+    reach = torch.where(drawn["still"] < 0.5, 0, drawn["pan"]) * (1 - size / scenery.shape[-1])
+    angle = 2 * torch.pi * drawn["towards"]
+    x, y = (reach[:, None] * along[:, None] * moments for along in (angle.cos(), angle.sin()))
+    return _moved(scenery, x, y, size)
+
+
+def _path(drawn: dict[str, Tensor], direction: Tensor, travel: Tensor, moments: Tensor) -> tuple[Tensor, Tensor]:
+    """Where the digit's centre is at each moment, (B, T) in x and in y, so that all of it stays inside the frame."""
+    half, way = 0.5 * _side(drawn), (0.28 + 0.12 * travel)[:, None]
+    angle = 2 * torch.pi / len(DIRECTIONS) * direction[:, None]
+    places = []
+    for name, along in (("x", angle.cos()), ("y", -angle.sin())):  # y points down
+        room = half + 0.5 * way * along.abs()
+        places.append(room + (1 - 2 * room) * drawn[name] + way * along * moments)
+    return places[0], places[1]
+
+
+def _side(drawn: dict[str, Tensor]) -> Tensor:
+    """Of the digit's box, as a share of the frame's."""
+    return 0.4 + 0.15 * drawn["scale"]
+
+
+def _digit(glyphs: Tensor, drawn: dict[str, Tensor], x: Tensor, y: Tensor, size: int) -> tuple[Tensor, Tensor]:
+    """The digit and its halo on their way: glyphs (B, 1, 60, 60) -> opacities (B, T, size, size) of both."""
+    middle, turn = torch.full_like(drawn["x"], 0.5), 0.2 * (2 * drawn["turn"] - 1)
+    alpha = strokes(glyphs, drawn, middle, middle, _side(drawn), turn, torch.tensor([True]), size)
+    both = _moved(torch.cat([alpha, halo_of(alpha)], dim=1), 0.5 - x, 0.5 - y, size)
+    return both[:, :, 0], both[:, :, 1]
+
+
+def _moved(images: Tensor, x: Tensor, y: Tensor, size: int) -> Tensor:
+    """Frames (B, T, C, size, size) out of images (B, C, wide, wide), nothing beyond their edges.
+
+    `x`, `y` (B, T) are how far to the right of the middle and below it a frame's middle lies, shares of `wide`.
+    """
+    line = (2 * torch.arange(size) + 1 - size) / images.shape[-1]
+    across, down = (line + 2 * offset[..., None] for offset in (x, y))
+    grid = torch.stack(
+        [across[:, :, None, :].expand(-1, -1, size, -1), down[..., None].expand(-1, -1, -1, size)], dim=-1
+    )
+    frames = F.grid_sample(images, grid.flatten(1, 2), align_corners=False)
+    return frames.unflatten(2, (-1, size)).transpose(1, 2)
+
+
+def _with_digit(clips: Tensor, alpha: Tensor, halo: Tensor, colours: Tensor) -> Tensor:
+    """The digit on clips (B, T, 3, H, W), in one colour of (B, 1, 2, 3) from the first frame to the last."""
+    frames = clips.shape[1]
+    dark = is_bright(clips.mean(1), alpha.mean(1, keepdim=True))
+    around = torch.stack([torch.where(mask[..., None], halo, 0) for mask in (dark[:, :, None], ~dark[:, :, None])], 2)
+    dark, colours = (values.repeat_interleave(frames, 0) for values in (dark, colours))
+    images, alpha, around = (values.flatten(0, 1) for values in (clips, alpha, around))
+    return paint(images, alpha[:, None], colours, dark, around).unflatten(0, (-1, frames))

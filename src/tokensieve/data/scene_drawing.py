@@ -1,0 +1,171 @@
+"""What scenes are made of: photographs, handwritten digits, their strokes and their colours."""
+
+from __future__ import annotations
+
+import colorsys
+from collections.abc import Callable
+from functools import cache
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from torch import Tensor
+
+SPLITS = ("train", "validation")
+VALIDATION = 5
+"""Every fifth sample of the digits belongs to validation."""
+
+# What is drawn by chance, each a number in [0, 1): of the ground, and of the digit and every fragment.
+GROUND = ("photograph", "side", "top", "left", "flip", "gain")
+GLYPH = ("sample", "x", "y", "scale", "turn", "shear", "aspect", "hue", "saturation", "value", "cut_x", "cut_y")
+
+
+def photographs() -> dict[str, Image.Image]:
+    """The colour photographs that scikit-image and scikit-learn ship, by name."""
+    from skimage import data
+    from sklearn.datasets import load_sample_image
+
+    loaders: dict[str, Callable[[], np.ndarray]] = {
+        "astronaut": data.astronaut,
+        "cat": data.chelsea,
+        "coffee": data.coffee,
+        "rocket": data.rocket,
+        "galaxies": data.hubble_deep_field,
+        "motorcycle": lambda: data.stereo_motorcycle()[0],
+        "china": lambda: load_sample_image("china.jpg"),
+        "flower": lambda: load_sample_image("flower.jpg"),
+    }
+    return {name: Image.fromarray(np.ascontiguousarray(load()[..., :3])) for name, load in loaders.items()}
+
+
+@cache
+def grounds_of(size: int) -> list[Tensor]:
+    """Photographs (1, 3, h, w) in [0, 1], their short side twice a scene's."""
+    grounds = []
+    for picture in photographs().values():
+        pixels = torch.from_numpy(np.array(picture)).permute(2, 0, 1)[None].float() / 255
+        scale = 2 * size / min(pixels.shape[-2:])
+        grounds.append(F.interpolate(pixels, scale_factor=scale, mode="bilinear", antialias=True).clamp(0, 1))
+    return grounds
+
+
+@cache
+def glyphs_of(split: str) -> tuple[Tensor, Tensor]:
+    """Opacities (S, 60, 60) and classes (S,) of a split's handwritten digits, the strokes made smooth."""
+    from sklearn.datasets import load_digits
+
+    pixels, digits = load_digits(return_X_y=True)
+    chosen = (np.arange(len(digits)) % VALIDATION == 0) == (split == "validation")
+    small = torch.from_numpy(pixels[chosen]).float().view(-1, 1, 8, 8) / 16
+    smooth = F.interpolate(F.pad(small, (1, 1, 1, 1)), scale_factor=6, mode="bicubic", align_corners=False)
+    edge = ((smooth[:, 0] - 0.4) / 0.3).clamp(0, 1)
+    return edge.square() * (3 - 2 * edge), torch.from_numpy(digits[chosen]).long()
+
+
+def crops(drawn: dict[str, Tensor], size: int) -> Tensor:
+    """A square crop of a photograph for each scene, (B, 3, size, size)."""
+    grounds = grounds_of(size)
+    chosen = (drawn["photograph"] * len(grounds)).long()
+    images = torch.empty(len(chosen), 3, size, size)
+    line = (torch.arange(size) + 0.5) / size
+    for number in chosen.unique().tolist():
+        rows = (chosen == number).nonzero()[:, 0]
+        ground = grounds[number]
+        height, width = ground.shape[-2:]
+        side = (0.45 + 0.55 * drawn["side"][rows]) * min(height, width)
+        top, left = drawn["top"][rows] * (height - side), drawn["left"][rows] * (width - side)
+        x = torch.where(drawn["flip"][rows, None] < 0.5, line, 1 - line) * side[:, None] + left[:, None]
+        y = line * side[:, None] + top[:, None]
+        grid = torch.stack(
+            [
+                (2 * x / width - 1)[:, None, :].expand(-1, size, -1),
+                (2 * y / height - 1)[:, :, None].expand(-1, -1, size),
+            ],
+            dim=-1,
+        )
+        images[rows] = F.grid_sample(
+            ground.expand(len(rows), -1, -1, -1), grid, padding_mode="border", align_corners=False
+        )
+    gain = 0.75 + 0.4 * drawn["gain"]
+    return (images * gain[:, None, None, None]).clamp(0, 1)
+
+
+def strokes(
+    glyphs: Tensor, drawn: dict[str, Tensor], x: Tensor, y: Tensor, side: Tensor, turn: Tensor, whole: Tensor, size: int
+) -> Tensor:
+    """Glyphs (B, G, 60, 60) on the canvas: opacities (B, G, size, size).
+
+    `x`, `y` of their centres and `side` of their boxes are shares of the canvas's side, `turn` is in radians, each
+    (B, G). Of glyphs that are not `whole` (G,) only what shows through a window over part of them is there.
+    """
+    shear, aspect = 0.3 * (drawn["shear"] - 0.5), 0.85 + 0.3 * drawn["aspect"]
+
+    # From the canvas back to the glyph, both in [-1, 1].
+    line = (2 * torch.arange(size) + 1) / size - 1
+    cos, sin = turn.cos() / side, turn.sin() / side
+    across = cos / aspect + shear * sin, sin / aspect - shear * cos
+    dx, dy = (line[None, :] - (2 * centre.flatten() - 1)[:, None] for centre in (x, y))
+    u, v = (
+        along.flatten()[:, None, None] * dx[:, None, :] + beside.flatten()[:, None, None] * dy[:, :, None]
+        for along, beside in (across, (-sin, cos))
+    )
+    grid = torch.stack([u, v], dim=-1)
+    alpha = F.grid_sample(glyphs.flatten(0, 1)[:, None], grid, align_corners=False)[:, 0]
+    if not whole.all():
+        cut_x, cut_y = (1.2 * drawn[cut].flatten()[:, None, None] - 0.6 for cut in ("cut_x", "cut_y"))
+        through = ((0.42 - torch.maximum((u - cut_x).abs_(), (v - cut_y).abs_())) * 12).clamp_(0, 1)
+        alpha = torch.where(whole.repeat(len(x))[:, None, None], alpha, alpha * through)
+    return alpha.unflatten(0, (-1, len(whole)))
+
+
+def colours_of(drawn: dict[str, Tensor]) -> Tensor:
+    """(B, G, 2, 3): for each glyph a light and a dark colour of its hue."""
+    table = []
+    hue, saturation, value = (drawn[name].flatten().tolist() for name in ("hue", "saturation", "value"))
+    for h, s, v in zip(hue, saturation, value, strict=True):
+        light = colorsys.hls_to_rgb(h, 0.78 + 0.17 * v, 0.5 + 0.5 * s)
+        dark = colorsys.hls_to_rgb(h, 0.08 + 0.14 * v, 0.4 + 0.6 * s)
+        table.append((light, dark))
+    return torch.tensor(table).view(*drawn["hue"].shape, 2, 3)
+
+
+def is_bright(images: Tensor, alpha: Tensor) -> Tensor:
+    """(B, G) whether the ground under each glyph is."""
+    luminance = (images * images.new_tensor([0.299, 0.587, 0.114])[:, None, None]).sum(1)
+    below = torch.einsum("bghw,bhw->bg", alpha, luminance) / alpha.sum((2, 3)).clamp(min=1)
+    return below > 0.5
+
+
+def paint(images: Tensor, alpha: Tensor, colours: Tensor, dark: Tensor, halo: Tensor | None = None) -> Tensor:
+    """Glyphs on grounds (B, 3, H, W), light or `dark` ones (B, G), each in a halo of its opposite.
+
+    The halo guarantees the contrast: where a stroke is light, the ground around it is not. `halo` (B, 2, H, W) is that
+    of the dark glyphs and of the light ones, by default made here.
+    """
+    colour = torch.where(dark[..., None], colours[:, :, 1], colours[:, :, 0])
+    if halo is None:
+        masks = dark[..., None, None], ~dark[..., None, None]
+        halo = halo_of(torch.stack([torch.where(mask, alpha, 0).amax(1) for mask in masks], dim=1))
+
+    images = _over(images, halo, (0.95 * halo[:, :1] + 0.05 * halo[:, 1:]).expand_as(images))
+    return _over(images, alpha, torch.einsum("bghw,bgc->bchw", alpha, colour)).clamp(0, 1)
+
+
+def halo_of(alpha: Tensor) -> Tensor:
+    """Opacities (B, G, H, W) of strokes -> those of the halos around them."""
+    around = grown(alpha, alpha.shape[-1] // 56)
+    return 0.7 * F.avg_pool2d(around, 5, stride=1, padding=2, count_include_pad=False)
+
+
+def _over(images: Tensor, alpha: Tensor, paint: Tensor) -> Tensor:
+    """`paint`, already weighed by the layers' opacities (B, G, H, W), over images; layers that overlap share."""
+    cover = alpha.sum(1, keepdim=True)
+    scale = cover.clamp(min=1)
+    return images * (1 - cover / scale) + paint / scale
+
+
+def grown(alpha: Tensor, radius: int) -> Tensor:
+    """The largest opacity within a square of `radius` pixels around, one axis after the other."""
+    wide = F.max_pool2d(alpha, (1, 2 * radius + 1), stride=1, padding=(0, radius))
+    return F.max_pool2d(wide, (2 * radius + 1, 1), stride=1, padding=(radius, 0))

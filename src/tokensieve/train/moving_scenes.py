@@ -1,0 +1,168 @@
+"""The training of the bundled models that read video, on moving scenes.
+
+As on scenes, a second loss labels every patch from the exact masks. Beside the 80 classes the loss asks for digit and
+direction by themselves, since both are in the answer already: direction is learnt at once, digits take their time.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.data import Dataset
+
+from ..data.moving_scenes import DIRECTIONS, MovingScene, MovingScenes
+from ..errors import RecipeError
+from ..zoo.nano_video import CLASSES, nano_video, nano_video_proposal
+from .config import TrainConfig
+from .scenes import cell_loss, normalise
+from .task import Loss, halved
+
+DIGITS = CLASSES // len(DIRECTIONS)
+TUBELET = (2, 8, 8)
+"""Frames and pixels of a patch, and of a cell of the proposal's features."""
+LOOKED_AT = 500
+"""Moving scenes of the validation split that a model is validated on."""
+RATES = {"nano_video": 1.5e-3, "nano_video_proposal": 4e-3}
+SEEN = {"nano_video": 80_000, "nano_video_proposal": 24_000}
+"""Moving scenes that each bundled model was trained on."""
+
+
+class Answers(NamedTuple):
+    """Of clips, and of their P patches: logits or log-probabilities; and what the features cost, a scalar."""
+
+    clips: Tensor
+    """(B, 80)"""
+    digits: Tensor
+    """(B, P, 10 + 1), the background last."""
+    directions: Tensor
+    """(B, P, 8 + 1), the background last."""
+    price: Tensor
+
+
+class NanoVideoHost(nn.Module):
+    """The nano VideoMAE with a second head, on its patches, that is thrown away after training."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.model = nano_video()
+        self.patches = nn.Linear(self.model.config.hidden_size, DIGITS + 1 + len(DIRECTIONS) + 1)
+
+    def forward(self, clips: Tensor) -> Answers:
+        tokens = self.model.videomae(clips).last_hidden_state
+        digits, directions = self.patches(tokens).split((DIGITS + 1, len(DIRECTIONS) + 1), -1)
+        logits = self.model.classifier(self.model.fc_norm(tokens.mean(1)))
+        return Answers(logits, digits, directions, clips.new_zeros(()))
+
+
+class NanoVideoRanker(nn.Module):
+    """The nano 3-D ConvNet; its own classifier labels every cell, against a background whose logit is always 0.
+
+    As in `scenes.NanoProposal` the mean of all features is part of the loss, so that cells without a digit have none.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.model = nano_video_proposal()
+
+    def forward(self, clips: Tensor) -> Answers:
+        features = self.model.features(clips.transpose(1, 2))
+        cells = self.model.head.fc(features.flatten(2).transpose(1, 2))
+        cells = F.pad(cells, (0, 1)).log_softmax(-1)
+        parts = cells[..., :-1].unflatten(-1, (DIGITS, len(DIRECTIONS)))
+        digits, directions = (torch.cat([parts.logsumexp(over), cells[..., -1:]], dim=-1) for over in (-1, -2))
+        return Answers(self.model.head(features), digits, directions, features.mean())
+
+
+WRAPPED: dict[str, type[nn.Module]] = {"nano_video": NanoVideoHost, "nano_video_proposal": NanoVideoRanker}
+
+
+class ReadMovingDigits:
+    """The task: which digit is in the clip, and where it goes.
+
+    Args:
+        name: of a bundled model, with random weights.
+        scenes: how many it sees.
+        seed: of the moving scenes.
+        looked_at: moving scenes of the validation split it is validated on.
+    """
+
+    def __init__(self, name: str, scenes: int, seed: int = 0, looked_at: int = LOOKED_AT) -> None:
+        self.name, self.samples, self.seed, self.looked_at = name, scenes, seed, looked_at
+        self.identity = f"{name}, {scenes} moving scenes of seed {seed}, {looked_at} looked at"
+        self.module: Any = WRAPPED[name]()
+        self._validation: MovingScene | None = None
+
+    def batches(self, size: int, count: int, seed: int) -> Dataset[Any]:
+        return _Batches(MovingScenes("train", size * count, seed=self.seed), size)
+
+    def loss(self, module: Any, batch: tuple[Tensor, Tensor, Tensor]) -> Loss:
+        clips, labels, masks = batch
+        answers = Answers(*(part.float() for part in module(normalise(clips.float() / 255))))
+        share = F.avg_pool3d(masks[:, None].float(), TUBELET).flatten(1)
+        digit, direction = labels // len(DIRECTIONS), labels % len(DIRECTIONS)
+        classes = answers.clips.log_softmax(1)
+        parts = classes.unflatten(1, (DIGITS, len(DIRECTIONS)))
+        clip_loss = F.nll_loss(classes, labels)
+        loss = clip_loss + F.nll_loss(parts.logsumexp(2), digit) + F.nll_loss(parts.logsumexp(1), direction)
+        loss = loss + cell_loss(answers.digits, digit, share) + cell_loss(answers.directions, direction, share)
+        right = (answers.clips.argmax(1) == labels).float().mean()
+        return Loss(loss + answers.price, {"clip_loss": clip_loss, "train_top1": 100 * right})
+
+    def evaluate(self, module: Any) -> dict[str, float]:
+        if self._validation is None:
+            scenes = MovingScenes("validation", self.looked_at, seed=self.seed)
+            self._validation = scenes.batch(range(self.looked_at))
+        answers, labels = classes_of(module, self._validation), self._validation.labels
+        columns = {"validation_top1": answers == labels}
+        columns["validation_digits"] = answers // len(DIRECTIONS) == labels // len(DIRECTIONS)
+        columns["validation_directions"] = answers % len(DIRECTIONS) == labels % len(DIRECTIONS)
+        return {name: 100 * right.float().mean().item() for name, right in columns.items()}
+
+    def weights(self, module: Any) -> dict[str, Tensor]:
+        return halved(module.model.state_dict())
+
+
+def prepare(
+    name: str, *, scenes: int | None = None, seed: int = 0, looked_at: int = LOOKED_AT, workers: int = 1
+) -> tuple[TrainConfig, ReadMovingDigits]:
+    """Everything `loop.train` needs for a bundled model; by default as the weights in the package were made.
+
+    Raises:
+        RecipeError: no bundled model of that name reads video.
+        InputError: transformers is not installed, of which `nano_video` is a model.
+    """
+    if name not in WRAPPED:
+        raise RecipeError(f"There is no bundled model {name!r} of video, only {', '.join(WRAPPED)}.")
+    torch.manual_seed(seed)
+    task = ReadMovingDigits(name, SEEN[name] if scenes is None else scenes, seed, looked_at)
+    config = TrainConfig(
+        optimizer_args={"betas": (0.9, 0.99)}, batch_size=32, lr=RATES[name], warmup=200, precision="fp32", seed=seed,
+        workers=workers,
+    )  # fmt: skip
+    return config, task
+
+
+@torch.no_grad()
+def classes_of(module: Any, scenes: MovingScene, batch: int = 50) -> Tensor:
+    """(B,) the class that a wrapped model, set to eval mode, gives each clip."""
+    module.eval()
+    device = next(module.parameters()).device
+    answers = [module(normalise(clips.to(device))).clips.argmax(1).cpu() for clips in scenes.clips.split(batch)]
+    return torch.cat(answers)
+
+
+class _Batches(Dataset[tuple[Tensor, Tensor, Tensor]]):
+    """Whole batches, as on scenes: clips as bytes."""
+
+    def __init__(self, scenes: MovingScenes, size: int) -> None:
+        self.scenes, self.size = scenes, size
+
+    def __len__(self) -> int:
+        return len(self.scenes) // self.size
+
+    def __getitem__(self, number: int) -> tuple[Tensor, Tensor, Tensor]:
+        clips, labels, masks = self.scenes.batch(range(number * self.size, (number + 1) * self.size))
+        return (clips * 255).round().byte(), labels, masks
