@@ -77,9 +77,9 @@ def evaluate(
     told = Predictions(class_names(dense), labels)
     if place is not None and not class_count(dense):
         raise InputError(f"--predictions are of classes, and {spec.model} has no classifier.")
-    pair = (fast, dense) if views == 1 else (AveragedViews(fast, views, batch), AveragedViews(dense, views, batch))
+    averaged = (fast, dense) if views == 1 else (AveragedViews(fast, views, batch), AveragedViews(dense, views, batch))
     scored = _scorable(ks, seen, 0 if classes else len(labels), class_count(dense))
-    result = fidelity(*pair, seen, k=scored, each=None if place is None else told.see)
+    result = fidelity(averaged[0], averaged[1], seen, k=scored, each=None if place is None else told.see)
     if place is not None:
         told.write(place)
     record |= {

@@ -53,7 +53,7 @@ class Media:
         from ..data import media_set
 
         self.data, self.settings = data, settings
-        self.found = media_set(data, **settings)
+        self.found: Any = media_set(data, **settings)
 
     def prepared(self, preprocessing: Preprocessing | VideoPreprocessing) -> Any:
         """The set as the model reads it. It is said how much there is, and of what."""

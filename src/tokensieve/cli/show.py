@@ -71,6 +71,7 @@ def show(
         raise InputError("--compare takes one --keep and the recipe's own proposal: leave --proposals out.")
     files = _files(proposal_weights or [], nets)
     from .._files import check_place
+    from ..data import Preprocessing
     from ..show.page import SUFFIXES
     from ..show.video_file import SUFFIXES as FILMS
 
@@ -100,6 +101,7 @@ def show(
                 raise InputError("--keep, --proposals and --compare are for models that read images: leave them out.")
             _show_videos(record, opened, images, known, limit, clips, whole, places, as_json)
             return
+        assert isinstance(own, Preprocessing)
         if whole or any(place.suffix.lower() in FILMS for place in places or ()):
             raise InputError(f"--whole, .mp4 and .gif are for models that read videos, and {spec.model} reads images.")
         fasts = rivals.open_rivals(dense, recipes, own.mean, own.std, pretrained=spec.pretrained) if several else {}

@@ -17,7 +17,8 @@ from ..recipe import Recipe
 from ..stream import Sieved, Trace, sieve
 from .explain import Verdict, dense_output, judge, traced
 
-MAPS = {"papr": "mean", **{name: name for name in SIGNIFICANCES if name != "mean"}}
+MAPS = {"papr": "mean", **{name: name for name in SIGNIFICANCES if name != "mean" and "motion" not in name}}
+"""Of images, which do not move: name of a map -> `significance`."""
 """What a map is called beside others -> the `significance` setting of a recipe."""
 Key = TypeVar("Key", str, tuple[str, float])
 

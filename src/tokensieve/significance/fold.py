@@ -56,6 +56,7 @@ class InFrames(_FlatConv3d):
     """A kernel of one frame: a 2-D convolution of all frames."""
 
     def flat(self, x: Tensor) -> Tensor:
+        assert not isinstance(self.padding, str)
         frames = x.transpose(1, 2).flatten(0, 1)
         sides = (self.stride[1:], self.padding[1:], self.dilation[1:])
         y = F.conv2d(frames, self.weight.squeeze(2), self.bias, *sides, self.groups)
@@ -66,6 +67,7 @@ class OverTime(_FlatConv3d):
     """A kernel of one pixel: a convolution over time, of each channel alone a sum of frames."""
 
     def flat(self, x: Tensor) -> Tensor:
+        assert not isinstance(self.padding, str)
         (kernel, *_), (padding, *_), (dilation, *_) = self.kernel_size, self.padding, self.dilation
         depthwise = self.groups == self.in_channels == self.out_channels
         if not depthwise or self.stride[0] > 1 or 2 * padding != dilation * (kernel - 1):

@@ -65,7 +65,7 @@ class NanoVideoRanker(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.model = nano_video_proposal()
+        self.model: Any = nano_video_proposal()
 
     def forward(self, clips: Tensor) -> Answers:
         features = self.model.features(clips.transpose(1, 2))
