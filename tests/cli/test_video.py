@@ -56,16 +56,17 @@ def record(result: Any) -> dict[str, Any]:
     return found
 
 
-def test_bench_measures_clips(run: Any, model: list[str], videos: Path) -> None:
-    quick = ["--seconds", "0", "--batch", "1", "--recipe", RECIPE]
-    found = record(run("bench", *model, *quick, "--memory", "--json"))
-    assert (found["input_size"], found["layout"]) == ([4, 3, 32, 32], "TCHW")
-    assert found["tokens"]["dense"] == 32
-    assert found["runs"][0]["proposal_share"] > 0
-    result = run("bench", *model, *quick, "--data", videos, "--frames", "4", "--stride", "1", "--pretrained")
+def said(result: Any) -> str:
+    """What a command printed, in one line: a model in a deep folder has a long name."""
     assert result.code == 0, result.err
+    return " ".join(result.out.split())
+
+
+def test_bench_measures_clips(run: Any, model: list[str], videos: Path) -> None:
+    quick = ["--seconds", "0", "--batch", "1", "--recipe", RECIPE, "--frames", "4", "--stride", "1"]
+    result = run("bench", *model, *quick, "--data", videos, "--pretrained")
     for word in ("4 frames of 32 x 32", "3 videos decoded", "videos a second", "ms a clip", "G a clip", "on 3 videos"):
-        assert word in result.out
+        assert word in said(result)
     assert "1 video was left out" in result.err
 
 
@@ -91,7 +92,7 @@ def test_eval_averages_views_and_writes_each_answer(run: Any, model: list[str], 
         assert float(row["dense_probability"]) == pytest.approx(float(probabilities.max()), abs=1e-5)
     result = run("eval", *model, *options)
     for word in ("every 2nd frame, 2x3 views", "3 videos read, 1 failed, 1 skipped", "GMAC a clip", "top-1"):
-        assert word in result.out
+        assert word in said(result)
     assert "1 video was left out" in result.err
 
 
@@ -106,10 +107,9 @@ def test_eval_reads_lists_with_their_root(run: Any, model: list[str], videos: Pa
 
 def test_show_writes_a_film_and_a_page(run: Any, model: list[str], videos: Path, there: Path) -> None:
     result = run("show", videos, *model, "--recipe", RECIPE, "--stride", "2")
-    assert result.code == 0, result.err
     assert sorted(path.name for path in there.iterdir()) == ["tokensieve-show.html", "tokensieve-show.mp4"]
     for word in ("jump/0.mp4", "4 frames of 32 x 32", "from", "tokensieve-show.mp4"):
-        assert word in result.out
+        assert word in said(result)
     assert "1 video was left out" in result.err
     page = (there / "tokensieve-show.html").read_text()
     assert page.count("<figure>") == 3 * 3 * 2  # videos, layers, moments
@@ -154,16 +154,8 @@ def test_what_makes_no_sense_is_refused(refused: Any, run: Any, model: list[str]
     assert "such as 5x3" in refused("eval", "--data", videos, *model, *recipe, "--views", "2x2")
     assert "tokensieve eval" in refused("tune", "--data", videos, *model, "--macs", "1.5", "--views", "5x3")
     assert "reads images, and this model reads video" in refused("bench", *model, "--recipe", "papr(keep=0.5)")
-    said = refused("bench", *model, "--recipe", "papr(keep=0.5, proposal=x3d_s)", "--pretrained")
-    assert "proposal_weights=FILE" in said
-
-
-def test_bench_and_a_default_recipe_with_random_weights(run: Any) -> None:
-    args = ["--model", "swin3d_t", "--size", "32", "--frames", "4", "--seconds", "0", "--batch", "1", "--threads", "1"]
-    found = record(run("bench", *args, "--json"))
-    assert (found["recipe"], found["recipe_is_default"]) == ("papr(keep=0.65, significance=motion)", True)
-    assert found["input_size"] == [3, 4, 32, 32]
-    assert found["stages"] is not None
+    why = refused("bench", *model, "--recipe", "papr(keep=0.5, proposal=x3d_s)", "--pretrained")
+    assert "proposal_weights=FILE" in why
 
 
 @pytest.mark.slow

@@ -22,8 +22,9 @@ from tokensieve import Sieved, sieve
 from tokensieve.data import Failure, VideoPreprocessing
 from tokensieve.errors import InputError
 from tokensieve.model_spec import OpenedModel
+from tokensieve.show import clip_gallery
 from tokensieve.show.clip_frames import annotated_frames
-from tokensieve.show.clip_gallery import SHOWN, Clip, show_clips
+from tokensieve.show.clip_gallery import Clip, show_clips
 from tokensieve.show.clips import MOMENTS, ExplainedClip, explain_clips
 from tokensieve.show.pictures import heat
 from tokensieve.show.video_file import film, write_video
@@ -178,16 +179,17 @@ def some(count: int) -> Iterator[Clip | Failure]:
     yield Failure("/x/broken.mp4", "is empty: 0 bytes")
 
 
-def test_a_reel_of_many_clips_shows_some_and_lists_all(opened: OpenedModel) -> None:
+def test_a_reel_of_many_clips_shows_some_and_lists_all(opened: OpenedModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(clip_gallery, "SHOWN", 2)
     done: list[int] = []
-    reel = show_clips(opened, some(SHOWN + 3), seen=done.append)
-    assert done == list(range(1, SHOWN + 4))
-    assert (reel.videos, len(reel.failures)) == (SHOWN + 3, 1)
+    reel = show_clips(opened, some(7), seen=done.append)
+    assert done == list(range(1, 8))
+    assert (reel.videos, len(reel.failures), len(reel.sections)) == (7, 1, 4)
     *shown, last = reel.gallery().sections
-    assert len(shown) == SHOWN
+    assert [section.title for section in shown] == ["0.mp4", "4.mp4"]
     assert last.table is not None
-    assert len(last.table.rows) == SHOWN + 3
-    assert last.table.rows[2][:3] == ("2.mp4", "2.00 s", "2.60 s")
+    assert [row[:3] for row in last.table.rows[:2]] == [("0.mp4", "0.00 s", "0.60 s"), ("1.mp4", "1.00 s", "1.60 s")]
+    assert len(last.table.rows) == 7
     assert reel.gallery().facts[0].label == "answers stay"
 
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
 pytest.importorskip("transformers")
 
@@ -44,7 +45,8 @@ SPECS = {
 @pytest.mark.parametrize("name", SPECS)
 def test_short_names_are_architectures_with_random_weights(name: str) -> None:
     with without_memory():
-        model = create(name, pretrained=False, args={"num_hidden_layers": 1}).model
+        small = {"num_hidden_layers": 1, "hidden_size": 24, "num_attention_heads": 2}
+        model = create(name, pretrained=False, args=small).model
     assert type(model).__name__ == f"{VIDEO_MODELS[name].kind}ForVideoClassification"
     assert open_host(model).input_spec == InputSpec(SPECS[name], "TCHW")
     assert model.num_labels == (174 if "ssv2" in name else 400)
@@ -78,8 +80,17 @@ def test_weights_of_a_file_are_loaded_strictly(folder: Path) -> None:
     named = create("videomae_base", weights=folder / "model.safetensors", args=TINY).model
     clips = torch.randn(1, 4, 3, 32, 32)
     assert torch.equal(whole(clips).logits, named(clips).logits)
-    with pytest.raises(InputError, match="has shape"):
+    own = {key: value.clone() for key, value in whole.state_dict().items()}  # as the model itself calls them
+    save_file(own, folder / "own.safetensors")
+    again = create("videomae_base", weights=folder / "own.safetensors", args=TINY).model
+    assert torch.equal(whole(clips).logits, again(clips).logits)
+    with pytest.raises(InputError, match=r"classifier\.bias.* has another shape"):
         create("videomae_base", weights=folder / "model.safetensors", args={**TINY, "num_labels": 4})
+    with pytest.raises(InputError, match=r"the file has no videomae\.encoder\.layer\.1"):
+        create("videomae_base", weights=folder / "model.safetensors", args={**TINY, "num_hidden_layers": 2})
+    save_file({**own, "else": torch.zeros(1)}, folder / "own.safetensors")
+    with pytest.raises(InputError, match="the model has no else"):
+        create("videomae_base", weights=folder / "own.safetensors", args=TINY)
 
 
 def test_what_cannot_be_opened_is_said(folder: Path) -> None:

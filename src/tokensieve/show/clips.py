@@ -146,7 +146,7 @@ def _explained(asked: Asked, index: int, times: tuple[float, ...], photos: list[
         maps = trace.significance[index]
         ends = float(maps.min()), float(maps.max())
         drawn = [heat(picture, maps[f * len(maps) // count], ends) for f, picture in enumerate(photos)]
-        layers.append(Layer("Significance map", tuple(drawn), ("",) * count))
+        layers.append(Layer("Significance map", tuple(drawn), ("blue low, yellow high",) * count))
     per_moment, patches = None, prod(grid[1:])
     if trace.masks:
         mask = trace.masks[0]

@@ -4,11 +4,12 @@ transformers is imported before one is asked for."""
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from torch import nn
+from torch import Tensor, nn
 
 from ..errors import InputError, RecipeError, first_line
 
@@ -72,17 +73,21 @@ def is_video_model(name: str) -> bool:
     return name in VIDEO_MODELS or name.startswith(TRANSFORMERS)
 
 
-def build(name: str, args: Mapping[str, Any], *, download: bool) -> nn.Module:
+def build(
+    name: str, args: Mapping[str, Any], *, download: bool, state: Mapping[str, Tensor] | None = None
+) -> nn.Module:
     """A model that reads videos; its `pretrained_cfg` says how, as far as it is known.
 
     Args:
         name: of `VIDEO_MODELS`, or "transformers/" and a checkpoint's name on the Hub or a folder.
         args: settings of the configuration.
         download: take the checkpoint's weights; random ones otherwise.
+        state: weights instead, under the names of the model or under those of checkpoints.
 
     Raises:
         RecipeError: the checkpoint is of no model that reads videos.
-        InputError: transformers is not installed; a checkpoint does not say how clips are normalised.
+        InputError: transformers is not installed; a checkpoint does not say how clips are normalised; weights that do
+            not fit.
     """
     try:
         import transformers
@@ -100,7 +105,13 @@ def build(name: str, args: Mapping[str, Any], *, download: bool) -> nn.Module:
         kind = _kind(transformers, config, source)
     # A named checkpoint has its own configuration, which knows more than its architecture, such as names of classes.
     settings = args if known else {"config": config}
-    model = kind.from_pretrained(source, **settings) if download else kind(config)
+    if state is not None:
+        model = _loaded(kind, config, state, name)
+    elif download:
+        with _quiet():
+            model = kind.from_pretrained(source, **settings)
+    else:
+        model = kind(config)
     norm = _normalisation(source) if download or not known else None
     if norm is None and not known:
         raise InputError(
@@ -109,6 +120,38 @@ def build(name: str, args: Mapping[str, Any], *, download: bool) -> nn.Module:
     mean, std = norm or (known.norm if known else IMAGENET)
     model.pretrained_cfg = {**(known.clips if known else {}), "mean": mean, "std": std}
     return model
+
+
+def _loaded(kind: Any, config: Any, state: Mapping[str, Tensor], name: str) -> Any:
+    """A model with these weights, by transformers itself, which knows what older checkpoints call them."""
+    with _quiet():
+        model, info = kind.from_pretrained(
+            None, config=config, state_dict=dict(state), output_loading_info=True, ignore_mismatched_sizes=True
+        )
+    for what, problem in (
+        ("missing_keys", "the file has no {}"),
+        ("unexpected_keys", "the model has no {}"),
+        ("mismatched_keys", "{} has another shape in the file than in the model"),
+    ):
+        if found := sorted(map(str, info[what])):
+            raise InputError(f"Cannot load weights into {name}: {problem.format(found[0])} ({len(found)} such keys).")
+    return model
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without transformers' progress bars and reports; downloads have bars of their own."""
+    from transformers.utils import logging
+
+    level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(level)
+        if bars:
+            logging.enable_progress_bar()
 
 
 def _kind(transformers: Any, config: Any, source: str) -> Any:

@@ -87,7 +87,7 @@ def create(
             if name in BUNDLED:
                 model = BUNDLED[name](**(args or {}))
             elif is_video_model(name):
-                model = build(name, args or {}, download=download)
+                model = build(name, args or {}, download=download, state=state)
             elif from_timm:
                 model = timm.create_model(name, pretrained=download, **(args or {}))
             else:
@@ -105,7 +105,7 @@ def create(
                 f"The pretrained weights of {name} could not be had ({first_line(error)}): give weights=FILE."
             ) from error
         raise RecipeError(f"{name} cannot be created: {first_line(error)}.") from error
-    if state is not None:
+    if state is not None and not is_video_model(name):
         load_strictly(model, state, f"{Path(fspath(weights)).name} into {name}" if weights else name)
     config = getattr(model, "pretrained_cfg", None) or {}
     mean, std = config.get("mean", IMAGENET_MEAN), config.get("std", IMAGENET_STD)
