@@ -25,7 +25,7 @@ from tokensieve.data import (
     sliding_clips,
 )
 from tokensieve.data.media import holds_videos
-from tokensieve.errors import InputError
+from tokensieve.errors import InputError, RecipeError
 
 HALF = (0.5,) * 3
 PICTURES, VIDEOS = Preprocessing((16, 16), HALF, HALF), VideoPreprocessing((16, 16), HALF, HALF, frames=4, stride=2)
@@ -39,6 +39,21 @@ def both(tmp_path: Path) -> Path:
     (folder / "text.mp4").write_text("no video")
     Image.new("RGB", (20, 18)).save(folder / "picture.png")
     return folder
+
+
+def test_moving_scenes_are_videos_with_times_for_any_model() -> None:
+    first = media_set("moving-scenes", limit=3)
+    assert holds_videos("moving-scenes")
+    prepared = VideoPreprocessing((32, 48), HALF, HALF, frames=4)
+    videos = first.prepared(prepared)
+    (batch,) = load_batches(videos, 3)
+    assert batch.images.shape == (3, 4, 3, 32, 48)
+    assert batch.times is not None
+    assert batch.times[0].tolist() == [[0, 0.25, 0.5, 0.75]]
+    (window,) = videos.windows(1)
+    assert torch.equal(window.clip, batch.images[1])
+    with pytest.raises(RecipeError, match="one view"):
+        first.prepared(VideoPreprocessing((32, 32), HALF, HALF, views="2x1"))
 
 
 def test_what_a_source_holds(both: Path, tmp_path: Path) -> None:

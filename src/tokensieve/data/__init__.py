@@ -12,18 +12,9 @@ from .scene_drawing import photographs
 from .scenes import Scene, Scenes
 from .segmentation import AsTensor, SegmentationSet, segmentation_set
 from .segmentation_layouts import LAYOUTS, Layout
-from .video import (
-    Clips,
-    VideoSet,
-    Window,
-    average_views,
-    moving_scene_set,
-    read_clips,
-    sliding_clips,
-    video_set,
-    views_as_batch,
-)
+from .video import average_views, moving_scene_set, video_set, views_as_batch
 from .video_preprocessing import VideoPreprocessing
+from .video_reading import Clips, VideoSet, Window, read_clips, sliding_clips
 from .video_sampling import Views
 
 __all__ = [

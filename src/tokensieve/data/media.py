@@ -10,9 +10,10 @@ from ..errors import InputError
 from .images import ImageSet, StreamSet, image_set
 from .listing import list_folder, list_tar
 from .preprocessing import Preprocessing
-from .video import SUFFIXES, VIDEOS, video_set
+from .video import MOVING_SCENES, video_set
 from .video_lists import LISTS
 from .video_preprocessing import VideoPreprocessing
+from .video_reading import SUFFIXES, VIDEOS
 
 _GREY = (0.5,) * 3
 
@@ -43,14 +44,16 @@ def media_set(
     if root is not None and Path(source).suffix.lower() not in LISTS:
         raise InputError(f"{source} is no list of videos, whose paths could begin in {root}.")
     if isinstance(preprocessing, VideoPreprocessing) or (preprocessing is None and holds_videos(source)):
-        return video_set(source, preprocessing or VideoPreprocessing((1, 1), _GREY, _GREY), root=root, **settings)
+        return video_set(source, preprocessing or VideoPreprocessing((32, 32), _GREY, _GREY), root=root, **settings)
     return image_set(source, preprocessing or Preprocessing((1, 1), _GREY, _GREY), **settings)
 
 
 def holds_videos(source: str | Path) -> bool:
-    """Whether a source is a video, a list of them, or a folder or tar that holds videos and no pictures."""
+    """Whether a source is a video, a list of them, moving scenes, or a folder or tar of videos and no pictures."""
     path = Path(source)
     listed = list_folder if path.is_dir() else list_tar
+    if str(source) == MOVING_SCENES and not path.exists():
+        return True
     if path.is_file() and path.suffix.lower() in SUFFIXES | LISTS:
         return True
     if not path.is_dir() and not (path.is_file() and path.suffix.lower() == ".tar"):

@@ -1,13 +1,10 @@
-"""Videos from a folder, a tar, a list or a file: clips of their frames, as tensors."""
+"""Sets of videos from a folder, a tar, a list or a file, or generated; several views of a video."""
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator, Mapping, Sequence
-from copy import copy
-from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any, Self
+from typing import Any, Self
 
 import numpy as np
 import torch
@@ -15,170 +12,19 @@ from torch import Tensor
 
 from ..errors import InputError, RecipeError
 from .classes import class_index
-from .images import Failure, ImageSet, Listed, UnusableError, reason_of
+from .images import ImageSet
 from .listing import Listing, list_folder, list_tar
 from .moving_scenes import MOVING_CLASSES, MovingScenes
-from .scanning import Kind
-from .video_frames import Timeline, frames_at, library, timeline_of
+from .video_frames import library
 from .video_lists import LISTS, list_annotated
 from .video_preprocessing import VideoPreprocessing
-from .video_sampling import Views, sliding_windows
+from .video_reading import VIDEOS, Clips, VideoSet, Window
+from .video_sampling import Views
 
-SUFFIXES = frozenset(
-    (
-        *(".3g2", ".3gp", ".asf", ".avi", ".flv", ".m2ts", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg"),
-        *(".mts", ".mxf", ".ogv", ".ts", ".vob", ".webm", ".wmv"),
-    )
-)
-VIDEOS = Kind("video", "videos", lambda: SUFFIXES)
 MOVING_SCENES, GENERATED = "moving-scenes", 500
 """The name of a set of generated clips, and how many it has unless it is limited."""
-Source = str | os.PathLike[str] | IO[bytes]
-
-
-@dataclass(frozen=True)
-class Clips:
-    """What is read of one video.
-
-    Attributes:
-        clips: (views, *clip_shape) float32; the crops of a clip follow each other.
-        times: (clips, frames) float64, when each frame is shown, in seconds from the beginning.
-        duration: of the video, in seconds.
-        rate: frames a second, the mean where it varies.
-    """
-
-    clips: Tensor
-    times: np.ndarray
-    duration: float
-    rate: float
-
-
-@dataclass(frozen=True)
-class Window:
-    """A clip of a longer video.
-
-    Attributes:
-        clip: (*clip_shape) float32; with three crops (3, *clip_shape).
-        times: (frames,) float64, when each is shown, in seconds from the beginning.
-    """
-
-    clip: Tensor
-    times: Tensor
-
-    @property
-    def start(self) -> float:
-        """When its first frame is shown."""
-        return float(self.times[0])
-
-    @property
-    def end(self) -> float:
-        """When its last frame is shown."""
-        return float(self.times[-1])
-
-
-def read_clips(source: Source, preprocessing: VideoPreprocessing) -> Clips:
-    """Read a video as the clips that a model averages its answers over.
-
-    Frames are taken by their time, so that a rate that varies does no harm; they are turned upright as a phone's
-    recording says, whatever their depth become 8-bit RGB, and their pixels are taken as square.
-
-    Args:
-        source: a path, or a file opened for reading bytes.
-        preprocessing: which frames, and how they become tensors.
-
-    Raises:
-        InputError: no such file, no video in it, damaged, or cut short.
-    """
-    try:
-        return _read(source, preprocessing)
-    except UnusableError as error:
-        raise InputError(f"{_name(source)} {error}.") from error
-
-
-def sliding_clips(source: Source, preprocessing: VideoPreprocessing, step: float | None = None) -> Iterator[Window]:
-    """Read a long video clip by clip, with their times; only the frames of one clip are held in memory.
-
-    Args:
-        source: as in `read_clips`.
-        preprocessing: frames, stride and size; of its views, the crops count.
-        step: seconds from clip to clip; by default they lie end to end. The last one ends with the video.
-
-    Raises:
-        InputError: as `read_clips`, when the clip is reached.
-        RecipeError: a step that leads nowhere.
-    """
-    try:
-        yield from _slide(source, preprocessing, step)
-    except UnusableError as error:
-        raise InputError(f"{_name(source)} {error}.") from error
-
-
-def _slide(source: Any, preprocessing: VideoPreprocessing, step: float | None) -> Iterator[Window]:
-    timeline = timeline_of(source)
-    windows = sliding_windows(timeline, preprocessing.frames, preprocessing.stride, step)
-    decoded = frames_at(source, timeline, np.unique(windows).tolist())
-    held: dict[int, Tensor] = {}
-    for window in windows.tolist():
-        while window[-1] not in held:
-            index, frame = next(decoded)
-            held[index] = preprocessing.resize(frame)
-        held = {index: frame for index, frame in held.items() if index >= window[0]}
-        crops = preprocessing.crops(_stack([held[index] for index in window]))
-        yield Window(crops[0] if len(crops) == 1 else crops, torch.from_numpy(timeline.seconds[window]))
-
-
-class VideoSet(ImageSet):
-    """Videos in a fixed order, each as (clip float32, label); the label is -1 where there is none.
-
-    A clip has the preprocessing's layout, (frames, 3, H, W) or (3, frames, H, W); with more views than one they are
-    stacked in front: (views, ...), see `views_as_batch` and `average_views`. What `ImageSet` says of limits, failures
-    and labels holds. `load_batches` also gives the times of the frames.
-    """
-
-    kind = VIDEOS
-
-    def __init__(self, listing: Listing, preprocessing: VideoPreprocessing, limit: int | None = None) -> None:
-        super().__init__(
-            Listed(listing),
-            torch.as_tensor,
-            names=listing.names,
-            labels=listing.labels,
-            classes=listing.classes,
-            limit=limit,
-            skipped=listing.skipped,
-            notes=listing.notes,
-        )
-        self.preprocessing = preprocessing
-
-    def prepared(self, preprocessing: Any) -> Self:
-        """The same videos, made clips by another `VideoPreprocessing`."""
-        other = copy(self)
-        other.preprocessing = preprocessing
-        return other
-
-    def attempt_timed(self, index: int) -> tuple[Tensor, int, Tensor] | Failure:
-        """Video `index`, its label, and (clips, frames) float64, when each frame is shown, in seconds from the
-        beginning; or why it cannot be read."""
-        found = self._attempt(index, lambda source: _read(source, self.preprocessing))
-        if isinstance(found, Failure):
-            return found
-        clips, label = found
-        return self._views(clips), label, torch.from_numpy(clips.times)
-
-    def windows(self, index: int, step: float | None = None) -> Iterator[Window | Failure]:
-        """Video `index` clip by clip, as `sliding_clips` reads it; at last, where it goes no further, why."""
-        try:
-            yield from _slide(self.items[self._indices[index]][0], self.preprocessing, step)
-        except UnusableError as error:
-            yield Failure(self.path(index), str(error))
-        except Exception as error:  # whatever a reader or a resize may raise concerns this video alone
-            yield Failure(self.path(index), f"cannot be read: {reason_of(error)}")
-
-    def _read(self, source: Any) -> Tensor:
-        return self._views(_read(source, self.preprocessing))
-
-    def _views(self, clips: Clips) -> Tensor:
-        return clips.clips[0] if Views.parse(self.preprocessing.views).total == 1 else clips.clips
+RATE = 4.0
+"""Frames a second at which a moving scene is shown."""
 
 
 def video_set(
@@ -188,7 +34,7 @@ def video_set(
     classes: str | Path | Sequence[str] | Mapping[str, object] | None = None,
     limit: int | None = None,
     root: str | Path | None = None,
-) -> VideoSet | MovingSceneSet:
+) -> VideoSet:
     """Open a set of videos.
 
     Args:
@@ -217,7 +63,10 @@ def video_set(
     if path.is_dir():
         listing = list_folder(path, index, VIDEOS)
     elif not path.is_file():
-        raise InputError(f"{source} does not exist: give a folder, a tar, a video file or a list of videos and labels.")
+        raise InputError(
+            f"{source} does not exist: give a folder, a tar, a video file, a list of videos and labels, or "
+            f"{MOVING_SCENES} to have clips generated."
+        )
     elif path.suffix.lower() == ".tar":
         listing = list_tar(path, index, VIDEOS)
     elif path.suffix.lower() in LISTS:
@@ -227,18 +76,26 @@ def video_set(
     return VideoSet(listing, preprocessing, limit)
 
 
-class MovingSceneSet(ImageSet):
+class MovingSceneSet(VideoSet):
     """Moving scenes as a set of videos: clips made for a preprocessing's frames and size, of one view."""
 
     def __init__(self, preprocessing: VideoPreprocessing, count: int, seed: int = 0) -> None:
-        size = max(preprocessing.input_size)
-        scenes = MovingScenes("validation", count, size, preprocessing.frames, seed)
+        self.preprocessing, self.count, self.seed = preprocessing, count, seed
+        scenes = MovingScenes("validation", count, max(preprocessing.input_size), preprocessing.frames, seed)
         classes = {name: label for label, name in enumerate(MOVING_CLASSES)}
-        super().__init__(_Generated(scenes), torch.as_tensor, names=MOVING_SCENES, classes=classes)
-        self.preprocessing = preprocessing
+        ImageSet.__init__(self, _Generated(scenes), torch.as_tensor, names=MOVING_SCENES, classes=classes)
 
-    def _read(self, source: Any) -> Tensor:
-        return self.preprocessing.crops((source * 255).round().byte())[0]
+    def prepared(self, preprocessing: Any) -> Self:
+        """As many scenes, made for another `VideoPreprocessing`."""
+        return type(self)(_of_one_view(preprocessing), self.count, self.seed)
+
+    def _clips(self, source: Any) -> Clips:
+        clip = self.preprocessing.crops((source * 255).round().byte())
+        return Clips(clip, np.arange(len(source))[None] / RATE, len(source) / RATE, RATE)
+
+    def _windows(self, source: Any, step: float | None) -> Iterator[Window]:
+        clips = self._clips(source)
+        yield Window(clips.clips[0], torch.from_numpy(clips.times[0]))
 
 
 class _Generated:
@@ -261,12 +118,16 @@ def moving_scene_set(preprocessing: VideoPreprocessing, count: int = GENERATED, 
     Raises:
         RecipeError: more views than one, of a clip that is as long and as large as what is read.
     """
+    return MovingSceneSet(_of_one_view(preprocessing), count, seed)
+
+
+def _of_one_view(preprocessing: VideoPreprocessing) -> VideoPreprocessing:
     if Views.parse(preprocessing.views).total != 1:
         raise RecipeError(
             f"Moving scenes are made as long and as large as the model reads: they have one view, not "
             f"{preprocessing.views}."
         )
-    return MovingSceneSet(preprocessing, count, seed)
+    return preprocessing
 
 
 def views_as_batch(clips: Tensor, preprocessing: VideoPreprocessing) -> Tensor:
@@ -283,23 +144,3 @@ def average_views(logits: Tensor, views: int) -> Tensor:
     if views < 1 or len(logits) % views:
         raise InputError(f"{len(logits)} clips are not those of videos of {views} views each.")
     return logits.float().softmax(-1).unflatten(0, (-1, views)).mean(1)
-
-
-def _read(source: Any, preprocessing: VideoPreprocessing) -> Clips:
-    timeline: Timeline = timeline_of(source)
-    indices = preprocessing.indices(timeline)
-    wanted = np.unique(indices).tolist()
-    frames = {index: preprocessing.resize(frame) for index, frame in frames_at(source, timeline, wanted)}
-    clips = [preprocessing.crops(_stack([frames[index] for index in clip])) for clip in indices.tolist()]
-    return Clips(torch.cat(clips), timeline.seconds[indices], timeline.duration, timeline.rate)
-
-
-def _stack(frames: list[Tensor]) -> Tensor:
-    """(T, 3, h, w). Raises `UnusableError` where the size changes within the video."""
-    if len({frame.shape for frame in frames}) > 1:
-        raise UnusableError("changes the shape of its picture half way")
-    return torch.stack(frames)
-
-
-def _name(source: Any) -> str:
-    return str(getattr(source, "name", "The video") if hasattr(source, "read") else source)
