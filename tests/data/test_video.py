@@ -168,7 +168,7 @@ class TestSliding:
         windows = sliding_clips(path, prepared())
         for _ in range(5):
             next(windows)
-        assert len(windows.gi_frame.f_locals["held"]) <= 8
+        assert len(windows.gi_yieldfrom.gi_frame.f_locals["held"]) <= 8
 
     def test_errors_are_sentences(self, tmp_path):
         (tmp_path / "x.mp4").write_bytes(b"")
