@@ -16,7 +16,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from tests.reference.cases import CASES, IDENTITY, Case, Facts
+from tests.reference.cases import CASES, IDENTITY, VIDEO_ONLY, Case, Facts
 from tests.reference.hosts import host_forms, host_images
 from tests.reference.torchvision_hosts import torchvision_vits, vit_as_timm
 from tests.reference.video_hosts import Tubelets, video_as_timm, video_clips, video_forms
@@ -69,7 +69,7 @@ def refusal(recipe: str, model: nn.Module) -> str | None:
     for name in names(recipe):
         if name in CLASS_TOKEN and getattr(model, "cls_token", None) is None:
             return name
-        if name == "tome in a window" and not isinstance(model.patch_embed, Tubelets):
+        if name in VIDEO_ONLY and not isinstance(model.patch_embed, Tubelets):
             return "tome"
         if name == "readout" and not hasattr(model, "head_dist") and model.global_pool != "token":
             return name

@@ -8,7 +8,7 @@ import torch
 from timm.models.vision_transformer import VisionTransformer
 from torch import nn
 
-from tests.reference.cases import CASES, Facts
+from tests.reference.cases import OF_IMAGES, Facts
 from tests.reference.hosts import host_forms
 from tokensieve import InputError, RecipeError, prepack, sieve, zoo
 from tokensieve.measure import macs
@@ -70,11 +70,11 @@ def test_maps_of_all_kinds_are_counted(significance: str) -> None:
     assert macs(fast, (3, 64, 64)) > macs(fast, (3, 64, 64), proposal=False)
 
 
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("name", OF_IMAGES)
 def test_the_selection_of_every_method_is_made_of_operators_that_are_known(name: str) -> None:
     model = host_forms()["class-token"]()
     patches = repr(Facts(25, len(model.blocks)).nested(4))
-    for case in CASES[name]:
+    for case in OF_IMAGES[name]:
         fast = sieve(model, case.text.replace("{slimming}", patches), pretrained=False)
         assert macs(fast, selection=True) >= macs(fast) > 0
         images = torch.randn(2, 3, 40, 40)

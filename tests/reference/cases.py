@@ -172,3 +172,7 @@ IDENTITY = {
     "patch_slimming": "patch_slimming(patches={slimming})",
 }
 """Settings at which a method does nothing, by whatever host."""
+
+VIDEO_ONLY = ("tome in a window",)
+"""Cases that hosts refuse whose patches have no time."""
+OF_IMAGES = {name: cases for name, cases in CASES.items() if name not in VIDEO_ONLY}
