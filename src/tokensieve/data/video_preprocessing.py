@@ -95,13 +95,14 @@ class VideoPreprocessing:
                 `std`, `frames`, `stride`, `sampling`, `short_side`.
             mean: per channel; by default what the model states as `mean` or in its `pretrained_cfg`.
             std: as `mean`.
-            settings: further attributes, such as `views="5x3"`.
+            settings: further attributes, such as `views="5x3"`; of a model that states nothing of its own the
+                `input_size`, `frames` and `layout`.
 
         Raises:
             InputError: the model reads images, or states no normalisation and none is given.
         """
         spec = InputSpec.of(model)
-        if "T" not in spec.layout:
+        if "T" not in settings.get("layout", spec.layout):
             raise InputError(f"{type(model).__name__} reads images, not videos: give it frames by Preprocessing.")
         host = getattr(model, "model", model)
         config = getattr(host, "pretrained_cfg", None) or {}
@@ -109,7 +110,9 @@ class VideoPreprocessing:
         std = std or getattr(host, "std", None) or config.get("std")
         if mean is None or std is None:
             raise InputError(f"{type(host).__name__} states no normalisation: give mean= and std=.")
-        stated = {"input_size": spec.size, "frames": spec.frames, "layout": spec.layout}
+        stated: dict[str, Any] = {}
+        if "T" in spec.layout:
+            stated = {"input_size": spec.size, "frames": spec.frames, "layout": spec.layout}
         stated |= {name: config[name] for name in STATED if name in config}
         return cls(mean=tuple(mean), std=tuple(std), **{**stated, **settings})
 

@@ -139,7 +139,7 @@ def preprocessing_of(
     """The images or clips, and their preprocessing: None where the host states none for as many channels."""
     given = None if input_size is None else own_input(module, input_size)
     if "T" in (stated := given or InputSpec.of(module)).layout:
-        own_clips = {"input_size": stated.size, "frames": stated.frames}
+        own_clips = {"input_size": stated.size, "frames": stated.frames, "layout": stated.layout}
         return stated, VideoPreprocessing.of(module, mean, std, **own_clips)
     own = Preprocessing.of(module, mean, std, None if given is None else given.size)
     if given is None and channels_of(module) is None:  # as many as the normalisation is for
