@@ -81,6 +81,7 @@ def test_counts_are_printed_and_in_json(run, there, odd, command, kind):
     record = json.loads(call(run, command, source, "--json").out)
     found = expected.read + expected.failed
     assert record["files"] == {
+        "of": "pictures",
         "found": found,
         "read": expected.read,
         "failed": expected.failed,
@@ -142,7 +143,7 @@ def test_training_names_what_it_cannot_read_and_then_reads_the_rest(run, there, 
 
     record = json.loads(run(*command, "--json").out)["data"]
     kinds = {kind: count for kind, count in expected.skipped.items() if kind != "not a regular file"}
-    assert record["images"]["files"] == {"found": read, "read": read, "failed": 0, "skipped": kinds}
+    assert record["images"]["files"] == {"of": "pictures", "found": read, "read": read, "failed": 0, "skipped": kinds}
     assert record["validation"]["files"]["skipped"] == {"hidden file": 1}
 
 
