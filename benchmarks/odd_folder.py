@@ -35,6 +35,7 @@ def main() -> int:
                 files = files_record(pictures, read, batches.failures)["files"]
                 numbered = {name: i for i, name in enumerate(expected.classes)}
                 right = files == {
+                    "of": "pictures",
                     "found": expected.read + expected.failed,
                     "read": expected.read,
                     "failed": expected.failed,
