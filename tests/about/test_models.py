@@ -174,7 +174,8 @@ def test_names_that_no_library_knows() -> None:
 def test_bundled_models_come_first_and_open(monkeypatch) -> None:
     assert bundled_names() == list(zoo.BUNDLED)
     opens = [model_facts(name)["opens_as"] for name in bundled_names()]
-    assert sorted(opens) == ["host", "host", "host", "proposal", "proposal"]
+    kinds = {"nano_convnet": "proposal", "nano_video_proposal": "proposal"}
+    assert opens == [kinds.get(name, "host") for name in bundled_names()]
     assert matching("*nano*")[: len(bundled_names())] == bundled_names()
     assert model_facts(bundled_names()[0])["library"] == "tokensieve"
     assert weights_of(bundled_names()[0]) == ["bundled"]

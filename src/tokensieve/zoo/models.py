@@ -18,7 +18,7 @@ from torch.overrides import TorchFunctionMode
 from ..errors import InputError, RecipeError, SieveError, first_line, nearest
 from .hf_video import VIDEO_MODELS, build, is_video_model
 from .hub import one_sentence_of_retries
-from .nano import BUNDLED, bundled_weights
+from .nano import BUILDERS, BUNDLED, bundled_weights
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -76,16 +76,21 @@ def create(
     _refuse_sources(name, args or {})
     if weights is None and pretrained and name in BUNDLED:
         weights = bundled_weights(name)
+    if weights is None and pretrained and name in BUILDERS:
+        raise InputError(
+            f"{name} has no weights in this version: tokensieve train {name} makes them. Give them as weights=FILE, or "
+            "pass pretrained=False for random ones."
+        )
     state = None if weights is None else read_weights(weights, sha256)
     download = pretrained and state is None
     from_timm, theirs = timm.is_model(name), name.removeprefix(TORCHVISION)
-    ours = name in BUNDLED or is_video_model(name)
+    ours = name in BUILDERS or is_video_model(name)
     if not from_timm and not ours and theirs not in torchvision.models.list_models():
         raise RecipeError(f"Neither timm nor torchvision knows a model {name!r}{nearest(name, _names())}.")
     try:
         with one_sentence_of_retries():
-            if name in BUNDLED:
-                model = BUNDLED[name](**(args or {}))
+            if name in BUILDERS:
+                model = BUILDERS[name](**(args or {}))
             elif is_video_model(name):
                 model = build(name, args or {}, download=download, state=state)
             elif from_timm:
@@ -203,4 +208,4 @@ def _torchvision_weights(name: str, download: bool) -> dict[str, Any]:
 
 
 def _names() -> list[str]:
-    return [*BUNDLED, *VIDEO_MODELS, *timm.list_models(), *torchvision.models.list_models()]
+    return [*BUILDERS, *VIDEO_MODELS, *timm.list_models(), *torchvision.models.list_models()]

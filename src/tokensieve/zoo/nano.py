@@ -107,17 +107,19 @@ def _config(size: int | tuple[int, int]) -> dict[str, object]:
     }  # fmt: skip
 
 
-BUNDLED: dict[str, Callable[..., nn.Module]] = {
+def bundled_weights(name: str) -> Path:
+    """The file of a bundled model's weights."""
+    return Path(__file__).parent / "weights" / f"{name}.safetensors"
+
+
+BUILDERS: dict[str, Callable[..., nn.Module]] = {
     "nano_vit": nano_vit,
     "nano_convnet": NanoConvNet,
     "nano_convnext": nano_convnext,
     "nano_video": nano_video,
     "nano_video_proposal": nano_video_proposal,
 }
-"""Name -> builder of the models whose weights travel in the package; `tokensieve train nano` makes these weights, and
-`tokensieve train nano_video` those of the models that read video."""
-
-
-def bundled_weights(name: str) -> Path:
-    """The file of a bundled model's weights."""
-    return Path(__file__).parent / "weights" / f"{name}.safetensors"
+"""Name -> builder of the project's own models. `tokensieve train nano` trains those that read images, `tokensieve train
+nano_video` and `train nano_video_proposal` those that read video."""
+BUNDLED = {name: build for name, build in BUILDERS.items() if bundled_weights(name).is_file()}
+"""Those whose weights travel in the package."""
