@@ -6,6 +6,7 @@ from .label_pictures import palette, save_labels
 from .listing import Skipped
 from .loading import Batch, Batches, load_batches
 from .preprocessing import Preprocessing
+from .scene_maps import SceneMaps
 from .scenes import Scene, Scenes, photographs
 from .segmentation import AsTensor, SegmentationSet, segmentation_set
 from .segmentation_layouts import LAYOUTS, Layout
@@ -24,6 +25,7 @@ __all__ = [
     "Layout",
     "Preprocessing",
     "Scene",
+    "SceneMaps",
     "Scenes",
     "SegmentationSet",
     "Skipped",
