@@ -17,7 +17,9 @@ from ..search.default import SAID
 ModelOption = Annotated[
     str,
     typer.Option(
-        metavar="NAME", help="A ViT, ConvNeXt or Swin that timm or torchvision knows; or package.module:function."
+        metavar="NAME|FILE",
+        help="A ViT, ConvNeXt or Swin that timm or torchvision knows; a segmenter's FILE.safetensors, of `train "
+        "segment`; or package.module:function.",
     ),
 ]
 RecipeOption = Annotated[
