@@ -45,7 +45,7 @@ def evaluate(
     from ..measure import fidelity
     from ..show.files import files_record
     from ..show.progress import Watched, list_failures, working
-    from ..show.record import compared
+    from ..show.record import compared, on_pictures
 
     # The data is opened first, which is soon done; how its pictures are prepared, only the model knows.
     pictures = open_pictures(data, classes=classes, limit=limit)
@@ -56,6 +56,8 @@ def evaluate(
         seen = Watched(load_batches(pictures, batch, workers))
     folders = 0 if classes else len(getattr(pictures, "classes", ()))
     result = fidelity(fast, dense, seen, k=_scorable(ks, seen, folders, getattr(dense, "num_classes", None)))
+    if seen.first is not None:
+        record |= on_pictures(fast, dense, seen.first.images)
     record |= {
         "data": data,
         "classes": classes,
