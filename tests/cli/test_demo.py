@@ -6,6 +6,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from tokensieve.cli.demo import task_of
+
 pytestmark = pytest.mark.slow
 
 QUICK = ["--seconds", 0, "--batch", 2, "--threads", 1]
@@ -73,9 +75,40 @@ def test_another_model_reads_the_photographs_that_are_at_hand(run, tmp_path):
     assert [row["label"] for row in record["rows"]] == ["tome(r=8)"]
 
 
+def test_the_bundled_segmenter_is_left_early(run, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert task_of("nano_segmenter") == task_of("base/segvit.safetensors") == "segment"
+    assert task_of(None) == task_of("nano_vit") == task_of("deit_tiny_patch16_224") == "classify"
+    result = run("demo", "--task", "segment", "--scenes", 24, *QUICK, "--json")
+    assert result.code == 0, result.err
+    record = json.loads(result.out)
+    rows = {row["label"]: row for row in record["rows"]}
+    ours = record["rows"][0]
+    assert ours["label"].startswith("dtop(threshold=")
+    assert record["figure"] == "miou"
+    assert ours["dense_right"] > 60
+    assert ours["right"] > ours["dense_right"] - 3
+    assert ours["agreement"] > 97
+    assert ours["macs_ratio"] > 1.3
+    assert record["macs"]["ratio"] == pytest.approx(ours["macs_ratio"], rel=1e-6)
+    thresholds = sorted(row["macs"] for label, row in rows.items() if label.startswith("dtop"))
+    assert len(thresholds) == 4
+    assert thresholds[0] < thresholds[-1]
+    for rival in ("merging alone", "random patches"):
+        assert rows[rival]["macs"] <= ours["macs"] * 1.001
+        assert rows[rival]["macs"] > 0.9 * ours["macs"]
+    assert rows["random patches"]["right"] < ours["right"] - 5, "the contrast is the demonstration"
+    page = (tmp_path / "tokensieve-demo.html").read_text()
+    assert page.count("stays to the last, block 5") > 10
+    assert "mean IoU" in page
+    assert Image.open(tmp_path / "tokensieve-demo.png").width > 1000
+
+
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
+        (["--task", "segment", *OTHER], "name the class of every pixel, which VisionTransformer does not"),
+        (["--task", "segmnt"], "There is no task 'segmnt' to show; the nearest is segment: one of classify, segment"),
         (["absent.jpg"], "absent.jpg does not exist"),
         (["--model", "vit_nano"], "knows a model 'vit_nano'"),
         (["--recipe", "papr(keep=0)"], "keep must be a number in (0, 1]"),

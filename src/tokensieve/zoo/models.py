@@ -85,6 +85,8 @@ def create(
     download = pretrained and state is None
     from_timm, theirs = timm.is_model(name), name.removeprefix(TORCHVISION)
     ours = name in BUILDERS or is_video_model(name)
+    if not ours and bundled_weights(name).is_file():
+        raise RecipeError(f"{name} is a segmenter: tokensieve.segmentation.open_trained({name!r}) opens it.")
     if not from_timm and not ours and theirs not in torchvision.models.list_models():
         raise RecipeError(f"Neither timm nor torchvision knows a model {name!r}{nearest(name, _names())}.")
     try:
