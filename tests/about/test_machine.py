@@ -154,7 +154,7 @@ def test_no_compiler_is_none() -> None:
 
 
 def test_bundled_weights_that_do_not_load_are_told(monkeypatch) -> None:
-    def refuse(name):
+    def refuse(name, **_):
         raise InputError(f"{name} is not the file that was asked for.")
 
     monkeypatch.setattr(machine.zoo, "create", refuse)

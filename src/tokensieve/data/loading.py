@@ -1,5 +1,7 @@
 """Batches in order, with the pictures and videos that had to be left out on record."""
 
+import gc
+import sys
 from collections.abc import Callable, Iterator, Sized
 from typing import Any, NamedTuple
 
@@ -64,6 +66,8 @@ class Batches:
 
     def __iter__(self) -> Iterator[Batch]:
         self.failures = []
+        if self._loader.num_workers > 0 and "av" in sys.modules:
+            gc.collect()  # decoders end their threads here: in a forked process, which has no such thread, they hang
         for batch, failures in self._loader:
             self.failures += failures
             if batch is not None:
