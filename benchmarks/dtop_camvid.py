@@ -26,8 +26,10 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from dtop_plot import plot
 from dtop_rivals import Rivals
-from results import ROOT, SHARED, read, update
+from results import SHARED, read, update
+from tables import LOST, TRAINED, compared_exit
 from tokensieve import SieveError, sieve
 from tokensieve.data import AsTensor, SegmentationSet, segmentation_set
 from tokensieve.forward.walk import Reads
@@ -52,8 +54,6 @@ HEADS: dict[str, tuple[str, dict[str, Any]]] = {
 BASE = {"steps": 1200, "warmup": 100}
 FINETUNE = {"steps": 400, "warmup": 40}
 ALIKE = {"batch_size": 8, "lr": 1e-4, "head_lr": 10.0, "validate_every": 200, "checkpoint_every": 10}
-LOST = 0.5
-"""mIoU that a variant may lose."""
 
 
 class Run(NamedTuple):
@@ -196,16 +196,10 @@ def evaluate(out: Path, heads: list[str]) -> None:
 
 
 def chosen(head: str) -> list[dict[str, Any]]:
-    """Of each variant with exits the row of the lowest threshold that loses little on the validation pictures; where
-    none does, of the highest."""
+    """Of each variant with exits the row at which it is compared."""
     rows = [row for row in read("dtop.csv") if row["head"] == head]
-    base = next(float(row["val_miou"]) for row in rows if row["variant"] == "base")
-    found = []
-    for variant in ("direct", "finetune", "finetune_heads", "retrain"):
-        own = sorted((row for row in rows if row["variant"] == variant), key=lambda row: float(row["setting"]))
-        if own:
-            found.append(next((row for row in own if float(row["val_miou"]) >= base - LOST), own[-1]))
-    return found
+    found = [compared_exit(rows, variant) for variant in TRAINED if variant != "base"]
+    return [row for row in found if row is not None]
 
 
 def merged(base: nn.Module, image: Tensor, gmac: float) -> int:
@@ -254,58 +248,6 @@ def race(base: nn.Module, fast: Any, images: Tensor, limit: Any, seconds: float)
     )
 
 
-COLOURS = {
-    "direct": ("@Direct", "#0072b2"),
-    "finetune": ("@Finetune", "#d55e00"),
-    "finetune_heads": ("@Finetune, heads", "#e69f00"),
-    "retrain": ("@Retrain", "#009e73"),
-    "tome": ("ToMe, restored", "#777777"),
-}
-MARKS = {
-    "guarded": ("guarded, restored", "s"),
-    "papr": ("PaPr, nearest patch", "v"),
-    "papr, zero": ("PaPr, zeros", "^"),
-    "static exits": ("static exits", "D"),
-    "random exits": ("random exits", "X"),
-    "dtop + tome": ("DToP + ToMe", "P"),
-    "dtop + guarded": ("DToP + guarded", "p"),
-    "dtop + evit": ("DToP + EViT", "h"),
-}
-"""Of what runs at the MACs of @Direct alone."""
-
-
-def plot() -> None:
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot as plt
-
-    rows = [row for row in read("dtop.csv") if row["val_miou"]]
-    heads = [head for head in HEADS if any(row["head"] == head for row in rows)]
-    figure, panels = plt.subplots(1, len(heads), figsize=(4.2 * len(heads), 3.4), dpi=160, squeeze=False)
-    for axes, head in zip(panels[0], heads, strict=True):
-        own = [row for row in rows if row["head"] == head]
-        base = next(row for row in own if row["variant"] == "base")
-        axes.plot(float(base["gmac"]), float(base["test_miou"]), "k*", markersize=10, label="without exits")
-        for variant, (label, colour) in COLOURS.items():
-            points = sorted((float(row["gmac"]), float(row["test_miou"])) for row in own if row["variant"] == variant)
-            if points:
-                axes.plot(*zip(*points, strict=True), "o-", color=colour, markersize=3, label=label)
-        for variant, (label, mark) in MARKS.items():
-            for row in (row for row in own if row["variant"] == variant):
-                face = "#cc79a7" if variant.startswith("dtop") else "white"
-                style = {"markersize": 5, "markerfacecolor": face, "markeredgecolor": "#444444", "linestyle": "none"}
-                axes.plot(float(row["gmac"]), float(row["test_miou"]), mark, label=label, zorder=3, **style)
-        axes.axhline(float(base["test_miou"]) - LOST, color="black", linewidth=0.5, linestyle=":")
-        axes.set(title={"segvit": "SegViT", "setr": "SETR, naive"}[head], xlabel="GMAC a window, all heads included")
-        axes.set_ylabel("mIoU on test pictures, %")
-        axes.grid(alpha=0.25)
-        axes.spines[["top", "right"]].set_visible(False)
-        axes.legend(frameon=False, fontsize=7)
-    figure.tight_layout()
-    figure.savefig(ROOT / "docs" / "pictures" / "dtop.png")
-
-
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("what", choices=("train", "evaluate", "speed", "plot"))
@@ -326,7 +268,7 @@ def main() -> int:
     elif given.what == "speed":
         timed(given.out, names, given.seconds)
     else:
-        plot()
+        plot(LOST)
     return 0
 
 

@@ -314,7 +314,9 @@ about its MACs.
 
 {exit_rivals()}
 
-{commands("dtop.csv")}"""
+{commands("dtop.csv")}
+
+![mIoU over MACs of trained exits, merging and the others](pictures/dtop.png)"""
     )
 
 

@@ -336,7 +336,8 @@ def exit_rivals() -> str:
               "papr, zero": "`papr`, zeros", "guarded": "`guarded`"}  # fmt: skip
     heads = {"segvit": "SegViT", "setr": "SETR, naive"}
     rows = [
-        [heads[row["head"]], titles.get(row["variant"], row["variant"]), row["setting"], f"{float(row['gmac']):.3f}",
+        [heads[row["head"]], titles.get(row["variant"], row["variant"]),
+         f"threshold={row['setting']}" if row["variant"] == "direct" else row["setting"], f"{float(row['gmac']):.3f}",
          f"{float(row['macs_saved']):.1f} %", f"{float(row['val_miou']):.1f}", f"{float(row['test_miou']):.1f}"]
         for row in rivals()
     ]  # fmt: skip

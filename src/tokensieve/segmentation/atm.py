@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -63,13 +64,18 @@ class CrossAttention(nn.Module):
         )
         dropout = DROPOUT if self.training else 0.0
         reads = None if real is None else real[:, None, None, :]
-        if masks:  # the logits are the result, so that no fused kernel helps
-            logits = q @ k.transpose(2, 3) * q.shape[3] ** -0.5
-            weights = (logits if reads is None else logits.masked_fill(~reads, float("-inf"))).softmax(-1)
-            out = F.dropout(weights, dropout) @ v
-        else:
-            logits, out = None, F.scaled_dot_product_attention(q, k, v, attn_mask=reads, dropout_p=dropout)
-        return self.proj(out.transpose(1, 2).flatten(2)), None if logits is None else logits.mean(1)
+        if not masks:
+            out = F.scaled_dot_product_attention(q, k, v, attn_mask=reads, dropout_p=dropout)
+            return self.proj(out.transpose(1, 2).flatten(2)), None
+        # The logits are the result, so that no fused kernel helps; head by head, B x H x K x N is never held.
+        q, total, outs = q * q.shape[3] ** -0.5, None, []
+        for head in range(self.heads):
+            logits = q[:, head] @ k[:, head].transpose(1, 2)
+            total = logits if total is None else total + logits
+            weights = (logits if real is None else logits.masked_fill(~real[:, None], float("-inf"))).softmax(-1)
+            outs.append(F.dropout(weights, dropout) @ v[:, head])
+        assert total is not None
+        return self.proj(torch.cat(outs, dim=2)), total / self.heads
 
 
 class AtmLayer(nn.Module):
