@@ -38,7 +38,7 @@ def default_recipe(model: nn.Module, input_size: Sequence[int]) -> Recipe:
     Raises:
         UnsupportedHost: the model cannot be sieved.
     """
-    from ..hosts import open_host
+    from ..hosts import Host, open_host
     from ..recipe import Recipe
     from ..stream import sieve
     from .costs import Costs
@@ -48,7 +48,7 @@ def default_recipe(model: nn.Module, input_size: Sequence[int]) -> Recipe:
     host = open_host(model)
     if host.units == "pixels":
         return Recipe.parse(RANKED)
-    if len(host.exits) > 1:
+    if isinstance(host, Host) and len(host.exits) > 1:
         return Recipe.parse(EXITS)
 
     def takes(recipe: Recipe) -> bool:
