@@ -84,7 +84,7 @@ def test_the_bundled_segmenter_is_left_early(run, tmp_path, monkeypatch):
     record = json.loads(result.out)
     rows = {row["label"]: row for row in record["rows"]}
     ours = record["rows"][0]
-    assert ours["label"].startswith("dtop(threshold=")
+    assert ours["label"] == "dtop, threshold 0.95"
     assert record["figure"] == "miou"
     assert ours["dense_right"] > 60
     assert ours["right"] > ours["dense_right"] - 3

@@ -42,19 +42,20 @@ MODELS = " or ".join(FIRST.values())
 RECIPES = " or ".join(next(iter(task.recipes.values())) for task in TASKS.values())
 KINDS = "|".join(TASKS)
 OUT = ("tokensieve-demo.png", "tokensieve-demo.html")
+DemoModelOption = Annotated[
+    str | None,
+    typer.Option(
+        metavar="NAME|FILE",
+        help=f"A ViT, ConvNeXt or Swin, its weights downloaded; or a segmenter's file. Default {MODELS}.",
+    ),
+]
 
 
 @dataclass(frozen=True)
 class ShownModel(ModelOptions):
     """A bundled model with its own recipe, or any other, with its weights."""
 
-    model: Annotated[
-        str | None,
-        typer.Option(
-            metavar="NAME",
-            help=f"A ViT, ConvNeXt or Swin, its weights downloaded; or a segmenter's file. Default {MODELS}.",
-        ),
-    ] = None  # type: ignore[assignment]  # what is shown says which one where none is given
+    model: DemoModelOption = None  # type: ignore[assignment]  # the task says which, where none is given
     pretrained: Annotated[bool, typer.Option(help="Download weights that no FILE gives, or let them be random.")] = True
     recipe: Annotated[
         str | None,

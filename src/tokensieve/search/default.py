@@ -41,8 +41,7 @@ def default_recipe(model: nn.Module, input_size: InputSize) -> Recipe:
         UnsupportedHost: the model cannot be sieved.
     """
     from ..data.inputs import own_input
-    from ..hosts import open_host
-    from ..hosts.base import Host
+    from ..hosts import Host, open_host
     from ..recipe import Recipe
     from ..stream import sieve
     from .costs import Costs

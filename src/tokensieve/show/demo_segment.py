@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
 from ..data import AsTensor, Batch, Failure, SceneMaps, load_batches, photograph_set
+from ..data.scenes import MAP_CLASSES
 from ..errors import InputError, SieveError
 from ..measure import macs
 from ..measure.budget import drop_to, merge_to
@@ -19,6 +20,7 @@ from ..measure.outputs import nothing_read
 from ..methods import DToP
 from ..recipe import Recipe
 from ..stream import Sieved
+from .compare import HEIGHT
 from .demo import MOST, SHOWN, image_preprocessing, leading, measure_all
 from .demo_view import MERGING, RANDOM
 from .explain import class_names, dense_answers, explain
@@ -98,13 +100,13 @@ def run_demo(
 
 
 def beside(dense: nn.Module, fast: Sieved, images: Tensor) -> dict[str, Recipe]:
-    """A recipe by its text; other thresholds, where it is `dtop` alone; and merging and random patches at its MACs."""
+    """A recipe by its text; of `dtop` alone other thresholds; and merging and random patches at its MACs."""
     chosen = {str(fast.recipe): fast.recipe}
-    methods: list[Any] = list(fast.recipe)
-    own, *others = methods or [None]
-    if not others and isinstance(own, DToP) and own.budget is None and not isinstance(own.threshold, tuple):
-        for other in (Recipe.of(replace(own, threshold=threshold)) for threshold in THRESHOLDS):
-            chosen.setdefault(str(other), other)
+    methods = list(fast.recipe)
+    own = methods[0] if len(methods) == 1 else None
+    if isinstance(own, DToP) and own.budget is None and not isinstance(own.threshold, tuple):
+        thresholds = dict.fromkeys((own.threshold, *THRESHOLDS))
+        chosen = {f"dtop, threshold {each:g}": Recipe.of(replace(own, threshold=each)) for each in thresholds}
     size = tuple(images.shape[1:])
     budget = macs(fast, images=images) if fast.plan.varies else macs(fast, size)
     for label, rival in ((MERGING, merge_to), (RANDOM, drop_to)):
@@ -116,19 +118,15 @@ def beside(dense: nn.Module, fast: Sieved, images: Tensor) -> dict[str, Recipe]:
 def drawn(title: str, lead: str, opened: OpenedModel, batch: Batch, names: Sequence[str] | None) -> Section:
     """A row of panels for each picture: as it is, its labels where there are any, both answers, and the exits."""
     dense, fast, own = opened
-    whole, classes = macs(dense, (3, *own.input_size)), cast(int, dense.num_classes)
+    whole = macs(dense, (3, *own.input_size))
     rows = []
-    for image, labels, one in zip(
-        batch.images,
-        batch.labels,
-        explain(fast, dense, batch.images, own.mean, own.std, names),
-        strict=True,
-    ):
+    told = explain(fast, dense, batch.images, own.mean, own.std, names, height=HEIGHT)
+    for image, labels, one in zip(batch.images, batch.labels, told, strict=True):
         source, *panels = one.panels
         fewer = whole / macs(fast, images=image[None].to(opened.device, opened.dtype))
         shown = [replace(source, note=f"{fewer:.2f}x fewer MACs")]
         if labels.ndim:
-            shown.append(class_panel(source.image, labels, classes, names, "Labels"))
+            shown.append(class_panel(source.image, labels, len(MAP_CLASSES), names, "Labels"))
         rows.append((*shown, *(_told(panel, one.agreement) for panel in panels)))
     return Section(title, lead, panels=tuple(rows))
 

@@ -15,7 +15,7 @@ from .segmentation import Segment, SegmentSettings
 from .segmentation import prepare as prepare_segmenter
 
 NAME = "nano_segmenter"
-SEEN = 16_000
+SEEN = 12_800
 """Scenes that the bundled segmenter was trained on."""
 BATCH = 16
 LOOKED_AT = 200
@@ -24,11 +24,11 @@ PLAN = SegmenterPlan(
     "nano_vit",
     MAP_CLASSES,
     "setr_naive",
-    {"levels": [1, 2, 3, 5], "channels": 64},
+    {"levels": [0, 1, 2, 3, 5], "channels": 64},
     crop=(SIZE, SIZE),
     stride=(SIZE, SIZE),
 )
-"""How it is built: three heads behind which tokens may leave, and the last one, which is shown."""
+"""How it is built: four heads behind which tokens may leave, and the last one, which is shown."""
 STILL = Augmentation(scale=(1, 1), one_class=1, flip=0, colours=False)
 """Scenes are drawn by chance already, and a digit in a mirror is none."""
 
