@@ -18,7 +18,7 @@ from results import ROOT
 from tokensieve import Recipe, ToMe, sieve
 from tokensieve.data import Preprocessing, photograph_set
 from tokensieve.show.explain import class_names, explain
-from tokensieve.show.gallery import HOW_TO_READ
+from tokensieve.show.gallery import how_to_read
 from tokensieve.show.page import Report, Section, write_png
 from tokensieve.show.sheet import sheet
 from tokensieve.zoo import create
@@ -43,8 +43,7 @@ def main() -> int:
     images = torch.stack([photographs[index][0] for index in indices])
     told = explain(fast, model, images, opened.mean, opened.std, class_names(model), height=HEIGHT)
     sections = [Section("", facts=one.facts, panels=(one.panels,)) for one in told]
-    notes = tuple(f"{name}: {said}" for name, said in HOW_TO_READ.items())
-    drawn = sheet(Report("", sections=tuple(sections), notes=notes))
+    drawn = sheet(Report("", sections=tuple(sections), notes=tuple(how_to_read(sections))))
     write_png(PICTURE, drawn.crop((0, BLANK, *drawn.size)))
     print(PICTURE.relative_to(ROOT), file=sys.stderr)
     return 0

@@ -15,6 +15,7 @@ from safetensors.torch import save_file
 from tokensieve import ModelSpec, PaPr, Recipe, ToMe, sieve
 from tokensieve.data import Preprocessing
 from tokensieve.errors import InputError, RecipeError
+from tokensieve.segmentation.plan import SegmenterPlan, open_trained, plan_file
 from tokensieve.zoo import file_sha256
 
 PAPR = "papr(keep=0.5, proposal=nano_convnet) + tome(r=2)"
@@ -119,6 +120,54 @@ def test_a_callable_and_the_recipe_of_the_commands_open_in_a_worker_too(in_worke
     assert (dense == there[0]).all()
     assert (fast == there[1]).all()
     assert recipe == there[2] != ""
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """The file of a small segmenter, as training writes it."""
+    file = tmp_path_factory.mktemp("trained") / "small.safetensors"
+    plan = SegmenterPlan("test_vit", ("a", "b", "c"), "setr_naive", {"levels": [1, 3], "channels": 8}, crop=(32, 48))
+    segmenter, plan = plan.build()
+    save_file({key: value.contiguous() for key, value in segmenter.state_dict().items()}, file)
+    plan.save(plan_file(file))
+    return file
+
+
+class TestTrainedSegmenters:
+    def test_the_file_opens_with_the_size_and_the_normalisation_that_it_was_trained_with(self, trained):
+        spec = ModelSpec(str(trained), "dtop(threshold=0.4)")
+        opened, (segmenter, plan) = spec.open(), open_trained(trained)
+        own = opened.preprocessing
+        assert (own.input_size, own.mean, own.std) == (plan.crop, plan.mean, plan.std)
+        images = torch.randn(2, 3, 32, 48)
+        with torch.no_grad():
+            assert torch.equal(opened.dense(images), segmenter(images))
+            assert torch.equal(opened.fast(images), sieve(segmenter, "dtop(threshold=0.4)")(images))
+        assert str(ModelSpec(str(trained)).open().fast.recipe) == "dtop()", "what it was trained for"
+        assert ModelSpec(str(trained), size=64).open().preprocessing.input_size == (64, 64)
+        random = ModelSpec(str(trained), "", pretrained=False).open().dense
+        assert not torch.equal(random.backbone.pos_embed, segmenter.backbone.pos_embed)
+
+    def test_both_files_are_named_bound_and_moved(self, trained, tmp_path):
+        built = trained.with_suffix(".json")
+        spec = ModelSpec(str(trained), "").with_hashes()
+        assert spec.files() == [str(trained), str(built)] == list(spec.sha256)
+        text = spec.to_json(folder=trained.parent)
+        assert json.loads(text)["model"] == "small.safetensors"
+        assert ModelSpec.from_json(text, folder=trained.parent) == spec
+        assert spec.with_recipe("dtop(threshold=0.9)").sha256 == spec.sha256
+        other = tmp_path / "small.safetensors"
+        other.write_bytes(trained.read_bytes())
+        other.with_suffix(".json").write_text(built.read_text().replace('"c"', '"d"'))
+        moved = ModelSpec.from_json(text, folder=tmp_path)
+        with pytest.raises(InputError, match=r"small\.json is not the file that was asked for"):
+            moved.open()
+
+    def test_what_it_does_not_take_is_refused(self, trained, tmp_path):
+        with pytest.raises(InputError, match=r"args have no use: small\.json says how .*small\.safetensors is built"):
+            ModelSpec(str(trained), "", args={"depth": 3}).open()
+        with pytest.raises(InputError, match=r"There is no weights file .*absent\.safetensors"):
+            ModelSpec(str(tmp_path / "absent.safetensors"), "").check()
 
 
 def test_it_opens_what_sieve_makes(weights):

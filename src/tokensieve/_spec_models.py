@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import pkgutil
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from torch import nn
@@ -14,7 +15,8 @@ from ._spec_settings import is_import_path, size_text
 from .data import Preprocessing, VideoPreprocessing
 from .data.inputs import InputSpec
 from .errors import InputError, SettingError, SieveError, cause, nearest
-from .zoo.models import load_strictly, read_weights
+from .segmentation.plan import open_trained, trained_files
+from .zoo.models import check_sha256, load_strictly, read_weights
 
 
 class Loaded(NamedTuple):
@@ -23,13 +25,18 @@ class Loaded(NamedTuple):
     model: Any
     mean: tuple[float, ...] | None = None
     std: tuple[float, ...] | None = None
+    size: tuple[int, int] | None = None
+    """Height and width of its images; None where the model says that by what it is built of."""
 
 
 def load(
     name: str, args: Mapping[str, Any], weights: str | None, sha256: Mapping[str, str], *, pretrained: bool
 ) -> Loaded:
-    """The model of a name or of an import path, with the weights of a file where one is given."""
+    """The model of a name, of a trained segmenter's file or of an import path, with the weights of a file where one is
+    given."""
     known = None if weights is None else sha256.get(weights)
+    if (files := trained_files(name)) is not None:
+        return _segmenter(name, files, args, weights, sha256, pretrained=pretrained)
     if not is_import_path(name):
         return Loaded(*zoo.create(name, weights=weights, sha256=known, pretrained=pretrained, args=args or None))
     state = None if weights is None else read_weights(weights, known)
@@ -37,6 +44,27 @@ def load(
     if state is not None:
         load_strictly(model, state, f"{weights} into {name}")
     return Loaded(model.eval())
+
+
+def _segmenter(
+    name: str,
+    files: tuple[Path, Path],
+    args: Mapping[str, Any],
+    weights: str | None,
+    sha256: Mapping[str, str],
+    *,
+    pretrained: bool,
+) -> Loaded:
+    """A bundled segmenter, or one that was trained here."""
+    if args:
+        raise SettingError("args", f"have no use: {files[1].name} says how {name} is built.")
+    for file in files:
+        if (known := sha256.get(str(file))) is not None:
+            check_sha256(file, known)
+    segmenter, plan = open_trained(name, pretrained=pretrained and weights is None)
+    if weights is not None:
+        load_strictly(segmenter, read_weights(weights, sha256.get(weights)), f"{weights} into {name}")
+    return Loaded(segmenter, plan.mean, plan.std, plan.crop)
 
 
 def _called(name: str, args: Mapping[str, Any]) -> nn.Module:
@@ -130,4 +158,4 @@ def preprocessing(
             "preprocessing=Preprocessing(input_size, mean, std), or have the model say it, "
             'model.pretrained_cfg = {"mean": ..., "std": ...}.',
         )
-    return Preprocessing.named(chosen, loaded.model, mean=loaded.mean, std=loaded.std, size=size)
+    return Preprocessing.named(chosen, loaded.model, mean=loaded.mean, std=loaded.std, size=size or loaded.size)

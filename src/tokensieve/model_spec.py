@@ -7,6 +7,7 @@ import os
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ._files import joined_path, relative_path
@@ -78,8 +79,9 @@ class ModelSpec:
     gives the same answers, in one process or two, unless weights are random (`pretrained=False` without files).
 
     Args:
-        model: a name that the zoo, timm or torchvision knows, or the import path of a callable that returns a model,
-            "package.module:function". `open` runs that callable: open only what you trust.
+        model: a name that the zoo, timm or torchvision knows; the file of a segmenter that was trained here,
+            "NAME.safetensors" with NAME.json beside it, or "nano_segmenter"; or the import path of a callable that
+            returns a model, "package.module:function". `open` runs that callable: open only what you trust.
         recipe: text, a recipe file, a method, or a `Recipe`; kept as text. None lets `open` choose what the commands
             choose (`search.default.default_recipe`), or `papr(keep=0.65)` where `proposal_weights` are given.
         weights: a file of the model's weights, loaded strictly; None takes those that the name or the callable has.
@@ -173,6 +175,11 @@ class ModelSpec:
         """Whether `model` is the import path of a callable, which says itself what weights its model has."""
         return ":" in self.model
 
+    @property
+    def model_is_file(self) -> bool:
+        """Whether `model` is the file of a segmenter that was trained here."""
+        return self.model.endswith(".safetensors")
+
     def torch_device(self) -> torch.device:
         """The `torch.device` on this machine, with "auto" resolved. Raises `InputError` if there is no such device."""
         from ._spec_settings import torch_device
@@ -193,10 +200,16 @@ class ModelSpec:
         return with_hashes(recipe, self.sha256)
 
     def files(self) -> list[str]:
-        """The files of weights that are named: of the model, of the recipe's proposals, of its methods."""
+        """The files that are named: of the model and its weights, of the recipe's proposals, of its methods."""
         recipe = self.parsed_recipe()
-        named = ([] if self.weights is None else [self.weights]) + ([] if recipe is None else recipe.paths())
+        named = [*self._own_files(), *([] if recipe is None else recipe.paths())]
         return list(dict.fromkeys(named))
+
+    def _own_files(self) -> list[str]:
+        """Of the model alone: how a trained segmenter is built, and weights."""
+        built = [str(Path(self.model).with_suffix(ending)) for ending in (".safetensors", ".json")]
+        named = built if self.model_is_file else []
+        return named if self.weights is None else [*named, self.weights]
 
     def check(self) -> None:
         """Refuse what could not be opened here, before anything slow begins: no such file, no such device.
@@ -256,7 +269,7 @@ class ModelSpec:
 
     def with_recipe(self, recipe: str | os.PathLike[str] | BaseMethod | Recipe | None) -> ModelSpec:
         """The same under another recipe, which has its own weights: `proposal_weights` were the former one's."""
-        kept = {path: digest for path, digest in self.sha256.items() if path == self.weights}
+        kept = {path: digest for path, digest in self.sha256.items() if path in self._own_files()}
         changed: dict[str, Any] = {"recipe": recipe, "proposal_weights": None, "sha256": kept}
         return replace(self, **changed)
 
@@ -339,5 +352,7 @@ class ModelSpec:
         for name in ("weights", "proposal_weights"):
             path = getattr(self, name)
             changed[name] = None if path is None else change(path)
+        if self.model_is_file:
+            changed["model"] = change(self.model)
         changed["sha256"] = {change(path): digest for path, digest in self.sha256.items()}
         return replace(self, **changed)

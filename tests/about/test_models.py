@@ -180,7 +180,7 @@ def test_names_that_no_library_knows() -> None:
 
 
 def test_bundled_models_come_first_and_open(monkeypatch) -> None:
-    assert bundled_names() == list(zoo.BUNDLED)
+    assert bundled_names() == [*zoo.BUNDLED, "nano_segmenter"]
     opens = [model_facts(name)["opens_as"] for name in bundled_names()]
     assert sorted(opens) == ["host", "host", "host", "proposal", "proposal"]
     assert matching("*nano*")[: len(bundled_names())] == bundled_names()

@@ -145,7 +145,7 @@ def test_doctor(run) -> None:
         assert word in said
     record = json.loads(run("doctor", "--json").out)
     assert record["failures"] == []
-    assert {model["name"] for model in record["bundled"]} == set(zoo.BUNDLED)
+    assert {model["name"] for model in record["bundled"]} == {*zoo.BUNDLED, "nano_segmenter"}
 
 
 def test_doctor_shows_what_to_mend(run, monkeypatch) -> None:

@@ -5,10 +5,12 @@ from functools import partial
 
 import pytest
 import timm
+import torch
 from PIL import Image
 from safetensors.torch import save_file
 
 from tests.pictures import two_classes
+from tokensieve.segmentation import SegmenterPlan
 from tokensieve.show.compare import map_costs
 from tokensieve.show.rivals import MAPS
 
@@ -195,3 +197,43 @@ def test_real_weights_keep_the_answers(run, shared, there):
     )
     assert sum(picture["same"] for picture in found["pictures"]) >= 10
     assert found["random"] == []
+
+
+@pytest.fixture(scope="module")
+def segmenter(tmp_path_factory):
+    """A small trained segmenter's file, and a threshold that some of its patches pass."""
+    file = tmp_path_factory.mktemp("segmenter") / "small.safetensors"
+    plan = SegmenterPlan(
+        "test_vit", ("wall", "door"), "setr_naive", {"levels": [1, 3, 5], "channels": 8}, crop=(48, 64)
+    )
+    torch.manual_seed(0)
+    model, plan = plan.build()
+    for head in model.heads:
+        head.classifier.weight.data.mul_(20)
+    save_file({key: value.contiguous() for key, value in model.state_dict().items()}, file)
+    plan.save(file.with_suffix(".json"))
+    return file
+
+
+def test_a_segmenter_is_shown_by_its_exits(run, pictures, segmenter, there):
+    options = ["--model", segmenter, "--recipe", "dtop(threshold=0.6, keep_per_class=1)", "--threads", 1]
+    result = run("show", pictures / "cat", *options)
+    assert result.code == 0, result.err
+    for word in ("48 x 64", "pixels as in the dense map", "fewer MACs", "0.png"):
+        assert word in result.out
+    page = (there / "tokensieve-show.html").read_text()
+    assert page.count("<figure>") == 3 * 4
+    assert "leaves behind block 1" in page
+    assert "stays to the last, block 5" in page
+    assert "wall " in page
+    found = record(run("show", pictures / "cat", *options, "--json", "--out", "a.png"))
+    for picture in found["pictures"]:
+        assert sum(picture["left_behind"].values()) == 3 * 4
+        assert 0 <= picture["agreement"] <= 100
+    assert any(picture["left_behind"]["1"] for picture in found["pictures"])
+    mean = sum(picture["macs"] for picture in found["pictures"]) / 3
+    assert found["macs"]["sieved"] == pytest.approx(mean)
+    assert found["macs"]["ratio"] == pytest.approx(found["macs"]["dense"] / mean)
+    last = sum(picture["tokens_per_block"][-1] for picture in found["pictures"]) / 3
+    assert found["tokens"]["per_block"][-1] == round(last)
+    assert found["tokens"]["dense"] == 12 + 1

@@ -10,7 +10,7 @@ from torch.utils.data import DataLoader
 
 from tokensieve.data import Preprocessing, Scenes, image_set, photographs
 from tokensieve.data.scene_drawing import SPLITS, glyphs_of
-from tokensieve.data.scenes import ScenePictures
+from tokensieve.data.scenes import MAP_CLASSES, ScenePictures
 from tokensieve.errors import RecipeError
 
 LUMINANCE = torch.tensor([0.299, 0.587, 0.114])
@@ -113,6 +113,32 @@ def test_scenes_are_a_data_set_for_every_command():
         assert label == made.labels[index]
         assert (image - (made.images[index] - 0.5) / 0.5).abs().max() < 0.005
     assert len(image_set("scenes", preprocessing)) == 1000
+
+
+def test_label_maps_name_the_class_of_every_pixel(scenes, some):
+    made = scenes.label_maps(range(64))
+    assert torch.equal(made.images, some.images)
+    assert made.maps.dtype == torch.uint8
+    digit = torch.tensor([MAP_CLASSES.index(f"digit {label}") for label in some.labels.tolist()])
+    assert torch.equal(made.maps == digit[:, None, None], some.masks), (
+        "the digit's pixels are its mask, its class alone"
+    )
+    rest = made.maps[~some.masks]
+    assert set(rest.unique().tolist()) == {MAP_CLASSES.index("background"), MAP_CLASSES.index("fragment")}
+    alone = scenes.label_maps([900, 37, 3])
+    assert torch.equal(alone.maps[1], made.maps[37])
+
+
+def test_fragments_are_where_the_paint_of_other_digits_is(scenes):
+    """Strokes are painted in one light or dark colour each: where a map says fragment, the picture is as plain."""
+    made = scenes.label_maps(range(64))
+    fragments = made.maps == MAP_CLASSES.index("fragment")
+    assert 0.005 < fragments.float().mean() < 0.1
+    core = 1 - F.max_pool2d(1 - fragments[:, None].float(), 5, 1, 2)[:, 0]
+    steps = (made.images[:, :, 1:] - made.images[:, :, :-1]).abs().amax(1)
+    inside = core[:, 1:].bool() & core[:, :-1].bool()
+    background = (made.maps == 0)[:, 1:]
+    assert steps[inside].mean() < 0.3 * steps[background].mean()
 
 
 def test_scene_pictures_are_rgb():

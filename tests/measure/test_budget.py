@@ -6,7 +6,7 @@ import timm
 from tokensieve import sieve
 from tokensieve.errors import RecipeError
 from tokensieve.measure import macs
-from tokensieve.measure.budget import merge_to
+from tokensieve.measure.budget import STEPS, drop_to, merge_to
 
 SIZE = (3, 160, 160)
 
@@ -33,6 +33,22 @@ def test_the_budget_is_met_and_one_merge_fewer_would_miss_it(model, share, befor
     fewer[fewer.index(max(fewer))] -= 1
     lighter = f"{before + ' + ' if before else ''}tome(r={fewer})"
     assert host_macs(model, lighter) > 0.985 * target
+
+
+@pytest.mark.parametrize("share", [0.9, 0.5, 0.2])
+def test_dropping_meets_the_budget_and_one_step_more_would_miss_it(model, share):
+    target = share * host_macs(model, "")
+    (method,) = recipe = drop_to(model, target, SIZE)
+    assert host_macs(model, recipe) <= target
+    one_patch_more = method.keep + 4 / STEPS  # of 100 patches
+    assert host_macs(model, f"random(keep={one_patch_more})") > target
+    (centre,) = drop_to(model, target, SIZE, significance="centre")
+    assert (centre.significance, centre.keep) == ("centre", method.keep)
+
+
+def test_more_than_dropping_can_save_is_refused(model):
+    with pytest.raises(RecipeError, match="cannot bring"):
+        drop_to(model, 0.001 * host_macs(model, ""), SIZE)
 
 
 def test_more_than_merging_can_save_is_refused(model):

@@ -7,7 +7,8 @@ import pytest
 from tests.reference.hosts import host_forms, host_images
 from tokensieve import UnsupportedHost, sieve
 from tokensieve.measure import macs
-from tokensieve.search.default import RANKED, SAVING, default_recipe
+from tokensieve.search.default import EXITS, RANKED, SAVING, default_recipe
+from tokensieve.segmentation import linear, setr
 from tokensieve.zoo import create
 
 pytestmark = pytest.mark.slow
@@ -34,6 +35,12 @@ def test_a_class_token_is_followed_and_hosts_with_stages_are_ranked():
     assert str(default_recipe(staged.model, (3, 160, 160))) == RANKED
     with pytest.raises(UnsupportedHost):
         default_recipe(create("resnet18", pretrained=False).model, (3, 224, 224))
+
+
+def test_segmenters_with_exits_are_left_early():
+    vit = create("test_vit", pretrained=False).model
+    assert str(default_recipe(setr(vit, 3, "naive", (1, 3), channels=8), (3, 160, 160))) == EXITS
+    assert "tome" in str(default_recipe(linear(vit, 3), (3, 160, 160))), "one head is no exit"
 
 
 @pytest.mark.parametrize("command", ["bench", "export", "show", "demo"])

@@ -6,8 +6,14 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from tokensieve import sieve
+from tokensieve.data import Preprocessing
+from tokensieve.data.inputs import own_input_size
+from tokensieve.data.scenes import MAP_CLASSES
 from tokensieve.errors import InputError, RecipeError
-from tokensieve.segmentation.plan import HEADS, SegmenterPlan, open_trained, plan_file
+from tokensieve.measure import macs
+from tokensieve.segmentation.plan import HEADS, SegmenterPlan, open_trained, plan_file, trained_files
+from tokensieve.zoo import create
 
 ARGS = {
     "segvit": {"exits": [1, 5], "width": 16, "heads": 2},
@@ -33,6 +39,32 @@ def test_trained_weights_open_as_they_were(head, tmp_path):
     images = torch.rand(1, 3, 32, 48)
     with torch.no_grad():
         assert torch.equal(back(images), segmenter.eval()(images))
+
+
+def test_a_built_segmenter_states_its_classes_size_and_normalisation():
+    plan = SegmenterPlan("test_vit", ("a", "b"), "setr_naive", ARGS["setr_naive"], crop=(32, 48), stride=(16, 24))
+    segmenter, built = plan.build()
+    assert segmenter.class_names == ("a", "b")
+    assert own_input_size(segmenter) == own_input_size(sieve(segmenter)) == (3, 32, 48), "not the backbone's 160"
+    own = Preprocessing.of(segmenter)
+    assert (own.input_size, own.mean, own.std) == ((32, 48), built.mean, built.std)
+    assert macs(segmenter) == macs(segmenter, (3, 32, 48))
+
+
+def test_the_bundled_one_opens_by_its_name():
+    weights, built = trained_files("nano_segmenter")
+    assert weights.is_file()
+    assert built.is_file()
+    assert trained_files("vit_tiny") is None
+    segmenter, plan = open_trained("nano_segmenter")
+    assert (plan.crop, plan.classes) == ((112, 112), MAP_CLASSES)
+    assert not segmenter.training
+    assert len(segmenter.exits) > 2
+    random, _ = open_trained("nano_segmenter", pretrained=False)
+    assert not torch.equal(random.decode_head.classifier.weight, segmenter.decode_head.classifier.weight)
+    assert weights.stat().st_size < 4e6
+    with pytest.raises(RecipeError, match=r"segmentation\.open_trained\('nano_segmenter'\) opens it"):
+        create("nano_segmenter")
 
 
 def test_what_cannot_be_built_is_refused(tmp_path):

@@ -8,8 +8,9 @@ import torch
 
 from tokensieve import sieve
 from tokensieve.errors import InputError
-from tokensieve.show.explain import Answer, Verdict, class_names, dense_output, explain, judge, percent
+from tokensieve.show.explain import Answer, Verdict, class_names, dense_output, explain, judge
 from tokensieve.show.pictures import HEIGHT
+from tokensieve.show.tables import percent
 
 MEAN = STD = (0.5, 0.5, 0.5)
 PAPR = "papr(keep=0.4, proposal=test_resnet)"

@@ -6,7 +6,7 @@ import torch
 from matplotlib import colormaps
 from PIL import Image
 
-from tokensieve.show.pictures import groups, heat, kept, photo, stack
+from tokensieve.show.pictures import coloured, groups, heat, kept, photo, stack
 
 MEAN, STD = (0.5, 0.4, 0.3), (0.2, 0.25, 0.3)
 
@@ -39,6 +39,25 @@ class TestPhoto:
     def test_takes_half_precision_and_values_out_of_range(self):
         picture = photo(torch.full((3, 8, 8), 100.0, dtype=torch.bfloat16), MEAN, STD, height=8)
         assert np.asarray(picture).min() == 255
+
+
+class TestColoured:
+    def test_gives_every_cell_its_colour_over_the_photograph_in_grey(self):
+        cells = torch.tensor([[0, 1, 1], [2, 0, 0]])
+        drawn = coloured(noise(60, 90), cells, [(255, 0, 0), (0, 0, 255), None])
+        red, blue, bare = (patch(drawn, row, column, (2, 3)) for row, column in ((0, 0), (0, 1), (1, 0)))
+        assert (red[..., 0] - red[..., 2] > 100).all()
+        assert (blue[..., 2] - blue[..., 0] > 100).all()
+        assert np.ptp(red[..., 1]) > 10, "the photograph shines through"
+        assert np.array_equal(bare, patch(noise(60, 90), 1, 0, (2, 3))), "no colour leaves it as it is"
+
+    def test_draws_a_dark_line_between_unlike_cells_alone(self):
+        plain = Image.new("RGB", (40, 40), (200, 200, 200))
+        one = np.asarray(coloured(plain, torch.zeros(2, 2, dtype=torch.long), [(255, 255, 255)]))
+        assert np.ptp(one) == 0
+        two = np.asarray(coloured(plain, torch.tensor([[0, 0], [1, 1]]), [(255, 255, 255)] * 2))
+        assert (two[19:21] < 50).all()
+        assert (two[:18] > 200).all()
 
 
 class TestHeat:

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tokensieve.show.page import Fact, Panel, Report, Section, Table
+from tokensieve.show.page import Fact, Key, Panel, Report, Section, Table
 from tokensieve.show.sheet import MARGIN, sheet
 
 COLOURS = ["#ff0000", "#00ff00", "#0000ff", "#ff00ff"]
@@ -48,6 +48,16 @@ def test_columns_stay_aligned_over_rows_and_empty_cells_stay_empty():
     assert second[0] == third[0] > first[2]
     assert third[1] > second[3]
     assert box(drawn.crop((0, third[1], third[0], third[3])), COLOURS[0]) is None
+
+
+def test_a_legend_stands_below_its_panel():
+    keys = tuple(Key(colour, f"colour {colour}") for colour in COLOURS[1:])
+    with_keys = sheet(Report("t", sections=(Section("one", panels=((panel(COLOURS[0], legend=keys),),)),)))
+    boxes = [box(with_keys, colour) for colour in COLOURS]
+    assert all(a[3] < b[1] for a, b in pairwise(boxes)), "one below the other"
+    assert {left for left, *_ in boxes} == {MARGIN, MARGIN + 1}, "a swatch has an outline"
+    bare = sheet(Report("t", sections=(Section("one", panels=((panel(COLOURS[0]),),)),)))
+    assert with_keys.height > bare.height + 3 * 14
 
 
 @pytest.mark.parametrize("text", ["many words " * 60, "a_name_without_any_space_" * 20, "é" * 300, "two\nlines"])

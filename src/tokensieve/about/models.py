@@ -13,10 +13,12 @@ import torchvision
 from torch import nn
 
 from .. import zoo
+from .._spec_models import load
 from ..data.inputs import InputSpec
 from ..errors import InputError, RecipeError, SieveError, UnsupportedHost, nearest
 from ..hosts import Host, StagedHost, host_for, open_host
 from ..measure import macs
+from ..segmentation.plan import BUNDLED as SEGMENTERS
 from ..significance.proposal import named_proposal, named_video_proposal
 from ..stream import sieve
 from ..zoo.models import TORCHVISION
@@ -27,7 +29,7 @@ HEAVY = 100_000_000
 
 def bundled_names() -> list[str]:
     """Models that come with the package, weights included."""
-    return list(getattr(zoo, "BUNDLED", {}))
+    return [*zoo.BUNDLED, *SEGMENTERS]
 
 
 def families() -> list[dict[str, Any]]:
@@ -144,9 +146,9 @@ def built(name: str) -> tuple[nn.Module, InputSpec]:
     """
     try:
         with zoo.without_memory():
-            model = zoo.create(name, pretrained=False).model
+            model = load(name, {}, None, {}, pretrained=False).model
     except RecipeError:  # some constructors compute with numbers, which only a real device has
-        model = zoo.create(name, pretrained=False).model
+        model = load(name, {}, None, {}, pretrained=False).model
     return model.requires_grad_(False), InputSpec.of(model)
 
 

@@ -83,6 +83,7 @@ def bench(
     from ..export.packing import prepack as pack
     from ..show.files import files_record
     from ..show.progress import list_failures, working
+    from ..show.record import on_pictures
     from ..show.tables import units
 
     with working("opening the model"):
@@ -107,6 +108,7 @@ def bench(
         record["decoding"] = asdict(decoded)
         record |= files_record(source, decoded.pictures, decoded.failures)
     record |= {"runs": [], "waterfall": None}
+    record |= on_pictures(opened.fast, opened.dense, images)
     images = images[: max(batches)].to(opened.device, opened.dtype)
     said = {
         "macs_ratio": record["macs"]["ratio"],

@@ -3,21 +3,45 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated
+from importlib import import_module
+from typing import Annotated, NamedTuple
 
 import typer
 
+from ..errors import InputError, nearest
 from ..search.default import SAID
 from .opening import read_spec, record_of
 from .options import JsonOption, MachineOptions, ModelOptions
 from .output import print_record
 
-BUNDLED = {
-    "nano_vit": "papr(keep=0.4, proposal=nano_convnet)",
-    "nano_convnext": "papr(keep=0.5, proposal=nano_convnet)",
+
+class Task(NamedTuple):
+    """What is shown.
+
+    Attributes:
+        recipes: bundled hosts, the first by default, and what shows them.
+        module: in `show/`, whose `run_demo` measures and draws.
+    """
+
+    recipes: dict[str, str]
+    module: str
+
+
+TASKS = {
+    "classify": Task(
+        {
+            "nano_vit": "papr(keep=0.4, proposal=nano_convnet)",
+            "nano_convnext": "papr(keep=0.5, proposal=nano_convnet)",
+        },
+        "demo",
+    ),
+    "segment": Task({"nano_segmenter": "dtop(threshold=0.95)"}, "demo_segment"),
+    "video": Task({"nano_video": "papr(keep=0.4, proposal=nano_video_proposal)"}, "demo_video"),
 }
-"""Bundled hosts, and what shows them."""
-FIRST = "nano_vit"
+FIRST = {name: next(iter(task.recipes)) for name, task in TASKS.items()}
+MODELS = " or ".join(FIRST.values())
+RECIPES = " or ".join(next(iter(task.recipes.values())) for task in TASKS.values())
+KINDS = "|".join(TASKS)
 OUT = ("tokensieve-demo.png", "tokensieve-demo.html")
 
 
@@ -25,18 +49,36 @@ OUT = ("tokensieve-demo.png", "tokensieve-demo.html")
 class ShownModel(ModelOptions):
     """A bundled model with its own recipe, or any other, with its weights."""
 
-    model: Annotated[str, typer.Option(metavar="NAME", help="A ViT, ConvNeXt or Swin; its weights are downloaded.")] = (
-        FIRST
-    )
+    model: Annotated[  # type: ignore[assignment]  # what is shown says which one where none is given
+        str | None,
+        typer.Option(
+            metavar="NAME",
+            help="A ViT, ConvNeXt, Swin or model of videos, its weights downloaded; or a segmenter's file. Default "
+            f"{MODELS}.",
+        ),
+    ] = None
     pretrained: Annotated[bool, typer.Option(help="Download weights that no FILE gives, or let them be random.")] = True
     recipe: Annotated[
-        str | None, typer.Option(metavar="TEXT|FILE", help=f"Default {BUNDLED[FIRST]}; for other models {SAID}.")
+        str | None,
+        typer.Option(
+            metavar="TEXT|FILE",
+            help=f"Default {RECIPES}; of other models {SAID}.",
+        ),
     ] = None
 
 
 def demo(
     *,
-    images: Annotated[list[str] | None, typer.Argument(metavar="[IMAGES]...", help="Your own photographs.")] = None,
+    images: Annotated[
+        list[str] | None, typer.Argument(metavar="[IMAGES]...", help="Your own photographs, or videos.")
+    ] = None,
+    task: Annotated[
+        str | None,
+        typer.Option(
+            metavar=KINDS,
+            help="What a picture shows, the class of every pixel, or what a video shows; default what --model does.",
+        ),
+    ] = None,
     network: ShownModel,
     scenes: Annotated[int, typer.Option(min=8, metavar="N", help="Scenes that the bundled model reads.")] = 300,
     seed: Annotated[int, typer.Option(min=0, metavar="N", help="Which scenes: every seed gives others.")] = 1,
@@ -48,17 +90,27 @@ def demo(
     machine: MachineOptions,
     as_json: JsonOption = False,
 ) -> None:
-    """See it work: a bundled pair on generated scenes, or any pretrained model on photographs.
+    """See it work: a bundled model on generated scenes, or any pretrained model on photographs.
 
-    Prints the dense model and the recipe beside random patches and merging, and writes a picture and a page.
+    Prints the dense model and the recipe beside random patches and merging, and writes a picture and a page. With
+    --task segment a segmenter is shown whose patches leave early, where they are easy; with --task video a model that
+    reads videos, on generated clips.
     """
+    task = task or task_of(network.model)
+    if task not in TASKS:
+        raise InputError(f"There is no task {task!r} to show{nearest(task, TASKS)}: one of {', '.join(TASKS)}.")
     from .._files import check_place
     from ..show.page import SUFFIXES
 
     places = [check_place(place, SUFFIXES) for place in out or OUT]
-    recipe = BUNDLED.get(network.model) if network.recipe is None else network.recipe
-    spec = read_spec(network, machine, recipe=recipe)
-    from ..show.demo import demo_report, run_demo
+    model, recipes = network.model or FIRST[task], TASKS[task].recipes
+    recipe = recipes.get(model) if network.recipe is None else network.recipe
+    spec = read_spec(network, machine, recipe=recipe, model=model)
+    from ..data.scanning import PICTURES
+    from ..data.video_reading import VIDEOS
+
+    run_demo = import_module(f"..show.{TASKS[task].module}", __package__).run_demo
+    from ..show.demo_view import demo_report
     from ..show.page import write_page, write_png
     from ..show.progress import list_failures, working
     from ..show.sheet import sheet
@@ -66,10 +118,10 @@ def demo(
     with working("opening the model") as status:
         opened = spec.open()
         record, sections, failures = run_demo(
-            opened, images or [], pretrained=spec.pretrained, generated=spec.model in BUNDLED, scenes=scenes, seed=seed,
+            opened, images or [], pretrained=spec.pretrained, generated=spec.model in recipes, scenes=scenes, seed=seed,
             batch=batch, seconds=seconds, tell=status.update,
         )  # fmt: skip
-        record = {**record_of(spec, opened), **record}
+        record = {"task": task, **record_of(spec, opened), **record}
         record["out"] = [str(place) for place in places]
         status.update("drawing")
         report = demo_report(record, sections)
@@ -78,5 +130,15 @@ def demo(
                 write_page(place, report)
             else:
                 write_png(place, sheet(report))
-    print_record(record, "demo.demo_view", as_json)
-    list_failures(failures)
+    print_record(record, "demo_view.demo_view", as_json)
+    list_failures(failures, VIDEOS if task == "video" else PICTURES)
+
+
+def task_of(model: str | None) -> str:
+    """What a model that is named does; `classify` where that cannot be told by its name."""
+    from ..zoo.hf_video import is_video_model
+
+    named = [name for name, task in TASKS.items() if model in task.recipes]
+    if named or model is None:
+        return named[0] if named else "classify"
+    return "segment" if model.endswith(".safetensors") else "video" if is_video_model(model) else "classify"

@@ -63,7 +63,7 @@ def evaluate(
     from ..show.files import files_record
     from ..show.predictions import Predictions
     from ..show.progress import Watched, list_failures, working
-    from ..show.record import compared
+    from ..show.record import compared, on_pictures
 
     # The data is opened first, which is soon done; how its pictures are prepared, only the model knows.
     media = Media(data, classes=classes, limit=limit, root=clips.root)
@@ -82,6 +82,9 @@ def evaluate(
     result = fidelity(averaged[0], averaged[1], seen, k=scored, each=None if place is None else told.see)
     if place is not None:
         told.write(place)
+    if seen.first is not None:
+        some = seen.first.images
+        record |= on_pictures(fast, dense, some if views == 1 else some.flatten(0, 1))
     record |= {
         "data": data,
         "classes": classes,

@@ -17,8 +17,9 @@ from ..search.default import SAID
 ModelOption = Annotated[
     str,
     typer.Option(
-        metavar="NAME",
-        help="A model that timm or torchvision knows, videomae_base and its like; or package.module:function.",
+        metavar="NAME|FILE",
+        help="A model that timm or torchvision knows, videomae_base and its like; a segmenter's FILE.safetensors, of "
+        "`train segment`; or package.module:function.",
     ),
 ]
 RecipeOption = Annotated[

@@ -7,15 +7,25 @@ from typing import Annotated, Any
 
 import typer
 
+from ..errors import InputError
 from .options import DeviceOption, JsonOption, RecipeOption, ThreadsOption
 from .output import print_record
 
 
 def segment(
     segmenter: Annotated[
-        str, typer.Option(metavar="FILE", help="NAME.safetensors of `train segment` or `train dtop`.")
+        str,
+        typer.Option(
+            metavar="FILE|NAME", help="NAME.safetensors of `train segment` or `train dtop`; or nano_segmenter."
+        ),
     ],
-    images: Annotated[str, typer.Option(metavar="FOLDER|TAR", help="Pictures; with --layout a set with labels.")],
+    images: Annotated[
+        str,
+        typer.Option(
+            metavar="FOLDER|TAR|scenes",
+            help="Pictures; with --layout a set with labels; scenes are generated, with labels.",
+        ),
+    ],
     recipe: RecipeOption = "",
     layout: Annotated[
         str | None,
@@ -40,6 +50,7 @@ def segment(
     from .._files import check_folder
     from .._spec_settings import torch_device
     from ..data import AsTensor, Preprocessing, image_set, segmentation_set
+    from ..data.segmentation import SCENES
     from ..segmentation.plan import open_trained
     from ..show.files import files_record, tell_files
     from ..show.masks import segment_pictures
@@ -58,13 +69,17 @@ def segment(
     assert plan.mean is not None
     assert plan.std is not None
     reads: Any = AsTensor(plan.mean, plan.std)
-    if layout is None:
+    if layout is None and images != SCENES:
         pictures: Any = image_set(images, Preprocessing((1, 1), plan.mean, plan.std), limit=limit)
         pictures.transform = reads
     else:
         named = list(plan.classes) if layout == "folders" else None
         default = None if layout == "folders" else "val"
-        pictures = segmentation_set(images, layout, split or default, classes=named, transform=reads, limit=limit)
+        pictures = segmentation_set(
+            images, layout or "folders", split or default, classes=named, transform=reads, limit=limit
+        )
+        if images == SCENES and pictures.classes != plan.classes:
+            raise InputError("Scenes are labelled with classes of their own, which are not this segmenter's.")
     tell_files(pictures)
     with Counting("pictures read") as counting:
         result = segment_pictures(

@@ -11,11 +11,14 @@ import typer
 from ..errors import InputError, nearest
 from .options import JsonOption, ThreadsOption
 from .output import print_record, say
-from .train_options import json_object
+from .train_options import json_object, tell
 
 ARGS = '{"drop_path_rate": 0.1}'
-VIDEO = ("nano_video", "nano_video_proposal")
-BUNDLED = {"nano": ("nano_convnet", "nano_vit", "nano_convnext"), **{name: (name,) for name in VIDEO}}
+VIDEO, SEGMENTER = ("nano_video", "nano_video_proposal"), "nano_segmenter"
+BUNDLED = {
+    "nano": ("nano_convnet", "nano_vit", "nano_convnext", SEGMENTER),
+    **{name: (name,) for name in VIDEO},
+}
 
 
 def train(
@@ -85,7 +88,7 @@ def train(
         raise InputError(f"--only must be one of {', '.join(names)}, not {only!r}.")
     import torch
 
-    from ..train import loop, moving_scenes
+    from ..train import loop, moving_scenes, scene_segmenter
     from ..train import scenes as on_scenes
     from ..train.task import Task
 
@@ -97,6 +100,8 @@ def train(
         task: Task
         if images is None and name in VIDEO:
             config, task = moving_scenes.prepare(name, scenes=scenes, seed=seed, workers=workers)
+        elif images is None and name == SEGMENTER:
+            config, task = scene_segmenter.prepare(folder, scenes=scenes, seed=seed, workers=workers, say=say)
         elif images is None:
             config, task = on_scenes.prepare(name, scenes=scenes, seed=seed, workers=workers)
         else:
@@ -113,18 +118,9 @@ def train(
             # None of them failed, or nothing is trained.
             sets = {"images": task.known, "validation": task.unseen}
             read = {name: files_record(each, len(each), ()) for name, each in sets.items()}
-        weights = loop.train(config, task, folder, report=_tell)
+        weights = loop.train(config, task, folder, report=tell)
         seen = config.steps(task.samples) * config.batch_size
         plan = {"name": name, "images": seen, **asdict(config), "task": task.identity}
         trained.append({"model": name, "weights": str(weights), "plan": plan, "log": loop.read_log(folder, name)})
     if joined.is_main_process:
         print_record({"trained": trained, "data": read}, "train_view.train_view", as_json)
-
-
-def _tell(row: dict[str, Any]) -> None:
-    left = row["seconds"] / row["step"] * (row["steps"] - row["step"])
-    say(
-        f"{row['model']} step {row['step']} of {row['steps']}, {row['seconds'] / 60:.0f} min, about {left / 60:.0f} "
-        f"to go: loss {row['loss']:.3f}, right on training images {row['train_top1']:.1f} %, on validation images "
-        f"{row['validation_top1']:.1f} %"
-    )

@@ -8,6 +8,7 @@ from typing import Any, ClassVar
 import typer.core
 
 from ..errors import InputError
+from .output import say
 
 
 def json_object(text: str | None, option: str, example: str) -> dict[str, Any] | None:
@@ -21,6 +22,22 @@ def json_object(text: str | None, option: str, example: str) -> dict[str, Any] |
     if not isinstance(found, dict):
         raise InputError(f"{option} must be a JSON object: {option} '{example}'.")
     return found
+
+
+def tell(row: dict[str, Any]) -> None:
+    """Say on stderr what a validation found, and how long the training still takes."""
+    left = row["seconds"] / row["step"] * (row["steps"] - row["step"])
+    found = {
+        "train_top1": "right on training images {:.1f} %",
+        "validation_top1": "on validation images {:.1f} %",
+        "validation_miou": "validation mIoU {:.1f} %",
+        "gmac": "{:.3g} GMAC a crop",
+    }
+    said = [text.format(row[name]) for name, text in found.items() if name in row]
+    say(
+        f"{row['model']} step {row['step']} of {row['steps']}, {row['seconds'] / 60:.0f} min, about {left / 60:.0f} "
+        f"to go: loss {row['loss']:.3f}, {', '.join(said)}"
+    )
 
 
 class WithKinds(typer.core.TyperCommand):

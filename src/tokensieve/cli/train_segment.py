@@ -11,7 +11,7 @@ import typer
 from ..errors import InputError
 from .options import JsonOption, ThreadsOption, WeightsOption, numbers
 from .output import print_record, say
-from .train_options import json_object
+from .train_options import json_object, tell
 
 BASE_STEPS, FINETUNE_STEPS = 160_000, 40_000
 
@@ -203,7 +203,7 @@ def _learn(given: dict[str, Any]) -> None:
     else:
         assert plan is not None
         config, task = prepare(plan, known, unseen, folder, settings, **start)
-    weights = loop.train(config, task, folder, report=_tell)
+    weights = loop.train(config, task, folder, report=tell)
     seen = config.steps(task.samples) * config.batch_size
     plan_of = {"name": task.name, "images": seen, **asdict(config), "task": task.identity}
     trained = {"model": task.name, "weights": str(weights), "plan": plan_of, "log": loop.read_log(folder, task.name)}
@@ -218,11 +218,3 @@ def _sides(text: str, option: str) -> tuple[int, int]:
     if len(sides) > 2:
         raise InputError(f"{option} must be a side in pixels or HEIGHTxWIDTH, such as 176x240, not {text!r}.")
     return sides[0], sides[-1]
-
-
-def _tell(row: dict[str, Any]) -> None:
-    left = row["seconds"] / row["step"] * (row["steps"] - row["step"])
-    say(
-        f"{row['model']} step {row['step']} of {row['steps']}, {row['seconds'] / 60:.0f} min, about {left / 60:.0f} "
-        f"to go: loss {row['loss']:.3f}, validation mIoU {row['validation_miou']:.1f} %, {row['gmac']:.3g} GMAC a crop"
-    )

@@ -9,6 +9,7 @@ from .media import media_set
 from .moving_scenes import MovingScene, MovingScenes
 from .preprocessing import Preprocessing
 from .scene_drawing import photographs
+from .scene_maps import SceneMaps
 from .scenes import Scene, Scenes
 from .segmentation import AsTensor, SegmentationSet, segmentation_set
 from .segmentation_layouts import LAYOUTS, Layout
@@ -31,6 +32,7 @@ __all__ = [
     "MovingScenes",
     "Preprocessing",
     "Scene",
+    "SceneMaps",
     "Scenes",
     "SegmentationSet",
     "Skipped",

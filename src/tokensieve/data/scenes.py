@@ -36,6 +36,8 @@ FRAGMENTS = 6
 """Fragments of other digits around the digit."""
 AT_ONCE = 32
 """Scenes drawn together: more leave the processor's cache."""
+MAP_CLASSES = ("background", "fragment", *(f"digit {digit}" for digit in range(10)))
+"""Classes of the pixels, in the order of `Scenes.label_maps`."""
 
 
 class Scene(NamedTuple):
@@ -50,6 +52,18 @@ class Scene(NamedTuple):
     images: Tensor
     labels: Tensor
     masks: Tensor
+
+
+class LabelledScene(NamedTuple):
+    """Scenes in a batch with the class of each pixel.
+
+    Attributes:
+        images: (B, 3, H, W) float32 in [0, 1], RGB.
+        maps: (B, H, W) uint8, an index into `MAP_CLASSES`: what covers more than half of the pixel.
+    """
+
+    images: Tensor
+    maps: Tensor
 
 
 class Scenes(Dataset[Scene]):
@@ -87,13 +101,24 @@ class Scenes(Dataset[Scene]):
         """For data loaders: many at once are cheaper than one by one."""
         return [Scene(*parts) for parts in zip(*self.batch(indices), strict=True)]
 
-    @torch.no_grad()
     def batch(self, indices: Sequence[int]) -> Scene:
         """The scenes with these numbers."""
-        parts = [self._some(indices[start : start + AT_ONCE]) for start in range(0, len(indices), AT_ONCE)]
-        return Scene(*(torch.cat(part) for part in zip(*parts, strict=True)))
+        images, digits, masks, _ = self._drawn(indices)
+        return Scene(images, digits, masks)
 
-    def _some(self, indices: Sequence[int]) -> Scene:
+    def label_maps(self, indices: Sequence[int]) -> LabelledScene:
+        """The scenes with these numbers, as sets for segmentation have them: the class of each pixel, exactly."""
+        images, digits, masks, fragments = self._drawn(indices)
+        classes = (MAP_CLASSES.index("digit 0") + digits).byte()
+        return LabelledScene(images, torch.where(masks, classes[:, None, None], fragments.byte()))
+
+    @torch.no_grad()
+    def _drawn(self, indices: Sequence[int]) -> tuple[Tensor, ...]:
+        """Images, digits (B,), and the pixels of the digit and of all fragments, both (B, H, W) bool."""
+        parts = [self._some(indices[start : start + AT_ONCE]) for start in range(0, len(indices), AT_ONCE)]
+        return tuple(torch.cat(part) for part in zip(*parts, strict=True))
+
+    def _some(self, indices: Sequence[int]) -> tuple[Tensor, ...]:
         draws = torch.from_numpy(np.stack([self._draw(index) for index in indices]))
         ground, pieces = draws[:, : len(GROUND)], draws[:, len(GROUND) :].unflatten(1, (1 + FRAGMENTS, len(GLYPH)))
         images = crops(dict(zip(GROUND, ground.unbind(1), strict=True)), self.size)
@@ -102,7 +127,7 @@ class Scenes(Dataset[Scene]):
         samples = (drawn["sample"] * len(glyphs)).long()
         alpha = _placed(glyphs[samples], drawn, self.size)
         images = paint(images, alpha, colours_of(drawn), is_bright(images, alpha))
-        return Scene(images, digits[samples[:, 0]], alpha[:, 0] > 0.5)
+        return images, digits[samples[:, 0]], alpha[:, 0] > 0.5, alpha[:, 1:].sum(1) > 0.5
 
     def _draw(self, index: int) -> np.ndarray:
         count = len(GROUND) + (1 + FRAGMENTS) * len(GLYPH)

@@ -25,6 +25,8 @@ from .segmentation_layouts import VOID, LabelFormat, Layout, layout_of
 FILES = Kind("picture", "pictures", lambda: picture_suffixes() | {".txt", ".json", ".csv"})
 """What is looked for in a segmentation set: pictures, and lists of their names and of classes."""
 NAMED = 3
+SCENES = "scenes"
+"""The source of generated pictures."""
 
 
 @dataclass(frozen=True)
@@ -97,6 +99,11 @@ class SegmentationSet(Dataset[tuple[Tensor, Tensor]]):
     def num_classes(self) -> int:
         return len(self.classes)
 
+    @property
+    def identity(self) -> str | None:
+        """What decides which pictures and labels these are, where that is known without reading them; None of files."""
+        return None
+
     def path(self, index: int) -> str:
         """Where picture `index` comes from."""
         return self._pairs[index].name
@@ -126,6 +133,10 @@ class SegmentationSet(Dataset[tuple[Tensor, Tensor]]):
         if isinstance(result, Failure):
             raise InputError(f"{result}.")
         return result
+
+    def pairs(self, indices: Sequence[int]) -> list[tuple[Image.Image, Tensor]]:
+        """As `pair`, of several."""
+        return [self.pair(index) for index in indices]
 
     def _read(self, index: int) -> tuple[Image.Image, Tensor] | Failure:
         pair, at = self._pairs[index], self._pairs[index].name
@@ -163,7 +174,8 @@ def segmentation_set(
     another size, of another kind or beyond the classes is a failure of its own: the others are read.
 
     Args:
-        source: a folder, or an uncompressed tar. The layout's folders may lie below other folders.
+        source: a folder, or an uncompressed tar. The layout's folders may lie below other folders. "scenes" generates
+            pictures (see `SceneMaps`): `limit` of them, 1000 by default, of the split train or val.
         layout: "folders" (images/ and labels/, matched by name; classes count from 0), "ade20k", "pascal-context",
             "coco-stuff10k", "coco-stuff164k", "cityscapes" or "camvid"; see `LAYOUTS`.
         split: train, val or test, or the set's own name of one. None is all of a pair of folders, "train" of others.
@@ -181,6 +193,12 @@ def segmentation_set(
     if limit is not None and limit < 1:
         raise RecipeError(f"The limit on pictures must be at least 1, not {limit}.")
     known = layout_of(layout)
+    if source == SCENES:
+        if layout != "folders" or classes is not None:
+            raise RecipeError("Scenes are generated, with classes of their own: leave layout and classes out.")
+        from .scene_maps import COUNT, SceneMaps  # which is a SegmentationSet itself
+
+        return SceneMaps(split or "train", COUNT if limit is None else limit, transform=transform)
     if classes is not None and known.classes is not None:
         raise RecipeError(f"The layout {layout} has its own classes: leave classes out.")
     files = scan(Path(source), FILES)

@@ -71,13 +71,11 @@ def host_for(kind: type[nn.Module]) -> Opener | None:
 
 def stated_input(part: nn.Module) -> InputSpec | None:
     """What the host of a model, or of a sieved one, states of its inputs; None where it leaves that to the model."""
-    host = getattr(part, "host", None)
-    if not isinstance(host, Host | StagedHost):
-        kind = host_for(type(part))
-        if kind is None or _leaves_it(kind):
-            return None
-        host = kind.opened(part)
-    return None if _leaves_it(type(host)) else host.input_spec
+    kind = host_for(type(part))
+    if kind is not None:
+        return None if _leaves_it(kind) else kind.opened(part).input_spec
+    host = getattr(part, "host", None)  # a sieved model's
+    return host.input_spec if isinstance(host, Host | StagedHost) and not _leaves_it(type(host)) else None
 
 
 def _leaves_it(kind: Opener) -> bool:

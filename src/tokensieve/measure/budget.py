@@ -1,4 +1,4 @@
-"""Merging by as much as a budget of MACs asks for: how methods are compared at equal cost."""
+"""Merging or dropping by as much as a budget of MACs asks for: how methods are compared at equal cost."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from torch import nn
 from ..data.inputs import InputSize
 from ..errors import RecipeError
 from ..hosts import open_tokens
-from ..methods import ToMe
+from ..methods import PaPr, ToMe
 from ..recipe import Recipe
 from ..stream import sieve
 from .macs import macs
@@ -55,3 +55,40 @@ def merge_to(
         middle = (low + high) // 2
         low, high = (low, middle) if cost(middle) <= target else (middle, high)
     return recipe(high)
+
+
+STEPS = 256
+"""Keep ratios that `drop_to` chooses from."""
+
+
+def drop_to(
+    model: nn.Module, target: float, input_size: InputSize | None = None, *, significance: str = "random"
+) -> Recipe:
+    """The recipe that keeps as many patches as fit a budget, ranked without a proposal.
+
+    Args:
+        model: the host.
+        target: MACs for each image.
+        input_size: as in `macs`.
+        significance: "random" or "centre".
+
+    Raises:
+        RecipeError: even the smallest keep ratio costs more.
+    """
+
+    def recipe(step: int) -> Recipe:
+        return Recipe.of(PaPr(keep=step / STEPS, significance=significance))
+
+    def fits(step: int) -> bool:
+        return macs(sieve(model, recipe(step)), input_size) <= target
+
+    low, high = 1, STEPS
+    if not fits(low):
+        raise RecipeError(
+            f"Dropping patches cannot bring {type(model).__name__} to {target / 1e9:.3g} GMAC: at a keep ratio of "
+            f"1/{STEPS} it still costs more."
+        )
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (middle, high) if fits(middle) else (low, middle)
+    return recipe(high if fits(high) else low)

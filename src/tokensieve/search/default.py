@@ -18,15 +18,20 @@ RANKED = "papr(keep=0.65)"
 """Where tokens can be neither merged nor ranked by a class token, and on hosts with stages."""
 MOVING = "papr(keep=0.65, significance=motion)"
 """The same for hosts that read videos, where motion ranks without a network."""
-SAID = f"guarded merging at {SAVING:g}x fewer MACs, no proposal; {RANKED} on hosts with stages"
+EXITS = "dtop()"
+"""On segmenters with a head behind several blocks, which were trained for it."""
+SAID = (
+    f"guarded merging at {SAVING:g}x fewer MACs, no proposal; {RANKED} on hosts with stages; {EXITS} on segmenters "
+    "with exits"
+)
 
 
 def default_recipe(model: nn.Module, input_size: InputSize) -> Recipe:
     """What loses least of all that needs neither training nor a proposal, scaled to `SAVING` on this host.
 
     Guarded merging by the schedule known, with the readout, where the head reads a class token; else ToMe by the same
-    schedule; else `RANKED`. On a DeiT-Tiny the first loses least of all at 25 to 55 % of the MACs saved
-    (results/compare.csv), and it is what `tune` begins with.
+    schedule; else `RANKED`. Of segmenters with exits `EXITS`. On a DeiT-Tiny the first loses least of all at 25 to 55 %
+    of the MACs saved (results/compare.csv), and it is what `tune` begins with.
 
     Args:
         model: the host.
@@ -47,6 +52,8 @@ def default_recipe(model: nn.Module, input_size: InputSize) -> Recipe:
     ranked = Recipe.parse(RANKED if host.layout == "CHW" else MOVING)
     if host.units == "pixels":
         return ranked
+    if len(host.exits) > 1:
+        return Recipe.parse(EXITS)
 
     def takes(recipe: Recipe) -> bool:
         try:

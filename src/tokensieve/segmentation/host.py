@@ -7,6 +7,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from ..data.inputs import InputSpec
 from ..hosts import Exit, Host, register_host
 from ..hosts.around import AroundInner
 from ..tokens import Tokens
@@ -34,6 +35,12 @@ class SegmenterHost(AroundInner, Host):
         self.class_token = inner.class_token and model.class_token
         self.prefix = model.prefix
         self.reads_prefix = False
+
+    @property
+    def input_spec(self) -> InputSpec:
+        """Of the size of its crops; where it does not say that, of the backbone's."""
+        crop: tuple[int, int] | None = self.model.crop
+        return self.inner.input_spec if crop is None else self.inner.input_spec.resized(*crop)
 
     def embed(self, images: Tensor) -> Tokens:
         return self.model.embed(images, self.inner)

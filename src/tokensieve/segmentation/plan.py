@@ -13,7 +13,7 @@ import timm
 
 from .._files import draft
 from ..errors import InputError, RecipeError, nearest
-from ..zoo import create
+from ..zoo import bundled_weights, create
 from ..zoo.models import load_strictly, read_weights
 from .build import linear, segvit, segvit_v1, segvit_v2, setr
 from .segmenter import Segmenter
@@ -28,6 +28,8 @@ HEADS: dict[str, tuple[Any, dict[str, Any]]] = {
     "linear": (linear, {}),
 }
 """By name: what builds the segmenter, and with which words."""
+BUNDLED = ("nano_segmenter",)
+"""Segmenters whose weights travel in the package; `tokensieve train nano` makes these weights."""
 
 
 @dataclass(frozen=True)
@@ -79,6 +81,8 @@ class SegmenterPlan:
     ) -> tuple[Segmenter, SegmenterPlan]:
         """The segmenter, its heads with random weights, and this plan with the backbone's own normalisation.
 
+        The segmenter states its classes, the size of its crops and its normalisation, as timm's models do.
+
         Args:
             backbone_weights: a file of the backbone's weights.
             pretrained: where there is no such file, ask for the library's; else they are random.
@@ -96,8 +100,13 @@ class SegmenterPlan:
             segmenter = make(loaded.model, len(self.classes), **words, **self.head_args)
         except TypeError as error:
             raise RecipeError(f"The head {self.head} cannot be built with {dict(self.head_args)}: {error}.") from error
-        told = asdict(self) | {"mean": self.mean or loaded.mean, "std": self.std or loaded.std}
-        return segmenter, SegmenterPlan(**told)
+        plan = SegmenterPlan(**(asdict(self) | {"mean": self.mean or loaded.mean, "std": self.std or loaded.std}))
+        segmenter.class_names, segmenter.crop = plan.classes, plan.crop
+        segmenter.pretrained_cfg = {
+            "input_size": (3, *plan.crop), "mean": plan.mean, "std": plan.std, "interpolation": "bicubic",
+            "crop_pct": 1.0, "crop_mode": "center",
+        }  # fmt: skip
+        return segmenter, plan
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write it as JSON."""
@@ -122,15 +131,34 @@ def plan_file(weights: str | os.PathLike[str]) -> Path:
     return Path(weights).with_suffix(".json")
 
 
-def open_trained(weights: str | os.PathLike[str], *, drop_path: float = 0.0) -> tuple[Segmenter, SegmenterPlan]:
+def trained_files(name: str | os.PathLike[str]) -> tuple[Path, Path] | None:
+    """Weights and plan of a bundled segmenter or of NAME.safetensors, which need not be there; None of other names."""
+    weights = bundled_weights(os.fspath(name)) if name in BUNDLED else Path(name)
+    return (weights, plan_file(weights)) if weights.suffix == ".safetensors" else None
+
+
+def open_trained(
+    weights: str | os.PathLike[str], *, drop_path: float = 0.0, pretrained: bool = True
+) -> tuple[Segmenter, SegmenterPlan]:
     """The segmenter that training wrote as NAME.safetensors, with NAME.json beside it, in evaluation mode.
+
+    Args:
+        weights: the file; or the name of a bundled segmenter, "nano_segmenter".
+        drop_path: rate of stochastic depth in further training.
+        pretrained: False leaves its weights random, to measure cost alone.
+
+    Returns:
+        The segmenter, which states the size and the normalisation of its images and the names of its classes, and how
+        it is built.
 
     Raises:
         InputError: files that are missing or damaged, weights of another segmenter.
     """
-    plan = SegmenterPlan.load(plan_file(weights))
+    file, built = trained_files(weights) or (Path(weights), plan_file(weights))
+    plan = SegmenterPlan.load(built)
     segmenter, plan = plan.build(drop_path=drop_path)
-    load_strictly(segmenter, read_weights(weights), f"{Path(weights).name} into {plan.head} on {plan.backbone}")
+    if pretrained:
+        load_strictly(segmenter, read_weights(file), f"{file.name} into {plan.head} on {plan.backbone}")
     return segmenter.eval(), plan
 
 

@@ -19,11 +19,11 @@ from ..measure import macs
 from ..measure.outputs import evaluating
 from ..measure.speed import interleaved
 from ..stream import Sieved, Trace
-from .explain import Verdict, percent
+from .explain import Verdict
 from .page import Panel, Plot, Section, Table
 from .pictures import heat, kept, photo, stack
 from .rivals import Rivals
-from .tables import short
+from .tables import percent, short
 
 HEIGHT = 224
 """Pixels of a panel's height: less than where a picture has a row of its own."""

@@ -18,6 +18,8 @@ from ..measure.outputs import as_tensor, class_count, evaluating, forward_batche
 from ..stream import Sieved, Trace
 from .page import Fact, Panel
 from .pictures import HEIGHT, groups, heat, kept, photo
+from .segments import class_panel, exit_counts, exits_panel
+from .tables import percent
 
 
 @dataclass(frozen=True)
@@ -58,7 +60,8 @@ class Explained:
     """One picture under a recipe.
 
     Attributes:
-        panels: the picture; its significance map, its kept patches and its merged patches where the recipe has them.
+        panels: the picture; its significance map, its kept patches and its merged patches where the recipe has them;
+            of a segmenter both class maps, and where patches left it early.
         facts: the answers in words.
         verdict: the answers; None for a host without a classifier.
         cosine: of the two models' embeddings, or maps of features, where there is no classifier and both have one
@@ -66,7 +69,9 @@ class Explained:
         agreement: percent of the pixels of a class map that keep their class, or of a depth map that keep their depth
             within a factor of 1.25; None of other outputs.
         kept: patches kept before block 0, or pixels in the first stage that leaves any out; None where all were kept.
-        tokens_per_block: tokens, prefix included, that each block's MLP read.
+        tokens_per_block: tokens of this picture, prefix included, that each block's MLP read.
+        left_behind: of a recipe with early exits the block, as text, behind which patches left -> how many; those that
+            stay leave behind the last.
     """
 
     panels: tuple[Panel, ...]
@@ -76,12 +81,14 @@ class Explained:
     kept: int | None
     tokens_per_block: tuple[int, ...]
     agreement: float | None = None
+    left_behind: dict[str, int] | None = None
 
     def record(self) -> dict[str, Any]:
         """As plain JSON, without the panels."""
         answers = {"dense": None, "sieved": None} if self.verdict is None else self.verdict.record()
         counts = {"kept": self.kept, "tokens_per_block": list(self.tokens_per_block)}
-        return {**answers, "cosine": self.cosine, "agreement": self.agreement, **counts}
+        compared = {"cosine": self.cosine, "agreement": self.agreement, "left_behind": self.left_behind}
+        return {**answers, **compared, **counts}
 
 
 @dataclass(frozen=True)
@@ -89,6 +96,8 @@ class Asked:
     """What both models say of a batch, image by image, and what the recipe did; see `Explained`."""
 
     trace: Trace
+    dense: Tensor
+    sieved: Tensor
     verdicts: Sequence[Verdict | None]
     cosines: Sequence[float | None]
     agreements: Sequence[float | None]
@@ -105,7 +114,7 @@ def ask(fast: Sieved, dense: nn.Module, images: Tensor, classes: Sequence[str] |
     trace = traced(fast, images)
     sieved = as_tensor(trace.output, fast, len(images))
     verdicts = judge(_probabilities(output, kind), sieved, classes)
-    return Asked(trace, verdicts, *_compared(kind, output, sieved), kind)
+    return Asked(trace, output, sieved, verdicts, *_compared(kind, output, sieved), kind)
 
 
 def explain(
@@ -153,6 +162,11 @@ def explain(
             left = f"{tokens.x.shape[1] - tokens.prefix} after the last block"
             drawn = groups(picture, trace.source[i], grid)
             panels.append(Panel(drawn, "Merged patches", left, f"The patches merged, {left}"))
+        if asked.kind.name == "class-map":
+            for maps, whose in ((asked.dense, "dense"), (asked.sieved, "sieved")):
+                panels.append(class_panel(picture, maps[i].argmax(0), maps.shape[1], classes, f"Classes, {whose}"))
+        if trace.exits:
+            panels.append(exits_panel(picture, trace, i))
         explained.append(
             Explained(
                 panels=tuple(panels),
@@ -160,8 +174,9 @@ def explain(
                 verdict=asked.verdicts[i],
                 cosine=asked.cosines[i],
                 kept=trace.masks[0].kept.shape[1] if trace.masks else None,
-                tokens_per_block=tuple(trace.tokens_per_block),
+                tokens_per_block=tuple(int(count[i]) for count in trace.lengths) or tuple(trace.tokens_per_block),
                 agreement=asked.agreements[i],
+                left_behind=exit_counts(trace, i) if trace.exits else None,
             )
         )
     return explained
@@ -225,8 +240,8 @@ def class_names(model: nn.Module, file: str | Path | None = None) -> list[str] |
     """The names of a model's classes in index order.
 
     Args:
-        model: the host; of transformers' models those that they state, and the names of ImageNet's classes where it has
-            as many.
+        model: the host; a segmenter that was trained here names its own, a transformers model those in its config, and
+            the names of ImageNet's classes are known where it has as many.
         file: names instead, in any form that `data.class_index` reads.
 
     Returns:
@@ -236,10 +251,9 @@ def class_names(model: nn.Module, file: str | Path | None = None) -> list[str] |
         InputError: the file cannot be read, or does not name every class of the model.
     """
     count = class_count(model)
+    if file is None and (own := _own_names(model)):
+        return own
     if file is None:
-        stated = getattr(getattr(model, "config", None), "id2label", None)
-        if count and stated and not str(stated.get(0, "LABEL_0")).startswith("LABEL_"):
-            return [str(stated[index]) for index in range(count)]
         subset = infer_imagenet_subset(model) if count else None
         if subset is None:
             return None
@@ -254,11 +268,14 @@ def class_names(model: nn.Module, file: str | Path | None = None) -> list[str] |
     return [names[index] for index in range(count)]
 
 
-def percent(share: float) -> str:
-    """0.831 -> 83 %; with one decimal below ten."""
-    if 0 < share < 0.0005:
-        return "<0.1\u00a0%"
-    return f"{100 * share:.{0 if share == 0 or share >= 0.0995 else 1}f}\u00a0%"
+def _own_names(model: nn.Module) -> list[str]:
+    """The names that a model states itself; none where it has numbers alone."""
+    if own := getattr(model, "class_names", ()):
+        return list(own)
+    named = getattr(getattr(model, "config", None), "id2label", None) or {}
+    names = [str(named[index]) for index in sorted(named)]
+    numbered = all(name == f"LABEL_{index}" for index, name in enumerate(names))
+    return [] if numbered else names
 
 
 def _answer(probabilities: Tensor, classes: Sequence[str] | None) -> Answer:

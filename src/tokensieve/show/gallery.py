@@ -17,14 +17,16 @@ from torch.utils.data import Dataset
 
 from ..data import Failure, ImageSet, MovingSceneSet, Preprocessing, VideoPreprocessing, Window, media_set
 from ..errors import InputError
+from ..measure import macs
 from ..measure.outputs import nothing_read
 from ..methods import PaPr
 from .compare import compare_plot, compare_section, compare_table, grid_section, grid_table, map_costs, spoken
-from .explain import explain, percent
+from .explain import explain
 from .page import Fact, Report, Section
 from .progress import Watched, working
+from .record import averaged
 from .rivals import Rivals, asks_proposal, ranking
-from .tables import data_word, giga, header, new_table, short, sides
+from .tables import data_word, giga, header, new_table, percent, short, sides
 
 if TYPE_CHECKING:
     from ..model_spec import ModelSpec, OpenedModel
@@ -37,6 +39,9 @@ HOW_TO_READ = {
     "Kept patches": "what the host reads is as it was, with a light border; what it does not read is dark and grey.",
     "Merged patches": "patches that became one token have one colour, the mean of their pixels, and a border; "
     "a patch that is still a token of its own is shown as it is.",
+    "Exits": "one colour for each block behind which patches left, the darker the earlier. No later block read them: "
+    "their class is what the head there said. The surest patches of each class stay, as context for the others.",
+    "Classes": "the class of each pixel, by the colours below each map.",
 }
 OF_STAGES = {
     "Significance map": "one colour for each pixel of the first map, from dark blue (lowest) over green to yellow "
@@ -132,26 +137,38 @@ def explained(
 ) -> Gallery:
     """Each picture under the recipe."""
     dense, fast, own = opened
-    sections, pictures = [], []
+    sections, pictures = [], list[Record]()
+    whole = macs(dense, opened.input_spec)
     for images, _, paths, _ in batches:
-        for path, one in zip(paths, explain(fast, dense, images, own.mean, own.std, classes), strict=True):
-            sections.append(Section(names[path], facts=one.facts, panels=(one.panels,)))
-            pictures.append({"path": path, "name": names[path], **one.record()})
+        seen = explain(fast, dense, images, own.mean, own.std, classes)
+        for path, image, one in zip(paths, images, seen, strict=True):
+            facts, cost = one.facts, {}
+            if fast.plan.varies:
+                cost = {"macs": macs(fast, images=image[None].to(opened.device, opened.dtype))}
+                facts = (*facts, Fact(f"{whole / cost['macs']:.2f}x", "fewer MACs in this picture"))
+            sections.append(Section(names[path], facts=facts, panels=(one.panels,)))
+            pictures.append({"path": path, "name": names[path], **one.record(), **cost})
     if not pictures:
         raise nothing_read(batches)
-    return Gallery(tuple(sections), answer_facts(pictures), {"pictures": pictures})
+    record: Record = {"pictures": pictures}
+    if fast.plan.varies:
+        record |= averaged(fast, whole, image[None].to(opened.device, opened.dtype), pictures)
+    return Gallery(tuple(sections), answer_facts(pictures), record)
 
 
 def answer_facts(shown: Sequence[Record]) -> tuple[Fact, ...]:
-    """How many answers stay, of records of pictures or clips; nothing of a host without a classifier."""
-    if not shown[0]["dense"]:
-        return ()
-    same = [one["same"] for one in shown]
-    before, after = (fmean(values) for values in zip(*_confidences(shown), strict=True))
-    return (
-        Fact(f"{sum(same)} of {len(same)}", "answers stay"),
-        Fact(f"{percent(before)} → {percent(after)}", "mean confidence in the dense answer"),
-    )
+    """How many answers stay, of records of pictures or clips, or how much of class maps; nothing of other outputs."""
+    if shown[0]["dense"]:
+        same = [one["same"] for one in shown]
+        before, after = (fmean(values) for values in zip(*_confidences(shown), strict=True))
+        return (
+            Fact(f"{sum(same)} of {len(same)}", "answers stay"),
+            Fact(f"{percent(before)} → {percent(after)}", "mean confidence in the dense answer"),
+        )
+    if shown[0].get("agreement") is not None:
+        stays = fmean(one["agreement"] for one in shown) / 100
+        return (Fact(percent(stays), "of the pixels as in the dense map"),)
+    return ()
 
 
 def grid(rivals: Rivals[Any], own: Preprocessing, batches: Watched, names: Mapping[str, str]) -> Gallery:
@@ -224,14 +241,16 @@ def report(record: Record, gallery: Gallery, recipe: Recipe) -> Report:
     lead += ", with the significance maps below." if "compare" in record else "." if one else ", varied as below."
     if shown < record["found"]:
         lead += f" {shown} of {record['found']} {data_word(record)}."
-    drawn = {panel.caption for part in gallery.sections for row in part.panels for panel in row if panel}
-    notes = [
-        f"{name}: {said}"
-        for name, said in (OF_STAGES if record["stages"] else HOW_TO_READ).items()
-        if not one or any(caption.startswith(name) for caption in drawn)
-    ]
-    notes = [*_warning(record), *(notes if one else notes[:2])]
+    explained = OF_STAGES if record["stages"] else HOW_TO_READ
+    told = how_to_read(gallery.sections, explained) if one else [f"{k}: {v}" for k, v in list(explained.items())[:2]]
+    notes = [*_warning(record), *told]
     return Report("What the model reads", lead, tuple(facts), gallery.sections, tuple(notes))
+
+
+def how_to_read(sections: Iterable[Section], explained: Mapping[str, str] = HOW_TO_READ) -> list[str]:
+    """A sentence on each kind of panel that is there; `explained` says what, by the beginning of their captions."""
+    drawn = {panel.caption for part in sections for row in part.panels for panel in row if panel}
+    return [f"{name}: {said}" for name, said in explained.items() if any(caption.startswith(name) for caption in drawn)]
 
 
 def _left(record: Record) -> Fact:
@@ -240,7 +259,8 @@ def _left(record: Record) -> Fact:
         share = fmean(count / stage["pixels"] for stage in record["stages"] for count in stage["per_block"])
         return Fact(percent(share), "of the pixels, mean over the blocks")
     tokens = record["tokens"]
-    return Fact(f"{tokens['per_block'][-1]} of {tokens['dense']}", "tokens in the last block")
+    mean = ", mean over the pictures" if "pictures" in record["macs"] else ""
+    return Fact(f"{tokens['per_block'][-1]} of {tokens['dense']}", f"tokens in the last block{mean}")
 
 
 def _spoken(recipe: Recipe) -> str:
@@ -273,6 +293,12 @@ def show_view(record: Record) -> RenderableType:
         for row in record["grid"]:
             scores = ["" if row[key] is None else percent(row[key]) for key in ("answers_kept", "confidence")]
             table.add_row(row["proposal"], spoken(row["keep"]), *scores, giga(row["macs"]), f"{row['ratio']:.2f}x")
+    elif record["pictures"][0]["agreement"] is not None:
+        adaptive = "macs" in record["pictures"][0]
+        table = new_table("", "pixels as in the dense map", *(["fewer MACs"] if adaptive else []))
+        for row in record["pictures"]:
+            fewer = [f"{record['macs']['dense'] / row['macs']:.2f}x"] if adaptive else []
+            table.add_row(row["name"], percent(row["agreement"] / 100), *fewer)
     else:
         table = new_table("", "dense", "sieved", text=(1, 2))
         for row in record["pictures"]:

@@ -36,12 +36,21 @@ class Fact:
 
 
 @dataclass(frozen=True)
+class Key:
+    """A line of a legend: a colour, as #rrggbb, and what it means."""
+
+    colour: str
+    meaning: str
+
+
+@dataclass(frozen=True)
 class Panel:
     """A picture with its caption.
 
     Attributes:
         note: a second line; `alert` gives it another colour.
         alt: what can be seen, for those who cannot see it; by default the caption.
+        legend: what its colours mean, below the note.
     """
 
     image: Image.Image
@@ -49,6 +58,7 @@ class Panel:
     note: str = ""
     alt: str = ""
     alert: bool = False
+    legend: tuple[Key, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -18,6 +18,7 @@ HEIGHT = 336
 
 MAP_COLOURS = "viridis"  # readable without red and green, and in grey
 _COLOUR = 0.68  # share of a map's colour; the rest is the photograph in grey
+_TINT = 0.62  # likewise of a class or a stage
 _LUMINANCE = np.array([0.299, 0.587, 0.114])
 _LINE, _CASING = 255.0, 20.0  # a light line in a dark casing shows on every photograph
 _DROPPED = (0.3, 26.0)  # contrast and base of what was not read: dark, without colour, still recognisable
@@ -99,6 +100,19 @@ def groups(photo: Image.Image, source: Tensor, grid: tuple[int, int], whole: Mer
     # Neighbours that were not merged need no border between them: it would cover the photograph with a grid.
     alone = np.where(merged, labels, -1 - (labels >= 0))
     return _image(_outlined(drawn, _over(photo, alone.reshape(grid)), token >= 0, width=1))
+
+
+def coloured(photo: Image.Image, cells: Tensor, colours: Sequence[tuple[int, int, int] | None]) -> Image.Image:
+    """Cells (h, w), each a number of `colours`, over the photograph in grey; a dark line between unlike neighbours.
+
+    None leaves the photograph as it is, in its own colours.
+    """
+    numbers = _over(photo, cells.detach().cpu().numpy())
+    table = np.array([colour or (0, 0, 0) for colour in colours], dtype=np.float64)
+    tinted = _TINT * table[numbers] + (1 - _TINT) * _grey(photo)
+    bare = np.array([colour is None for colour in colours])
+    drawn = np.where(bare[numbers][..., None], _pixels(photo), tinted)
+    return _image(_outlined(drawn, numbers, np.zeros(numbers.shape, dtype=bool), width=1))
 
 
 def stack(images: Sequence[Image.Image], gap: int = 6) -> Image.Image:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import platform
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from math import prod
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import timm
@@ -19,6 +20,9 @@ from ..measure import Fidelity, macs
 from ..measure.intervals import Interval
 from ..stream import Sieved
 
+COUNTED = 24
+"""Pictures on which MACs and tokens are counted, where they depend on the picture."""
+
 
 @torch.no_grad()
 def describe(fast: Sieved, dense: nn.Module, size: InputSize) -> dict[str, Any]:
@@ -26,7 +30,9 @@ def describe(fast: Sieved, dense: nn.Module, size: InputSize) -> dict[str, Any]:
 
     `macs` are for each image or clip, the proposal's included in `sieved`; `tokens` has the dense count and what each
     block's MLP reads, prefix included. A host with stages has `stages` instead: the pixels of each stage's map, and
-    those that its blocks' point-wise operators run on. The other one of the two is None.
+    those that its blocks' point-wise operators run on. The other one of the two is None. Where a recipe reads as many
+    tokens as each picture needs, MACs are the most that can be, and tokens those of a black picture: `on_pictures`
+    knows better.
     """
     like = next(dense.parameters())
     spec = own_input(dense, size)
@@ -54,6 +60,48 @@ def describe(fast: Sieved, dense: nn.Module, size: InputSize) -> dict[str, Any]:
             "ratio_without_proposal": before / without,
         },
         **_reads(fast, images),
+    }
+
+
+def on_pictures(fast: Sieved, dense: nn.Module, images: Tensor) -> dict[str, Any]:
+    """The parts `macs` and `tokens` of `describe` as means over images (B, 3, H, W), `COUNTED` of them at most, where
+    the recipe reads as many tokens as each image needs; nothing where it does not."""
+    if not fast.plan.varies:
+        return {}
+    like = next(dense.parameters())
+    some = images[:COUNTED].to(like.device, like.dtype).split(1)
+    with torch.no_grad():
+        lengths = [fast.trace(one).lengths for one in some]
+    counts = [
+        {"macs": macs(fast, images=one), "tokens_per_block": [int(count) for count in each]}
+        for one, each in zip(some, lengths, strict=True)
+    ]
+    return averaged(fast, macs(dense, tuple(images.shape[1:])), some[0], counts)
+
+
+def averaged(fast: Sieved, dense_macs: float, image: Tensor, counts: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """`on_pictures` of what is known of each.
+
+    Args:
+        fast: under such a recipe.
+        dense_macs: of the dense model.
+        image: one of the images, (1, 3, H, W).
+        counts: of each picture its `macs` and its `tokens_per_block`.
+    """
+    (grid,) = fast.sizes(image)
+    mean = fmean(each["macs"] for each in counts)
+    proposal = macs(fast, images=image) - macs(fast, images=image, proposal=False)
+    blocks = zip(*(each["tokens_per_block"] for each in counts), strict=True)
+    return {
+        "macs": {
+            "dense": dense_macs,
+            "sieved": mean,
+            "proposal": proposal,
+            "ratio": dense_macs / mean,
+            "ratio_without_proposal": dense_macs / (mean - proposal),
+            "pictures": len(counts),
+        },
+        "tokens": {"dense": fast.host.prefix + prod(grid), "per_block": [round(fmean(block)) for block in blocks]},
     }
 
 

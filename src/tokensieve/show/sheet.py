@@ -13,9 +13,11 @@ from pathlib import Path
 import matplotlib
 from PIL import Image, ImageDraw, ImageFont
 
-from .page import Fact, Panel, Report, Section, Table
+from .page import Fact, Key, Panel, Report, Section, Table
 
 MARGIN, GAP = 40, 20
+SWATCH = 14
+"""Side of a colour in a legend."""
 _NARROWEST_COLUMN, _NARROWEST_TEXT, _WIDEST_TEXT = 150, 820, 1500
 GROUND, INK, SOFT, RULE, ACCENT, ALERT = "#ffffff", "#16191d", "#59626d", "#d8dde3", "#0b5fa5", "#a84300"
 
@@ -91,9 +93,18 @@ class _Paper:
                 y = top + panel.image.height + 8
                 y += self._lines(panel.caption, x, y, width, 18, INK, True)
                 y += self._lines(panel.note, x, y, width, 16, ALERT if panel.alert else SOFT, False)
+                y = self._legend(panel.legend, x, y, width)
                 bottom = max(bottom, y)
             x += width + GAP
         self.y = bottom
+
+    def _legend(self, keys: Sequence[Key], x: int, y: int, width: int) -> int:
+        """A swatch and a text for each key; gives where they end."""
+        for key in keys:
+            swatch = (x, y + 4, x + SWATCH, y + 4 + SWATCH)
+            self.drawn.append(partial(ImageDraw.ImageDraw.rectangle, xy=swatch, fill=key.colour, outline=RULE))
+            y += self._lines(key.meaning, x + SWATCH + 8, y, width - SWATCH - 8, 16, SOFT, False)
+        return y
 
     def table(self, table: Table) -> None:
         self.text(table.caption, 16, SOFT, above=16)

@@ -333,6 +333,13 @@ def giga(macs: float) -> str:
     return f"{macs / 1e9:#.4g}"
 
 
+def percent(share: float) -> str:
+    """0.831 -> 83 %; with one decimal below ten."""
+    if 0 < share < 0.0005:
+        return "<0.1\u00a0%"
+    return f"{100 * share:.{0 if share == 0 or share >= 0.0995 else 1}f}\u00a0%"
+
+
 def short(value: float) -> str:
     """Three significant digits at least, without an exponent."""
     return f"{value:.0f}" if value >= 100 else f"{value:#.3g}"

@@ -31,7 +31,7 @@ from .config import TrainConfig
 from .crops import Augmentation, Crops, examine
 from .loop import devices
 from .segmentation_loss import losses
-from .task import Loss
+from .task import Loss, halved
 
 HEADS = ("auxiliary_head", "decode_head", "neck")
 """How the names of a segmenter's parameters begin that are no backbone's."""
@@ -118,6 +118,7 @@ class Segment:
         unseen: pictures it is validated on.
         augmentation: of crops.
         identity: see `Task`.
+        half: write the weights in half precision.
     """
 
     def __init__(
@@ -129,12 +130,14 @@ class Segment:
         unseen: SegmentationSet,
         augmentation: Augmentation,
         identity: str = "",
+        half: bool = False,
     ) -> None:
         assert plan.mean is not None
         assert plan.std is not None
         self.name, self.identity, self.samples = name, identity, len(known)
         self.module: Any = module
         self.plan, self.known, self.unseen, self.augmentation = plan, known, unseen, augmentation
+        self.half = half
         self.mean, self.std = (torch.tensor(values)[:, None, None] for values in (plan.mean, plan.std))
         self.unseen.transform = AsTensor(plan.mean, plan.std)
 
@@ -164,7 +167,7 @@ class Segment:
         return row | {"gmac": macs(module, images=torch.cat(crops)) / 1e9}
 
     def weights(self, module: Any) -> dict[str, Tensor]:
-        return dict(module.state_dict())
+        return halved(module.state_dict()) if self.half else dict(module.state_dict())
 
 
 def stages(module: Any, images: Tensor) -> list[Any]:
@@ -182,16 +185,19 @@ def prepare(
     backbone_weights: str | None = None,
     pretrained: bool = True,
     say: Callable[[str], object] = print,
+    name: str | None = None,
+    half: bool = False,
 ) -> tuple[TrainConfig, Segment]:
     """Everything `loop.train` needs for a segmenter without exits, its backbone pretrained.
 
-    Every picture is read once, to see that it can be. How the segmenter is built is written to `folder` as NAME.json.
+    Every picture is read once, to see that it can be. How the segmenter is built is written to `folder` as NAME.json;
+    NAME is `name`, or the head's. `half` has the weights written in half precision.
 
     Raises:
         InputError: pictures or labels that cannot be used, other classes in the two sets, weights that cannot be had.
         RecipeError, UnsupportedHost: a segmenter that cannot be built; see `SegmenterPlan.build`.
     """
-    return _prepare(plan, None, None, known, unseen, folder, settings, backbone_weights, pretrained, say)
+    return _prepare(plan, None, None, known, unseen, folder, settings, backbone_weights, pretrained, say, name, half)
 
 
 def prepare_dtop(
@@ -234,6 +240,8 @@ def _prepare(
     backbone_weights: str | None,
     pretrained: bool,
     say: Callable[[str], object],
+    name: str | None = None,
+    half: bool = False,
 ) -> tuple[TrainConfig, Segment]:
     state = devices()
     if not state.is_main_process:
@@ -245,18 +253,18 @@ def _prepare(
     else:
         assert plan is not None
         segmenter, plan = plan.build(backbone_weights=backbone_weights, pretrained=pretrained, drop_path=drop_path)
-    for name, pictures in (("learnt from", known), ("validated on", unseen)):
+    for use, pictures in (("learnt from", known), ("validated on", unseen)):
         if pictures.classes != plan.classes:
             raise InputError(
-                f"The segmenter has {len(plan.classes)} classes, and the set it is {name} {len(pictures.classes)} or "
+                f"The segmenter has {len(plan.classes)} classes, and the set it is {use} {len(pictures.classes)} or "
                 "others: give it sets of its classes, in their order."
             )
     if settings.trainable == "heads":
         segmenter.backbone.requires_grad_(False)
     module: Segmenter | Sieved = segmenter
-    name = plan.head
+    name = name or (plan.head if recipe is None else f"{plan.head}_dtop")
     if recipe is not None:
-        module, name = sieve(segmenter, recipe), f"{plan.head}_dtop"
+        module = sieve(segmenter, recipe)
         if not any(method.reads_exits for _, method in module.plan.methods):
             raise RecipeError(
                 f'"{recipe}" lets no token leave this segmenter: give dtop a threshold below 1, such as '
@@ -283,8 +291,8 @@ def _prepare(
         plan.save(plan_file(folder / f"{name}.safetensors"))
         if recipe is not None:
             recipe.save(folder / f"{name}.recipe.json")
-    names = [name for name, parameter in segmenter.named_parameters() if parameter.requires_grad]
-    task = Segment(name, module, plan, known, unseen, settings.augmentation, identity)
+    names = [each for each, parameter in segmenter.named_parameters() if parameter.requires_grad]
+    task = Segment(name, module, plan, known, unseen, settings.augmentation, identity, half)
     return settings.config(len(known), names), task
 
 

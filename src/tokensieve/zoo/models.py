@@ -79,6 +79,8 @@ def create(
     state = None if weights is None else read_weights(weights, sha256)
     download = pretrained and state is None
     from_timm, theirs = timm.is_model(name), name.removeprefix(TORCHVISION)
+    if name not in BUNDLED and bundled_weights(name).is_file():
+        raise RecipeError(f"{name} is a segmenter: tokensieve.segmentation.open_trained({name!r}) opens it.")
     ours = name in BUNDLED or is_video_model(name)
     if not from_timm and not ours and theirs not in torchvision.models.list_models():
         raise RecipeError(f"Neither timm nor torchvision knows a model {name!r}{nearest(name, _names())}.")

@@ -1,0 +1,117 @@
+"""What a segmenter answers and where patches leave it, as panels: class maps, and DToP's picture of its exits."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from matplotlib import colormaps
+from PIL import Image
+from torch import Tensor
+
+from ..data import palette
+from ..stream import Trace
+from .page import Key, Panel
+from .pictures import coloured
+from .tables import percent
+
+Colour = tuple[int, int, int]
+LISTED = 8
+"""Classes that a legend names, those with most pixels first."""
+BACKGROUND = "background"
+"""The name of a class that is shown without a colour."""
+_GREY: Colour = (120, 120, 120)
+_STAGES = "plasma"  # from dark to light in the order of the exits; readable without red and green, and in grey
+_FIRST, _LAST = 0.05, 0.95
+_FEW = (0, 2, 4, 6, 8, 10, 12, 16, 18, 1, 3, 5, 7, 9, 11, 13, 17, 19)  # of tab20: strong colours first, no greys
+
+
+def class_colours(count: int, names: Sequence[str] | None = None) -> list[Colour]:
+    """A colour for each class, far apart where there are few; grey for one called background."""
+    few = [_rgb(colormaps["tab20"](index)) for index in _FEW]
+    bare = [] if names is None else [index for index, name in enumerate(names) if name == BACKGROUND]
+    colours = few if count - len(bare) <= len(few) else palette(count)
+    for index in bare:
+        colours.insert(index, _GREY)
+    return colours[:count]
+
+
+def class_panel(
+    picture: Image.Image,
+    classes: Tensor,
+    count: int,
+    names: Sequence[str] | None,
+    caption: str,
+    note: str = "",
+) -> Panel:
+    """The class of each pixel (H, W) of `count` classes over a picture, with the names of those that cover most."""
+    colours = class_colours(count, names)
+    shares = torch.bincount(classes.flatten(), minlength=count) / classes.numel()
+    seen = [index for index in shares.argsort(descending=True).tolist() if shares[index] > 0]
+    legend = [
+        Key(hexadecimal(colours[index]), f"{class_name(index, names)} {percent(float(shares[index]))}")
+        for index in seen[:LISTED]
+    ]
+    if len(seen) > LISTED:
+        legend[-1:] = [Key(hexadecimal(_GREY), f"and {len(seen) - LISTED + 1} classes more")]
+    said = ", ".join(key.meaning for key in legend)
+    return Panel(coloured(picture, classes, colours), caption, note, f"{caption}: {said}", legend=tuple(legend))
+
+
+def class_name(index: int, names: Sequence[str] | None) -> str:
+    """What a class is called, or its number."""
+    return f"class {index}" if names is None else names[index]
+
+
+def exits_panel(picture: Image.Image, trace: Trace, index: int, caption: str = "Exits") -> Panel:
+    """Each patch of image `index` of a trace in the colour of the block behind which it left the model.
+
+    Patches that were dropped before the first block have no colour.
+    """
+    blocks, stages = _stages_of(trace, index)
+    colours = stage_colours(len(blocks))
+    legend = []
+    for stage, (block, colour) in enumerate(zip(blocks, colours, strict=True)):
+        said = f"leaves behind block {block}" if block < blocks[-1] else f"stays to the last, block {block}"
+        legend.append(Key(hexadecimal(colour), f"{said}: {_share(stages == stage)}"))
+    unread = stages == len(blocks)
+    if bool(unread.any()):
+        legend.append(Key("#ffffff", f"dropped before block 0: {_share(unread)}"))
+    said = ", ".join(key.meaning for key in legend)
+    drawn = coloured(picture, stages, [*colours, None])
+    return Panel(drawn, caption, f"{stages.numel()} patches", f"{caption}: {said}", legend=tuple(legend))
+
+
+def exit_counts(trace: Trace, index: int) -> dict[str, int]:
+    """Block, as text, -> how many patches of image `index` left behind it; those that stay leave behind the last."""
+    blocks, stages = _stages_of(trace, index)
+    return {str(block): int((stages == stage).sum()) for stage, block in enumerate(blocks)}
+
+
+def _stages_of(trace: Trace, index: int) -> tuple[list[int], Tensor]:
+    """The blocks behind which patches can leave, the last included; and which of them each patch (h, w) left behind,
+    counted from 0, one more than there are where it was dropped before the first block."""
+    blocks = [block for block, _ in trace.exits] + [len(trace.reads) - 1]
+    left = trace.left_behind[index].cpu()
+    unread = (trace.exits[0][1][index].cpu() < 0).unflatten(0, left.shape)
+    return blocks, torch.searchsorted(torch.tensor(blocks), left).masked_fill(unread, len(blocks))
+
+
+def _share(cells: Tensor) -> str:
+    return percent(float(cells.float().mean()))
+
+
+def stage_colours(count: int) -> list[Colour]:
+    """A colour for each of `count` stages in order."""
+    places = torch.linspace(_FIRST, _LAST, count).tolist()
+    return [_rgb(colormaps[_STAGES](place)) for place in places]
+
+
+def hexadecimal(colour: Colour) -> str:
+    """(255, 0, 16) -> #ff0010."""
+    return "#{:02x}{:02x}{:02x}".format(*colour)
+
+
+def _rgb(colour: tuple[float, ...]) -> Colour:
+    red, green, blue = (round(255 * value) for value in colour[:3])
+    return red, green, blue

@@ -1,0 +1,68 @@
+"""The bundled segmenter's training: the nano ViT with a head behind several blocks, on scenes with exact label maps."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from ..data import SceneMaps
+from ..data.scenes import MAP_CLASSES, SIZE
+from ..segmentation.plan import SegmenterPlan
+from .config import TrainConfig
+from .crops import Augmentation
+from .segmentation import Segment, SegmentSettings
+from .segmentation import prepare as prepare_segmenter
+
+NAME = "nano_segmenter"
+SEEN = 16_000
+"""Scenes that the bundled segmenter was trained on."""
+BATCH = 16
+LOOKED_AT = 200
+"""Scenes of the validation split that it is validated on."""
+PLAN = SegmenterPlan(
+    "nano_vit",
+    MAP_CLASSES,
+    "setr_naive",
+    {"levels": [1, 2, 3, 5], "channels": 64},
+    crop=(SIZE, SIZE),
+    stride=(SIZE, SIZE),
+)
+"""How it is built: three heads behind which tokens may leave, and the last one, which is shown."""
+STILL = Augmentation(scale=(1, 1), one_class=1, flip=0, colours=False)
+"""Scenes are drawn by chance already, and a digit in a mirror is none."""
+
+
+def prepare(
+    folder: Path,
+    *,
+    scenes: int | None = None,
+    seed: int = 0,
+    looked_at: int = LOOKED_AT,
+    workers: int = 1,
+    say: Callable[[str], Any] = print,
+) -> tuple[TrainConfig, Segment]:
+    """Everything `loop.train` needs for the bundled segmenter, as the weights in the package were made.
+
+    It begins with the bundled nano ViT, and learns from `scenes` scenes, each seen once. How it is built is written to
+    `folder` as nano_segmenter.json.
+    """
+    count = SEEN if scenes is None else scenes
+    settings = SegmentSettings(
+        steps=max(1, count // BATCH),
+        batch_size=min(BATCH, count),
+        lr=3e-4,
+        head_lr=4.0,
+        weight_decay=0.05,
+        warmup=50,
+        drop_path=0.0,
+        seed=seed,
+        validate_every=100,
+        workers=workers,
+        augmentation=STILL,
+    )
+    known, unseen = SceneMaps("train", count, seed), SceneMaps("val", looked_at, seed)
+    config, task = prepare_segmenter(PLAN, known, unseen, folder, settings, say=say, name=NAME, half=True)
+    for block in task.module.backbone.blocks:
+        block.attn.fused_attn = False  # on CPUs the fused kernel's backward takes three times as long
+    return config, task
