@@ -83,7 +83,8 @@ def evaluate(
     if place is not None:
         told.write(place)
     if seen.first is not None:
-        record |= on_pictures(fast, dense, seen.first.images)
+        some = seen.first.images
+        record |= on_pictures(fast, dense, some if views == 1 else some.flatten(0, 1))
     record |= {
         "data": data,
         "classes": classes,

@@ -14,8 +14,7 @@ from .output import print_record, say
 from .train_options import json_object, tell
 
 ARGS = '{"drop_path_rate": 0.1}'
-VIDEO = ("nano_video", "nano_video_proposal")
-SEGMENTER = "nano_segmenter"
+VIDEO, SEGMENTER = ("nano_video", "nano_video_proposal"), "nano_segmenter"
 BUNDLED = {
     "nano": ("nano_convnet", "nano_vit", "nano_convnext", SEGMENTER),
     **{name: (name,) for name in VIDEO},

@@ -96,12 +96,12 @@ class Asked:
     """What both models say of a batch, image by image, and what the recipe did; see `Explained`."""
 
     trace: Trace
+    dense: Tensor
+    sieved: Tensor
     verdicts: Sequence[Verdict | None]
     cosines: Sequence[float | None]
     agreements: Sequence[float | None]
     kind: OutputKind
-    outputs: tuple[Tensor, Tensor]
-    """Of the dense model and of the sieved one."""
 
     def facts(self, index: int) -> tuple[Fact, ...]:
         """The answers to one of them in words."""
@@ -114,7 +114,7 @@ def ask(fast: Sieved, dense: nn.Module, images: Tensor, classes: Sequence[str] |
     trace = traced(fast, images)
     sieved = as_tensor(trace.output, fast, len(images))
     verdicts = judge(_probabilities(output, kind), sieved, classes)
-    return Asked(trace, verdicts, *_compared(kind, output, sieved), kind, (output, sieved))
+    return Asked(trace, output, sieved, verdicts, *_compared(kind, output, sieved), kind)
 
 
 def explain(
@@ -163,7 +163,7 @@ def explain(
             drawn = groups(picture, trace.source[i], grid)
             panels.append(Panel(drawn, "Merged patches", left, f"The patches merged, {left}"))
         if asked.kind.name == "class-map":
-            for maps, whose in zip(asked.outputs, ("dense", "sieved"), strict=True):
+            for maps, whose in ((asked.dense, "dense"), (asked.sieved, "sieved")):
                 panels.append(class_panel(picture, maps[i].argmax(0), maps.shape[1], classes, f"Classes, {whose}"))
         if trace.exits:
             panels.append(exits_panel(picture, trace, i))
@@ -254,9 +254,6 @@ def class_names(model: nn.Module, file: str | Path | None = None) -> list[str] |
     if file is None and (own := _own_names(model)):
         return own
     if file is None:
-        stated = getattr(getattr(model, "config", None), "id2label", None)
-        if count and stated and not str(stated.get(0, "LABEL_0")).startswith("LABEL_"):
-            return [str(stated[index]) for index in range(count)]
         subset = infer_imagenet_subset(model) if count else None
         if subset is None:
             return None

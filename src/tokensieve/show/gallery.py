@@ -15,7 +15,7 @@ from rich.text import Text
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from ..data import Failure, ImageSet, Preprocessing, VideoPreprocessing, Window, media_set
+from ..data import Failure, ImageSet, MovingSceneSet, Preprocessing, VideoPreprocessing, Window, media_set
 from ..errors import InputError
 from ..measure import macs
 from ..measure.outputs import nothing_read
@@ -99,6 +99,12 @@ class Pictures(Dataset[tuple[Tensor, int]]):
 class Videos(Pictures):
     """Videos alone, which know the times of their frames; see `VideoSet`."""
 
+    @property
+    def class_names(self) -> list[str] | None:
+        """Of moving scenes what their labels mean, which the bundled model was trained on; None of other videos."""
+        generated = [owner for owner, _ in self.places if isinstance(owner, MovingSceneSet)]
+        return list(generated[0].classes) if generated else None
+
     def attempt_timed(self, index: int) -> tuple[Tensor, int, Tensor] | Failure:
         owner, position = self.places[index]
         found: tuple[Tensor, int, Tensor] | Failure = owner.attempt_timed(position)
@@ -132,7 +138,7 @@ def explained(
     """Each picture under the recipe."""
     dense, fast, own = opened
     sections, pictures = [], list[Record]()
-    whole = macs(dense, (3, *own.input_size))
+    whole = macs(dense, opened.input_spec)
     for images, _, paths, _ in batches:
         seen = explain(fast, dense, images, own.mean, own.std, classes)
         for path, image, one in zip(paths, images, seen, strict=True):
@@ -151,7 +157,7 @@ def explained(
 
 
 def answer_facts(shown: Sequence[Record]) -> tuple[Fact, ...]:
-    """How many answers stay, of records of pictures or clips: classes, or the pixels of a dense map; else nothing."""
+    """How many answers stay, of records of pictures or clips, or how much of class maps; nothing of other outputs."""
     if shown[0]["dense"]:
         same = [one["same"] for one in shown]
         before, after = (fmean(values) for values in zip(*_confidences(shown), strict=True))
