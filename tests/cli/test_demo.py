@@ -8,11 +8,14 @@ from PIL import Image
 
 from tests.odd_clips import numbered, write
 from tokensieve.cli.demo import task_of
+from tokensieve.zoo import BUNDLED
 
 pytestmark = pytest.mark.slow
 
 QUICK = ["--seconds", 0, "--batch", 2, "--threads", 1]
 OTHER = ["--model", "test_vit", "--no-pretrained", *QUICK]
+
+untrained = pytest.mark.skipif("nano_video" not in BUNDLED, reason="the weights of nano_video are not in the package")
 
 
 @pytest.fixture(scope="module")
@@ -105,6 +108,7 @@ def test_the_bundled_segmenter_is_left_early(run, tmp_path, monkeypatch):
     assert Image.open(tmp_path / "tokensieve-demo.png").width > 1000
 
 
+@untrained
 def test_videos_are_shown_over_time(run, tmp_path, monkeypatch):
     pytest.importorskip("transformers")
     monkeypatch.chdir(tmp_path)
@@ -133,7 +137,7 @@ def test_ones_own_videos(run, refused, tmp_path, monkeypatch):
     write(tmp_path / "v" / "clip.mp4", numbered(40))
     (tmp_path / "v" / "broken.mp4").write_text("no video")
     recipe = ["--recipe", "papr(keep=0.5, significance=motion)"]
-    result = run("demo", "v", "--model", "nano_video", *recipe, *QUICK, "--out", "d.html", "--json")
+    result = run("demo", "v", "--model", "nano_video", "--no-pretrained", *recipe, *QUICK, "--out", "d.html", "--json")
     record = json.loads(result.out)
     assert (record["pictures"], [row["right"] for row in record["rows"]]) == (1, [None])
     assert "1 video was left out" in result.err

@@ -35,6 +35,7 @@ def test_a_short_training_writes_what_opens(tmp_path):
     assert segmenter.exits == (0, 1, 2, 3, 5)
 
 
+@pytest.mark.skipif(not (RESULTS / f"{NAME}.csv").is_file(), reason="its training has not come to its end yet")
 def test_by_default_it_is_trained_as_its_log_says(tmp_path):
     config, task = prepare(tmp_path, say=quiet)
     with (RESULTS / f"{NAME}.csv").open() as file:
