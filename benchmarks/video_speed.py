@@ -54,9 +54,7 @@ def measure(host: str, batch: int, args: argparse.Namespace) -> list[dict[str, A
     torch.manual_seed(0)
     model = create(NAMES[host], pretrained=False, args=settings).model
     with without_memory():
-        weightless: Any = create(NAMES[host], pretrained=False, args=settings).model
-    embeddings = weightless.videomae.embeddings
-    embeddings.position_embeddings = embeddings.position_embeddings.to("meta")
+        weightless = create(NAMES[host], pretrained=False, args=settings).model
     spec = InputSpec((16, 3, model.config.image_size, model.config.image_size), "TCHW")
     clips = torch.randn(batch, *spec)
     dense_macs = macs(weightless, spec)

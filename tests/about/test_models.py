@@ -51,6 +51,14 @@ def test_what_it_reads_is_laid_out_as_its_host_says(monkeypatch) -> None:
     assert "160 x 96" in console.export_text()
 
 
+def test_models_of_transformers_that_read_videos_are_known_by_their_short_names() -> None:
+    pytest.importorskip("transformers")
+    assert matching("vivit*") == ["vivit_base"]
+    facts = model_facts("videomae_small", quick=True)
+    assert (facts["opens_as"], facts["library"], facts["layout"]) == ("host", "transformers", "TCHW")
+    assert facts["weights"] == ["MCG-NJU/videomae-small-finetuned-kinetics"]
+
+
 def test_giants_are_built_on_the_meta_device() -> None:
     model, size = built("vit_giant_patch14_224")
     assert {parameter.device.type for parameter in model.parameters()} == {"meta"}

@@ -54,14 +54,15 @@ def families() -> list[dict[str, Any]]:
 
 
 def matching(pattern: str) -> list[str]:
-    """The models whose names fit a pattern such as `deit*` or `*.mae`: bundled, then timm's, then torchvision's.
+    """The models whose names fit a pattern such as `deit*` or `*.mae`: bundled, those of transformers that read videos,
+    then timm's, then torchvision's.
 
     Of a name that both know only timm's model; "torchvision/conv*" is torchvision's.
 
     Raises:
         InputError: none does.
     """
-    found = [name for name in bundled_names() if fnmatchcase(name, pattern)]
+    found = [name for name in (*bundled_names(), *zoo.VIDEO_MODELS) if fnmatchcase(name, pattern)]
     found += timm.list_models(pattern)
     if "." in pattern:  # names with a tag, as timm calls its weights
         found += timm.list_pretrained(pattern)
@@ -70,7 +71,7 @@ def matching(pattern: str) -> list[str]:
         theirs = [f"{TORCHVISION}{name}" for name in torchvision.models.list_models()]
         found = [name for name in theirs if fnmatchcase(name, pattern)]
     if not found:
-        known = [*bundled_names(), *timm.list_models(), *torchvision.models.list_models()]
+        known = [*bundled_names(), *zoo.VIDEO_MODELS, *timm.list_models(), *torchvision.models.list_models()]
         raise InputError(
             f"No model's name fits {pattern!r}{nearest(pattern.strip('*'), known)}. A pattern needs * where anything "
             "may stand, for example 'vit_*'."
@@ -92,6 +93,8 @@ def weights_of(name: str) -> list[str]:
     """The pretrained weights that the model's library has under this name; empty where there are none."""
     if name in bundled_names():
         return ["bundled"]
+    if name in zoo.VIDEO_MODELS:
+        return [zoo.VIDEO_MODELS[name].checkpoint]
     if timm.is_model(name):
         architecture, _, tag = name.partition(".")
         return [tag] if tag else pretrained_tags().get(architecture, [])
@@ -110,7 +113,7 @@ def model_facts(name: str, *, quick: bool = False) -> dict[str, Any]:
     model, spec = built(name)
     facts: dict[str, Any] = {
         "name": name,
-        "library": "tokensieve" if name in bundled_names() else "timm" if timm.is_model(name) else "torchvision",
+        "library": _library(name),
         "module": type(model).__module__.rpartition(".")[2],
         "class": type(model).__name__,
         "parameters": sum(parameter.numel() for parameter in model.parameters()),
@@ -125,6 +128,12 @@ def model_facts(name: str, *, quick: bool = False) -> dict[str, Any]:
         return {**facts, **refused, **({} if quick else _as_proposal(name, facts["parameters"], spec))}
     cost = {} if quick else _cost(model, spec)
     return {**facts, "opens_as": "host", **_as_host(model, host), **cost}
+
+
+def _library(name: str) -> str:
+    if name in zoo.VIDEO_MODELS:
+        return "transformers"
+    return "tokensieve" if name in bundled_names() else "timm" if timm.is_model(name) else "torchvision"
 
 
 def built(name: str) -> tuple[nn.Module, InputSpec]:

@@ -138,6 +138,7 @@ def _show_videos(
     """Films and strips of clips."""
     from .._files import check_place
     from ..data import Views
+    from ..measure.outputs import class_count
     from ..show import clip_gallery, gallery
     from ..show.files import files_record, tell_files
     from ..show.progress import Counting, list_failures
@@ -149,11 +150,12 @@ def _show_videos(
     places = places or [check_place(place) for place in FILM]
     videos = gallery.Videos(sources, own, limit, options.root)
     tell_files(videos)
+    own_names = names if (names := videos.class_names) and len(names) == class_count(opened.dense) else None
     with Counting("clips shown") as counting:
         reel = clip_gallery.show_clips(
             opened,
             clip_gallery.clips_of(videos, videos.names, whole=whole),
-            classes,
+            classes or own_names,
             [place for place in places if place.suffix.lower() in SUFFIXES],
             lambda done: counting.update(done, None),
         )

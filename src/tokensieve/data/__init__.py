@@ -13,7 +13,7 @@ from .scene_maps import SceneMaps
 from .scenes import Scene, Scenes
 from .segmentation import AsTensor, SegmentationSet, segmentation_set
 from .segmentation_layouts import LAYOUTS, Layout
-from .video import average_views, moving_scene_set, video_set, views_as_batch
+from .video import MovingSceneSet, average_views, moving_scene_set, video_set, views_as_batch
 from .video_preprocessing import VideoPreprocessing
 from .video_reading import Clips, VideoSet, Window, read_clips, sliding_clips
 from .video_sampling import Views
@@ -28,6 +28,7 @@ __all__ = [
     "ImageSet",
     "Layout",
     "MovingScene",
+    "MovingSceneSet",
     "MovingScenes",
     "Preprocessing",
     "Scene",

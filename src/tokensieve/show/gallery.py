@@ -15,7 +15,7 @@ from rich.text import Text
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from ..data import Failure, ImageSet, Preprocessing, VideoPreprocessing, Window, media_set
+from ..data import Failure, ImageSet, MovingSceneSet, Preprocessing, VideoPreprocessing, Window, media_set
 from ..errors import InputError
 from ..measure import macs
 from ..measure.outputs import nothing_read
@@ -98,6 +98,12 @@ class Pictures(Dataset[tuple[Tensor, int]]):
 
 class Videos(Pictures):
     """Videos alone, which know the times of their frames; see `VideoSet`."""
+
+    @property
+    def class_names(self) -> list[str] | None:
+        """Of moving scenes what their labels mean, which the bundled model was trained on; None of other videos."""
+        generated = [owner for owner, _ in self.places if isinstance(owner, MovingSceneSet)]
+        return list(generated[0].classes) if generated else None
 
     def attempt_timed(self, index: int) -> tuple[Tensor, int, Tensor] | Failure:
         owner, position = self.places[index]

@@ -118,7 +118,16 @@ def build(
             f"{source} says in no {' or '.join(PROCESSORS)} how clips are normalised (image_mean, image_std): add it."
         )
     mean, std = norm or (known.norm if known else IMAGENET)
-    model.pretrained_cfg = {**(known.clips if known else {}), "mean": mean, "std": std}
+    on_one_device(model).pretrained_cfg = {**(known.clips if known else {}), "mean": mean, "std": std}
+    return model
+
+
+def on_one_device(model: Any) -> Any:
+    """The model, its table of positions where its weights are: VideoMAE makes it by numpy, on the CPU."""
+    if (encoder := getattr(model, "videomae", None)) is not None:
+        embeddings = encoder.embeddings
+        device = embeddings.patch_embeddings.projection.weight.device
+        embeddings.position_embeddings = embeddings.position_embeddings.to(device)
     return model
 
 

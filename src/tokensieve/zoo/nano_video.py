@@ -7,6 +7,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from ..errors import InputError
+from .hf_video import on_one_device
 
 SIZE, FRAMES, CLASSES = 64, 8, 80
 MEAN = STD = (0.5, 0.5, 0.5)
@@ -38,11 +39,7 @@ def nano_video(num_labels: int = CLASSES, image_size: int = SIZE, num_frames: in
         num_labels=num_labels,
         use_mean_pooling=True,
     )
-    model = VideoMAEForVideoClassification(config)
-    embeddings = model.videomae.embeddings
-    # Made by numpy, whatever device the rest is made on.
-    device = embeddings.patch_embeddings.projection.weight.device
-    embeddings.position_embeddings = embeddings.position_embeddings.to(device)
+    model = on_one_device(VideoMAEForVideoClassification(config))
     model.pretrained_cfg = {"mean": MEAN, "std": STD}
     return model
 
