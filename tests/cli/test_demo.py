@@ -6,7 +6,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from tests.odd_clips import numbered, write
 from tokensieve.cli.demo import task_of
+from tokensieve.zoo import BUNDLED
 
 pytestmark = pytest.mark.slow
 
@@ -102,6 +104,44 @@ def test_the_bundled_segmenter_is_left_early(run, tmp_path, monkeypatch):
     assert page.count("stays to the last, block 5") > 10
     assert "mean IoU" in page
     assert Image.open(tmp_path / "tokensieve-demo.png").width > 1000
+
+
+@pytest.mark.skipif("nano_video" not in BUNDLED, reason="its weights are not in the package yet")
+def test_videos_are_shown_over_time(run, tmp_path, monkeypatch):
+    pytest.importorskip("transformers")
+    monkeypatch.chdir(tmp_path)
+    result = run("demo", "--task", "video", "--scenes", 12, *QUICK, "--json")
+    assert result.code == 0, result.err
+    record = json.loads(result.out)
+    assert [row["label"] for row in record["rows"]] == [
+        "papr(keep=0.4, proposal=nano_video_proposal)",
+        "motion alone",
+        "random patches",
+        "merging alone",
+    ]
+    assert (record["task"], record["model"], record["pictures"]) == ("video", "nano_video", 12)
+    ours, motion, random, merging = record["rows"]
+    assert motion["macs"] == random["macs"] < ours["macs"]  # by what the proposal costs
+    assert merging["macs"] == pytest.approx(ours["macs"], rel=0.03)
+    assert None not in (ours["right"], ours["dense_right"])
+    page = (tmp_path / "tokensieve-demo.html").read_text()
+    assert page.count("<figure>") == 2 * 4 * 6  # clips, moments, columns
+    assert "12 videos" in page
+
+
+@pytest.mark.skipif("nano_video" not in BUNDLED, reason="its weights are not in the package yet")
+def test_ones_own_videos(run, refused, tmp_path, monkeypatch):
+    pytest.importorskip("transformers")
+    monkeypatch.chdir(tmp_path)
+    write(tmp_path / "v" / "clip.mp4", numbered(40))
+    (tmp_path / "v" / "broken.mp4").write_text("no video")
+    recipe = ["--recipe", "papr(keep=0.5, significance=motion)"]
+    result = run("demo", "v", "--model", "nano_video", *recipe, *QUICK, "--out", "d.html", "--json")
+    record = json.loads(result.out)
+    assert (record["pictures"], [row["right"] for row in record["rows"]]) == (1, [None])
+    assert "1 video was left out" in result.err
+    assert "v/clip.mp4" in (tmp_path / "d.html").read_text()
+    assert "which VisionTransformer does not" in refused("demo", "v", "--task", "video", *OTHER)
 
 
 @pytest.mark.parametrize(

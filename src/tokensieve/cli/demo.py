@@ -36,6 +36,7 @@ TASKS = {
         "demo",
     ),
     "segment": Task({"nano_segmenter": "dtop(threshold=0.95)"}, "demo_segment"),
+    "video": Task({"nano_video": "papr(keep=0.4, proposal=nano_video_proposal)"}, "demo_video"),
 }
 FIRST = {name: next(iter(task.recipes)) for name, task in TASKS.items()}
 MODELS = " or ".join(FIRST.values())
@@ -52,7 +53,8 @@ class ShownModel(ModelOptions):
         str | None,
         typer.Option(
             metavar="NAME",
-            help=f"A ViT, ConvNeXt or Swin, its weights downloaded; or a segmenter's file. Default {MODELS}.",
+            help="A ViT, ConvNeXt, Swin or model of videos, its weights downloaded; or a segmenter's file. Default "
+            f"{MODELS}.",
         ),
     ] = None  # type: ignore[assignment]  # what is shown says which one where none is given
     pretrained: Annotated[bool, typer.Option(help="Download weights that no FILE gives, or let them be random.")] = True
@@ -67,11 +69,14 @@ class ShownModel(ModelOptions):
 
 def demo(
     *,
-    images: Annotated[list[str] | None, typer.Argument(metavar="[IMAGES]...", help="Your own photographs.")] = None,
+    images: Annotated[
+        list[str] | None, typer.Argument(metavar="[IMAGES]...", help="Your own photographs, or videos.")
+    ] = None,
     task: Annotated[
         str | None,
         typer.Option(
-            metavar=KINDS, help="What a picture shows, or the class of every pixel; default what --model does."
+            metavar=KINDS,
+            help="What a picture shows, the class of every pixel, or what a video shows; default what --model does.",
         ),
     ] = None,
     network: ShownModel,
@@ -88,7 +93,8 @@ def demo(
     """See it work: a bundled model on generated scenes, or any pretrained model on photographs.
 
     Prints the dense model and the recipe beside random patches and merging, and writes a picture and a page. With
-    --task segment a segmenter is shown whose patches leave early, where they are easy.
+    --task segment a segmenter is shown whose patches leave early, where they are easy; with --task video a model that
+    reads videos, on generated clips.
     """
     task = task or task_of(network.model)
     if task not in TASKS:
@@ -100,6 +106,9 @@ def demo(
     model, recipes = network.model or FIRST[task], TASKS[task].recipes
     recipe = recipes.get(model) if network.recipe is None else network.recipe
     spec = read_spec(network, machine, recipe=recipe, model=model)
+    from ..data.scanning import PICTURES
+    from ..data.video_reading import VIDEOS
+
     run_demo = import_module(f"..show.{TASKS[task].module}", __package__).run_demo
     from ..show.demo_view import demo_report
     from ..show.page import write_page, write_png
@@ -122,10 +131,14 @@ def demo(
             else:
                 write_png(place, sheet(report))
     print_record(record, "demo_view.demo_view", as_json)
-    list_failures(failures)
+    list_failures(failures, VIDEOS if task == "video" else PICTURES)
 
 
 def task_of(model: str | None) -> str:
     """What a model that is named does; `classify` where that cannot be told by its name."""
+    from ..zoo.hf_video import is_video_model
+
     named = [name for name, task in TASKS.items() if model in task.recipes]
-    return named[0] if named else "segment" if model is not None and model.endswith(".safetensors") else "classify"
+    if named or model is None:
+        return named[0] if named else "classify"
+    return "segment" if model.endswith(".safetensors") else "video" if is_video_model(model) else "classify"

@@ -102,8 +102,8 @@ def image_preprocessing(opened: OpenedModel) -> Preprocessing:
     """How the model reads images; refused where it reads videos."""
     if not isinstance(opened.preprocessing, Preprocessing):
         raise InputError(
-            f"tokensieve demo shows models that read images, and {type(opened.dense).__name__} reads videos: "
-            "tokensieve show draws what it reads of them."
+            f"This demo is of models that read images, and {type(opened.dense).__name__} reads videos: --task video "
+            "is for these."
         )
     return opened.preprocessing
 
@@ -177,8 +177,9 @@ def measure_all(
 
 def leading(batches: Sequence[Batch], count: int) -> Batch:
     """The first `count` pictures of all batches as one."""
-    images, labels, paths, _ = zip(*batches, strict=True)
-    return Batch(torch.cat(images)[:count], torch.cat(labels)[:count], tuple(chain(*paths))[:count])
+    images, labels, paths, times = zip(*batches, strict=True)
+    shown = None if times[0] is None else torch.cat(times)[:count]
+    return Batch(torch.cat(images)[:count], torch.cat(labels)[:count], tuple(chain(*paths))[:count], shown)
 
 
 def drawn(

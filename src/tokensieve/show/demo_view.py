@@ -10,7 +10,7 @@ from rich.text import Text
 
 from ..measure.intervals import SHARES
 from .page import Fact, Report, Section, Table
-from .tables import between, brief, giga, header, new_table, units
+from .tables import between, brief, data_word, giga, header, new_table, units
 
 Record = dict[str, Any]
 RANDOM, RANDOM_PIXELS, MERGING = "random patches", "random pixels", "merging alone"
@@ -47,7 +47,8 @@ def demo_report(record: Record, sections: Sequence[Section]) -> Report:
             Fact(f"{ours['same']} of {record['pictures']}", f"answers as the dense model's, in percent {ends}")
         )
     head, rows = _cells(record)
-    caption = f"{record['pictures']} pictures; speed at batch {record['batch']}, all models in turn in one process. "
+    caption = f"{record['pictures']} {data_word(record)}; speed at batch {record['batch']}, all models in turn in one "
+    caption += "process. "
     interval = SHARES if record["figure"] == "top1" else "the bootstrap"
     caption += (
         f"In brackets: of shares {interval}'s 95 % interval, of speed the 10th and 90th percentile of the rounds."

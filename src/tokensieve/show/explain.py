@@ -254,9 +254,6 @@ def class_names(model: nn.Module, file: str | Path | None = None) -> list[str] |
     if file is None and (own := _own_names(model)):
         return own
     if file is None:
-        stated = getattr(getattr(model, "config", None), "id2label", None)
-        if count and stated and not str(stated.get(0, "LABEL_0")).startswith("LABEL_"):
-            return [str(stated[index]) for index in range(count)]
         subset = infer_imagenet_subset(model) if count else None
         if subset is None:
             return None
