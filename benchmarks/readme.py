@@ -35,6 +35,7 @@ from tables import (
     points,
     read,
     same_macs,
+    scene_segmenter,
     scenes,
     segmenters,
     slimming,
@@ -379,6 +380,7 @@ PAGES: dict[str, dict[str, Callable[[], str]]] = {
     "docs/embeddings.md": {"embeddings": embeddings},
     "docs/segmentation.md": {"macs": segmenters},
     "docs/dtop.md": {"rivals": dtop_rivals, "speed": dtop_speed},
+    "docs/bundled.md": {"segmenter": scene_segmenter},
     "docs/patch-slimming.md": {"slimming": slimming},
     "docs/versions.md": {"tested": versions_tested, "macs": versions_macs},
 }

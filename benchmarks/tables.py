@@ -356,6 +356,23 @@ def exit_speed() -> str:
     return table([*head, "tokens left in the images"], rows)
 
 
+def scene_segmenter() -> str:
+    """The bundled segmenter: a row each threshold, and what else has its MACs."""
+    rows = read("scene_segmenter.csv")
+    dense = rows[0]
+    cells = [["dense", f"{float(dense['mmac']):.0f}", "", f"{float(dense['miou']):.1f} %", "", "", ""]]
+    for row in (row for row in rows if row["method"] == "DToP"):
+        at = {other["method"]: other for other in rows if other["setting"] == row["setting"]}
+        rivals = [at.get(name) for name in ("ToMe, restored", "random patches, restored")]
+        cells.append(
+            [f"`{row['recipe']}`", f"{float(row['mmac']):.0f}", times(row["macs_ratio"]), f"{float(row['miou']):.1f} %",
+             f"{float(row['agreement']):.1f} %",
+             *("" if other is None else f"{float(other['miou']):.1f} %" for other in rivals)]
+        )  # fmt: skip
+    head = ["", "MMAC", "fewer MACs", "mean IoU", "same class", "ToMe at these MACs", "random patches"]
+    return table(head, cells)
+
+
 def slimming() -> str:
     names = {"patch_slimming, form A": "Patch Slimming, form A",
              "patch_slimming, form A, head_mean": "the same, ranked by averaged heads",
