@@ -132,8 +132,8 @@ def runs_on_gpu(monkeypatch: pytest.MonkeyPatch, form: str, recipe: Any) -> None
 
 
 RECIPES = [*OF_IMAGES, "proposal"]
-SHARE = 4
-"""Each form takes every fourth recipe, the next form those beside them: a method never learns its host."""
+SHARE = 8
+"""Each form takes every eighth recipe, the next form those beside them: a method never learns its host."""
 
 
 @pytest.mark.parametrize(
