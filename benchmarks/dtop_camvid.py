@@ -51,9 +51,9 @@ HEADS: dict[str, tuple[str, dict[str, Any]]] = {
     "segvit": ("segvit", {"exits": EXITS, "width": 192, "heads": 3}),
     "setr": ("setr_naive", {"levels": EXITS}),
 }
-BASE = {"steps": 1200, "warmup": 100}
-FINETUNE = {"steps": 400, "warmup": 40}
-ALIKE = {"batch_size": 8, "lr": 1e-4, "head_lr": 10.0, "validate_every": 200, "checkpoint_every": 10}
+BASE = {"steps": 500, "warmup": 50}
+FINETUNE = {"steps": 150, "warmup": 15}
+ALIKE = {"batch_size": 8, "lr": 1e-4, "head_lr": 10.0, "validate_every": 100, "checkpoint_every": 50}
 
 
 class Run(NamedTuple):

@@ -35,7 +35,10 @@ def test_it_trains_a_bundled_model_and_tells_how_far_it_is(run, tmp_path):
     ("arguments", "sentence"),
     [
         (["nanno"], "There is nothing called 'nanno' to train; the nearest are nano, nano_video"),
-        (["nano", "--only", "vit"], "--only must be one of nano_convnet, nano_vit, nano_convnext, nano_segmenter, not 'vit'"),
+        (
+            ["nano", "--only", "vit"],
+            "--only must be one of nano_convnet, nano_vit, nano_convnext, nano_segmenter, not 'vit'",
+        ),
         (["nano", "--scenes", "0"], "Invalid value for '--scenes'"),
         (["nano", "--epochs", "3"], "--epochs belongs to --images"),
         (["nano", "--teacher", "nano_vit"], "--teacher belongs to --images"),
