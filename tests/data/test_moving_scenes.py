@@ -60,6 +60,9 @@ def test_it_is_the_same_in_whatever_batch_it_is_made(scenes: MovingScenes, some:
     for part, other, whole in zip(alone, mixed, some, strict=True):
         assert torch.equal(part, whole[37])
         assert torch.equal(other[1], whole[37])
+    few = scenes.batch([37], slice(4, 6))
+    assert torch.equal(few.clips[0], some.clips[37, 4:6])
+    assert torch.equal(few.masks[0], some.masks[37, 4:6])
 
 
 def test_seed_and_split_change_every_one(some: MovingScene) -> None:

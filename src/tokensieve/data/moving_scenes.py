@@ -88,12 +88,12 @@ class MovingScenes(Dataset[MovingScene]):
         return [MovingScene(*parts) for parts in zip(*self.batch(indices), strict=True)]
 
     @torch.no_grad()
-    def batch(self, indices: Sequence[int]) -> MovingScene:
-        """The moving scenes with these numbers."""
-        parts = [self._some(indices[start : start + AT_ONCE]) for start in range(0, len(indices), AT_ONCE)]
+    def batch(self, indices: Sequence[int], frames: slice = slice(None)) -> MovingScene:
+        """The moving scenes with these numbers; `frames` draws some of their frames alone."""
+        parts = [self._some(indices[start : start + AT_ONCE], frames) for start in range(0, len(indices), AT_ONCE)]
         return MovingScene(*(torch.cat(part) for part in zip(*parts, strict=True)))
 
-    def _some(self, indices: Sequence[int]) -> MovingScene:
+    def _some(self, indices: Sequence[int], frames: slice) -> MovingScene:
         draws = torch.from_numpy(np.stack([self._draw(index) for index in indices]))
         ground, camera, path, pieces = draws.split(_COUNTS, dim=1)
         drawn = dict(zip(GLYPH, pieces.unflatten(1, (1 + FRAGMENTS, len(GLYPH))).unbind(2), strict=True))
@@ -104,11 +104,13 @@ class MovingScenes(Dataset[MovingScene]):
         wide = self.size + 2 * (self.size // MARGIN)
         scenery = _scenery(dict(zip(GROUND, ground.unbind(1), strict=True)), glyphs[samples[:, 1:]], rest, wide)
         moments = torch.linspace(-0.5, 0.5, self.frames)
-        clips = _seen(scenery, dict(zip(CAMERA, camera.unbind(1), strict=True)), moments, self.size)
         direction = (path[:, 0] * len(DIRECTIONS)).long()
         x, y = _path(digit, direction, path[:, 1], moments)
         alpha, halo = _digit(glyphs[samples[:, :1]], digit, x, y, self.size)
-        clips = _with_digit(clips, alpha, halo, colours_of(digit))
+        dark = is_bright(_middle(scenery, self.size), alpha.mean(1, keepdim=True))
+        alpha, halo = alpha[:, frames], halo[:, frames]
+        clips = _seen(scenery, dict(zip(CAMERA, camera.unbind(1), strict=True)), moments[frames], self.size)
+        clips = _with_digit(clips, alpha, halo, colours_of(digit), dark)
         return MovingScene(clips, digits[samples[:, 0]] * len(DIRECTIONS) + direction, alpha > 0.5)
 
     def _draw(self, index: int) -> np.ndarray:
@@ -176,10 +178,18 @@ def _moved(images: Tensor, x: Tensor, y: Tensor, size: int) -> Tensor:
     return frames.unflatten(2, (-1, size)).transpose(1, 2)
 
 
-def _with_digit(clips: Tensor, alpha: Tensor, halo: Tensor, colours: Tensor) -> Tensor:
-    """The digit on clips (B, T, 3, H, W), in one colour of (B, 1, 2, 3) from the first frame to the last."""
+def _middle(scenery: Tensor, size: int) -> Tensor:
+    """What the camera sees of the scenery where it does not pan."""
+    margin = (scenery.shape[-1] - size) // 2
+    return scenery[..., margin : margin + size, margin : margin + size]
+
+
+def _with_digit(clips: Tensor, alpha: Tensor, halo: Tensor, colours: Tensor, dark: Tensor) -> Tensor:
+    """The digit on clips (B, T, 3, H, W), in one colour of (B, 1, 2, 3) from the first frame to the last.
+
+    `dark` (B, 1) says which of them.
+    """
     frames = clips.shape[1]
-    dark = is_bright(clips.mean(1), alpha.mean(1, keepdim=True))
     around = torch.stack([torch.where(mask[..., None], halo, 0) for mask in (dark[:, :, None], ~dark[:, :, None])], 2)
     dark, colours = (values.repeat_interleave(frames, 0) for values in (dark, colours))
     images, alpha, around = (values.flatten(0, 1) for values in (clips, alpha, around))
