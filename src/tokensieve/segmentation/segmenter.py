@@ -60,7 +60,7 @@ class Segmenter(nn.Module):
         self.levels = _levels(levels, len(host.blocks))
         self.class_token, self.final_norm = class_token, final_norm
         self.resize = Resize()
-        self.pretrained_cfg: dict[str, Any] | None = getattr(backbone, "pretrained_cfg", None)
+        self.pretrained_cfg: dict[str, Any] = dict(getattr(backbone, "pretrained_cfg", None) or {})
         """The normalisation of its images, as timm's models state it: the backbone's, unless set otherwise."""
         self.crop: tuple[int, int] | None = None
         """Height and width of the crops that it was trained on, where they are known."""
