@@ -118,7 +118,7 @@ def main() -> int:
     args = parser.parse_args()
     args.batches = [int(batch) for batch in args.batches.split(",")]
     if args.small:
-        args.rounds, args.seconds = 1, 0
+        args.rounds, args.seconds = 2, 0
     torch.set_num_threads(args.threads)
     for host in args.hosts.split(","):
         for batch in args.batches:
