@@ -14,7 +14,7 @@ from ..errors import InputError, UnsupportedHost
 
 def plain_patch(projection: nn.Module | None) -> tuple[int, ...] | None:
     """Sides of the patches that a convolution embeds, (frames,) height and width, if they lie side by side, or None."""
-    if not isinstance(projection, nn.Conv2d | nn.Conv3d) or any(projection.padding):
+    if not isinstance(projection, (nn.Conv2d, nn.Conv3d)) or any(projection.padding):
         return None
     return tuple(projection.stride) if projection.stride == projection.kernel_size else None
 
