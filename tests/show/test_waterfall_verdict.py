@@ -3,10 +3,11 @@
 import pytest
 import torch
 
+from tokensieve._devices import lacks_units
 from tokensieve.measure.decoding import Decoding
 from tokensieve.measure.speed import summarise
 from tokensieve.measure.waterfall import Row, Skipped, Waterfall
-from tokensieve.show.waterfall_verdict import lacks_units, waterfall_verdicts
+from tokensieve.show.waterfall_verdict import waterfall_verdicts
 
 X86 = {"architecture": "x86_64"}
 

@@ -207,6 +207,18 @@ class TestSettings:
         assert kinds == {kind}
         assert {value.dtype for value in state.values()} == {torch.float32, torch.int64}
 
+    @pytest.mark.skipif(torch.cuda.is_available(), reason="asks what the processor has")
+    @pytest.mark.parametrize("has", [False, True])
+    def test_auto_is_bf16_only_where_the_processor_has_units_for_it(self, tmp_path, monkeypatch, has):
+        found = {"architecture": "x86_64", "avx512_bf16": has}
+        monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: found, raising=False)
+        monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: True)
+        task, kinds = Sorting(), set()
+        task.module.model[0].register_forward_hook(lambda module, args, output: kinds.add(output.dtype))
+        task.evaluate = lambda module: {}
+        learn(tmp_path, task, precision="auto")
+        assert kinds == {torch.bfloat16 if has else torch.float32}
+
     def test_gradients_are_clipped_together(self, tmp_path):
         task, moves = Sorting(), []
         before = torch.cat([p.detach().flatten() for p in task.module.parameters()])

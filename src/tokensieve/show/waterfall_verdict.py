@@ -2,18 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any
-
-import torch
-
+from .._devices import UNITS, lacks_units
 from ..measure.decoding import Decoding
 from ..measure.waterfall import Row, Skipped, Waterfall
 from .verdict import decoding_limit, kernel_lost, noise, percent, verdict
 
 HEAVY = 0.25
 """A significance map that takes more than this share of a row's time keeps what the row adds from showing."""
-UNITS = {"bf16": ("avx512_bf16", "amx_bf16"), "fp16": ("avx512_fp16", "amx_fp16")}
-"""What x86 processors call their units for a precision."""
 
 
 def waterfall_verdicts(
@@ -99,11 +94,3 @@ def _of_precision(row: Row, before: Row, device: str, network: bool) -> list[str
             "precision. Take a larger batch, or compile the model."
         )
     return reasons or [f"The libraries of this processor are no faster in {row.dtype}."]
-
-
-def lacks_units(dtype: str, device: str) -> bool:
-    """Whether a processor is known to have no units for `bf16` or `fp16`; what is not known is not claimed."""
-    if device.startswith("cuda"):
-        return dtype == "bf16" and not torch.cuda.is_bf16_supported(including_emulation=False)
-    found: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()
-    return found.get("architecture") == "x86_64" and not any(found.get(name) for name in UNITS[dtype])

@@ -21,6 +21,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
+from .._devices import lacks_units
 from .._files import draft
 from ..errors import InputError, RecipeError, SieveError, cause
 from .config import TrainConfig
@@ -297,9 +298,9 @@ def _leave(state: PartialState) -> None:
 def _computes_in_bf16(config: TrainConfig, device: str) -> bool:
     if config.precision != "auto":
         return config.precision == "bf16"
-    if device == "cuda":
-        return torch.cuda.is_bf16_supported(including_emulation=False)
-    return device == "cpu" and torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    if device not in ("cuda", "cpu") or lacks_units("bf16", device):
+        return False
+    return device == "cuda" or (torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported())
 
 
 def make_optimizer(module: Any, config: TrainConfig) -> torch.optim.Optimizer:
