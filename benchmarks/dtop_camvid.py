@@ -8,9 +8,10 @@
 
 DeiT-Tiny with its ImageNet weights; 367 photographs of 480x360 to learn from, 101 to validate, 233 to test; crops of
 240x176; ATM heads of width 192 with 3 heads, or SETR's naive heads, at exits (5, 7, 11). Pictures are scored whole, by
-nine windows each. MACs are the mean over windows of test pictures, all heads that run included. The threshold at which
-a variant is compared is the lowest of the grid that loses no more than 0.5 mIoU on the validation pictures. Rivals run
-on the base's weights with about the MACs that @Direct takes there, see dtop_rivals.py; ToMe beside every variant.
+six windows each. MACs are the mean over windows of test pictures, all heads that run included. The threshold at which
+a variant is compared is the lowest of the grid that loses no more than 0.5 mIoU on the validation pictures. The row
+`longer` is the base trained on without exits, for as many steps as @Finetune takes more than the base. Rivals run on
+the base's weights with about the MACs that @Direct takes there, see dtop_rivals.py; ToMe beside every variant.
 """
 
 from __future__ import annotations
@@ -44,6 +45,8 @@ from tokensieve.train.segmentation import SegmentSettings, prepare, prepare_dtop
 SOURCE = SHARED / "data" / "camvid.tar"
 BACKBONE = SHARED / "weights" / "deit_tiny_patch16_224.safetensors"
 CROP, STRIDE = (176, 240), (92, 120)
+SCORED = (92, 240)
+"""Stride of the windows by which the table's figures are scored: each column of a picture once, rows twice."""
 EXITS = (5, 7, 11)
 THRESHOLDS = {"segvit": (0.6, 0.7, 0.8, 0.9, 0.95), "setr": (0.8, 0.9, 0.95, 0.98, 0.99)}
 TRAINED_AT = {"segvit": 0.9, "setr": 0.95}
@@ -69,6 +72,7 @@ RUNS = {
     for head in HEADS
     for variant, settings in (
         ("base", BASE),
+        ("longer", FINETUNE),
         ("finetune", FINETUNE),
         ("finetune_heads", {**FINETUNE, "trainable": "heads"}),
         ("retrain", BASE),
@@ -86,7 +90,7 @@ def opened(split: str, limit: int | None = None) -> SegmentationSet:
 
 def weights(name: str, out: Path) -> Path:
     head = HEADS[RUNS[name].head][0]
-    return out / name / f"{head if RUNS[name].variant == 'base' else head + '_dtop'}.safetensors"
+    return out / name / f"{head if RUNS[name].variant in ('base', 'longer') else head + '_dtop'}.safetensors"
 
 
 def learn(name: str, out: Path, workers: int) -> None:
@@ -98,6 +102,8 @@ def learn(name: str, out: Path, workers: int) -> None:
     exits, start = recipe(TRAINED_AT[run.head]), {"backbone_weights": str(BACKBONE)}
     if run.variant == "base":
         config, task = prepare(plan, known, unseen, folder, settings, **start)
+    elif run.variant == "longer":
+        config, task = prepare(None, known, unseen, folder, settings, base=str(weights(run.head, out)))
     elif run.variant == "retrain":
         config, task = prepare_dtop(plan, exits, known, unseen, folder, settings, **start)
     else:
@@ -111,7 +117,7 @@ def scored(model: nn.Module, pictures: SegmentationSet) -> MapScore:
     found = PixelClasses()
     for index in range(len(pictures)):
         image, labels = pictures[index]
-        found.update(slide(model, image[None], CROP, STRIDE, windows=9), labels[None])
+        found.update(slide(model, image[None], CROP, SCORED, windows=6), labels[None])
     result: MapScore = found.result()
     return result
 
@@ -171,8 +177,9 @@ def evaluate(out: Path, heads: list[str]) -> None:
             update("dtop.csv", [found], "head", "variant", "setting")
             print(found, file=sys.stderr, flush=True)
 
-        if (head, "base", "") not in done:
-            row("base", "", base)
+        for variant, name in (("base", head), ("longer", f"{head}_longer")):
+            if (head, variant, "") not in done and weights(name, out).is_file():
+                row(variant, "", open_trained(weights(name, out))[0])
         for variant, model in variants(head, out):
             for threshold in THRESHOLDS[head]:
                 if (head, variant, str(threshold)) not in done:
@@ -198,7 +205,7 @@ def evaluate(out: Path, heads: list[str]) -> None:
 def chosen(head: str) -> list[dict[str, Any]]:
     """Of each variant with exits the row at which it is compared."""
     rows = [row for row in read("dtop.csv") if row["head"] == head]
-    found = [compared_exit(rows, variant) for variant in TRAINED if variant != "base"]
+    found = [compared_exit(rows, variant) for variant in TRAINED]
     return [row for row in found if row is not None]
 
 

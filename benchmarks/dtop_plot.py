@@ -45,7 +45,7 @@ def plot(lost: float) -> None:
         axes.set_title(HEADS[head])
     panels[0].set_ylabel("mIoU on test pictures, %")
     told = {label: handle for axes in panels for handle, label in zip(*axes.get_legend_handles_labels(), strict=True)}
-    names = ["without exits", *(label for label, _ in [*COLOURS.values(), *MARKS.values()])]
+    names = ["without exits", "trained on", *(label for label, _ in [*COLOURS.values(), *MARKS.values()])]
     shown = [name for name in names if name in told]
     figure.legend([told[name] for name in shown], shown, loc="outside right center", frameon=False, fontsize=8)
     figure.savefig(ROOT / "docs" / "pictures" / "dtop.png")
@@ -55,6 +55,8 @@ def _panel(axes: Any, rows: list[dict[str, str]], lost: float) -> None:
     base = next(row for row in rows if row["variant"] == "base")
     top = float(base["test_miou"])
     axes.plot(float(base["gmac"]), top, "k*", markersize=10, label="without exits")
+    for row in (row for row in rows if row["variant"] == "longer"):
+        axes.plot(float(row["gmac"]), float(row["test_miou"]), "k*", markerfacecolor="white", label="trained on")
     for variant, (label, colour) in COLOURS.items():
         points = sorted((float(row["gmac"]), float(row["test_miou"])) for row in rows if row["variant"] == variant)
         if points:

@@ -302,7 +302,9 @@ def segmenters() -> str:
     return table(["GMAC", *settings], lines)
 
 
-TRAINED = ("base", "direct", "finetune", "finetune_heads", "retrain")
+WHOLE = ("base", "longer")
+TRAINED = ("direct", "finetune", "finetune_heads", "retrain")
+"""Variants of dtop.csv without exits, and with."""
 LOST = 0.5
 """Points of mIoU on the validation pictures that a variant may lose where it is compared."""
 
@@ -314,7 +316,7 @@ def rivals() -> list[Row]:
     for head in dict.fromkeys(row["head"] for row in rows):
         own = [row for row in rows if row["head"] == head]
         direct = compared_exit(own, "direct")
-        beside = [row for row in own if row["variant"] not in (*TRAINED, "tome")]
+        beside = [row for row in own if row["variant"] not in (*WHOLE, *TRAINED, "tome")]
         merged = [row for row in own if row["variant"] == "tome" and direct]
         merged.sort(key=lambda row, gmac=float(direct["gmac"]) if direct else 0.0: abs(float(row["gmac"]) - gmac))
         found += [row for row in own if row["variant"] == "base"] + [row for row in (direct, *merged[:1]) if row]
@@ -329,6 +331,34 @@ def compared_exit(rows: list[Row], variant: str) -> Row | None:
     if base is None or not own:
         return None
     return next((row for row in own if float(row["val_miou"]) >= base - LOST), own[-1])
+
+
+def exit_training() -> str:
+    """Of dtop.csv, each head without exits and every variant at the threshold where it is compared, with its time."""
+    names = {"base": "without exits", "longer": "without exits, trained on", "direct": "@Direct",
+             "finetune": "@Finetune", "finetune_heads": "@Finetune, heads alone", "retrain": "@Retrain"}  # fmt: skip
+    heads = {"segvit": "SegViT", "setr": "SETR, naive"}
+    rows = read("dtop.csv") if (ROOT / "results" / "dtop.csv").is_file() else []
+    lines = []
+    for head in dict.fromkeys(row["head"] for row in rows):
+        own = [row for row in rows if row["head"] == head]
+        cells = [row for row in own if row["variant"] in WHOLE] + [compared_exit(own, variant) for variant in TRAINED]
+        for row in cells:
+            if row is None:
+                continue
+            times = [f"{float(row[name]):.2f}x" if row.get(name) else "" for name in TIMES]
+            figures = [f"{float(row[f'{split}_miou']):.1f}" for split in ("val", "test")]
+            lines.append(
+                [heads[head], names[row["variant"]], row["setting"], f"{float(row['gmac']):.3f}",
+                 f"{float(row['macs_saved']):.1f} %", *figures, *times]
+            )  # fmt: skip
+    return table(
+        ["heads", "training", "threshold", "GMAC", "saved", "mIoU, validation", "mIoU, test", "MACs of those timed",
+         "time, batch 1", "limit", "time, batch 8", "limit"], lines,
+    )  # fmt: skip
+
+
+TIMES = ("macs_timed", "time_1", "limit_1", "time_8", "limit_8")
 
 
 def exit_rivals() -> str:

@@ -176,28 +176,31 @@ def stages(module: Any, images: Tensor) -> list[Any]:
 
 
 def prepare(
-    plan: SegmenterPlan,
+    plan: SegmenterPlan | None,
     known: SegmentationSet,
     unseen: SegmentationSet,
     folder: Path,
     settings: SegmentSettings,
     *,
+    base: str | None = None,
     backbone_weights: str | None = None,
     pretrained: bool = True,
     say: Callable[[str], object] = print,
     name: str | None = None,
     half: bool = False,
 ) -> tuple[TrainConfig, Segment]:
-    """Everything `loop.train` needs for a segmenter without exits, its backbone pretrained.
+    """Everything `loop.train` needs for a segmenter without exits: from a plan, its backbone pretrained, or on from a
+    trained `base`, weights with their plan beside them, where plan is None.
 
     Every picture is read once, to see that it can be. How the segmenter is built is written to `folder` as NAME.json;
     NAME is `name`, or the head's. `half` has the weights written in half precision.
 
     Raises:
-        InputError: pictures or labels that cannot be used, other classes in the two sets, weights that cannot be had.
+        InputError: pictures or labels that cannot be used, other classes in the two sets, weights that cannot be had;
+            both plan and base, or neither.
         RecipeError, UnsupportedHost: a segmenter that cannot be built; see `SegmenterPlan.build`.
     """
-    return _prepare(plan, None, None, known, unseen, folder, settings, backbone_weights, pretrained, say, name, half)
+    return _prepare(plan, None, base, known, unseen, folder, settings, backbone_weights, pretrained, say, name, half)
 
 
 def prepare_dtop(
@@ -224,8 +227,6 @@ def prepare_dtop(
         InputError: as `prepare`; both plan and base, or neither.
         RecipeError: a recipe that lets no token leave.
     """
-    if (plan is None) == (base is None):
-        raise InputError("Exits are trained from a trained base, or from a plan: give one of them.")
     return _prepare(plan, Recipe.of(recipe), base, known, unseen, folder, settings, backbone_weights, pretrained, say)
 
 
@@ -243,6 +244,8 @@ def _prepare(
     name: str | None = None,
     half: bool = False,
 ) -> tuple[TrainConfig, Segment]:
+    if (plan is None) == (base is None):
+        raise InputError("A segmenter is trained from a trained base, or from a plan: give one of them.")
     state = devices()
     if not state.is_main_process:
         say = lambda sentence: None  # noqa: E731  (the first process speaks for all)
