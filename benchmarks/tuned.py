@@ -34,7 +34,7 @@ RIVALS = 3
 
 def chosen(front: dict[str, Any]) -> list[dict[str, Any]]:
     """What is judged, by budget; the wanted one first."""
-    points = sorted(front["points"], key=lambda point: point["search"]["loss"])
+    points = sorted(front["points"], key=lambda point: point["search"]["divergence"])
     budgets = sorted({point["budget"] for point in points}, key=lambda budget: abs(budget - front["best"]["budget"]))
     found = []
     for budget in budgets:
@@ -75,7 +75,8 @@ class Bench:
             "host": study.name, "budget": point["budget"], "title": point["title"], "kind": point["kind"],
             "macs_ratio": macs(study.model, study.size) / macs(fast, study.size), "kl": found.kl,
             "agreement": found.agreement, "top1": found.accuracy.top[1], "top1_dense": self.right,
-            "images": found.count, "kl_search": point["search"]["loss"], "kl_heldout": point["heldout"]["loss"],
+            "images": found.count, "kl_search": point["search"]["divergence"],
+            "kl_heldout": point["heldout"]["divergence"],
             "dominated_in_search": point["dominated"], "recommended": False, "recipe": shown, **told,
         }  # fmt: skip
         print(
@@ -106,7 +107,12 @@ def judge_corrected(study: Study, front: dict[str, Any], folder: Path) -> None:
         recipe = Recipe.from_json(json.dumps(point["recipe_json"]), folder)
         with tempfile.TemporaryDirectory() as place:
             found = correct(study.model, recipe, study.search, Path(place) / "correction.safetensors")
-            told = {"kind": "corrected", "kl_search": found.corrected_loss, "kl_heldout": None, "ridge": found.ridge}
+            told = {
+                "kind": "corrected",
+                "kl_search": found.corrected_divergence,
+                "kl_heldout": None,
+                "ridge": found.ridge,
+            }
             told["recipe"] = f"{recipe} + corrected(weights=FILE)"
             rows.append(bench.row(found.recipe, {**point, "kind": "corrected"}, **told))
         write(table.name, rows)

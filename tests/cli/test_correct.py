@@ -19,7 +19,7 @@ def test_it_writes_a_recipe_that_other_commands_take(run, tmp_path):
     assert result.code == 0, result.err
     told = json.loads(result.out)
     assert told["images"] == 60
-    assert told["corrected_loss"] < told["loss"]
+    assert told["corrected_divergence"] < told["divergence"]
     assert told["correction"] == str(tmp_path / "corrected.safetensors")
     recipe = Recipe.load(out)
     assert [method.name for method in recipe] == ["papr", "corrected"]

@@ -146,7 +146,7 @@ def test_a_file_gets_a_line_a_round_and_what_is_left_out_at_once(run, pictures, 
     left_out = lines.index("tokensieve: resnet18 was left out: The pretrained weights of resnet18 could not be had.")
     rounds = [line for line in lines if "recipes tried" in line]
     assert left_out < lines.index(rounds[0])
-    assert rounds[0].startswith("tokensieve: 1.30x, 2 families begun, best loss ")
+    assert rounds[0].startswith("tokensieve: 1.30x, 2 families begun, best divergence ")
     assert len({line.split(",")[0] for line in rounds}) == 5, "every budget has its lines"
     assert lines.index(rounds[-1]) < lines.index("tokensieve: Measuring how fast it is.")
     assert max(map(len, lines)) < 200

@@ -47,14 +47,14 @@ def test_no_image_is_corrected_by_itself():
 
 
 def test_agreement_decides_where_the_loss_cannot():
-    loss = torch.linspace(0.9, 1.1, 100, dtype=torch.float64)
+    divergence = torch.linspace(0.9, 1.1, 100, dtype=torch.float64)
     wobble = 0.1 * torch.tensor([1.0, -1.0], dtype=torch.float64).repeat(50)
     same = torch.arange(100) < 90
     found = {
-        0.1: (loss + 0.05 + wobble, same | True),  # five standard errors more
-        0.5: (loss + 0.01 + wobble, torch.arange(100) < 95),  # one
-        1.0: (loss, same),
-        2.0: (loss + 0.001 + wobble, same),
+        0.1: (divergence + 0.05 + wobble, same | True),  # five standard errors more
+        0.5: (divergence + 0.01 + wobble, torch.arange(100) < 95),  # one
+        1.0: (divergence, same),
+        2.0: (divergence + 0.001 + wobble, same),
     }
     assert _chosen(found) == 0.5
     assert _chosen({ridge: (told, None) for ridge, (told, _) in found.items()}) == 1.0
@@ -88,10 +88,10 @@ def test_it_loses_less_on_images_that_it_never_saw(model, images, tmp_path):
     assert said[-1] == "160 images seen"
     assert str(found.recipe) == f"{RECIPE} + corrected(weights='{out}')"
     assert found.images == 160
-    assert found.corrected_loss < 0.9 * found.loss
+    assert found.corrected_divergence < 0.9 * found.divergence
     plain, fast = (fidelity(sieve(model, recipe), model, [images[160:]]).kl for recipe in (RECIPE, found.recipe))
     assert fast < 0.9 * plain
-    assert found.loss == pytest.approx(fidelity(sieve(model, RECIPE), model, [images[:160]]).kl, rel=1e-4)
+    assert found.divergence == pytest.approx(fidelity(sieve(model, RECIPE), model, [images[:160]]).kl, rel=1e-4)
     with safe_open(out, "pt") as file:
         assert file.metadata() == {"recipe": RECIPE}
 
@@ -102,25 +102,25 @@ def test_batches_and_labels_do_not_matter_and_a_second_correction_replaces_the_f
     first = correct(model, RECIPE, images[:60], one, views=3)
     batches = [(part, torch.zeros(len(part), dtype=torch.int64)) for part in images[:60].split(20)]
     again = correct(model, first.recipe, batches, other, views=3)
-    assert again.corrected_loss == pytest.approx(first.corrected_loss, rel=1e-5)
+    assert again.corrected_divergence == pytest.approx(first.corrected_divergence, rel=1e-5)
     assert str(again.recipe) == f"{RECIPE} + corrected(weights='{other}')"
     with safe_open(one, "pt") as a, safe_open(other, "pt") as b:
         torch.testing.assert_close(a.get_tensor("weight"), b.get_tensor("weight"), rtol=1e-3, atol=1e-5)
 
 
 def test_crops_depend_on_the_seed(model, images, tmp_path):
-    losses = [
-        correct(model, RECIPE, images[:20], tmp_path / "c.safetensors", views=4, seed=seed).corrected_loss
+    divergences = [
+        correct(model, RECIPE, images[:20], tmp_path / "c.safetensors", views=4, seed=seed).corrected_divergence
         for seed in (0, 0, 1)
     ]
-    assert losses[0] == losses[1] != losses[2]
+    assert divergences[0] == divergences[1] != divergences[2]
 
 
 def test_where_nothing_helps_nothing_is_written(model, images, tmp_path):
     found = correct(model, "", images[:20], tmp_path / "c.safetensors", views=1)
     assert found.recipe == Recipe()
     assert found.ridge is None
-    assert found.loss == found.corrected_loss == pytest.approx(0, abs=1e-9)
+    assert found.divergence == found.corrected_divergence == pytest.approx(0, abs=1e-9)
     assert not list(tmp_path.iterdir())
 
 
@@ -148,7 +148,7 @@ def test_what_cannot_be_corrected_is_refused_before_anything_is_read(model, imag
 def test_images_that_are_all_the_same_are_shifted_alone(model, tmp_path):
     model.eval()
     found = correct(model, RECIPE, torch.zeros(20, 3, 32, 32), tmp_path / "c.safetensors", views=2)
-    assert found.corrected_loss <= found.loss
+    assert found.corrected_divergence <= found.divergence
     weight, bias = fit(torch.ones(6, 3), torch.full((6, 3), 1.5), 0.5)
     assert torch.equal(weight, torch.zeros(3, 3, dtype=torch.float64))
     torch.testing.assert_close(bias, torch.full((3,), 0.5, dtype=torch.float64))
@@ -167,7 +167,7 @@ def test_models_of_transformers_are_corrected_on_images_of_their_size(images, tm
     host, out = host.to(kind).eval(), tmp_path / "c.safetensors"
     found = correct(host, RECIPE, images[:160], out, views=2)
     plain, fast = (fidelity(sieve(host, recipe), host, [images[160:]]).kl for recipe in (RECIPE, found.recipe))
-    assert found.corrected_loss < found.loss
+    assert found.corrected_divergence < found.divergence
     assert fast < plain
     with pytest.raises(InputError, match="reads 32 x 32"):
         correct(host, RECIPE, torch.zeros(20, 3, 48, 48), out)

@@ -189,7 +189,7 @@ def test_tune_searches_exits_without_labels(images, tmp_path, brief_timing, monk
         assert both / len(images) == pytest.approx(held, rel=1e-6)
     whole = fidelity(sieve(model, front.best.recipe), model, [images])
     parts = front.best.search, front.best.heldout
-    assert sum(part.loss * part.images for part in parts) / len(images) == pytest.approx(whole.kl, rel=1e-4)
+    assert sum(part.divergence * part.images for part in parts) / len(images) == pytest.approx(whole.kl, rel=1e-4)
     record = json.loads((front.save(tmp_path / "front") / "front.json").read_text())
     assert "heldout_macs" in record["best"]
     assert "x held out)" in front.found or front.best.family == "tome"

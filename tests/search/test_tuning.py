@@ -19,12 +19,12 @@ import tokensieve.search.tuning as tuning
 from tests.reference.hosts import host_forms, host_images
 from tokensieve import InputError, PaPr, Recipe, RecipeError, ToMe, UnsupportedHost, sieve, tune
 from tokensieve.measure import fidelity, macs
-from tokensieve.search.arms import Arm
+from tokensieve.search.budget_search import Clock, OutOfTime, neighbouring_budgets
 from tokensieve.search.costs import Costs
 from tokensieve.search.families import SINGLES, Scheduled
+from tokensieve.search.family_study import FamilyStudy
 from tokensieve.search.fit import Fit
 from tokensieve.search.judge import Judge
-from tokensieve.search.ladder import Clock, OutOfTime, ladder
 
 pytestmark = pytest.mark.slow
 
@@ -109,16 +109,16 @@ def test_every_budget_is_met_and_not_overshot(front):
 def test_the_front_says_what_it_measured(front, model, images):
     assert front.best.ratio >= 1.5
     assert front.reached
-    assert front.best.loss == min(point.loss for point in front.points if point.ratio >= 1.5)
+    assert front.best.divergence == min(point.divergence for point in front.points if point.ratio >= 1.5)
     assert {point.family for point in front.points} == set(FEW)
-    assert {point.budget for point in front.points} == set(ladder(1.5))
+    assert {point.budget for point in front.points} == set(neighbouring_budgets(1.5))
     found = fidelity(sieve(model, front.best.recipe), model, [images])
     searched, held = front.best.search, front.best.heldout
-    total = (searched.loss * searched.images + held.loss * held.images) / len(images)
+    total = (searched.divergence * searched.images + held.divergence * held.images) / len(images)
     assert found.kl == pytest.approx(total, rel=1e-4)
     agreed = (searched.agreement * searched.images + held.agreement * held.images) / len(images)
     assert found.agreement == pytest.approx(agreed)
-    assert front.best.kl == searched.loss
+    assert front.best.kl == searched.divergence
     assert front.best.speed.low <= front.best.speed.ratio <= front.best.speed.high
     assert str(front.finalists[0].recipe) == str(front.best.recipe)
 
@@ -128,9 +128,9 @@ def test_points_are_in_order_and_the_beaten_are_marked(front):
     assert costs == sorted(costs)
     for one, other in itertools.combinations(front.pareto, 2):
         assert one.macs <= other.macs
-        assert one.loss > other.loss
+        assert one.divergence > other.divergence
     for point in front.points:
-        better = [p for p in front.points if p.macs <= point.macs and p.loss < point.loss]
+        better = [p for p in front.points if p.macs <= point.macs and p.divergence < point.divergence]
         assert point.dominated or not better
 
 
@@ -152,18 +152,18 @@ def test_the_same_seed_finds_the_same(front, model, images):
 
 
 def test_a_search_that_was_ended_goes_on_as_if_it_had_not_been(front, model, images, tmp_path, monkeypatch):
-    whole, calls = Judge.climb, itertools.count()
+    whole, calls = Judge.figures_by_step, itertools.count()
 
     def interrupted(self, *arguments, **settings):
         if next(calls) == 13:
             raise KeyboardInterrupt
         return whole(self, *arguments, **settings)
 
-    monkeypatch.setattr(Judge, "climb", interrupted)
+    monkeypatch.setattr(Judge, "figures_by_step", interrupted)
     first = search(model, images, macs=1.5, storage=tmp_path / "trials.db")
     assert first.stopped == "interrupted"
     assert first.trials < front.trials
-    monkeypatch.setattr(Judge, "climb", whole)
+    monkeypatch.setattr(Judge, "figures_by_step", whole)
     again = search(model, images, macs=1.5, storage=tmp_path / "trials.db")
     assert again.stopped is None
     assert texts(again) == texts(front)
@@ -203,14 +203,14 @@ def test_time_ends_the_search(model, images, monkeypatch):
 
 
 def test_a_failing_trial_does_not_end_the_search(model, images, monkeypatch):
-    whole, calls = Judge.climb, itertools.count()
+    whole, calls = Judge.figures_by_step, itertools.count()
 
     def failing(self, *arguments, **settings):
         if next(calls) in (1, 7, 9):
             raise RuntimeError("this one is broken")
         return whole(self, *arguments, **settings)
 
-    monkeypatch.setattr(Judge, "climb", failing)
+    monkeypatch.setattr(Judge, "figures_by_step", failing)
     front = search(model, images, macs=1.5)
     assert front.best.ratio >= 1.5
     assert [failed.reason for failed in front.failures] == ["this one is broken"] * 3
@@ -252,8 +252,8 @@ def test_recalled_maps_are_those_of_the_proposal(images):
     ((maps, _),) = judge._maps.values()
     fast = sieve(judge.model, PaPr(keep=0.5, significance=maps[rows]) + ToMe(r=3))
     with torch.inference_mode():
-        loss = judge.kind.divergence(judge.dense[rows], fast(judge.images[rows]))
-    assert recalled.loss == pytest.approx(float(loss.mean()), rel=1e-5)
+        divergence = judge.kind.divergence(judge.dense[rows], fast(judge.images[rows]))
+    assert recalled.divergence == pytest.approx(float(divergence.mean()), rel=1e-5)
 
 
 def test_a_proposal_that_cannot_be_had_is_left_out_and_named(model, images):
@@ -263,27 +263,27 @@ def test_a_proposal_that_cannot_be_had_is_left_out_and_named(model, images):
 
 
 def test_bad_trials_stop_at_a_rung(model, images, monkeypatch):
-    monkeypatch.setattr(judging, "RUNGS", (4,))
+    monkeypatch.setattr(judging, "STEPS", (4,))
     seen = []
-    told = Arm.run
+    told = FamilyStudy.run
 
     def watched(self, until):
         told(self, until)
         seen.append(self)
 
-    monkeypatch.setattr(Arm, "run", watched)
+    monkeypatch.setattr(FamilyStudy, "run", watched)
     search(model, images, macs=1.5, families=("scheduled-guarded",), trials=40)
-    trials = [trial for arm in seen for trial in arm._trials() if "figures" in trial.user_attrs]
+    trials = [trial for study in seen for trial in study._trials() if "figures" in trial.user_attrs]
     counts = {trial.user_attrs["figures"]["images"] for trial in trials}
     assert counts == {4, 14}
     assert all(trial.value is not None for trial in trials)
 
 
 def test_an_allowed_loss_is_kept_to(model, images):
-    front = search(model, images, loss=0.004, trials=12)
+    front = search(model, images, divergence=0.004, trials=12)
     assert front.reached
-    assert front.best.loss <= 0.004
-    assert front.best.ratio == max(point.ratio for point in front.points if point.loss <= 0.004)
+    assert front.best.divergence <= 0.004
+    assert front.best.ratio == max(point.ratio for point in front.points if point.divergence <= 0.004)
 
 
 def test_a_wanted_time_moves_the_budget(model, images, monkeypatch):
@@ -309,7 +309,7 @@ def test_embeddings_are_compared_by_cosine(images):
     assert front.objective == "1 - cosine"
     assert front.best.kl is None
     assert front.best.agreement is None
-    assert 0 < front.best.loss < 1
+    assert 0 < front.best.divergence < 1
     assert "1 - cosine" in front.found
 
 
@@ -354,10 +354,10 @@ def test_the_model_keeps_its_mode(model, images):
 @pytest.mark.parametrize(
     ("settings", "sentence"),
     [
-        ({}, "exactly one budget, macs=, time= or loss=; it was given none"),
-        ({"macs": 2.0, "loss": 0.1}, "it was given macs and loss"),
+        ({}, "exactly one budget, macs=, time= or divergence=; it was given none"),
+        ({"macs": 2.0, "divergence": 0.1}, "it was given macs and divergence"),
         ({"macs": 0.9}, "macs=0.9 makes no sense: it must be larger than 1"),
-        ({"loss": 0.0}, "loss=0 makes no sense"),
+        ({"divergence": 0.0}, "divergence=0 makes no sense"),
         ({"macs": 2.0, "families": ("tomme",)}, "no family 'tomme'; the nearest"),
         ({"macs": 2.0, "families": ()}, "families is empty"),
         ({"macs": 2.0, "holdout": 1.0}, "holdout=1 in"),
@@ -407,10 +407,10 @@ def test_the_recommended_recipe_is_corrected_within_its_budget(images, tmp_path)
     assert str(point.recipe) == f"{best.recipe} + corrected(weights='{file}')"
     assert point.macs == best.macs + host.embed_dim**2 == macs(sieve(host, point.recipe), (3, 64, 64))
     assert point.ratio >= 1.6
-    assert point.heldout.loss == pytest.approx(
+    assert point.heldout.divergence == pytest.approx(
         fidelity(sieve(host, point.recipe), host, [more[held_out(100, 0.4)]]).kl, rel=1e-4
     )
-    better = point.heldout.loss < best.heldout.loss
+    better = point.heldout.divergence < best.heldout.divergence
     assert front.recommended is (point if better else best)
     assert ("is no better" in front.found) == (not better)
     assert "Corrected: a KL of" in front.found

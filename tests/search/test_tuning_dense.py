@@ -91,11 +91,11 @@ def test_class_maps_by_the_kl_of_each_pixel(images, tmp_path):
     with torch.no_grad():
         dense, sieved = model(images).numpy(), fast(images).numpy()
     pairs = list(zip(dense, sieved, strict=True))
-    loss = sum(reference.of_pixels(reference.kl, a, b) for a, b in pairs) / len(pairs)
+    divergence = sum(reference.of_pixels(reference.kl, a, b) for a, b in pairs) / len(pairs)
     same = sum(reference.of_pixels(reference.same_class, a, b) for a, b in pairs) / len(pairs)
-    assert whole(front, "loss") == pytest.approx(loss, rel=1e-4)
+    assert whole(front, "divergence") == pytest.approx(divergence, rel=1e-4)
     assert whole(front, "agreement") == pytest.approx(100 * same)
-    assert front.best.kl == front.best.loss > 0
+    assert front.best.kl == front.best.divergence > 0
     assert "of the held-out pixels keep their class" in front.found
     assert "KL per pixel of" in front.found
     record = json.loads((front.save(tmp_path / "front") / "front.json").read_text())
@@ -108,7 +108,7 @@ def test_maps_of_features_by_their_cosine(images):
     front = search(noisy(convnext(num_classes=0)), images)
     assert front.objective == "1 - cosine per pixel"
     assert (front.best.kl, front.best.agreement) == (None, None)
-    assert front.best.loss > 0
+    assert front.best.divergence > 0
 
 
 def test_a_segmenter_around_its_backbone(images):
@@ -124,7 +124,7 @@ def test_a_segmenter_around_its_backbone(images):
     assert front.best.ratio >= 1.4
     assert "readout" not in str(front.best.recipe)
     found = fidelity(fast, model, [images])
-    assert whole(front, "loss") == pytest.approx(found.kl, rel=1e-4)
+    assert whole(front, "divergence") == pytest.approx(found.kl, rel=1e-4)
     assert whole(front, "agreement") == pytest.approx(found.agreement)
     assert not isinstance(model.body["vit"], Sieved), "the model stays as it is"
 
@@ -137,7 +137,7 @@ def test_a_proposal_inside_a_segmenter(images):
         include_proposal=False, trials=0, **norm,
     )  # fmt: skip
     assert front.best.proposal == "test_resnet"
-    assert front.best.loss > 0
+    assert front.best.divergence > 0
 
 
 def test_depths_by_their_relative_error(images):
@@ -181,7 +181,7 @@ def test_transformers_segmenters(images):
     fast, model = model, noisy(UperNetForSemanticSegmentation(config))
     found = fidelity(fast, model, [images])
     assert found.kind == "class-map"
-    assert whole(front, "loss") == pytest.approx(found.kl, rel=1e-4)
+    assert whole(front, "divergence") == pytest.approx(found.kl, rel=1e-4)
     assert found.kl > 0
 
 

@@ -90,9 +90,9 @@ def test_the_arithmetic_is_what_macs_counts(name):
 def test_budgets_are_spent_to_the_last_pixel(make):
     model = make()
     costs = StageCosts(sieve(model), SIZE)
-    for ratio, knobs in itertools.product((1.1, 1.4), ({}, {"stage0": 0.8, "stage1": -1.0}, {"stage2": 2.0})):
+    for ratio, params in itertools.product((1.1, 1.4), ({}, {"stage0": 0.8, "stage1": -1.0}, {"stage2": 2.0})):
         fit = Fit(costs, costs.dense / ratio)
-        recipe = Staged().recipe(knobs, {"background": "keep"}, fit)
+        recipe = Staged().recipe(params, {"background": "keep"}, fit)
         cost = macs(sieve(model, recipe), SIZE)
         assert cost == costs.of(recipe) <= fit.target
         kept = costs.kept(recipe)
@@ -130,7 +130,9 @@ def test_a_front(make, images, tmp_path):
         assert point.macs == macs(sieve(model, point.recipe), SIZE)
     found = fidelity(sieve(model, front.best.recipe), model, [images])
     mine, held = front.best.search, front.best.heldout
-    assert found.kl == pytest.approx((mine.loss * mine.images + held.loss * held.images) / len(images), rel=1e-4)
+    assert found.kl == pytest.approx(
+        (mine.divergence * mine.images + held.divergence * held.images) / len(images), rel=1e-4
+    )
     folder = front.save(tmp_path / "found")
     assert Recipe.load(folder / "best.json") == front.best.recipe
     assert json.loads((folder / "front.json").read_text())["left_out"] == {}
@@ -140,17 +142,17 @@ def test_a_front(make, images, tmp_path):
 def test_the_same_seed_finds_the_same_and_an_ended_search_goes_on(model, images, tmp_path, monkeypatch):
     front = search(model, images, macs=1.3)
     assert texts(search(model, images, macs=1.3)) == texts(front)
-    whole, calls = Judge.climb, itertools.count()
+    whole, calls = Judge.figures_by_step, itertools.count()
 
     def interrupted(self, *arguments, **settings):
         if next(calls) == 11:
             raise KeyboardInterrupt
         return whole(self, *arguments, **settings)
 
-    monkeypatch.setattr(Judge, "climb", interrupted)
+    monkeypatch.setattr(Judge, "figures_by_step", interrupted)
     first = search(model, images, macs=1.3, storage=tmp_path / "trials.db")
     assert first.stopped == "interrupted"
-    monkeypatch.setattr(Judge, "climb", whole)
+    monkeypatch.setattr(Judge, "figures_by_step", whole)
     assert texts(search(model, images, macs=1.3, storage=tmp_path / "trials.db")) == texts(front)
 
 
@@ -164,7 +166,7 @@ def test_what_was_planted_is_found(images):
     assert method.background == "keep"
     assert method.keep[2] == min(method.keep)
     rivals = [point for point in front.points if point.budget == 1.25 and point.kind == "single"]
-    assert front.best.loss < 0.2 * min(point.loss for point in rivals)
+    assert front.best.divergence < 0.2 * min(point.divergence for point in rivals)
 
 
 def test_a_stage_that_must_stay_whole_is_left_whole(images):
@@ -203,16 +205,16 @@ def test_recalled_maps_are_those_of_the_proposal_in_every_stage(make, images):
     (method,) = recipe
     fast = sieve(model, PaPr(keep=method.keep, stages=method.stages, significance=maps[rows], background="keep"))
     with torch.inference_mode():
-        loss = judge.kind.divergence(judge.dense[rows], fast(judge.images[rows]))
-    assert recalled.loss == pytest.approx(float(loss.mean()), rel=1e-5)
+        divergence = judge.kind.divergence(judge.dense[rows], fast(judge.images[rows]))
+    assert recalled.divergence == pytest.approx(float(divergence.mean()), rel=1e-5)
     whole = sieve(model, recipe, **NORM)
     assert cost == macs(whole, SIZE) - macs(whole, SIZE, proposal=False)
 
 
 def test_an_allowed_loss_is_kept_to(images):
-    front = search(swin(), images, loss=0.05, trials=6, families=("scheduled-papr",))
+    front = search(swin(), images, divergence=0.05, trials=6, families=("scheduled-papr",))
     assert front.reached
-    assert front.best.loss <= 0.05
+    assert front.best.divergence <= 0.05
 
 
 def test_families_of_the_other_kind_are_refused(model, images):

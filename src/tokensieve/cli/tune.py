@@ -27,8 +27,8 @@ if TYPE_CHECKING:  # heavy imports wait until a command needs them, so that --he
     from torch import Tensor
 
     from ..model_spec import OpenedModel
+    from ..search.budget_search import Progress
     from ..search.front import Point
-    from ..search.ladder import Progress
 
 FOLDER = "tokensieve-tune"
 IMAGES, MOTION = "mobileone_s0", "motion"
@@ -47,8 +47,8 @@ def tune(
     ] = None,
     macs: Annotated[float | None, typer.Option(metavar="X", help="Wanted: X times fewer MACs.")] = None,
     time: Annotated[float | None, typer.Option(metavar="X", help="Wanted: X times as fast, measured here.")] = None,
-    loss: Annotated[
-        float | None, typer.Option(metavar="KL", help="Allowed: this loss, and as cheap as can be.")
+    divergence: Annotated[
+        float | None, typer.Option(metavar="KL", help="Allowed: this divergence, and as cheap as can be.")
     ] = None,
     limit: Annotated[int, typer.Option(min=4, metavar="N", help="At most N pictures, evenly spread.")] = 250,
     trials: Annotated[int, typer.Option(min=0, metavar="N", help="Recipes to try in the searches.")] = 200,
@@ -108,7 +108,7 @@ def tune(
     from ..show.files import files_record
     from ..show.progress import Counting, Watched, list_failures, working
 
-    budget(macs, time, loss)
+    budget(macs, time, divergence)
     media = Media(data, classes=classes, limit=limit, root=clips.root)
     with working("opening the model"):
         dense, _, prepared = opened = spec.open()
@@ -135,15 +135,15 @@ def tune(
     with Counting("recipes tried") as counting:
 
         def report(now: Progress) -> None:
-            loss = "" if now.loss is None else f", best {now.loss:.4f}"
-            counting.update(now.trials, now.of, f"{now.ratio:.2f}x {now.family}{loss}")
+            divergence = "" if now.divergence is None else f", best {now.divergence:.4f}"
+            counting.update(now.trials, now.of, f"{now.ratio:.2f}x {now.family}{divergence}")
 
         front = tune(
             dense,
             seen,
             macs=macs,
             time=time,
-            loss=loss,
+            divergence=divergence,
             families=family,
             proposals=proposals,
             trials=trials,

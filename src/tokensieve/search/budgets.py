@@ -9,18 +9,21 @@ from .results import points_of
 from .timing import with_speed
 
 if TYPE_CHECKING:
-    from .ladder import Search
+    from .budget_search import Search
 
 
-def budget(macs: float | None, time: float | None, loss: float | None) -> dict[str, float]:
+def budget(macs: float | None, time: float | None, divergence: float | None) -> dict[str, float]:
     """The one of the three that was given, by its name; raises `RecipeError` where there is not exactly one."""
-    given = {name: value for name, value in (("macs", macs), ("time", time), ("loss", loss)) if value is not None}
+    given = {
+        name: value for name, value in (("macs", macs), ("time", time), ("divergence", divergence)) if value is not None
+    }
     if len(given) != 1:
         raise RecipeError(
-            f"A search has exactly one budget, macs=, time= or loss=; it was given {' and '.join(given) or 'none'}."
+            "A search has exactly one budget, macs=, time= or divergence=; it was given "
+            f"{' and '.join(given) or 'none'}."
         )
     ((name, value),) = given.items()
-    least = 0 if name == "loss" else 1
+    least = 0 if name == "divergence" else 1
     if not least < value < float("inf"):
         raise RecipeError(f"{name}={value:g} makes no sense: it must be larger than {least}.")
     return given
@@ -28,9 +31,9 @@ def budget(macs: float | None, time: float | None, loss: float | None) -> dict[s
 
 def until_fast(search: Search, wanted: float, trials: int) -> None:
     """Search by MACs, measure, and move the budget until a recipe is as fast as wanted."""
-    from .ladder import climb
+    from .budget_search import search_budgets
 
-    climb(search, wanted, 2 * trials // 3)
+    search_budgets(search, wanted, 2 * trials // 3)
     for _ in range(3):
         points = [point for point in points_of(search, True) if point.kind == "searched"] or points_of(search, True)
         if not points:
@@ -52,6 +55,6 @@ def until_fast(search: Search, wanted: float, trials: int) -> None:
         else:
             step = max(speeds) * min(1.4, 1.02 * wanted / max(speeds.values()))
         step = round(step, 4)
-        if step in search.arms:
+        if step in search.studies:
             return
         search.at(step, trials // 9, near=min(speeds, key=lambda other: abs(other - step)))

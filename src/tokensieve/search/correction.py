@@ -1,4 +1,4 @@
-"""`correct()`: a linear map that undoes the part of a recipe's loss that is the same for all images."""
+"""`correct()`: a linear map that undoes the part of a recipe's divergence that is the same for all images."""
 
 from __future__ import annotations
 
@@ -28,7 +28,8 @@ RIDGES = (0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0)
 UNSURE = 2.0
 """Losses that differ by so many standard errors count as equal; agreement decides between them."""
 WORTH, ROUNDING = 0.99, 1e-7
-"""A correction is kept if it leaves so much of the loss at most, and where the loss is more than rounding."""
+"""A correction is kept if it leaves so much of the divergence at most, and where the divergence is more than
+rounding."""
 FOLDS = 5
 LEAST = 2 * FOLDS
 """Images without which nothing can be chosen."""
@@ -42,14 +43,14 @@ class Correction:
     """The given one with `corrected(weights=FILE)` behind it; without any correction where none helps."""
     ridge: float | None
     """The one of `RIDGES` that was chosen; None where no correction helps, and no file was written."""
-    loss: float
+    divergence: float
     """Of the recipe without correction: mean KL(dense || sieved) over the images, 1 - cosine for embeddings."""
-    corrected_loss: float
+    corrected_divergence: float
     """With correction, of each image by a correction that was fitted without it."""
     agreement: float | None
     """Percent of the images to which recipe and dense model give the same class; None for embeddings."""
     corrected_agreement: float | None
-    """With correction, as `corrected_loss`."""
+    """With correction, as `corrected_divergence`."""
     images: int
 
 
@@ -71,8 +72,8 @@ def correct(
     """Fit what the head reads under a recipe to what it reads in the dense model, by ridge regression.
 
     Each image is seen whole, mirrored, and in random crops. How large the correction may be is decided by five-fold
-    cross-validation over images, by loss and, where that cannot tell, agreement; the correction that is written is
-    fitted on all of them. Images that are all of a few classes also teach it that there are no others: fit on images
+    cross-validation over images, by divergence and, where that cannot tell, agreement; the correction that is written
+    is fitted on all of them. Images that are all of a few classes also teach it that there are no others: fit on images
     like those the model will see.
 
     Args:
@@ -102,8 +103,8 @@ def correct(
     with evaluating(model, fast):
         sieved, wanted = _features(fast, dense, loader, views, seed, batch, report or (lambda _: None))
         answers = _Answers(dense, sieved, wanted)
-        found = {ridge: answers.losses(_left_out(sieved, wanted, ridge)) for ridge in RIDGES}
-        before, same = _means(answers.losses(torch.zeros_like(wanted[:, 0, 0])))
+        found = {ridge: answers.divergences(_left_out(sieved, wanted, ridge)) for ridge in RIDGES}
+        before, same = _means(answers.divergences(torch.zeros_like(wanted[:, 0, 0])))
     ridge = _chosen(found)
     after, then_same = _means(found[ridge])
     if after > WORTH * before or before < ROUNDING:
@@ -146,13 +147,13 @@ def _left_out(sieved: Tensor, dense: Tensor, ridge: float) -> Tensor:
 
 
 def _means(told: tuple[Tensor, Tensor | None]) -> tuple[float, float | None]:
-    """Mean loss, and agreement in percent."""
-    loss, same = told
-    return float(loss.mean()), None if same is None else 100 * float(same.double().mean())
+    """Mean divergence, and agreement in percent."""
+    divergence, same = told
+    return float(divergence.mean()), None if same is None else 100 * float(same.double().mean())
 
 
 def _chosen(found: dict[float, tuple[Tensor, Tensor | None]]) -> float:
-    """The ridge of the least loss, or of those that lose hardly more the one of the most agreement."""
+    """The ridge of the least divergence, or of those that lose hardly more the one of the most agreement."""
     best = min(found, key=lambda ridge: float(found[ridge][0].mean()))
 
     def equal(ridge: float) -> bool:
@@ -160,20 +161,20 @@ def _chosen(found: dict[float, tuple[Tensor, Tensor | None]]) -> float:
         return float(more.mean()) <= UNSURE * float(more.std()) / len(more) ** 0.5
 
     def rank(ridge: float) -> tuple[float, float]:
-        loss, same = found[ridge]
-        return 0.0 if same is None else -float(same.double().mean()), float(loss.mean())
+        divergence, same = found[ridge]
+        return 0.0 if same is None else -float(same.double().mean()), float(divergence.mean())
 
     return min(filter(equal, found), key=rank)
 
 
 class _Answers:
-    """The losses of corrected features, by the host's own head."""
+    """The divergences of corrected features, by the host's own head."""
 
     def __init__(self, dense: Sieved, sieved: Tensor, wanted: Tensor) -> None:
         self.host, self.tokens = dense.host, sieved[:, 0]
         self.dense, self.kind = self._head(wanted[:, 0])
 
-    def losses(self, change: Tensor) -> tuple[Tensor, Tensor | None]:
+    def divergences(self, change: Tensor) -> tuple[Tensor, Tensor | None]:
         """The divergence of each whole image, to whose class token `change` (N, d) is added, and if its class stays."""
         first = (self.tokens[:, :1].double() + change[:, None]).to(self.tokens.dtype)
         answers, _ = self._head(torch.cat([first, self.tokens[:, 1:]], dim=1))

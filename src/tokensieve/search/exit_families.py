@@ -21,7 +21,8 @@ from .fit import Fit
 KEPT = 5
 """Tokens of each class that stay as context, as published."""
 STRETCH, CONTEXT = 3.0, 1.6
-"""Natural logarithm of the factor by which a knob of 1 changes an exit's weight, and the tokens kept as context."""
+"""Natural logarithm of the factor by which a parameter of 1 changes an exit's weight, and the tokens kept as
+context."""
 LEAST = 0.1
 """Weight, beside the largest, below which an exit is not used."""
 EVERY_SET = 3
@@ -41,7 +42,7 @@ class OneThreshold(Family):
     def variants(self) -> Sequence[Variant]:
         return [{}, {"class_probability": "stage"}]
 
-    def recipe(self, knobs: Mapping[str, float], variant: Variant, fit: Fit) -> Recipe:
+    def recipe(self, params: Mapping[str, float], variant: Variant, fit: Fit) -> Recipe:
         costs = exit_costs(fit)
 
         def build(threshold: float) -> Recipe:
@@ -101,8 +102,8 @@ class Exits(Family):
     """`dtop` with the exits that serve, and a threshold for each.
 
     An exit with a weight of w lets exp(-s w) of the tokens that arrive there stay, on the mean over the images; the
-    budget decides s, and the last threshold what is left of it. Knobs: the logarithms of the weights, of which small
-    ones mean that the exit is not used, and of how many tokens of each class stay as context.
+    budget decides s, and the last threshold what is left of it. Parameters: the logarithms of the weights, of which
+    small ones mean that the exit is not used, and of how many tokens of each class stay as context.
 
     Args:
         exits: the blocks with a head behind them, the last one left out.
@@ -112,7 +113,7 @@ class Exits(Family):
     name: str = "scheduled-dtop"
     searched: bool = True
 
-    def knobs(self, depth: int) -> list[str]:
+    def param_names(self, depth: int) -> list[str]:
         return [*(f"exit{block}" for block in self.exits), "context"]
 
     def variants(self) -> Sequence[Variant]:
@@ -128,9 +129,9 @@ class Exits(Family):
             {"layers": whole, "class_probability": "stage"},
         ]
 
-    def recipe(self, knobs: Mapping[str, float], variant: Variant, fit: Fit) -> Recipe:
-        costs, weights = exit_costs(fit), self._weights(knobs, variant["layers"])
-        keep = round(KEPT * exp(CONTEXT * knobs.get("context", 0.0)))
+    def recipe(self, params: Mapping[str, float], variant: Variant, fit: Fit) -> Recipe:
+        costs, weights = exit_costs(fit), self._weights(params, variant["layers"])
+        keep = round(KEPT * exp(CONTEXT * params.get("context", 0.0)))
         settings = {name: value for name, value in variant.items() if name != "layers"}
         thresholds: dict[int, float] = {}
         left: dict[int, Tensor] = {}
@@ -154,10 +155,11 @@ class Exits(Family):
         _check(costs.of_exits(left), recipe, fit)
         return recipe
 
-    def _weights(self, knobs: Mapping[str, float], layers: Sequence[int]) -> dict[int, float]:
-        """Of the exits that are used. Those that the beginning leaves out join where their knob is large enough."""
+    def _weights(self, params: Mapping[str, float], layers: Sequence[int]) -> dict[int, float]:
+        """Of the exits that are used. Those that the beginning leaves out join where their parameter is large
+        enough."""
         weights = {
-            block: exp(STRETCH * (min(3.0, max(-3.0, knobs.get(f"exit{block}", 0.0))) - (block not in layers)))
+            block: exp(STRETCH * (min(3.0, max(-3.0, params.get(f"exit{block}", 0.0))) - (block not in layers)))
             for block in self.exits
         }
         return {block: weight for block, weight in weights.items() if weight >= LEAST * max(weights.values())}

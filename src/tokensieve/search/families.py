@@ -26,20 +26,20 @@ Variant = Mapping[str, Any]
 
 
 class Family(ABC):
-    """A recipe space. Its knobs are numbers around 0, where the best that is known beforehand lies."""
+    """A recipe space. Its parameters are numbers around 0, where the best that is known beforehand lies."""
 
     name: str
     proposal: Mapping[str, Any] | None = None
     """Settings of `papr` that name the network, or the map without one, which ranks; None for none."""
     searched: bool = False
-    """Whether it has knobs, or is one recipe for each variant."""
+    """Whether it has parameters, or is one recipe for each variant."""
 
-    def knobs(self, depth: int) -> list[str]:
+    def param_names(self, depth: int) -> list[str]:
         """Names of the numbers to search, for a host of so many blocks."""
         return []
 
     def beginnings(self, depth: int) -> list[dict[str, float]]:
-        """Knobs to begin with: the best that is known, and whatever else may be near the best."""
+        """Parameters to begin with: the best that is known, and whatever else may be near the best."""
         return [{}]
 
     @abstractmethod
@@ -47,7 +47,7 @@ class Family(ABC):
         """Settings to choose between, the default first."""
 
     @abstractmethod
-    def recipe(self, knobs: Mapping[str, float], variant: Variant, fit: Fit) -> Recipe:
+    def recipe(self, params: Mapping[str, float], variant: Variant, fit: Fit) -> Recipe:
         """The member that meets the budget; raises `RecipeError` where none does."""
 
     @property
@@ -65,7 +65,7 @@ class Even(Family):
     def variants(self) -> Sequence[Variant]:
         return self.choices
 
-    def recipe(self, knobs: Mapping[str, float], variant: Variant, fit: Fit) -> Recipe:
+    def recipe(self, params: Mapping[str, float], variant: Variant, fit: Fit) -> Recipe:
         return fit.schedule([1.0] * fit.costs.depth, lambda r: Recipe.of(make(self.name, {"r": r, **variant})))
 
 
@@ -78,7 +78,7 @@ class DropAndMerge(Family):
     def variants(self) -> Sequence[Variant]:
         return [{"dropped": share} for share in (0.5, 0.2, 0.8)]
 
-    def recipe(self, knobs: Mapping[str, float], variant: Variant, fit: Fit) -> Recipe:
+    def recipe(self, params: Mapping[str, float], variant: Variant, fit: Fit) -> Recipe:
         def build(counts: list[int]) -> Recipe:
             drop = [int(n * variant["dropped"] + 0.5) for n in counts]
             merge = [n - d for n, d in zip(counts, drop, strict=True)]
@@ -100,7 +100,7 @@ class Number(Family):
     def variants(self) -> Sequence[Variant]:
         return self.choices
 
-    def recipe(self, knobs: Mapping[str, float], variant: Variant, fit: Fit) -> Recipe:
+    def recipe(self, params: Mapping[str, float], variant: Variant, fit: Fit) -> Recipe:
         def build(number: int) -> Recipe:
             return Recipe.of(make(self.name, {**self.setting(number), **variant}))
 
@@ -117,7 +117,7 @@ class Proposed(Family):
     def variants(self) -> Sequence[Variant]:
         return layers(self.proposal)
 
-    def recipe(self, knobs: Mapping[str, float], variant: Variant, fit: Fit) -> Recipe:
+    def recipe(self, params: Mapping[str, float], variant: Variant, fit: Fit) -> Recipe:
         return fit.count(1, fit.costs.patches - 1, lambda count: kept(count, fit, {**(self.proposal or {}), **variant}))
 
 
@@ -131,17 +131,17 @@ KNOTS = 6
 """Numbers by which a schedule departs from the known one, evenly over the depth and with lines between: a number for
 each block was no better on images that the search had not seen, and took it longer."""
 STRETCH = 0.8
-"""Natural logarithm of the factor by which a knob of 1 changes a weight."""
+"""Natural logarithm of the factor by which a parameter of 1 changes a weight."""
 
 
 @dataclass(frozen=True)
 class Scheduled(Family):
     """A number of its own for every block but the last: merges, and late drops where the method has them.
 
-    Each block takes a share of what is left, so that no budget, however small, leaves a block without patches. Knobs:
-    how even the shares are (0 as in the schedule known, 1 all the same) and the logarithm of what they are multiplied
-    with, at some places of the depth; for `guarded` both guards and the block from which on patches are dropped; with a
-    proposal the share that it drops. `readout()` follows where the host takes it.
+    Each block takes a share of what is left, so that no budget, however small, leaves a block without patches.
+    Parameters: how even the shares are (0 as in the schedule known, 1 all the same) and the logarithm of what they are
+    multiplied with, at some places of the depth; for `guarded` both guards and the block from which on patches are
+    dropped; with a proposal the share that it drops. `readout()` follows where the host takes it.
     """
 
     method: str = "guarded"
@@ -152,7 +152,7 @@ class Scheduled(Family):
     def name(self) -> str:  # type: ignore[override]
         return f"scheduled-{self.method}"
 
-    def knobs(self, depth: int) -> list[str]:
+    def param_names(self, depth: int) -> list[str]:
         guards = ["late", "source_guard", "destination_guard"] if self.method == "guarded" else []
         knots = [f"share{i}" for i in range(min(depth - 1, KNOTS))]
         return ["even", *knots, *guards, *(["dropped"] if self.proposal else [])]
@@ -168,15 +168,15 @@ class Scheduled(Family):
             variants += [{"metric": "keys"}, {"soften": False}]
         return [*variants, *layers(self.proposal)[1:]]
 
-    def recipe(self, knobs: Mapping[str, float], variant: Variant, fit: Fit) -> Recipe:
+    def recipe(self, params: Mapping[str, float], variant: Variant, fit: Fit) -> Recipe:
         depth = fit.costs.depth
-        weights = self._weights(knobs, depth - 1)
+        weights = self._weights(params, depth - 1)
         settings = {key: value for key, value in variant.items() if key != "layer"}
         first = depth
         if self.method == "guarded":
-            first = round(depth * min(1.0, max(0.4, LATE + 0.25 * knobs.get("late", 0.0))))
+            first = round(depth * min(1.0, max(0.4, LATE + 0.25 * params.get("late", 0.0))))
             for name, known_guard in (("source_guard", SOURCE), ("destination_guard", DESTINATION)):
-                settings[name] = round(known_guard * max(0.0, 1 + knobs.get(name, 0.0)), 4)
+                settings[name] = round(known_guard * max(0.0, 1 + params.get(name, 0.0)), 4)
 
         def blocks(counts: list[int], end: Recipe, start: Recipe) -> Recipe:
             r = [n if i < first else 0 for i, n in enumerate([*counts, 0])]
@@ -192,7 +192,7 @@ class Scheduled(Family):
         if self.proposal is not None:
             settings_of = {**self.proposal, **({"layer": variant["layer"]} if "layer" in variant else {})}
             patches = fit.costs.patches
-            wanted = round(patches * (1 - min(0.6, DROPPED * _factor(knobs.get("dropped", 0.0)))))
+            wanted = round(patches * (1 - min(0.6, DROPPED * _factor(params.get("dropped", 0.0)))))
             least = fit.count(1, patches - 1, lambda count: blocks(nothing, end, kept(count, fit, settings_of)))
             fewest = next(n for n in range(1, patches) if kept(n, fit, settings_of) == Recipe(least.methods[:1]))
             wanted = min(max(wanted, fewest), patches - 1)
@@ -200,14 +200,14 @@ class Scheduled(Family):
         patches = fit.costs.patches if self.proposal is None else wanted
         return fit.schedule(weights, lambda counts: blocks(counts, end, start), patches)
 
-    def _weights(self, knobs: Mapping[str, float], blocks: int) -> list[float]:
+    def _weights(self, params: Mapping[str, float], blocks: int) -> list[float]:
         """What each block takes, in shares of what is left; a search scales them."""
         known = _over(TAKEN if self.proposal is None else TAKEN_AFTER, blocks)
-        even = knobs.get("even", 0.0)
-        turned = _over([knobs.get(f"share{i}", 0.0) for i in range(min(blocks, KNOTS))], blocks)
+        even = params.get("even", 0.0)
+        turned = _over([params.get(f"share{i}", 0.0) for i in range(min(blocks, KNOTS))], blocks)
         return [
-            float(share ** (1 - even) * known.mean() ** even * _factor(knob))
-            for share, knob in zip(known, turned, strict=True)
+            float(share ** (1 - even) * known.mean() ** even * _factor(parameter))
+            for share, parameter in zip(known, turned, strict=True)
         ]
 
 
@@ -235,8 +235,8 @@ def _over(values: Sequence[float], places: int) -> NDArray[np.float64]:
     return np.interp(points, range(len(values)), values)
 
 
-def _factor(knob: float) -> float:
-    return exp(STRETCH * min(3.0, max(-3.0, knob)))
+def _factor(parameter: float) -> float:
+    return exp(STRETCH * min(3.0, max(-3.0, parameter)))
 
 
 SINGLES: dict[str, Family] = {

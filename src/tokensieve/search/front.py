@@ -14,7 +14,7 @@ from ..measure.intervals import Interval
 from ..recipe import Recipe
 from .judge import Figures
 
-VERSION = 1
+VERSION = 2
 
 
 @dataclass(frozen=True)
@@ -61,14 +61,14 @@ class Point:
     """Where tokens leave early, the mean over the images that the search did not see; else MACs are of any image."""
 
     @property
-    def loss(self) -> float:
+    def divergence(self) -> float:
         """Of the search images: KL in nats with classes, relative error of depth maps, else 1 - cosine."""
-        return self.search.loss
+        return self.search.divergence
 
     @property
     def kl(self) -> float | None:
-        """The loss of a model with classes, of class maps the mean over the pixels; None of other models."""
-        return self.search.loss if KINDS[self.search.kind].classes else None
+        """The divergence of a model with classes, of class maps the mean over the pixels; None of other models."""
+        return self.search.divergence if KINDS[self.search.kind].classes else None
 
     @property
     def agreement(self) -> float | None:
@@ -102,7 +102,7 @@ def asdict_flat(point: Point) -> dict[str, Any]:
 class Failed:
     """A recipe that could not be judged, and why; the search went on."""
 
-    arm: str
+    study: str
     reason: str
 
 
@@ -113,10 +113,10 @@ class Front:
     points: tuple[Point, ...]
     """The best of each family at each budget, by rising MACs."""
     best: Point
-    """The recommended one: of those that meet the wanted budget the one of the smallest loss on the search images; for
-    an allowed loss the cheapest that keeps to it."""
+    """The recommended one: of those that meet the wanted budget the one of the smallest divergence on the search
+    images; for an allowed divergence the cheapest that keeps to it."""
     wanted: Mapping[str, float]
-    """The budget: {"macs": 1.9}, {"time": 1.5} or {"loss": 0.05}."""
+    """The budget: {"macs": 1.9}, {"time": 1.5} or {"divergence": 0.05}."""
     reached: bool
     objective: str
     """What is made small, a `divergence_name` of `measure.comparison`: `kl` for classifiers, `1 - cosine` for
@@ -125,8 +125,9 @@ class Front:
     dense_accuracy: Mapping[str, float | None]
     """Of the dense model, percent, on `search` and `heldout` images; None without labels."""
     finalists: tuple[Point, ...]
-    """The ten best at the recommended one's budget, by their search loss, with what they lose on the held-out images:
-    how far the order can be trusted. It does not change the choice, which would make those figures a choice's too."""
+    """The ten best at the recommended one's budget, by their search divergence, with what they lose on the held-out
+    images: how far the order can be trusted. It does not change the choice, which would make those figures a choice's
+    too."""
     trials: int
     corrected: Point | None = None
     """`best` with a correction of what the head reads, see `tokensieve.correct`; None where none was asked for, or
@@ -149,14 +150,16 @@ class Front:
         """The corrected best where that loses less on the held-out images, or none were held out; else the best."""
         point = self.corrected
         if point is None or (
-            point.heldout is not None and self.best.heldout is not None and point.heldout.loss >= self.best.heldout.loss
+            point.heldout is not None
+            and self.best.heldout is not None
+            and point.heldout.divergence >= self.best.heldout.divergence
         ):
             return self.best
         return point
 
     @property
     def pareto(self) -> tuple[Point, ...]:
-        """The points that no other one beats in both MACs and loss."""
+        """The points that no other one beats in both MACs and divergence."""
         return tuple(point for point in self.points if not point.dominated)
 
     def to_json(self, folder: Path | None = None) -> str:
@@ -185,7 +188,7 @@ class Front:
 
     @property
     def unit(self) -> str:
-        """What the loss is called in a sentence."""
+        """What the divergence is called in a sentence."""
         return divergence_title(self.objective)
 
     @property
@@ -210,10 +213,10 @@ class Front:
 
 
 def mark_dominated(points: list[Point]) -> list[Point]:
-    """The same points, by rising MACs, those marked that another one beats in both MACs and loss."""
-    ordered = sorted(points, key=lambda point: (point.macs, point.loss))
+    """The same points, by rising MACs, those marked that another one beats in both MACs and divergence."""
+    ordered = sorted(points, key=lambda point: (point.macs, point.divergence))
     least, marked = float("inf"), []
     for point in ordered:
-        marked.append(replace(point, dominated=point.loss >= least))
-        least = min(least, point.loss)
+        marked.append(replace(point, dominated=point.divergence >= least))
+        least = min(least, point.divergence)
     return marked

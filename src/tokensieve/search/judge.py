@@ -23,9 +23,9 @@ from ..stream import Sieved, sieve
 from .wrapped import Wrapped
 
 Part = Literal["search", "heldout"]
-RUNGS = (96,)
+STEPS = (96,)
 """After so many images a recipe may be given up; a search that has fewer goes without. A tenth of the images holds half
-of all loss, so that 32 images say little: giving up by them led searches astray."""
+of all divergence, so that 32 images say little: giving up by them led searches astray."""
 
 MAP_SCORES = {"class-map": "miou", "depth": "delta1"}
 """Of which figure of `MapScore` a search tells."""
@@ -35,7 +35,7 @@ MAP_SCORES = {"class-map": "miou", "depth": "delta1"}
 class Figures:
     """How far a recipe is from the dense model."""
 
-    loss: float
+    divergence: float
     """Mean of the output kind's divergence: KL, 1 - cosine or relative error, see `measure.comparison`."""
     agreement: float | None
     """Percent of the images, or pixels, to which both give the same class; of depths, of the pixels whose depth stays
@@ -108,7 +108,7 @@ class Judge:
         order = torch.randperm(count, generator=torch.Generator().manual_seed(seed))
         self.images, self.labels = images, labels
         self.parts: dict[Part, Tensor] = {"search": order[: count - held], "heldout": order[count - held :]}
-        self.rungs = [rung for rung in RUNGS if rung < count - held] + [count - held]
+        self.steps = [step for step in STEPS if step < count - held] + [count - held]
         self.input_size = InputSpec(tuple(images.shape[1:]), InputSpec.of(model).layout)
         self.wrapped = None if backbone is None else Wrapped(model, backbone, self.input_size)
         self.host_model = model if self.wrapped is None else self.wrapped.host_model
@@ -121,7 +121,7 @@ class Judge:
 
     def judge(self, recipe: Recipe, part: Part) -> Figures:
         """All images of a part."""
-        for figures in self.climb(recipe, part, [len(self.parts[part])]):
+        for figures in self.figures_by_step(recipe, part, [len(self.parts[part])]):
             last = figures
         return last
 
@@ -132,21 +132,23 @@ class Judge:
             self._judged[key] = self.judge(recipe, part)
         return self._judged[key]
 
-    def climb(self, recipe: Recipe, part: Part = "search", rungs: Sequence[int] | None = None) -> Iterator[Figures]:
-        """The figures after each rung of images, by default `self.rungs`: whoever has seen enough stops asking."""
+    def figures_by_step(
+        self, recipe: Recipe, part: Part = "search", steps: Sequence[int] | None = None
+    ) -> Iterator[Figures]:
+        """The figures after each step of images, by default `self.steps`: whoever has seen enough stops asking."""
         rows, recall = self.parts[part], _Recall()
         fast = self._sieved(recipe, recall)
         seen = _Seen(self.kind)
         begun = 0
-        for rung in self.rungs if rungs is None else rungs:
-            for start in range(begun, rung, self.batch):
+        for step in self.steps if steps is None else steps:
+            for start in range(begun, step, self.batch):
                 self.check()
-                now = rows[start : min(start + self.batch, rung)]
+                now = rows[start : min(start + self.batch, step)]
                 recall.rows = now
                 with torch.inference_mode():
                     (batch,) = forward_batches([fast], [self.images[now]])
                 seen.add(now, self.dense[now], batch.outputs[0], keep=self.labels is not None)
-            begun = rung
+            begun = step
             yield seen.figures(self._accuracy(seen.outputs, seen.rows))
 
     def macs(self, recipe: Recipe, include_proposal: bool = True) -> float:
@@ -248,13 +250,13 @@ class _Seen:
             self.outputs.append(sieved)
 
     def figures(self, accuracy: float | None) -> Figures:
-        loss, shares = torch.cat(self.divergence), torch.cat(self.shares) if self.shares else None
+        divergence, shares = torch.cat(self.divergence), torch.cat(self.shares) if self.shares else None
         pixels = shares is not None and self.kind.name != "classes"
         return Figures(
-            loss=float(loss.mean()),
+            divergence=float(divergence.mean()),
             agreement=None if shares is None else 100 * float(shares.mean()),
             accuracy=accuracy,
-            images=len(loss),
+            images=len(divergence),
             kind=self.kind.name,
             interval=agreement_interval(shares) if shares is not None and pixels else None,
         )

@@ -18,7 +18,7 @@ from .judge import Figures, Judge
 from .timing import with_speed
 
 if TYPE_CHECKING:
-    from .ladder import Search
+    from .budget_search import Search
 
 FINALISTS = 10
 """Recipes at the recommended one's budget that are reported beside it."""
@@ -42,10 +42,14 @@ def assemble_front(
     if "time" in wanted:
         points = with_speed(judge, points, points)
     best, reached = choose(points, wanted)
-    at_budget = [(tried.figures.loss, arm, tried) for arm in search.arms[best.budget] for tried in arm.top(FINALISTS)]
+    at_budget = [
+        (tried.figures.divergence, study, tried)
+        for study in search.studies[best.budget]
+        for tried in study.top(FINALISTS)
+    ]
     finalists = [
-        point_of(search, arm, tried, include_proposal, held)
-        for _, arm, tried in sorted(at_budget, key=lambda each: each[0])[:FINALISTS]
+        point_of(search, study, tried, include_proposal, held)
+        for _, study, tried in sorted(at_budget, key=lambda each: each[0])[:FINALISTS]
     ]
     return Front(
         points=tuple(points),
@@ -65,26 +69,26 @@ def assemble_front(
 
 
 def points_of(search: Search, include_proposal: bool, held: bool = True) -> list[Point]:
-    """The best of each arm, also judged on the held-out images where that is wanted."""
+    """The best of each study, also judged on the held-out images where that is wanted."""
     return [
-        point_of(search, arm, tried, include_proposal, held)
-        for arms in search.arms.values()
-        for arm in arms
-        if (tried := arm.best()) is not None
+        point_of(search, study, tried, include_proposal, held)
+        for studies in search.studies.values()
+        for study in studies
+        if (tried := study.best()) is not None
     ]
 
 
-def point_of(search: Search, arm: Any, tried: Any, include_proposal: bool, held: bool) -> Point:
-    judge, family = search.judge, arm.family
+def point_of(search: Search, study: Any, tried: Any, include_proposal: bool, held: bool) -> Point:
+    judge, family = search.judge, study.family
     figures = judge.recalled(tried.recipe, "heldout") if held and len(judge.parts["heldout"]) else None
-    costs, varies = arm.fit.costs, isinstance(arm.fit.costs, ExitCosts) and arm.fit.costs.varies(tried.recipe)
+    costs, varies = study.fit.costs, isinstance(study.fit.costs, ExitCosts) and study.fit.costs.varies(tried.recipe)
     cost = costs.mean(tried.recipe) if varies else judge.macs(tried.recipe, include_proposal)
     return Point(
         recipe=tried.recipe,
         family=family.name,
         proposal=None if family.proposal is None else ranked_by(family.proposal),
         kind="searched" if family.searched else "single",
-        budget=arm.ratio,
+        budget=study.ratio,
         macs=cost,
         ratio=costs.dense / cost,
         search=tried.figures,
@@ -96,18 +100,18 @@ def point_of(search: Search, arm: Any, tried: Any, include_proposal: bool, held:
 def choose(points: Sequence[Point], wanted: Mapping[str, float]) -> tuple[Point, bool]:
     """The recommended point, and whether it is what was wanted; if nothing is, the nearest."""
     ((kind, value),) = wanted.items()
-    if kind == "loss":
-        kept = [point for point in points if point.loss <= value]
+    if kind == "divergence":
+        kept = [point for point in points if point.divergence <= value]
         if kept:
-            return max(kept, key=lambda point: (point.ratio, -point.loss)), True
-        return min(points, key=lambda point: point.loss), False
+            return max(kept, key=lambda point: (point.ratio, -point.divergence)), True
+        return min(points, key=lambda point: point.divergence), False
 
     def saving(point: Point) -> float:
         return point.ratio if kind == "macs" else 0.0 if point.speed is None else point.speed.ratio
 
     kept = [point for point in points if saving(point) >= value * (1 - 1e-9)]
     if kept:
-        return min(kept, key=lambda point: point.loss), True
+        return min(kept, key=lambda point: point.divergence), True
     return max(points, key=lambda point: (saving(point), point.ratio)), False
 
 
@@ -141,7 +145,7 @@ def corrected(front: Front, judge: Judge, file: Path, include_proposal: bool, se
         return replace(front, left_out={**front.left_out, "correction": str(error) or "it was interrupted"})
     point = replace(
         best, recipe=found.recipe, kind="corrected", macs=cost, ratio=front.dense_macs / cost, heldout=held, speed=None,
-        search=Figures(found.corrected_loss, found.corrected_agreement, None, found.images, judge.kind.name),
+        search=Figures(found.corrected_divergence, found.corrected_agreement, None, found.images, judge.kind.name),
     )  # fmt: skip
     (point,) = with_speed(judge, [point], [point])
     return replace(front, corrected=point)

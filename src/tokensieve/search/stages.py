@@ -26,7 +26,7 @@ CENTRE: Variant = {"significance": "centre"}
 FINE = 10_000
 """Steps of a share."""
 REACH = 0.5
-"""How much more of a stage than of the others a knob of 1 keeps, as a share of its pixels."""
+"""How much more of a stage than of the others a parameter of 1 keeps, as a share of its pixels."""
 
 
 class StageCosts(Costs):
@@ -89,7 +89,7 @@ class Shared(Family):
     def variants(self) -> Sequence[Variant]:
         return _variants(self.proposal)
 
-    def recipe(self, knobs: Mapping[str, float], variant: Variant, fit: Fit) -> Recipe:
+    def recipe(self, params: Mapping[str, float], variant: Variant, fit: Fit) -> Recipe:
         settings = {**self.settings, **variant}
         return fit.count(1, FINE - 1, lambda n: Recipe.of(make("papr", {"keep": n / FINE, **settings})))
 
@@ -98,29 +98,29 @@ class Shared(Family):
 class Staged(Family):
     """`papr` with a share of its own for each stage, after a proposal or by the image's middle.
 
-    A stage keeps its knob's share more than a level that all have in common, and is left whole where that is all of its
-    pixels. The budget decides the level; single pixels spend what is left of it.
+    A stage keeps its parameter's share more than a level that all have in common, and is left whole where that is all
+    of its pixels. The budget decides the level; single pixels spend what is left of it.
     """
 
     proposal: Mapping[str, Any] | None = None
     name: str = "scheduled-papr"
     searched: bool = True
 
-    def knobs(self, depth: int) -> list[str]:
+    def param_names(self, depth: int) -> list[str]:
         return [f"stage{i}" for i in range(depth)]
 
     def beginnings(self, depth: int) -> list[dict[str, float]]:
         """The same share in every stage, and one stage left whole, each in turn."""
-        return [{}, *({name: 1 / REACH} for name in self.knobs(depth))]
+        return [{}, *({name: 1 / REACH} for name in self.param_names(depth))]
 
     def variants(self) -> Sequence[Variant]:
         return _variants(self.proposal)
 
-    def recipe(self, knobs: Mapping[str, float], variant: Variant, fit: Fit) -> Recipe:
+    def recipe(self, params: Mapping[str, float], variant: Variant, fit: Fit) -> Recipe:
         costs = fit.costs
         assert isinstance(costs, StageCosts)
         pixels, settings = costs.pixels, {**(self.proposal or CENTRE), **variant}
-        more = [REACH * knobs.get(name, 0.0) for name in self.knobs(costs.depth)]
+        more = [REACH * params.get(name, 0.0) for name in self.param_names(costs.depth)]
 
         def build(counts: Sequence[int]) -> Recipe:
             keep = tuple(_share(count, whole) for count, whole in zip(counts, pixels, strict=True))

@@ -30,7 +30,7 @@ from .timing import timed
 from .wrapped import submodule
 
 if TYPE_CHECKING:
-    from .ladder import Progress
+    from .budget_search import Progress
 
 
 def tune(
@@ -39,7 +39,7 @@ def tune(
     *,
     macs: float | None = None,
     time: float | None = None,
-    loss: float | None = None,
+    divergence: float | None = None,
     families: Sequence[str] | None = None,
     proposals: str | Sequence[str] | Mapping[str, str | os.PathLike[str] | None] | None = ("mobileone_s0",),
     trials: int = 200,
@@ -77,9 +77,9 @@ def tune(
             memory. With labels accuracy is reported, with a label for each pixel the mean IoU of class maps, or how
             right depths are.
         macs: wanted saving factor, 1.9 for 1.9 times fewer MACs than the dense model, proposal included. Give this,
-            `time` or `loss`.
+            `time` or `divergence`.
         time: wanted speed-up, measured on this machine where the model is.
-        loss: largest allowed loss on the search images.
+        divergence: largest allowed divergence on the search images.
         families: what to search, see `tokensieve.search.families.family_names()`, for hosts with stages
             `tokensieve.search.stages.NAMES`; None is all that the host takes.
         proposals: networks that may rank patches: names, or name -> file of weights; of videos also "motion", which
@@ -115,7 +115,7 @@ def tune(
         RecipeError: settings that make no sense.
         UnsupportedHost: the model cannot be sieved.
     """
-    wanted = budget(macs, time, loss)
+    wanted = budget(macs, time, divergence)
     if trials < 0 or not 0 <= holdout < 1 or batch < 1 or (timeout is not None and timeout <= 0):
         raise RecipeError(
             f"trials={trials} must be 0 or more, holdout={holdout:g} in [0, 1), batch={batch} at least 1, and timeout "
@@ -129,7 +129,7 @@ def tune(
     if storage is not None:
         check_place(storage, new_folder=Path(storage).parent == made)  # before anything slow begins
     optuna = import_optuna()
-    from .ladder import Clock, OutOfTime, Search, climb, towards
+    from .budget_search import Clock, OutOfTime, Search, search_budgets, towards
 
     names, asked = names_of(families, host.model, staged), proposals_of(proposals)
     clock = Clock(timeout)
@@ -185,9 +185,9 @@ def tune(
         judge.check = clock
         try:
             if macs is not None:
-                climb(search, macs, trials)
-            elif loss is not None:
-                towards(search, loss, trials)
+                search_budgets(search, macs, trials)
+            elif divergence is not None:
+                towards(search, divergence, trials)
             else:
                 assert time is not None
                 until_fast(search, time, trials)

@@ -11,13 +11,13 @@ from .tables import header, new_table
 
 
 def correct_view(record: dict[str, Any]) -> RenderableType:
-    """The loss before and after, and where recipe and weights are; or that nothing was to be mended."""
+    """The divergence before and after, and where recipe and weights are; or that nothing was to be mended."""
     classes = record["agreement"] is not None
-    table = new_table("", "loss", *(["same class"] if classes else []))
+    table = new_table("", "divergence", *(["same class"] if classes else []))
 
     def row(title: str, start: str) -> None:
         same = [f"{record[f'{start}agreement']:.1f}%"] if classes else []
-        table.add_row(title, f"{record[f'{start}loss']:.4f}", *same)
+        table.add_row(title, f"{record[f'{start}divergence']:.4f}", *same)
 
     row("as it was", "")
     if record["ridge"] is None:
@@ -25,7 +25,9 @@ def correct_view(record: dict[str, Any]) -> RenderableType:
     else:
         row("corrected", "corrected_")
         said = f"Fitted on {record['images']} pictures, each in {record['views']} views; ridge {record['ridge']:g}."
-    legend = "loss: mean KL(dense || sieved), or 1 - cosine of embeddings; corrected: each picture by a correction "
+    legend = (
+        "divergence: mean KL(dense || sieved), or 1 - cosine of embeddings; corrected: each picture by a correction "
+    )
     legend += "that was fitted without it."
     written = [Text(path, style="bold") for path in (record["out"], record["correction"]) if path]
     return Group(header(record), "", table, Text(legend, style="dim"), "", Text(said), "", *written)

@@ -59,7 +59,7 @@ def _row(point: Point, folder: Path) -> dict[str, Any]:
     }
     for part in ("search", "heldout"):
         figures = getattr(point, part)
-        for name in ("loss", "agreement", "accuracy", "images"):
+        for name in ("divergence", "agreement", "accuracy", "images"):
             row[f"{part}_{name}"] = None if figures is None else getattr(figures, name)
     for name in ("ratio", "low", "high"):
         row[f"speed_{name}"] = None if point.speed is None else getattr(point.speed, name)

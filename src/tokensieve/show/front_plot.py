@@ -20,10 +20,11 @@ FAR = 12
 
 
 def front_plot(front: Front) -> Figure:
-    """Two panels that share the loss upwards: MACs an image, and time over the dense model's where it was measured.
+    """Two panels that share the divergence upwards: MACs an image, and time over the dense model's where it was
+    measured.
 
     Searched families are lines with filled marks, methods alone grey marks, the recommended recipe has a ring, and the
-    dense model stands at loss 0.
+    dense model stands at divergence 0.
     """
     chart = Figure(figsize=(10.5, 4.4), layout="constrained")
     left, right = chart.subplots(1, 2, sharey=True)
@@ -41,11 +42,11 @@ def front_plot(front: Front) -> Figure:
         axes.spines[["top", "right"]].set_visible(False)
         axes.grid(color="#e3e6ea", linewidth=0.6)
         axes.set_axisbelow(True)
-    # A root keeps the small losses apart and still has a place for the dense model's zero.
+    # A root keeps the small divergences apart and still has a place for the dense model's zero.
     left.set_yscale("function", functions=(lambda y: np.sqrt(np.maximum(y, 0)), np.square))
-    worst = max(_loss(point) for point in front.points)
-    top = min(worst, FAR * _loss(front.best)) or worst
-    beyond = sum(_loss(point) > 1.1 * top for point in front.points)
+    worst = max(_divergence(point) for point in front.points)
+    top = min(worst, FAR * _divergence(front.best)) or worst
+    beyond = sum(_divergence(point) > 1.1 * top for point in front.points)
     if beyond:
         left.text(0.98, 0.97, f"above: {beyond}", transform=left.transAxes, ha="right", va="top", color="#59626d")
     left.set_ylim(0, 1.1 * top or 1.0)
@@ -62,35 +63,35 @@ def _draw(axes: Any, front: Front, points: Sequence[Point], place: Any, dense: f
     for title, colour in zip(searched, cycle(SEARCHED), strict=False):
         mine = sorted((point for point in points if point.title == title), key=place)
         xs = [place(point) for point in mine]
-        axes.plot(xs, [_loss(point) for point in mine], "o-", color=colour, markersize=5, zorder=4, label=title)
+        axes.plot(xs, [_divergence(point) for point in mine], "o-", color=colour, markersize=5, zorder=4, label=title)
         if spread:
             _spread(axes, mine, colour)
     for title, marker in zip(singles, cycle("s^Dv<>Pxph"), strict=False):
         mine = sorted((point for point in points if point.title == title), key=place)
         xs = [place(point) for point in mine]
         style = {"color": SINGLE, "linestyle": ":", "linewidth": 0.8, "markersize": 6, "markeredgecolor": "#59626d"}
-        axes.plot(xs, [_loss(point) for point in mine], marker=marker, zorder=3, label=f"{title} alone", **style)
+        axes.plot(xs, [_divergence(point) for point in mine], marker=marker, zorder=3, label=f"{title} alone", **style)
         if spread:
             _spread(axes, mine, SINGLE)
     if front.best in points:
         ring = {"markerfacecolor": "none", "markeredgecolor": "#000000", "markeredgewidth": 1.4, "linestyle": "none"}
-        axes.plot(place(front.best), _loss(front.best), "o", markersize=14, zorder=6, label="recommended", **ring)
+        axes.plot(place(front.best), _divergence(front.best), "o", markersize=14, zorder=6, label="recommended", **ring)
 
 
 def _spread(axes: Any, points: Sequence[Point], colour: str) -> None:
     for point in points:
         assert point.speed is not None
         ends = 100 / point.speed.high, 100 / point.speed.low
-        axes.plot(ends, [_loss(point)] * 2, color=colour, linewidth=1, alpha=0.6, zorder=2)
+        axes.plot(ends, [_divergence(point)] * 2, color=colour, linewidth=1, alpha=0.6, zorder=2)
 
 
-def _loss(point: Point) -> float:
+def _divergence(point: Point) -> float:
     """On images that the search did not see, where there are any."""
-    return point.search.loss if point.heldout is None else point.heldout.loss
+    return point.search.divergence if point.heldout is None else point.heldout.divergence
 
 
 def _macs(point: Point) -> float:
-    """An image; where that depends on images, of those whose loss is shown."""
+    """An image; where that depends on images, of those whose divergence is shown."""
     return point.macs if point.heldout_macs is None else point.heldout_macs
 
 

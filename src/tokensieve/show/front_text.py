@@ -31,9 +31,9 @@ def left_out(name: str, reason: str) -> str:
 
 def _recommended(front: Front) -> str:
     best = front.best
-    lost = f"{best.search.loss:.3g}"
+    lost = f"{best.search.divergence:.3g}"
     if best.heldout is not None:
-        lost += f" on the search images and {best.heldout.loss:.3g} on the held-out ones"
+        lost += f" on the search images and {best.heldout.divergence:.3g} on the held-out ones"
     same = ""
     if best.heldout is not None and best.heldout.agreement is not None:
         same = f", and {_keep_class(best.heldout)}{_stay(front, heldout=True)}"
@@ -76,9 +76,9 @@ def _correction(front: Front) -> list[str]:
     if point is None:
         return []
     if point.heldout is None or best.heldout is None:
-        return [f"Corrected: a {front.unit} of {point.search.loss:.3g} on images that it was not fitted on."]
+        return [f"Corrected: a {front.unit} of {point.search.divergence:.3g} on images that it was not fitted on."]
     same = "" if point.heldout.agreement is None else f", {_keep_class(point.heldout)}{_stay(front)}"
-    said = f"Corrected: a {front.unit} of {point.heldout.loss:.3g} on the held-out ones{same}"
+    said = f"Corrected: a {front.unit} of {point.heldout.divergence:.3g} on the held-out ones{same}"
     return [f"{said}." if front.recommended is point else f"{said}, which is no better, so best.json goes without."]
 
 
@@ -86,20 +86,20 @@ def _against_singles(front: Front) -> list[str]:
     rivals = [point for point in _beside(front) if point.kind == "single"]
     if not rivals:
         return []
-    rival = min(rivals, key=lambda point: point.loss)
+    rival = min(rivals, key=lambda point: point.divergence)
     if front.best.kind == "single":
         return ["No scheduled recipe was better than this method alone."]
-    return [f"The best method alone at this budget is {rival.title}, {rival.loss:.3g}."]
+    return [f"The best method alone at this budget is {rival.title}, {rival.divergence:.3g}."]
 
 
 def _proposal(front: Front) -> list[str]:
     searched = [point for point in _beside(front) if point.kind == "searched"]
-    alone = min((point.loss for point in searched if point.proposal is None), default=None)
-    asked = min((point for point in searched if point.proposal is not None), key=lambda p: p.loss, default=None)
+    alone = min((point.divergence for point in searched if point.proposal is None), default=None)
+    asked = min((point for point in searched if point.proposal is not None), key=lambda p: p.divergence, default=None)
     if alone is None or asked is None:
         return []
-    pays = "A proposal paid" if asked.loss < alone else "No proposal paid"
-    return [f"{pays}: {asked.loss:.3g} with {asked.proposal}, {alone:.3g} without any."]
+    pays = "A proposal paid" if asked.divergence < alone else "No proposal paid"
+    return [f"{pays}: {asked.divergence:.3g} with {asked.proposal}, {alone:.3g} without any."]
 
 
 def _warnings(front: Front) -> list[str]:
@@ -109,12 +109,12 @@ def _warnings(front: Front) -> list[str]:
         asked = {
             "macs": f"{wanted:g}x fewer MACs",
             "time": f"{wanted:g}x the speed",
-            "loss": f"a loss of {wanted:g}",
+            "divergence": f"a divergence of {wanted:g}",
         }
         said.append(f"The wanted {asked[kind]} was not reached: this is the nearest.")
     best = front.best
-    if best.heldout is not None and best.heldout.loss > 1.5 * best.search.loss:
-        said.append("The loss on held-out images is much larger: search on more images.")
+    if best.heldout is not None and best.heldout.divergence > 1.5 * best.search.divergence:
+        said.append("The divergence on held-out images is much larger: search on more images.")
     if front.stopped:
         said.append(f"The search was ended early ({front.stopped}) after {front.trials} trials.")
     said += [left_out(name, reason) for name, reason in front.left_out.items()]

@@ -42,10 +42,10 @@ def tune_view(record: Record) -> RenderableType:
             title,
             times(point["ratio"]),
             "" if speed is None else with_spread(speed["ratio"], speed["low"], speed["high"]),
-            f"{point['search']['loss']:.3g}",
+            f"{point['search']['divergence']:.3g}",
         ]
         if held:
-            row.append(f"{point['heldout']['loss']:.3g}")
+            row.append(f"{point['heldout']['divergence']:.3g}")
         if classes:
             row.append(f"{point[scored]['agreement']:.1f}%")
         if labelled:

@@ -10,8 +10,8 @@ from time import monotonic
 import optuna
 
 from ..errors import RecipeError, SieveError
-from .arms import Arm
 from .families import Family
+from .family_study import FamilyStudy
 from .fit import Fit
 from .front import Failed
 from .judge import Judge
@@ -49,13 +49,13 @@ class Progress:
     ratio: float
     """The budget that is being searched, dense MACs over sieved."""
     family: str
-    loss: float | None
+    divergence: float | None
     """The smallest at this budget so far."""
 
 
 @dataclass
 class Search:
-    """All arms of a search, by budget (dense MACs over sieved)."""
+    """The studies of a search, by budget (dense MACs over sieved)."""
 
     families: Sequence[Family]
     fit: Callable[[float], Fit]
@@ -65,74 +65,80 @@ class Search:
     report: Callable[[Progress], None]
     tell: Callable[[str], object] = lambda _: None
     """Hears a sentence when a round of a budget is over."""
-    arms: dict[float, list[Arm]] = field(default_factory=dict)
+    studies: dict[float, list[FamilyStudy]] = field(default_factory=dict)
     expected: int = 0
     begun: float = field(default_factory=monotonic)
 
     def at(self, ratio: float, trials: int, near: float | None = None) -> None:
-        """Search a budget: every family is begun, then the trials go to ever fewer of those that have knobs.
+        """Search a budget: every family is begun, then the trials go to ever fewer of those that have parameters.
 
         In each of log2(n) + 1 rounds the n that are left share the same number of trials, and the worse half goes.
 
         Args:
             near: a budget searched before, whose best recipes, and better half of the singles, are where this begins.
         """
-        arms = self.arms.setdefault(ratio, [])
+        studies = self.studies.setdefault(ratio, [])
         for family, beside in self._begin(near):
-            study = optuna.create_study(
+            trials_so_far = optuna.create_study(
                 study_name=f"{ratio:.6f} {family.title}", storage=self.storage, load_if_exists=True
             )
-            arm = Arm(ratio, family, self.fit(ratio), self.judge, study, self.seed, self._tell, beside)
-            arms.append(arm)
-            arm.start()
-        self._round(ratio, f"{len(arms)} families begun")
-        left = [arm for arm in arms if arm.family.searched and arm.alive]
+            study = FamilyStudy(
+                ratio, family, self.fit(ratio), self.judge, trials_so_far, self.seed, self._tell, beside
+            )
+            studies.append(study)
+            study.start()
+        self._round(ratio, f"{len(studies)} families begun")
+        left = [study for study in studies if study.family.searched and study.alive]
         rounds = ceil(log2(len(left))) + 1 if left else 0
         shared = dict.fromkeys(map(id, left), 0)
         for turn in range(rounds):
-            for arm in left:
-                shared[id(arm)] += trials // rounds // len(left)
-                arm.run(arm.starts + shared[id(arm)])
+            for study in left:
+                shared[id(study)] += trials // rounds // len(left)
+                study.run(study.starts + shared[id(study)])
             self._round(ratio, f"round {turn + 1} of {rounds}")
             if turn < rounds - 1:
-                left.sort(key=lambda arm: arm.lowest(arm.starts + shared[id(arm)]))
+                left.sort(key=lambda study: study.lowest(study.starts + shared[id(study)]))
                 left = left[: ceil(len(left) / 2)]
 
     def best(self, ratio: float) -> float | None:
-        """The smallest loss at a budget; None where nothing was finished."""
-        found = [tried.figures.loss for arm in self.arms.get(ratio, ()) if (tried := arm.best()) is not None]
+        """The smallest divergence at a budget; None where nothing was finished."""
+        found = [
+            tried.figures.divergence for study in self.studies.get(ratio, ()) if (tried := study.best()) is not None
+        ]
         return min(found, default=None)
 
     @property
     def trials(self) -> int:
-        return sum(arm.count for arms in self.arms.values() for arm in arms)
+        return sum(study.count for studies in self.studies.values() for study in studies)
 
     @property
     def failures(self) -> list[Failed]:
-        return [failed for arms in self.arms.values() for arm in arms for failed in arm.failures]
+        return [failed for studies in self.studies.values() for study in studies for failed in study.failures]
 
     def _begin(self, near: float | None) -> list[tuple[Family, tuple[Mapping[str, float], int] | None]]:
         if near is None:
             return [(family, None) for family in self.families]
-        known = [(arm, tried) for arm in self.arms[near] if (tried := arm.best()) is not None]
-        singles = sorted((tried.figures.loss for arm, tried in known if not arm.family.searched))
+        known = [(study, tried) for study in self.studies[near] if (tried := study.best()) is not None]
+        singles = sorted((tried.figures.divergence for study, tried in known if not study.family.searched))
         cut = singles[(len(singles) - 1) // 2] if singles else 0.0
         return [
-            (arm.family, (tried.knobs, tried.variant))
-            for arm, tried in known
-            if arm.family.searched or tried.figures.loss <= cut
+            (study.family, (tried.params, tried.variant))
+            for study, tried in known
+            if study.family.searched or tried.figures.divergence <= cut
         ]
 
-    def _tell(self, arm: Arm) -> None:
+    def _tell(self, study: FamilyStudy) -> None:
         total = max(self.expected, self.trials)
-        self.report(Progress(self.trials, total, arm.ratio, arm.family.title, self.best(arm.ratio)))
+        self.report(Progress(self.trials, total, study.ratio, study.family.title, self.best(study.ratio)))
 
     def _round(self, ratio: float, what: str) -> None:
-        found = [(tried.figures.loss, arm) for arm in self.arms[ratio] if (tried := arm.best()) is not None]
+        found = [
+            (tried.figures.divergence, study) for study in self.studies[ratio] if (tried := study.best()) is not None
+        ]
         best = ""
         if found:
-            loss, arm = min(found, key=lambda each: each[0])
-            best = f", best loss {loss:.4f} by {arm.family.title}"
+            divergence, study = min(found, key=lambda each: each[0])
+            best = f", best divergence {divergence:.4f} by {study.family.title}"
         minutes = (monotonic() - self.begun) / 60
         self.tell(
             f"{ratio:.2f}x, {what}{best}; {self.trials} of {max(self.expected, self.trials)} recipes tried, "
@@ -140,7 +146,7 @@ class Search:
         )
 
 
-def ladder(wanted: float) -> list[float]:
+def neighbouring_budgets(wanted: float) -> list[float]:
     """Budgets from 1.2 to a fifth above the wanted one, the wanted one first, then each beside one before it."""
     low = min(LOWEST, 1 + (wanted - 1) / 2)
     below = STEPS - 2
@@ -148,9 +154,9 @@ def ladder(wanted: float) -> list[float]:
     return [wanted, *(round(step, 4) for step in reversed(steps)), round(wanted * 1.2, 4)]
 
 
-def climb(search: Search, wanted: float, trials: int) -> None:
-    """Half of the trials at the wanted budget, the rest along the ladder, each step begun from the one beside it."""
-    steps = ladder(wanted)
+def search_budgets(search: Search, wanted: float, trials: int) -> None:
+    """Half of the trials at the wanted budget, the rest at neighbouring ones, each begun from the one beside it."""
+    steps = neighbouring_budgets(wanted)
     starts = sum(len(family.variants()) for family in search.families)
     search.expected = max(search.expected, starts + trials + (STEPS - 1) * (len(search.families) // 2 + 1))
     search.at(wanted, trials // 2)
@@ -161,39 +167,40 @@ def climb(search: Search, wanted: float, trials: int) -> None:
         done.append(step)
 
 
-def towards(search: Search, loss: float, trials: int) -> None:
-    """Budgets that close in on the one whose best recipe just keeps to an allowed loss.
+def towards(search: Search, divergence: float, trials: int) -> None:
+    """Budgets that close in on the one whose best recipe just keeps to an allowed divergence.
 
-    The families' beginnings alone, one evaluation each, bracket it roughly; then the budget is moved by how the loss
-    grew between the two searched last, and each search begins from the one before.
+    The families' beginnings alone, one evaluation each, bracket it roughly; then the budget is moved by how the
+    divergence grew between the two searched last, and each search begins from the one before.
     """
     starts = sum(len(family.variants()) for family in search.families)
     search.expected = starts + trials + STEPS * (len(search.families) // 2 + 1)
     share = trials // (STEPS + 1)
-    ratio = round(_bracket(search, loss), 3)
+    ratio = round(_bracket(search, divergence), 3)
     search.at(ratio, 2 * share)
     for _ in range(STEPS - 1):
-        found = {step: best for step in search.arms if (best := search.best(step)) is not None}
+        found = {step: best for step in search.studies if (best := search.best(step)) is not None}
         if not found:
             return
-        kept = [step for step, best in found.items() if best <= loss]
-        over = [step for step, best in found.items() if best > loss]
+        kept = [step for step, best in found.items() if best <= divergence]
+        over = [step for step, best in found.items() if best > divergence]
         if kept and over:
             low, high = max(kept), min(over)
             if high / low < 1.01:
                 return
-            # On a line between the two in the logarithm of the loss, but never so close to one that nothing is learned.
-            part = log2(loss / max(found[low], 1e-12)) / log2(found[high] / max(found[low], 1e-12))
+            # On a line between the two in the logarithm of the divergence, but never so close to one that nothing is
+            # learned.
+            part = log2(divergence / max(found[low], 1e-12)) / log2(found[high] / max(found[low], 1e-12))
             step = low + (high - low) * min(0.8, max(0.2, part))
         else:
             step = max(kept) * 1.12 if kept else 1 + (min(over) - 1) / 1.25
         step = round(step, 3)
-        if step <= 1 or step in search.arms:
+        if step <= 1 or step in search.studies:
             return
         search.at(step, share, near=min(found, key=lambda other: abs(other - step)))
 
 
-def _bracket(search: Search, loss: float) -> float:
+def _bracket(search: Search, divergence: float) -> float:
     """The budget at which the first family that can be judged, as it begins, loses as much as is allowed."""
     low, high = 1.05, 4.0
     for family in search.families:
@@ -205,7 +212,7 @@ def _bracket(search: Search, loss: float) -> float:
                 except RecipeError:  # more than the family can save
                     high = middle
                     continue
-                if search.judge.judge(recipe, "search").loss <= loss:
+                if search.judge.judge(recipe, "search").divergence <= divergence:
                     low = middle
                 else:
                     high = middle

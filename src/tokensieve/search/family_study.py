@@ -1,4 +1,4 @@
-"""An arm: one family at one budget, searched by CMA-ES in a study of its own."""
+"""A family study: one family at one budget, searched by CMA-ES in a study of its own."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ from .judge import Figures, Judge
 POPULATION = 10
 """Recipes of a generation: fewer than CMA-ES takes by itself (12 for 15 numbers), as a search has few trials."""
 ENOUGH = 6
-"""Earlier trials at a rung from which on a bad one is given up."""
+"""Earlier trials at a step, from which on a bad one is given up."""
 RANGE = FloatDistribution(-1, 1)
-"""Of each knob around the best beginning; CMA-ES begins with a sixth of it."""
+"""Of each parameter around the best beginning; CMA-ES begins with a sixth of it."""
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,7 @@ class Tried:
 
     text: str
     figures: Figures
-    knobs: Mapping[str, float]
+    params: Mapping[str, float]
     variant: int
 
     @property
@@ -43,13 +43,13 @@ class Tried:
 
 
 @dataclass
-class Arm:
+class FamilyStudy:
     """Trials of one family at one budget.
 
     The first trials are its variants (proposal layer, metric ...) at the best numbers known, and the family's other
-    beginnings; around the best of them the numbers are searched. A trial whose loss on a rung of images is above the
-    median of earlier ones stops there, and its loss counts scaled by what the rest of the images did to the first
-    trial's.
+    beginnings; around the best of them the numbers are searched. A trial whose divergence at a step of the images is
+    above the median of earlier ones stops there, and its divergence counts scaled by what the rest of the images did to
+    the first trial's.
     """
 
     ratio: float
@@ -58,10 +58,10 @@ class Arm:
     judge: Judge
     study: optuna.Study
     seed: int
-    told: Callable[[Arm], None]
+    told: Callable[[FamilyStudy], None]
     """Called after every trial."""
     near: tuple[Mapping[str, float], int] | None = None
-    """Knobs and variant of the best at a neighbouring budget, to begin with instead of all variants."""
+    """Params and variant of the best at a neighbouring budget, to begin with instead of all variants."""
 
     @property
     def starts(self) -> int:
@@ -79,14 +79,14 @@ class Arm:
                 self._start(f"variant {index}", first, index)
         else:
             self._start("near", *self.near)
-        for place, knobs in enumerate(others):
-            self._start(f"beginning {place}", knobs, self._best_start()[1])
+        for place, params in enumerate(others):
+            self._start(f"beginning {place}", params, self._best_start()[1])
 
-    def _start(self, label: str, knobs: Mapping[str, float], variant: int) -> None:
+    def _start(self, label: str, params: Mapping[str, float], variant: int) -> None:
         if any(trial.user_attrs.get("start") == label for trial in self._trials()):
             return
-        names = self.family.knobs(self.fit.costs.depth)
-        value, seen, attrs = self._try(dict(knobs), variant)
+        names = self.family.param_names(self.fit.costs.depth)
+        value, seen, attrs = self._try(dict(params), variant)
         self.study.add_trial(
             create_trial(
                 state=TrialState.FAIL if value is None else TrialState.COMPLETE,
@@ -104,10 +104,10 @@ class Arm:
         while self.alive and self.family.searched and self.count < until:
             draft = self._draft()
             trial = draft.ask()
-            names = self.family.knobs(self.fit.costs.depth)
+            names = self.family.param_names(self.fit.costs.depth)
             centre, variant = self._best_start()
-            knobs = {name: centre.get(name, 0.0) + trial.suggest_float(name, RANGE.low, RANGE.high) for name in names}
-            value, _, attrs = self._try(knobs, variant, trial)
+            params = {name: centre.get(name, 0.0) + trial.suggest_float(name, RANGE.low, RANGE.high) for name in names}
+            value, _, attrs = self._try(params, variant, trial)
             for name, attr in attrs.items():
                 trial.set_user_attr(name, attr)
             self.study.add_trial(draft.tell(trial, value, TrialState.FAIL if value is None else TrialState.COMPLETE))
@@ -124,18 +124,18 @@ class Arm:
         return len(self._trials())
 
     def best(self, among: int | None = None) -> Tried | None:
-        """The recipe of the smallest loss, among the first so many trials; None where none was finished."""
-        return min(self._finished(among), key=lambda tried: tried.figures.loss, default=None)
+        """The recipe of the smallest divergence, among the first so many trials; None where none was finished."""
+        return min(self._finished(among), key=lambda tried: tried.figures.divergence, default=None)
 
     def lowest(self, among: int | None = None) -> float:
-        """The smallest loss among the first so many trials; infinite where none was finished."""
+        """The smallest divergence among the first so many trials; infinite where none was finished."""
         best = self.best(among)
-        return inf if best is None else best.figures.loss
+        return inf if best is None else best.figures.divergence
 
     def top(self, count: int) -> list[Tried]:
         """The best finished recipes, each once."""
         found = {tried.text: tried for tried in self._finished()}
-        return sorted(found.values(), key=lambda tried: tried.figures.loss)[:count]
+        return sorted(found.values(), key=lambda tried: tried.figures.divergence)[:count]
 
     @property
     def failures(self) -> list[Failed]:
@@ -146,28 +146,29 @@ class Arm:
         ]
 
     def _try(
-        self, knobs: dict[str, float], variant: int, trial: optuna.Trial | None = None
+        self, params: dict[str, float], variant: int, trial: optuna.Trial | None = None
     ) -> tuple[float | None, list[float], dict[str, Any]]:
-        """The loss that the search is told, None if the trial failed; the losses at its rungs; what is kept of it.
+        """The divergence that the search is told, None if the trial failed; the divergences at its steps; what is kept
+        of it.
 
-        A `trial` stops at the rung where its study prunes it.
+        A `trial` stops at the step where its study prunes it.
         """
         choice: Variant = self.family.variants()[variant]
-        attrs: dict[str, Any] = {"variant": variant, "knobs": knobs}
+        attrs: dict[str, Any] = {"variant": variant, "params": params}
         seen: list[float] = []
         try:
-            recipe = self.family.recipe(knobs, choice, self._fit(choice))
+            recipe = self.family.recipe(params, choice, self._fit(choice))
             attrs["recipe"] = str(recipe)
-            for figures in self.judge.climb(recipe):
-                seen.append(figures.loss)
+            for figures in self.judge.figures_by_step(recipe):
+                seen.append(figures.divergence)
                 if trial is not None and not self._full(figures):
-                    trial.report(figures.loss, len(seen) - 1)
+                    trial.report(figures.divergence, len(seen) - 1)
                     if trial.should_prune():
                         break
         except (SieveError, RuntimeError, ValueError) as error:
             return None, [], {**attrs, "error": " ".join(str(error).split()) or type(error).__name__}
         attrs["figures"] = vars(figures)
-        return figures.loss * (1 if self._full(figures) else self._growth(len(seen))), seen, attrs
+        return figures.divergence * (1 if self._full(figures) else self._growth(len(seen))), seen, attrs
 
     def _fit(self, variant: Variant) -> Fit:
         """The budget less what the proposal takes of it."""
@@ -183,17 +184,17 @@ class Arm:
             )
         return replace(self.fit, target=self.fit.target - cost)
 
-    def _growth(self, rungs: int) -> float:
-        """How the loss over all images compares with that over the first so many rungs, for the first trial."""
+    def _growth(self, steps: int) -> float:
+        """How the divergence over all images compares with that over the first so many steps, for the first trial."""
         values = (trial.intermediate_values for trial in self._trials())
-        first = next((list(losses.values()) for losses in values if losses), [])
-        return first[-1] / first[rungs - 1] if len(first) >= rungs and first[rungs - 1] > 0 else 1.0
+        first = next((list(divergences.values()) for divergences in values if divergences), [])
+        return first[-1] / first[steps - 1] if len(first) >= steps and first[steps - 1] > 0 else 1.0
 
     def _best_start(self) -> tuple[Mapping[str, float], int]:
-        """Knobs and variant of the best beginning; the defaults where none could be judged."""
+        """Params and variant of the best beginning; the defaults where none could be judged."""
         starts = [trial for trial in self._trials() if trial.user_attrs.get("start") and trial.value is not None]
         best = min(starts, key=lambda trial: trial.value or 0.0, default=None)
-        return ({}, 0) if best is None else (best.user_attrs["knobs"], best.user_attrs["variant"])
+        return ({}, 0) if best is None else (best.user_attrs["params"], best.user_attrs["variant"])
 
     def _draft(self) -> optuna.Study:
         """The trials that have ended, in memory, where the next one is drawn: `study` gets it when it has ended.
@@ -215,13 +216,13 @@ class Arm:
         return self.study.get_trials(deepcopy=False, states=(TrialState.COMPLETE, TrialState.FAIL))
 
     def _full(self, figures: Figures) -> bool:
-        return figures.images == self.judge.rungs[-1]
+        return figures.images == self.judge.steps[-1]
 
     def _finished(self, among: int | None = None) -> list[Tried]:
         found = []
         for trial in self._trials()[:among]:
             figures = Figures(**trial.user_attrs["figures"]) if "figures" in trial.user_attrs else None
             if figures is not None and self._full(figures):
-                knobs, variant = trial.user_attrs["knobs"], trial.user_attrs["variant"]
-                found.append(Tried(trial.user_attrs["recipe"], figures, knobs, variant))
+                params, variant = trial.user_attrs["params"], trial.user_attrs["variant"]
+                found.append(Tried(trial.user_attrs["recipe"], figures, params, variant))
         return found
