@@ -132,7 +132,7 @@ def bench(
         for count in batches:
             with working(f"batch {count}: measuring for {seconds:g} s"):
                 record["runs"].append(_run(opened, images[:count], seconds, memory, said))
-    print_record(record, "tables.bench_view", as_json)
+    print_record(record, "bench_view.bench_view", as_json)
     list_failures(decoded.failures if decoded else (), kind)
 
 

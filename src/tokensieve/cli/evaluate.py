@@ -94,7 +94,7 @@ def evaluate(
         **compared(result),
         **files_record(pictures, result.count, result.failures),
     }
-    print_record(record, "tables.eval_view", as_json)
+    print_record(record, "eval_view.eval_view", as_json)
     list_failures(result.failures, seen.kind)
 
 

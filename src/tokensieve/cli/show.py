@@ -84,6 +84,7 @@ def show(
     from ..show.explain import class_names
     from ..show.files import files_record, tell_files
     from ..show.progress import Watched, list_failures, working
+    from ..show.sources import Pictures
 
     recipes: dict[str, Recipe] = {}
     if (given := spec.parsed_recipe()) is not None:
@@ -105,7 +106,7 @@ def show(
         if whole or any(place.suffix.lower() in FILMS for place in places or ()):
             raise InputError(f"--whole, .mp4 and .gif are for models that read videos, and {spec.model} reads images.")
         fasts = rivals.open_rivals(dense, recipes, own.mean, own.std, pretrained=spec.pretrained) if several else {}
-        pictures = gallery.Pictures(images, own, limit)
+        pictures = Pictures(images, own, limit)
         tell_files(pictures)
         seen = Watched(load_batches(pictures, 1 if several else BATCH))
     if maps:
@@ -142,13 +143,14 @@ def _show_videos(
     from ..show import clip_gallery, gallery
     from ..show.files import files_record, tell_files
     from ..show.progress import Counting, list_failures
+    from ..show.sources import Videos
     from ..show.video_file import SUFFIXES
 
     own: Any = opened.preprocessing
     if Views.parse(own.views).crops > 1 or (whole and options.views is not None):
         raise InputError("--views of show says how many clips of each video, such as 3x1, and --whole reads them all.")
     places = places or [check_place(place) for place in FILM]
-    videos = gallery.Videos(sources, own, limit, options.root)
+    videos = Videos(sources, own, limit, options.root)
     tell_files(videos)
     own_names = names if (names := videos.class_names) and len(names) == class_count(opened.dense) else None
     with Counting("clips shown") as counting:

@@ -23,11 +23,11 @@ from ..stream import Sieved, sieve
 from .demo_view import MERGING, RANDOM, RANDOM_PIXELS, RIVALS
 from .explain import class_names
 from .files import files_record, tell_files
-from .gallery import Pictures
 from .page import Panel, Section
 from .pictures import groups, heat, kept, photo
 from .record import COUNTED, compared
 from .rivals import Rivals, open_rivals, varied
+from .sources import Pictures
 
 if TYPE_CHECKING:
     from ..model_spec import OpenedModel

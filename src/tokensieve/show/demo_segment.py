@@ -25,11 +25,11 @@ from .demo import MOST, SHOWN, image_preprocessing, leading, measure_all
 from .demo_view import MERGING, RANDOM
 from .explain import class_names, dense_answers, explain
 from .files import files_record, tell_files
-from .gallery import Pictures
 from .page import Panel, Section
 from .record import COUNTED, on_pictures
 from .rivals import open_rivals
 from .segments import class_panel
+from .sources import Pictures
 
 if TYPE_CHECKING:
     from ..model_spec import OpenedModel

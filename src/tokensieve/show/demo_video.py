@@ -20,9 +20,9 @@ from .clips import ExplainedClip, explain_clips
 from .demo import MOST, beside, leading, measure_all
 from .explain import class_names
 from .files import files_record, tell_files
-from .gallery import Videos
 from .page import Panel, Section
 from .rivals import open_rivals, varied
+from .sources import Videos
 
 if TYPE_CHECKING:
     from ..model_spec import OpenedModel

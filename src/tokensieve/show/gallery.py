@@ -2,21 +2,16 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from pathlib import PurePath
 from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Group, RenderableType
 from rich.text import Text
-from torch import Tensor
-from torch.utils.data import Dataset
 
-from ..data import Failure, ImageSet, MovingSceneSet, Preprocessing, VideoPreprocessing, Window, media_set
-from ..errors import InputError
+from ..data import Preprocessing
 from ..measure import macs
 from ..measure.outputs import nothing_read
 from ..methods import PaPr
@@ -49,78 +44,6 @@ OF_STAGES = {
     "Kept": "the pixels of a stage's map, of the first that leaves any out where one is shown, on which point-wise "
     "operators run are as they were, with a light border; the others are dark and grey.",
 }
-
-
-class Pictures(Dataset[tuple[Tensor, int]]):
-    """Pictures or videos of several files, folders, tars and lists, in their order, `limit` of them at most, spread
-    evenly.
-
-    Raises `InputError` for a source that holds none, or that can only be read from its beginning.
-    """
-
-    def __init__(
-        self,
-        sources: Sequence[str],
-        preprocessing: Preprocessing | VideoPreprocessing,
-        limit: int,
-        root: str | None = None,
-    ) -> None:
-        sets = [media_set(source, preprocessing, root=root) for source in sources]
-        self.kind = sets[0].kind
-        self.places: list[tuple[Any, int]] = []
-        for source, found in zip(sources, sets, strict=True):
-            if not isinstance(found, ImageSet):
-                raise InputError(f"{source} is a stream: show takes image files, folders and tars.")
-            self.places += [(found, index) for index in range(len(found))]
-        self.found = len(self.places)
-        self.skipped = [each for found in sets for each in found.skipped]
-        self.notes = [note for found in sets for note in found.notes]
-        if limit < self.found:
-            self.places = [self.places[i * self.found // limit] for i in range(limit)]
-        paths = [self.path(index) for index in range(len(self))]
-        start = _common([os.path.dirname(path) for path in paths])
-        self.names = {path: PurePath(os.path.relpath(path, start) if start else path).as_posix() for path in paths}
-
-    def __len__(self) -> int:
-        return len(self.places)
-
-    def path(self, index: int) -> str:
-        """Where picture `index` comes from."""
-        owner, position = self.places[index]
-        return owner.path(position)
-
-    def attempt(self, index: int) -> tuple[Tensor, int] | Failure:
-        """Picture `index` as a tensor (3, H, W) without a label, or why it cannot be read."""
-        owner, position = self.places[index]
-        found = owner.attempt(position)
-        return found if isinstance(found, Failure) else (found[0], -1)  # a folder's number is no class of the model
-
-
-class Videos(Pictures):
-    """Videos alone, which know the times of their frames; see `VideoSet`."""
-
-    @property
-    def class_names(self) -> list[str] | None:
-        """Of moving scenes what their labels mean, which the bundled model was trained on; None of other videos."""
-        generated = [owner for owner, _ in self.places if isinstance(owner, MovingSceneSet)]
-        return list(generated[0].classes) if generated else None
-
-    def attempt_timed(self, index: int) -> tuple[Tensor, int, Tensor] | Failure:
-        owner, position = self.places[index]
-        found: tuple[Tensor, int, Tensor] | Failure = owner.attempt_timed(position)
-        return found
-
-    def windows(self, index: int) -> Iterator[Window | Failure]:
-        owner, position = self.places[index]
-        yield from owner.windows(position)
-
-
-def _common(parents: Sequence[str]) -> str:
-    """The folder that all have in common, empty for none."""
-    try:
-        return os.path.commonpath(parents)
-    except ValueError:  # absolute and relative ones, or several drives
-        return ""
 
 
 @dataclass(frozen=True)

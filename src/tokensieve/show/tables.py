@@ -1,9 +1,9 @@
-"""What the command line prints for people, made from the same record that `--json` prints for programs."""
+"""What the command line's tables have in common; they are made from the record that `--json` prints for programs."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import PurePath
 from typing import Any
 
@@ -12,7 +12,6 @@ from rich.console import Console, Group, JustifyMethod, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from ..measure.intervals import DIFFERENCES, SHARES
 from ..search.default import SAID
 from .files import files_line
 
@@ -20,180 +19,9 @@ Record = dict[str, Any]
 WIDEST = 100_000
 
 
-def bench_view(record: Record) -> RenderableType:
-    """The record of `tokensieve bench`: what ran, a row for each batch size or step, the verdicts."""
-    return _waterfall_view(record) if record["waterfall"] else _runs_view(record)
-
-
-def _runs_view(record: Record) -> RenderableType:
-    macs, decoding = record["macs"], record["decoding"]
-    map_alone = not macs["proposal"] and any(run["proposal_share"] for run in record["runs"])
-    table = new_table(
-        "batch", "MACs", "limit", "measured", "of limit", "map" if map_alone else "proposal", f"ms {a_unit(record)}"
-    )
-    memory = new_table("batch", "peak MiB, dense", "peak MiB, sieved")
-    pictures = new_table("batch", f"{data_word(record)} a second", "dense", "sieved")
-    for run in record["runs"]:
-        seconds, images = run["seconds"], run["batch"]
-        taken = " → ".join(short(1000 * seconds[name] / images) for name in ("dense", "sieved"))
-        table.add_row(
-            str(images),
-            times(macs["ratio"]),
-            times(run["limit"]),
-            with_spread(run["ratio"], run["low"], run["high"], style="bold"),
-            f"{100 * run['of_limit']:.0f}%",
-            f"{100 * run['proposal_share']:.1f}%" if macs["proposal"] or run["proposal_share"] else "none",
-            taken,
-        )
-        if run["memory_bytes"]:
-            memory.add_row(str(images), *(short(run["memory_bytes"][name] / 2**20) for name in ("dense", "sieved")))
-        if decoding:
-            rates = decoding["per_second"], *run["images_per_second"].values()
-            pictures.add_row(str(images), *map(short, rates))
-    tables = [part for shown in (table, memory, pictures) if shown.row_count for part in ("", shown)]
-    legend = (
-        "MACs and speed: dense over sieved, proposal included. "
-        f"Limit: the host on as many {units(record)}, with selection and proposal for free."
-    )
-    said = _verdicts((f"batch {run['batch']}", run["verdict"]) for run in record["runs"])
-    return Group(header(record), *tables, Text(legend, style="dim"), "", said, "", *_loss(record))
-
-
-def _loss(record: Record) -> list[RenderableType]:
-    """What the recipe loses, or how that is found out."""
-    if record["loss"] is not None:
-        told = Text.assemble(
-            ("loss ", "bold"), f"on {record['loss']['images']} {data_word(record)}: {lost(record['loss'])}"
-        )
-        return [told, Text(INTERVALS, style="dim")]
-    missing = [
-        *(["weights (--pretrained or --weights FILE)"] if not (record["pretrained"] or record["weights"]) else []),
-        *([f"{data_word(record)} (--data FOLDER)"] if record["data"] is None else []),
-    ]
-    how = f"give {' and '.join(missing)}, or see tokensieve eval"
-    return [Text.assemble(("loss ", "bold"), f"not measured: {how}.")]
-
-
-def _waterfall_view(record: Record) -> RenderableType:
-    rows, decoding = record["waterfall"], record["decoding"]
-    table = new_table("", "ms", "over dense", "this step", "limit", "of limit", "MiB")
-    table.padding = (0, 1, 0, 0)
-    said = []
-    for row in rows:
-        first, skipped = row["step"] == "dense", "reason" in row
-        name = row["step"] if first else f"+ {row['step']}"
-        if row["step"] == "batch" and not skipped:
-            name += f" {row['batch']}"
-        said.append((name, row["verdict"]))
-        if skipped:
-            table.add_row(name, *["-"] * 6, style="dim")
-            continue
-        limit = ("", "") if row["limit"] is None else (times(row["limit"]), f"{100 * row['of_limit']:.0f}%")
-        table.add_row(
-            name,
-            short(1000 / row["images_per_second"]),
-            "" if first else with_spread(row["ratio"], row["low"], row["high"], style="bold"),
-            "" if first else with_spread(row["gain"], row["gain_low"], row["gain_high"]),
-            *limit,
-            short(row["memory_bytes"] / 2**20),
-        )
-    legend = (
-        f"Each row adds one thing to the row before, at batch {rows[0]['batch']} until the last. ms: {a_unit(record)}. "
-        "Over dense, limit: the first row's time over the row's, and over the slicing limit's in the same precision, "
-        "compilation and batch. MiB: peak memory, weights not counted."
-    )
-    parts: list[RenderableType] = [header(record), "", table, Text(legend, style="dim"), ""]
-    found = Table.grid(padding=(0, 2))
-    changed = [f"{name} {short(100 * row['difference'])}%" for row, name in _measured(rows, said, "difference")]
-    if changed:
-        found.add_row("outputs", f"largest difference from the recipe in fp32: {', '.join(changed)}")
-    agreed = [f"{name} {row['agreement']:.1f}%" for row, name in _measured(rows, said, "agreement")]
-    if agreed:
-        count = min(rows[0]["compared"], decoding["pictures"])
-        found.add_row("classes", f"same as the dense model's on {count} {data_word(record)}: {', '.join(agreed)}")
-    if decoding:
-        rates = [f"{name} {short(row['images_per_second'])}" for row, name in _measured(rows, said, "batch")]
-        found.add_row(data_word(record), f"a second: decoding {short(decoding['per_second'])}, {', '.join(rates)}")
-    if found.row_count:
-        parts += [found, ""]
-    return Group(*parts, _verdicts((name, sentences) for name, sentences in said if sentences))
-
-
-def _measured(rows: list[Record], said: list[tuple[str, Any]], figure: str) -> list[tuple[Record, str]]:
-    """The rows that have a figure, with their names."""
-    return [
-        (row, name.removeprefix("+ ")) for row, (name, _) in zip(rows, said, strict=True) if row.get(figure) is not None
-    ]
-
-
-def _verdicts(said: Iterable[tuple[str, list[str]]]) -> RenderableType:
-    """What is said of each row of a table: the result, then its reasons."""
-    grid = Table.grid(padding=(0, 2))
-    grid.add_column(no_wrap=True)
-    for name, (result, *reasons) in said:
-        grid.add_row(name, Text.assemble((result, "bold"), *(f" {text}" for text in reasons)))
-    return grid
-
-
-def eval_view(record: Record) -> RenderableType:
-    """The record of `tokensieve eval`: what ran, both models beside each other, how far they agree."""
-    scored = record["dense"] is not None
-    ks = list(record["dense"]) if scored else []
-    table = new_table("", *(k.replace("top", "top-") for k in ks), f"GMAC {a_unit(record)}")
-    for name in ("dense", "sieved"):
-        cells = [f"{record[name][k]:.1f}% {between(record[f'{name}_low'][k], record[f'{name}_high'][k])}" for k in ks]
-        table.add_row(name, *cells, giga(record["macs"][name]))
-    ends = [(record["change_low"][k], record["change_high"][k]) for k in ks]
-    changes = [
-        f"{signed(record['change'][k])} [{signed(low)} to {signed(high)}]"
-        for k, (low, high) in zip(ks, ends, strict=True)
-    ]
-    table.add_row("change", *changes, f"{record['macs']['ratio']:.2f}x fewer", style="dim")
-    said = Text.assemble(("sieved against dense: ", "bold"), lost(record))
-    return Group(header(record), "", table, "", said, Text(f"{INTERVALS} Change: percentage points.", style="dim"))
-
-
-INTERVALS = f"In brackets: 95 % intervals, of shares {SHARES}'s, of changes and means by {DIFFERENCES} over the images."
-
-
-def lost(record: Record) -> str:
-    """How far a sieved model is from its dense one, of what `record.compared` tells."""
-    found = [f"cosine {_mean(record, 'cosine')}"]
-    ends = between(record["agreement_low"], record["agreement_high"])
-    if record.get("neighbours") is not None:
-        near = between(record["neighbours_low"], record["neighbours_high"])
-        found.append(f"same nearest neighbour {record['neighbours']:.1f}% {near}")
-    if record.get("kind") == "class-map":
-        found = [
-            f"same class {record['agreement']:.1f}% of the pixels {ends}",
-            f"KL {_mean(record, 'kl')} nats",
-            *found,
-        ]
-    elif record.get("kind") == "depth":
-        found = [
-            f"{record['agreement']:.1f}% of the pixels within a factor of 1.25 {ends}",
-            f"relative error {_mean(record, 'divergence')}",
-            *found,
-        ]
-    elif record["agreement"] is not None:
-        count = record["images"]
-        same = f"{round(record['agreement'] * count / 100)} of {count}"
-        found = [f"same class {same}, {record['agreement']:.1f}% {ends}", f"KL {_mean(record, 'kl')} nats", *found]
-    return ", ".join(found)
-
-
-def _mean(record: Record, name: str) -> str:
-    low, high = record[f"{name}_low"], record[f"{name}_high"]
-    return f"{record[name]:.4f}" + ("" if low is None else f" [{low:.4f}-{high:.4f}]")
-
-
 def between(low: float | None, high: float | None) -> str:
     """The interval of a percentage; nothing where there is none."""
     return "" if low is None else f"[{low:.1f}-{high:.1f}]"
-
-
-def signed(value: float) -> str:
-    return f"{value:+.1f}".replace("-", "−")
 
 
 def header(record: Record) -> RenderableType:
