@@ -9,9 +9,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor, nn
 
 from ..errors import InputError, RecipeError, first_line
+from .videomae_keys import EPS, from_mmaction2, is_mmaction2
 
 TRANSFORMERS = "transformers/"
 """In front of the name of a checkpoint on the Hugging Face Hub, or of a folder with one."""
@@ -132,17 +134,27 @@ def on_one_device(model: Any) -> Any:
 
 
 def _loaded(kind: Any, config: Any, state: Mapping[str, Tensor], name: str) -> Any:
-    """A model with these weights, by transformers itself, which knows what older checkpoints call them."""
+    """A model with these weights, by transformers itself, which knows what older checkpoints call them; mmaction2's
+    names of a VideoMAE's are known here."""
+    theirs = kind.__name__.startswith("VideoMAE") and is_mmaction2(state)
+    if theirs:
+        config.layer_norm_eps = EPS
+        with torch.device("meta"):
+            positions = kind(config).videomae.embeddings.position_embeddings
+        state = from_mmaction2(state, positions)
     with _quiet():
         model, info = kind.from_pretrained(
             None, config=config, state_dict=dict(state), output_loading_info=True, ignore_mismatched_sizes=True
         )
+    if theirs:
+        model.fc_norm.eps = EPS
     for what, problem in (
         ("missing_keys", "the file has no {}"),
         ("unexpected_keys", "the model has no {}"),
         ("mismatched_keys", "{} has another shape in the file than in the model"),
     ):
-        if found := sorted(map(str, info[what])):
+        # Keys of other shapes come with the two shapes.
+        if found := sorted(key if isinstance(key, str) else str(key[0]) for key in info[what]):
             raise InputError(f"Cannot load weights into {name}: {problem.format(found[0])} ({len(found)} such keys).")
     return model
 

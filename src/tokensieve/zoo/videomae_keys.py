@@ -1,0 +1,88 @@
+"""Names of weights in mmaction2's checkpoints of VideoMAE, and what transformers calls each.
+
+mmaction2                                        transformers
+backbone.patch_embed.projection                  videomae.embeddings.patch_embeddings.projection
+backbone.blocks.B.norm1, norm2                   videomae.encoder.layer.B.layernorm_before, layernorm_after
+    ... attn.qkv (weight alone, (3C, C))             attention.attention.query, key, value
+    ... attn.q_bias, attn.v_bias                     attention.attention.query, value (bias)
+    ... attn.proj                                    attention.output.dense
+    ... mlp.layers.0.0, mlp.layers.1                 intermediate.dense, output.dense
+backbone.fc_norm                                 fc_norm
+cls_head.fc_cls                                  classifier
+backbone.pos_embed                               computed; refused where it is another table
+
+"backbone." may be missing; "module." and "model." in front of all names are passed over.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from ..errors import InputError
+from .video_keys import unwrapped
+
+EPS = 1e-6
+"""Of all of mmaction2's norms; transformers' are 1e-12, and 1e-5 after pooling."""
+POSITIONS = "pos_embed"
+_OUTSIDE = {
+    "patch_embed.projection": "videomae.embeddings.patch_embeddings.projection",
+    "fc_norm": "fc_norm",
+    "cls_head.fc_cls": "classifier",
+}
+_BLOCK = {
+    "norm1": "layernorm_before",
+    "norm2": "layernorm_after",
+    "attn.proj": "attention.output.dense",
+    "mlp.layers.0.0": "intermediate.dense",
+    "mlp.layers.1": "output.dense",
+}
+_BIASES = {"attn.q_bias": "query", "attn.v_bias": "value"}
+
+
+def is_mmaction2(state: Mapping[str, Tensor]) -> bool:
+    """Whether a state dict is a VideoMAE of mmaction2, with a classifier or without."""
+    return "blocks.0.attn.qkv.weight" in unwrapped(state)
+
+
+def from_mmaction2(state: Mapping[str, Tensor], positions: Tensor) -> dict[str, Tensor]:
+    """The same weights under transformers' names; a name that mmaction2's VideoMAE does not have stays as it is.
+
+    Args:
+        positions: (1, N, C), the table of positions that the model computes.
+
+    Raises:
+        InputError: the checkpoint has another table of positions, as for another number of frames or learned ones.
+    """
+    found: dict[str, Tensor] = {}
+    for name, value in unwrapped(state).items():
+        module, _, last = name.rpartition(".")
+        block = re.fullmatch(r"blocks\.(\d+)\.(.+)", name)
+        if name == POSITIONS:
+            _check_positions(value, positions)
+        elif block is None:
+            found[f"{_OUTSIDE[module]}.{last}" if module in _OUTSIDE else name] = value
+        else:
+            layer, part = f"videomae.encoder.layer.{block[1]}", block[2]
+            inner = part.rpartition(".")[0]
+            if part == "attn.qkv.weight":
+                for each, weight in zip(("query", "key", "value"), value.chunk(3), strict=True):
+                    found[f"{layer}.attention.attention.{each}.weight"] = weight
+            elif part in _BIASES:
+                found[f"{layer}.attention.attention.{_BIASES[part]}.bias"] = value
+            else:
+                found[f"{layer}.{_BLOCK[inner]}.{last}" if inner in _BLOCK else name] = value
+    return found
+
+
+def _check_positions(theirs: Tensor, own: Tensor) -> None:
+    if theirs.shape != own.shape:
+        raise InputError(
+            f"The checkpoint is for {theirs.shape[1]} patches of width {theirs.shape[2]}, and the model reads "
+            f"{own.shape[1]} of width {own.shape[2]}: give image_size, num_frames and hidden_size of the checkpoint."
+        )
+    if not torch.allclose(theirs.float(), own.float().to(theirs.device), atol=1e-4):
+        raise InputError("The checkpoint's positions were learned, and transformers' VideoMAE computes them.")
