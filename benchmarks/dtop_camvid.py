@@ -2,7 +2,7 @@
 
     python benchmarks/dtop_camvid.py train segvit            # a base; interrupted, the same command goes on
     python benchmarks/dtop_camvid.py train segvit_finetune   # and each of RUNS; they need their base
-    python benchmarks/dtop_camvid.py evaluate                # all that are trained, at each threshold, and rivals
+    python benchmarks/dtop_camvid.py evaluate                # @Direct at each threshold, the others at two, and rivals
     python benchmarks/dtop_camvid.py speed                   # fills in their time
     python benchmarks/dtop_camvid.py plot
 
@@ -181,7 +181,8 @@ def evaluate(out: Path, heads: list[str]) -> None:
             if (head, variant, "") not in done and weights(name, out).is_file():
                 row(variant, "", open_trained(weights(name, out))[0])
         for variant, model in variants(head, out):
-            for threshold in THRESHOLDS[head]:
+            grid = THRESHOLDS[head]
+            for threshold in grid if variant == "direct" else (grid[0], TRAINED_AT[head]):
                 if (head, variant, str(threshold)) not in done:
                     row(variant, str(threshold), sieve(model, recipe(threshold)))
         for each in chosen(head):
