@@ -31,6 +31,25 @@ def test_they_answer_for_the_clip_and_for_every_patch(name: str) -> None:
 
 
 @torch.no_grad()
+def test_a_single_moment_is_read_at_its_place_in_time() -> None:
+    wrapper = WRAPPED["nano_video"]().eval()
+    clips = torch.randn(1, 8, 3, 64, 64)
+    embedded = wrapper.model.videomae.embeddings(clips, None)
+    for moment in (0, 3):
+        answers = wrapper(clips[:, 2 * moment : 2 * moment + 2], moment)
+        own = embedded[:, 64 * moment : 64 * moment + 64]
+        expected = wrapper.patches(wrapper.model.videomae.encoder(own).last_hidden_state)
+        torch.testing.assert_close(torch.cat([answers.digits, answers.directions], -1), expected, rtol=1e-4, atol=1e-5)
+
+
+def test_the_transformer_sees_single_moments_first_then_clips() -> None:
+    _, task = prepare("nano_video", scenes=64, looked_at=4)
+    batches = task.batches(2, 8, 0)
+    seen = [(batches[number][0].shape[1], batches[number][3]) for number in range(8)]
+    assert seen == [(2, 0), (2, 1), (2, 2), (2, 3), (2, 0), (2, 1), (8, 0), (8, 0)]
+
+
+@torch.no_grad()
 def test_a_cell_of_the_proposal_shares_one_answer_among_digits_and_directions() -> None:
     wrapper = NanoVideoRanker().eval()
     clips = torch.randn(1, 8, 3, 64, 64)
@@ -69,18 +88,18 @@ def test_the_loss_asks_for_the_class_the_digit_and_the_direction() -> None:
             super().__init__()
             self.label = label
 
-        def forward(self, clips: torch.Tensor) -> Any:
-            answers = task.module(clips)
+        def forward(self, clips: torch.Tensor, moment: int) -> Any:
+            answers = task.module(clips, moment)
             said = nn.functional.one_hot(torch.full((len(clips),), self.label), 80) * 50.0
             return answers._replace(clips=said, price=torch.zeros(()))
 
-    clips, _, masks = task.batches(4, 1, 0)[0]
+    clips, _, masks, moment = task.batches(4, 1, 0)[0]
     labels = torch.full((4,), 8 * 5 + 2)
     task.module.eval()
     losses = {}
     with torch.no_grad():
         for label in (42, 8 * 5 + 3, 8 * 6 + 2, 8 * 6 + 3):
-            losses[label] = task.loss(Sure(label), (clips, labels, masks)).value - losses.get(42, 0)
+            losses[label] = task.loss(Sure(label), (clips, labels, masks, moment)).value - losses.get(42, 0)
     patches, no_direction, no_digit, neither = losses.values()
     assert patches > 0
     # The class costs 50; a wrong direction as much, less what its ten classes have together, and so the digit.
