@@ -9,7 +9,9 @@ import re
 import sys
 import textwrap
 from collections.abc import Callable
+from functools import partial
 
+from method_pages import corrected_rows, cost_alone, dynamic_rows, family, method_rows, readout_rows, rlt_rows
 from results import ROOT
 from tables import (
     LOST,
@@ -394,6 +396,18 @@ PAGES: dict[str, dict[str, Callable[[], str]]] = {
     "docs/segmentation.md": {"macs": segmenters},
     "docs/dtop.md": {"training": dtop_training, "rivals": dtop_rivals, "speed": dtop_speed},
     "docs/patch-slimming.md": {"slimming": slimming},
+    **{
+        f"docs/methods/{name}.md": {"row": partial(method_rows, name)}
+        for name in ("ats", "diffrate", "evit", "gtp", "guarded", "mctf", "pitome", "tofu")
+    },
+    "docs/methods/corrected.md": {"row": corrected_rows},
+    "docs/methods/dynamic-spatial.md": {"row": dynamic_rows},
+    "docs/methods/dynamicvit.md": {"row": partial(cost_alone, "dynamicvit")},
+    "docs/methods/readout.md": {"row": readout_rows},
+    "docs/methods/rlt.md": {"row": rlt_rows},
+    "docs/hosts/vit.md": {"family": partial(family, "VisionTransformer", "VisionTransformerDistilled")},
+    "docs/hosts/eva.md": {"family": partial(family, "Eva")},
+    "docs/hosts/beit.md": {"family": partial(family, "Beit")},
     "docs/versions.md": {"tested": versions_tested, "macs": versions_macs},
 }
 
@@ -409,7 +423,7 @@ def wrapped(text: str) -> str:
     for part in text.split("\n\n"):
         if part.startswith("- "):
             part = "\n".join(fill(f"- {entry}", "  ") for entry in part[2:].split("\n- "))
-        elif not part.startswith(("|", "```", "!")):
+        elif not part.startswith(("|", "```", "!", "<details")):
             part = fill(part)
         parts.append(part)
     return "\n\n".join(parts)

@@ -18,11 +18,12 @@ from tokensieve.cli import app
 pytestmark = pytest.mark.slow
 
 ROOT = Path(__file__).resolve().parents[1]
-PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+DOCS = sorted((ROOT / "docs").rglob("*.md"))
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *DOCS]
 
 
 def named(page: Path) -> str:
-    return page.name
+    return str(page.relative_to(ROOT))
 
 
 def blocks(page: Path, language: str) -> list[str]:
@@ -72,7 +73,7 @@ def run(code: str) -> str:
     return done.stdout
 
 
-@pytest.mark.parametrize("page", sorted((ROOT / "docs").glob("*.md")), ids=named)
+@pytest.mark.parametrize("page", DOCS, ids=named)
 def test_every_block_of_python_in_docs_runs(page: Path) -> None:
     run("\n".join(blocks(page, "python")))
 
