@@ -11,6 +11,7 @@ import textwrap
 from collections.abc import Callable
 from functools import partial
 
+from command_pages import every_command
 from method_pages import corrected_rows, cost_alone, dynamic_rows, family, method_rows, readout_rows, rlt_rows
 from results import ROOT
 from tables import (
@@ -303,6 +304,27 @@ so are those that the correction was fitted on."""
     return text
 
 
+def installed() -> str:
+    """Time and size of the package in a clean environment."""
+    told = missing("extras.csv", "benchmarks/extras.py")
+    if told:
+        return told
+    rows = {row["extra"]: row for row in read("extras.csv")}
+    alone = rows["none"]
+    cells = [
+        [f"`[{name}]`" if name != "none" else "(alone)", f"{float(row['environment_mb']) / 1000:.2f}", row["packages"],
+         f"{float(row['install_seconds']):.0f}", f"`{row['tried']}`"]
+        for name, row in rows.items()
+    ]  # fmt: skip
+    return f"""The wheel is {float(alone["wheel_mb"]):.1f} MB, the bundled weights included. `pip install` in an empty
+environment took {float(alone["install_seconds"]):.0f} s with an empty cache, and the environment is
+{float(alone["environment_mb"]) / 1000:.2f} GB; with each extra alone, from then on out of the cache:
+
+{table(["extra", "GB", "packages", "seconds", "tried with"], cells)}
+
+{commands("extras.csv")}"""
+
+
 def missing(name: str, command: str) -> str | None:
     """What stands where figures will be once a long benchmark has run."""
     return None if (ROOT / "results" / name).is_file() else f"Not measured yet: `python {command}`."
@@ -377,6 +399,9 @@ The figures are those of each of these:
 
 PAGES: dict[str, dict[str, Callable[[], str]]] = {
     "README.md": {"headline": headline, "measured": measured_readme},
+    "docs/index.md": {"headline": lambda: headline().replace("docs/results.md", "results.md")},
+    "docs/install.md": {"size": installed},
+    "docs/reference/command-line.md": {"commands": every_command},
     "docs/results.md": {
         "every method": every_method,
         "loss": loss,
