@@ -48,7 +48,7 @@ def test_a_row_of_the_results_comes_from_the_command_under_it(shared: Path) -> N
     """With the command's own defaults."""
     (command,) = [words for words in told_commands(ROOT / "docs" / "results.md") if words[1] == "eval"]
     local = [word.replace("../shared", str(shared)) for word in command[1:]]
-    told = subprocess.run([sys.executable, "-m", "tokensieve.cli", *local, "--json"], capture_output=True, check=True)
+    told = subprocess.run([sys.executable, "-m", "tokensieve", *local, "--json"], capture_output=True, check=True)
     found = json.loads(told.stdout)
     recipe = command[command.index("--recipe") + 1]
     with (ROOT / "results" / "accuracy.csv").open(newline="") as file:
