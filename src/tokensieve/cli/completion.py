@@ -9,8 +9,9 @@ METHODS = (
     "papr", "patch_slimming", "pitome", "readout", "rlt", "tofu", "tome",
 )  # fmt: skip
 MODELS = (
-    "nano_convnet", "nano_convnext", "nano_segmenter", "nano_video", "nano_vit", "videomae_base", "videomae_base_ssv2",
-    "videomae_huge", "videomae_large", "videomae_small", "vivit_base", "vjepa2_giant_ssv2", "vjepa2_large_ssv2",
+    "nano_convnet", "nano_convnext", "nano_segmenter", "nano_video", "nano_video_proposal", "nano_vit", "videomae_base",
+    "videomae_base_ssv2", "videomae_huge", "videomae_large", "videomae_small", "vivit_base", "vjepa2_giant_ssv2",
+    "vjepa2_large_ssv2",
 )  # fmt: skip
 """Those with a name of the package's own; timm's are too many for a tab, and `tokensieve models PATTERN` lists them."""
 
