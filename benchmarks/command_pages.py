@@ -22,11 +22,14 @@ def every_command() -> str:
 
 def section(name: str, command: Any) -> str:
     arguments = [parameter for parameter in command.params if parameter.param_type_name == "argument"]
-    options = [parameter for parameter in command.params if parameter.param_type_name == "option" and not hidden(parameter)]
+    options = [
+        parameter for parameter in command.params if parameter.param_type_name == "option" and not hidden(parameter)
+    ]
     usage = " ".join(["tokensieve", name, "[OPTIONS]", *(placeholder(parameter) for parameter in arguments)])
     rows = [[f"`{cell(placeholder(parameter))}`", cell(parameter.help or ""), ""] for parameter in arguments]
     rows += [[names(parameter), cell(parameter.help or ""), default(parameter)] for parameter in options]
-    return f"## {name}\n\n{' '.join((command.help or '').split())}\n\n```text\n{usage}\n```\n\n{table(['', '', 'default'], rows)}"
+    told = " ".join((command.help or "").split())
+    return f"## {name}\n\n{told}\n\n```text\n{usage}\n```\n\n{table(['', '', 'default'], rows)}"
 
 
 def hidden(parameter: Any) -> bool:
@@ -46,7 +49,13 @@ def names(parameter: Any) -> str:
 
 def default(parameter: Any) -> str:
     value = parameter.default
-    if value is None or callable(value) or parameter.required or value in ("", (), []) or parameter.show_default is False:
+    if (
+        value is None
+        or callable(value)
+        or parameter.required
+        or value in ("", (), [])
+        or parameter.show_default is False
+    ):
         return "required" if parameter.required else ""
     if isinstance(value, bool):
         given = parameter.opts if value else parameter.secondary_opts

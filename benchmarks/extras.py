@@ -4,8 +4,8 @@ work, how large is it, how long does it take? -> results/extras.csv.
     python benchmarks/extras.py                      # all of them; torch comes down twice
     python benchmarks/extras.py --only none,export   # some; the others' rows stay
 
-The first environment, without extras, is made by pip with an empty cache, and timed. Those of the extras are made by uv,
-hard-linked from one cache, so that they take little more room than one does.
+The first environment, without extras, is made by pip with an empty cache, and timed. Those of the extras are made by
+uv, hard-linked from one cache, so that they take little more room than one does.
 """
 
 from __future__ import annotations
@@ -26,19 +26,15 @@ from results import ROOT, update
 NANO = "--model nano_vit --recipe tome(r=8)"
 COMMANDS = {
     "none": "demo --scenes 8 --seconds 1",
-    "app": "app --help",
     "export": f"export {NANO} --out model.onnx",
     "hf": "bench --model videomae_small --recipe tome(r=60) --batch 1 --seconds 0",
     "jobs": f"run photographs {NANO} --out job",
     "ray": f"run photographs {NANO} --out job --engine ray",
-    "serve": "doctor",
     "train": "train nano --only nano_convnet --scenes 64",
-    "tune": "tune --model nano_vit --data scenes --limit 24 --macs 1.5 --trials 3 --family scheduled-guarded --proposal none",
-    "video": "show moving-scenes --model nano_video --no-pretrained --recipe papr(keep=0.4,significance=motion) --limit 1",
+    "tune": "tune --model nano_vit --data scenes --limit 24 --macs 1.5 --trials 3 --family tome --proposal none",
+    "video": "show moving-scenes --model nano_video --no-pretrained --recipe random(keep=0.4) --limit 1",
 }
 """What is tried with each extra, in a folder with photographs."""
-MODULES = {"onnxscript": "onnxscript", "pillow": "PIL", "huggingface-hub": "huggingface_hub"}
-"""Distributions -> what is imported of them, where that is called otherwise."""
 KEPT = ("PIP_", "UV_", "LANG", "SSL", "OMP_")
 """Of the environment, what the clean ones see; index, certificates, and the number of threads."""
 
@@ -122,9 +118,8 @@ def tried(name: str, place: Path, uv: Path, wheel: Path, needs: list[str]) -> di
 
 
 def module_of(need: str) -> str:
-    """What is imported of a distribution that an extra names."""
-    name = need.partition(">")[0].partition("[")[0].strip()
-    return MODULES.get(name, name)
+    """What is imported of a distribution that an extra names; those named so far are called alike."""
+    return need.partition(">")[0].partition("[")[0].strip().replace("-", "_")
 
 
 def size(folder: Path) -> float:

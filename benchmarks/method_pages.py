@@ -8,10 +8,14 @@ from tables import Row, change, commands, measured, points, read, recipe_of, sho
 
 def method_rows(method: str) -> str:
     """What a method loses on a DeiT-Tiny at each share of the host's MACs, and how fast it is on a ViT-B."""
-    rows = [row for row in read("compare.csv") if (row["host"], row["method"], row["counted"]) == ("deit_tiny", method, "host")]
+    rows = [
+        row
+        for row in read("compare.csv")
+        if (row["host"], row["method"], row["counted"]) == ("deit_tiny", method, "host")
+    ]
     timed = next((row for row in rows if row["ratio"]), None)
-    told = f"""A DeiT-Tiny on {rows[0]["images"]} photographs, dense top-1 {float(rows[0]["top1_dense"]):.1f} %, by the share of
-the host's MACs that is saved:
+    told = f"""A DeiT-Tiny on {rows[0]["images"]} photographs, dense top-1 {float(rows[0]["top1_dense"]):.1f} %, by the
+share of the host's MACs that is saved:
 
 {loss(rows)}
 
@@ -43,8 +47,9 @@ def fast(method: str) -> str:
     row = next((row for row in read("speed_methods.csv") if row["method"] == method), None)
     if row is None:
         return ""
-    return f"""A ViT-B at batch {row["batch"]} is {times(row["ratio"])} as fast [{float(row["low"]):.2f}-{float(row["high"]):.2f}] at
-{times(row["macs_ratio"])} fewer MACs, {100 * float(row["of_limit"]):.0f} % of what the host alone reaches on as many tokens
+    spread = f"{times(row['ratio'])} as fast [{float(row['low']):.2f}-{float(row['high']):.2f}]"
+    return f"""A ViT-B at batch {row["batch"]} is {spread} at {times(row["macs_ratio"])} fewer MACs,
+{100 * float(row["of_limit"]):.0f} % of what the host alone reaches on as many tokens
 ([results/speed_methods.csv](../../results/speed_methods.csv))."""
 
 
@@ -54,8 +59,8 @@ def cost_alone(method: str) -> str:
         row for row in read("compare.csv") if (row["host"], row["method"]) == ("deit_tiny", method) and row["ratio"]
     )
     return f"""Without its trained predictors the loss says nothing, so here is the cost alone: a DeiT-Tiny at
-{times(macs_ratio(row))} fewer MACs, random predictors included, is {measured(row)} as fast on a CPU at batch {row["batch"]}.
-{fast(method)}
+{times(macs_ratio(row))} fewer MACs, random predictors included, is {measured(row)} as fast on a CPU at batch
+{row["batch"]}. {fast(method)}
 
 {commands("compare.csv", host="deit_tiny", method=method)}"""
 
@@ -67,14 +72,15 @@ def readout_rows() -> str:
         for method in ("tome", "tome + readout", "guarded", "guarded + readout"):
             row = found[saved, method]
             cells.append([f"{saved} %", f"`{method}`", change(row, row["top1_dense"]), *points(row)])
-    return f"""What it saves in the last block is spent on tokens in the others. A DeiT-Tiny at the same MACs with it and without:
+    return f"""What it saves in the last block is spent on tokens in the others. A DeiT-Tiny at the same MACs with it and
+without:
 
 {table(["saved", "recipe", "top-1", "same answer", "KL"], cells)}
 
 {commands("compare.csv", host="deit_tiny")}
 
-The schedules of the rows with `readout` were searched for it, those of the others are constant; so this shows recipes as
-they would be used, not the step alone."""
+The schedules of the rows with `readout` were searched for it, those of the others are constant; so this shows recipes
+as they would be used, not the step alone."""
 
 
 def corrected_rows() -> str:
@@ -86,8 +92,8 @@ def corrected_rows() -> str:
         for row in sorted(rows, key=lambda row: float(row["budget"]))
         if row["budget"] in budgets and row["kind"] in ("corrected", "searched") and "squeezenet" not in row["title"]
     ]  # fmt: skip
-    return f"""The recipes that [`tokensieve tune`](../tune.md) found for a DeiT-Tiny, on {int(rows[0]["images"]):,} photographs of
-ten classes; the correction was fitted on others of the same ten:
+    return f"""The recipes that [`tokensieve tune`](../tune.md) found for a DeiT-Tiny, on {int(rows[0]["images"]):,}
+photographs of ten classes; the correction was fitted on others of the same ten:
 
 {table(["fewer MACs", "", "top-1", "same answer", "KL"], cells)}
 
@@ -96,7 +102,9 @@ ten classes; the correction was fitted on others of the same ten:
 
 def dynamic_rows() -> str:
     rows = [row for row in read("macs.csv") if row["recipe"].startswith(("dynamiccnn", "dynamicswin"))]
-    cells = [[short(row["host"]), f"`{row['recipe']}`", f"{float(row['gmac']):.3f}", row["expected_gmac"]] for row in rows]
+    cells = [
+        [short(row["host"]), f"`{row['recipe']}`", f"{float(row['gmac']):.3f}", row["expected_gmac"]] for row in rows
+    ]
     return f"""GMAC as the papers' counter has them, beside what they publish:
 
 {table(["host", "recipe", "here", "published"], cells)}

@@ -14,6 +14,7 @@ from functools import partial
 from command_pages import every_command
 from method_pages import corrected_rows, cost_alone, dynamic_rows, family, method_rows, readout_rows, rlt_rows
 from results import ROOT
+from story_page import STORY
 from tables import (
     LOST,
     accuracy,
@@ -413,6 +414,7 @@ PAGES: dict[str, dict[str, Callable[[], str]]] = {
         "waterfall": steps,
         "onnx": exported,
     },
+    "docs/story.md": STORY,
     "docs/which-recipe.md": {"budgets": which},
     "docs/papr.md": {"maps": papr_maps, "loss": papr_loss, "papr and tome": papr_against_tome},
     "docs/tome.md": {"loss": tome_loss},

@@ -2,8 +2,8 @@
 
     python website/build.py
 
-docs/ is written for whoever reads it on a code host: links lead to results/, mathematics stands between dollars. Here the
-pages are put together with what they link to, Zensical builds them, strictly, and then formulas become MathML and
+docs/ is written for whoever reads it on a code host: links lead to results/, mathematics stands between dollars. Here
+the pages are put together with what they link to, Zensical builds them, strictly, and then formulas become MathML and
 every page is checked: it must ask nothing of another host, and each of its links must lead somewhere.
 """
 
@@ -150,7 +150,12 @@ def build() -> None:
     """Zensical, strict; a warning of the reference's parser counts as one of Zensical's."""
     command = [sys.executable, "-m", "zensical", "build", "--strict", "--clean"]
     done = subprocess.run(
-        command, cwd=BUILD, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=os.environ | {"NO_COLOR": "1"}
+        command,
+        cwd=BUILD,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        env=os.environ | {"NO_COLOR": "1"},
     )
     print(done.stdout, end="")
     if done.returncode:

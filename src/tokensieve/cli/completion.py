@@ -1,4 +1,4 @@
-"""What the shell's tab key offers for values. Written down here: asking the package itself would load torch each time."""
+"""What the shell's tab key offers for values, written down here: to ask the package would load torch each time."""
 
 from __future__ import annotations
 
