@@ -72,8 +72,8 @@ def readout_rows() -> str:
         for method in ("tome", "tome + readout", "guarded", "guarded + readout"):
             row = found[saved, method]
             cells.append([f"{saved} %", f"`{method}`", change(row, row["top1_dense"]), *points(row)])
-    return f"""What it saves in the last block is spent on tokens in the others. A DeiT-Tiny at the same MACs with it and
-without:
+    return f"""What it saves in the last block is spent on tokens in the others. A DeiT-Tiny at the same MACs with it
+and without:
 
 {table(["saved", "recipe", "top-1", "same answer", "KL"], cells)}
 

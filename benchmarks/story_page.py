@@ -47,8 +47,8 @@ def evaluated(found: dict[str, Any]) -> str:
     dense, sieved = found["dense"][name], found["sieved"][name]
     return f"""On {found["images"]} other photographs the answer is the dense model's in {found["agreement"]:.1f} %
 [{found["agreement_low"]:.1f}-{found["agreement_high"]:.1f}], at a KL of {found["kl"]:.4f}. Top-1 accuracy is
-{sieved:.1f} %, of the dense model {dense:.1f} %. Without labels the command is the same without `--classes`, and tells all but the
-accuracy."""
+{sieved:.1f} %, of the dense model {dense:.1f} %. Without labels the command is the same without `--classes`, and tells
+all but the accuracy."""
 
 
 def shown(found: dict[str, Any]) -> str:

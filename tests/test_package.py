@@ -69,9 +69,7 @@ def test_the_sdist_is_the_project_without_what_was_made_of_it(sdist) -> None:
     if listed.returncode:
         pytest.skip("which files belong to the project is asked of git, and this is no clone")
     project = {name for name in listed.stdout.splitlines() if (ROOT / name).is_file()}
-    apart = {
-        name for name in project if name.startswith((".github/", ".ci/", ".pre-commit", ".gitignore", "examples/"))
-    }
+    apart = {name for name in project if name.startswith((".github/", ".ci/", ".pre-commit", ".gitignore"))}
     assert there >= project - apart
     assert not {name for name in there if "__pycache__" in name or name.startswith((".venv", "build/"))}
 
