@@ -176,7 +176,10 @@ def with_mathematics(text: str) -> str:
 
     def draw(match: re.Match[str]) -> str:
         display = "block" if match[2] == "[" else "inline"
-        drawn = convert(html.unescape(match[3]).strip(), display=display)
+        formula = html.unescape(match[3]).strip()
+        drawn = convert(formula, display=display)
+        if "\\" in drawn:
+            raise SiteError(f"The site cannot draw a command in this formula: {formula}")
         return f'<{match[1]} class="math">{drawn}</{match[1]}>'
 
     return FORMULA.sub(draw, text)
