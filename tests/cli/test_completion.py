@@ -36,7 +36,7 @@ def complete(*words: str) -> list[str]:
         (["ev"], {"eval"}),
         (["bench", "--mem"], {"--memory"}),
         (["methods", "dynamic"], {"dynamiccnn", "dynamicswin", "dynamicvit"}),
-        (["bench", "--model", "nano_v"], {"nano_vit", "nano_video"}),
+        (["bench", "--model", "nano_v"], {"nano_vit", "nano_video", "nano_video_proposal"}),
         (["bench", "--dtype", "b"], {"bf16"}),
     ],
 )
