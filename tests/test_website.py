@@ -30,6 +30,8 @@ PAGE = "<html><head>{head}</head><body><h1 id='top'>x</h1>{body}</body></html>"
         ("adding.md", "[x](../CONTRIBUTING.md#rules)", "[x](contributing.md#rules)"),
         ("contributing.md", "[x](docs/tome.md)", "[x](tome.md)"),
         ("results.md", "[x](../results/)", "[x](results.md)"),
+        ("serve.md", "[x](../examples/serve/service.py)", "[x](examples/serve/service.py)"),
+        ("serve.md", "[x](../examples/serve/README.md#load)", "[x](examples/serve/README.txt)"),
         ("tome.md", "[x](https://somewhere.org/) [y](#here)", "[x](https://somewhere.org/) [y](#here)"),
         ("tome.md", "`a[0](../x)`\n```\n[x](../../nowhere)\n```", "`a[0](../x)`\n```\n[x](../../nowhere)\n```"),
         ("tome.md", "| `a\\|b` | a \\| b |", "| `a|b` | a \\| b |"),

@@ -69,6 +69,11 @@ def stage(place: Path) -> set[str]:
     for name, target in ELSEWHERE.items():
         if name != "README.md" and (ROOT / name).is_file():
             shutil.copy(ROOT / name, place / target)
+    for file in sorted((ROOT / "examples").rglob("*")):  # as files: they are no pages
+        if file.is_file() and "__pycache__" not in file.parts:
+            copy = place / example(file.relative_to(ROOT).as_posix())
+            copy.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(file, copy)
     for notebook in sorted((ROOT / "docs" / "notebooks").glob("*.ipynb")):
         write_notebook(notebook, place / "notebooks")
     pages = {path.relative_to(place).as_posix() for path in place.rglob("*.md")}
@@ -76,6 +81,12 @@ def stage(place: Path) -> set[str]:
         file = place / page
         file.write_text(relinked(file.read_text(), page))
     return pages
+
+
+def example(path: str) -> str:
+    """Where a file of examples/, or a folder, by its README, lies in the site."""
+    path = f"{path}/README.md" if (ROOT / path).is_dir() else path
+    return f"{path.removesuffix('.md')}.txt" if path.endswith(".md") else path
 
 
 def write_notebook(file: Path, folder: Path) -> None:
@@ -112,8 +123,12 @@ def relinked(text: str, page: str) -> str:
             found = ELSEWHERE[found]
         elif found == "results":
             found = "results.md"
+        elif found.startswith("examples/"):
+            found = example(found)
         elif not found.startswith("results/"):
             raise SiteError(f"{source}: the site has no place for {match[2]}.")
+        if found.endswith(".txt"):  # which has no headings
+            hash_ = anchor = ""
         back = os.path.relpath(found, Path(page).parent)
         return f"{match[1]}{back}{hash_}{anchor}{match[3]}"
 
