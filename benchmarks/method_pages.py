@@ -124,8 +124,8 @@ def rlt_rows() -> str:
         for row in every
         if row["method"] == "RLT"
     ]
-    return f"""The bundled `nano_video` on generated moving scenes, dense top-1 {float(dense["top1"]):.1f} %; MACs are the
-mean over the clips.
+    return f"""The bundled `nano_video` on generated moving scenes, dense top-1 {float(dense["top1"]):.1f} %; MACs are
+the mean over the clips.
 
 {table(["recipe", "fewer MACs", "top-1", "same answer", "KL"], cells)}
 
