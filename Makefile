@@ -3,16 +3,20 @@
 # make test-fast     the tests but the slow ones: what a developer runs at each change
 # make test-lowest   the tests but the slow ones, under the lowest versions that pyproject.toml admits
 # make lint          ruff and mypy
+# make docs          the documentation site, in build/website/site
+# make sbom          what the wheel pulls in, with versions and licences: build/tokensieve.cdx.json (CycloneDX)
 # make bench         the figures in results/ (real weights where ../shared has them; some hours on two cores)
 
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 LOWEST := .venv-lowest
+DOCS := .venv-docs
+SBOM := .venv-sbom
 # A process for each core; a file's tests stay together, since some count what others saw.
 WORKERS := -n auto --dist loadfile
 
-.PHONY: demo test test-fast test-lowest lint bench clean
+.PHONY: demo test test-fast test-lowest lint docs sbom bench clean
 
 demo: $(VENV)/installed
 	$(BIN)/tokensieve demo
@@ -30,6 +34,20 @@ lint: $(VENV)/installed-dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+docs: $(DOCS)/installed
+	$(DOCS)/bin/python website/build.py
+
+# Two environments: the tool's own, and one that holds the wheel and what it pulls in, not even pip.
+sbom:
+	rm -rf $(SBOM)
+	$(PYTHON) -m venv $(SBOM)/tool
+	$(PYTHON) -m venv --without-pip $(SBOM)/wheel
+	$(SBOM)/tool/bin/python -m pip install --quiet "cyclonedx-bom>=7"
+	$(SBOM)/tool/bin/python -m pip --python $(SBOM)/wheel/bin/python install --quiet .
+	mkdir -p build
+	$(SBOM)/tool/bin/cyclonedx-py environment --pyproject pyproject.toml --mc-type library --gather-license-texts \
+	    --output-reproducible --output-format JSON --output-file build/tokensieve.cdx.json $(SBOM)/wheel/bin/python
 
 bench: $(VENV)/installed-dev
 	$(BIN)/python benchmarks/macs.py
@@ -75,6 +93,11 @@ $(VENV)/installed-dev: $(VENV)/installed
 	$(BIN)/python -m pip install --quiet --editable '.[dev]'
 	@touch $@
 
+$(DOCS)/installed: website/requirements.txt
+	$(PYTHON) -m venv --clear $(DOCS)
+	$(DOCS)/bin/python -m pip install --quiet --requirement website/requirements.txt
+	@touch $@
+
 $(LOWEST)/installed: pyproject.toml tests/lowest.py
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info[:2] not in ((3, 11), (3, 12)) and "the lowest versions are there for Python 3.11 and 3.12: make test-lowest PYTHON=python3.11")'
 	$(PYTHON) -m venv --clear $(LOWEST)
@@ -83,4 +106,4 @@ $(LOWEST)/installed: pyproject.toml tests/lowest.py
 	@touch $@
 
 clean:
-	rm -rf $(VENV) $(LOWEST) .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) $(LOWEST) $(DOCS) $(SBOM) build .pytest_cache .mypy_cache .ruff_cache

@@ -9,8 +9,12 @@ import re
 import sys
 import textwrap
 from collections.abc import Callable
+from functools import partial
 
+from command_pages import every_command
+from method_pages import corrected_rows, cost_alone, dynamic_rows, family, method_rows, readout_rows, rlt_rows
 from results import ROOT
+from story_page import STORY
 from tables import (
     LOST,
     accuracy,
@@ -301,6 +305,27 @@ so are those that the correction was fitted on."""
     return text
 
 
+def installed() -> str:
+    """Time and size of the package in a clean environment."""
+    told = missing("extras.csv", "benchmarks/extras.py")
+    if told:
+        return told
+    rows = {row["extra"]: row for row in read("extras.csv")}
+    alone = rows["none"]
+    cells = [
+        [f"`[{name}]`" if name != "none" else "(alone)", f"{float(row['environment_mb']) / 1000:.2f}", row["packages"],
+         f"{float(row['install_seconds']):.0f}", f"`{row['tried']}`"]
+        for name, row in rows.items()
+    ]  # fmt: skip
+    return f"""The wheel is {float(alone["wheel_mb"]):.1f} MB, the bundled weights included. `pip install` in an empty
+environment took {float(alone["install_seconds"]):.0f} s with an empty cache, and the environment is
+{float(alone["environment_mb"]) / 1000:.2f} GB; with each extra alone, from then on out of the cache:
+
+{table(["extra", "GB", "packages", "seconds", "tried with"], cells)}
+
+{commands("extras.csv")}"""
+
+
 def missing(name: str, command: str) -> str | None:
     """What stands where figures will be once a long benchmark has run."""
     return None if (ROOT / "results" / name).is_file() else f"Not measured yet: `python {command}`."
@@ -375,6 +400,9 @@ The figures are those of each of these:
 
 PAGES: dict[str, dict[str, Callable[[], str]]] = {
     "README.md": {"headline": headline, "measured": measured_readme},
+    "docs/index.md": {"headline": lambda: headline().replace("docs/results.md", "results.md")},
+    "docs/install.md": {"size": installed},
+    "docs/reference/command-line.md": {"commands": every_command},
     "docs/results.md": {
         "every method": every_method,
         "loss": loss,
@@ -386,6 +414,7 @@ PAGES: dict[str, dict[str, Callable[[], str]]] = {
         "waterfall": steps,
         "onnx": exported,
     },
+    "docs/story.md": STORY,
     "docs/which-recipe.md": {"budgets": which},
     "docs/papr.md": {"maps": papr_maps, "loss": papr_loss, "papr and tome": papr_against_tome},
     "docs/tome.md": {"loss": tome_loss},
@@ -394,6 +423,18 @@ PAGES: dict[str, dict[str, Callable[[], str]]] = {
     "docs/segmentation.md": {"macs": segmenters},
     "docs/dtop.md": {"training": dtop_training, "rivals": dtop_rivals, "speed": dtop_speed},
     "docs/patch-slimming.md": {"slimming": slimming},
+    **{
+        f"docs/methods/{name}.md": {"row": partial(method_rows, name)}
+        for name in ("ats", "diffrate", "evit", "gtp", "guarded", "mctf", "pitome", "tofu")
+    },
+    "docs/methods/corrected.md": {"row": corrected_rows},
+    "docs/methods/dynamic-spatial.md": {"row": dynamic_rows},
+    "docs/methods/dynamicvit.md": {"row": partial(cost_alone, "dynamicvit")},
+    "docs/methods/readout.md": {"row": readout_rows},
+    "docs/methods/rlt.md": {"row": rlt_rows},
+    "docs/hosts/vit.md": {"family": partial(family, "VisionTransformer", "VisionTransformerDistilled")},
+    "docs/hosts/eva.md": {"family": partial(family, "Eva")},
+    "docs/hosts/beit.md": {"family": partial(family, "Beit")},
     "docs/versions.md": {"tested": versions_tested, "macs": versions_macs},
 }
 
@@ -409,7 +450,7 @@ def wrapped(text: str) -> str:
     for part in text.split("\n\n"):
         if part.startswith("- "):
             part = "\n".join(fill(f"- {entry}", "  ") for entry in part[2:].split("\n- "))
-        elif not part.startswith(("|", "```", "!")):
+        elif not part.startswith(("|", "```", "!", "<details")):
             part = fill(part)
         parts.append(part)
     return "\n\n".join(parts)

@@ -55,7 +55,7 @@ def test_help_imports_nothing_heavy(arguments):
 
 
 def test_the_process_ends_with_the_exit_code_and_no_traceback():
-    command = [sys.executable, "-m", "tokensieve.cli", "bench", "--batch", "0"]
+    command = [sys.executable, "-m", "tokensieve", "bench", "--batch", "0"]
     result = subprocess.run(command, capture_output=True, text=True)
     assert (result.returncode, result.stdout) == (2, "")
     assert result.stderr == "tokensieve: --batch must be whole numbers from 1 up, joined by ',', not '0'.\n"

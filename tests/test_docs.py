@@ -18,11 +18,12 @@ from tokensieve.cli import app
 pytestmark = pytest.mark.slow
 
 ROOT = Path(__file__).resolve().parents[1]
-PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+DOCS = sorted((ROOT / "docs").rglob("*.md"))
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *DOCS]
 
 
 def named(page: Path) -> str:
-    return page.name
+    return str(page.relative_to(ROOT))
 
 
 def blocks(page: Path, language: str) -> list[str]:
@@ -47,7 +48,7 @@ def test_a_row_of_the_results_comes_from_the_command_under_it(shared: Path) -> N
     """With the command's own defaults."""
     (command,) = [words for words in told_commands(ROOT / "docs" / "results.md") if words[1] == "eval"]
     local = [word.replace("../shared", str(shared)) for word in command[1:]]
-    told = subprocess.run([sys.executable, "-m", "tokensieve.cli", *local, "--json"], capture_output=True, check=True)
+    told = subprocess.run([sys.executable, "-m", "tokensieve", *local, "--json"], capture_output=True, check=True)
     found = json.loads(told.stdout)
     recipe = command[command.index("--recipe") + 1]
     with (ROOT / "results" / "accuracy.csv").open(newline="") as file:
@@ -72,7 +73,7 @@ def run(code: str) -> str:
     return done.stdout
 
 
-@pytest.mark.parametrize("page", sorted((ROOT / "docs").glob("*.md")), ids=named)
+@pytest.mark.parametrize("page", DOCS, ids=named)
 def test_every_block_of_python_in_docs_runs(page: Path) -> None:
     run("\n".join(blocks(page, "python")))
 
@@ -87,6 +88,16 @@ def test_the_readmes_lines_of_python_run() -> None:
     printed = run(code)
     assert "Speed(ratio=" in printed
     assert "Fidelity(agreement=" in printed
+
+
+@pytest.mark.parametrize("notebook", sorted((ROOT / "docs" / "notebooks").glob("*.ipynb")), ids=named)
+def test_notebooks_run_and_hold_what_they_gave(notebook: Path) -> None:
+    """All their code in one process, as a kernel would; and no cell was left without having run."""
+    cells = [cell for cell in json.loads(notebook.read_text())["cells"] if cell["cell_type"] == "code"]
+    run("import matplotlib; matplotlib.use('agg')\n" + "\n".join("".join(cell["source"]) for cell in cells))
+    assert [cell["execution_count"] for cell in cells] == list(range(1, len(cells) + 1))
+    assert not [output for cell in cells for output in cell["outputs"] if output["output_type"] == "error"]
+    assert any("image/png" in output.get("data", {}) for cell in cells for output in cell["outputs"])
 
 
 def told_commands(page: Path) -> list[list[str]]:
@@ -107,9 +118,12 @@ def split_at_semicolons(words: list[str]) -> list[list[str]]:
 
 @pytest.mark.parametrize("page", PAGES, ids=named)
 def test_commands_and_their_options_exist(page: Path) -> None:
-    commands = typer.main.get_command(app).commands  # type: ignore[attr-defined]
+    root = typer.main.get_command(app)
     for words in told_commands(page):
-        command = commands.get(words[1])
+        if words[1].startswith("--"):
+            assert words[1] in {name for option in root.params for name in option.opts}, words
+            continue
+        command = root.commands.get(words[1])  # type: ignore[attr-defined]
         assert command is not None, words
         command = getattr(command, "kinds", {}).get(words[2] if len(words) > 2 else "", command)
         options = {name for option in command.params for name in (*option.opts, *option.secondary_opts)}

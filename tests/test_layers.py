@@ -12,6 +12,7 @@ import pytest
 SRC = Path(__file__).resolve().parents[1] / "src" / "tokensieve"
 
 LAYERS = [
+    ["__main__"],
     ["cli"],
     ["about"],
     ["search", "show", "train", "model_spec"],

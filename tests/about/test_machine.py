@@ -91,6 +91,7 @@ def test_an_extra_is_present_or_says_how_to_install_it(installed) -> None:
     assert (export["missing"], export["install"]) == (["no-such-package>=3"], 'pip install "tokensieve[export]"')
     assert dev["missing"] == ["no-such-package>=3"]  # through the extra that it asks for
     assert (there["missing"], there["install"]) == ([], None)
+    assert (there["versions"], export["versions"]) == ({"torch": importlib.metadata.version("torch")}, {})
 
 
 def test_what_is_too_old_is_a_warning(installed) -> None:

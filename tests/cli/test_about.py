@@ -152,7 +152,10 @@ def test_doctor_shows_what_to_mend(run, monkeypatch) -> None:
     facts = machine.machine_facts()
     facts["accelerators"] = [{"device": "cuda:0", "name": "Some GPU", "memory_bytes": 80 * 2**30, "capability": "9.0"}]
     facts["attention"] = [{"device": "cuda:0", "dtype": "bfloat16", "plain": "flash", "masked": "efficient"}]
-    facts["extras"] = [{"name": "export", "needs": ["onnx"], "missing": ["onnx>=1.18"], "install": "pip install it"}]
+    facts["extras"] = [
+        {"name": "export", "needs": ["onnx"], "versions": {}, "missing": ["onnx>=1.18"], "install": "pip install it"},
+        {"name": "hf", "needs": ["them"], "versions": {"them": "5.9"}, "missing": [], "install": None},
+    ]
     facts["bundled"] = [{"name": "nano_vit", "loads": False, "reason": "It is gone."}]
     facts |= {"compiler": None, "warnings": ["Mend this."]}
     monkeypatch.setattr(machine, "machine_facts", lambda: facts)
@@ -162,6 +165,7 @@ def test_doctor_shows_what_to_mend(run, monkeypatch) -> None:
     assert "cuda:0 Some GPU, 80 GiB" in said
     assert "cuda:0 bfloat16: flash, with the mask of merged tokens efficient" in said
     assert "[export] onnx>=1.18 missing: pip install it" in said
+    assert "[hf] them 5.9" in said
     assert "compiler none found" in said
     assert "nano_vit does not load" in said
     assert "! Mend this." in said

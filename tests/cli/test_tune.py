@@ -164,7 +164,7 @@ def test_what_was_measured_is_said_at_the_end(run, pictures, there):
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_ends_the_search_and_keeps_what_was_found(pictures, there, number):
     arguments = ["--data", pictures, *MODEL, "--proposal", "none", "--family", "scheduled-guarded", "--macs", 1.3]
-    command = [sys.executable, "-m", "tokensieve.cli", "tune", *map(str, arguments), "--trials", "100000"]
+    command = [sys.executable, "-m", "tokensieve", "tune", *map(str, arguments), "--trials", "100000"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
         alarm = threading.Timer(120, process.kill)
         alarm.start()

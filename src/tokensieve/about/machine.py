@@ -219,6 +219,7 @@ def _extra(name: str, needs: dict[str, list[Requirement]], installed: bool) -> d
     return {
         "name": name,
         "needs": [need.name for need in wanted],
+        "versions": {need.name: version for need in wanted if (version := _version(need.name))},
         "missing": missing,
         "install": source if missing else None,
     }

@@ -49,7 +49,7 @@ class Train(WithKinds):
     kinds: ClassVar = {"segment": _command(with_groups(train_segment)), "dtop": _command(with_groups(dtop))}
 
 
-app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
+app = typer.Typer(pretty_exceptions_enable=False, rich_markup_mode=None)
 app.command()(with_groups(demo))
 app.command()(with_groups(bench))
 app.command("eval")(with_groups(evaluate))

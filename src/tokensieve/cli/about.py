@@ -7,12 +7,16 @@ from typing import Annotated, Any
 import typer
 
 from ..errors import InputError, SieveError
+from .completion import METHODS, one_of
 from .options import JsonOption
 from .output import print_record
 
 
 def methods(
-    name: Annotated[str | None, typer.Argument(metavar="[NAME]", help="One method, told whole.")] = None,
+    name: Annotated[
+        str | None,
+        typer.Argument(metavar="[NAME]", help="One method, told whole.", autocompletion=one_of(METHODS)),
+    ] = None,
     as_json: JsonOption = False,
 ) -> None:
     """List the methods that recipes are made of, with their settings."""

@@ -13,6 +13,7 @@ import typer
 from ..errors import InputError
 from ..model_spec import PRECISIONS, PREPROCESSINGS
 from ..search.default import SAID
+from .completion import MODELS, one_of
 
 ModelOption = Annotated[
     str,
@@ -20,6 +21,7 @@ ModelOption = Annotated[
         metavar="NAME|FILE",
         help="A model that timm or torchvision knows, videomae_base and its like; a segmenter's FILE.safetensors, of "
         "`train segment`; or package.module:function.",
+        autocompletion=one_of(MODELS),
     ),
 ]
 RecipeOption = Annotated[
@@ -39,10 +41,18 @@ PretrainedOption = Annotated[
 ]
 ProposalWeightsOption = Annotated[str | None, typer.Option(metavar="FILE", help="Weights of the recipe's proposal.")]
 SizeOption = Annotated[str | None, typer.Option(metavar="224|224x256", help="Height x width; default the model's.")]
-DtypeOption = Annotated[str, typer.Option(metavar="|".join(PRECISIONS), help="Precision of the model.")]
+DtypeOption = Annotated[
+    str,
+    typer.Option(metavar="|".join(PRECISIONS), help="Precision of the model.", autocompletion=one_of(PRECISIONS)),
+]
 DeviceOption = Annotated[str, typer.Option(metavar="cpu|cuda|cuda:0|auto", help="Where to run.")]
 ThreadsOption = Annotated[int | None, typer.Option(min=1, metavar="N", help="CPU threads; default torch's choice.")]
-PreprocessingOption = Annotated[str, typer.Option(metavar="|".join(PREPROCESSINGS), help="How pictures are resized.")]
+PreprocessingOption = Annotated[
+    str,
+    typer.Option(
+        metavar="|".join(PREPROCESSINGS), help="How pictures are resized.", autocompletion=one_of(PREPROCESSINGS)
+    ),
+]
 BatchOption = Annotated[int, typer.Option(min=1, metavar="N", help="Pictures that go through together.")]
 WorkersOption = Annotated[int, typer.Option(min=0, metavar="N", help="Processes that read ahead.")]
 FramesOption = Annotated[

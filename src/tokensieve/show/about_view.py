@@ -135,7 +135,7 @@ def _counts(macs: Record) -> str:
 
 def _extra(extra: Record) -> str:
     if not extra["missing"]:
-        return "present"
+        return ", ".join(f"{name} {version}" for name, version in extra["versions"].items()) or "present"
     return f"{', '.join(extra['missing'])} missing: {extra['install']}"
 
 

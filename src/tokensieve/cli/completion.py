@@ -1,0 +1,26 @@
+"""What the shell's tab key offers for values, written down here: to ask the package would load torch each time."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+
+METHODS = (
+    "ats", "corrected", "diffrate", "dtop", "dynamiccnn", "dynamicswin", "dynamicvit", "evit", "gtp", "guarded", "mctf",
+    "papr", "patch_slimming", "pitome", "readout", "rlt", "tofu", "tome",
+)  # fmt: skip
+MODELS = (
+    "nano_convnet", "nano_convnext", "nano_segmenter", "nano_video", "nano_video_proposal", "nano_vit", "videomae_base",
+    "videomae_base_ssv2", "videomae_huge", "videomae_large", "videomae_small", "vivit_base", "vjepa2_giant_ssv2",
+    "vjepa2_large_ssv2",
+)  # fmt: skip
+"""Those with a name of the package's own; timm's are too many for a tab, and `tokensieve models PATTERN` lists them."""
+
+
+def one_of(values: Iterable[str]) -> Callable[[str], list[str]]:
+    """A completion for typer: those of the values that begin as what was typed."""
+    known = tuple(values)
+
+    def complete(incomplete: str) -> list[str]:
+        return [value for value in known if value.startswith(incomplete)]
+
+    return complete
