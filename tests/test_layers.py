@@ -13,6 +13,7 @@ SRC = Path(__file__).resolve().parents[1] / "src" / "tokensieve"
 
 LAYERS = [
     ["cli"],
+    ["jobs"],
     ["about"],
     ["search", "show", "train", "model_spec"],
     ["measure", "export"],

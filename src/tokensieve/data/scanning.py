@@ -13,6 +13,7 @@ from typing import Any, BinaryIO, NamedTuple
 from PIL import Image, features
 
 from ..errors import InputError
+from .remote import Opener, open_file
 
 FORMATS = frozenset(
     ("AVIF", "BMP", "DIB", "GIF", "HEIF", "JPEG", "JPEG2000", "JXL", "PNG", "PPM", "QOI", "TIFF", "WEBP")
@@ -30,14 +31,14 @@ Parts = tuple[str, ...]
 """A path below its source, part by part."""
 
 
-class TarMember:
-    """A file in an uncompressed tar; opened anew each time, so that worker processes share no file position."""
+class TarMember(Opener):
+    """A file in an uncompressed tar, here or in a store; opened anew each time, so that processes share no position."""
 
     def __init__(self, path: str, start: int, size: int) -> None:
         self.path, self.start, self.size = path, start, size
 
     def open(self) -> BinaryIO:
-        with open(self.path, "rb") as file:
+        with open_file(self.path) as file:
             file.seek(self.start)
             return io.BytesIO(file.read(self.size))
 

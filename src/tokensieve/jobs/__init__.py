@@ -1,0 +1,20 @@
+"""Jobs: a model over many pictures or videos, a row for each, on one device, several, or a cluster."""
+
+from .estimate import Estimate, estimate
+from .ray_engine import RaySettings
+from .running import Result, job_of, run
+from .settings import Job, RowSettings, RunSettings
+from .sources import SourceSettings
+
+__all__ = [
+    "Estimate",
+    "Job",
+    "RaySettings",
+    "Result",
+    "RowSettings",
+    "RunSettings",
+    "SourceSettings",
+    "estimate",
+    "job_of",
+    "run",
+]
