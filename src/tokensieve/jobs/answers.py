@@ -15,8 +15,8 @@ from torch.nn import functional as F
 from ..data import VideoPreprocessing, average_views
 from ..data.inputs import reading
 from ..errors import InputError, SettingError, UnsupportedHost, cause
-from ..measure.comparison import OutputKind
-from ..measure.outputs import as_tensor, class_count, classifies, field_of, kind_of
+from ..measure.comparison import OutputKind, kind_of
+from ..measure.outputs import as_tensor, class_count, classifies, field_of
 from ..model_spec import ModelSpec, OpenedModel
 from ..show.explain import class_names
 from .settings import STORES, RowSettings

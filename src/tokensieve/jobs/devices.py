@@ -155,7 +155,8 @@ def _listen(processes: list[_Process], waiting: deque[int], listener: Listener) 
                 continue
             try:
                 while each.connection.poll():
-                    _hear(each, *each.connection.recv(), waiting, listener)
+                    what, told = each.connection.recv()
+                    _hear(each, what, told, waiting, listener)
                 alive = each.process.is_alive()
             except (EOFError, OSError):
                 alive = False

@@ -64,8 +64,8 @@ class _Heard:
         self.said = ""
 
     def went_on(self, told: Told) -> None:
-        before = self.told.get(told.shard, Told(told.shard, 0, 0, 0.0, 0.0))
-        self.told[told.shard] = Told(told.shard, *(a + b for a, b in zip(before[1:], told[1:], strict=True)))
+        before = self.told.get(told.shard)
+        self.told[told.shard] = told if before is None else before.and_then(told)
 
     def say(self, sentence: str) -> None:
         self.said += sentence + "\n"

@@ -130,7 +130,7 @@ class Reader:
         loader: Any = DataLoader(
             _Chunks(self.items),
             batch_size=None,
-            sampler=self._chunks(),  # type: ignore[arg-type]
+            sampler=self._chunks(),
             num_workers=self.workers,
             collate_fn=same,
             pin_memory=self.pin,

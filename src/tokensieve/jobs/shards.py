@@ -37,6 +37,11 @@ class Told(NamedTuple):
     waited: float
     asked: float
 
+    def and_then(self, more: Told) -> Told:
+        """Both together, of one shard."""
+        items, errors = self.items + more.items, self.errors + more.errors
+        return Told(self.shard, items, errors, self.waited + more.waited, self.asked + more.asked)
+
 
 class Listener(Protocol):
     """Whoever is told what goes on."""

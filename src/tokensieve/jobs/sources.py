@@ -67,10 +67,12 @@ def open_items(
     Raises:
         InputError: nothing at a source, nothing in it that the model reads, an id that is there twice.
     """
-    videos = isinstance(preprocessing, VideoPreprocessing)
-    if videos and list(sources) == [MOVING_SCENES] and not Path(MOVING_SCENES).exists():
-        return moving_scene_set(preprocessing, settings.limit or GENERATED)
-    found = [_find(source, VIDEOS if videos else PICTURES, settings) for source in sources]
+    kind = PICTURES
+    if isinstance(preprocessing, VideoPreprocessing):
+        kind = VIDEOS
+        if list(sources) == [MOVING_SCENES] and not Path(MOVING_SCENES).exists():
+            return moving_scene_set(preprocessing, settings.limit or GENERATED)
+    found = [_find(source, kind, settings) for source in sources]
     prefixes = _prefixes([each.anchor for each in found])
     ids = [prefix + name for prefix, each in zip(prefixes, found, strict=True) for name in each.names]
     _check_unlike(ids)

@@ -31,4 +31,7 @@ def estimate_view(record: dict[str, Any]) -> RenderableType:
     grid.add_row("model", f"{record['model_per_second']:.4g} a second, alone")
     grid.add_row("time", Text(f"{spell(record['seconds'])}, at {record['per_second']:.4g} a second", style="bold"))
     grid.add_row("rows", f"{record['bytes'] / 2**20:.1f} MiB in all")
-    return Group(grid, *(["", *map(Text, record["said"])] if record["said"] else []))
+    parts: list[RenderableType] = [grid]
+    if record["said"]:
+        parts += ["", *map(Text, record["said"])]
+    return Group(*parts)
