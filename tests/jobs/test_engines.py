@@ -63,7 +63,7 @@ def test_a_cluster_of_two_of_which_one_is_killed(tiny, undisturbed, tmp_path):
     pytest.importorskip("ray")
     root, rows, failed = undisturbed
     out = tmp_path / "out"
-    actor = lambda child: "ray::" in child.name() and "MapWorker" in child.name()  # noqa: E731
+    actor = lambda child: "MapWorker" in " ".join(child.cmdline())  # noqa: E731
     thread = Thread(target=kill_one, args=(psutil.Process(), actor, out))
     thread.start()
     run(tiny(), root, out, engine="ray", ray={"actors": 2, "cpus": 1}, **SMALL)

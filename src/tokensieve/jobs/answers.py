@@ -181,7 +181,7 @@ def _classifier(model: nn.Module) -> str | None:
 
 def _bare(model: Any) -> bool:
     """Whether a model of transformers has no head, though its configuration counts labels."""
-    return not type(model).__name__.endswith("Classification")
+    return hasattr(model, "config") and not type(model).__name__.endswith("Classification")
 
 
 def concatenated(parts: Sequence[Columns]) -> Columns:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 import tarfile
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -179,7 +180,8 @@ def _folder(path: Path, anchor: str, kind: Kind, settings: SourceSettings) -> _F
 def _listed(listing: Listing, before: str, anchor: str) -> _Found:
     """What a listing names, without what all names begin with."""
     names = [name.removeprefix(before).replace(os.sep, "/") for name in listing.names]
-    notes = tuple(note for note in listing.notes if ".gif" in note)  # the others are about labels
+    empty = (note.partition(";")[0].rstrip(".") + "." for note in listing.notes if re.search(r" holds? no ", note))
+    notes = (*empty, *(note for note in listing.notes if ".gif" in note))  # the others are about labels
     return _Found(anchor, names, listing.sources, listing.skipped, notes)
 
 
