@@ -1,5 +1,6 @@
 """Jobs: a model over many pictures or videos, a row for each, on one device, several, or a cluster."""
 
+from .cost import Cost, costs
 from .estimate import Estimate, estimate
 from .ray_engine import RaySettings
 from .running import Result, job_of, run
@@ -7,6 +8,7 @@ from .settings import Job, RowSettings, RunSettings
 from .sources import SourceSettings
 
 __all__ = [
+    "Cost",
     "Estimate",
     "Job",
     "RaySettings",
@@ -14,6 +16,7 @@ __all__ = [
     "RowSettings",
     "RunSettings",
     "SourceSettings",
+    "costs",
     "estimate",
     "job_of",
     "run",
