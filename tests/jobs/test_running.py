@@ -208,6 +208,21 @@ def test_an_estimate_writes_nothing(tiny, photos, tmp_path):
     assert not (tmp_path / "out").exists()
 
 
+def test_an_estimate_counts_what_is_done_of_the_same_job(tiny, photos, tmp_path):
+    root, out = photos(12), tmp_path / "out"
+    run(tiny(), root, out, **SMALL)
+    (out / "rows" / "00002.parquet").unlink()
+    assert estimate(job_of(tiny(), root, out, batch=2, shard=4), workers=0, seconds=0.0).left == 4
+    with pytest.raises(InputError, match="batch was 2 and is 4"):
+        estimate(job_of(tiny(), root, out, batch=4, shard=4), workers=0, seconds=0.0)
+
+
+def test_generated_pictures_need_no_files(tiny, tmp_path):
+    result = run(tiny(), "scenes", tmp_path / "out", limit=3, **SMALL)
+    assert [row["id"] for row in table(tmp_path / "out")] == ["0", "1", "2"]
+    assert result.items == 3
+
+
 def test_settings_that_make_no_sense_are_sentences(tiny, photos, tmp_path):
     for wrong, told in (
         ({"output": "class"}, "output must be one of classes"),

@@ -112,7 +112,7 @@ def _hidden(name: str) -> bool:
     return name.startswith(".") or name.lower() in SYSTEM_FOLDERS
 
 
-def _printable(name: str) -> str:
+def printable(name: str) -> str:
     """A file name whose bytes are no UTF-8, as text that can be printed and written."""
     return name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
 
@@ -142,7 +142,7 @@ def scan_folder(tree: Tree, root: str) -> None:
                 tree.skip(parts, NOT_OPENED)
                 continue
             for entry in found:
-                below, kind = (*parts, _printable(entry.name)), _kind(entry)
+                below, kind = (*parts, printable(entry.name)), _kind(entry)
                 if _hidden(entry.name):
                     tree.skip(below, HIDDEN_FOLDER if kind == "folder" else HIDDEN_FILE)
                 elif kind == "folder" and entry.is_symlink():
@@ -170,7 +170,7 @@ def scan_folder(tree: Tree, root: str) -> None:
             enter(path, parts, target)
     for path, parts in file_links:
         folder, name = os.path.split(os.path.realpath(path))
-        if folder in entered and (*entered[folder], _printable(name)) in tree.files:
+        if folder in entered and (*entered[folder], printable(name)) in tree.files:
             tree.skip(parts, _again(tree))
         else:
             tree.files[parts] = path
@@ -263,4 +263,4 @@ def scan_tar(tree: Tree, path: str, file: Any) -> None:
 
 
 def _split(name: str) -> Parts:
-    return tuple(_printable(part) for part in name.split("/") if part not in ("", ".", ".."))
+    return tuple(printable(part) for part in name.split("/") if part not in ("", ".", ".."))

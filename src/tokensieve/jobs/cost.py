@@ -32,8 +32,8 @@ def costs(
     """The cost of a job with the dense and with the sieved model, each at its fastest batch.
 
     Args:
-        record: what `tokensieve bench --json` printed on the machine that is meant; with `--data` decoding counts, where
-            it is slower than the model.
+        record: what `tokensieve bench --json` printed on the machine that is meant; with `--data` decoding
+            counts, where it is slower than the model.
         price_per_hour: of one machine.
         images: of the job.
         machines: that share it, each as fast as the one that was measured.
@@ -47,7 +47,7 @@ def costs(
     runs = record.get("runs") or []
     if not runs:
         raise InputError(
-            "The record holds no measured batch: give that of tokensieve bench --json, not the waterfall's."
+            "The record holds no measured batch: give what tokensieve bench --json printed, without --waterfall."
         )
     decoding = record.get("decoding")
     found = {}

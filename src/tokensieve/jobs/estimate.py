@@ -10,6 +10,7 @@ from time import perf_counter
 from ..data import load_batches
 from ..measure.decoding import decoding
 from ..show.verdict import decoding_limit
+from . import manifest
 from .files import ENDINGS, finished, write_rows
 from .place import place_of
 from .settings import Job
@@ -58,9 +59,14 @@ def estimate(job: Job, *, workers: int = 1, devices: int = 1, seconds: float = 1
         seconds: for each of the two.
 
     Raises:
-        InputError: as `running.run` before it begins; not one of the items could be read.
+        InputError: as `running.run` before it begins, also where rows of other settings lie in the folder; not one of
+            the items could be read.
     """
     work = open_work(job)
+    place = place_of(job.out) if job.out else None
+    begun = None if place is None else manifest.read(place)
+    if place is not None and begun is not None:
+        manifest.check_same(place, begun, work.manifest())
     said: list[str] = []
     batches = load_batches(work.items, DECODED, workers)
     decoded, images = decoding(batches, keep=work.together, workers=workers, seconds=seconds)
@@ -71,8 +77,8 @@ def estimate(job: Job, *, workers: int = 1, devices: int = 1, seconds: float = 1
         rounds += 1
     asked = devices * rounds * len(images) / (perf_counter() - began)
     both = min(decoded.per_second, asked) if workers else 1 / (1 / decoded.per_second + 1 / asked)
-    done = finished(place_of(job.out), job.rows.format) if job.out else set()
-    left = len(work.items) - sum(work.items_of(number) for number in done if number < work.shards)
+    done = finished(place, job.rows.format) if place is not None and begun is not None else set()
+    left = len(work.items) - sum(work.items_of(number) for number in done)
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / f"rows{ENDINGS[job.rows.format]}"
         write_rows(file, {"id": [work.items.path(0)] * len(images)} | columns, job.rows.format)

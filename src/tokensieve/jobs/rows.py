@@ -158,4 +158,5 @@ def dataset_rows(
     if id_column is not None:
         _check_column(name, id_column, list(table.features))
     ids = [str(i) for i in range(len(table))] if id_column is None else [str(each) for each in table[id_column]]
+    table = table.select_columns([column])
     return ids, [TableCell(table, column, row) for row in range(len(table))]

@@ -22,7 +22,7 @@ from .progress import Progress
 from .ray_engine import RaySettings, run_ray
 from .rows import pyarrow
 from .settings import Job, RowSettings, RunSettings
-from .shards import Work, open_work, run_shards
+from .shards import Work, describe, open_work, run_shards
 from .sources import SourceSettings
 
 
@@ -102,7 +102,7 @@ def run(
     place.lock()
     apart = running.devices or engine == "ray"
     # Other processes do the work: here the model is opened only to be described, where there is most room for it.
-    work = open_work(job._replace(spec=replace(job.spec, device="cpu")) if apart else job)
+    work = describe(job._replace(spec=replace(job.spec, device="cpu"))) if apart else open_work(job)
     if opened is not None:
         opened(work.items)
     described = work.manifest()
@@ -162,15 +162,19 @@ def job_of(
     given = [sources] if isinstance(sources, str | os.PathLike) else list(sources)
     if not given:
         raise InputError("There is nothing to read: give a folder, a tar, a list, a Parquet file or pictures.")
+    for name in ("classes", "root"):
+        if settings.get(name) is not None:
+            settings[name] = _full(settings[name])
     reading = {name: settings.pop(name) for name in SourceSettings.__dataclass_fields__ if name in settings}
     paths = tuple(_full(os.fspath(source)) for source in given)
-    return Job(spec.absolute(), paths, _full(os.fspath(out)), RowSettings(**settings), SourceSettings(**reading))
+    place = os.fspath(out)
+    place = place if is_url(place) or not place else os.path.abspath(place)
+    return Job(spec.absolute(), paths, place, RowSettings(**settings), SourceSettings(**reading))
 
 
 def _full(path: str) -> str:
     """A path that means the same in another working directory; names of data sets stay as they are."""
-    there = os.path.exists(path) or os.path.isdir(os.path.dirname(os.path.abspath(path)))
-    return path if is_url(path) or not there else os.path.abspath(path)
+    return os.path.abspath(path) if not is_url(path) and os.path.exists(path) else path
 
 
 def _go(

@@ -90,9 +90,14 @@ def open_work(job: Job) -> Work:
         InputError, RecipeError, UnsupportedHost: the model cannot be opened, or gives no such output; the sources
             cannot be read.
     """
+    work = describe(job)
+    return work._replace(like=work.ask(blank(work.opened)))
+
+
+def describe(job: Job) -> Work:
+    """A job that is opened to be counted and described, while others do it: its model is asked nothing."""
     opened, ask = open_answers(job.spec, job.rows)
-    items = open_items(job.sources, opened.preprocessing, job.reading)
-    return Work(job, opened, items, ask, ask(blank(opened)))
+    return Work(job, opened, open_items(job.sources, opened.preprocessing, job.reading), ask, {})
 
 
 class InParts:

@@ -15,7 +15,7 @@ from ..data import ImageSet, Preprocessing, Scenes, Skipped, VideoPreprocessing,
 from ..data.images import SCENES, Listed
 from ..data.listing import Listing, list_folder, list_tar, natural
 from ..data.remote import Opener, RemoteFile, find, is_url, open_file
-from ..data.scanning import PICTURES, Kind, Tree, scan_tar
+from ..data.scanning import PICTURES, Kind, Tree, printable, scan_tar
 from ..data.scenes import ScenePictures
 from ..data.video import GENERATED, MOVING_SCENES
 from ..data.video_lists import LISTS, found_file, read_list
@@ -133,7 +133,7 @@ def _find(source: str, kind: Kind, settings: SourceSettings) -> _Found:
             return _Found(os.path.dirname(anchor), *parquet_rows(source, path.name, *_columns(settings)))
         if suffix in LISTS:
             return _list(path, kind, settings)
-        return _Found(os.path.dirname(anchor), [path.name], [path])
+        return _Found(os.path.dirname(anchor), [printable(path.name)], [path])
     if source == "scenes" and kind is PICTURES:
         pictures = ScenePictures(Scenes("validation", settings.limit or SCENES))
         return _Found(
