@@ -215,9 +215,7 @@ def _return(each: _Process, waiting: deque[int], listener: Listener, *, others: 
         listener.went_on(Told(number, -items, -errors, 0.0, 0.0))
     waiting.extendleft(sorted(each.shards, reverse=True))
     if others:
-        listener.say(
-            f"The process on {each.device} {_end(each.process.exitcode)}: the others do its {len(each.shards)} shards."
-        )
+        listener.say(f"The process on {each.device} {_end(each.process.exitcode)}: the others go on with its work.")
     each.shards = {}
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -109,14 +111,14 @@ def run_ray(
         raise RecipeError(f"gpus={ray_settings.gpus} are asked for, and the device is {job.spec.device}: give cuda.")
     ray = library()
     started = not ray.is_initialized()
+    cpus = ray_settings.cpus or 1 + workers
+    actors = ray_settings.actors
+    ends = {"size": actors} if isinstance(actors, int) else {"min_size": actors[0], "max_size": actors[1]}
     if started:
-        _begin(ray, ray_settings.address)
+        _begin(ray, ray_settings.address, math.ceil(max(ends.values()) * cpus))
     try:
         context = ray.data.DataContext.get_current()
         context.enable_progress_bars = False
-        cpus = ray_settings.cpus or 1 + workers
-        actors = ray_settings.actors
-        ends = {"size": actors} if isinstance(actors, int) else {"min_size": actors[0], "max_size": actors[1]}
         done = ray.data.from_items(
             [{"shard": number} for number in shards],
             override_num_blocks=len(shards),  # one a task
@@ -140,14 +142,12 @@ def run_ray(
             ray.shutdown()
 
 
-def _begin(ray: Any, address: str | None) -> None:
+def _begin(ray: Any, address: str | None, cpus: int) -> None:
+    """Reach a cluster, or start one on this machine with so many CPUs for actors, whatever it has."""
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # one that is started here tells nobody
+    own: dict[str, Any] = {} if address else {"num_cpus": cpus, "include_dashboard": False}
     try:
-        ray.init(
-            address=address or "local",
-            include_dashboard=None if address else False,
-            log_to_driver=False,
-            logging_level="ERROR",
-        )
+        ray.init(address=address or "local", log_to_driver=False, logging_level="ERROR", **own)
     except (ConnectionError, RuntimeError, ValueError) as error:
         raise InputError(f"No Ray cluster answers at {address or 'this machine'}: {cause(error)}.") from error
 
