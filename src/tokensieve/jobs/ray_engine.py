@@ -13,7 +13,6 @@ from .devices import check_settings
 from .settings import Job
 from .shards import Listener, Told, open_work, run_shards
 
-
 STARTS = 3
 """Attempts to start Ray on this machine: on a busy one its parts may come up later than it waits for them."""
 
