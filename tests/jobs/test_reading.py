@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import os
+import signal
+
 import numpy as np
 import pytest
 import torch
 
 from tokensieve.data import ImageSet
 from tokensieve.data.images import UnusableError
+from tokensieve.errors import InputError
 from tokensieve.jobs.reading import AT_ONCE, Reader
 
 
@@ -85,3 +89,18 @@ def test_shards_may_become_known_only_when_they_are_asked_for():
 
     assert list(read(30, (), shards(), shard=10, batch=5)) == [2, 0]
     assert asked == [2, 0]
+
+
+class Deadly(NumberSet):
+    """Ends the process that reads number 3, as the system does where memory is full."""
+
+    def _read(self, source):
+        if source == 3:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return super()._read(source)
+
+
+def test_a_worker_that_is_killed_is_a_sentence():
+    reader = Reader(Deadly(8), [0], shard=8, batch=2, workers=1)
+    with pytest.raises(InputError, match="A process that decodes was ended from outside"):
+        list(reader)
