@@ -13,9 +13,6 @@ from .devices import check_settings
 from .settings import Job
 from .shards import Listener, Told, open_work, run_shards
 
-STARTS = 3
-"""Attempts to start Ray on this machine: on a busy one its parts may come up later than it waits for them."""
-
 
 @dataclass(frozen=True)
 class RaySettings:
@@ -149,15 +146,10 @@ def _begin(ray: Any, address: str | None, cpus: int) -> None:
     """Reach a cluster, or start one on this machine with so many CPUs for actors, whatever it has."""
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # one that is started here tells nobody
     own: dict[str, Any] = {} if address else {"num_cpus": cpus, "include_dashboard": False}
-    for left in reversed(range(1 if address else STARTS)):
-        try:
-            ray.init(address=address or "local", log_to_driver=False, logging_level="ERROR", **own)
-            return
-        except Exception as error:  # whatever its many parts raise
-            ray.shutdown()
-            if not left:
-                where = address or "this machine"
-                raise InputError(f"No Ray cluster answers at {where}: {first_line(error)}.") from error
+    try:
+        ray.init(address=address or "local", log_to_driver=False, logging_level="ERROR", **own)
+    except Exception as error:  # whatever its many parts raise
+        raise InputError(f"No Ray cluster answers at {address or 'this machine'}: {first_line(error)}.") from error
 
 
 def _sentence(error: BaseException) -> Exception:
