@@ -67,6 +67,10 @@ bench: $(VENV)/installed-dev
 	$(BIN)/python benchmarks/graphs.py
 	$(BIN)/python benchmarks/odd_folder.py
 	$(BIN)/python benchmarks/odd_clips.py
+	$(BIN)/python benchmarks/jobs.py broken
+	$(BIN)/python benchmarks/jobs.py kill
+	$(BIN)/python benchmarks/jobs.py kill --engine ray
+	$(BIN)/python benchmarks/jobs.py speed
 	$(BIN)/python benchmarks/video_macs.py
 	$(BIN)/python benchmarks/video_depthwise.py
 	$(BIN)/python benchmarks/video_speed.py

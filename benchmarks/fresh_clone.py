@@ -30,6 +30,7 @@ SMALL = {
     "correct": "--model nano_vit --views 2",
     "slim": "--model nano_vit --granularity 60",
     "export": "--model nano_vit",
+    "run": "--model nano_vit",
     "train": "--threads 2",
 }
 """What each command is told beside; the last of two equal options counts."""

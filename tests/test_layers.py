@@ -14,6 +14,7 @@ SRC = Path(__file__).resolve().parents[1] / "src" / "tokensieve"
 LAYERS = [
     ["__main__"],
     ["cli"],
+    ["jobs"],
     ["about"],
     ["search", "show", "train", "model_spec"],
     ["measure", "export"],

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from . import export as export
     from . import forward as forward
     from . import hosts as hosts
+    from . import jobs as jobs
     from . import measure as measure
     from . import methods as methods
     from . import search as search
@@ -103,6 +104,7 @@ _SUBMODULES = {
     "export",
     "forward",
     "hosts",
+    "jobs",
     "measure",
     "methods",
     "search",

@@ -24,6 +24,7 @@ from .export import export
 from .opening import option_for
 from .options import with_groups
 from .output import say
+from .run import run
 from .segment import segment
 from .show import show
 from .slim import slim
@@ -58,6 +59,7 @@ app.command()(methods)
 app.command()(models)
 app.command()(doctor)
 app.command()(with_groups(correct))
+app.command()(with_groups(run))
 app.command()(segment)
 app.command()(with_groups(show))
 app.command()(with_groups(slim))

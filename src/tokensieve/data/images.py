@@ -20,7 +20,8 @@ from ..errors import InputError, RecipeError
 from .classes import class_index
 from .listing import Listing, Skipped, list_folder, list_tar
 from .preprocessing import Preprocessing
-from .scanning import PICTURES, Kind, TarMember
+from .remote import Opener
+from .scanning import PICTURES, Kind
 from .scene_drawing import photographs
 from .scenes import ScenePictures, Scenes
 
@@ -145,7 +146,7 @@ class ImageSet(Dataset[tuple[Tensor, int]]):
 
 
 class Listed:
-    """Items of a listing: (path, or the content of a tar's member; label)."""
+    """Items of a listing: (path, or what an `Opener` gives, such as a tar's member; label)."""
 
     def __init__(self, listing: Listing) -> None:
         self.sources, self.labels = listing.sources, listing.labels
@@ -157,7 +158,7 @@ class Listed:
         source = self.sources[index]
         if source is None:
             raise UnusableError("does not exist")
-        return source.open() if isinstance(source, TarMember) else source, self.labels[index]
+        return source.open() if isinstance(source, Opener) else source, self.labels[index]
 
 
 class StreamSet(IterableDataset[tuple[Tensor, int]]):

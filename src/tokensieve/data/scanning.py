@@ -13,6 +13,7 @@ from typing import Any, BinaryIO, NamedTuple
 from PIL import Image, features
 
 from ..errors import InputError
+from .remote import Opener, open_file
 
 FORMATS = frozenset(
     ("AVIF", "BMP", "DIB", "GIF", "HEIF", "JPEG", "JPEG2000", "JXL", "PNG", "PPM", "QOI", "TIFF", "WEBP")
@@ -30,14 +31,14 @@ Parts = tuple[str, ...]
 """A path below its source, part by part."""
 
 
-class TarMember:
-    """A file in an uncompressed tar; opened anew each time, so that worker processes share no file position."""
+class TarMember(Opener):
+    """A file in an uncompressed tar, here or in a store; opened anew each time, so that processes share no position."""
 
     def __init__(self, path: str, start: int, size: int) -> None:
         self.path, self.start, self.size = path, start, size
 
     def open(self) -> BinaryIO:
-        with open(self.path, "rb") as file:
+        with open_file(self.path) as file:
             file.seek(self.start)
             return io.BytesIO(file.read(self.size))
 
@@ -111,7 +112,7 @@ def _hidden(name: str) -> bool:
     return name.startswith(".") or name.lower() in SYSTEM_FOLDERS
 
 
-def _printable(name: str) -> str:
+def printable(name: str) -> str:
     """A file name whose bytes are no UTF-8, as text that can be printed and written."""
     return name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
 
@@ -141,7 +142,7 @@ def scan_folder(tree: Tree, root: str) -> None:
                 tree.skip(parts, NOT_OPENED)
                 continue
             for entry in found:
-                below, kind = (*parts, _printable(entry.name)), _kind(entry)
+                below, kind = (*parts, printable(entry.name)), _kind(entry)
                 if _hidden(entry.name):
                     tree.skip(below, HIDDEN_FOLDER if kind == "folder" else HIDDEN_FILE)
                 elif kind == "folder" and entry.is_symlink():
@@ -169,7 +170,7 @@ def scan_folder(tree: Tree, root: str) -> None:
             enter(path, parts, target)
     for path, parts in file_links:
         folder, name = os.path.split(os.path.realpath(path))
-        if folder in entered and (*entered[folder], _printable(name)) in tree.files:
+        if folder in entered and (*entered[folder], printable(name)) in tree.files:
             tree.skip(parts, _again(tree))
         else:
             tree.files[parts] = path
@@ -262,4 +263,4 @@ def scan_tar(tree: Tree, path: str, file: Any) -> None:
 
 
 def _split(name: str) -> Parts:
-    return tuple(_printable(part) for part in name.split("/") if part not in ("", ".", ".."))
+    return tuple(printable(part) for part in name.split("/") if part not in ("", ".", ".."))

@@ -41,6 +41,25 @@ def list_annotated(path: Path, index: Mapping[str, int] | None = None, root: str
     Raises:
         InputError: the list cannot be read, is of none of these kinds, or has a label that is not in `index`.
     """
+    rows = read_list(path, root)
+    folder = Path(root) if root is not None else path.parent
+    labels, classes = _numbered([label for _, label in rows], index, path)
+    sources = [found_file(folder / name) for name, _ in rows]
+    return Listing(
+        sources=sources,
+        names=[str(source) for source in sources],
+        labels=labels,
+        classes=classes,
+        skipped=(),
+        notes=(),
+    )
+
+
+def read_list(path: Path, root: str | Path | None = None) -> list[tuple[str, str]]:
+    """What a list names, in its order: paths as they are spelled there, and labels, "" of none.
+
+    Arguments and errors as in `list_annotated`.
+    """
     try:
         text = path.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
@@ -52,16 +71,7 @@ def list_annotated(path: Path, index: Mapping[str, int] | None = None, root: str
         rows = list(_table(text, path, folder))
     if not rows:
         raise InputError(f"{path} lists no videos. {EXPECTED}")
-    labels, classes = _numbered([label for _, label in rows], index, path)
-    sources = [_found(folder / name) for name, _ in rows]
-    return Listing(
-        sources=sources,
-        names=[str(source) for source in sources],
-        labels=labels,
-        classes=classes,
-        skipped=(),
-        notes=(),
-    )
+    return rows
 
 
 def _json(text: str, path: Path) -> Iterable[tuple[str, str]]:
@@ -129,8 +139,8 @@ def _kinetics(cells: list[list[str]], heads: list[str], path: Path, folder: Path
         yield next((place for place in places if (folder / place).exists()), name), label
 
 
-def _found(path: Path) -> Path:
-    """The file, under one of the usual endings where none is given."""
+def found_file(path: Path) -> Path:
+    """The video's file, under one of the usual endings where none is given."""
     if path.suffix.lower() in _ENDINGS or path.exists():
         return path
     return next((whole for end in _ENDINGS if (whole := path.with_name(path.name + end)).exists()), path)

@@ -1,0 +1,142 @@
+"""`tokensieve run`: a row for each picture or video, in a job that survives."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import Annotated, Any
+
+import typer
+
+from ..errors import InputError
+from .opening import read_spec
+from .options import (
+    BatchOption,
+    JsonOption,
+    MachineOptions,
+    ModelOptions,
+    PreprocessingOption,
+    SetOptions,
+)
+from .output import print_record, say
+
+
+def run(
+    sources: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="SOURCE...", help="Folders, tars, lists, Parquet files, pictures or videos, hfds/NAME, URLs."
+        ),
+    ],
+    *,
+    network: ModelOptions,
+    out: Annotated[str | None, typer.Option(metavar="FOLDER", help="Where rows are written; also a URL.")] = None,
+    output: Annotated[
+        str, typer.Option(metavar="classes|embeddings|features|maps", help="What a row tells of its item.")
+    ] = "classes",
+    form: Annotated[str, typer.Option("--format", metavar="parquet|jsonl", help="Of the files of rows.")] = "parquet",
+    k: Annotated[int, typer.Option(min=1, metavar="K", help="Of classes: how many, the most likely first.")] = 5,
+    classes: Annotated[
+        str | None, typer.Option(metavar="FILE", help="Of classes: what they are called, if the model does not know.")
+    ] = None,
+    pooling: Annotated[
+        str | None, typer.Option(metavar="token|avg|max|...", help="Of embeddings; default the model's own.")
+    ] = None,
+    normalize: Annotated[bool, typer.Option("--normalize", help="Of embeddings: of length 1.")] = False,
+    store: Annotated[str, typer.Option(metavar="fp32|fp16", help="Precision in which numbers are stored.")] = "fp32",
+    limit: Annotated[int | None, typer.Option(min=1, metavar="N", help="At most N items, evenly spread.")] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Tell how long it will take, and write nothing.")] = False,
+    batch: BatchOption = 32,
+    shard: Annotated[
+        int | None, typer.Option(min=1, metavar="N", help="Items of a file of rows; default 1024, of maps 128.")
+    ] = None,
+    workers: Annotated[
+        int | None, typer.Option(min=0, metavar="N", help="Processes that decode, for each device; 0 by turns.")
+    ] = None,
+    max_errors: Annotated[
+        int | None, typer.Option(min=0, metavar="N", help="Give up after more unreadable items; default never.")
+    ] = None,
+    devices: Annotated[
+        str | None, typer.Option(metavar="0,1|cpu,cpu", help="A process for each; a number is a CUDA device.")
+    ] = None,
+    engine: Annotated[str, typer.Option(metavar="local|ray", help="On this machine, or on a Ray cluster.")] = "local",
+    address: Annotated[
+        str | None, typer.Option(metavar="auto|HOST:PORT", help="Of the Ray cluster; default one on this machine.")
+    ] = None,
+    actors: Annotated[
+        str | None, typer.Option(metavar="N|N-M", help="Of Ray: how many, or between which it scales; default 1.")
+    ] = None,
+    actor_cpus: Annotated[float | None, typer.Option(metavar="N", help="Of Ray: CPUs of each actor.")] = None,
+    actor_gpus: Annotated[
+        float | None, typer.Option(metavar="N", help="Of Ray: GPUs of each actor; 0.5 puts two on each.")
+    ] = None,
+    split: Annotated[str, typer.Option(metavar="NAME", help="Of data sets (hfds/): which part.")] = "train",
+    image_column: Annotated[
+        str | None, typer.Option(metavar="NAME", help="Of tables: which column holds the pictures.")
+    ] = None,
+    id_column: Annotated[
+        str | None, typer.Option(metavar="NAME", help="Of tables: which column holds the ids; default row numbers.")
+    ] = None,
+    preprocessing: PreprocessingOption = "timm",
+    clips: SetOptions,
+    machine: MachineOptions,
+    as_json: JsonOption = False,
+) -> None:
+    """Write classes, embeddings, patch features or maps of every picture or video, as Parquet or JSON lines.
+
+    Ended at any moment and started again by the same command, it goes on: no row is lost, none is there twice.
+    """
+    if out is None and not dry_run:
+        raise InputError("--out FOLDER says where the rows go; --dry-run needs none.")
+    places = [] if devices is None else [part.strip() for part in devices.split(",")]
+    if not all(places):
+        raise InputError(f"--devices must be names of devices, joined by commas, not {devices!r}.")
+    cluster = _cluster(address, actors, actor_cpus, actor_gpus)
+    spec = read_spec(network, machine, clips, preprocessing=preprocessing)
+    from ..about.machine import cores
+    from ..jobs import estimate, job_of
+    from ..jobs import run as run_job
+    from ..show.files import tell_files
+    from ..show.progress import working
+
+    workers = max(1, cores() // (2 * max(1, len(places)))) if workers is None else workers
+    settings: dict[str, Any] = {
+        "output": output,
+        "format": form,
+        "k": k,
+        "classes": classes,
+        "pooling": pooling,
+        "normalize": normalize,
+        "store": store,
+        "batch": batch,
+        "shard": shard,
+        "limit": limit,
+        "root": clips.root,
+        "split": split,
+        "image_column": image_column,
+        "id_column": id_column,
+    }
+    if dry_run:
+        job = job_of(spec, sources, out or "", **settings)
+        with working("decoding and asking a few"):
+            told = estimate(job, workers=workers, devices=max(1, len(places)))
+        print_record(asdict(told), "run_view.estimate_view", as_json)
+        return
+    assert out is not None
+    running: dict[str, Any] = {"workers": workers, "devices": places, "engine": engine, "max_errors": max_errors}
+    running |= {"ray": cluster, "progress": True, "opened": tell_files}
+    result = run_job(spec, sources, out, **running, **settings)
+    print_record(asdict(result), "run_view.run_view", as_json)
+    if not as_json:
+        for sentence in result.said:
+            say(sentence)
+
+
+def _cluster(address: str | None, actors: str | None, cpus: float | None, gpus: float | None) -> dict[str, Any]:
+    """What was said of the cluster."""
+    found: dict[str, Any] = {"address": address, "cpus": cpus, "gpus": gpus}
+    if actors is not None:
+        ends = actors.split("-")
+        if not all(end.strip().isdecimal() for end in ends) or len(ends) > 2:
+            raise InputError(f"--actors must be a number, or the fewest and the most as in 2-8, not {actors!r}.")
+        found["actors"] = int(ends[0]) if len(ends) == 1 else (int(ends[0]), int(ends[1]))
+    return {name: value for name, value in found.items() if value is not None}

@@ -1,0 +1,87 @@
+"""Files of object stores, named by URLs that fsspec knows: s3://, gs://, hf://, https://, memory:// and others."""
+
+from __future__ import annotations
+
+import io
+import os
+import re
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, BinaryIO
+
+from ..errors import InputError, first_line
+
+_URL = re.compile(r"[a-z][a-z0-9+.-]+://")
+
+
+def is_url(path: str | os.PathLike[str]) -> bool:
+    """Whether this names a file by a protocol, and not one on this machine."""
+    return isinstance(path, str) and _URL.match(path) is not None
+
+
+def filesystem(url: str) -> tuple[Any, str]:
+    """The fsspec file system of a URL, and the path there.
+
+    Raises:
+        InputError: no library for its protocol is installed, or the store refuses.
+    """
+    import fsspec
+
+    with told(url):
+        found: tuple[Any, str] = fsspec.core.url_to_fs(url)
+    return found
+
+
+@contextmanager
+def told(url: str) -> Iterator[None]:
+    """Turn whatever a store's client raises into an `InputError` that names the URL."""
+    try:
+        yield
+    except (ImportError, ValueError) as error:
+        raise InputError(f"{url} cannot be used: {first_line(error)}.") from error
+    except FileNotFoundError:
+        raise InputError(f"{url} does not exist.") from None
+    except Exception as error:  # each store's client has errors of its own
+        raise InputError(f"{url} cannot be reached: {type(error).__name__}: {first_line(error)}.") from error
+
+
+def open_file(path: str) -> BinaryIO:
+    """A file of this machine or of a store, for reading bytes from anywhere in it."""
+    if not is_url(path):
+        return open(path, "rb")
+    system, place = filesystem(path)
+    opened: BinaryIO = system.open(place, "rb")
+    return opened
+
+
+class Opener(ABC):
+    """An item of a set that is no file of this machine: it is opened by itself, anew each time, in any process."""
+
+    @abstractmethod
+    def open(self) -> Any:
+        """A file, or a PIL image."""
+
+
+class RemoteFile(Opener):
+    """A file of a store; opened anew each time, so that worker processes share no connection."""
+
+    def __init__(self, url: str) -> None:
+        self.url = url
+
+    def open(self) -> BinaryIO:
+        system, place = filesystem(self.url)
+        return io.BytesIO(system.cat_file(place))
+
+
+def find(url: str) -> dict[str, str]:
+    """The files below a folder of a store: path below it -> URL, in order of path.
+
+    Raises:
+        InputError: the store cannot be reached.
+    """
+    system, place = filesystem(url)
+    root = place.rstrip("/")
+    with told(url):
+        found = sorted(system.find(root))
+    return {path[len(root) :].lstrip("/"): system.unstrip_protocol(path) for path in found}

@@ -1,0 +1,203 @@
+"""From what a model says of a batch to columns of rows."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from ..data import VideoPreprocessing, average_views
+from ..data.inputs import reading
+from ..errors import InputError, SettingError, UnsupportedHost, cause
+from ..measure.comparison import OutputKind, kind_of
+from ..measure.outputs import as_tensor, class_count, classifies, field_of
+from ..model_spec import ModelSpec, OpenedModel
+from ..show.explain import class_names
+from .settings import STORES, RowSettings
+
+Columns = dict[str, Any]
+"""Name -> a value for each item: an array (B, ...), or a list of texts, of bytes, or of None."""
+Ask = Callable[[Tensor], Columns]
+"""Images (B, 3, H, W), of videos (B, *clip_shape) or (B, views, *clip_shape), to columns."""
+
+
+class Answers:
+    """Called with a batch of items, as the data set gives them, it returns their columns.
+
+    Args:
+        opened: the model; of embeddings, one whose classifier `without_classifier` took off.
+        rows: what is asked of it.
+
+    Raises:
+        InputError: the model gives no output of this kind.
+    """
+
+    def __init__(self, opened: OpenedModel, rows: RowSettings) -> None:
+        self.opened, self.rows, self.views = opened, rows, opened.views
+        self.names = None
+        if rows.output == "classes" or (rows.output == "maps" and class_count(opened.dense)):
+            self.names = class_names(opened.dense, rows.classes)
+        self._columns = getattr(self, f"_{rows.output}")
+
+    def __call__(self, images: Tensor) -> Columns:
+        model, clips = self.opened.fast, images.flatten(0, 1) if self.views > 1 else images
+        clips = clips.to(self.opened.device, self.opened.dtype, non_blocking=True)
+        # Not inference_mode: significance by gradients needs to switch them on inside the forward.
+        with torch.no_grad(), reading(model, clips):
+            if self.rows.output == "features":
+                return self._columns(self._patches(clips), None)
+            output = model(clips)
+        found = as_tensor(output, model, len(clips))
+        kind = kind_of(found, self.rows.output != "embeddings" and classifies(model, output), field_of(output))
+        return self._columns(found, kind)
+
+    def _classes(self, logits: Tensor, kind: OutputKind) -> Columns:
+        if kind.name != "classes":
+            raise self._other(kind, "classes of whole items")
+        probabilities = average_views(logits, self.views)
+        count = min(self.rows.k, probabilities.shape[1])
+        likely, classes = probabilities.topk(count, dim=1)
+        columns: Columns = {}
+        for place in range(count):
+            own = classes[:, place]
+            columns[f"top{place + 1}_class"] = own.numpy().astype(np.int32)
+            if self.names is not None:
+                columns[f"top{place + 1}_label"] = [self.names[index] for index in own.tolist()]
+            columns[f"top{place + 1}_probability"] = likely[:, place].numpy()
+        return columns
+
+    def _embeddings(self, vectors: Tensor, kind: OutputKind) -> Columns:
+        if vectors.ndim == 3 and self.rows.pooling == "token":
+            vectors = vectors[:, 0]
+        if vectors.ndim != 2:
+            raise self._other(kind, "one vector for each item (--pooling may say how)")
+        vectors = vectors.float().unflatten(0, (-1, self.views)).mean(1)
+        if self.rows.normalize:
+            vectors = F.normalize(vectors, dim=1)
+        return {"embedding": self._stored(vectors)}
+
+    def _features(self, patches: Tensor, _kind: None) -> Columns:
+        return {"features": self._stored(patches.movedim(1, -1))}
+
+    def _maps(self, maps: Tensor, kind: OutputKind) -> Columns:
+        if kind.name == "class-map" and maps.ndim == 4:
+            classes = maps.argmax(1)
+            sides = {
+                name: np.full(len(maps), maps.shape[axis], np.int32) for name, axis in (("height", 2), ("width", 3))
+            }
+            return {"map": [_png(each.numpy(), maps.shape[1]) for each in classes], **sides}
+        if kind.name == "depth":
+            return {"depth": self._stored(maps.squeeze(1) if maps.ndim == 4 else maps)}
+        raise self._other(kind, "a class or a depth of each pixel")
+
+    def _patches(self, clips: Tensor) -> Tensor:
+        """Features of every patch on the grid, behind the last block and the final norm: (B, D, h, w), of video
+        (B, D, t, h, w)."""
+        if self.views > 1:
+            raise InputError("Features of patches are of one view: leave --views out.")
+        fast = self.opened.fast
+        norm = fast.units == "tokens"  # with stages, none fits all maps
+        found = fast.forward_intermediates(clips, indices=1, norm=norm, intermediates_only=True, restore=True)[-1]
+        if found.isnan().any():
+            raise InputError(f"{type(fast.model).__name__} returns NaN: try another dtype, or look at its weights.")
+        return found.cpu()
+
+    def _stored(self, numbers: Tensor) -> np.ndarray:
+        return numbers.float().numpy().astype(STORES[self.rows.store])
+
+    def _other(self, kind: OutputKind, wanted: str) -> InputError:
+        name = type(self.opened.dense).__name__
+        return InputError(f"--output {self.rows.output} needs {wanted}, and {name} gives {kind.name}.")
+
+
+def _png(classes: np.ndarray, count: int) -> bytes:
+    """(H, W) class numbers as a grey PNG whose samples they are, of 8 bits, or of 16 where there are more classes."""
+    data = io.BytesIO()
+    Image.fromarray(classes.astype(np.uint8 if count <= 256 else np.uint16)).save(data, "PNG")
+    return data.getvalue()
+
+
+def open_answers(spec: ModelSpec, rows: RowSettings) -> tuple[OpenedModel, Answers]:
+    """The model of a job, and what it answers to a batch.
+
+    Raises:
+        InputError, RecipeError, UnsupportedHost: as `ModelSpec.open`; the model gives no output of this kind.
+    """
+    opened = spec.open()
+    if rows.output == "embeddings":
+        without_classifier(opened.dense, rows.pooling)
+        opened = spec.sieve(opened.dense, opened.preprocessing)
+    return opened, Answers(opened, rows)
+
+
+def without_classifier(model: Any, pooling: str | None = None) -> None:
+    """Have a model give what goes into its classifier, pooled by its own way or another.
+
+    Args:
+        model: of timm, torchvision or transformers; one without a classifier stays as it is.
+        pooling: of timm's models whatever their `global_pool` can be; of others "token", where they give tokens.
+
+    Raises:
+        SettingError: a pooling that the model does not have.
+        UnsupportedHost: a model whose classifier is not known.
+    """
+    if hasattr(model, "reset_classifier"):
+        try:
+            model.reset_classifier(0, **({} if pooling is None else {"global_pool": pooling}))
+        except Exception as error:  # timm asserts, or looks for a function of this name
+            raise SettingError(
+                "pooling", f"{pooling!r} is none that {type(model).__name__} has: {cause(error)}."
+            ) from error
+        return
+    if pooling not in (None, "token"):
+        raise SettingError("pooling", f"{pooling!r} is of timm's models: {type(model).__name__} has its own.")
+    head = _classifier(model)
+    if head is not None:
+        owner, _, name = head.rpartition(".")
+        setattr(model.get_submodule(owner), name, nn.Identity())
+    elif class_count(model) and not _bare(model):
+        raise UnsupportedHost(
+            f"{type(model).__name__} has a classifier that cannot be taken off: give a model without one, or --output "
+            "features."
+        )
+
+
+def _classifier(model: nn.Module) -> str | None:
+    """The name of the last linear layer of a head, by the names that torchvision and transformers give them."""
+    for name in ("classifier", "heads", "head", "fc"):
+        part = getattr(model, name, None)
+        if isinstance(part, nn.Linear):
+            return name
+        if isinstance(part, nn.Sequential) and part and isinstance(part[-1], nn.Linear):
+            return f"{name}.{[*dict(part.named_children())][-1]}"
+    return None
+
+
+def _bare(model: Any) -> bool:
+    """Whether a model of transformers has no head, though its configuration counts labels."""
+    return hasattr(model, "config") and not type(model).__name__.endswith("Classification")
+
+
+def concatenated(parts: Sequence[Columns]) -> Columns:
+    """Columns of several batches as those of one."""
+    if len(parts) == 1:
+        return parts[0]
+    return {
+        name: np.concatenate([part[name] for part in parts])
+        if isinstance(first, np.ndarray)
+        else [each for part in parts for each in part[name]]
+        for name, first in parts[0].items()
+    }
+
+
+def blank(opened: OpenedModel) -> Tensor:
+    """One item of nothing but zeros, as the data set would give it."""
+    own = opened.preprocessing
+    shape = own.clip_shape if isinstance(own, VideoPreprocessing) else (3, *own.input_size)
+    return torch.zeros(1, *shape) if opened.views == 1 else torch.zeros(1, opened.views, *shape)

@@ -1,0 +1,227 @@
+"""Several devices of one machine: a process for each, which are given shards from one queue as they ask for them."""
+
+from __future__ import annotations
+
+import multiprocessing
+import signal
+import traceback
+from collections import deque
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
+from dataclasses import replace
+from itertools import chain
+from multiprocessing.connection import Connection, wait
+from typing import Any
+
+import torch
+
+from ..errors import InputError, SieveError
+from .settings import Job
+from .shards import Listener, Told, Work, open_work, run_shards
+
+LOOK = 1.0
+"""Seconds after which it is seen whether a process that says nothing is alive."""
+
+
+def device_name(text: str) -> str:
+    """ "0" is "cuda:0"; other names are torch's."""
+    return f"cuda:{text}" if text.isdecimal() else text
+
+
+def check_settings(work: Work, settings: dict[str, Any]) -> None:
+    """Refuse to work on what is not the job that was begun: random weights, a folder that has changed.
+
+    Raises:
+        InputError: it is another job.
+    """
+    own = work.manifest()["settings"]
+    for name in settings:
+        if own.get(name) != settings[name]:
+            raise InputError(
+                f"Two processes do not see the same job: its {name} differs. Weights must not be random "
+                "(--no-pretrained), and the sources must stay as they are."
+            )
+
+
+class _Link:
+    """A process's side of the connection: asks for shards, and tells what goes on."""
+
+    def __init__(self, connection: Connection) -> None:
+        self.connection = connection
+
+    def ask(self, how: str) -> int | None:
+        """A shard; None where there is none: now ("next"), or any more ("idle", which waits for what others lose)."""
+        self.connection.send((how, None))
+        number: int | None = self.connection.recv()
+        return number
+
+    def shards(self) -> Iterator[int]:
+        while (number := self.ask("next")) is not None:
+            yield number
+
+    def went_on(self, told: Told) -> None:
+        self.connection.send(("told", told))
+
+    def say(self, sentence: str) -> None:
+        self.connection.send(("say", sentence))
+
+    def written(self, number: int) -> None:
+        self.connection.send(("written", number))
+
+
+def _work(
+    job: Job, settings: dict[str, Any], device: str, workers: int, threads: int | None, connection: Connection
+) -> None:
+    """What a process does."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the first process's affair
+    link = _Link(connection)
+    try:
+        if threads is not None:
+            torch.set_num_threads(threads)
+        work = open_work(job._replace(spec=replace(job.spec, device=device)))
+        check_settings(work, settings)
+        while (first := link.ask("idle")) is not None:
+            run_shards(work, chain([first], link.shards()), link, workers=workers, written=link.written)
+    except (EOFError, BrokenPipeError, ConnectionResetError):
+        return  # the first process is gone
+    except SieveError as error:
+        with suppress(OSError):
+            connection.send(("refused", str(error)))
+    except BaseException:
+        with suppress(OSError):
+            connection.send(("failed", traceback.format_exc()))
+
+
+class _Process:
+    """The first process's view of another one."""
+
+    def __init__(self, process: Any, connection: Connection, device: str) -> None:
+        self.process, self.connection, self.device = process, connection, device
+        self.shards: dict[int, list[int]] = {}
+        """Given to it and not written yet -> items and errors that it told of each."""
+        self.idle = False
+
+
+def run_devices(
+    job: Job,
+    settings: dict[str, Any],
+    shards: Sequence[int],
+    devices: Sequence[str],
+    listener: Listener,
+    *,
+    workers: int,
+    threads: int | None,
+) -> None:
+    """Run a job's shards by a process for each device. A process that ends from outside gives its shards to the others.
+
+    Args:
+        job: what is run.
+        settings: of its manifest, which each process must find again.
+        shards: that are to be done.
+        devices: torch's names; one may stand there several times.
+        listener: is told what goes on, here.
+        workers: processes that decode, for each device.
+        threads: CPU threads of each process; None for torch's choice.
+
+    Raises:
+        InputError: as `run_shards`; every process has ended, and shards are left.
+    """
+    for device in devices:
+        replace(job.spec, device=device).torch_device()
+    context = multiprocessing.get_context("spawn")
+    waiting, processes = deque(shards), []
+    try:
+        for device in devices[: max(1, len(waiting))]:
+            own, other = context.Pipe()
+            process = context.Process(target=_work, args=(job, settings, device, workers, threads, other))
+            process.start()
+            other.close()
+            processes.append(_Process(process, own, device))
+        _listen(processes, waiting, listener)
+    finally:
+        for each in processes:
+            if each.process.is_alive():
+                each.process.terminate()
+            each.process.join()
+
+
+def _listen(processes: list[_Process], waiting: deque[int], listener: Listener) -> None:
+    """Answer processes until all shards are written."""
+    active, lost = list(processes), []
+    while active:
+        ready = wait([each.connection for each in active], LOOK)
+        for each in list(active):
+            if each.connection not in ready and each.process.is_alive():
+                continue
+            try:
+                while each.connection.poll():
+                    what, told = each.connection.recv()
+                    _hear(each, what, told, waiting, listener)
+                alive = each.process.is_alive()
+            except (EOFError, OSError):
+                alive = False
+            if not alive:
+                active.remove(each)
+                each.process.join()
+                if each.shards or each.process.exitcode:
+                    lost.append(each)
+                    _return(each, waiting, listener, others=bool(active))
+        _serve(active, waiting)
+    if waiting:
+        told = ", ".join(f"{each.device} {_end(each.process.exitcode)}" for each in lost)
+        raise InputError(f"No process is left to go on ({told}): give the same command again.")
+
+
+def _hear(each: _Process, what: str, told: Any, waiting: deque[int], listener: Listener) -> None:
+    """One message of a process."""
+    if what == "next":
+        number = waiting.popleft() if waiting else None
+        if number is not None:
+            each.shards[number] = [0, 0]
+        each.connection.send(number)
+    elif what == "idle":
+        each.idle = True
+    elif what == "told":
+        each.shards[told.shard][0] += told.items
+        each.shards[told.shard][1] += told.errors
+        listener.went_on(told)
+    elif what == "say":
+        listener.say(f"{each.device}: {told}")
+    elif what == "written":
+        del each.shards[told]
+    elif what == "refused":
+        raise InputError(told)
+    else:
+        raise RuntimeError(f"The process on {each.device} failed:\n{told}")
+
+
+def _serve(active: list[_Process], waiting: deque[int]) -> None:
+    """Give those that are idle a shard, or send them home when none is left that could come back."""
+    outstanding = any(each.shards for each in active)
+    for each in active:
+        if each.idle and (waiting or not outstanding):
+            number = waiting.popleft() if waiting else None
+            if number is not None:
+                each.shards[number] = [0, 0]
+                outstanding = True
+            each.idle = False
+            with suppress(OSError):
+                each.connection.send(number)
+
+
+def _return(each: _Process, waiting: deque[int], listener: Listener, *, others: bool) -> None:
+    """Take back the shards of a process that has ended, and what was counted of them."""
+    for number, (items, errors) in each.shards.items():
+        listener.went_on(Told(number, -items, -errors, 0.0, 0.0))
+    waiting.extendleft(sorted(each.shards, reverse=True))
+    if others:
+        listener.say(f"The process on {each.device} {_end(each.process.exitcode)}: the others go on with its work.")
+    each.shards = {}
+
+
+def _end(code: int | None) -> str:
+    """How a process ended, in words."""
+    if code is not None and code < 0:
+        name = signal.Signals(-code).name
+        return f"was ended by {name}" + (" (no memory left?)" if name == "SIGKILL" else "")
+    return f"ended with exit code {code}"

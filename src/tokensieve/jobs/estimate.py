@@ -1,0 +1,97 @@
+"""How long a job will take, from a few of its items, before anything is written."""
+
+from __future__ import annotations
+
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from time import perf_counter
+
+from ..data import load_batches
+from ..measure.decoding import decoding
+from ..show.verdict import decoding_limit
+from . import manifest
+from .files import ENDINGS, finished, write_rows
+from .place import place_of
+from .settings import Job
+from .shards import InParts, open_work
+
+DECODED = 8
+"""Items that a worker prepares at a time: few, so that the rate is known soon."""
+ROUNDS = 3
+"""Batches, at least, that the model is timed on, after one to warm up."""
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """What a job will take.
+
+    Attributes:
+        items, shards: in all.
+        left: items without a row so far.
+        decoded_per_second, model_per_second: items that are decoded, and that the model answers, each alone.
+        per_second: of the job.
+        seconds: for what is left.
+        bytes: of all rows, as files.
+        failed: items of the few that could not be read.
+        said: sentences: what limits the job, what memory did not hold.
+    """
+
+    items: int
+    shards: int
+    left: int
+    decoded_per_second: float
+    model_per_second: float
+    per_second: float
+    seconds: float
+    bytes: int
+    failed: int
+    said: tuple[str, ...]
+
+
+def estimate(job: Job, *, workers: int = 1, devices: int = 1, seconds: float = 10.0) -> Estimate:
+    """Decode and ask for about `seconds` each, and reckon.
+
+    Args:
+        job: of which nothing is written; what lies in its folder counts as done.
+        workers: processes that decode, for each device.
+        devices: on which the model runs; each is taken to be as fast as the one here.
+        seconds: for each of the two.
+
+    Raises:
+        InputError: as `running.run` before it begins, also where rows of other settings lie in the folder; not one of
+            the items could be read.
+    """
+    work = open_work(job)
+    place = place_of(job.out) if job.out else None
+    begun = None if place is None else manifest.read(place)
+    if place is not None and begun is not None:
+        manifest.check_same(place, begun, work.manifest())
+    said: list[str] = []
+    batches = load_batches(work.items, DECODED, workers)
+    decoded, images = decoding(batches, keep=work.together, workers=workers, seconds=seconds)
+    ask = InParts(work.ask, work.together, said.append)
+    columns, began, rounds = ask(images), perf_counter(), 0
+    while rounds < ROUNDS or perf_counter() - began < min(seconds, 3.0):
+        ask(images)
+        rounds += 1
+    asked = devices * rounds * len(images) / (perf_counter() - began)
+    both = min(decoded.per_second, asked) if workers else 1 / (1 / decoded.per_second + 1 / asked)
+    done = finished(place, job.rows.format) if place is not None and begun is not None else set()
+    left = len(work.items) - sum(work.items_of(number) for number in done)
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / f"rows{ENDINGS[job.rows.format]}"
+        write_rows(file, {"id": [work.items.path(0)] * len(images)} | columns, job.rows.format)
+        size = round(file.stat().st_size / len(images) * len(work.items))
+    return Estimate(
+        len(work.items),
+        work.shards,
+        left,
+        decoded.per_second,
+        asked,
+        both,
+        left / both,
+        size,
+        len(decoded.failures),
+        (*said, *decoding_limit(decoded, "the model", asked)),
+    )

@@ -1,0 +1,94 @@
+"""Rows and errors as files: Parquet, or JSON lines."""
+
+from __future__ import annotations
+
+import base64
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from .answers import Columns
+from .place import Place
+from .rows import pyarrow
+
+ENDINGS = {"parquet": ".parquet", "jsonl": ".jsonl"}
+
+
+def shard_name(number: int, form: str) -> str:
+    """Of a file of rows, below the job's folder."""
+    return f"rows/{number:05d}{ENDINGS[form]}"
+
+
+def errors_name(number: int) -> str:
+    """Of the errors of a shard, below the job's folder."""
+    return f"errors/{number:05d}.json"
+
+
+def write_rows(path: Path, columns: Columns, form: str) -> None:
+    """Write columns as one file."""
+    if form == "jsonl":
+        _write_lines(path, columns)
+        return
+    arrow = pyarrow()
+    table = arrow.table({name: _array(arrow, values) for name, values in columns.items()})
+    arrow.parquet.write_table(table, path, compression="zstd")
+
+
+def _array(arrow: Any, values: Any) -> Any:
+    """A column: of vectors, maps and the like, lists of a fixed size in lists of a fixed size."""
+    if isinstance(values, np.ndarray):
+        found = arrow.array(np.ascontiguousarray(values).reshape(-1))
+        for side in reversed(values.shape[1:]):
+            found = arrow.FixedSizeListArray.from_arrays(found, side)
+        return found
+    kind = arrow.binary() if any(isinstance(each, bytes) for each in values) else arrow.string()
+    return arrow.array(values, kind)
+
+
+def _write_lines(path: Path, columns: Columns) -> None:
+    """A JSON object a line; bytes in base64."""
+    lists = [values.tolist() if isinstance(values, np.ndarray) else values for values in columns.values()]
+    with path.open("w", encoding="utf-8") as file:
+        for row in zip(*lists, strict=True):
+            told = (base64.b64encode(each).decode() if isinstance(each, bytes) else each for each in row)
+            file.write(json.dumps(dict(zip(columns, told, strict=True)), ensure_ascii=False) + "\n")
+
+
+def no_rows(columns: Columns) -> Columns:
+    """The same columns without a row, for a shard of which nothing could be read."""
+    return {name: values[:0] for name, values in columns.items()}
+
+
+def write_errors(place: Place, number: int, errors: Sequence[Mapping[str, str]]) -> None:
+    """Keep what could not be read of a shard, before its rows are there."""
+    if errors:
+        place.write_text(errors_name(number), json.dumps(list(errors), ensure_ascii=False))
+    else:
+        place.remove(errors_name(number))
+
+
+def gathered_errors(place: Place, shards: Sequence[int]) -> list[dict[str, str]]:
+    """The errors of finished shards, in the order of the items."""
+    there = set(place.names("errors"))
+    found = []
+    for number in shards:
+        name = errors_name(number)
+        if name.rpartition("/")[2] in there:
+            found += json.loads(place.read(name) or b"[]")
+    return found
+
+
+def write_gathered(place: Place, form: str, errors: Sequence[Mapping[str, str]]) -> None:
+    """errors.parquet, or errors.jsonl: `id` and `error` of each item without a row."""
+    columns: Columns = {key: [each[key] for each in errors] for key in ("id", "error")}
+    place.write(f"errors{ENDINGS[form]}", lambda path: write_rows(path, columns, form))
+
+
+def finished(place: Place, form: str) -> set[int]:
+    """The shards whose rows are there."""
+    ending = ENDINGS[form]
+    stems = (name.removesuffix(ending) for name in place.names("rows") if name.endswith(ending))
+    return {int(stem) for stem in stems if stem.isdecimal()}

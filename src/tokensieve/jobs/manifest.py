@@ -1,0 +1,145 @@
+"""What a folder of rows was made of, so that a job that goes on there makes the others of the same."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import platform
+from dataclasses import asdict
+from typing import Any
+
+import timm
+import torch
+from torch import nn
+
+from .. import __version__
+from ..data import ImageSet
+from ..errors import InputError
+from ..model_spec import OpenedModel
+from .place import Place
+from .settings import Job
+from .sources import fingerprint
+
+VERSION_KEY, VERSION = "tokensieve_job", 1
+FILE = "manifest.json"
+
+
+def manifest_of(job: Job, opened: OpenedModel, items: ImageSet) -> dict[str, Any]:
+    """Everything that rows depend on, as plain JSON, with the versions that they may depend on in their last bits.
+
+    The weights are hashed as they are in memory: wherever they came from, other ones are noticed.
+    """
+    spec, rows = job.spec, job.rows
+    settings = {
+        "sources": list(job.sources),
+        "items": len(items),
+        "items_sha256": fingerprint(items),
+        "model": spec.model,
+        "args": dict(spec.args),
+        "weights_sha256": weights_sha256(opened),
+        "recipe": str(opened.fast.recipe),
+        "precision": spec.precision,
+        "preprocessing": asdict(opened.preprocessing),
+        **asdict(rows),
+        "batch": rows.items_together(opened.views),
+        "shard": rows.shard_size(opened.views),
+    }
+    if rows.output != "classes":
+        settings.pop("k")
+    return {VERSION_KEY: VERSION, "settings": json.loads(json.dumps(settings)), "versions": versions()}
+
+
+def versions() -> dict[str, str]:
+    """Of what computes the rows."""
+    return {
+        "tokensieve": __version__,
+        "torch": torch.__version__,
+        "timm": timm.__version__,
+        "python": platform.python_version(),
+    }
+
+
+def weights_sha256(opened: OpenedModel) -> str:
+    """SHA-256 of the model's weights, of its proposal's and of what its methods learned."""
+    digest = hashlib.sha256()
+    for part in (opened.dense, opened.fast.significance, opened.fast.parts):
+        if isinstance(part, nn.Module):
+            for name, tensor in part.state_dict().items():
+                digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}\n".encode())
+                digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy())
+    return digest.hexdigest()
+
+
+def read(place: Place) -> dict[str, Any] | None:
+    """What lies in a folder; None where no job was begun.
+
+    Raises:
+        InputError: it is no manifest of this version.
+    """
+    content = place.read(FILE)
+    if content is None:
+        return None
+    try:
+        found = json.loads(content)
+        known = found[VERSION_KEY] == VERSION and found["settings"] and found["versions"]
+    except (ValueError, KeyError, TypeError):
+        known = False
+    if not known:
+        raise InputError(
+            f"{FILE} in {place.name} is not that of a job of this version of tokensieve: give another --out."
+        )
+    checked: dict[str, Any] = found
+    return checked
+
+
+def begin(place: Place, manifest: dict[str, Any]) -> list[str]:
+    """Write the manifest of a new job, or see that the one that is there is of the same.
+
+    Returns:
+        Sentences about what is not the same, and may change rows in their last bits alone.
+
+    Raises:
+        InputError: rows of other settings lie there, or some without a manifest.
+    """
+    before = read(place)
+    if before is None:
+        if place.names("rows"):
+            raise InputError(f"{place.name}/rows holds files that no job of tokensieve wrote: give another --out.")
+        place.write_text(FILE, json.dumps(manifest, indent=2, ensure_ascii=False) + "\n")
+        return []
+    check_same(place, before, manifest)
+    changed = [
+        f"{name} {then} then, {manifest['versions'].get(name)} now"
+        for name, then in before["versions"].items()
+        if manifest["versions"].get(name) != then
+    ]
+    return [f"The job was begun with other versions ({'; '.join(changed)}): rows may differ in their last bits."][
+        : len(changed)
+    ]
+
+
+def check_same(place: Place, before: dict[str, Any], manifest: dict[str, Any]) -> None:
+    """Refuse a job with other settings, and name the difference. Raises `InputError`."""
+    then, now = before["settings"], manifest["settings"]
+    unlike = [name for name in dict.fromkeys([*then, *now]) if then.get(name) != now.get(name)]
+    if unlike:
+        told = "; ".join(_difference(name, then.get(name), now.get(name)) for name in unlike)
+        raise InputError(
+            f"{place.name} holds rows of a job with other settings: {told}. Give the same ones, or another --out."
+        )
+
+
+def _difference(name: str, then: Any, now: Any) -> str:
+    if name == "items_sha256":
+        return "the names of the items are others"
+    if name == "weights_sha256":
+        return "the weights are others (random ones are at each opening)"
+    if isinstance(then, dict) and isinstance(now, dict):
+        parts = [key for key in dict.fromkeys([*then, *now]) if then.get(key) != now.get(key)]
+        return "; ".join(_difference(f"{name} {key}", then.get(key), now.get(key)) for key in parts)
+    return f"{name} was {_short(then)} and is {_short(now)}"
+
+
+def _short(value: Any) -> str:
+    text = "none" if value is None else value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+    return text if len(text) <= 120 else f"{text[:117]}..."

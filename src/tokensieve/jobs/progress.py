@@ -1,0 +1,109 @@
+"""How far a job is, on a terminal and in its log file."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from time import monotonic
+from types import TracebackType
+
+from ..data.scanning import Kind
+from ..errors import InputError
+from ..measure.decoding import Decoding
+from ..show.progress import Counting
+from ..show.said import spell
+from ..show.verdict import decoding_limit
+from .place import Place
+from .shards import Told
+
+EVERY = 15.0
+"""Seconds between two lines of the log file."""
+STARVED = 0.2
+"""Share of the time for which the model waits, from which on decoding is called the limit."""
+
+
+class TooManyErrors(InputError):
+    """More items could not be read than a job may bear."""
+
+
+class Progress:
+    """Counts what is done, says how fast, and keeps the log.
+
+    Attributes:
+        done, errors: items, and those among them that could not be read, of earlier runs too.
+        fresh: items of this run.
+        waited, asked: seconds for which models waited for items, and were at work.
+    """
+
+    def __init__(
+        self, kind: Kind, total: int, place: Place, *, done: int, errors: int, max_errors: int | None, shown: bool
+    ) -> None:
+        self.kind, self.total, self.place, self.max_errors = kind, total, place, max_errors
+        self.done, self.errors, self.fresh = done, errors, 0
+        self.waited = self.asked = 0.0
+        self._counting = Counting(f"{kind.many} done") if shown else None
+        self._began = self._logged = monotonic()
+
+    def __enter__(self) -> Progress:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
+        if self._counting is not None:
+            self._counting.__exit__()
+        if error is not None:
+            self.log(f"ended: {error or type(error).__name__}")
+
+    @property
+    def seconds(self) -> float:
+        """Since this run began to read."""
+        return monotonic() - self._began
+
+    @property
+    def per_second(self) -> float:
+        return self.fresh / max(self.seconds, 1e-9)
+
+    def went_on(self, told: Told) -> None:
+        """Count, and show it. Raises `TooManyErrors`."""
+        self.done += told.items
+        self.fresh += told.items
+        self.errors += told.errors
+        self.waited += told.waited
+        self.asked += told.asked
+        if self._counting is not None:
+            self._counting.update(self.done, self.total, self.line())
+        if monotonic() - self._logged >= EVERY:
+            self.log(f"{self.done} of {self.total} {self.kind.many}, {self.line()}")
+        if self.max_errors is not None and self.errors > self.max_errors:
+            raise TooManyErrors(
+                f"{self.errors} {self.kind.many} could not be read, and --max-errors is {self.max_errors}: "
+                f"errors/ in {self.place.name} names those of finished files."
+            )
+
+    def line(self) -> str:
+        """Rate, remaining time and errors, in words."""
+        if self.fresh <= 0:
+            return "beginning"
+        left = (self.total - self.done) / self.per_second
+        failed = f", {self.errors} could not be read" if self.errors else ""
+        return f"{self.per_second:.3g} a second, {spell(left)} left{failed}"
+
+    def say(self, sentence: str) -> None:
+        """A sentence that stays, here and in the log."""
+        if self._counting is not None:
+            self._counting.say(sentence)
+        self.log(sentence)
+
+    def log(self, sentence: str) -> None:
+        """A line of the log file alone."""
+        self._logged = monotonic()
+        now = datetime.now().astimezone().isoformat(timespec="seconds")
+        self.place.log(f"{now}  {' '.join(sentence.split())}\n")
+
+    def limit(self, workers: int, devices: int) -> list[str]:
+        """A sentence where decoding was the limit."""
+        busy = self.waited + self.asked
+        if self.fresh <= 0 or self.waited < STARVED * busy:
+            return []
+        # By turns, decoding is as fast as it is while the model waits; beside the model it set the pace of all.
+        seconds = self.waited if workers == 0 else busy
+        decoded = Decoding(devices * self.fresh / seconds, self.fresh, workers * devices, (), self.kind.many)
+        return decoding_limit(decoded, "the model", devices * self.fresh / max(self.asked, 1e-9))

@@ -1,0 +1,165 @@
+"""The same job on a cluster: Ray Data gives shards to actors, each of which opens the model once."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from ..errors import InputError, RecipeError, SieveError, cause, first_line
+from .devices import check_settings
+from .settings import Job
+from .shards import Listener, Told, open_work, run_shards
+
+
+@dataclass(frozen=True)
+class RaySettings:
+    """What is asked of the cluster.
+
+    Attributes:
+        address: of a running one, "auto" for that which this machine belongs to; None starts one on this machine.
+        actors: how many, or the fewest and the most between which Ray scales.
+        cpus: of each actor; None is one for the model and one for each process that decodes.
+        gpus: of each actor, also a part of one: 0.5 puts two on each GPU.
+    """
+
+    address: str | None = None
+    actors: int | tuple[int, int] = 1
+    cpus: float | None = None
+    gpus: float = 0.0
+
+    def __post_init__(self) -> None:
+        ends = (self.actors, self.actors) if isinstance(self.actors, int) else self.actors
+        if len(ends) != 2 or not 1 <= ends[0] <= ends[1]:
+            raise RecipeError(f"actors must be a number from 1 up, or the fewest and the most, not {self.actors!r}.")
+        if self.gpus < 0 or (self.cpus is not None and self.cpus <= 0):
+            raise RecipeError(f"cpus must be more than 0, and gpus at least 0, not {self.cpus} and {self.gpus}.")
+
+
+class ShardActor:
+    """Opens a job once, and does the shards that it is given; to do one twice gives the same file again."""
+
+    def __init__(self, job: Job, settings: dict[str, Any], workers: int, threads: int) -> None:
+        import torch
+
+        torch.set_num_threads(threads)
+        self.work, self.workers = open_work(job), workers
+        check_settings(self.work, settings)
+
+    def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
+        heard = _Heard()
+        run_shards(self.work, [int(number) for number in batch["shard"]], heard, workers=self.workers)
+        return {
+            "shard": list(heard.told),
+            "told": [list(each) for each in heard.told.values()],
+            "said": [heard.said] * len(heard.told),
+        }
+
+
+class _Heard:
+    """Keeps what is told of each shard, for the driver."""
+
+    def __init__(self) -> None:
+        self.told: dict[int, Told] = {}
+        self.said = ""
+
+    def went_on(self, told: Told) -> None:
+        before = self.told.get(told.shard)
+        self.told[told.shard] = told if before is None else before.and_then(told)
+
+    def say(self, sentence: str) -> None:
+        self.said += sentence + "\n"
+
+
+def library() -> Any:
+    """Ray with Ray Data. Raises `InputError` where it is missing."""
+    try:
+        import ray
+        import ray.data
+    except ImportError as error:
+        raise InputError(
+            f"--engine ray needs Ray ({error.name} is not here): pip install 'tokensieve[ray]'."
+        ) from error
+    return ray
+
+
+def run_ray(
+    job: Job,
+    settings: dict[str, Any],
+    shards: Sequence[int],
+    listener: Listener,
+    ray_settings: RaySettings,
+    *,
+    workers: int,
+) -> None:
+    """Run a job's shards by Ray Data. What retries, scales and places actors is Ray.
+
+    Args:
+        job: what is run; the paths in it must mean the same on every machine of the cluster.
+        settings: of its manifest, which each actor must find again.
+        shards: that are to be done.
+        listener: is told of each shard that is done.
+        ray_settings: of the cluster.
+        workers: processes that decode, for each actor.
+
+    Raises:
+        InputError: as `run_shards`; Ray is missing, or cannot be reached.
+    """
+    if ray_settings.gpus and not job.spec.device.startswith(("cuda", "auto")):
+        raise RecipeError(f"gpus={ray_settings.gpus} are asked for, and the device is {job.spec.device}: give cuda.")
+    ray = library()
+    started = not ray.is_initialized()
+    cpus = ray_settings.cpus or 1 + workers
+    actors = ray_settings.actors
+    ends = {"size": actors} if isinstance(actors, int) else {"min_size": actors[0], "max_size": actors[1]}
+    if started:
+        _begin(ray, ray_settings.address, math.ceil(max(ends.values()) * cpus))
+    try:
+        context = ray.data.DataContext.get_current()
+        context.enable_progress_bars = False
+        done = ray.data.from_items(
+            [{"shard": number} for number in shards],
+            override_num_blocks=len(shards),  # one a task
+        ).map_batches(
+            ShardActor,
+            batch_size=1,
+            compute=ray.data.ActorPoolStrategy(**ends),
+            fn_constructor_args=(job, settings, workers, max(1, int(cpus) - workers)),
+            num_cpus=cpus,
+            num_gpus=ray_settings.gpus or None,
+        )
+        for row in done.iter_rows():
+            shard, items, errors, waited, asked = row["told"]
+            for sentence in row["said"].splitlines():
+                listener.say(sentence)
+            listener.went_on(Told(int(shard), int(items), int(errors), waited, asked))
+    except ray.exceptions.RayError as error:
+        raise _sentence(error) from error
+    finally:
+        if started:
+            ray.shutdown()
+
+
+def _begin(ray: Any, address: str | None, cpus: int) -> None:
+    """Reach a cluster, or start one on this machine with so many CPUs for actors, whatever it has."""
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # one that is started here tells nobody
+    own: dict[str, Any] = {} if address else {"num_cpus": cpus, "include_dashboard": False}
+    try:
+        ray.init(address=address or "local", log_to_driver=False, logging_level="ERROR", **own)
+    except Exception as error:  # whatever its many parts raise
+        raise InputError(f"No Ray cluster answers at {address or 'this machine'}: {first_line(error)}.") from error
+
+
+def _sentence(error: BaseException) -> Exception:
+    """What an actor was refused, if that is what Ray's error comes from."""
+    seen: BaseException | None = error
+    while seen is not None:
+        inner = getattr(seen, "cause", None)
+        if isinstance(inner, SieveError):
+            return InputError(str(inner))
+        seen = inner if isinstance(inner, BaseException) else seen.__cause__
+    return InputError(
+        f"Ray could not finish the job: {cause(error)}. Finished files are kept: give the same command again."
+    )

@@ -1,0 +1,162 @@
+"""Pictures that are rows of a table: Parquet files, data sets of Hugging Face's `datasets`."""
+
+from __future__ import annotations
+
+import io
+import os
+from collections.abc import Sequence
+from functools import lru_cache
+from typing import Any
+
+from ..data.images import UnusableError
+from ..data.remote import Opener, is_url, open_file
+from ..errors import InputError, cause, nearest
+
+NAMES = ("image", "img", "jpg", "jpeg", "png", "webp", "picture", "photo", "bytes", "content")
+"""What columns of pictures are called where their type does not tell."""
+
+
+def pyarrow() -> Any:
+    """The library, for Parquet. Raises `InputError` where it is missing."""
+    try:
+        import pyarrow
+        import pyarrow.parquet
+    except ImportError as error:
+        raise InputError(
+            f"Parquet needs pyarrow ({error.name} is not here): pip install 'tokensieve[jobs]', or --format jsonl."
+        ) from error
+    return pyarrow
+
+
+class ParquetCell(Opener):
+    """The picture of one row."""
+
+    def __init__(self, path: str, column: str, group: int, row: int) -> None:
+        self.path, self.column, self.group, self.row = path, column, group, row
+
+    def open(self) -> Any:
+        return _opened(_column(self.path, self.column, self.group)[self.row].as_py(), os.path.dirname(self.path))
+
+
+class TableCell(Opener):
+    """The picture of one row of a `datasets.Dataset`."""
+
+    def __init__(self, table: Any, column: str, row: int) -> None:
+        self.table, self.column, self.row = table, column, row
+
+    def open(self) -> Any:
+        return _opened(self.table[self.row][self.column], "")
+
+
+def _opened(value: Any, folder: str) -> Any:
+    """A file of what a cell holds: bytes, a path, or Hugging Face's {"bytes", "path"}."""
+    content, path = (value.get("bytes"), value.get("path")) if isinstance(value, dict) else (value, None)
+    if isinstance(content, str):
+        content, path = None, content
+    if content is not None:
+        return io.BytesIO(content)
+    if not path:
+        raise UnusableError("is an empty cell")
+    return open_file(path if is_url(path) or os.path.isabs(path) else f"{folder}/{path}" if folder else path)
+
+
+@lru_cache(maxsize=2)
+def _column(path: str, column: str, group: int) -> Any:
+    """A column of a group of rows: pictures are read in order, so that the next one most likely is in it too."""
+    with open_file(path) as file:
+        return pyarrow().parquet.ParquetFile(file).read_row_group(group, [column], use_threads=False).column(0)
+
+
+def parquet_rows(
+    path: str, name: str, image_column: str | None, id_column: str | None
+) -> tuple[list[str], list[ParquetCell]]:
+    """The ids and pictures of a Parquet file.
+
+    Args:
+        path: the file, or its URL.
+        name: what it is called in ids: NAME#ROW, where no column holds them.
+        image_column: that holds pictures: their bytes, paths, or Hugging Face's `Image`. None finds it.
+        id_column: that holds ids, each once.
+
+    Raises:
+        InputError: it is no Parquet, or has no such column.
+    """
+    arrow = pyarrow()
+    try:
+        with open_file(path) as file:
+            table = arrow.parquet.ParquetFile(file)
+            schema, groups = table.schema_arrow, table.metadata.num_row_groups
+            lengths = [table.metadata.row_group(group).num_rows for group in range(groups)]
+            types = {field.name: field.type for field in schema}
+            column = _image_column(path, types, image_column)
+            ids = None
+            if id_column is not None:
+                _check_column(path, id_column, list(types))
+                ids = [str(each) for each in table.read([id_column], use_threads=False).column(0).to_pylist()]
+    except arrow.ArrowException as error:
+        raise InputError(f"{path} cannot be read as Parquet: {cause(error)}.") from error
+    cells = [ParquetCell(path, column, group, row) for group in range(groups) for row in range(lengths[group])]
+    return ids or [f"{name}#{row}" for row in range(len(cells))], cells
+
+
+def _image_column(path: str, types: dict[str, Any], wanted: str | None) -> str:
+    """The column that holds pictures."""
+    if wanted is not None:
+        _check_column(path, wanted, list(types))
+        return wanted
+    structs = [name for name, kind in types.items() if str(kind).startswith("struct<") and "bytes" in str(kind)]
+    lower = {name.lower(): name for name in types}
+    named = [lower[name] for name in NAMES if name in lower]
+    binary = [name for name, kind in types.items() if str(kind) in ("binary", "large_binary")]
+    found = structs or [name for name in named if name in binary] or named or binary
+    if not found:
+        raise InputError(
+            f"{path} has no column that looks like pictures among {', '.join(types)}: name it by --image-column."
+        )
+    return found[0]
+
+
+def _check_column(path: str, name: str, names: Sequence[str]) -> None:
+    if name not in names:
+        raise InputError(f"{path} has no column {name!r}{nearest(name, names)}: it has {', '.join(names)}.")
+
+
+def dataset_rows(
+    name: str, split: str, image_column: str | None, id_column: str | None, *, saved: bool
+) -> tuple[list[str], list[TableCell]]:
+    """The ids and pictures of a data set of Hugging Face's `datasets`.
+
+    Args:
+        name: on the hub, or with `saved` the folder that its `save_to_disk` wrote.
+        split: which part of it, such as "train".
+        image_column: as in `parquet_rows`.
+        id_column: as in `parquet_rows`; without it ids are row numbers.
+        saved: see above.
+
+    Raises:
+        InputError: `datasets` is missing, or cannot open it.
+    """
+    try:
+        import datasets
+    except ImportError as error:
+        raise InputError(f"{name} needs Hugging Face's datasets: pip install datasets.") from error
+    try:
+        table: Any = datasets.load_from_disk(name) if saved else datasets.load_dataset(name, split=split)
+        if isinstance(table, datasets.DatasetDict):
+            _check_column(name, split, list(table))
+            table = table[split]
+    except InputError:
+        raise
+    except Exception as error:  # whatever its builders and its downloader raise
+        raise InputError(f"datasets cannot open {name} (split {split}): {cause(error)}.") from error
+    pictures = [key for key, feature in table.features.items() if isinstance(feature, datasets.Image)]
+    if image_column is None and pictures:
+        image_column = pictures[0]
+    column = _image_column(name, dict.fromkeys(table.features, ""), image_column)
+    if isinstance(table.features[column], datasets.Image):
+        table = table.cast_column(column, datasets.Image(decode=False))
+    if id_column is not None:
+        _check_column(name, id_column, list(table.features))
+    ids = [str(i) for i in range(len(table))] if id_column is None else [str(each) for each in table[id_column]]
+    table = table.select_columns([column])
+    return ids, [TableCell(table, column, row) for row in range(len(table))]

@@ -1,0 +1,199 @@
+"""A job from its settings to its rows: begun, or gone on with where it was interrupted."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, replace
+from time import perf_counter
+from typing import Any
+
+import torch
+
+from ..data.remote import is_url
+from ..data.scanning import PICTURES
+from ..errors import InputError
+from ..model_spec import ModelSpec
+from . import manifest
+from .devices import device_name, run_devices
+from .files import finished, gathered_errors, write_gathered
+from .place import Place, place_of
+from .progress import Progress
+from .ray_engine import RaySettings, run_ray
+from .rows import pyarrow
+from .settings import Job, RowSettings, RunSettings
+from .shards import Work, describe, open_work, run_shards
+from .sources import SourceSettings
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a job has come to.
+
+    Attributes:
+        out: its folder.
+        items: pictures or videos in its sources.
+        rows: in its files.
+        errors: items without a row.
+        shards: files of rows.
+        before: items that earlier runs had done.
+        seconds: of this run, from the first item that was asked for to the last file.
+        per_second: items of this run a second.
+        waited: share of the models' time in which they waited for items.
+        skipped: files and folders of the sources that are no items.
+        said: sentences about the run: what decoding limits, what memory did not hold.
+    """
+
+    out: str
+    items: int
+    rows: int
+    errors: int
+    shards: int
+    before: int
+    seconds: float
+    per_second: float
+    waited: float
+    skipped: int
+    said: tuple[str, ...]
+
+
+def run(
+    model: ModelSpec | str,
+    sources: str | os.PathLike[str] | Sequence[str | os.PathLike[str]],
+    out: str | os.PathLike[str],
+    *,
+    workers: int = 1,
+    devices: Sequence[str] = (),
+    engine: str = "local",
+    max_errors: int | None = None,
+    ray: dict[str, Any] | None = None,
+    progress: bool = False,
+    opened: Callable[[Any], None] | None = None,
+    **settings: Any,
+) -> Result:
+    """Run a model over pictures or videos, and write a row for each.
+
+    Started again after it was ended in whatever way, it goes on: files of rows appear whole or not at all, and a folder
+    with rows of other settings is refused.
+
+    Args:
+        model: what is run, as a `ModelSpec` or by its name.
+        sources: folders, tars, lists, Parquet files, files, data sets or URLs; see `sources.open_items`.
+        out: folder, or URL of one: `rows/`, `errors.parquet` (or .jsonl), `manifest.json`, `log.txt`.
+        workers: processes that decode, for each device.
+        devices: such as ("cuda:0", "cuda:1"), a process for each; by default the spec's own, in this process.
+        engine: "local", or "ray".
+        max_errors: items that may fail before the job is given up.
+        ray: settings of the cluster, see `RaySettings`.
+        progress: whether it is shown on stderr.
+        opened: is told the set of items when it is open.
+        settings: those of `RowSettings` and `SourceSettings`.
+
+    Raises:
+        InputError, RecipeError, UnsupportedHost: the model, a source, the folder or a setting cannot be used; or, in
+            the midst of it, there is no room left, no memory, or more errors than `max_errors`.
+    """
+    running = RunSettings(workers, tuple(map(device_name, devices)), engine, max_errors, dict(ray or {}))
+    job = job_of(model, sources, out, **settings)
+    if job.rows.format == "parquet":
+        pyarrow()
+    place = place_of(job.out)
+    place.prepare()
+    place.lock()
+    apart = running.devices or engine == "ray"
+    # Other processes do the work: here the model is opened only to be described, where there is most room for it.
+    work = describe(job._replace(spec=replace(job.spec, device="cpu"))) if apart else open_work(job)
+    if opened is not None:
+        opened(work.items)
+    described = work.manifest()
+    changed = manifest.begin(place, described)
+    done = finished(place, job.rows.format)
+    before = sum(work.items_of(number) for number in done)
+    failed = len(gathered_errors(place, sorted(done)))
+    left = [number for number in range(work.shards) if number not in done]
+    kind = getattr(work.items, "kind", PICTURES)
+    counts = {"done": before, "errors": failed, "max_errors": max_errors}
+    said: list[str] = []
+    with Progress(kind, len(work.items), place, **counts, shown=progress) as shown:  # type: ignore[arg-type]
+        shown.log(
+            f"begun: {len(work.items) - before} of {len(work.items)} {kind.many} are to be done, {asdict(running)}"
+        )
+        for sentence in changed:
+            shown.say(sentence)
+        began = perf_counter()
+        try:
+            if left:
+                _go(job, work, described["settings"], left, shown, running)
+        finally:
+            whole = finished(place, job.rows.format)
+            errors = gathered_errors(place, sorted(whole))
+            write_gathered(place, job.rows.format, errors)
+        _check_whole(work, whole, place)
+        seconds = perf_counter() - began
+        said += [*changed, *shown.limit(running.workers, max(1, len(running.devices)))]
+        result = Result(
+            job.out,
+            len(work.items),
+            len(work.items) - len(errors),
+            len(errors),
+            work.shards,
+            before,
+            seconds,
+            (len(work.items) - before) / seconds if left else 0.0,
+            shown.waited / max(shown.waited + shown.asked, 1e-9),
+            len(work.items.skipped),
+            tuple(said),
+        )
+        shown.log(
+            f"done: {result.rows} rows, {result.errors} errors, {result.per_second:.4g} a second. {' '.join(said)}"
+        )
+    return result
+
+
+def job_of(
+    model: ModelSpec | str,
+    sources: str | os.PathLike[str] | Sequence[str | os.PathLike[str]],
+    out: str | os.PathLike[str],
+    **settings: Any,
+) -> Job:
+    """A job of full paths. Raises `RecipeError` for a setting that there is not."""
+    spec = ModelSpec(model) if isinstance(model, str) else model
+    spec.check()
+    given = [sources] if isinstance(sources, str | os.PathLike) else list(sources)
+    if not given:
+        raise InputError("There is nothing to read: give a folder, a tar, a list, a Parquet file or pictures.")
+    for name in ("classes", "root"):
+        if settings.get(name) is not None:
+            settings[name] = _full(settings[name])
+    reading = {name: settings.pop(name) for name in SourceSettings.__dataclass_fields__ if name in settings}
+    paths = tuple(_full(os.fspath(source)) for source in given)
+    place = os.fspath(out)
+    place = place if is_url(place) or not place else os.path.abspath(place)
+    return Job(spec.absolute(), paths, place, RowSettings(**settings), SourceSettings(**reading))
+
+
+def _full(path: str) -> str:
+    """A path that means the same in another working directory; names of data sets stay as they are."""
+    return os.path.abspath(path) if not is_url(path) and os.path.exists(path) else path
+
+
+def _go(
+    job: Job, work: Work, settings: dict[str, Any], left: Sequence[int], shown: Progress, running: RunSettings
+) -> None:
+    """Do what is left, by the engine that was asked for."""
+    if running.engine == "ray":
+        run_ray(job, settings, left, shown, RaySettings(**running.ray), workers=running.workers)
+    elif running.devices:
+        threads = max(1, torch.get_num_threads() // len(running.devices))
+        run_devices(job, settings, left, running.devices, shown, workers=running.workers, threads=threads)
+    else:
+        run_shards(work, left, shown, workers=running.workers)
+
+
+def _check_whole(work: Work, whole: set[int], place: Place) -> None:
+    """See that every shard has come to its rows. Raises `InputError`."""
+    missing = [number for number in range(work.shards) if number not in whole]
+    if missing:
+        raise InputError(
+            f"{len(missing)} of {work.shards} files of rows are not in {place.name}: give the same command again."
+        )

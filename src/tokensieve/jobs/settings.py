@@ -1,0 +1,110 @@
+"""What a job is asked for: which rows of which model on which items, and how they are stored."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+from ..errors import RecipeError, nearest
+from ..model_spec import ModelSpec
+from .sources import SourceSettings
+
+OUTPUTS = ("classes", "embeddings", "features", "maps")
+FORMATS = ("parquet", "jsonl")
+STORES = {"fp32": "float32", "fp16": "float16"}
+"""Precisions in which numbers are stored -> numpy's data types."""
+SHARD = {"classes": 1024, "embeddings": 1024, "features": 128, "maps": 128}
+"""Items of a shard by output: what is lost at most when a process is killed, and what is held in memory."""
+
+
+@dataclass(frozen=True)
+class RowSettings:
+    """Which rows: whatever changes them, or how they lie in files.
+
+    Attributes:
+        output: "classes", the k most likely with their probabilities; "embeddings", a vector for each item; "features",
+            one for each patch, on the grid; "maps", of segmenters each pixel's class, of depth estimators its depth.
+        format: "parquet" or "jsonl".
+        k: classes of each item.
+        pooling: of embeddings: "token", "avg", "max" and whatever else timm's `global_pool` has; None is the model's
+            own.
+        normalize: divide each embedding by its length.
+        store: precision in which embeddings, features and depths are stored, "fp32" or "fp16".
+        batch: pictures, or clips, that go through the model together.
+        shard: items of a file of rows, rounded up to whole batches; None is `SHARD`'s.
+        classes: a class file whose names are written beside the class numbers; None takes those that the model has.
+
+    Raises:
+        RecipeError: settings that are none, or that do not go together.
+    """
+
+    output: str = "classes"
+    format: str = "parquet"
+    k: int = 5
+    pooling: str | None = None
+    normalize: bool = False
+    store: str = "fp32"
+    batch: int = 32
+    shard: int | None = None
+    classes: str | None = None
+
+    def __post_init__(self) -> None:
+        for name, known in (("output", OUTPUTS), ("format", FORMATS), ("store", tuple(STORES))):
+            if (value := getattr(self, name)) not in known:
+                raise RecipeError(f"{name} must be one of {', '.join(known)}, not {value!r}{nearest(value, known)}.")
+        for name in ("k", "batch", "shard"):
+            value = getattr(self, name)
+            if not (name == "shard" and value is None) and (type(value) is not int or value < 1):
+                raise RecipeError(f"{name} must be a whole number from 1 up, not {value!r}.")
+        if self.output != "embeddings" and (self.pooling is not None or self.normalize):
+            raise RecipeError(f"pooling and normalize are of embeddings, and the output is {self.output}.")
+        if self.output not in ("classes", "maps") and self.classes is not None:
+            raise RecipeError(f"classes names what classes are called, and the output is {self.output}.")
+
+    def items_together(self, views: int) -> int:
+        """Items that go through together, each of so many views."""
+        return max(1, self.batch // views)
+
+    def shard_size(self, views: int) -> int:
+        """Items of a shard: whole batches, so that these are full."""
+        together = self.items_together(views)
+        return -(-(self.shard or SHARD[self.output]) // together) * together
+
+
+class Job(NamedTuple):
+    """Everything that says which rows a job writes where: plain data, to be sent to other processes."""
+
+    spec: ModelSpec
+    sources: tuple[str, ...]
+    out: str
+    rows: RowSettings = RowSettings()
+    reading: SourceSettings = SourceSettings()
+
+
+@dataclass(frozen=True)
+class RunSettings:
+    """How a job runs, which changes no row.
+
+    Attributes:
+        workers: processes that decode, for each device; 0 decodes in the model's own process, by turns with it.
+        devices: a process for each; () is the spec's own device, in this process.
+        engine: "local" or "ray".
+        max_errors: items that may fail before the job is given up; None for any number.
+        ray: settings of the cluster; see `ray_engine.RaySettings`.
+    """
+
+    workers: int = 1
+    devices: tuple[str, ...] = ()
+    engine: str = "local"
+    max_errors: int | None = None
+    ray: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if self.engine not in ("local", "ray"):
+            raise RecipeError(f"engine must be local or ray, not {self.engine!r}.")
+        if self.engine == "ray" and self.devices:
+            raise RecipeError("devices are of the local engine: on a cluster Ray gives each actor its own.")
+        if self.engine == "local" and self.ray:
+            raise RecipeError(f"{next(iter(self.ray))} is a setting of the ray engine: give engine='ray'.")
+        if self.workers < 0 or (self.max_errors is not None and self.max_errors < 0):
+            raise RecipeError("workers and max_errors must be at least 0.")

@@ -1,0 +1,224 @@
+"""The work itself: shards of items read, asked and written, on one device. Every engine runs this."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
+from functools import partial
+from time import perf_counter
+from typing import Any, NamedTuple, Protocol
+
+import torch
+from torch import Tensor
+
+from ..data import ImageSet
+from ..errors import InputError
+from ..model_spec import OpenedModel
+from . import manifest
+from .answers import Ask, Columns, blank, concatenated, open_answers
+from .files import no_rows, shard_name, write_errors, write_rows
+from .place import Place, place_of
+from .reading import Batch, Reader
+from .settings import Job
+from .sources import open_items
+
+WRITTEN = 2
+"""Shards that may wait to be written while the model goes on."""
+
+
+class Told(NamedTuple):
+    """What happened in a shard since the last time: items done, those among them that failed, seconds that the model
+    waited for items and that it was at work."""
+
+    shard: int
+    items: int
+    errors: int
+    waited: float
+    asked: float
+
+    def and_then(self, more: Told) -> Told:
+        """Both together, of one shard."""
+        items, errors = self.items + more.items, self.errors + more.errors
+        return Told(self.shard, items, errors, self.waited + more.waited, self.asked + more.asked)
+
+
+class Listener(Protocol):
+    """Whoever is told what goes on."""
+
+    def went_on(self, told: Told) -> None:
+        """Some items are done."""
+
+    def say(self, sentence: str) -> None:
+        """Something that a user should know."""
+
+
+class Work(NamedTuple):
+    """A job, opened on one device."""
+
+    job: Job
+    opened: OpenedModel
+    items: ImageSet
+    ask: Ask
+    like: Columns
+    """Columns of one item, which say what those of all are."""
+
+    @property
+    def together(self) -> int:
+        return self.job.rows.items_together(self.opened.views)
+
+    @property
+    def shard(self) -> int:
+        return self.job.rows.shard_size(self.opened.views)
+
+    @property
+    def shards(self) -> int:
+        """How many there are."""
+        return -(-len(self.items) // self.shard)
+
+    def items_of(self, number: int) -> int:
+        return min((number + 1) * self.shard, len(self.items)) - number * self.shard
+
+    def manifest(self) -> dict[str, Any]:
+        return manifest.manifest_of(self.job, self.opened, self.items)
+
+
+def open_work(job: Job) -> Work:
+    """Open a job's model and sources, and ask the model about one blank item, which shows whether it can be asked.
+
+    Raises:
+        InputError, RecipeError, UnsupportedHost: the model cannot be opened, or gives no such output; the sources
+            cannot be read.
+    """
+    work = describe(job)
+    return work._replace(like=work.ask(blank(work.opened)))
+
+
+def describe(job: Job) -> Work:
+    """A job that is opened to be counted and described, while others do it: its model is asked nothing."""
+    opened, ask = open_answers(job.spec, job.rows)
+    return Work(job, opened, open_items(job.sources, opened.preprocessing, job.reading), ask, {})
+
+
+class InParts:
+    """`ask`, in parts of a batch that fit into memory: where one does not, the batch is halved, and that is said."""
+
+    def __init__(self, ask: Ask, batch: int, say: Callable[[str], None]) -> None:
+        self.ask, self.batch, self.say = ask, batch, say
+
+    def __call__(self, images: Tensor) -> Columns:
+        parts, start = [], 0
+        while start < len(images):
+            part = images[start : start + self.batch]
+            if (found := self._fits(part)) is None:
+                self._halve(len(part))
+            else:
+                parts.append(found)
+                start += len(part)
+        return concatenated(parts)
+
+    def _fits(self, part: Tensor) -> Columns | None:
+        """What the model says, or None where memory does not hold it."""
+        try:
+            return self.ask(part)
+        except Exception as error:
+            if not out_of_memory(error):
+                raise
+            return None
+
+    def _halve(self, size: int) -> None:
+        if size == 1:
+            raise InputError("Out of memory, with one item at a time: give a smaller --size, or another --device.")
+        self.batch = size // 2
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+        self.say(f"Out of memory with a batch of {size}: {self.batch} go through together from now on.")
+
+
+def out_of_memory(error: BaseException | None) -> bool:
+    """Whether an error, or what it comes from, is that memory is full: torch has a type for GPUs alone."""
+    while error is not None:
+        if isinstance(error, MemoryError | torch.OutOfMemoryError):
+            return True
+        if isinstance(error, RuntimeError) and any(word in str(error) for word in ("out of memory", "allocate memory")):
+            return True
+        error = error.__cause__
+    return False
+
+
+def run_shards(
+    work: Work,
+    shards: Iterable[int],
+    listener: Listener,
+    *,
+    workers: int,
+    written: Callable[[int], None] = lambda number: None,
+) -> None:
+    """Read, ask and write shards, one after the other; a shard's file is written while the next is at work.
+
+    Args:
+        work: the job.
+        shards: numbers, which may become known only as they are asked for.
+        listener: is told after each batch.
+        workers: processes that decode.
+        written: is told, in this thread, of each shard whose rows are there.
+
+    Raises:
+        InputError: the model does not run on the items, rows cannot be written, or one item is too much for memory.
+    """
+    place = place_of(work.job.out)
+    ask = InParts(work.ask, work.together, listener.say)
+    pin = work.opened.device.type == "cuda"
+    reader = Reader(work.items, shards, shard=work.shard, batch=work.together, workers=workers, pin=pin)
+    pending: list[tuple[int, Future[None]]] = []
+    parts: list[Columns] = []
+    errors: list[dict[str, str]] = []
+    waited = 0.0
+
+    def settle(most: int) -> None:
+        while len(pending) > most:
+            number, future = pending.pop(0)
+            future.result()
+            written(number)
+
+    with ThreadPoolExecutor(1) as writer:
+        try:
+            for batch in reader:
+                began = perf_counter()
+                if batch.images is not None:
+                    parts.append(rows_of(work, batch, ask(batch.images)))
+                asked = perf_counter() - began
+                errors += [{"id": failure.path, "error": failure.reason} for failure in batch.failures]
+                items = len(batch.indices) + len(batch.failures)
+                listener.went_on(Told(batch.shard, items, len(batch.failures), reader.waited - waited, asked))
+                waited = reader.waited
+                if batch.last:
+                    columns = concatenated(parts) if parts else no_rows(_framed(work, work.like))
+                    save = partial(_save, place, batch.shard, work.job.rows.format, columns, errors)
+                    pending.append((batch.shard, writer.submit(save)))
+                    parts, errors = [], []
+                settle(WRITTEN)
+            settle(0)
+        except BaseException:
+            with suppress(Exception):  # what was read whole is kept
+                settle(0)
+            raise
+
+
+def rows_of(work: Work, batch: Batch, columns: Columns) -> Columns:
+    """The columns of a batch, `id` first; of videos then when their first and last frames are shown, in seconds."""
+    found: Columns = {"id": [work.items.path(index) for index in batch.indices]}
+    if batch.times is not None:
+        found |= {name: batch.times[:, place].numpy() for place, name in enumerate(("start", "end"))}
+    return found | columns
+
+
+def _framed(work: Work, columns: Columns) -> Columns:
+    """Columns of one item with those that `rows_of` adds."""
+    times = torch.zeros(1, 2, dtype=torch.float64) if hasattr(work.items, "attempt_timed") else None
+    return rows_of(work, Batch(0, [0], None, times, [], True), columns)
+
+
+def _save(place: Place, number: int, form: str, columns: Columns, errors: list[dict[str, str]]) -> None:
+    write_errors(place, number, errors)
+    place.write(shard_name(number, form), lambda path: write_rows(path, columns, form))

@@ -1,0 +1,247 @@
+"""What a job reads: folders, tars, lists, tables and files, here or in a store, as one set with an id for each item."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+import tarfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from ..data import ImageSet, Preprocessing, Scenes, Skipped, VideoPreprocessing, VideoSet, moving_scene_set
+from ..data.images import SCENES, Listed
+from ..data.listing import Listing, list_folder, list_tar, natural
+from ..data.remote import Opener, RemoteFile, find, is_url, open_file
+from ..data.scanning import PICTURES, Kind, Tree, printable, scan_tar
+from ..data.scenes import ScenePictures
+from ..data.video import GENERATED, MOVING_SCENES
+from ..data.video_lists import LISTS, found_file, read_list
+from ..data.video_reading import VIDEOS
+from ..errors import InputError, first_line
+from .rows import dataset_rows, parquet_rows
+
+HUB = "hfds/"
+STREAMED = ("hfids/", "tfds/", "wds/")
+"""Data sets of timm's that can only be read from their beginning."""
+PARQUET = ".parquet"
+
+
+@dataclass(frozen=True)
+class SourceSettings:
+    """How sources are read, beside what they are.
+
+    Attributes:
+        limit: at most so many items, spread evenly over all of them.
+        root: where the paths of a list begin; by default beside it.
+        split: of a data set.
+        image_column, id_column: of a table; see `rows.parquet_rows`.
+    """
+
+    limit: int | None = None
+    root: str | None = None
+    split: str = "train"
+    image_column: str | None = None
+    id_column: str | None = None
+
+
+class _Found(NamedTuple):
+    """What one source holds. `anchor` is what `names` are relative to, where several sources must be told apart."""
+
+    anchor: str
+    names: list[str]
+    openers: list[Any]
+    skipped: tuple[Skipped, ...] = ()
+    notes: tuple[str, ...] = ()
+
+
+def open_items(
+    sources: Sequence[str], preprocessing: Preprocessing | VideoPreprocessing, settings: SourceSettings
+) -> ImageSet:
+    """The pictures, or videos where the preprocessing is for them, of all sources; `path(i)` is the id of item i.
+
+    An id is the path relative to its source: below a folder or in a tar, as a list spells it, NAME.parquet#ROW of a
+    table. Of several sources it begins with what tells them apart, relative to the folder that all of them lie in.
+
+    Raises:
+        InputError: nothing at a source, nothing in it that the model reads, an id that is there twice.
+    """
+    kind = PICTURES
+    if isinstance(preprocessing, VideoPreprocessing):
+        kind = VIDEOS
+        if list(sources) == [MOVING_SCENES] and not Path(MOVING_SCENES).exists():
+            return moving_scene_set(preprocessing, settings.limit or GENERATED)
+    found = [_find(source, kind, settings) for source in sources]
+    prefixes = _prefixes([each.anchor for each in found])
+    ids = [prefix + name for prefix, each in zip(prefixes, found, strict=True) for name in each.names]
+    _check_unlike(ids)
+    listing = Listing(
+        sources=[opener for each in found for opener in each.openers],
+        names=ids,
+        labels=[-1] * len(ids),
+        classes={},
+        skipped=tuple(skipped for each in found for skipped in each.skipped),
+        notes=tuple(note for each in found for note in each.notes),
+    )
+    if isinstance(preprocessing, VideoPreprocessing):
+        return VideoSet(listing, preprocessing, settings.limit)
+    told: dict[str, Any] = {"skipped": listing.skipped, "notes": listing.notes, "limit": settings.limit}
+    return ImageSet(Listed(listing), preprocessing.transform(), names=ids, **told)
+
+
+def fingerprint(items: ImageSet) -> str:
+    """SHA-256 of the ids in their order."""
+    digest = hashlib.sha256()
+    for index in range(len(items)):
+        digest.update(items.path(index).encode() + b"\n")
+    return digest.hexdigest()
+
+
+def _check_unlike(ids: Sequence[str]) -> None:
+    seen: set[str] = set()
+    for each in ids:
+        if each in seen:
+            raise InputError(f"{each} is there twice, and every item is one row: leave one of them out.")
+        seen.add(each)
+
+
+def _prefixes(anchors: Sequence[str]) -> list[str]:
+    """What tells several sources apart; nothing for one."""
+    if len(anchors) < 2:
+        return [""] * len(anchors)
+    local = [anchor for anchor in anchors if anchor.startswith(os.sep)]
+    common = os.path.commonpath(local) if local else ""
+    told = [os.path.relpath(anchor, common) if anchor in local else anchor for anchor in anchors]
+    return ["" if name == "." else f"{name}/".replace(os.sep, "/") for name in told]
+
+
+def _find(source: str, kind: Kind, settings: SourceSettings) -> _Found:
+    if is_url(source):
+        return _find_remote(source, kind, settings)
+    path = Path(source)
+    anchor = os.path.abspath(source)
+    if path.is_dir():
+        return _folder(path, anchor, kind, settings)
+    if path.is_file():
+        suffix = path.suffix.lower()
+        if suffix == ".tar":
+            return _listed(list_tar(path, kind=kind), f"{path}:", anchor)
+        if suffix == PARQUET:
+            _only_pictures(source, kind)
+            return _Found(os.path.dirname(anchor), *parquet_rows(source, path.name, *_columns(settings)))
+        if suffix in LISTS:
+            return _list(path, kind, settings)
+        return _Found(os.path.dirname(anchor), [printable(path.name)], [path])
+    if source == "scenes" and kind is PICTURES:
+        pictures = ScenePictures(Scenes("validation", settings.limit or SCENES))
+        return _Found(
+            source, [f"{i}" for i in range(len(pictures))], [_Scene(pictures, i) for i in range(len(pictures))]
+        )
+    if source.startswith(HUB):
+        _only_pictures(source, kind)
+        name = source.removeprefix(HUB)
+        return _Found(source, *dataset_rows(name, settings.split, *_columns(settings), saved=False))
+    if source.startswith(STREAMED):
+        raise InputError(
+            f"{source} can only be read from its beginning, and a job that was interrupted could not go on in it: give "
+            f"its tars or Parquet files, or {HUB}NAME."
+        )
+    raise InputError(
+        f"{source} does not exist: give a folder, a tar, a list, a Parquet file, {kind.one} files, {HUB}NAME or a URL."
+    )
+
+
+def _columns(settings: SourceSettings) -> tuple[str | None, str | None]:
+    return settings.image_column, settings.id_column
+
+
+def _only_pictures(source: str, kind: Kind) -> None:
+    if kind is not PICTURES:
+        raise InputError(f"{source} is a table, of which pictures are read, and the model reads {kind.many}.")
+
+
+def _folder(path: Path, anchor: str, kind: Kind, settings: SourceSettings) -> _Found:
+    """Pictures or videos below it; else what `datasets` saved there, or Parquet files."""
+    if (path / "dataset_info.json").is_file() or (path / "dataset_dict.json").is_file():
+        _only_pictures(str(path), kind)
+        return _Found(anchor, *dataset_rows(str(path), settings.split, *_columns(settings), saved=True))
+    try:
+        return _listed(list_folder(path, kind=kind), os.path.join(path, ""), anchor)
+    except InputError:
+        tables = sorted(path.rglob(f"*{PARQUET}"), key=lambda each: natural(str(each)))
+        if not tables or kind is not PICTURES:
+            raise
+    rows = [parquet_rows(str(each), each.relative_to(path).as_posix(), *_columns(settings)) for each in tables]
+    return _Found(anchor, [name for names, _ in rows for name in names], [cell for _, cells in rows for cell in cells])
+
+
+def _listed(listing: Listing, before: str, anchor: str) -> _Found:
+    """What a listing names, without what all names begin with."""
+    names = [name.removeprefix(before).replace(os.sep, "/") for name in listing.names]
+    empty = (note.partition(";")[0].rstrip(".") + "." for note in listing.notes if re.search(r" holds? no ", note))
+    notes = (*empty, *(note for note in listing.notes if ".gif" in note))  # the others are about labels
+    return _Found(anchor, names, listing.sources, listing.skipped, notes)
+
+
+def _list(path: Path, kind: Kind, settings: SourceSettings) -> _Found:
+    names = [name for name, _ in read_list(path, settings.root)]
+    folder = Path(settings.root) if settings.root is not None else path.parent
+    openers: list[Any] = [RemoteFile(name) if is_url(name) else folder / name for name in names]
+    if kind is VIDEOS:
+        openers = [found_file(each) if isinstance(each, Path) else each for each in openers]
+    return _Found(os.path.abspath(folder), names, openers)
+
+
+class _Scene(Opener):
+    """A generated picture."""
+
+    def __init__(self, pictures: ScenePictures, index: int) -> None:
+        self.pictures, self.index = pictures, index
+
+    def open(self) -> Any:
+        return self.pictures[self.index][0]
+
+
+def _find_remote(url: str, kind: Kind, settings: SourceSettings) -> _Found:
+    """What a store holds below a URL. A folder is listed by ending; what is hidden is left out."""
+    folder, _, last = url.rstrip("/").rpartition("/")
+    suffix = os.path.splitext(last)[1].lower()
+    if suffix == ".tar":
+        return _remote_tar(url, kind)
+    if suffix == PARQUET:
+        _only_pictures(url, kind)
+        return _Found(folder, *parquet_rows(url, last, *_columns(settings)))
+    if suffix in LISTS:
+        with open_file(url) as file:
+            names = [line.strip() for line in file.read().decode("utf-8-sig").splitlines() if line.strip()]
+        root = (settings.root or folder).rstrip("/")
+        return _Found(root, names, [RemoteFile(name if is_url(name) else f"{root}/{name}") for name in names])
+    if suffix in kind.suffixes():
+        return _Found(folder, [last], [RemoteFile(url)])
+    files = {name: each for name, each in find(url).items() if not any(part[:1] == "." for part in name.split("/"))}
+    names = [name for name in files if os.path.splitext(name)[1].lower() in kind.suffixes()]
+    if not names and kind is PICTURES and (tables := [name for name in files if name.endswith(PARQUET)]):
+        rows = [parquet_rows(files[name], name, *_columns(settings)) for name in sorted(tables, key=natural)]
+        return _Found(url, [name for named, _ in rows for name in named], [cell for _, cells in rows for cell in cells])
+    if not names:
+        raise InputError(f"{url} holds no {kind.many}. What is read: {' '.join(sorted(kind.suffixes()))}.")
+    names.sort(key=lambda name: [natural(part) for part in name.split("/")])
+    passed = [name for name in files if name not in set(names)]
+    skipped = [Skipped(files[name], os.path.splitext(name)[1].lower() or "no extension") for name in passed]
+    return _Found(url, names, [RemoteFile(files[name]) for name in names], tuple(skipped))
+
+
+def _remote_tar(url: str, kind: Kind) -> _Found:
+    tree = Tree(kind, lambda parts: f"{url}:{'/'.join(parts)}")
+    try:
+        with open_file(url) as file:
+            scan_tar(tree, url, file)
+    except (tarfile.TarError, EOFError, OSError) as error:
+        raise InputError(f"{url} holds no {kind.many} that can be listed: {first_line(error)}.") from error
+    if not tree.files:
+        raise InputError(f"{url} holds no {kind.many}. What is read: {' '.join(sorted(kind.suffixes()))}.")
+    order = sorted(tree.files, key=lambda parts: [natural(part) for part in parts])
+    skipped = tuple(Skipped(tree.path(parts), reason) for parts, reason in tree.skipped)
+    return _Found(url, ["/".join(parts) for parts in order], [tree.files[parts] for parts in order], skipped)
