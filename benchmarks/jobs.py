@@ -58,7 +58,7 @@ def command_of(args: argparse.Namespace, out: Path) -> list[str]:
     words += ["--threads", str(args.threads), *(["--limit", str(args.limit)] if args.limit else [])]
     if args.engine == "ray":
         words += ["--engine", "ray", "--actors", "2", "--actor-cpus", "1"]
-    return [sys.executable, "-m", "tokensieve.cli", *words]
+    return [sys.executable, "-m", "tokensieve", *words]
 
 
 def wait_for_rows(process: subprocess.Popen[bytes], out: Path, times: int) -> None:

@@ -76,7 +76,7 @@ def test_killed_and_started_again(tiny, undisturbed, tmp_path):
     """By the command, as a user would."""
     root, rows, failed = undisturbed
     out, spec = tmp_path / "out", tiny()
-    command = [sys.executable, "-m", "tokensieve.cli", "run", str(root), "--out", str(out), "--model", spec.model]
+    command = [sys.executable, "-m", "tokensieve", "run", str(root), "--out", str(out), "--model", spec.model]
     command += ["--weights", str(spec.weights), "--recipe", str(spec.recipe), "--size", "64", "--batch", "2"]
     command += ["--shard", "4", "--workers", "1", "--threads", "1"]
     with subprocess.Popen(command, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL) as process:
