@@ -35,7 +35,8 @@ def test_dev_has_every_other_extra() -> None:
     (own,) = [need for need in PROJECT["optional-dependencies"]["dev"] if need.startswith("tokensieve[")]
     others = set(PROJECT["optional-dependencies"]) - {"dev"}
     left_out = others - set(own.removeprefix("tokensieve[").removesuffix("]").split(","))
-    assert left_out <= {"app"}  # Gradio wants an older pillow than the tests do
+    # Gradio wants an older pillow than the tests do; Ray is large, and its test skips where it is not.
+    assert left_out <= {"app", "ray"}
 
 
 def build(kind: str, source: Path, place: Path) -> Path:
