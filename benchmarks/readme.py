@@ -48,6 +48,7 @@ from tables import (
     table,
     times,
     tuned,
+    video_speed,
     waterfall,
 )
 
@@ -331,6 +332,16 @@ def missing(name: str, command: str) -> str | None:
     return None if (ROOT / "results" / name).is_file() else f"Not measured yet: `python {command}`."
 
 
+def speed_of_video() -> str:
+    return f"""PaPr with X3D-S, the proposal included, and ToMe at the same MACs, random weights, 16 frames of 224
+pixels;
+{read("video_speed.csv")[0]["machine"]}. Dense time over each one's; the limit has nothing to choose and no proposal.
+
+{video_speed()}
+
+{commands("video_speed.csv")}"""
+
+
 def dtop_training() -> str:
     return (
         missing("dtop.csv", "benchmarks/dtop_camvid.py evaluate")
@@ -421,6 +432,7 @@ PAGES: dict[str, dict[str, Callable[[], str]]] = {
     "docs/tune.md": {"found": tune_found},
     "docs/embeddings.md": {"embeddings": embeddings},
     "docs/segmentation.md": {"macs": segmenters},
+    "docs/video.md": {"speed": speed_of_video},
     "docs/dtop.md": {"training": dtop_training, "rivals": dtop_rivals, "speed": dtop_speed},
     "docs/patch-slimming.md": {"slimming": slimming},
     **{

@@ -386,6 +386,18 @@ def exit_speed() -> str:
     return table([*head, "tokens left in the images"], rows)
 
 
+def video_speed() -> str:
+    rows = [
+        [f"{row['host']}, `keep={row['recipe'].split('keep=')[1].split(',')[0]}`", row["batch"],
+         f"{float(row['macs_ratio']):.2f}x", f"**{float(row['ratio']):.2f}x**",
+         f"{float(row['ratio_low']):.2f}-{float(row['ratio_high']):.2f}", f"{float(row['limit']):.2f}x",
+         f"{100 * float(row['proposal_share_of_sieved']):.0f} %", f"{float(row['tome_ratio']):.2f}x"]
+        for row in read("video_speed.csv")
+    ]  # fmt: skip
+    head = ["host", "batch", "fewer MACs", "faster", "spread", "limit", "proposal's share of the time", "ToMe"]
+    return table(head, rows)
+
+
 def slimming() -> str:
     names = {"patch_slimming, form A": "Patch Slimming, form A",
              "patch_slimming, form A, head_mean": "the same, ranked by averaged heads",
