@@ -5,6 +5,7 @@
     python benchmarks/dtop_camvid.py evaluate                # @Direct at each threshold, the others at two, and rivals
     python benchmarks/dtop_camvid.py speed                   # fills in their time
     python benchmarks/dtop_camvid.py plot
+    python benchmarks/dtop_camvid.py pictures                # ten test windows, OUT/HEAD.png, to look at
 
 DeiT-Tiny with its ImageNet weights; 367 photographs of 480x360 to learn from, 101 to validate, 233 to test; crops of
 240x176; ATM heads of width 192 with 3 heads, or SETR's naive heads, at exits (5, 7, 11). Pictures are scored whole, by
@@ -39,6 +40,10 @@ from tokensieve.measure.scores import MapScore, PixelClasses
 from tokensieve.measure.speed import interleaved
 from tokensieve.segmentation import slide
 from tokensieve.segmentation.plan import SegmenterPlan, open_trained
+from tokensieve.show.explain import explain
+from tokensieve.show.gallery import how_to_read
+from tokensieve.show.page import Report, Section, write_png
+from tokensieve.show.sheet import sheet
 from tokensieve.train import train
 from tokensieve.train.segmentation import SegmentSettings, prepare, prepare_dtop
 
@@ -247,6 +252,21 @@ def timed(out: Path, heads: list[str], seconds: float) -> None:
         update("dtop.csv", rows, "head", "variant", "setting")
 
 
+def pictures(out: Path, heads: list[str]) -> None:
+    """Ten windows of test pictures with their classes, dense and with @Retrain's exits, and where patches left."""
+    for head in heads:
+        base, plan = open_trained(weights(head, out))
+        assert plan.mean is not None and plan.std is not None  # noqa: PT018
+        shown = opened("test")
+        shown.transform = AsTensor(plan.mean, plan.std)
+        each = next(row for row in chosen(head) if row["variant"] == "retrain")
+        fast = sieve(dict(variants(head, out))["retrain"], recipe(float(each["setting"])))
+        told = explain(fast, base, windows(shown, 10), plan.mean, plan.std, plan.classes, height=176)
+        sections = tuple(Section("", facts=one.facts, panels=(one.panels,)) for one in told)
+        report = Report(f"{head}, {each['setting']}", sections=sections, notes=tuple(how_to_read(sections)))
+        write_png(out / f"{head}.png", sheet(report))
+
+
 def race(base: nn.Module, fast: Any, images: Tensor, limit: Any, seconds: float) -> tuple[float, float]:
     """Dense time over sieved time, and over the limit's."""
     contestants = {"dense": partial(base, images), "sieved": fast, "limit": limit}
@@ -258,7 +278,7 @@ def race(base: nn.Module, fast: Any, images: Tensor, limit: Any, seconds: float)
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=("train", "evaluate", "speed", "plot"))
+    parser.add_argument("what", choices=("train", "evaluate", "speed", "plot", "pictures"))
     parser.add_argument("runs", nargs="*", help="which trainings, by default all; of evaluate and speed which heads")
     parser.add_argument("--out", type=Path, default=Path("dtop_runs"), help="folder of weights, logs and checkpoints")
     parser.add_argument("--workers", type=int, default=0)
@@ -275,6 +295,8 @@ def main() -> int:
         evaluate(given.out, names)
     elif given.what == "speed":
         timed(given.out, names, given.seconds)
+    elif given.what == "pictures":
+        pictures(given.out, names)
     else:
         plot(LOST)
     return 0
