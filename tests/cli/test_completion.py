@@ -45,7 +45,8 @@ def test_the_tab_key(words, offered) -> None:
 
 
 def test_what_is_written_down_is_what_there_is() -> None:
-    assert list(METHODS) == sorted(REGISTERED)
+    own = [name for name, method in REGISTERED.items() if method.__module__.startswith("tokensieve.")]
+    assert list(METHODS) == sorted(own)  # other tests register methods of their own
     assert {*BUILDERS, *SEGMENTERS, *zoo.VIDEO_MODELS} == set(MODELS)
 
 
