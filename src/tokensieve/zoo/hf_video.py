@@ -21,6 +21,7 @@ PROCESSORS = ("preprocessor_config.json", "video_preprocessor_config.json")
 """Files beside a checkpoint that say how its clips are normalised."""
 IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 HALF = ((0.5,) * 3, (0.5,) * 3)
+KEY_BIAS = "attention.attention.key.bias"
 READ = ("VideoMAE", "Vivit", "VJEPA2")
 """How the classes of models begin that are opened here."""
 
@@ -154,7 +155,9 @@ def _loaded(kind: Any, config: Any, state: Mapping[str, Tensor], name: str) -> A
         ("mismatched_keys", "{} has another shape in the file than in the model"),
     ):
         # Keys of other shapes come with the two shapes.
-        if found := sorted(key if isinstance(key, str) else str(key[0]) for key in info[what]):
+        names = [key if isinstance(key, str) else str(key[0]) for key in info[what]]
+        # Older versions have biases of keys, which change nothing: checkpoints leave them out, and they begin at zero.
+        if found := sorted(name for name in names if not (what == "missing_keys" and name.endswith(KEY_BIAS))):
             raise InputError(f"Cannot load weights into {name}: {problem.format(found[0])} ({len(found)} such keys).")
     return model
 

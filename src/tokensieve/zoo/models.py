@@ -167,7 +167,9 @@ def load_strictly(
     """
     own, named = model.state_dict(), called or {}
     # Old checkpoints lack BatchNorm's step counter, which evaluation never reads.
-    missing = [key for key in own if key not in state and not key.endswith("num_batches_tracked")]
+    # Older versions of transformers have biases of keys, which change nothing and begin at zero.
+    optional = ("num_batches_tracked", "attention.attention.key.bias")
+    missing = [key for key in own if key not in state and not key.endswith(optional)]
     unexpected = [key for key in state if key not in own]
     wrong = [key for key in own if key in state and own[key].shape != state[key].shape]
     if missing:
