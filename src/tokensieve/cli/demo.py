@@ -33,7 +33,7 @@ TASKS = {
             "nano_vit": "papr(keep=0.4, proposal=nano_convnet)",
             "nano_convnext": "papr(keep=0.5, proposal=nano_convnet)",
         },
-        "demo",
+        "demo_classify",
     ),
     "segment": Task({"nano_segmenter": "dtop(threshold=0.95)"}, "demo_segment"),
     "video": Task({"nano_video": "papr(keep=0.4, proposal=nano_video_proposal)"}, "demo_video"),
@@ -110,6 +110,7 @@ def demo(
     from ..data.video_reading import VIDEOS
 
     run_demo = import_module(f"..show.{TASKS[task].module}", __package__).run_demo
+    from ..show.demo import DemoSettings
     from ..show.demo_view import demo_report
     from ..show.page import write_page, write_png
     from ..show.progress import list_failures, working
@@ -117,10 +118,11 @@ def demo(
 
     with working("opening the model") as status:
         opened = spec.open()
-        record, sections, failures = run_demo(
-            opened, images or [], pretrained=spec.pretrained, generated=spec.model in recipes, scenes=scenes, seed=seed,
-            batch=batch, seconds=seconds, tell=status.update,
+        settings = DemoSettings(
+            images=images or [], pretrained=spec.pretrained, generated=spec.model in recipes, scenes=scenes, seed=seed,
+            batch=batch, seconds=seconds, progress=status.update,
         )  # fmt: skip
+        record, sections, failures = run_demo(opened, settings)
         record = {"task": task, **record_of(spec, opened), **record}
         record["out"] = [str(place) for place in places]
         status.update("drawing")

@@ -14,8 +14,8 @@ from .tables import between, brief, data_word, giga, header, new_table, units
 
 Record = dict[str, Any]
 RANDOM, RANDOM_PIXELS, MERGING = "random patches", "random pixels", "merging alone"
-RIVALS = (RANDOM, RANDOM_PIXELS, MERGING)
-"""What a recipe is shown beside; see `demo.beside`."""
+BASELINES = (RANDOM, RANDOM_PIXELS, MERGING)
+"""What a recipe is shown beside; see `demo_classify.baselines`."""
 FIGURES = {"top1": ("right", "right answers"), "miou": ("mIoU", "mean IoU")}
 """What answers are scored by -> above a column, in a sentence."""
 
@@ -31,8 +31,8 @@ def demo_report(record: Record, sections: Sequence[Section]) -> Report:
     ]
     if ours["right"] is not None:
         ends = between(ours["right_low"], ours["right_high"])
-        said = f"{name} {ends}; the dense model {ours['dense_right']:.1f} %"
-        facts.append(Fact(f"{ours['right']:.1f} %", said))
+        label = f"{name} {ends}; the dense model {ours['dense_right']:.1f} %"
+        facts.append(Fact(f"{ours['right']:.1f} %", label))
         facts += [
             Fact(f"{row['right']:.1f} %", f"{name} with {row['label']}", alert=True)
             for row in others
