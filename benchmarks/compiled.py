@@ -17,7 +17,7 @@ import torch
 from torch import nn
 from torch._dynamo.utils import counters
 
-from results import write
+from results import speed_columns, write
 from tokensieve import sieve
 from tokensieve.measure import SlicingLimit
 from tokensieve.measure.speed import interleaved, summarise
@@ -64,8 +64,7 @@ def main() -> int:
             rows.append(
                 {
                     "host": args.host, "recipe": recipe, "batch": images.shape[0], "dtype": "fp32",
-                    "difference": difference, "recompiled": recompiled, "limit": speed.limit, "ratio": speed.ratio,
-                    "ratio_low": speed.low, "ratio_high": speed.high, "of_limit": speed.of_limit,
+                    "difference": difference, "recompiled": recompiled, **speed_columns(speed),
                     "dense_compiled_over_eager": median(times["eager"]) / speed.seconds["dense"],
                 }
             )  # fmt: skip

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import torch
 
-from results import update
+from results import speed_columns, update
 from tokensieve import InputError, export_onnx, sieve, zoo
 from tokensieve.data import Preprocessing
 from tokensieve.export.onnx_graph import runner
@@ -74,11 +74,7 @@ def main() -> int:
                             "recipe": recipe,
                             "batch": batch,
                             "macs_ratio": macs(model, size) / macs(fast, size),
-                            "limit": speed.limit,
-                            "ratio": speed.ratio,
-                            "ratio_low": speed.low,
-                            "ratio_high": speed.high,
-                            "of_limit": speed.of_limit,
+                            **speed_columns(speed),
                             **{f"difference_b{count}": value for count, value in exported.differences.items()},
                             "nodes": exported.nodes,
                             "file_mb": exported.bytes / 1e6,

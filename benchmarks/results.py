@@ -15,6 +15,8 @@ from typing import Any
 import timm
 import torch
 
+from tokensieve.measure import Speed
+
 ROOT = Path(__file__).resolve().parents[1]
 SHARED = ROOT.parent / "shared"
 
@@ -66,6 +68,17 @@ def read(name: str) -> list[dict[str, Any]]:
         return []
     with path.open(newline="") as file:
         return list(csv.DictReader(file))
+
+
+def speed_columns(speed: Speed) -> dict[str, float | None]:
+    """The columns of a measured speed, as times the dense model's."""
+    return {
+        "limit": speed.limit,
+        "ratio": speed.ratio,
+        "ratio_low": speed.low,
+        "ratio_high": speed.high,
+        "of_limit": speed.of_limit,
+    }
 
 
 def update(name: str, rows: Iterable[dict[str, Any]], *key: str) -> Path:

@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 
+from curves import draw_curves, save
 from results import ROOT, read, write
 from tokensieve import Recipe, sieve
 from tokensieve.data import AsTensor, SceneMaps, load_batches
@@ -85,22 +86,12 @@ def plot() -> None:
     from matplotlib import pyplot as plt
 
     rows = read("scene_segmenter.csv")
-    dense = rows[0]
     figure, axes = plt.subplots(figsize=(8, 4.2), dpi=160)
-    axes.axhline(float(dense["miou"]), color="#16191d", linewidth=1, linestyle=(0, (4, 3)))
-    axes.text(99, float(dense["miou"]) + 1, f"dense {float(dense['miou']):.1f} %", ha="right", va="bottom", fontsize=9)
-    for method, colour in METHODS.items():
-        own = [row for row in rows if row["method"] == method]
-        x = [100 * float(row["mmac"]) / float(dense["mmac"]) for row in own]
-        axes.plot(x, [float(row["miou"]) for row in own], "o-", color=colour, linewidth=2, markersize=4.5, label=method)
-    axes.set(xlabel="MACs, % of the dense model's (all heads included)", ylabel="mean IoU, %", xlim=(20, 100))
-    axes.set_ylim(0, 1.08 * float(dense["miou"]))
-    axes.grid(alpha=0.25)
-    axes.spines[["top", "right"]].set_visible(False)
+    draw_curves(axes, rows, METHODS, "miou")
+    axes.set(xlabel="MACs, % of the dense model's (all heads included)", ylabel="mean IoU, %")
+    axes.set_ylim(0, 1.08 * float(rows[0]["miou"]))
     axes.legend(frameon=False, loc="lower right")
-    figure.tight_layout()
-    PLOT.parent.mkdir(exist_ok=True)
-    figure.savefig(PLOT)
+    save(figure, PLOT)
 
 
 def picture() -> None:

@@ -9,13 +9,13 @@ Merging, and both in one stream, are given exactly the MACs that PaPr takes at e
 from __future__ import annotations
 
 import argparse
-import csv
 import sys
 from statistics import fmean
 
 import torch
 
-from results import ROOT, write
+from curves import MACS_LABEL, draw_curves, save
+from results import ROOT, read, write
 from tokensieve import sieve
 from tokensieve.data import Preprocessing, Scenes
 from tokensieve.errors import RecipeError
@@ -80,31 +80,11 @@ def plot() -> None:
     matplotlib.use("Agg")
     from matplotlib import pyplot as plt
 
-    with (ROOT / "results" / "scenes.csv").open(newline="") as file:
-        rows = list(csv.DictReader(file))
-    dense = rows[0]
     figure, axes = plt.subplots(figsize=(8, 4.5), dpi=160)
-    axes.axhline(float(dense["top1"]), color="#16191d", linewidth=1, linestyle=(0, (4, 3)))
-    axes.text(
-        99, float(dense["top1"]) + 1.2, f"dense {float(dense['top1']):.1f} %", ha="right", va="bottom", fontsize=9
-    )
-    for method, colour in METHODS.items():
-        own = [row for row in rows if row["method"] == method]
-        x = [100 * float(row["mmac"]) / float(dense["mmac"]) for row in own]
-        y = [float(row["top1"]) for row in own]
-        axes.plot(x, y, "o-", color=colour, linewidth=2, markersize=4.5, label=method)
-    axes.set(
-        xlabel="MACs, % of the dense model's (proposal included)",
-        ylabel="right answers, %",
-        ylim=(0, 104),
-        xlim=(20, 100),
-    )
-    axes.grid(alpha=0.25)
-    axes.spines[["top", "right"]].set_visible(False)
+    draw_curves(axes, read("scenes.csv"), METHODS, "top1")
+    axes.set(xlabel=MACS_LABEL, ylabel="right answers, %", ylim=(0, 104))
     axes.legend(frameon=False, loc="lower right")
-    figure.tight_layout()
-    PICTURE.parent.mkdir(exist_ok=True)
-    figure.savefig(PICTURE)
+    save(figure, PICTURE)
 
 
 def main() -> int:

@@ -17,7 +17,7 @@ import timm
 import torch
 from torch import Tensor, nn
 
-from results import write
+from results import speed_columns, write
 from tokensieve import prepack, sieve
 from tokensieve.forward.walk import Reads
 from tokensieve.measure import SlicingLimit, macs, peak_memory
@@ -69,8 +69,7 @@ def measure(host: str, model: nn.Module, batch: int, dtype: str, rounds: int, se
             "host": host, "recipe": str(fast.recipe), "batch": batch, "dtype": dtype,
             "packed": any(type(part).__name__ == "PackedLinear" for part in model.modules()),
             "macs_ratio": macs(model) / macs(fast) if dtype == "fp32" else "",
-            "limit": speed.limit, "ratio": speed.ratio, "ratio_low": speed.low, "ratio_high": speed.high,
-            "of_limit": speed.of_limit, "of_limit_low": speed.of_limit_low, "of_limit_high": speed.of_limit_high,
+            **speed_columns(speed), "of_limit_low": speed.of_limit_low, "of_limit_high": speed.of_limit_high,
             "proposal_share": speed.proposal_share, "rounds": speed.rounds,
         }  # fmt: skip
         if name == "tome":

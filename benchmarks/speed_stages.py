@@ -19,7 +19,7 @@ import timm
 import torch
 from torch import nn
 
-from results import write
+from results import speed_columns, write
 from tokensieve import prepack, sieve
 from tokensieve.measure import SlicingLimit, macs
 from tokensieve.measure.speed import interleaved, summarise
@@ -69,15 +69,14 @@ def main() -> int:
             times = interleaved(calls, seconds=args.seconds, min_rounds=args.rounds, max_rounds=60)
             for keep, fast in fasts.items():
                 mine = {name: times[f"{name} {keep}"] for name in ("sieved", "limit")}
-                told = summarise({"dense": times["dense"], **mine, "proposal": times["proposal"]}, batch)
+                speed = summarise({"dense": times["dense"], **mine, "proposal": times["proposal"]}, batch)
                 rows.append(
                     {
                         "host": host, "recipe": str(fast.recipe), "batch": batch,
                         "prepacked": args.prepack, "pointwise_share": share,
-                        "macs_ratio": macs(model, SIZE) / macs(fast, SIZE), "limit": told.limit, "ratio": told.ratio,
-                        "ratio_low": told.low, "ratio_high": told.high, "of_limit": told.of_limit,
-                        "of_limit_low": told.of_limit_low, "of_limit_high": told.of_limit_high,
-                        "proposal_share": told.proposal_share, "rounds": told.rounds,
+                        "macs_ratio": macs(model, SIZE) / macs(fast, SIZE), **speed_columns(speed),
+                        "of_limit_low": speed.of_limit_low, "of_limit_high": speed.of_limit_high,
+                        "proposal_share": speed.proposal_share, "rounds": speed.rounds,
                     }
                 )  # fmt: skip
                 print({k: round(v, 3) if isinstance(v, float) else v for k, v in rows[-1].items()}, flush=True)

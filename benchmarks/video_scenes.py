@@ -11,7 +11,6 @@ one keep ratio and other maps, among them the exact share of the digit in each p
 from __future__ import annotations
 
 import argparse
-import csv
 import sys
 from dataclasses import replace
 from statistics import fmean
@@ -21,7 +20,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from results import ROOT, write
+from curves import MACS_LABEL, draw_curves, save
+from results import ROOT, read, write
 from tokensieve import PaPr, Recipe, sieve
 from tokensieve.data import MovingScene, MovingScenes
 from tokensieve.errors import RecipeError
@@ -193,24 +193,10 @@ def plot() -> None:
     matplotlib.use("Agg")
     from matplotlib import pyplot as plt
 
-    with (ROOT / "results" / "video.csv").open(newline="") as file:
-        rows = list(csv.DictReader(file))
-    dense = float(rows[0]["top1"])
+    rows = read("video.csv")
     figure, (axes, bars) = plt.subplots(1, 2, figsize=(10, 4.4), dpi=160, width_ratios=(1.75, 1))
-    axes.axhline(dense, color="#16191d", linewidth=1, linestyle=(0, (4, 3)))
-    axes.text(99, dense + 1.2, f"dense {dense:.1f} %", ha="right", va="bottom", fontsize=9)
-    for method, colour in CURVES.items():
-        own = sorted((row for row in rows if row["method"] == method), key=lambda row: float(row["mmac"]))
-        x = [100 * float(row["mmac"]) / float(rows[0]["mmac"]) for row in own]
-        y = [float(row["top1"]) for row in own]
-        axes.plot(x, y, "o-", color=colour, linewidth=2, markersize=4.5, label=method)
-    axes.set(
-        xlabel="MACs, % of the dense model's (proposal included)",
-        ylabel="right answers, %",
-        ylim=(0, 104),
-        xlim=(20, 100),
-    )
-    axes.grid(alpha=0.25)
+    draw_curves(axes, rows, CURVES, "top1")
+    axes.set(xlabel=MACS_LABEL, ylabel="right answers, %", ylim=(0, 104))
     axes.legend(frameon=False, loc="lower right", fontsize=8)
 
     told = sorted((row for row in rows if row["method"].startswith("ranked by")), key=lambda row: float(row["top1"]))
@@ -222,11 +208,8 @@ def plot() -> None:
     bars.set(xlabel=f"right answers, %, keep {RANKED_AT}", xlim=(0, 110))
     bars.set_title("what ranks the patches", fontsize=9, loc="left")
     bars.tick_params(axis="y", labelsize=8, length=0)
-    for each in (axes, bars):
-        each.spines[["top", "right"]].set_visible(False)
-    figure.tight_layout()
-    PICTURE.parent.mkdir(exist_ok=True)
-    figure.savefig(PICTURE)
+    bars.spines[["top", "right"]].set_visible(False)
+    save(figure, PICTURE)
 
 
 def main() -> int:

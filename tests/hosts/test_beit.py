@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from tests.reference.hf_hosts import assert_asking_agrees, beit_forms, beit_images, in_pairs
+from tests.reference.hf_hosts import assert_asking_agrees, assert_verbs_compose, beit_forms, beit_images, in_pairs
 from tokensieve import InputError, UnsupportedHost, sieve
 from tokensieve.hosts import open_host
 from tokensieve.measure import SlicingLimit
@@ -38,9 +38,7 @@ def test_the_verbs_compose_to_the_block(name: str) -> None:
         everywhere = tokens.select(torch.arange(PATCHES).expand(2, -1))
         for block in host.blocks:
             for some in (tokens, everywhere):
-                heads = block.qkv(some)
-                out = block.mlp(block.attention_out(heads.attend(), heads, some.x))
-                torch.testing.assert_close(out, block(tokens), atol=1e-10, rtol=1e-10)
+                assert_verbs_compose(block, some, block(tokens))
 
 
 @each

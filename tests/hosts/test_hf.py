@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from tests.reference.hf_hosts import assert_asking_agrees, hf_forms, hf_images, in_pairs
+from tests.reference.hf_hosts import assert_asking_agrees, assert_verbs_compose, hf_forms, hf_images, in_pairs
 from tokensieve import InputError, UnsupportedHost, sieve
 from tokensieve.hosts import open_host
 
@@ -70,10 +70,7 @@ def test_the_verbs_compose_to_the_block(name: str) -> None:
         for block in host.blocks:
             assert block.closed is None
             for some in (tokens, few):
-                heads = block.qkv(some)
-                torch.testing.assert_close(
-                    block.mlp(block.attention_out(heads.attend(), heads, some.x)), block(some), **close(name)
-                )
+                assert_verbs_compose(block, some, **close(name))
 
 
 @each

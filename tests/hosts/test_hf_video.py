@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from tests.reference.hf_hosts import assert_asking_agrees
+from tests.reference.hf_hosts import assert_asking_agrees, assert_verbs_compose
 from tests.reference.video_hosts import still, still_clips, video_as_timm, video_clips, video_forms
 from tests.reference.vit import reference_forward
 from tokensieve import InputError, InputSpec, RecipeError, UnsupportedHost, sieve
@@ -70,9 +70,7 @@ def test_the_verbs_compose_to_the_block(name: str) -> None:
         for block in host.blocks:
             assert block.closed is None
             for some in (tokens, few):
-                heads = block.qkv(some)
-                out = block.mlp(block.attention_out(heads.attend(), heads, some.x))
-                torch.testing.assert_close(out, block(some), **close(name))
+                assert_verbs_compose(block, some, **close(name))
 
 
 @each

@@ -8,7 +8,13 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from tests.reference.hf_hosts import assert_asking_agrees, in_pairs, open_clip_forms, open_clip_images
+from tests.reference.hf_hosts import (
+    assert_asking_agrees,
+    assert_verbs_compose,
+    in_pairs,
+    open_clip_forms,
+    open_clip_images,
+)
 from tokensieve import InputError, UnsupportedHost, sieve
 from tokensieve.hosts import open_host
 
@@ -45,9 +51,7 @@ def test_the_verbs_compose_to_the_block(name: str) -> None:
     with torch.no_grad():
         tokens = host.embed(open_clip_images().double())
         for block in host.blocks:
-            heads = block.qkv(tokens)
-            out = block.mlp(block.attention_out(heads.attend(), heads, tokens.x))
-            torch.testing.assert_close(out, block(tokens), atol=1e-10, rtol=1e-10)
+            assert_verbs_compose(block, tokens)
         assert_asking_agrees(host.blocks[1], tokens)
 
 

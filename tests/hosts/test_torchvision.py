@@ -15,7 +15,7 @@ from torchvision.models.convnext import CNBlockConfig, ConvNeXt
 from torchvision.models.swin_transformer import SwinTransformer, SwinTransformerBlock
 from torchvision.models.vision_transformer import EncoderBlock, VisionTransformer
 
-from tests.reference.hf_hosts import assert_asking_agrees, in_pairs, seeded
+from tests.reference.hf_hosts import assert_asking_agrees, assert_verbs_compose, in_pairs, seeded
 from tests.reference.staged import Staged, choice_of, enlarged, significance, staged_reference
 from tests.reference.torchvision_hosts import (
     SWIN,
@@ -54,9 +54,7 @@ def test_the_verbs_compose_to_the_block(name: str) -> None:
     with torch.no_grad():
         tokens = host.embed(torchvision_images(model).double())
         for block in host.blocks:
-            heads = block.qkv(tokens)
-            out = block.mlp(block.attention_out(heads.attend(), heads, tokens.x))
-            torch.testing.assert_close(out, block(tokens), atol=1e-10, rtol=1e-10)
+            assert_verbs_compose(block, tokens)
             assert_asking_agrees(block, tokens)
 
 

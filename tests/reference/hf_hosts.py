@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from tests.reference import hosts
 from tests.reference.hosts import unknown
 from tokensieve.hosts import HostBlock
 from tokensieve.tokens import Tokens
@@ -141,15 +142,17 @@ def assert_asking_agrees(block: HostBlock, tokens: Tokens) -> None:
     assert (asked.scale, asked.dropout, asked.gate) == (whole.scale, whole.dropout, whole.gate)
 
 
+def assert_verbs_compose(block: HostBlock, tokens: Tokens, expected: Tensor | None = None, **tolerance: float) -> None:
+    """The verbs one after the other give what the block, called whole, gives (or what is `expected`)."""
+    heads = block.qkv(tokens)
+    out = block.mlp(block.attention_out(heads.attend(), heads, tokens.x))
+    expected = block(tokens) if expected is None else expected
+    torch.testing.assert_close(out, expected, **(tolerance or {"atol": 1e-10, "rtol": 1e-10}))
+
+
 def seeded(form: Form, seed: int) -> nn.Module:
     """The model with every parameter random, in eval mode."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        model = form()
-        with torch.no_grad():
-            for name, parameter in model.named_parameters():
-                parameter.copy_(_value(name, parameter))
-    return model.eval()
+    return hosts.seeded(form, seed, _value)
 
 
 def _value(name: str, parameter: Tensor) -> Tensor:

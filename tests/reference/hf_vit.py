@@ -70,16 +70,7 @@ def _walk(
     patches = len(x) - prefix
     grid = tuple(side // config.patch_size for side in image.shape[2:])
     assert math.prod(grid) == patches
-    stream = Stream(
-        x=x,
-        prefix=prefix,
-        members=[[] for _ in range(prefix)] + [[j] for j in range(patches)],
-        rows=[-1] * prefix + list(range(patches)),
-        sizes=[1.0] * (prefix + patches),
-        grid=grid,
-        own=list(range(prefix + patches)),
-        count=prefix + patches,
-    )
+    stream = Stream.start(x, prefix, grid)
     if kept is not None:
         stream.keep([*range(prefix), *(prefix + j for j in kept)])
     rope = [part.double() for part in holder.rope_embeddings(image)] if hasattr(holder, "rope_embeddings") else None

@@ -27,16 +27,7 @@ def embed(model: nn.Module, image: Tensor) -> tuple[Stream, Tensor | None, int]:
     x = _part(model, "norm_pre", x)[0]
     prefix = model.num_prefix_tokens
     patches = x.shape[0] - prefix
-    stream = Stream(
-        x=x,
-        prefix=prefix,
-        members=[[] for _ in range(prefix)] + [[j] for j in range(patches)],
-        rows=[-1] * prefix + list(range(patches)),
-        sizes=[1.0] * (prefix + patches),
-        grid=tuple(model.patch_embed.dynamic_feat_size(image.shape[-2:])),
-        own=list(range(prefix + patches)),
-        count=prefix + patches,
-    )
+    stream = Stream.start(x, prefix, tuple(model.patch_embed.dynamic_feat_size(image.shape[-2:])))
     return stream, rope, patches
 
 

@@ -36,7 +36,9 @@ Form = Callable[[], nn.Module]
 def host_forms() -> dict[str, Form]:
     """Constructors of the hosts by name; each call builds the same weights anew, in eval mode."""
     return {
-        name: partial(_seeded, form, zlib.crc32(name.encode())) for name, form in _forms().items() if not unknown(form)
+        name: partial(seeded, form, zlib.crc32(name.encode()), _value)
+        for name, form in _forms().items()
+        if not unknown(form)
     }
 
 
@@ -190,18 +192,20 @@ def _gated(kind: type[nn.Module], form: Form) -> nn.Module:
     return model
 
 
-def _seeded(form: Form, seed: int) -> nn.Module:
+def seeded(form: Form, seed: int, value: Callable[[str, Tensor], Tensor]) -> nn.Module:
+    """The model in eval mode, with every parameter what `value` makes of its name and itself."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = form()
         with torch.no_grad():
             for name, parameter in model.named_parameters():
-                if not name.startswith("rope."):  # random already, and tied to the rotary layout
-                    parameter.copy_(_value(name, parameter))
+                parameter.copy_(value(name, parameter))
     return model.eval()
 
 
 def _value(name: str, parameter: Tensor) -> Tensor:
+    if name.startswith("rope."):  # random already, and tied to the rotary layout
+        return parameter
     noise = torch.randn_like(parameter)
     leaf = name.rsplit(".", 1)[-1]
     if "gamma" in leaf:

@@ -28,6 +28,21 @@ class Stream:
     margin: float = math.inf
     memory: dict[int, Any] = field(default_factory=dict)  # what a method remembers from before block 0, by its id
 
+    @classmethod
+    def start(cls, x: Tensor, prefix: int, grid: tuple[int, ...]) -> Stream:
+        """Tokens (prefix + P, d) as they come to block 0: each patch a token."""
+        patches = len(x) - prefix
+        return cls(
+            x=x,
+            prefix=prefix,
+            members=[[] for _ in range(prefix)] + [[j] for j in range(patches)],
+            rows=[-1] * prefix + list(range(patches)),
+            sizes=[1.0] * (prefix + patches),
+            grid=grid,
+            own=list(range(prefix + patches)),
+            count=prefix + patches,
+        )
+
     @property
     def patches(self) -> range:
         """Positions of the patch tokens."""

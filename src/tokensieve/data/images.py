@@ -334,16 +334,7 @@ def reason_of(error: BaseException) -> str:
 
 
 def _listed(listing: Listing, transform: Callable[[Image.Image], Tensor], limit: int | None) -> ImageSet:
-    return ImageSet(
-        Listed(listing),
-        transform,
-        names=listing.names,
-        labels=listing.labels,
-        classes=listing.classes,
-        limit=limit,
-        skipped=listing.skipped,
-        notes=listing.notes,
-    )
+    return ImageSet(Listed(listing), transform, limit=limit, **listing.set_arguments())
 
 
 def _timm_set(

@@ -44,6 +44,10 @@ class Listing:
     skipped: tuple[Skipped, ...]
     notes: tuple[str, ...]
 
+    def set_arguments(self) -> dict[str, Any]:
+        """All but the sources, as `ImageSet` takes it."""
+        return {name: getattr(self, name) for name in ("names", "labels", "classes", "skipped", "notes")}
+
 
 def list_folder(root: Path, index: Mapping[str, int] | None = None, kind: Kind = PICTURES) -> Listing:
     """List the pictures, or files of another kind, below a folder; links are followed, nothing is listed twice.

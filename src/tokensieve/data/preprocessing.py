@@ -38,11 +38,7 @@ class Preprocessing:
     crop_mode: str = "center"
 
     def __post_init__(self) -> None:
-        # Lists come from JSON; tuples keep the object hashable and equal to what it was written from.
-        for field in ("input_size", "mean", "std"):
-            object.__setattr__(self, field, tuple(getattr(self, field)))
-        if len(self.input_size) != 2 or not all(isinstance(n, int) and n > 0 for n in self.input_size):
-            raise RecipeError(f"input_size must be a height and a width in pixels, not {self.input_size}.")
+        check_input_size(self)
         if not self.mean or len(self.mean) != len(self.std) or min(self.std) <= 0:
             raise RecipeError(
                 f"mean and std must be a number each for every channel, std positive, not {self.mean} and {self.std}."
@@ -148,6 +144,23 @@ class Preprocessing:
                 f"Pictures have 3 channels, and this preprocessing is for {len(self.mean)}: give tensors instead."
             )
         return _Transform(self)
+
+
+def check_input_size(preprocessing: Any) -> None:
+    """Refuse an `input_size` that is no height and width; it, `mean` and `std` become tuples.
+
+    Lists come from JSON; tuples keep the object hashable and equal to what it was written from.
+    """
+    for field in ("input_size", "mean", "std"):
+        object.__setattr__(preprocessing, field, tuple(getattr(preprocessing, field)))
+    size = preprocessing.input_size
+    if len(size) != 2 or not all(is_count(side) for side in size):
+        raise RecipeError(f"input_size must be a height and a width in pixels, not {size}.")
+
+
+def is_count(number: Any) -> bool:
+    """Whether it is a whole number from 1 up."""
+    return type(number) is int and number > 0
 
 
 class _Transform:

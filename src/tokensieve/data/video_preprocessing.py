@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from ..errors import InputError, RecipeError
 from .images import UnusableError
 from .inputs import InputSpec
+from .preprocessing import check_input_size, is_count
 from .video_frames import Timeline
 from .video_sampling import Views, dense_clips, uniform_clips
 
@@ -57,23 +58,19 @@ class VideoPreprocessing:
     layout: str = "TCHW"
 
     def __post_init__(self) -> None:
-        # Lists come from JSON; tuples keep the object hashable and equal to what it was written from.
-        for field in ("input_size", "mean", "std"):
-            object.__setattr__(self, field, tuple(getattr(self, field)))
-        if len(self.input_size) != 2 or not all(_counts(side) for side in self.input_size):
-            raise RecipeError(f"input_size must be a height and a width in pixels, not {self.input_size}.")
+        check_input_size(self)
         if len(self.mean) != 3 or len(self.std) != 3 or min(self.std) <= 0:
             raise RecipeError(
                 f"mean and std must be three numbers each, std positive: videos have three channels, not {self.mean} "
                 f"and {self.std}."
             )
-        if not _counts(self.frames) or not _counts(self.stride):
+        if not is_count(self.frames) or not is_count(self.stride):
             raise RecipeError(f"frames and stride must be whole numbers from 1 up, not {self.frames}, {self.stride}.")
         if self.sampling not in SAMPLINGS:
             raise RecipeError(f"sampling must be one of {', '.join(SAMPLINGS)}, not '{self.sampling}'.")
         if self.layout not in LAYOUTS:
             raise RecipeError(f"layout must be one of {', '.join(LAYOUTS)}, not '{self.layout}'.")
-        if self.short_side is not None and (not _counts(self.short_side) or self.short_side < min(self.input_size)):
+        if self.short_side is not None and (not is_count(self.short_side) or self.short_side < min(self.input_size)):
             raise RecipeError(
                 f"short_side must be at least {min(self.input_size)}, the shorter side of the crop, not "
                 f"{self.short_side}."
@@ -164,7 +161,3 @@ class VideoPreprocessing:
         crops = torch.stack(found).float() / 255
         crops = (crops - torch.tensor(self.mean)[:, None, None]) / torch.tensor(self.std)[:, None, None]
         return crops if self.layout == "TCHW" else crops.transpose(1, 2).contiguous()
-
-
-def _counts(number: Any) -> bool:
-    return type(number) is int and number > 0

@@ -132,16 +132,7 @@ class VideoSet(ImageSet):
     kind = VIDEOS
 
     def __init__(self, listing: Listing, preprocessing: VideoPreprocessing, limit: int | None = None) -> None:
-        super().__init__(
-            Listed(listing),
-            torch.as_tensor,
-            names=listing.names,
-            labels=listing.labels,
-            classes=listing.classes,
-            limit=limit,
-            skipped=listing.skipped,
-            notes=listing.notes,
-        )
+        super().__init__(Listed(listing), torch.as_tensor, limit=limit, **listing.set_arguments())
         self.preprocessing = preprocessing
 
     def prepared(self, preprocessing: Any) -> Self:

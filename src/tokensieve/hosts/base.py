@@ -69,15 +69,50 @@ class HostBlock(ABC):
         return self.mlp(self.attention_out(attended, attention, x))
 
 
-class Host(ABC):
-    """A model opened into the parts of the stream. Holds references to its sub-modules and nothing else."""
+class BaseHost(ABC):
+    """What hosts with tokens and hosts with stages have in common."""
 
-    units = "tokens"
-    """What recipes reduce."""
     layout = "CHW"
     """Which side of what it reads is which, without the batch; "TCHW" or "CTHW" where it reads video."""
     model: Any
     """The host itself, an `nn.Module` whose parts the opener knows by name."""
+
+    @abstractmethod
+    def __init__(self, model: nn.Module) -> None:
+        """Open `model`; raises `UnsupportedHost` for what would go wrong silently."""
+
+    @classmethod
+    def opened(cls, model: nn.Module) -> Any:
+        """The host that opens `model`: this one, unless it depends on a part of the model which one it is."""
+        return cls(model)
+
+    @property
+    def input_spec(self) -> InputSpec:
+        """What the model reads; a host that knows better than the model says it here, as a property or an attribute."""
+        return InputSpec.image(self.model)
+
+    @property
+    def bypassed(self) -> Sequence[nn.Module]:
+        """Modules around the blocks that are never called."""
+        return (self.model,)
+
+    @property
+    def patch(self) -> Sequence[int] | None:
+        """Height and width in pixels of what a token, or a pixel of stage 0, stands for, of video its frames before
+        them; None where patches overlap, or are not known."""
+        return None
+
+    def covered(self, images: Tensor, grid: Sequence[int]) -> Tensor:
+        """What of the images the grid of patches covers: what a significance map is made of. Of clips in any layout
+        (B, C, T, H, W)."""
+        return covered(channels_first(images, self.layout), grid, self.patch)
+
+
+class Host(BaseHost):
+    """A model opened into the parts of the stream. Holds references to its sub-modules and nothing else."""
+
+    units = "tokens"
+    """What recipes reduce."""
     blocks: Sequence[HostBlock]
     width: int
     """Channels of a token."""
@@ -109,25 +144,6 @@ class Host(ABC):
         closed = tuple(block.closed for block in self.blocks)
         return self.width, self.prefix, self.class_token, self.reads_prefix, self.cannot_merge, closed
 
-    @property
-    def input_spec(self) -> InputSpec:
-        """What the model reads; a host that knows better than the model says it here, as a property or an attribute."""
-        return InputSpec.image(self.model)
-
-    @property
-    def bypassed(self) -> Sequence[nn.Module]:
-        """Modules around the blocks that are never called."""
-        return (self.model,)
-
-    @abstractmethod
-    def __init__(self, model: nn.Module) -> None:
-        """Open `model`; raises `UnsupportedHost` for what would go wrong silently."""
-
-    @classmethod
-    def opened(cls, model: nn.Module) -> Any:
-        """The host that opens `model`: this one, unless it depends on a part of the model which one it is."""
-        return cls(model)
-
     @abstractmethod
     def embed(self, images: Tensor) -> Tokens:
         """Everything before block 0: (B, 3, H, W) -> tokens of all patches, with position, prefix and pre-norm."""
@@ -149,17 +165,6 @@ class Host(ABC):
         """The tokens behind each of `levels`, and what was said of those that left before -> the host's own output for
         images of this height and width. Dropped and merged patches have to be put back."""
         raise NotImplementedError
-
-    @property
-    def patch(self) -> Sequence[int] | None:
-        """Height and width of a patch in pixels, of video its frames before them; None where patches overlap, or are
-        not known."""
-        return None
-
-    def covered(self, images: Tensor, grid: Sequence[int]) -> Tensor:
-        """What of the images the grid of patches covers: what a significance map is made of. Of clips in any layout
-        (B, C, T, H, W)."""
-        return covered(channels_first(images, self.layout), grid, self.patch)
 
     def arguments(self, images: Tensor | None, kwargs: dict[str, Any]) -> tuple[Tensor, dict[str, Any]]:
         """What a sieved model was called with -> the images, and the arguments that go to `head` or `read`.

@@ -10,10 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..data.inputs import InputSpec
 from ..errors import InputError
 from ..pixels import Background
-from .checks import channels_first, covered
+from .base import BaseHost
 
 
 class PixelBlock(ABC):
@@ -77,15 +76,14 @@ def checkpointed(stages: list[Stage], switched: Sequence[bool]) -> list[Stage]:
     return stages
 
 
-class StagedHost(ABC):
-    """A model opened into its stages. Holds references to its sub-modules and nothing else."""
+class StagedHost(BaseHost):
+    """A model opened into its stages. Holds references to its sub-modules and nothing else.
+
+    Maps of a model that reads video have a time axis in front of the height.
+    """
 
     units = "pixels"
     """What recipes reduce."""
-    layout = "CHW"
-    """As of a `Host`; maps of a model that reads video have a time axis in front of the height."""
-    model: Any
-    """The host itself."""
     family: str
     """ConvNeXt, Swin or Swin3D: what methods with weights of their own are made for."""
     stages: Sequence[Stage]
@@ -97,15 +95,6 @@ class StagedHost(ABC):
     """Whether `answer` is told the height and width of the images, as `size`."""
     channels_first: bool
     """Whether a map is (B, C, H, W) in the host's own layout, else (B, H, W, C)."""
-
-    @abstractmethod
-    def __init__(self, model: nn.Module) -> None:
-        """Open `model`; raises `UnsupportedHost` for what would go wrong silently."""
-
-    @classmethod
-    def opened(cls, model: nn.Module) -> Any:
-        """As of a `Host`."""
-        return cls(model)
 
     @abstractmethod
     def embed(self, images: Tensor) -> Tensor:
@@ -127,25 +116,6 @@ class StagedHost(ABC):
     def facts(self) -> tuple[Any, ...]:
         """As of a `Host`."""
         return self.family, tuple(self.widths), tuple(len(stage.blocks) for stage in self.stages)
-
-    @property
-    def input_spec(self) -> InputSpec:
-        """As of a `Host`."""
-        return InputSpec.image(self.model)
-
-    @property
-    def bypassed(self) -> Sequence[nn.Module]:
-        """As of a `Host`."""
-        return (self.model,)
-
-    @property
-    def patch(self) -> Sequence[int] | None:
-        """As of a `Host`, of the map that goes into stage 0."""
-        return None
-
-    def covered(self, images: Tensor, grid: Sequence[int]) -> Tensor:
-        """As of a `Host`, by the grid of stage 0."""
-        return covered(channels_first(images, self.layout), grid, self.patch)
 
     def size(self, x: Tensor) -> tuple[int, ...]:
         """Height and width of a map, of video its length before them."""

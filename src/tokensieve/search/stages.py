@@ -35,12 +35,7 @@ class StageCosts(Costs):
     They are linear in the pixels that each stage keeps. `depth` counts stages, `pixels` those of each stage's map, and
     `per_pixel` what one of them costs in all blocks of its stage.
 
-    Args:
-        fast: the host under the empty recipe.
-        input_size: (3, H, W).
-
-    Raises:
-        UnsupportedHost: a host whose parts cost otherwise, which a recipe counted both ways has shown.
+    Args, errors: those of `Costs`.
     """
 
     def __init__(self, fast: Sieved, input_size: Sequence[int]) -> None:

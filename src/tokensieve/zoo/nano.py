@@ -12,7 +12,7 @@ from timm.models.convnext import ConvNeXt
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
-from .nano_video import nano_video, nano_video_proposal
+from .nano_video import Mixer, nano_video, nano_video_proposal
 
 SIZE, CLASSES = 112, 10
 MEAN = STD = (0.5, 0.5, 0.5)
@@ -69,7 +69,7 @@ class NanoConvNet(nn.Module):
             *_conv(3, width // 4, 3, 2),
             *_conv(width // 4, width // 2, 3, 2),
             *_conv(width // 2, width, 3, 2),
-            *(_Mixer(width, 3 * width // 2) for _ in range(depth)),
+            *(Mixer(nn.Conv2d, nn.BatchNorm2d, width, (7, 7)) for _ in range(depth)),
             nn.ReLU(),
         )
         self.pool = nn.AdaptiveAvgPool2d(1)
@@ -78,19 +78,6 @@ class NanoConvNet(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         return self.fc(self.pool(self.features(images)).flatten(1))
-
-
-class _Mixer(nn.Module):
-    def __init__(self, width: int, inner: int) -> None:
-        super().__init__()
-        self.across = nn.Conv2d(width, width, 7, padding=3, groups=width, bias=False)
-        self.norm = nn.BatchNorm2d(width)
-        self.wide = nn.Conv2d(width, inner, 1)
-        self.act = nn.ReLU()
-        self.narrow = nn.Conv2d(inner, width, 1)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return x + self.narrow(self.act(self.wide(self.norm(self.across(x)))))
 
 
 def _conv(inward: int, outward: int, kernel: int, stride: int, padding: int = 1) -> tuple[nn.Module, ...]:

@@ -75,7 +75,9 @@ class NanoVideoFeatures(nn.Module):
             *_conv(width // 3, width // 2, (1, 3, 3), (1, 2, 2)),
             *_conv(width // 2, width, (1, 3, 3), (1, 2, 2)),
         )
-        self.stages = nn.Sequential(*(_Mixer(width, 3 * width // 2) for _ in range(depth)), nn.ReLU())
+        self.stages = nn.Sequential(
+            *(Mixer(nn.Conv3d, nn.BatchNorm3d, width, (3, 5, 5)) for _ in range(depth)), nn.ReLU()
+        )
 
     def forward(self, clips: Tensor) -> Tensor:
         return self.stages(self.stem(clips))
@@ -99,14 +101,18 @@ def nano_video_proposal(num_classes: int = CLASSES) -> VideoClassifier:
     return model
 
 
-class _Mixer(nn.Module):
-    def __init__(self, width: int, inner: int) -> None:
+class Mixer(nn.Module):
+    """A residual block: a depth-wise convolution and its BatchNorm, then two point-wise convolutions with a ReLU
+    between them; `conv` and `norm` are torch's for maps or for clips."""
+
+    def __init__(self, conv: Any, norm: type[nn.Module], width: int, kernel: tuple[int, ...]) -> None:
         super().__init__()
-        self.across = nn.Conv3d(width, width, (3, 5, 5), padding=(1, 2, 2), groups=width, bias=False)
-        self.norm = nn.BatchNorm3d(width)
-        self.wide = nn.Conv3d(width, inner, 1)
+        padding = tuple(side // 2 for side in kernel)
+        self.across = conv(width, width, kernel, padding=padding, groups=width, bias=False)
+        self.norm = norm(width)
+        self.wide = conv(width, 3 * width // 2, 1)
         self.act = nn.ReLU()
-        self.narrow = nn.Conv3d(inner, width, 1)
+        self.narrow = conv(3 * width // 2, width, 1)
 
     def forward(self, x: Tensor) -> Tensor:
         return x + self.narrow(self.act(self.wide(self.norm(self.across(x)))))
