@@ -32,7 +32,7 @@ def test_only_a_map_of_its_own_is_changed():
     before = map.clone()
     out = put(map, chosen.flat, change, "keep")
     assert torch.equal(map, before)
-    assert torch.equal(put(map, chosen.flat, change, "keep", own=True), out)
+    assert torch.equal(put(map, chosen.flat, change, "keep", in_place=True), out)
     assert torch.equal(map, out)
 
 

@@ -20,10 +20,10 @@ def check_device(module: nn.Module, x: Tensor, what: str) -> None:
 
     A forward that is recorded is not asked: a graph is made of modules that ran before.
     """
-    own = None if recording() else next(chain(module.parameters(), module.buffers()), None)
-    if own is not None and own.device != x.device:
+    tensor = None if recording() else next(chain(module.parameters(), module.buffers()), None)
+    if tensor is not None and tensor.device != x.device:
         raise InputError(
-            f"{what} on {own.device}, and what it is given is on {x.device}: move what sieve() returned, fast.to(...), "
+            f"{what} on {tensor.device}, and its input is on {x.device}: move what sieve() returned, fast.to(...), "
             "and not its host alone; and the images with it."
         )
 
@@ -32,5 +32,5 @@ def lacks_units(dtype: str, device: str) -> bool:
     """Whether a processor is known to have no units for `bf16` or `fp16`; what is not known is not claimed."""
     if device.startswith("cuda"):
         return dtype == "bf16" and not torch.cuda.is_bf16_supported(including_emulation=False)
-    found: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()
-    return found.get("architecture") == "x86_64" and not any(found.get(name) for name in UNITS[dtype])
+    capabilities: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()
+    return capabilities.get("architecture") == "x86_64" and not any(capabilities.get(name) for name in UNITS[dtype])

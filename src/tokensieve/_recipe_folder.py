@@ -41,8 +41,8 @@ def store(methods: Sequence[BaseMethod], parts: Mapping[str, nn.Module], folder:
     return tuple(_stored(method, parts.get(number), folder) for number, method in zip(numbers, methods, strict=True))
 
 
-def _stored(method: BaseMethod, part: nn.Module | None, folder: Path) -> BaseMethod:
-    trained = {} if part is None else part_state(method, part)
+def _stored(method: BaseMethod, module: nn.Module | None, folder: Path) -> BaseMethod:
+    trained = {} if module is None else part_state(method, module)
     if trained and "weights" not in method.files:
         raise RecipeError(
             f"{method.name} has learned layers and no setting `weights` that could name their file: see `files` in "
@@ -95,8 +95,8 @@ def check_stored(method: BaseMethod, folder: Path) -> None:
 def weights_in(folder: Path) -> Iterator[Path]:
     """The files of weights that `store` wrote there, now or earlier."""
     for path in sorted(folder.iterdir()):
-        named = STORED.fullmatch(path.name)
-        if named and named[1] in METHODS and path.is_file():
+        match = STORED.fullmatch(path.name)
+        if match and match[1] in METHODS and path.is_file():
             yield path
 
 

@@ -74,12 +74,12 @@ def _value(node: ast.expr, setting: str) -> Any:
 
 def method_text(method: BaseMethod) -> str:
     """A method as recipe text writes it: the settings that are not the default ones."""
-    shown = []
+    settings = []
     for field in fields(method):
         value = getattr(method, field.name)
         if field.compare and value != field.default:
-            shown.append(f"{field.name}={_spell(value)}")
-    return f"{method.name}({', '.join(shown)})"
+            settings.append(f"{field.name}={_spell(value)}")
+    return f"{method.name}({', '.join(settings)})"
 
 
 def _spell(value: Any) -> str:

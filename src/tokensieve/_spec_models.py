@@ -34,12 +34,12 @@ def load(
 ) -> Loaded:
     """The model of a name, of a trained segmenter's file or of an import path, with the weights of a file where one is
     given."""
-    known = None if weights is None else sha256.get(weights)
+    recorded = None if weights is None else sha256.get(weights)
     if (files := trained_files(name)) is not None:
         return _segmenter(name, files, args, weights, sha256, pretrained=pretrained)
     if not is_import_path(name):
-        return Loaded(*zoo.create(name, weights=weights, sha256=known, pretrained=pretrained, args=args or None))
-    state = None if weights is None else read_weights(weights, known)
+        return Loaded(*zoo.create(name, weights=weights, sha256=recorded, pretrained=pretrained, args=args or None))
+    state = None if weights is None else read_weights(weights, recorded)
     model = _called(name, args)
     if state is not None:
         load_strictly(model, state, f"{weights} into {name}")
@@ -59,8 +59,8 @@ def _segmenter(
     if args:
         raise SettingError("args", f"have no use: {files[1].name} says how {name} is built.")
     for file in files:
-        if (known := sha256.get(str(file))) is not None:
-            check_sha256(file, known)
+        if (recorded := sha256.get(str(file))) is not None:
+            check_sha256(file, recorded)
     segmenter, plan = open_trained(name, pretrained=pretrained and weights is None)
     if weights is not None:
         load_strictly(segmenter, read_weights(weights, sha256.get(weights)), f"{weights} into {name}")
@@ -91,7 +91,7 @@ def _imported(name: str) -> Any:
     """The callable at an import path. Raises `SettingError`."""
     module, _, function = name.partition(":")
     try:
-        found = pkgutil.resolve_name(name)
+        builder = pkgutil.resolve_name(name)
     except ModuleNotFoundError as error:
         if error.name is None or not f"{module}.".startswith(f"{error.name}."):
             raise InputError(f"{module} cannot be imported: {cause(error)}.") from error
@@ -99,13 +99,13 @@ def _imported(name: str) -> Any:
             "model", f"{name}: there is no module {error.name}: install it, or add its folder to PYTHONPATH."
         ) from None
     except AttributeError:
-        names = [each for each in vars(pkgutil.resolve_name(module)) if not each.startswith("_")]
+        names = [attribute for attribute in vars(pkgutil.resolve_name(module)) if not attribute.startswith("_")]
         raise SettingError("model", f"{name}: {module} has no {function}{nearest(function, names)}.") from None
     except Exception as error:  # whatever runs when the user's module is loaded
         raise InputError(f"{module} cannot be imported: {type(error).__name__}: {cause(error)}.") from error
-    if not callable(found):
-        raise SettingError("model", f"{name} is no function that returns a model, but {type(found).__name__}.")
-    return found
+    if not callable(builder):
+        raise SettingError("model", f"{name} is no function that returns a model, but {type(builder).__name__}.")
+    return builder
 
 
 def set_size(model: Any, size: tuple[int, int] | None, name: str) -> None:
@@ -124,24 +124,24 @@ def set_size(model: Any, size: tuple[int, int] | None, name: str) -> None:
 
 def preprocessing(
     loaded: Loaded,
-    chosen: str | Preprocessing | VideoPreprocessing,
+    setting: str | Preprocessing | VideoPreprocessing,
     size: tuple[int, int] | None,
     clips: Mapping[str, Any],
     name: str,
 ) -> Preprocessing | VideoPreprocessing:
     """How the model reads images, or videos."""
     videos = "T" in InputSpec.of(loaded.model).layout
-    if not isinstance(chosen, str):
-        if videos is not isinstance(chosen, VideoPreprocessing):
+    if not isinstance(setting, str):
+        if videos is not isinstance(setting, VideoPreprocessing):
             read, other = ("videos", "a VideoPreprocessing") if videos else ("pictures", "a Preprocessing")
             raise SettingError("preprocessing", f"does not fit {name}, which reads {read}: give {other}.")
-        return chosen
+        return setting
     if clips and not videos:
         raise SettingError(f"clips.{next(iter(clips))}", f"is for models that read videos, and {name} reads pictures.")
     unknown = loaded.mean is None and not getattr(loaded.model, "pretrained_cfg", None)
     if videos:
-        if chosen != "timm":
-            raise SettingError("preprocessing", f"{chosen!r} is for pictures, and {name} reads videos: leave it out.")
+        if setting != "timm":
+            raise SettingError("preprocessing", f"{setting!r} is for pictures, and {name} reads videos: leave it out.")
         if unknown:
             raise SettingError(
                 "preprocessing",
@@ -158,4 +158,4 @@ def preprocessing(
             "preprocessing=Preprocessing(input_size, mean, std), or have the model say it, "
             'model.pretrained_cfg = {"mean": ..., "std": ...}.',
         )
-    return Preprocessing.named(chosen, loaded.model, mean=loaded.mean, std=loaded.std, size=size or loaded.size)
+    return Preprocessing.named(setting, loaded.model, mean=loaded.mean, std=loaded.std, size=size or loaded.size)

@@ -37,15 +37,15 @@ def is_import_path(name: str) -> bool:
 
 def recipe(value: Any) -> Recipe:
     """A recipe that text can say. Raises `RecipeError` for one that holds a module or a tensor."""
-    given = Recipe.of(value)
+    parsed = Recipe.of(value)
     try:
-        Recipe.parse(str(given))
+        Recipe.parse(str(parsed))
     except RecipeError as error:
         raise RecipeError(
-            f'"{given}" cannot be sent or kept: a ModelSpec holds its recipe as text, which names a proposal and its '
+            f'"{parsed}" cannot be sent or kept: a ModelSpec holds its recipe as text, which names a proposal and its '
             "weights file and has no module or tensor in it."
         ) from error
-    return given
+    return parsed
 
 
 def path(setting: str, value: object) -> str | None:
@@ -91,7 +91,7 @@ def torch_device(name: str) -> torch.device:
     return torch.device(name)
 
 
-def size(value: Any, chosen: str | Preprocessing | VideoPreprocessing) -> tuple[int, int] | None:
+def size(value: Any, preprocessing: str | Preprocessing | VideoPreprocessing) -> tuple[int, int] | None:
     """Height and width in pixels, which must be those of a preprocessing that states its own."""
     if value is None:
         return None
@@ -104,12 +104,12 @@ def size(value: Any, chosen: str | Preprocessing | VideoPreprocessing) -> tuple[
     fits = isinstance(sides, Sequence) and len(sides) in (1, 2)
     if not fits or not all(type(side) is int and side > 0 for side in sides):
         raise SettingError("size", f"must be a side in pixels or HEIGHTxWIDTH, such as 224x256, not {value!r}.")
-    found = (sides[0], sides[-1])
-    if not isinstance(chosen, str) and chosen.input_size != found:
+    height_width = (sides[0], sides[-1])
+    if not isinstance(preprocessing, str) and preprocessing.input_size != height_width:
         raise SettingError(
-            "size", f"is {size_text(found)}, and the preprocessing makes {size_text(chosen.input_size)}."
+            "size", f"is {size_text(height_width)}, and the preprocessing makes {size_text(preprocessing.input_size)}."
         )
-    return found
+    return height_width
 
 
 def size_text(sides: tuple[int, int]) -> str:
@@ -134,14 +134,14 @@ CLIPS = ("frames", "stride", "sampling", "views", "short_side")
 """What a spec may say of clips."""
 
 
-def clips(value: Any, chosen: str | Preprocessing | VideoPreprocessing) -> dict[str, Any]:
+def clips(value: Any, preprocessing: str | Preprocessing | VideoPreprocessing) -> dict[str, Any]:
     """Settings of `VideoPreprocessing` in place of what the model states."""
     if not isinstance(value, Mapping):
         raise SettingError("clips", f"must be settings by their names, not {value!r}.")
     for name in value:
         if name not in CLIPS:
             raise SettingError("clips", f"has no setting {name!r}{nearest(str(name), CLIPS)}: {', '.join(CLIPS)}.")
-    if value and not isinstance(chosen, str):
+    if value and not isinstance(preprocessing, str):
         raise SettingError("clips", "are part of a preprocessing that is given whole: say it there.")
     VideoPreprocessing((1, 1), (0.5,) * 3, (0.5,) * 3, **value)
     return dict(value)
@@ -181,19 +181,21 @@ def with_hashes(recipe: Recipe, known: Mapping[str, str]) -> Recipe:
     """The same recipe with these SHA-256 of its weights."""
 
     def hashed(method: Any) -> Any:
-        found = {method.files[setting]: known[file] for setting, file in method.paths().items() if file in known}
-        return replace(method, **found) if found else method
+        digests = {method.files[setting]: known[file] for setting, file in method.paths().items() if file in known}
+        return replace(method, **digests) if digests else method
 
     return replace(recipe, methods=tuple(map(hashed, recipe)))
 
 
 def with_proposal_weights(recipe: Recipe, file: str) -> Recipe:
     """The same recipe, its named proposals reading `file`. Raises `RecipeError` where it asks none."""
-    asking = [isinstance(method, PaPr) and method.asks_proposal for method in recipe]
-    if not any(asking):
+    with_proposal = [isinstance(method, PaPr) and method.asks_proposal for method in recipe]
+    if not any(with_proposal):
         raise RecipeError(f'The proposal\'s weights have nothing to load into: "{recipe}" asks no proposal.')
     changed = {"proposal_weights": file, "proposal_sha256": None}
-    methods = (replace(method, **changed) if asks else method for method, asks in zip(recipe, asking, strict=True))
+    methods = (
+        replace(method, **changed) if asks else method for method, asks in zip(recipe, with_proposal, strict=True)
+    )
     return replace(recipe, methods=tuple(methods))
 
 

@@ -46,8 +46,10 @@ class BlockQKV:
         mask = self.bias
         if self.weight is not None:
             # The logarithm of nothing is kept finite, and half precision holds -87 well.
-            own = self.weight.clamp(min=torch.finfo(torch.float32).tiny).log().to(self.q.dtype)[:, None, None, :]
-            mask = own if mask is None else mask + own
+            weight_logits = (
+                self.weight.clamp(min=torch.finfo(torch.float32).tiny).log().to(self.q.dtype)[:, None, None, :]
+            )
+            mask = weight_logits if mask is None else mask + weight_logits
         if self.lengths is not None:
             count = self.k.shape[2]
             padding = (torch.arange(count, device=self.k.device) >= self.lengths[:, None])[:, None, None, :]
@@ -82,21 +84,24 @@ class BlockQKV:
         padding where that is the same for all of them."""
         keys = self.keys_of(images)
         lengths = self.lengths[images] if keys is None and self.lengths is not None else None
-        asked = keys if self.q.shape[2] == self.k.shape[2] else count
+        query_count = keys if self.q.shape[2] == self.k.shape[2] else count
 
-        def some(values: Tensor | None, *cuts: slice) -> Tensor | None:
+        def cut(values: Tensor | None, *cuts: slice) -> Tensor | None:
             if values is None:
                 return None
             values = values if len(values) == 1 < len(self.q) else values[images]
             return values[(slice(None), *cuts)]
 
-        every, queries, keys_cut = slice(None), slice(asked), slice(keys)
+        every, queries, keys_cut = slice(None), slice(query_count), slice(keys)
         bias = self.bias
         if bias is not None:
-            bias = some(bias, every, queries if bias.shape[2] > 1 else every, keys_cut)
-        weight, gate = some(self.weight, keys_cut), some(self.gate, queries)
-        q, (k, v, own) = self.q[images][:, :, queries], (x[images][:, :, keys_cut] for x in (self.k, self.v, self.keys))
-        return replace(self, q=q, k=k, v=v, keys=own, bias=bias, gate=gate, weight=weight, lengths=lengths)
+            bias = cut(bias, every, queries if bias.shape[2] > 1 else every, keys_cut)
+        weight, gate = cut(self.weight, keys_cut), cut(self.gate, queries)
+        q, (k, v, compared) = (
+            self.q[images][:, :, queries],
+            (x[images][:, :, keys_cut] for x in (self.k, self.v, self.keys)),
+        )
+        return replace(self, q=q, k=k, v=v, keys=compared, bias=bias, gate=gate, weight=weight, lengths=lengths)
 
     def keys_of(self, images: Tensor) -> int | None:
         """How many keys these images have; None where that differs."""
@@ -115,8 +120,8 @@ class BlockQKV:
 
     def head_probabilities(self, head: int) -> Tensor:
         """The matrix of one head, fp32 or more: (B, M, N). Head by head, B x H x M x N is never held."""
-        one = slice(head, head + 1)
-        return self._probabilities(self.q[:, one], one, slice(None))[:, 0]
+        heads = slice(head, head + 1)
+        return self._probabilities(self.q[:, heads], heads, slice(None))[:, 0]
 
     def received(self) -> Tensor:
         """What each key receives of each head, summed over the queries: (B, H, N). O(N^2) more, head by head."""

@@ -67,8 +67,8 @@ class OpenedModel(NamedTuple):
         """How many clips, crops counted, are read of a video; 1 of a picture."""
         from .data import VideoPreprocessing, Views
 
-        own = self.preprocessing
-        return Views.parse(own.views).total if isinstance(own, VideoPreprocessing) else 1
+        preprocessing = self.preprocessing
+        return Views.parse(preprocessing.views).total if isinstance(preprocessing, VideoPreprocessing) else 1
 
 
 @dataclass(frozen=True)
@@ -202,14 +202,14 @@ class ModelSpec:
     def files(self) -> list[str]:
         """The files that are named: of the model and its weights, of the recipe's proposals, of its methods."""
         recipe = self.parsed_recipe()
-        named = [*self._own_files(), *([] if recipe is None else recipe.paths())]
-        return list(dict.fromkeys(named))
+        paths = [*self._own_files(), *([] if recipe is None else recipe.paths())]
+        return list(dict.fromkeys(paths))
 
     def _own_files(self) -> list[str]:
         """Of the model alone: how a trained segmenter is built, and weights."""
         built = [str(Path(self.model).with_suffix(ending)) for ending in (".safetensors", ".json")]
-        named = built if self.model_is_file else []
-        return named if self.weights is None else [*named, self.weights]
+        paths = built if self.model_is_file else []
+        return paths if self.weights is None else [*paths, self.weights]
 
     def check(self) -> None:
         """Refuse what could not be opened here, before anything slow begins: no such file, no such device.
@@ -281,8 +281,8 @@ class ModelSpec:
         """
         from .zoo import file_sha256
 
-        known = {path: self.sha256.get(path) or file_sha256(path) for path in self.files()}
-        return replace(self, sha256=known)
+        digests = {path: self.sha256.get(path) or file_sha256(path) for path in self.files()}
+        return replace(self, sha256=digests)
 
     def absolute(self) -> ModelSpec:
         """The same with full paths, for a process with another working directory."""
@@ -301,10 +301,10 @@ class ModelSpec:
         def spell(path: str) -> str:
             return (path if folder is None else relative_path(path, folder)).replace(os.sep, "/")
 
-        told = self.with_hashes()._with_paths(spell)
-        settings = {each.name: getattr(told, each.name) for each in fields(told)}
-        if not isinstance(told.preprocessing, str):
-            settings["preprocessing"] = asdict(told.preprocessing)
+        spec = self.with_hashes()._with_paths(spell)
+        settings = {field.name: getattr(spec, field.name) for field in fields(spec)}
+        if not isinstance(spec.preprocessing, str):
+            settings["preprocessing"] = asdict(spec.preprocessing)
         return json.dumps({VERSION_KEY: VERSION, **settings}, indent=2)
 
     @classmethod
@@ -330,7 +330,7 @@ class ModelSpec:
                 f"The model's description has version {version!r}; this release reads version {VERSION}: update "
                 "tokensieve, or write it again with this release."
             )
-        known = [each.name for each in fields(cls)]
+        known = [field.name for field in fields(cls)]
         for key in data:
             if key not in known:
                 raise InputError(f"A model's description has no setting {key!r}{nearest(key, known)}.")

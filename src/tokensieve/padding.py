@@ -41,17 +41,17 @@ def per_length(tokens: Tokens, act: ReduceFn, count: int, name: str) -> Tokens:
         UnsupportedHost: under torch.compile or export, whose graph must not depend on lengths.
     """
     results = [(images, act(images, tokens.of(images, length))) for images, length in groups(tokens.lengths, name)]
-    return pad([images for images, _ in results], [part for _, part in results], count)
+    return pad([images for images, _ in results], [piece for _, piece in results], count)
 
 
 def apart(tokens: Tokens, run: Callable[[Tokens], Tensor]) -> Tensor:
     """What `run` gives of each image's own tokens, one image after the other, without padding: (B, N, d), zeros where
     padding is."""
     assert tokens.lengths is not None
-    found = torch.zeros_like(tokens.x)
+    output = torch.zeros_like(tokens.x)
     for image, count in enumerate(tokens.lengths.tolist()):
-        found[image, :count] = run(tokens.image(image, count))[0]
-    return found
+        output[image, :count] = run(tokens.image(image, count))[0]
+    return output
 
 
 def better_apart(tokens: Tokens) -> bool:

@@ -46,7 +46,7 @@ def take(map: Tensor, flat: Tensor, count: int) -> Tensor:
     return map.reshape(-1, channels).index_select(0, flat).view(batch, count, channels)
 
 
-def put(map: Tensor, flat: Tensor, change: Tensor, background: Background, *, own: bool = False) -> Tensor:
+def put(map: Tensor, flat: Tensor, change: Tensor, background: Background, *, in_place: bool = False) -> Tensor:
     """Maps (B, H, W, C), or of video, with `change` (n, C) added at n places `flat`; elsewhere as they were, or zero.
 
     `own` lets the map itself be changed where nothing is set to zero. By index_add, also where nothing is there to add
@@ -55,7 +55,7 @@ def put(map: Tensor, flat: Tensor, change: Tensor, background: Background, *, ow
     wide = torch.promote_types(map.dtype, change.dtype)  # under autocast a scale in fp32 makes the change fp32
     rows, change = map.reshape(-1, map.shape[-1]).to(wide), change.to(wide)
     if background == "keep":
-        return (rows.index_add_ if own else rows.index_add)(0, flat, change).view(map.shape)
+        return (rows.index_add_ if in_place else rows.index_add)(0, flat, change).view(map.shape)
     changed = rows.index_select(0, flat) + change
     return torch.zeros_like(rows).index_add_(0, flat, changed).view(map.shape)
 
@@ -70,7 +70,7 @@ def by_slices(operator: Callable[[Tensor], Tensor], pixels: Tensor) -> Tensor:
     if slices <= 1:
         return operator(pixels)
     rows = pixels.view(1, -1, channels)
-    return torch.cat([operator(part) for part in rows.chunk(slices, 1)], 1).view(batch, count, -1)
+    return torch.cat([operator(piece) for piece in rows.chunk(slices, 1)], 1).view(batch, count, -1)
 
 
 def _flat(index: Tensor, count: int) -> Tensor:

@@ -273,24 +273,28 @@ def _of_version_1(path: str, folder: str | os.PathLike[str]) -> str:
 
     It was meant relative to a working directory that is not known; but commands wrote weights beside the recipe.
     """
-    beside, told = joined_path(PureWindowsPath(path).name, folder), joined_path(path, folder)
-    places = [told, beside] if os.path.isabs(path) else [told, path, beside]
-    found = [place for place in places if os.path.isfile(place)]
-    if found and not os.path.isabs(path) and (others := [each for each in found if not same_file(each, found[0])]):
+    in_folder, as_recorded = joined_path(PureWindowsPath(path).name, folder), joined_path(path, folder)
+    places = [as_recorded, in_folder] if os.path.isabs(path) else [as_recorded, path, in_folder]
+    existing = [place for place in places if os.path.isfile(place)]
+    if (
+        existing
+        and not os.path.isabs(path)
+        and (others := [other for other in existing if not same_file(other, existing[0])])
+    ):
         raise RecipeError(
             f"A recipe file in {os.fspath(folder)} was written by an older release and names {path}, which may be "
-            f"{found[0]} or {others[0]}: write the path into it in full."
+            f"{existing[0]} or {others[0]}: write the path into it in full."
         )
-    return found[0] if found else told
+    return existing[0] if existing else as_recorded
 
 
 def recipes_with(weights: Path) -> list[Path]:
     """The recipe files in the folder of a file of weights that name it: what would break without it."""
-    found = []
+    recipes = []
     for path in sorted(weights.parent.iterdir()):
         with suppress(OSError, ValueError):  # what cannot be read as a recipe is none; RecipeError is a ValueError
             if path.suffix.lower() == ".json" and path.stat().st_size <= LARGE:
                 recipe = Recipe.from_json(path.read_text(encoding="utf-8-sig"), path.parent)
-                if any(same_file(weights, each) for each in recipe.paths()):
-                    found.append(path)
-    return found
+                if any(same_file(weights, file) for file in recipe.paths()):
+                    recipes.append(path)
+    return recipes

@@ -72,10 +72,10 @@ def sieve(
     stream = stream_class(host, stream_class.planned(host, recipe), significance=None, parts=nn.ModuleDict())
     config = getattr(model, "pretrained_cfg", None) or {}
     for index, method in stream.plan.methods:
-        part = stream.build(method, pretrained)
-        if part is not None:
-            like = next(model.parameters())
-            stream.parts[str(index)] = part.to(like.device, like.dtype).eval().requires_grad_(False)
+        learned = stream.build(method, pretrained)
+        if learned is not None:
+            parameter = next(model.parameters())
+            stream.parts[str(index)] = learned.to(parameter.device, parameter.dtype).eval().requires_grad_(False)
         if method.needs_significance:
             from .significance import build  # only where a map is needed: building one loads proposal libraries
 
@@ -201,7 +201,7 @@ class Sieved(nn.Module):
             return stream
         host = type(stream.host)(self.model)  # `facts`: the blocks, tokens and pooling found in the model
         if host.facts != stream.host.facts:
-            sharded = any(type(part).__name__.startswith("FSDP") for part in self.model.modules())
+            sharded = any(type(module).__name__.startswith("FSDP") for module in self.model.modules())
             raise UnsupportedHost(
                 f"{type(self.model).__name__} has other blocks, tokens or another pooling than when it was sieved: "
                 + (
@@ -239,8 +239,8 @@ class Sieved(nn.Module):
         if images is not None:
             check_images(self.model, images, self.host.layout)
         # named in the signature: Trainer inspects it
-        named = {"pixel_values": pixel_values, "pixel_values_videos": pixel_values_videos, "labels": labels}
-        kwargs |= {name: value for name, value in named.items() if value is not None}
+        by_keyword = {"pixel_values": pixel_values, "pixel_values_videos": pixel_values_videos, "labels": labels}
+        kwargs |= {name: value for name, value in by_keyword.items() if value is not None}
         stream = self._now()
         if not stream.plan.methods and any(map(hooked, stream.host.bypassed)):
             return self.model(*(() if images is None else (images,)), **kwargs)
@@ -327,8 +327,8 @@ class Sieved(nn.Module):
 def _replicated(parts: nn.ModuleDict, device: torch.device) -> nn.ModuleDict:
     """Copy `parts` to `device` as DataParallel does: plain tensors as weights, so that gradients reach `parts`."""
     replica = copy.deepcopy(parts).to(device)
-    for own, copied in zip(parts.modules(), replica.modules(), strict=True):
-        for name, parameter in own._parameters.items():
+    for original, copied in zip(parts.modules(), replica.modules(), strict=True):
+        for name, parameter in original._parameters.items():
             if parameter is not None and parameter.requires_grad:
                 del copied._parameters[name]
                 object.__setattr__(copied, name, parameter.to(device))

@@ -113,8 +113,8 @@ class Tokens:
 
     def _images(self, images: Tensor | slice, names: tuple[str, ...]) -> Tokens:
         """These fields of some images of the batch."""
-        some = {name: None if (value := getattr(self, name)) is None else value[images] for name in names}
-        return replace(self, **some)
+        selected = {name: None if (value := getattr(self, name)) is None else value[images] for name in names}
+        return replace(self, **selected)
 
     def select(self, index: Tensor) -> Tokens:
         """Drop all patch tokens but `index` (B, K) int64, counted without the prefix; the prefix stays in front."""
@@ -150,9 +150,10 @@ class Tokens:
         moved = size.gather(1, sources)
         total = size.gather(1, keep).scatter_add_(1, destinations, moved)
 
-        share, whole = (moved, total) if by is None else _gathered(by, keep, sources, destinations)
-        whole = whole.gather(1, destinations)
-        share = (share / whole.clamp(min=torch.finfo(whole.dtype).tiny)).to(self.x.dtype)  # padding has no size
+        share, total_share = (moved, total) if by is None else _gathered(by, keep, sources, destinations)
+        total_share = total_share.gather(1, destinations)
+        share = share / total_share.clamp(min=torch.finfo(total_share.dtype).tiny)  # padding has no size
+        share = share.to(self.x.dtype)
         merged = replace(self, size=None, weight=None).take(keep)
         x = _average(self.x, merged.x, sources, destinations, share)
         if norm is not None:
@@ -164,8 +165,8 @@ class Tokens:
             weight = total
         else:
             weight = torch.ones_like(size) if weight is None else weight
-            counted = weight.gather(1, sources) * (1 if soften is None else soften)
-            weight = weight.gather(1, keep).scatter_add(1, destinations, counted)
+            weighted = weight.gather(1, sources) * (1 if soften is None else soften)
+            weight = weight.gather(1, keep).scatter_add(1, destinations, weighted)
 
         source = merged.source
         if self.source is not None and source is not None:
@@ -175,7 +176,7 @@ class Tokens:
             source = torch.where(moved_to >= 0, moved_to, source)
         return replace(merged, x=x, size=total, weight=weight, source=source)
 
-    def fuse(self, keep: Tensor, rest: Tensor, factor: Tensor) -> Tokens:
+    def fuse(self, keep: Tensor, dropped: Tensor, factor: Tensor) -> Tokens:
         """Keep some patch tokens, and put one behind them that is the sum of the others, each times its factor.
 
         Args:
@@ -183,19 +184,19 @@ class Tokens:
             rest: (B, R) int64, all others; the new token stands at the place of the first of them.
             factor: (B, R) of the tokens `rest`.
         """
-        index = torch.cat([self.places[:, : self.prefix], keep + self.prefix, rest[:, :1] + self.prefix], dim=1)
-        rest = rest + self.prefix
-        taken = self.take(index)
-        fused = factor.to(self.x.dtype)[:, None] @ rows(self.x, rest)
+        index = torch.cat([self.places[:, : self.prefix], keep + self.prefix, dropped[:, :1] + self.prefix], dim=1)
+        dropped = dropped + self.prefix
+        kept_tokens = self.take(index)
+        fused = factor.to(self.x.dtype)[:, None] @ rows(self.x, dropped)
         size = torch.ones(self.x.shape[:2], dtype=exact_type(self.x), device=self.x.device)
         size = size if self.size is None else self.size
-        size = torch.cat([size.gather(1, index[:, :-1]), size.gather(1, rest).sum(1, keepdim=True)], dim=1)
-        source = taken.source
+        size = torch.cat([size.gather(1, index[:, :-1]), size.gather(1, dropped).sum(1, keepdim=True)], dim=1)
+        source = kept_tokens.source
         if self.source is not None and source is not None:
-            fell = torch.zeros(self.x.shape[:2], dtype=torch.int64, device=keep.device).scatter(1, rest, 1)
+            fell = torch.zeros(self.x.shape[:2], dtype=torch.int64, device=keep.device).scatter(1, dropped, 1)
             fell = _lookup(fell, self.source) == 1
             source = torch.where(fell, index.shape[1] - 1, source)
-        return replace(taken, x=torch.cat([taken.x[:, :-1], fused], dim=1), size=size, source=source)
+        return replace(kept_tokens, x=torch.cat([kept_tokens.x[:, :-1], fused], dim=1), size=size, source=source)
 
     def on_grid(self, features: Tensor | None = None, fill: str = "nearest") -> Tensor:
         """Features of these tokens back on the grid of patches: see `restore`.
@@ -254,8 +255,8 @@ class Tokens:
 
 def rows(x: Tensor, index: Tensor) -> Tensor:
     """Rows `index` (B, K) of x (B, N, d) -> (B, K, d). Copies whole rows, which `gather` on the CPU does not."""
-    taken = x.flatten(0, 1).index_select(0, _flat(index, x.shape[1]))
-    return taken.view(x.shape[0], index.shape[1], x.shape[2])
+    picked = x.flatten(0, 1).index_select(0, _flat(index, x.shape[1]))
+    return picked.view(x.shape[0], index.shape[1], x.shape[2])
 
 
 def restore(features: Tensor, source: Tensor, grid: tuple[int, ...], fill: str = "nearest") -> Tensor:
@@ -310,13 +311,15 @@ def _stretch(
 ) -> Tensor:
     """Averages (B, M, d) given the mean or the largest norm of their group; what received nothing stays as it is."""
     norms = x.norm(dim=-1)
-    own, theirs = norms.gather(1, keep), norms.gather(1, sources)
+    kept_norms, source_norms = norms.gather(1, keep), norms.gather(1, sources)
     if norm == "max":
-        wanted = own.scatter_reduce(1, destinations, theirs, "amax")
+        target_norms = kept_norms.scatter_reduce(1, destinations, source_norms, "amax")
     else:
-        wanted = own.scatter_add(1, destinations, share * (theirs - own.gather(1, destinations)))
+        target_norms = kept_norms.scatter_add(
+            1, destinations, share * (source_norms - kept_norms.gather(1, destinations))
+        )
     length = averaged.norm(dim=-1)
-    factor = torch.where(length > 0, wanted / length.clamp(min=torch.finfo(x.dtype).tiny), 1)
+    factor = torch.where(length > 0, target_norms / length.clamp(min=torch.finfo(x.dtype).tiny), 1)
     received = torch.zeros_like(factor).scatter(1, destinations, 1) > 0
     return averaged * torch.where(received, factor, 1)[..., None]
 

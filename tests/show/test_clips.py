@@ -182,7 +182,7 @@ def some(count: int) -> Iterator[Clip | Failure]:
 def test_a_reel_of_many_clips_shows_some_and_lists_all(opened: OpenedModel, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(clip_gallery, "SHOWN", 2)
     done: list[int] = []
-    reel = show_clips(opened, some(7), seen=done.append)
+    reel = show_clips(opened, some(7), on_clip=done.append)
     assert done == list(range(1, 8))
     assert (reel.videos, len(reel.failures), len(reel.sections)) == (7, 1, 4)
     *shown, last = reel.gallery().sections

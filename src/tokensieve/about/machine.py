@@ -43,10 +43,10 @@ def machine_facts() -> dict[str, Any]:
     `failures` are sentences about what keeps tokensieve from working, `warnings` about what makes it slower or less.
     """
     needs, installed = requirements()
-    found = {name: version for name in SHOWN if (version := _version(name))}
+    versions = {name: version for name in SHOWN if (version := _version(name))}
     devices = [torch.device("cpu"), *(torch.device("cuda", i) for i in range(torch.cuda.device_count()))]
     facts: dict[str, Any] = {
-        "versions": {"tokensieve": __version__, "python": platform.python_version(), **found},
+        "versions": {"tokensieve": __version__, "python": platform.python_version(), **versions},
         "installed": installed,
         "machine": machine_name(devices[0]),
         "architecture": platform.machine(),
@@ -73,15 +73,15 @@ def requirements() -> tuple[dict[str, list[Requirement]], bool]:
     """
     needs: dict[str, list[Requirement]] = {}
     try:
-        found = metadata.metadata("tokensieve")
+        distribution = metadata.metadata("tokensieve")
     except metadata.PackageNotFoundError:
         file = SOURCE / "pyproject.toml"
         project = tomllib.loads(file.read_text(encoding="utf-8"))["project"] if file.is_file() else {}
         for extra, texts in {"": project.get("dependencies", []), **project.get("optional-dependencies", {})}.items():
             needs[extra] = [need for need in map(Requirement, texts) if not need.marker or need.marker.evaluate()]
         return needs, False
-    needs = {extra: [] for extra in ("", *(found.get_all("Provides-Extra") or []))}
-    for need in map(Requirement, found.get_all("Requires-Dist") or []):
+    needs = {extra: [] for extra in ("", *(distribution.get_all("Provides-Extra") or []))}
+    for need in map(Requirement, distribution.get_all("Requires-Dist") or []):
         of = re.search(r"""extra\s*==\s*["']([^"']+)""", str(need.marker))
         extra = of[1] if of else ""
         if need.marker is None or need.marker.evaluate({"extra": extra}):
@@ -126,10 +126,10 @@ def compiler() -> str | None:
     from torch._inductor import cpp_builder, exc
 
     try:
-        found = cpp_builder.get_cpp_compiler()
+        command = cpp_builder.get_cpp_compiler()
     except exc.InvalidCxxCompiler:
         return None
-    return shutil.which(found) or found
+    return shutil.which(command) or command
 
 
 def _tiny_vit() -> VisionTransformer:
@@ -149,14 +149,14 @@ def count_known() -> dict[str, Any]:
     return {"counted": counted, "known": patches * 3 * 8 * 8 * width + blocks + width * classes}
 
 
-def _wrong_counts(found: dict[str, Any]) -> list[str]:
-    if isinstance(found["counted"], str):
-        return [found["counted"]]
-    if found["counted"] == found["known"]:
+def _wrong_counts(counts: dict[str, Any]) -> list[str]:
+    if isinstance(counts["counted"], str):
+        return [counts["counted"]]
+    if counts["counted"] == counts["known"]:
         return []
     return [
-        f"MACs are counted wrong with torch {torch.__version__}: {found['counted']:,.0f} of a tiny ViT that has "
-        f"{found['known']:,}. No figure of MACs can be trusted here."
+        f"MACs are counted wrong with torch {torch.__version__}: {counts['counted']:,.0f} of a tiny ViT that has "
+        f"{counts['known']:,}. No figure of MACs can be trusted here."
     ]
 
 
@@ -200,26 +200,26 @@ def _missing(needs: list[Requirement]) -> list[str]:
     """Those that are not installed, or in a version that will not do."""
     missing = []
     for need in needs:
-        found = _version(need.name)
-        if found is None or not need.specifier.contains(found, prereleases=True):
+        version = _version(need.name)
+        if version is None or not need.specifier.contains(version, prereleases=True):
             missing.append(f"{need.name}{need.specifier}")
     return missing
 
 
 def _extra(name: str, needs: dict[str, list[Requirement]], installed: bool) -> dict[str, Any]:
-    wanted, todo = list[Requirement](), [name]
+    requirements, todo = list[Requirement](), [name]
     for extra in todo:  # an extra may ask for another of the same package
         for need in needs[extra]:
             if need.name == "tokensieve":
                 todo += [other for other in sorted(need.extras) if other not in todo]
             else:
-                wanted.append(need)
-    missing = _missing(wanted)
+                requirements.append(need)
+    missing = _missing(requirements)
     source = f'pip install "tokensieve[{name}]"' if installed else f'pip install -e "{SOURCE}[{name}]"'
     return {
         "name": name,
-        "needs": [need.name for need in wanted],
-        "versions": {need.name: version for need in wanted if (version := _version(need.name))},
+        "needs": [need.name for need in requirements],
+        "versions": {need.name: version for need in requirements if (version := _version(need.name))},
         "missing": missing,
         "install": source if missing else None,
     }
@@ -236,37 +236,39 @@ def _bundled(name: str) -> dict[str, Any]:
 
 def _outdated(core: list[Requirement]) -> list[str]:
     """Needs of the core that are not met: what works in spite of that may fail later."""
-    said = []
+    messages = []
     for need in core:
-        for wanted in _missing([need]):
-            found = _version(need.name)
-            state = "is missing" if found is None else f"{found} will not do"
-            said.append(f'{need.name} {state}, {wanted} is needed: pip install --upgrade "{wanted}".')
-    return said
+        for requirement in _missing([need]):
+            version = _version(need.name)
+            state = "is missing" if version is None else f"{version} will not do"
+            messages.append(f'{need.name} {state}, {requirement} is needed: pip install --upgrade "{requirement}".')
+    return messages
 
 
 def _warnings(facts: dict[str, Any]) -> list[str]:
-    said = []
+    messages = []
     if not facts["installed"] and not facts["extras"]:
-        said.append("tokensieve is not installed, only found: what it needs, and its extras, are not known.")
+        messages.append("tokensieve is not installed, only found: what it needs, and its extras, are not known.")
     threads, available = facts["threads"], facts["cores"]
     if threads > available:
-        said.append(
+        messages.append(
             f"torch runs {threads} threads on {available} cores, and they will wait for each other: "
             f"give --threads {available}, or set OMP_NUM_THREADS={available}."
         )
     x86 = facts["architecture"].lower() in ("x86_64", "amd64")
     if x86 and not facts["machine"].endswith(("(amx_bf16)", "(avx512_bf16)")):
-        said.append("The processor has no matrix units for bf16: it saves memory here, not time.")
-    for row in facts["attention"]:
+        messages.append("The processor has no matrix units for bf16: it saves memory here, not time.")
+    for kernel in facts["attention"]:
         for call in ("plain", "masked"):
-            if row[call] == "math":
+            if kernel[call] == "math":
                 mask = "with the mask of merged tokens " if call == "masked" else ""
-                said.append(f"Attention in {row['dtype']} {mask}is not fused on {row['device']}, and slow.")
+                messages.append(f"Attention in {kernel['dtype']} {mask}is not fused on {kernel['device']}, and slow.")
     if facts["compiler"] is None:
-        said.append("torch.compile finds no C++ compiler: install g++ or clang++, or name one in CXX.")
+        messages.append("torch.compile finds no C++ compiler: install g++ or clang++, or name one in CXX.")
     if not facts["python_headers"]:
-        said.append("torch.compile needs Python's C headers for CPUs: install them, as python3-dev or python3-devel.")
+        messages.append(
+            "torch.compile needs Python's C headers for CPUs: install them, as python3-dev or python3-devel."
+        )
     broken = (model for model in facts["bundled"] if not model["loads"])
-    said += [f"The bundled {model['name']} does not load: {model['reason']}" for model in broken]
-    return said
+    messages += [f"The bundled {model['name']} does not load: {model['reason']}" for model in broken]
+    return messages

@@ -37,20 +37,20 @@ def families() -> list[dict[str, Any]]:
 
     `hosts` is True where the module knows a class that opens; whether a model of it does, `model_facts` finds out.
     """
-    told = []
+    facts = []
     tags = pretrained_tags()
     for module in timm.list_modules():
         names = timm.list_models(module=module)
         inside = timm.model_entrypoint(names[0]).__globals__.values()  # a user's own module need not be of timm
-        told.append(
+        facts.append(
             {
                 "module": module,
-                "hosts": any(isinstance(thing, type) and host_for(thing) is not None for thing in inside),
+                "hosts": any(isinstance(member, type) and host_for(member) is not None for member in inside),
                 "models": names,
                 "pretrained": [name for name in names if name in tags],
             }
         )
-    return sorted((family for family in told if family["models"]), key=lambda family: not family["hosts"])
+    return sorted((family for family in facts if family["models"]), key=lambda family: not family["hosts"])
 
 
 def matching(pattern: str) -> list[str]:
@@ -62,21 +62,21 @@ def matching(pattern: str) -> list[str]:
     Raises:
         InputError: none does.
     """
-    found = [name for name in (*bundled_names(), *zoo.VIDEO_MODELS) if fnmatchcase(name, pattern)]
-    found += timm.list_models(pattern)
+    names = [name for name in (*bundled_names(), *zoo.VIDEO_MODELS) if fnmatchcase(name, pattern)]
+    names += timm.list_models(pattern)
     if "." in pattern:  # names with a tag, as timm calls its weights
-        found += timm.list_pretrained(pattern)
-    found += [name for name in torchvision.models.list_models() if fnmatchcase(name, pattern)]
+        names += timm.list_pretrained(pattern)
+    names += [name for name in torchvision.models.list_models() if fnmatchcase(name, pattern)]
     if pattern.startswith(TORCHVISION):
-        theirs = [f"{TORCHVISION}{name}" for name in torchvision.models.list_models()]
-        found = [name for name in theirs if fnmatchcase(name, pattern)]
-    if not found:
+        torchvision_names = [f"{TORCHVISION}{name}" for name in torchvision.models.list_models()]
+        names = [name for name in torchvision_names if fnmatchcase(name, pattern)]
+    if not names:
         known = [*bundled_names(), *zoo.VIDEO_MODELS, *timm.list_models(), *torchvision.models.list_models()]
         raise InputError(
             f"No model's name fits {pattern!r}{nearest(pattern.strip('*'), known)}. A pattern needs * where anything "
             "may stand, for example 'vit_*'."
         )
-    return list(dict.fromkeys(found))
+    return list(dict.fromkeys(names))
 
 
 @cache
@@ -175,9 +175,9 @@ def _as_proposal(name: str, parameters: int, spec: InputSpec) -> dict[str, Any]:
     if parameters > HEAVY:
         why = f"{parameters / 1e6:.0f} M parameters are too many for a proposal, so {name} was not tried as one."
         return {"reason_proposal": why}
-    named = named_video_proposal if name in zoo.VIDEO_PROPOSALS else named_proposal
+    build = named_video_proposal if name in zoo.VIDEO_PROPOSALS else named_proposal
     try:
-        proposal = named(name, pretrained=False)
+        proposal = build(name, pretrained=False)
         features = proposal(torch.zeros(1, *spec)).shape[1:]
     except (SieveError, RuntimeError) as refusal:  # torch refuses some networks with its own words
         return {"reason_proposal": str(refusal)}

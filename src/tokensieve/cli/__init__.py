@@ -67,8 +67,8 @@ app.command(cls=Train)(train)
 app.command()(with_groups(tune))
 
 
-def _show_version(wanted: bool) -> None:
-    if wanted:
+def _show_version(show: bool) -> None:
+    if show:
         typer.echo(f"tokensieve {__version__}")
         raise typer.Exit
 
@@ -103,18 +103,18 @@ def _sentence(error: Exception) -> str | None:
 @contextmanager
 def _terminable() -> Iterator[list[int]]:
     """SIGTERM ends a command as Ctrl-C does, so that the work so far is kept; gives the list of those that came."""
-    came: list[int] = []
+    signals: list[int] = []
 
     def end(number: int, _frame: object) -> None:
-        came.append(number)
+        signals.append(number)
         raise KeyboardInterrupt
 
     if current_thread() is not main_thread():  # only there a signal can be handled
-        yield came
+        yield signals
         return
     before = signal.signal(signal.SIGTERM, end)
     try:
-        yield came
+        yield signals
     finally:
         signal.signal(signal.SIGTERM, before)
 
@@ -122,11 +122,11 @@ def _terminable() -> Iterator[list[int]]:
 def main() -> int:
     """Run the command line. Exit code 2, and one line on stderr, for whatever the user can mend; 130 after Ctrl-C and
     143 after SIGTERM where nothing was there to be kept."""
-    with _terminable() as came:
-        return _run(came)
+    with _terminable() as signals:
+        return _run(signals)
 
 
-def _run(came: list[int]) -> int:
+def _run(signals: list[int]) -> int:
     try:
         status = app(prog_name="tokensieve", standalone_mode=False)
     except (typer.Abort, KeyboardInterrupt):
@@ -138,6 +138,6 @@ def _run(came: list[int]) -> int:
         say(" ".join(sentence.split()))
         return 2
     if status == INTERRUPTED:  # newer versions of typer catch the interrupt and return this
-        say("ended by SIGTERM." if came else "ended by Ctrl-C.")
-        return 128 + signal.SIGTERM if came else INTERRUPTED
+        say("ended by SIGTERM." if signals else "ended by Ctrl-C.")
+        return 128 + signal.SIGTERM if signals else INTERRUPTED
     return status if isinstance(status, int) else 0

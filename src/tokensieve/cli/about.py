@@ -41,10 +41,10 @@ def models(
     from ..about.models import bundled_names, families, matching, weights_of
 
     if pattern is None:
-        known = families()
+        modules = families()
         if pretrained:
-            known = [{**family, "models": family["pretrained"]} for family in known if family["pretrained"]]
-        print_record({"bundled": _tried(bundled_names()), "families": known}, "about_view.families_view", as_json)
+            modules = [{**family, "models": family["pretrained"]} for family in modules if family["pretrained"]]
+        print_record({"bundled": _tried(bundled_names()), "families": modules}, "about_view.families_view", as_json)
         return
     names = [name for name in matching(pattern) if not pretrained or weights_of(name)]
     if not names:

@@ -98,11 +98,11 @@ def bench(
     else:
         source = media.prepared(opened.preprocessing)
         kind = source.kind
-        known = not waterfall and (spec.pretrained or spec.weights is not None)
+        scored = not waterfall and (spec.pretrained or spec.weights is not None)
         with working(f"decoding {kind.many}") as work:
-            keep = max(*batches, COMPARED) if known else max(batches)
+            keep = max(*batches, COMPARED) if scored else max(batches)
             decoded, images = _decode(source, keep, workers or 0, seconds)
-            if known:
+            if scored:
                 work.update("comparing answers")
                 record["loss"] = _loss(opened, images[: min(COMPARED, decoded.pictures)])
         record["decoding"] = asdict(decoded)
@@ -110,7 +110,7 @@ def bench(
     record |= {"runs": [], "waterfall": None}
     record |= on_pictures(opened.fast, opened.dense, images)
     images = images[: max(batches)].to(opened.device, opened.dtype)
-    said = {
+    context = {
         "macs_ratio": record["macs"]["ratio"],
         "host_macs_ratio": record["macs"]["ratio_without_proposal"],
         "device": record["device"],
@@ -126,17 +126,17 @@ def bench(
             "seconds": seconds,
         }
         with working("measuring") as status:
-            record["waterfall"] = _waterfall(opened, images, batches[0], settings, said, status.update)
+            record["waterfall"] = _waterfall(opened, images, batches[0], settings, context, status.update)
     else:
-        said |= {"dtype": dtype, "prepacked": prepack}
+        context |= {"dtype": dtype, "prepacked": prepack}
         for count in batches:
             with working(f"batch {count}: measuring for {seconds:g} s"):
-                record["runs"].append(_run(opened, images[:count], seconds, memory, said))
+                record["runs"].append(_run(opened, images[:count], seconds, memory, context))
     print_record(record, "bench_view.bench_view", as_json)
     list_failures(decoded.failures if decoded else (), kind)
 
 
-def _run(opened: OpenedModel, images: Tensor, seconds: float, memory: bool, said: dict[str, Any]) -> dict[str, Any]:
+def _run(opened: OpenedModel, images: Tensor, seconds: float, memory: bool, context: dict[str, Any]) -> dict[str, Any]:
     """One batch size: dense, sieved and limit beside each other, and what it means."""
     import torch
 
@@ -154,7 +154,7 @@ def _run(opened: OpenedModel, images: Tensor, seconds: float, memory: bool, said
         "images_per_second": {name: result.batch / result.seconds[name] for name in calls},
         "memory_bytes": peaks,
         "attention": kernels,
-        "verdict": verdict(result, **said, attention=kernels),
+        "verdict": verdict(result, **context, attention=kernels),
     }
 
 
@@ -171,7 +171,7 @@ def _waterfall(
     images: Tensor,
     batch: int,
     settings: dict[str, Any],
-    said: dict[str, Any],
+    context: dict[str, Any],
     progress: Callable[[str], None],
 ) -> list[dict[str, Any]]:
     """A row for each step, with what is said of it."""
@@ -179,7 +179,7 @@ def _waterfall(
     from ..show.waterfall_verdict import waterfall_verdicts
 
     fall = waterfall(opened.fast, opened.dense, images, batch=batch, progress=progress, **settings)
-    verdicts = waterfall_verdicts(fall, **said)
+    verdicts = waterfall_verdicts(fall, **context)
     return [{**asdict(row), "verdict": sentences} for row, sentences in zip(fall.rows, verdicts, strict=True)]
 
 

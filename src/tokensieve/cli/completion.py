@@ -18,9 +18,9 @@ MODELS = (
 
 def one_of(values: Iterable[str]) -> Callable[[str], list[str]]:
     """A completion for typer: those of the values that begin as what was typed."""
-    known = tuple(values)
+    choices = tuple(values)
 
     def complete(incomplete: str) -> list[str]:
-        return [value for value in known if value.startswith(incomplete)]
+        return [value for value in choices if value.startswith(incomplete)]
 
     return complete

@@ -64,27 +64,27 @@ def correct(
     pictures = media.prepared(prepared)
     batches = load_batches(pictures, BATCH)
     with working(f"reading {batches.kind.many}") as status:
-        found = correction.correct(
+        result = correction.correct(
             dense, fast.recipe, batches, file, views=views, seed=seed, mean=prepared.mean, std=prepared.std,
             pretrained=spec.pretrained, report=status.update,
         )  # fmt: skip
-    found.recipe.save(place)
-    if replaced and found.ridge is None:  # it was of the recipe that has just been replaced
+    result.recipe.save(place)
+    if replaced and result.ridge is None:  # it was of the recipe that has just been replaced
         file.unlink(missing_ok=True)
     record: dict[str, Any] = {
         **record_of(spec, opened),
         "data": data,
         "preprocessing": {"name": preprocessing, **asdict(prepared)},
-        "images": found.images,
+        "images": result.images,
         "views": views,
-        "divergence": found.divergence,
-        "corrected_divergence": found.corrected_divergence,
-        "agreement": found.agreement,
-        "corrected_agreement": found.corrected_agreement,
-        "ridge": found.ridge,
-        **files_record(pictures, found.images, batches.failures),
+        "divergence": result.divergence,
+        "corrected_divergence": result.corrected_divergence,
+        "agreement": result.agreement,
+        "corrected_agreement": result.corrected_agreement,
+        "ridge": result.ridge,
+        **files_record(pictures, result.images, batches.failures),
         "out": str(place),
-        "correction": str(file) if found.ridge is not None else None,
+        "correction": str(file) if result.ridge is not None else None,
     }
     print_record(record, "correct_view.correct_view", as_json)
     list_failures(batches.failures, batches.kind)

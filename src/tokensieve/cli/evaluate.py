@@ -72,19 +72,19 @@ def evaluate(
         pictures = media.prepared(prepared)
         record = record_of(spec, opened)
         views = opened.views
-        seen = Watched(load_batches(pictures, max(1, batch // views), workers))
+        watched = Watched(load_batches(pictures, max(1, batch // views), workers))
     labels = dict(getattr(pictures, "classes", ()))
-    told = Predictions(class_names(dense), labels)
+    answers = Predictions(class_names(dense), labels)
     if place is not None and not class_count(dense):
         raise InputError(f"--predictions are of classes, and {spec.model} has no classifier.")
     averaged = (fast, dense) if views == 1 else (AveragedViews(fast, views, batch), AveragedViews(dense, views, batch))
-    scored = _scorable(ks, seen, 0 if classes else len(labels), class_count(dense))
-    result = fidelity(averaged[0], averaged[1], seen, k=scored, each=None if place is None else told.see)
+    scored = _scorable(ks, watched, 0 if classes else len(labels), class_count(dense))
+    result = fidelity(averaged[0], averaged[1], watched, k=scored, each=None if place is None else answers.see)
     if place is not None:
-        told.write(place)
-    if seen.first is not None:
-        some = seen.first.images
-        record |= on_pictures(fast, dense, some if views == 1 else some.flatten(0, 1))
+        answers.write(place)
+    if watched.first is not None:
+        images = watched.first.images
+        record |= on_pictures(fast, dense, images if views == 1 else images.flatten(0, 1))
     record |= {
         "data": data,
         "classes": classes,
@@ -95,14 +95,14 @@ def evaluate(
         **files_record(pictures, result.count, result.failures),
     }
     print_record(record, "eval_view.eval_view", as_json)
-    list_failures(result.failures, seen.kind)
+    list_failures(result.failures, watched.kind)
 
 
-def _scorable(ks: list[int] | None, seen: Watched, folders: int, classes: int) -> list[int] | None:
+def _scorable(ks: list[int] | None, watched: Watched, folders: int, classes: int) -> list[int] | None:
     """The top-k that make sense: none where labels or a classifier are missing, or do not belong together."""
     why = None
-    if not classes or not seen.labelled:
-        why = f"accuracy needs a label for every {seen.kind.one} and a model with a classifier"
+    if not classes or not watched.labelled:
+        why = f"accuracy needs a label for every {watched.kind.one} and a model with a classifier"
     elif folders and folders != classes:
         why = (
             f"the {folders} class folders are not the {classes} classes of the model; "

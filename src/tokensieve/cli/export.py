@@ -46,8 +46,8 @@ def export(
     """
     kind = format or next((name for name, end in FORMATS.items() if out.endswith(end)), None)
     if kind not in FORMATS:
-        given = f"--format must be one of {', '.join(FORMATS)}, not {kind!r}" if kind else f"{out} says no format"
-        raise InputError(f"{given}: let --out end in .onnx or .pt2, or give --format.")
+        problem = f"--format must be one of {', '.join(FORMATS)}, not {kind!r}" if kind else f"{out} says no format"
+        raise InputError(f"{problem}: let --out end in .onnx or .pt2, or give --format.")
     dtype, device = machine.dtype, machine.device
     if kind == "onnx" and (dtype, device) not in (("fp32", "cpu"), ("fp32", "auto")):
         raise InputError(f"ONNX is written in fp32 on the CPU, not in {dtype} on {device}: only .pt2 files may differ.")
@@ -60,17 +60,24 @@ def export(
     with working("opening the model"):
         opened = spec.open()
         record = record_of(spec, opened)
-    own = opened.preprocessing
+    preprocessing = opened.preprocessing
     write: Callable[..., Exported] = export_program
     if kind == "onnx":
         write = partial(export_onnx, opset=OPSET if opset is None else opset)
     with working("tracing, writing and checking, which takes a minute for a large model"):
         written = write(
-            opened.fast, out, opened.input_spec, output=output, batch=batch, mean=own.mean, std=own.std, seed=seed
+            opened.fast,
+            out,
+            opened.input_spec,
+            output=output,
+            batch=batch,
+            mean=preprocessing.mean,
+            std=preprocessing.std,
+            seed=seed,
         )
     record |= {
         "format": kind,
-        "preprocessing": asdict(own),
+        "preprocessing": asdict(preprocessing),
         **asdict(written),
         "path": out,
         "differences": {str(count): value for count, value in written.differences.items()},

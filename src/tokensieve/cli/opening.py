@@ -34,8 +34,8 @@ def read_spec(
         settings["clips"] = {name: value for name in CLIPS if (value := getattr(clips, name, None)) is not None}
     threads = settings.pop("threads")
     settings["precision"] = settings.pop("dtype", "fp32")
-    if ":" in settings["model"] and (here := os.getcwd()) not in sys.path:
-        sys.path.insert(0, here)  # as python itself has it: the user's own module lies here, not beside this program
+    if ":" in settings["model"] and (folder := os.getcwd()) not in sys.path:
+        sys.path.insert(0, folder)  # as python itself has it: the user's own module lies here, not beside this program
     spec = ModelSpec(**settings)
     spec.check()
     if threads is not None:

@@ -135,29 +135,29 @@ def with_groups(command: Callable[..., None]) -> Callable[..., None]:
     """A command that takes groups of options, as typer wants it: with each option of a group in the group's place."""
     hints = get_type_hints(command, include_extras=True)
     groups: dict[str, Any] = {name: kind for name, kind in hints.items() if is_dataclass(kind)}
-    taken: list[inspect.Parameter] = []
+    parameters: list[inspect.Parameter] = []
     for name, parameter in inspect.signature(command).parameters.items():
         kind = groups.get(name)
         if kind is None:
-            taken.append(parameter.replace(annotation=hints[name]))
+            parameters.append(parameter.replace(annotation=hints[name]))
             continue
         types = get_type_hints(kind, include_extras=True)
-        for each in fields(kind):
-            default = inspect.Parameter.empty if each.default is MISSING else each.default
-            taken.append(
+        for option in fields(kind):
+            default = inspect.Parameter.empty if option.default is MISSING else option.default
+            parameters.append(
                 inspect.Parameter(
-                    each.name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=types[each.name]
+                    option.name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=types[option.name]
                 )
             )
 
     @wraps(command)
-    def taking_options(**given: Any) -> None:
+    def taking_options(**values: Any) -> None:
         for name, kind in groups.items():
-            given[name] = kind(**{each.name: given.pop(each.name) for each in fields(kind)})
-        command(**given)
+            values[name] = kind(**{option.name: values.pop(option.name) for option in fields(kind)})
+        command(**values)
 
-    taking_options.__signature__ = inspect.Signature(taken)  # type: ignore[attr-defined]
-    taking_options.__annotations__ = {parameter.name: parameter.annotation for parameter in taken}
+    taking_options.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+    taking_options.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
     return taking_options
 
 

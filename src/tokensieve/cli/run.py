@@ -118,8 +118,8 @@ def run(
     if dry_run:
         job = job_of(spec, sources, out or "", **settings)
         with working("decoding and asking a few"):
-            told = estimate(job, workers=workers, devices=max(1, len(places)))
-        print_record(asdict(told), "run_view.estimate_view", as_json)
+            estimated = estimate(job, workers=workers, devices=max(1, len(places)))
+        print_record(asdict(estimated), "run_view.estimate_view", as_json)
         return
     assert out is not None
     running: dict[str, Any] = {"workers": workers, "devices": places, "engine": engine, "max_errors": max_errors}
@@ -133,10 +133,10 @@ def run(
 
 def _cluster(address: str | None, actors: str | None, cpus: float | None, gpus: float | None) -> dict[str, Any]:
     """What was said of the cluster."""
-    found: dict[str, Any] = {"address": address, "cpus": cpus, "gpus": gpus}
+    cluster: dict[str, Any] = {"address": address, "cpus": cpus, "gpus": gpus}
     if actors is not None:
         ends = actors.split("-")
         if not all(end.strip().isdecimal() for end in ends) or len(ends) > 2:
             raise InputError(f"--actors must be a number, or the fewest and the most as in 2-8, not {actors!r}.")
-        found["actors"] = int(ends[0]) if len(ends) == 1 else (int(ends[0]), int(ends[1]))
-    return {name: value for name, value in found.items() if value is not None}
+        cluster["actors"] = int(ends[0]) if len(ends) == 1 else (int(ends[0]), int(ends[1]))
+    return {name: value for name, value in cluster.items() if value is not None}

@@ -59,12 +59,12 @@ def segment(
 
     if threads is not None:
         torch.set_num_threads(threads)
-    where = torch_device(device)
+    target = torch_device(device)
     if out is not None:
         check_folder(out)
     with working("opening the segmenter"):
         model, plan = open_trained(segmenter)
-        model = model.to(where)
+        model = model.to(target)
         fast = sieve(model, recipe) if recipe else model
     assert plan.mean is not None
     assert plan.std is not None
@@ -73,17 +73,23 @@ def segment(
         pictures: Any = image_set(images, Preprocessing((1, 1), plan.mean, plan.std), limit=limit)
         pictures.transform = reads
     else:
-        named = list(plan.classes) if layout == "folders" else None
+        classes_of_plan = list(plan.classes) if layout == "folders" else None
         default = None if layout == "folders" else "val"
         pictures = segmentation_set(
-            images, layout or "folders", split or default, classes=named, transform=reads, limit=limit
+            images, layout or "folders", split or default, classes=classes_of_plan, transform=reads, limit=limit
         )
         if images == SCENES and pictures.classes != plan.classes:
             raise InputError("Scenes are labelled with classes of their own, which are not this segmenter's.")
     tell_files(pictures)
     with Counting("pictures read") as counting:
         result = segment_pictures(
-            fast, pictures, plan.crop, plan.stride, folder=out, dense=model if recipe else None, seen=counting.update
+            fast,
+            pictures,
+            plan.crop,
+            plan.stride,
+            folder=out,
+            dense=model if recipe else None,
+            on_progress=counting.update,
         )
     record: dict[str, Any] = {
         "segmenter": segmenter,

@@ -87,42 +87,46 @@ def show(
     from ..show.sources import Pictures
 
     recipes: dict[str, Recipe] = {}
-    if (given := spec.parsed_recipe()) is not None:
-        recipes = rivals.choose(given, keeps=keeps, proposals=nets, maps=maps, files=files)
+    if (own_recipe := spec.parsed_recipe()) is not None:
+        recipes = rivals.choose(own_recipe, keeps=keeps, proposals=nets, maps=maps, files=files)
         spec = spec.with_recipe(next(iter(recipes.values())))
     several = bool(keeps or nets or maps)
     with working("opening the model"):
-        dense, fast, own = opened = spec.open()
+        dense, fast, preprocessing = opened = spec.open()
         recipes = recipes or {"": fast.recipe}
-        known = class_names(dense, classes)
+        names = class_names(dense, classes)
         record = {**record_of(spec, opened), "proposal_weights": files or None}
         record["random"] = gallery.random_parts(spec, recipes.values())
         if "T" in opened.input_spec.layout:
             if several:
                 raise InputError("--keep, --proposals and --compare are for models that read images: leave them out.")
-            _show_videos(record, opened, images, known, limit, clips, whole, places, as_json)
+            _show_videos(record, opened, images, names, limit, clips, whole, places, as_json)
             return
-        assert isinstance(own, Preprocessing)
+        assert isinstance(preprocessing, Preprocessing)
         if whole or any(place.suffix.lower() in FILMS for place in places or ()):
             raise InputError(f"--whole, .mp4 and .gif are for models that read videos, and {spec.model} reads images.")
-        fasts = rivals.open_rivals(dense, recipes, own.mean, own.std, pretrained=spec.pretrained) if several else {}
-        pictures = Pictures(images, own, limit)
+        fasts = (
+            rivals.open_rivals(dense, recipes, preprocessing.mean, preprocessing.std, pretrained=spec.pretrained)
+            if several
+            else {}
+        )
+        pictures = Pictures(images, preprocessing, limit)
         tell_files(pictures)
-        seen = Watched(load_batches(pictures, 1 if several else BATCH))
+        watched = Watched(load_batches(pictures, 1 if several else BATCH))
     if maps:
-        shown = gallery.compared(rivals.Rivals(fasts, dense, known), own, seen, pictures.names)
+        result = gallery.compared(rivals.Rivals(fasts, dense, names), preprocessing, watched, pictures.names)
     elif several:
         cells = rivals.with_keeps(fasts, keeps)
-        shown = gallery.grid(rivals.Rivals(cells, dense, known), own, seen, pictures.names)
+        result = gallery.grid(rivals.Rivals(cells, dense, names), preprocessing, watched, pictures.names)
     else:
-        shown = gallery.explained(opened, seen, pictures.names, known)
-    record |= {**shown.record, "found": pictures.found}
-    record |= files_record(pictures, len(shown.record["pictures"]), seen.failures)
+        result = gallery.explained(opened, watched, pictures.names, names)
+    record |= {**result.record, "found": pictures.found}
+    record |= files_record(pictures, len(result.record["pictures"]), watched.failures)
     places = places or [check_place(place) for place in OUT]
     record["out"] = [str(place) for place in places]
-    _write(places, gallery.report(record, shown, next(iter(recipes.values()))))
+    _write(places, gallery.report(record, result, next(iter(recipes.values()))))
     print_record(record, "gallery.show_view", as_json)
-    list_failures(seen.failures)
+    list_failures(watched.failures)
 
 
 def _show_videos(
@@ -146,11 +150,11 @@ def _show_videos(
     from ..show.sources import Videos
     from ..show.video_file import SUFFIXES
 
-    own: Any = opened.preprocessing
-    if Views.parse(own.views).crops > 1 or (whole and options.views is not None):
+    preprocessing: Any = opened.preprocessing
+    if Views.parse(preprocessing.views).crops > 1 or (whole and options.views is not None):
         raise InputError("--views of show says how many clips of each video, such as 3x1, and --whole reads them all.")
     places = places or [check_place(place) for place in FILM]
-    videos = Videos(sources, own, limit, options.root)
+    videos = Videos(sources, preprocessing, limit, options.root)
     tell_files(videos)
     own_names = names if (names := videos.class_names) and len(names) == class_count(opened.dense) else None
     with Counting("clips shown") as counting:
@@ -161,10 +165,16 @@ def _show_videos(
             [place for place in places if place.suffix.lower() in SUFFIXES],
             lambda done: counting.update(done, None),
         )
-    shown = reel.gallery()
-    record |= {**shown.record, "found": videos.found, "whole": whole, "views": own.views, "out": list(map(str, places))}
+    result = reel.gallery()
+    record |= {
+        **result.record,
+        "found": videos.found,
+        "whole": whole,
+        "views": preprocessing.views,
+        "out": list(map(str, places)),
+    }
     record |= files_record(videos, reel.videos, reel.failures)
-    _write(places, gallery.report(record, shown, opened.fast.recipe))
+    _write(places, gallery.report(record, result, opened.fast.recipe))
     print_record(record, "gallery.show_view", as_json)
     list_failures(reel.failures, videos.kind)
 

@@ -66,7 +66,7 @@ def slim(
     pictures = media.prepared(prepared)
     batches = load_batches(pictures, BATCH)
     with working(f"reading {batches.kind.many}") as status:
-        found = slimming.slim(
+        slimmed = slimming.slim(
             dense,
             batches,
             tolerance=tolerance,
@@ -77,25 +77,25 @@ def slim(
             report=status.update,
         )
     record: dict[str, Any] = {
-        **record_of(spec, spec.sieve(dense, prepared, found.recipe)),
+        **record_of(spec, spec.sieve(dense, prepared, slimmed.recipe)),
         "data": data,
         "preprocessing": {"name": "timm", **asdict(prepared)},
-        "images": found.images,
+        "images": slimmed.images,
         "form": form,
         "granularity": granularity,
-        "tolerance": found.tolerance,
-        "saving": found.saving,
-        "patches": list(found.counts),
-        "errors": list(found.errors),
-        **files_record(pictures, found.images, batches.failures),
+        "tolerance": slimmed.tolerance,
+        "saving": slimmed.saving,
+        "patches": list(slimmed.counts),
+        "errors": list(slimmed.errors),
+        **files_record(pictures, slimmed.images, batches.failures),
         "out": out,
         "plot": plot,
     }
-    found.recipe.save(out)
+    slimmed.recipe.save(out)
     if plot is not None:
         from ..show.slim_view import slim_plot
 
         with draft(plot) as file:
-            slim_plot(found, spec.model).savefig(file, dpi=150)
+            slim_plot(slimmed, spec.model).savefig(file, dpi=150)
     print_record(record, "slim_view.slim_view", as_json)
     list_failures(batches.failures, batches.kind)

@@ -78,9 +78,9 @@ def train(
         "--validation": validation, "--epochs": epochs, "--size": size, "--args": args, "--teacher": teacher,
         "--teacher-weights": teacher_weights,
     }  # fmt: skip
-    given = [option for option, value in of_photographs.items() if value is not None]
-    if images is None and given:
-        raise InputError(f"{given[0]} belongs to --images.")
+    refused = [option for option, value in of_photographs.items() if value is not None]
+    if images is None and refused:
+        raise InputError(f"{refused[0]} belongs to --images.")
     if teacher_weights and teacher is None:
         raise InputError("--teacher-weights are weights of --teacher: name it.")
     names = BUNDLED[what] if images is None else (what,)
@@ -117,10 +117,10 @@ def train(
             )  # fmt: skip
             # None of them failed, or nothing is trained.
             sets = {"images": task.known, "validation": task.unseen}
-            read = {name: files_record(each, len(each), ()) for name, each in sets.items()}
+            read = {name: files_record(image_set, len(image_set), ()) for name, image_set in sets.items()}
         weights = loop.train(config, task, folder, report=tell)
-        seen = config.steps(task.samples) * config.batch_size
-        plan = {"name": name, "images": seen, **asdict(config), "task": task.identity}
+        images_seen = config.steps(task.samples) * config.batch_size
+        plan = {"name": name, "images": images_seen, **asdict(config), "task": task.identity}
         trained.append({"model": name, "weights": str(weights), "plan": plan, "log": loop.read_log(folder, name)})
     if joined.is_main_process:
         print_record({"trained": trained, "data": read}, "train_view.train_view", as_json)

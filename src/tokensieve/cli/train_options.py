@@ -16,27 +16,27 @@ def json_object(text: str | None, option: str, example: str) -> dict[str, Any] |
     if text is None:
         return None
     try:
-        found = json.loads(text)
+        value = json.loads(text)
     except json.JSONDecodeError as error:
         raise InputError(f"{option} is no JSON ({error}): {option} '{example}'.") from error
-    if not isinstance(found, dict):
+    if not isinstance(value, dict):
         raise InputError(f"{option} must be a JSON object: {option} '{example}'.")
-    return found
+    return value
 
 
 def tell(row: dict[str, Any]) -> None:
     """Say on stderr what a validation found, and how long the training still takes."""
     left = row["seconds"] / row["step"] * (row["steps"] - row["step"])
-    found = {
+    formats = {
         "train_top1": "right on training images {:.1f} %",
         "validation_top1": "on validation images {:.1f} %",
         "validation_miou": "validation mIoU {:.1f} %",
         "gmac": "{:.3g} GMAC a crop",
     }
-    said = [text.format(row[name]) for name, text in found.items() if name in row]
+    parts = [text.format(row[name]) for name, text in formats.items() if name in row]
     say(
         f"{row['model']} step {row['step']} of {row['steps']}, {row['seconds'] / 60:.0f} min, about {left / 60:.0f} "
-        f"to go: loss {row['loss']:.3f}, {', '.join(said)}"
+        f"to go: loss {row['loss']:.3f}, {', '.join(parts)}"
     )
 
 

@@ -142,16 +142,16 @@ def dtop(
 
     Writes HEAD_dtop.safetensors, its .json, .csv, .recipe.json and .checkpoint.pt into the folder.
     """
-    own = {"base": base, "recipe": recipe, "model": model, "out": out, "as_json": as_json}
-    _learn({**vars(sets), **vars(settings), **own})
+    options = {"base": base, "recipe": recipe, "model": model, "out": out, "as_json": as_json}
+    _learn({**vars(sets), **vars(settings), **options})
 
 
-def _learn(given: dict[str, Any]) -> None:
-    base, with_exits = given.get("base"), "recipe" in given
+def _learn(options: dict[str, Any]) -> None:
+    base, with_exits = options.get("base"), "recipe" in options
     if base is not None:
         of_plan = {"model": "--model", "weights": "--weights", "args": "--args", "head_args": "--head-args"}
         for name, option in of_plan.items():
-            if given[name] is not None:
+            if options[name] is not None:
                 raise InputError(f"{option} belongs to a segmenter that is begun anew; --base says how it is built.")
     import torch
 
@@ -162,21 +162,25 @@ def _learn(given: dict[str, Any]) -> None:
     from ..train.segmentation import SegmentSettings, prepare, prepare_dtop
 
     joined = loop.devices()
-    if given["threads"] is not None:
-        torch.set_num_threads(given["threads"])
-    layout, validation, classes = given["layout"], given["validation"], given["classes"]
-    apart = layout == "folders" and validation is not None
-    known = segmentation_set(given["images"], layout, None if apart else "train", classes=classes)
+    if options["threads"] is not None:
+        torch.set_num_threads(options["threads"])
+    layout, validation, classes = options["layout"], options["validation"], options["classes"]
+    separate = layout == "folders" and validation is not None
+    training = segmentation_set(options["images"], layout, None if separate else "train", classes=classes)
     unseen = segmentation_set(
-        validation or given["images"], layout, None if apart else "val", classes=classes, limit=given["looked_at"]
+        validation or options["images"],
+        layout,
+        None if separate else "val",
+        classes=classes,
+        limit=options["looked_at"],
     )
-    for pictures in (known, unseen):
+    for pictures in (training, unseen):
         tell_files(pictures)
     settings = SegmentSettings(
-        steps=given["steps"] or (FINETUNE_STEPS if base else BASE_STEPS),
-        batch_size=given["batch"],
+        steps=options["steps"] or (FINETUNE_STEPS if base else BASE_STEPS),
+        batch_size=options["batch"],
         **{
-            name: given[name]
+            name: options[name]
             for name in (
                 "lr", "head_lr", "warmup", "drop_path", "trainable", "precision", "seed", "validate_every",
                 "checkpoint_every", "workers",
@@ -185,32 +189,32 @@ def _learn(given: dict[str, Any]) -> None:
     )  # fmt: skip
     plan = None
     if base is None:
-        crop = _sides(given["crop"], "--crop")
-        stride = _sides(given["stride"], "--stride") if given["stride"] else (crop[0] * 2 // 3, crop[1] * 2 // 3)
+        crop = _sides(options["crop"], "--crop")
+        stride = _sides(options["stride"], "--stride") if options["stride"] else (crop[0] * 2 // 3, crop[1] * 2 // 3)
         plan = SegmenterPlan(
-            given["model"] or "vit_base_patch16_224", known.classes, given["head"],
-            json_object(given["head_args"], "--head-args", '{"width": 384}') or {},
-            json_object(given["args"], "--args", '{"img_size": 512}'), crop=crop, stride=stride,
+            options["model"] or "vit_base_patch16_224", training.classes, options["head"],
+            json_object(options["head_args"], "--head-args", '{"width": 384}') or {},
+            json_object(options["args"], "--args", '{"img_size": 512}'), crop=crop, stride=stride,
         )  # fmt: skip
-    folder = Path(given["out"])
+    folder = Path(options["out"])
     start: dict[str, Any] = {
-        "backbone_weights": given["weights"],
-        "pretrained": given["pretrained"],
+        "backbone_weights": options["weights"],
+        "pretrained": options["pretrained"],
         "say": say,
     }
     if with_exits:
-        config, task = prepare_dtop(plan, given["recipe"], known, unseen, folder, settings, base=base, **start)
+        config, task = prepare_dtop(plan, options["recipe"], training, unseen, folder, settings, base=base, **start)
     else:
         assert plan is not None
-        config, task = prepare(plan, known, unseen, folder, settings, **start)
+        config, task = prepare(plan, training, unseen, folder, settings, **start)
     weights = loop.train(config, task, folder, report=tell)
-    seen = config.steps(task.samples) * config.batch_size
-    plan_of = {"name": task.name, "images": seen, **asdict(config), "task": task.identity}
+    crops_seen = config.steps(task.samples) * config.batch_size
+    plan_of = {"name": task.name, "images": crops_seen, **asdict(config), "task": task.identity}
     trained = {"model": task.name, "weights": str(weights), "plan": plan_of, "log": loop.read_log(folder, task.name)}
     sets = {"images": task.known, "validation": task.unseen}
-    read = {name: files_record(each, len(each), ()) for name, each in sets.items()}
+    read = {name: files_record(picture_set, len(picture_set), ()) for name, picture_set in sets.items()}
     if joined.is_main_process:
-        print_record({"trained": [trained], "data": read}, "train_view.train_view", given["as_json"])
+        print_record({"trained": [trained], "data": read}, "train_view.train_view", options["as_json"])
 
 
 def _sides(text: str, option: str) -> tuple[int, int]:

@@ -128,10 +128,10 @@ def tune(
 
     class Unlabelled(Watched):
         def __iter__(self) -> Iterator[Any]:
-            for one in super().__iter__():
-                yield one.images
+            for batch in super().__iter__():
+                yield batch.images
 
-    seen = (Watched if labelled else Unlabelled)(load_batches(pictures, batch, workers))
+    watched = (Watched if labelled else Unlabelled)(load_batches(pictures, batch, workers))
     with Counting("recipes tried") as counting:
 
         def report(now: Progress) -> None:
@@ -140,7 +140,7 @@ def tune(
 
         front = tune(
             dense,
-            seen,
+            watched,
             macs=macs,
             time=time,
             divergence=divergence,
@@ -172,12 +172,12 @@ def tune(
         "images": images,
         "front": front.record(),
         "out": out,
-        **files_record(pictures, images, seen.failures),
+        **files_record(pictures, images, watched.failures),
     }
-    if opened.fast.plan.varies and seen.first is not None:
-        record |= _on_pictures(front.recommended, front.dense_macs, opened, seen.first.images)
+    if opened.fast.plan.varies and watched.first is not None:
+        record |= _on_pictures(front.recommended, front.dense_macs, opened, watched.first.images)
     print_record(record, "tune_view.tune_view", as_json)
-    list_failures(seen.failures, kind)
+    list_failures(watched.failures, kind)
 
 
 def _segmenter(file: str, machine: MachineOptions) -> tuple[Any, Any]:
@@ -226,5 +226,5 @@ def _proposals(names: list[str] | None, files: list[str] | None, default: str) -
         names = []
     if files and len(files) != len(names):
         raise InputError(f"There are {len(files)} --proposal-weights for {len(names)} --proposal: give one for each.")
-    given: list[str | None] = [*files] if files else [None] * len(names)
-    return dict(zip(names, given, strict=True))
+    weights: list[str | None] = [*files] if files else [None] * len(names)
+    return dict(zip(names, weights, strict=True))

@@ -66,7 +66,7 @@ def class_index(source: Source) -> dict[str, int]:
     Raises:
         InputError: the file cannot be read, holds none of these, or gives a name twice.
     """
-    return {each.folder: each.index for each in _classes(source)}
+    return {entry.folder: entry.index for entry in _classes(source)}
 
 
 def class_descriptions(source: Source) -> dict[int, str]:
@@ -74,18 +74,20 @@ def class_descriptions(source: Source) -> dict[int, str]:
 
     Arguments and errors as in `class_index`.
     """
-    return {each.index: each.description or each.folder for each in _classes(source)}
+    return {entry.index: entry.description or entry.folder for entry in _classes(source)}
 
 
 def _classes(source: Source) -> list[_Class]:
     name = str(source) if isinstance(source, str | Path) else "The class index"
-    found = _read(Path(source), name) if isinstance(source, str | Path) else _interpret(source, name)
+    entries = _read(Path(source), name) if isinstance(source, str | Path) else _interpret(source, name)
     first: dict[str, int] = {}
-    for each in found:
-        if each.folder in first:
-            raise InputError(f"{name} gives the class '{each.folder}' twice, at {first[each.folder]} and {each.index}.")
-        first[each.folder] = each.index
-    return found
+    for entry in entries:
+        if entry.folder in first:
+            raise InputError(
+                f"{name} gives the class '{entry.folder}' twice, at {first[entry.folder]} and {entry.index}."
+            )
+        first[entry.folder] = entry.index
+    return entries
 
 
 def _read(path: Path, name: str) -> list[_Class]:
@@ -114,9 +116,9 @@ def _lines(text: str, name: str) -> list[_Class]:
                 f"Line {number + 1} of {name} is no synset with its words, as others are: '{lines[number]}'. {EXPECTED}"
             )
     pairs = [match.groups() for match in synsets if match]
-    if all(words.isdecimal() for _, words in pairs):
+    if all(description.isdecimal() for _, description in pairs):
         raise InputError(f"{name} holds columns of numbers without a header: begin it with folder,index. {EXPECTED}")
-    return [_Class(folder, index, words) for index, (folder, words) in enumerate(pairs)]
+    return [_Class(folder, index, description) for index, (folder, description) in enumerate(pairs)]
 
 
 def _table(text: str, *, must: bool, name: str) -> list[_Class] | None:
@@ -124,9 +126,9 @@ def _table(text: str, *, must: bool, name: str) -> list[_Class] | None:
     first = text.split("\n", 1)[0]
     for delimiter in ("\t", ",", ";"):
         heads = [head.strip().strip('"').lower().replace(" ", "_") for head in first.split(delimiter)]
-        known = {head for head in heads if head in (*_FOLDERS, *_NUMBERS, *_DESCRIPTIONS)}
+        recognised = {head for head in heads if head in (*_FOLDERS, *_NUMBERS, *_DESCRIPTIONS)}
         # In a text file "name" or "label" alone may well be the first class.
-        if known & set(_FOLDERS) and (must or len(known) > 1):
+        if recognised & set(_FOLDERS) and (must or len(recognised) > 1):
             break
     else:
         if must:
@@ -154,9 +156,9 @@ def _table(text: str, *, must: bool, name: str) -> list[_Class] | None:
             raise InputError(f"{name} must hold class indices from 0 under '{numbers}', not '{index}'.")
     if len(rows) > 1 and sorted(map(int, indices)) == list(range(1, len(rows) + 1)):
         raise InputError(f"{name} counts classes from 1: models count them from 0, so take 1 from each '{numbers}'.")
-    said = _first(columns, _DESCRIPTIONS, numbers, folders)
-    words: Iterable[str | None] = columns[said] if said else [None] * len(rows)
-    return [_Class(*each) for each in zip(columns[folders], map(int, indices), words, strict=True)]
+    description_head = _first(columns, _DESCRIPTIONS, numbers, folders)
+    descriptions: Iterable[str | None] = columns[description_head] if description_head else [None] * len(rows)
+    return [_Class(*fields) for fields in zip(columns[folders], map(int, indices), descriptions, strict=True)]
 
 
 def _first(columns: Mapping[str, object], names: Sequence[str], *but: str | None) -> str | None:
@@ -189,10 +191,13 @@ def _interpret_mapping(content: Mapping[str, object], name: str) -> list[_Class]
             return [_described(int(key), pair) for key, pair in zip(content, pairs, strict=True)]
     for key in _LIST_KEYS:
         if isinstance(content.get(key), list):
-            found, words = _interpret(content[key], f"{name}, key '{key}',"), content.get("names")
-            if key == "names" or not isinstance(words, list) or len(words) != len(found):
-                return found
-            return [replace(each, description=str(said)) for each, said in zip(found, words, strict=True)]
+            entries, descriptions = _interpret(content[key], f"{name}, key '{key}',"), content.get("names")
+            if key == "names" or not isinstance(descriptions, list) or len(descriptions) != len(entries):
+                return entries
+            return [
+                replace(entry, description=str(description))
+                for entry, description in zip(entries, descriptions, strict=True)
+            ]
     raise InputError(
         f"{name} must map folder names to class indices from 0, or hold the list of names under one of the keys "
         f"{', '.join(_LIST_KEYS)}. {EXPECTED}"

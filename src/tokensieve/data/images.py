@@ -248,10 +248,10 @@ def image_set(
         if path.suffix.lower() == ".tar":
             return _listed(list_tar(path, index), transform, limit)
         return ImageSet([(path, -1)], transform, names=[str(path)])
-    known = ", ".join(f"{prefix}/" for prefix in _TIMM_PREFIXES)
+    prefixes = ", ".join(f"{prefix}/" for prefix in _TIMM_PREFIXES)
     raise InputError(
-        f"{source} does not exist: give a folder, an image file, a timm data set ({known}), or scenes to have pictures "
-        "generated."
+        f"{source} does not exist: give a folder, an image file, a timm data set ({prefixes}), or scenes to have "
+        "pictures generated."
     )
 
 
@@ -347,16 +347,16 @@ def _timm_set(
 ) -> ImageSet | StreamSet:
     if index is not None and name.lower().startswith("torch/"):
         raise InputError(f"{name} has class numbers of its own: leave the class index out.")
-    where = None if root is None else str(root)
+    folder = None if root is None else str(root)
     try:
         with redirect_stdout(sys.stderr):  # timm prints which library is missing; stdout may be somebody's JSON
-            opened = timm.data.create_dataset(name, root=where, split=split, class_map=index)
+            dataset = timm.data.create_dataset(name, root=folder, split=split, class_map=index)
     except Exception as error:  # each reader has its own library behind it, with its own errors
         raise InputError(f"timm cannot open {name} (split {split}, root {root}): {reason_of(error)}.") from error
-    if isinstance(opened, timm.data.IterableImageDataset):
-        return StreamSet(opened.reader, transform, name=name, limit=limit)
+    if isinstance(dataset, timm.data.IterableImageDataset):
+        return StreamSet(dataset.reader, transform, name=name, limit=limit)
     # timm's own ImageDataset replaces an unreadable picture by the next one; its reader does not.
-    items = getattr(opened, "reader", opened)
+    items = getattr(dataset, "reader", dataset)
     if not len(items):
         raise InputError(f"{name} (split {split}) holds no pictures.")
     return ImageSet(items, transform, names=name, classes=index, limit=limit)

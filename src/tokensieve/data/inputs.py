@@ -93,13 +93,13 @@ HOSTS_STATE: list[Callable[[nn.Module], InputSpec | None]] = []
 
 def _stated_by_host(model: nn.Module) -> InputSpec | None:
     """What the host of the model, or of a part of it, states for itself."""
-    for part in model.modules():
-        for ask in HOSTS_STATE:
+    for module in model.modules():
+        for stated_by in HOSTS_STATE:
             with suppress(UnsupportedHost):
-                if (spec := ask(part)) is not None:
+                if (spec := stated_by(module)) is not None:
                     return spec
     # What no host opens: the zoo's networks of video state the frames, height and width of their clips.
-    clips = (clip for part in model.modules() if isinstance(clip := getattr(part, "clip_size", None), tuple))
+    clips = (clip for module in model.modules() if isinstance(clip := getattr(module, "clip_size", None), tuple))
     return next((InputSpec((3, *clip), "CTHW") for clip in clips), None)
 
 
@@ -172,33 +172,33 @@ def _channels(model: nn.Module) -> int | None:
     """The same by the model alone."""
     stated = _stated(model)
     folded = 1
-    for part in model.modules() if stated.get("first_conv", True) else ():
-        if isinstance(part, SpaceToDepth):
-            folded = part.bs**2
-        if isinstance(part, nn.Conv2d):
-            return part.in_channels // folded
+    for module in model.modules() if stated.get("first_conv", True) else ():
+        if isinstance(module, SpaceToDepth):
+            folded = module.bs**2
+        if isinstance(module, nn.Conv2d):
+            return module.in_channels // folded
     configured = getattr(getattr(model, "config", None), "num_channels", None)
     return configured or next(iter(stated.get("input_size", ())), None)
 
 
 def _stated_sizes(model: nn.Module) -> Iterator[Any]:
     """What a model says of its size, the most certain first."""
-    for name, part in model.named_modules():  # as it was built, where its weights may be for another size
+    for name, module in model.named_modules():  # as it was built, where its weights may be for another size
         if name.rpartition(".")[2] == "patch_embed":
-            yield getattr(part, "img_size", None)
-    for part in model.modules():
-        yield getattr(getattr(part, "config", None), "image_size", None)
-        yield getattr(part, "image_size", None)
-        yield _own(part).get("input_size", ())[1:]
+            yield getattr(module, "img_size", None)
+    for module in model.modules():
+        yield getattr(getattr(module, "config", None), "image_size", None)
+        yield getattr(module, "image_size", None)
+        yield _own(module).get("input_size", ())[1:]
 
 
 def _stated(model: nn.Module) -> dict[str, Any]:
     """What timm's configuration says, of the model or of the one that it wraps."""
-    return next((stated for part in model.modules() if (stated := _own(part))), {})
+    return next((stated for module in model.modules() if (stated := _own(module))), {})
 
 
-def _own(part: nn.Module) -> dict[str, Any]:
-    stated = getattr(part, "pretrained_cfg", None)
+def _own(module: nn.Module) -> dict[str, Any]:
+    stated = getattr(module, "pretrained_cfg", None)
     return stated if isinstance(stated, dict) else {}
 
 
@@ -208,14 +208,14 @@ def check_images(images: Any, layout: str = "CHW") -> Tensor:
     Raises:
         InputError: they are not.
     """
-    found = type(images).__name__
+    description = type(images).__name__
     if isinstance(images, Tensor):
         if images.ndim == 1 + len(layout) and images.is_floating_point():
             return images
-        found = f"{str(images.dtype).removeprefix('torch.')} of shape {tuple(images.shape)}"
+        description = f"{str(images.dtype).removeprefix('torch.')} of shape {tuple(images.shape)}"
     raise InputError(
         f"Images must be one tensor (batch, {LAYOUTS[layout]}) of floating-point numbers, normalised as the model "
-        f"reads them, not {found}."
+        f"reads them, not {description}."
     )
 
 

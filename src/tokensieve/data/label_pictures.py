@@ -57,10 +57,10 @@ def label_picture(source: Any, table: Tensor, classes: int) -> Tensor:
             raise UnusableError(f"cannot be decoded: {reason_of(error)}") from error
     labels = table[values.long()]
     if bool((labels == WRONG).any()):
-        found = values[labels == WRONG].unique().tolist()
-        more = f" and {len(found) - SHOWN} more" if len(found) > SHOWN else ""
+        wrong = values[labels == WRONG].unique().tolist()
+        more = f" and {len(wrong) - SHOWN} more" if len(wrong) > SHOWN else ""
         raise UnusableError(
-            f"holds the label{'s' if len(found) > 1 else ''} {', '.join(map(str, found[:SHOWN]))}{more}, beyond the "
+            f"holds the label{'s' if len(wrong) > 1 else ''} {', '.join(map(str, wrong[:SHOWN]))}{more}, beyond the "
             f"{classes} classes"
         )
     return labels.to(torch.uint8)

@@ -100,9 +100,9 @@ def _arrange(tree: Tree, base: int, index: Mapping[str, int] | None, source: str
             tree.skip(parts, f"folder without {tree.kind.many}")
     skipped = tuple(Skipped(path(parts), reason) for parts, reason in sorted(tree.skipped, key=_place))
     if not tree.files:
-        passed = f" ({count(skipped)})" if skipped else ""
+        counts = f" ({count(skipped)})" if skipped else ""
         raise InputError(
-            f"{source} holds no {tree.kind.many}{passed}. What is read: {' '.join(sorted(tree.kind.suffixes()))}."
+            f"{source} holds no {tree.kind.many}{counts}. What is read: {' '.join(sorted(tree.kind.suffixes()))}."
         )
     names = sorted({parts[-1] for parts in (*folders, *empty)}, key=natural)
     classes = {name: i for i, name in enumerate(names)} if index is None else dict(index)
@@ -134,8 +134,8 @@ def _notes(
         yield f"{len(missing)} class folders hold no {tree.kind.one} and keep their numbers: {_few(missing)}."
     places = Counter(parts[-1] for parts in folders)
     for name in sorted((name for name, times in places.items() if times > 1), key=natural):
-        where = sorted("/".join(parts[base:]) for parts in folders if parts[-1] == name)
-        yield f"{len(where)} folders are one class, '{name}': {_few(where)}."
+        paths = sorted("/".join(parts[base:]) for parts in folders if parts[-1] == name)
+        yield f"{len(paths)} folders are one class, '{name}': {_few(paths)}."
     inside = sorted("/".join(parts[base:]) for parts in folders if parts[:-1] in folders)
     if inside:
         yield f"a folder inside a class folder is a class of its own, by its own name: {_few(inside)}."
@@ -149,7 +149,7 @@ def _notes(
 
 def count(skipped: Iterable[Skipped]) -> str:
     """How many of which kind, the most frequent first: "hidden folder 2, .txt 1"."""
-    return ", ".join(f"{reason} {times}" for reason, times in Counter(each.reason for each in skipped).most_common())
+    return ", ".join(f"{reason} {times}" for reason, times in Counter(entry.reason for entry in skipped).most_common())
 
 
 def _few(names: Sequence[str]) -> str:

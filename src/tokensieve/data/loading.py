@@ -55,8 +55,8 @@ class Batches:
     @property
     def kind(self) -> Kind:
         """Of what is read, pictures or videos."""
-        found: Kind = getattr(self.dataset, "kind", PICTURES)
-        return found
+        result: Kind = getattr(self.dataset, "kind", PICTURES)
+        return result
 
     def __len__(self) -> int:
         """Number of batches, those that may come to nothing included; a stream has no length (TypeError)."""
@@ -138,6 +138,6 @@ def _collate(items: list[_Item | Failure]) -> tuple[Batch | None, list[Failure]]
     images, labels, paths, times = zip(*good, strict=True)
     if len({image.shape for image in images}) > 1:
         raise InputError("Pictures of unlike sizes cannot go through together: read them with batch_size=1.")
-    told = torch.stack(labels) if isinstance(labels[0], Tensor) else torch.tensor(labels, dtype=torch.int64)
-    shown = None if times[0] is None else torch.stack(times)
-    return Batch(torch.stack(images), told, paths, shown), failures
+    label_batch = torch.stack(labels) if isinstance(labels[0], Tensor) else torch.tensor(labels, dtype=torch.int64)
+    time_batch = None if times[0] is None else torch.stack(times)
+    return Batch(torch.stack(images), label_batch, paths, time_batch), failures

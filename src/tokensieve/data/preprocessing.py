@@ -72,15 +72,15 @@ class Preprocessing:
             InputError: the model states no normalisation or no input size, and none is given.
         """
         host = _host(model)
-        known = bool(getattr(host, "pretrained_cfg", None))
-        if not known and (mean is None or std is None):
+        has_config = bool(getattr(host, "pretrained_cfg", None))
+        if not has_config and (mean is None or std is None):
             raise InputError(
                 f"{type(host).__name__} states no normalisation (timm's pretrained_cfg): give mean= and std=."
             )
         # `pretrained_cfg` keeps the size of the weights; a model built with img_size= reads another.
         if size is None:
             size = size_of(host)
-        if size is None and not known:
+        if size is None and not has_config:
             raise InputError(f"{type(host).__name__} states no input size: give size= in pixels.")
         config = timm.data.resolve_model_data_config(host)
         return cls(
@@ -105,11 +105,14 @@ class Preprocessing:
         From 384 pixels on the whole picture is warped to the input size instead. Hierarchical models (ConvNeXt, Swin)
         below that keep the usual margin: 256 to 224, crop_pct 0.875. Arguments and errors as in `of`.
         """
-        own = cls.of(model, mean, std, size)
-        warp = min(own.input_size) >= 384
+        preprocessing = cls.of(model, mean, std, size)
+        warp = min(preprocessing.input_size) >= 384
         exact = warp or not _is_hierarchical(_host(model))
         return replace(
-            own, interpolation="bicubic", crop_pct=1.0 if exact else 0.875, crop_mode="squash" if warp else "center"
+            preprocessing,
+            interpolation="bicubic",
+            crop_pct=1.0 if exact else 0.875,
+            crop_mode="squash" if warp else "center",
         )
 
     @classmethod

@@ -29,8 +29,8 @@ def filesystem(url: str) -> tuple[Any, str]:
     import fsspec
 
     with told(url):
-        found: tuple[Any, str] = fsspec.core.url_to_fs(url)
-    return found
+        result: tuple[Any, str] = fsspec.core.url_to_fs(url)
+    return result
 
 
 @contextmanager
@@ -83,5 +83,5 @@ def find(url: str) -> dict[str, str]:
     system, place = filesystem(url)
     root = place.rstrip("/")
     with told(url):
-        found = sorted(system.find(root))
-    return {path[len(root) :].lstrip("/"): system.unstrip_protocol(path) for path in found}
+        paths = sorted(system.find(root))
+    return {path[len(root) :].lstrip("/"): system.unstrip_protocol(path) for path in paths}

@@ -47,8 +47,8 @@ def picture_suffixes() -> frozenset[str]:
     """Endings, in lower case, of the files that are read: what this Pillow, with its plugins, can open of `FORMATS`."""
     # Formats whose library is missing still register their endings.
     missing = {name for name, library in (("JPEG2000", "jpg_2000"), ("WEBP", "webp")) if not features.check(library)}
-    known = Image.registered_extensions()  # loads the plugins that Image.OPEN lists
-    return frozenset(end for end, name in known.items() if name in FORMATS - missing and name in Image.OPEN)
+    extensions = Image.registered_extensions()  # loads the plugins that Image.OPEN lists
+    return frozenset(end for end, name in extensions.items() if name in FORMATS - missing and name in Image.OPEN)
 
 
 class Kind(NamedTuple):
@@ -135,13 +135,13 @@ def scan_folder(tree: Tree, root: str) -> None:
                 tree.folders.add(parts)
             try:
                 with os.scandir(path) as entries:
-                    found = sorted(entries, key=lambda entry: entry.name)
+                    sorted_entries = sorted(entries, key=lambda entry: entry.name)
             except OSError as error:
                 if not parts:
                     raise InputError(f"{root} cannot be opened: {error.strerror}.") from error
                 tree.skip(parts, NOT_OPENED)
                 continue
-            for entry in found:
+            for entry in sorted_entries:
                 below, kind = (*parts, printable(entry.name)), _kind(entry)
                 if _hidden(entry.name):
                     tree.skip(below, HIDDEN_FOLDER if kind == "folder" else HIDDEN_FILE)

@@ -192,45 +192,47 @@ def segmentation_set(
     """
     if limit is not None and limit < 1:
         raise RecipeError(f"The limit on pictures must be at least 1, not {limit}.")
-    known = layout_of(layout)
+    rules = layout_of(layout)
     if source == SCENES:
         if layout != "folders" or classes is not None:
             raise RecipeError("Scenes are generated, with classes of their own: leave layout and classes out.")
         from .scene_maps import COUNT, SceneMaps  # which is a SegmentationSet itself
 
         return SceneMaps(split or "train", COUNT if limit is None else limit, transform=transform)
-    if classes is not None and known.classes is not None:
+    if classes is not None and rules.classes is not None:
         raise RecipeError(f"The layout {layout} has its own classes: leave classes out.")
     files = scan(Path(source), FILES)
-    whole = known.splits is None and split is None
-    wanted = None if whole else _split(known, split or "train")
-    places = [("images", "labels")] if whole else [_named(place, wanted) for place in known.places]
-    root, (pictures, labels) = _place(files, places, str(source), known)
-    names = _class_names(files, root, known, classes, str(source))
-    found = _below(files, root, pictures, known.picture_tail)
-    stems = None if known.stems is None else _stems(files, (*root, *known.stems.format(split=wanted).split("/")))
+    single = rules.splits is None and split is None
+    split_folder = None if single else _split(rules, split or "train")
+    places = [("images", "labels")] if single else [_named(place, split_folder) for place in rules.places]
+    root, (pictures, labels) = _place(files, places, str(source), rules)
+    names = _class_names(files, root, rules, classes, str(source))
+    pictures_by_key = _below(files, root, pictures, rules.picture_tail)
+    stems = None if rules.stems is None else _stems(files, (*root, *rules.stems.format(split=split_folder).split("/")))
     if stems is not None:
-        found = {key: each for key, each in found.items() if "/".join(key) in stems}
-        absent = sorted(stems - {"/".join(key) for key in found})
+        pictures_by_key = {key: each for key, each in pictures_by_key.items() if "/".join(key) in stems}
+        absent = sorted(stems - {"/".join(key) for key in pictures_by_key})
     else:
         absent = []
-    if not found:
-        raise InputError(f"{source} holds no picture in {pictures}{f' of the split {wanted}' if wanted else ''}.")
-    chosen, told = _labels(files, root, labels, known.formats, found)
+    if not pictures_by_key:
+        raise InputError(
+            f"{source} holds no picture in {pictures}{f' of the split {split_folder}' if split_folder else ''}."
+        )
+    label_format, labels_by_key = _labels(files, root, labels, rules.formats, pictures_by_key)
     pairs = []
-    for key in sorted(found, key=lambda key: [natural(part) for part in key]):
-        there = told.pop(key, None)
-        missing = f"{'/'.join((labels, *key))}{chosen.tail}.png"
-        parts, opens = found[key]
+    for key in sorted(pictures_by_key, key=lambda key: [natural(part) for part in key]):
+        label = labels_by_key.pop(key, None)
+        missing = f"{'/'.join((labels, *key))}{label_format.tail}.png"
+        parts, opens = pictures_by_key[key]
         name = files.path(parts)
-        pairs.append(Pair(name, opens, missing if there is None else files.path(there[0]), there and there[1], key))
-    orphans = () if stems is not None else told.values()
+        pairs.append(Pair(name, opens, missing if label is None else files.path(label[0]), label and label[1], key))
+    orphans = () if stems is not None else labels_by_key.values()
     skipped = [Skipped(files.path(parts), "label picture without a picture") for parts, _ in orphans]
     notes = []
     if absent:
         more = f" and {len(absent) - NAMED} more" if len(absent) > NAMED else ""
         notes.append(f"{source}: {len(absent)} pictures of the list are not there: {', '.join(absent[:NAMED])}{more}.")
-    table = lookup(_values(chosen, len(names), ignore_index if known.classes is None else None))
+    table = lookup(_values(label_format, len(names), ignore_index if rules.classes is None else None))
     return SegmentationSet(pairs, names, table, transform, limit=limit, skipped=skipped, notes=notes)
 
 
@@ -250,7 +252,7 @@ def _split(layout: Layout, split: str) -> str:
 
 
 def _named(place: tuple[str, str], split: str | None) -> tuple[str, str]:
-    pictures, labels = (each.format(split=split) for each in place)
+    pictures, labels = (pattern.format(split=split) for pattern in place)
     return pictures, labels
 
 
@@ -258,7 +260,7 @@ def _place(files: Tree, places: Iterable[tuple[str, str]], source: str, layout: 
     """The least deep folder that holds one of the pairs of folders, and that pair."""
     places = list(places)
     for pair in places:
-        pictures, labels = (tuple(each.split("/")) for each in pair)
+        pictures, labels = (tuple(path.split("/")) for path in pair)
         ends = sorted(
             (parts[: -len(pictures)] for parts in files.folders if parts[-len(pictures) :] == pictures), key=len
         )
@@ -272,27 +274,26 @@ def _place(files: Tree, places: Iterable[tuple[str, str]], source: str, layout: 
 def _below(files: Tree, root: Parts, folder: str, tail: str) -> dict[Parts, tuple[Parts, Any]]:
     """The pictures below a folder by their path in it, without tail and file extension."""
     base = (*root, *folder.split("/"))
-    found: dict[Parts, tuple[Parts, Any]] = {}
+    files_by_key: dict[Parts, tuple[Parts, Any]] = {}
     for parts, opens in files.files.items():
         stem, suffix = os.path.splitext(parts[-1])
         if parts[: len(base)] == base and suffix.lower() not in (".txt", ".json", ".csv") and stem.endswith(tail):
             key = (*parts[len(base) : -1], stem.removesuffix(tail) if tail else stem)
-            if key in found:
-                raise InputError(
-                    f"{files.path(parts)} and {files.path(found[key][0])} have one name: labels belong to either."
-                )
-            found[key] = parts, opens
-    return found
+            if key in files_by_key:
+                other = files.path(files_by_key[key][0])
+                raise InputError(f"{files.path(parts)} and {other} have one name: labels belong to either.")
+            files_by_key[key] = parts, opens
+    return files_by_key
 
 
 def _labels(
     files: Tree, root: Parts, folder: str, formats: Sequence[LabelFormat], pictures: Mapping[Parts, Any]
 ) -> tuple[LabelFormat, dict[Parts, tuple[Parts, Any]]]:
     """The first format in which there are labels of these pictures, and all labels in it."""
-    for each in formats:
-        told = _below(files, root, folder, each.tail)
-        if told.keys() & pictures.keys():
-            return each, told
+    for label_format in formats:
+        labels_by_key = _below(files, root, folder, label_format.tail)
+        if labels_by_key.keys() & pictures.keys():
+            return label_format, labels_by_key
     return formats[0], {}
 
 
@@ -322,8 +323,8 @@ def _class_names(files: Tree, root: Parts, layout: Layout, classes: Any, source:
         if not 1 <= classes < VOID:
             raise RecipeError(f"A segmentation set has 1 to {VOID - 1} classes, not {classes}.")
         return tuple(str(number) for number in range(classes))
-    told = class_descriptions(os.fspath(classes) if isinstance(classes, os.PathLike) else classes)
-    return _in_order(told, str(classes))
+    descriptions = class_descriptions(os.fspath(classes) if isinstance(classes, os.PathLike) else classes)
+    return _in_order(descriptions, str(classes))
 
 
 def _from_file(files: Tree, parts: Parts) -> tuple[str, ...]:
@@ -342,10 +343,10 @@ def _text(files: Tree, parts: Parts) -> str:
         raise InputError(f"{name} cannot be read: {reason_of(error)}.") from error
 
 
-def _in_order(told: Mapping[int, str], name: str) -> tuple[str, ...]:
-    if sorted(told) != list(range(len(told))):
+def _in_order(descriptions: Mapping[int, str], name: str) -> tuple[str, ...]:
+    if sorted(descriptions) != list(range(len(descriptions))):
         raise InputError(f"{name} must number the classes from 0 without a gap.")
-    return tuple(told[index] for index in range(len(told)))
+    return tuple(descriptions[index] for index in range(len(descriptions)))
 
 
 def _listed_names(files: Tree, root: Parts, layout: Layout) -> tuple[str, ...]:

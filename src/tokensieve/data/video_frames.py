@@ -53,8 +53,8 @@ class Timeline:
         """Index of the frame that is shown at each time; half a frame of grace evens out rounded stamps."""
         usual = float(np.median(np.diff(self.seconds))) if len(self) > 1 else 1 / self.rate
         grace = 0.5 * min(usual, 1 / self.rate)
-        found = np.searchsorted(self.seconds, np.asarray(seconds) + grace, side="right") - 1
-        return found.clip(0, len(self) - 1)
+        indices = np.searchsorted(self.seconds, np.asarray(seconds) + grace, side="right") - 1
+        return indices.clip(0, len(self) - 1)
 
 
 def library() -> Any:
@@ -99,13 +99,13 @@ def timeline_of(source: Any) -> Timeline:
         # What a file states may be the rate of its ticks: where frames come otherwise, they are believed.
         rate = float(rate) if rate and abs(float(rate) / mean - 1) < 0.02 else mean
     keys = np.array(sorted(stamp for stamp, key in packets if key), dtype=np.int64)
-    found = Timeline(stamps, keys, tick, float(rate or 25), timed)
+    timeline = Timeline(stamps, keys, tick, float(rate or 25), timed)
     if announced and len(stamps) < CUT_SHORT * announced:
         raise UnusableError(f"is cut short: {len(stamps)} of the {announced} frames that it announces are there")
-    end = max(found.duration, stamps[-1] * tick + 1 / found.rate)  # Matroska counts from 0, whatever comes first
+    end = max(timeline.duration, stamps[-1] * tick + 1 / timeline.rate)  # Matroska counts from 0, whatever comes first
     if not announced and alone and stated and end < CUT_SHORT * stated:
         raise UnusableError(f"is cut short: {end:.1f} of the {stated:.1f} seconds it announces are there")
-    return found
+    return timeline
 
 
 def frames_at(source: Any, timeline: Timeline, indices: Sequence[int]) -> Iterator[tuple[int, np.ndarray]]:
@@ -166,13 +166,13 @@ class _Decoder:
     def _next(self, index: int, *, needed: bool = True) -> None:
         wanted, av = self.timeline.seconds[index], library()
         try:
-            found = next(self._frames, None)
+            decoded = next(self._frames, None)
         except av.error.FFmpegError as error:
             if not needed:
                 return
             raise UnusableError(f"cannot be decoded up to {wanted:.2f} s: {_said(error)}") from error
-        if found is not None:
-            self._stamp, self._frame = found
+        if decoded is not None:
+            self._stamp, self._frame = decoded
             if self._frame.is_corrupt:
                 raise UnusableError(f"is damaged before {wanted:.2f} s")
         elif needed:

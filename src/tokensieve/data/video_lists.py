@@ -148,19 +148,19 @@ def found_file(path: Path) -> Path:
 
 def _numbered(labels: list[str], index: Mapping[str, int] | None, path: Path) -> tuple[list[int], dict[str, int]]:
     """The index of each label, -1 of none, and the names of the classes."""
-    known = sorted({label for label in labels if label}, key=natural)
-    if index is None and all(re.fullmatch(r"-?\d+", label) for label in known):
+    names = sorted({label for label in labels if label}, key=natural)
+    if index is None and all(re.fullmatch(r"-?\d+", label) for label in names):
         return [int(label) if label else -1 for label in labels], {}
-    classes = dict(index) if index is not None else {_plain(name): i for i, name in enumerate(known)}
+    classes = dict(index) if index is not None else {_plain(name): i for i, name in enumerate(names)}
     places = {_plain(name): i for name, i in classes.items()}
     numbers = set(classes.values())
-    found = []
+    label_numbers = []
     for label in labels:
         number = places.get(_plain(label), int(label) if label.isdecimal() and int(label) in numbers else None)
         if label and number is None:
             raise InputError(f"The label '{label}' of {path} is not in the class index: name it there.")
-        found.append(-1 if number is None else number)
-    return found, classes
+        label_numbers.append(-1 if number is None else number)
+    return label_numbers, classes
 
 
 def _plain(label: str) -> str:

@@ -153,11 +153,11 @@ class VideoPreprocessing:
         height, width = self.input_size
         down, right = clip.shape[-2] - height, clip.shape[-1] - width
         places = [0.5] if count == 1 else [0.0, 0.5, 1.0]
-        found = []
+        windows = []
         for place in places:
             top = round(down * (place if down > right else 0.5))
             left = round(right * (place if right >= down else 0.5))
-            found.append(clip[..., top : top + height, left : left + width])
-        crops = torch.stack(found).float() / 255
+            windows.append(clip[..., top : top + height, left : left + width])
+        crops = torch.stack(windows).float() / 255
         crops = (crops - torch.tensor(self.mean)[:, None, None]) / torch.tensor(self.std)[:, None, None]
         return crops if self.layout == "TCHW" else crops.transpose(1, 2).contiguous()

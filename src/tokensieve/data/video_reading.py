@@ -111,13 +111,13 @@ def _slide(source: Any, preprocessing: VideoPreprocessing, step: float | None) -
     timeline = timeline_of(source)
     windows = sliding_windows(timeline, preprocessing.frames, preprocessing.stride, step)
     decoded = frames_at(source, timeline, np.unique(windows).tolist())
-    held: dict[int, Tensor] = {}
+    frames: dict[int, Tensor] = {}
     for window in windows.tolist():
-        while window[-1] not in held:
+        while window[-1] not in frames:
             index, frame = next(decoded)
-            held[index] = preprocessing.resize(frame)
-        held = {index: frame for index, frame in held.items() if index >= window[0]}
-        crops = preprocessing.crops(_stack([held[index] for index in window]))
+            frames[index] = preprocessing.resize(frame)
+        frames = {index: frame for index, frame in frames.items() if index >= window[0]}
+        crops = preprocessing.crops(_stack([frames[index] for index in window]))
         yield Window(crops[0] if len(crops) == 1 else crops, torch.from_numpy(timeline.seconds[window]))
 
 
@@ -144,10 +144,10 @@ class VideoSet(ImageSet):
     def attempt_timed(self, index: int) -> tuple[Tensor, int, Tensor] | Failure:
         """Video `index`, its label, and (clips, frames) float64, when each frame is shown, in seconds from the
         beginning; or why it cannot be read."""
-        found = self._attempt(index, self._clips)
-        if isinstance(found, Failure):
-            return found
-        clips, label = found
+        result = self._attempt(index, self._clips)
+        if isinstance(result, Failure):
+            return result
+        clips, label = result
         return self._views(clips), label, torch.from_numpy(clips.times)
 
     def windows(self, index: int, step: float | None = None) -> Iterator[Window | Failure]:

@@ -78,23 +78,23 @@ def write_checked(
         )
     if batch is not None and batch < 1:
         raise InputError(f"batch must be at least 1, or None for any, not {batch}.")
-    like, generator = next(module.parameters(), torch.empty(0)), torch.Generator().manual_seed(seed)
+    parameter, generator = next(module.parameters(), torch.empty(0)), torch.Generator().manual_seed(seed)
 
     def draw(count: int) -> Tensor:
-        return torch.randn(count, *spec, generator=generator).to(like.device, like.dtype)
+        return torch.randn(count, *spec, generator=generator).to(parameter.device, parameter.dtype)
 
     with draft(path) as file:
         example = draw(batch or 2)
         with attempt(f"{kind} does not run on random images"):
             chosen = Chosen(module, example, output)
-        asked = module if chosen.plain else chosen
+        exported = module if chosen.plain else chosen
         with attempt(f"{kind} cannot be traced by torch.export"):
             free = None if batch else ({0: Dim("batch")},)
-            program = torch.export.export(asked, (example,), dynamic_shapes=free, strict=False)
+            program = torch.export.export(exported, (example,), dynamic_shapes=free, strict=False)
         run, nodes = write(program, file, chosen.names)
         counts = (batch,) if batch else BATCHES
         with attempt("The exported file does not run"):
-            differences = {n: largest_difference(asked, run, draw(n), TOLERANCE) for n in counts}
+            differences = {n: largest_difference(exported, run, draw(n), TOLERANCE) for n in counts}
         size = sum(part.stat().st_size for part in file.parent.iterdir())
     shapes = [(batch or "batch", *tensor.shape[1:]) for tensor in (example, *chosen.example)]
     outputs = dict(zip(chosen.names, shapes[1:], strict=True))
@@ -137,26 +137,28 @@ def preprocessing_of(
     module: nn.Module, input_size: InputSize | None, mean: Sequence[float] | None, std: Sequence[float] | None
 ) -> tuple[InputSpec, Preprocessing | VideoPreprocessing | None]:
     """The images or clips, and their preprocessing: None where the host states none for as many channels."""
-    given = None if input_size is None else own_input(module, input_size)
-    if "T" in (stated := given or InputSpec.of(module)).layout:
+    input_spec = None if input_size is None else own_input(module, input_size)
+    if "T" in (stated := input_spec or InputSpec.of(module)).layout:
         own_clips = {"input_size": stated.size, "frames": stated.frames, "layout": stated.layout}
         return stated, VideoPreprocessing.of(module, mean, std, **own_clips)
-    own = Preprocessing.of(module, mean, std, None if given is None else given.size)
-    if given is None and channels_of(module) is None:  # as many as the normalisation is for
-        given = InputSpec((len(own.mean), *own.input_size))
-    spec = given or own_input(module, own.input_size)
-    if len(own.mean) == spec.channels:
-        return spec, own
+    preprocessing = Preprocessing.of(module, mean, std, None if input_spec is None else input_spec.size)
+    if input_spec is None and channels_of(module) is None:  # as many as the normalisation is for
+        input_spec = InputSpec((len(preprocessing.mean), *preprocessing.input_size))
+    spec = input_spec or own_input(module, preprocessing.input_size)
+    if len(preprocessing.mean) == spec.channels:
+        return spec, preprocessing
     if mean is not None or std is not None:
-        raise InputError(f"mean and std have {len(own.mean)} numbers, and the images {spec.channels} channels.")
+        raise InputError(
+            f"mean and std have {len(preprocessing.mean)} numbers, and the images {spec.channels} channels."
+        )
     return spec, None
 
 
-def facts_of(module: nn.Module, own: Preprocessing | VideoPreprocessing | None) -> dict[str, str]:
+def facts_of(module: nn.Module, preprocessing: Preprocessing | VideoPreprocessing | None) -> dict[str, str]:
     """What the file says of itself."""
     facts = {"tokensieve": __version__}
-    if own is not None:
-        facts["preprocessing"] = json.dumps(asdict(own))
+    if preprocessing is not None:
+        facts["preprocessing"] = json.dumps(asdict(preprocessing))
     recipe = getattr(module, "recipe", None)
     if isinstance(recipe, Recipe):
         facts["recipe"] = str(recipe)

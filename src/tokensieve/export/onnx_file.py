@@ -82,10 +82,10 @@ def export_onnx(
 
         with attempt(f"The model cannot be written in ONNX's operators (opset {opset})"):
             graph = onnx_graph.translate(program, names, opset)
-        graph.model.metadata_props.update(facts_of(module, own))
+        graph.model.metadata_props.update(facts_of(module, preprocessing))
         graph.save(file, external_data=onnx_graph.weight_bytes(graph) >= ONE_FILE)
         with attempt(f"onnxruntime cannot open the exported file (opset {opset})"):
             return onnx_graph.runner(file), sum(1 for _ in graph.model.graph.all_nodes())
 
-    spec, own = preprocessing_of(module, input_size, mean, std)
+    spec, preprocessing = preprocessing_of(module, input_size, mean, std)
     return write_checked(module, Path(path), spec, output, batch, seed, write, opset)

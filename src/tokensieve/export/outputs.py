@@ -50,17 +50,17 @@ class Chosen(nn.Module):
             raise ExportError(f"{kind} returns a {type(answer).__name__} without a tensor that can be written.")
         if output is None:
             output = next((field for field in OBVIOUS if field in fields), next(iter(fields)))
-        found = _find(fields, output)
-        if not found:
+        selected = _find(fields, output)
+        if not selected:
             known = dict.fromkeys([*fields, *ways, *(name for field in fields.values() for name in field)])
             raise InputError(f"{kind} has no output {output!r}; it has {', '.join(known)}.")
-        for name, tensor in found.items():
+        for name, tensor in selected.items():
             if tensor.shape[:1] != images.shape[:1]:
                 raise ExportError(
                     f"{kind} returns {name} of shape {tuple(tensor.shape)} for images of shape {shape}; outputs with "
                     "the batch first can be written."
                 )
-        self.names, self.example = tuple(found), tuple(found.values())
+        self.names, self.example = tuple(selected), tuple(selected.values())
         self.plain = isinstance(answer, Tensor) and not self.way
         self.training = module.training  # train() would reach into the model
 
@@ -72,8 +72,8 @@ class Chosen(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor | tuple[Tensor, ...]:
         every = {name: tensor for field in self.ask(images).values() for name, tensor in field.items()}
-        found = tuple(every[name] for name in self.names)
-        return found[0] if len(found) == 1 else found
+        outputs = tuple(every[name] for name in self.names)
+        return outputs[0] if len(outputs) == 1 else outputs
 
 
 _NAMES = {"forward_features": "last_hidden_state", "forward_intermediates": MAPS}
@@ -101,12 +101,12 @@ def fields_of(answer: Any, single: str) -> Fields:
     if isinstance(answer, Tensor):
         return {single: {single: answer}}
     if hasattr(answer, "to_tuple"):
-        return {field: found for field, value in answer.items() if (found := _tensors(field, value))}
+        return {field: tensors for field, value in answer.items() if (tensors := _tensors(field, value))}
     parts = list(answer.values()) if isinstance(answer, Mapping) else answer
     maps = isinstance(parts, list | tuple) and all(isinstance(part, Tensor) and part.ndim == 4 for part in parts)
     field = MAPS if maps else "output"
-    found = _tensors(field, answer)
-    return {field: found} if found else {}
+    tensors = _tensors(field, answer)
+    return {field: tensors} if tensors else {}
 
 
 def _tensors(field: str, value: Any) -> dict[str, Tensor]:
@@ -114,12 +114,12 @@ def _tensors(field: str, value: Any) -> dict[str, Tensor]:
     if isinstance(value, Tensor):
         return {field: value}
     if isinstance(value, Mapping):
-        named = {str(name): part for name, part in value.items()}
+        tensors = {str(name): item for name, item in value.items()}
     elif isinstance(value, list | tuple):
-        named = {f"{field}_{number}": part for number, part in enumerate(value)}
+        tensors = {f"{field}_{number}": item for number, item in enumerate(value)}
     else:
         return {}
-    return {name: part for name, part in named.items() if isinstance(part, Tensor)}
+    return {name: item for name, item in tensors.items() if isinstance(item, Tensor)}
 
 
 def _find(fields: Fields, output: str) -> dict[str, Tensor]:

@@ -26,20 +26,20 @@ def largest_difference(module: nn.Module, run: Callable[[Tensor], Any], images: 
             choose the other, and the module's own answer changes as well if the image changes by next to nothing. An
             answer that stays then has no such excuse.
     """
-    wanted, got = _several(module(images)), _several(run(images))
-    shapes = [", ".join(str(tuple(tensor.shape)) for tensor in tensors) for tensors in (got, wanted)]
+    expected, got = _several(module(images)), _several(run(images))
+    shapes = [", ".join(str(tuple(tensor.shape)) for tensor in tensors) for tensors in (got, expected)]
     if shapes[0] != shapes[1]:
         raise ExportError(f"The exported file answers {shapes[0]} where PyTorch answers {shapes[1]}.")
-    apart = _apart(wanted, got)
-    wrong = ~(apart <= tolerance)  # NaN is wrong too
+    difference = _apart(expected, got)
+    wrong = ~(difference <= tolerance)  # NaN is wrong too
     if not wrong.any():
-        return apart.max().item()
-    wanted, images = tuple(tensor[wrong] for tensor in wanted), images[wrong]
-    moved, generator = torch.zeros_like(apart[wrong]), torch.Generator().manual_seed(0)
+        return difference.max().item()
+    expected, images = tuple(tensor[wrong] for tensor in expected), images[wrong]
+    moved, generator = torch.zeros_like(difference[wrong]), torch.Generator().manual_seed(0)
     bits = 8 * torch.finfo(images.dtype).eps
     for _ in range(DRAWS):
         noise = torch.randn(images.shape, generator=generator).to(images)
-        moved = torch.maximum(moved, _apart(wanted, _several(module(images * (1 + bits * noise)))))
+        moved = torch.maximum(moved, _apart(expected, _several(module(images * (1 + bits * noise)))))
     firm = int((moved <= tolerance).sum())
     if firm:
         why = (
@@ -52,7 +52,7 @@ def largest_difference(module: nn.Module, run: Callable[[Tensor], Any], images: 
         )
     raise ExportError(
         f"The exported file answers otherwise than PyTorch on {len(images)} of {len(wrong)} random images, by up to "
-        f"{apart.max().item():.2g} (allowed: {tolerance:g}). {why}"
+        f"{difference.max().item():.2g} (allowed: {tolerance:g}). {why}"
     )
 
 
@@ -60,11 +60,11 @@ def _several(answer: Any) -> tuple[Tensor, ...]:
     return (answer,) if isinstance(answer, Tensor) else tuple(answer)
 
 
-def _apart(wanted: Sequence[Tensor], got: Sequence[Tensor]) -> Tensor:
+def _apart(expected: Sequence[Tensor], got: Sequence[Tensor]) -> Tensor:
     """Tensors (B, ...) twice -> (B,) the largest difference for each image."""
-    apart = []
-    for own, other in zip(wanted, got, strict=True):
-        a, b = own.double().flatten(1), other.double().flatten(1)
-        scale = a.abs().amax(1).clamp(min=1) if own.ndim > 2 else 1
-        apart.append((a - b).abs().amax(1) / scale)
-    return torch.stack(apart).amax(0)
+    differences = []
+    for reference, other in zip(expected, got, strict=True):
+        a, b = reference.double().flatten(1), other.double().flatten(1)
+        scale = a.abs().amax(1).clamp(min=1) if reference.ndim > 2 else 1
+        differences.append((a - b).abs().amax(1) / scale)
+    return torch.stack(differences).amax(0)

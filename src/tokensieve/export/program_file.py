@@ -43,9 +43,11 @@ def export_program(
         for node in program.graph.nodes:
             node.meta.pop("stack_trace", None)  # names folders of the machine that writes the file
         with attempt("torch.export cannot save the program"):
-            torch.export.save(program, file, extra_files=facts_of(module, own) | {"outputs": json.dumps(names)})
-            again = torch.export.load(file)
-        return again.module(), sum(node.op == "call_function" for node in again.graph.nodes)
+            torch.export.save(
+                program, file, extra_files=facts_of(module, preprocessing) | {"outputs": json.dumps(names)}
+            )
+            loaded = torch.export.load(file)
+        return loaded.module(), sum(node.op == "call_function" for node in loaded.graph.nodes)
 
-    spec, own = preprocessing_of(module, input_size, mean, std)
+    spec, preprocessing = preprocessing_of(module, input_size, mean, std)
     return write_checked(module, Path(path), spec, output, batch, seed, write)

@@ -25,10 +25,10 @@ class BaseStream:
         Raises:
             InputError: they are on another device.
         """
-        part = self.parts[str(index)] if str(index) in self.parts else None  # noqa: SIM401
-        if part is not None:
-            check_device(part, x, f"Learned layers of the recipe (fast.parts, {index}) are")
-        return part
+        module = self.parts[str(index)] if str(index) in self.parts else None  # noqa: SIM401
+        if module is not None:
+            check_device(module, x, f"Learned layers of the recipe (fast.parts, {index}) are")
+        return module
 
     def sizes(self, images: Tensor) -> Sequence[tuple[int, ...]]:
         """Of each grid or map that the host makes of these images."""

@@ -39,10 +39,10 @@ class Wanted:
         """
         try:
             indices = list(self.indices) if isinstance(self.indices, (list, tuple)) else self.indices
-            taken, last = feature_take_indices(count, indices)
+            indices_taken, last = feature_take_indices(count, indices)
         except AssertionError:
             raise InputError(f"indices={self.indices} must be of {count} blocks or stages, 0 to {count - 1}.") from None
-        return list(taken), last
+        return list(indices_taken), last
 
     def check(self, formats: tuple[str, ...] = FORMATS) -> None:
         """Raises `InputError` for a format that cannot be had."""
@@ -53,11 +53,11 @@ class Wanted:
 class Intermediates:
     """Looks on at a walk, and keeps the tokens of the blocks that are wanted."""
 
-    def __init__(self, host: Host, wanted: Wanted) -> None:
-        wanted.check()
-        self.host, self.wanted = host, wanted
-        self.indices, last = wanted.taken(len(host.blocks))
-        self.blocks = last + 1 if wanted.stop_early else len(host.blocks)
+    def __init__(self, host: Host, request: Wanted) -> None:
+        request.check()
+        self.host, self.wanted = host, request
+        self.indices, last = request.taken(len(host.blocks))
+        self.blocks = last + 1 if request.stop_early else len(host.blocks)
         self.kept: list[tuple[int, Tokens]] = []
 
     def see(self, step: Step) -> None:
@@ -67,15 +67,15 @@ class Intermediates:
 
     def answer(self, tokens: Tokens, batch: int) -> Any:
         """What timm returns: `tokens` are the last block's after the final norm, of `batch` images."""
-        wanted, prefix = self.wanted, [x.x[:batch, : x.prefix] for _, x in self.kept]
+        request, prefix = self.wanted, [x.x[:batch, : x.prefix] for _, x in self.kept]
         features = [self._laid_out(block, kept)[:batch] for block, kept in self.kept]
-        split = wanted.return_prefix_tokens and tokens.prefix > 0
-        if wanted.output_dict:
+        split = request.return_prefix_tokens and tokens.prefix > 0
+        if request.output_dict:
             answer: dict[str, Any] = {"image_intermediates": features}
             answer |= {"image_intermediates_prefix": prefix} if split else {}
-            return answer if wanted.intermediates_only else answer | {"image_features": tokens.x}
+            return answer if request.intermediates_only else answer | {"image_features": tokens.x}
         every: list[Any] = list(zip(features, prefix, strict=True)) if split else features
-        return every if wanted.intermediates_only else (tokens.x, every)
+        return every if request.intermediates_only else (tokens.x, every)
 
     def _laid_out(self, block: int, tokens: Tokens) -> Tensor:
         """The patch tokens as the format wants them."""

@@ -52,15 +52,15 @@ class StagePlan:
                 )
             if method.family not in ("", host.family):
                 raise UnsupportedHost(f"{name} cannot take {method.name}: it is made for {method.family}.")
-        taken: dict[int, str] = {}
+        method_of: dict[int, str] = {}
         for _, method in self.methods:
             for stage in self._stages(method):
-                if stage in taken:
+                if stage in method_of:
                     raise RecipeError(
-                        f"{taken[stage]} and {method.name} would both choose the pixels of stage {stage}; keep one of "
-                        "them there."
+                        f"{method_of[stage]} and {method.name} would both choose the pixels of stage {stage}; keep "
+                        "one of them there."
                     )
-                taken[stage] = method.name
+                method_of[stage] = method.name
 
     def _stages(self, method: PixelMethod) -> list[int]:
         """Where a method chooses at all, whatever the number of pixels."""

@@ -92,21 +92,21 @@ class StageStream(BaseStream):
         """(B, C, H, W) -> the last map, as the host's own `forward_features` gives it."""
         return self.host.features(self.run(images)[-1])
 
-    def intermediates(self, images: Tensor, wanted: Wanted) -> Any:
+    def intermediates(self, images: Tensor, request: Wanted) -> Any:
         """The map (B, C, H, W) behind each stage that is wanted, whole; with the last one where that is asked too."""
-        wanted.check(("NCHW",))
-        if wanted.return_prefix_tokens or wanted.output_dict or wanted.norm:
+        request.check(("NCHW",))
+        if request.return_prefix_tokens or request.output_dict or request.norm:
             raise InputError(
                 f"{type(self.host.model).__name__} has stages: its maps have no prefix tokens, no norm that fits them "
                 "all and no dictionary. return_prefix_tokens, norm and output_dict are for hosts with tokens."
             )
-        indices, last = wanted.taken(len(self.host.stages))
-        maps = self.run(images, stages=last + 1 if wanted.stop_early else None)
-        taken = [self._channels_first(maps[1 + index]) for index in indices]
-        if wanted.intermediates_only is not False:
-            return taken
+        indices, last = request.taken(len(self.host.stages))
+        maps = self.run(images, stages=last + 1 if request.stop_early else None)
+        chosen = [self._channels_first(maps[1 + index]) for index in indices]
+        if request.intermediates_only is not False:
+            return chosen
         complete = len(maps) == 1 + len(self.host.stages)
-        return self._channels_first(self.host.features(maps[-1]) if complete else maps[-1]), taken
+        return self._channels_first(self.host.features(maps[-1]) if complete else maps[-1]), chosen
 
     def trace(self, images: Tensor, trace: Trace) -> Trace:
         """Run on images, and tell what happened."""
@@ -127,13 +127,13 @@ class StageStream(BaseStream):
 
     def limit(self, images: Tensor, reads: Sequence[Reads] | None = None) -> Any:
         """Point-wise operators on the first pixels of each map, which is changed in place: as if choosing were free."""
-        given, counts = None if reads is None else iter(reads), list[Reads]()
+        expected, counts = None if reads is None else iter(reads), list[Reads]()
 
         def step(number: int, index: int, block: PixelBlock, x: Tensor) -> Tensor:
             nonlocal counts
             if index == 0:
                 counts = self.plan.reads(number, prod(self.host.size(x)))
-            read = counts[index] if given is None else next(given)
+            read = counts[index] if expected is None else next(expected)
             if read.mlp == read.keys:
                 return block(x)
             out, y = block.spatial(x)
@@ -153,11 +153,11 @@ class StageStream(BaseStream):
 
     def map_call(self, images: Tensor) -> Callable[[], Any]:
         """A call that does nothing but make the significance maps of these images, for whoever counts or times it."""
-        ask, sizes = self.significance.ask, self.sizes(images)
+        compute, sizes = self.significance.ask, self.sizes(images)
         images = self.host.covered(images, sizes[0])
 
         def maps() -> list[Tensor]:
-            laid = ask(images)
+            laid = compute(images)
             return [laid(size) for size in sizes]
 
         return maps
@@ -195,13 +195,13 @@ class Choosing:
         size = self.sizes[-1]
         choice = self.plan.choice(number, index, prod(size))
         if choice is not None:
-            place, method, there, count = choice
-            part = self.stream.learned(place, x)
+            place, method, site, count = choice
+            module = self.stream.learned(place, x)
             x_last = x.movedim(1, -1) if self.host.channels_first else x
-            evidence = Evidence(module=part)
+            evidence = Evidence(module=module)
             if self.significance is not None:
-                evidence = MapEvidence(module=part, significance=self.significance(size))
-            self.chosen[-1], self._settled = method.choose(x_last, count, there, evidence), False
+                evidence = MapEvidence(module=module, significance=self.significance(size))
+            self.chosen[-1], self._settled = method.choose(x_last, count, site, evidence), False
         pixels = self.chosen[-1]
         run = block if pixels is None else partial(self._on, index, block, pixels, self._settled)
         x = checkpoint(run, x, use_reentrant=False) if block.checkpoints else run(x)
@@ -236,6 +236,6 @@ class Choosing:
         if pixels.cheaper is not None:
             rest = pixels.cheaper[str(index)](take(y, pixels.flat_rest, pixels.count - kept))
             places, change = torch.cat([places, pixels.flat_rest]), torch.cat([change, rest.flatten(0, 1)])
-        own = settled and not torch.is_grad_enabled() and not recorded and not block.watched
-        out = put(residual, places, change, background, own=own)
+        in_place = settled and not torch.is_grad_enabled() and not recorded and not block.watched
+        out = put(residual, places, change, background, in_place=in_place)
         return self.stream.own_layout(out)

@@ -110,11 +110,11 @@ class TokenStream(BaseStream):
         """(B, C, H, W) -> the surviving tokens after the final norm, (B, N, d), prefix first."""
         return self.run(images).x
 
-    def intermediates(self, images: Tensor, wanted: Wanted) -> Any:
+    def intermediates(self, images: Tensor, request: Wanted) -> Any:
         """Features of chosen blocks, as timm's `forward_intermediates` gives them."""
-        taken = Intermediates(self.host, wanted)
-        tokens = self.run(images, watch=[taken.see], blocks=taken.blocks)
-        return taken.answer(tokens, len(images))
+        collector = Intermediates(self.host, request)
+        tokens = self.run(images, watch=[collector.see], blocks=collector.blocks)
+        return collector.answer(tokens, len(images))
 
     def trace(self, images: Tensor, trace: Trace) -> Trace:
         """Run on images and record what happened in `trace`."""
@@ -193,10 +193,10 @@ class RecipeActor(Actor):
     def apart(self, block: int, tokens: Tokens) -> bool:
         acts = tokens.weight is not None or block in self.looks
         acts = acts or self.plan.opens(block, tokens.x.shape[1], prod(tokens.grid))
-        apart = not acts and better_apart(tokens)
-        if apart:
+        separate = not acts and better_apart(tokens)
+        if separate:
             refuse_hooks(self.host.model, self.host.blocks[block].bypassed)  # they would see the images one by one
-        return apart
+        return separate
 
     def opens(self, block: int, tokens: Tokens) -> bool:
         opens = tokens.weight is not None or tokens.lengths is not None or block in self.looks
@@ -237,15 +237,15 @@ class RecipeActor(Actor):
             left = self._left(method, block, tokens) if method.place == place else None
             if left is None:
                 continue
-            known: dict[str, Any] = {"block": block, "depth": self.plan.depth, "prepared": self.prepared.get(index)}
-            known["module"] = self.stream.learned(index, tokens.x)
+            settings: dict[str, Any] = {"block": block, "depth": self.plan.depth, "prepared": self.prepared.get(index)}
+            settings["module"] = self.stream.learned(index, tokens.x)
             if method.reads_exits:
                 exit_here = leave(self.host, block, tokens, method.exit_classes)
                 self.exits.append(exit_here)
-                evidence: Evidence = ExitEvidence(**known, probability=exit_here.prediction.probability)
+                evidence: Evidence = ExitEvidence(**settings, probability=exit_here.prediction.probability)
             else:
                 # Not `kind=Evidence` by default: torch.compile cannot call a class that is a default argument.
-                evidence = Evidence(**known) if kind is None else kind(**known)
+                evidence = Evidence(**settings) if kind is None else kind(**settings)
             tokens = self._act(method, tokens, left, evidence)
         return tokens
 

@@ -70,17 +70,21 @@ class Trace:
         self.lengths.append(step.tokens.lengths_per_image())
         self._read.append(replace(step.read, x=step.read.x.new_empty(0).expand(*step.read.x.shape[:2], 0), table=None))
 
-    def end(self, tokens: Tokens, seen: dict[int, Tensor], exits: Sequence[Exit]) -> None:
-        self.tokens, self.class_attention, self.exits = tokens, seen, [(each.block, each.source) for each in exits]
+    def end(self, tokens: Tokens, class_attention: dict[int, Tensor], exits: Sequence[Exit]) -> None:
+        self.tokens, self.class_attention, self.exits = (
+            tokens,
+            class_attention,
+            [(point.block, point.source) for point in exits],
+        )
 
     def forget(self) -> None:
         """Leave nothing of the image that stood in for an empty batch but its token counts."""
         self.significance = None if self.significance is None else self.significance[:0]
         kept = self.kept if isinstance(self.kept, list) else [self.kept]
-        kept = [None if one is None else one[:0] for one in kept]
+        kept = [None if index is None else index[:0] for index in kept]
         self.kept = kept if isinstance(self.kept, list) else kept[0]
         self.masks = [mask._replace(kept=mask.kept[:0]) for mask in self.masks]
-        self.class_attention = {block: seen[:0] for block, seen in self.class_attention.items()}
+        self.class_attention = {block: attention[:0] for block, attention in self.class_attention.items()}
         self.tokens = None if self.tokens is None else self.tokens.nothing()
         self.exits = [(block, source[:0]) for block, source in self.exits]
         self.lengths = [lengths[:0] for lengths in self.lengths]

@@ -107,9 +107,9 @@ def walk(
     actor = Actor() if actor is None else actor
     for index, block in enumerate(blocks):
         read = block.enter(actor.before(index, tokens))
-        apart = actor.apart(index, read)
-        opens = not apart and actor.opens(index, read)
-        run = partial(_opened, index, block, actor) if opens else partial(_whole, block, apart)
+        separately = actor.apart(index, read)
+        opens = not separately and actor.opens(index, read)
+        run = partial(_opened, index, block, actor) if opens else partial(_whole, block, separately)
         # Gradient checkpointing; a block that is called whole may already do it in its own forward.
         if block.checkpoints and (opens or not block.checkpoints_itself):
             tokens, reads = checkpoint(run, read, use_reentrant=False)
@@ -121,9 +121,9 @@ def walk(
     return tokens
 
 
-def _whole(block: HostBlock, apart: bool, tokens: Tokens) -> tuple[Tokens, Reads]:
+def _whole(block: HostBlock, separately: bool, tokens: Tokens) -> tuple[Tokens, Reads]:
     count = tokens.x.shape[1]
-    x = padding.apart(tokens, block) if apart else block(tokens)
+    x = padding.apart(tokens, block) if separately else block(tokens)
     return replace(tokens, x=x), Reads(count, count, count, count)
 
 

@@ -134,7 +134,7 @@ def open_host(model: nn.Module) -> Host | StagedHost:
         name = type(model).__name__
         names = [kind.__name__ for kind in type(model).__mro__]  # a traced graph's own class is called as its model
         missing = next(
-            (_HINTS[each] for each in names if each in _HINTS),
+            (_HINTS[model_name] for model_name in names if model_name in _HINTS),
             f"no opener is written for {type(model).__module__}.{name}",
         )
         timms = _known("timm.models", but="_features")
@@ -149,12 +149,12 @@ def open_host(model: nn.Module) -> Host | StagedHost:
     return complete(host.opened(model))
 
 
-def open_tokens(model: nn.Module, done: str) -> Host:
+def open_tokens(model: nn.Module, operation: str) -> Host:
     """`open_host` for what works on tokens alone; `done` says what cannot be done to a model with stages."""
     host = open_host(model)
     if not isinstance(host, Host):
         raise UnsupportedHost(
-            f"{type(model).__name__} cannot be {done}: its maps keep their full size. PaPr works on it."
+            f"{type(model).__name__} cannot be {operation}: its maps keep their full size. PaPr works on it."
         )
     return host
 

@@ -174,10 +174,10 @@ class Host(BaseHost):
         """
         if images is None and "x" in kwargs:  # what timm and open_clip call it
             images = kwargs.pop("x")
-        own = {name: kwargs.pop(name) for name in self.read_kwargs if name in kwargs}
+        read_arguments = {name: kwargs.pop(name) for name in self.read_kwargs if name in kwargs}
         if images is None or kwargs:
             raise InputError(
                 f"{type(self.model).__name__} is called with images (B, 3, H, W) alone"
                 + (f", not with {', '.join(kwargs)}=." if kwargs else ".")
             )
-        return images, own
+        return images, read_arguments

@@ -29,9 +29,9 @@ def covered(images: Tensor, grid: Sequence[int], patch: Sequence[int] | None) ->
         return images
     filled: list[int] = []  # from the last side on, as `pad` takes them
     for axis, (count, side) in enumerate(zip(grid, patch, strict=True), start=2):
-        there, wanted = whole(images.shape[axis]), count * side
-        images = images if there <= wanted else images.narrow(axis, 0, wanted)
-        filled = [0, max(0, wanted - there), *filled]
+        side_length, grid_length = whole(images.shape[axis]), count * side
+        images = images if side_length <= grid_length else images.narrow(axis, 0, grid_length)
+        filled = [0, max(0, grid_length - side_length), *filled]
     return F.pad(images, filled) if any(filled) else images
 
 
@@ -72,16 +72,16 @@ def refuse_hooks(model: nn.Module, bypassed: Iterable[nn.Module]) -> None:
     for module in bypassed:
         if not hooked(module):
             continue
-        name = next((name for name, part in model.named_modules() if part is module), "")
-        where = f"{type(model).__name__}.{name}" if name else type(model).__name__
+        name = next((name for name, submodule in model.named_modules() if submodule is module), "")
+        path = f"{type(model).__name__}.{name}" if name else type(model).__name__
         if hasattr(module, "_hf_hook"):
             raise UnsupportedHost(
-                f"{where} was placed by accelerate (device_map=), whose hooks would not run: load the model on one "
+                f"{path} was placed by accelerate (device_map=), whose hooks would not run: load the model on one "
                 "device, without device_map=."
             )
-        what = "a forward of its own" if "forward" in module.__dict__ else "a hook"
+        reason = "a forward of its own" if "forward" in module.__dict__ else "a hook"
         raise UnsupportedHost(
-            f"{where} has {what}, which would not run, because the recipe acts inside {type(module).__name__}: put it "
+            f"{path} has {reason}, which would not run, because the recipe acts inside {type(module).__name__}: put it "
             "on a module inside that is called as it is (a norm, an MLP), or remove it."
         )
 
@@ -93,10 +93,10 @@ def plain_linear(layer: nn.Module) -> bool:
 
 def check_images(model: nn.Module, images: Tensor, layout: str = "CHW") -> Tensor:
     """The images, or the clips of another layout, if they are a tensor of the rank of these."""
-    what, name = "Images" if layout == "CHW" else "Clips", type(model).__name__
+    noun, name = "Images" if layout == "CHW" else "Clips", type(model).__name__
     reads = "(B, 3, H, W)" if layout == "CHW" else f"(batch, {LAYOUTS[layout]})"
     if not isinstance(images, Tensor):
-        raise InputError(f"{what} are a {type(images).__name__}; {name} reads a tensor {reads}.")
+        raise InputError(f"{noun} are a {type(images).__name__}; {name} reads a tensor {reads}.")
     if images.ndim != 1 + len(layout):
-        raise InputError(f"{what} have shape {tuple(images.shape)}; {name} reads {reads}.")
+        raise InputError(f"{noun} have shape {tuple(images.shape)}; {name} reads {reads}.")
     return images

@@ -84,8 +84,8 @@ class HFAround(AroundInner, Host):
         def backbone(**_kwargs: Any) -> Any:
             return self.inner.read(levels, exits, size, fill=fill, hidden_states=hidden_states)
 
-        around = Around(self.model, backbone=Answers(self.model.backbone, backbone))
-        return around(blank(levels[0].x, size), output_hidden_states=hidden_states is not None, **kwargs)
+        model = Around(self.model, backbone=Answers(self.model.backbone, backbone))
+        return model(blank(levels[0].x, size), output_hidden_states=hidden_states is not None, **kwargs)
 
 
 class HFAroundStages(AroundInner, StagedHost):

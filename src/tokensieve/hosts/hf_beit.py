@@ -51,9 +51,9 @@ class HFBeitBlock(HFBlock):
         biases = [bias(tokens.grid) for bias in (self.own, self.shared) if bias is not None]
         return replace(attention, bias=gathered(sum(biases)[0], tokens, query_rows))
 
-    def _add(self, x: Tensor, out: Tensor, part: int) -> Tensor:
+    def _add(self, x: Tensor, out: Tensor, branch: int) -> Tensor:
         layer = self.layer
-        return x + layer.drop_path((layer.lambda_1, layer.lambda_2)[part] * layer.dropout(out))
+        return x + layer.drop_path((layer.lambda_1, layer.lambda_2)[branch] * layer.dropout(out))
 
 
 class _HFBeit(HFDense):

@@ -131,7 +131,7 @@ class HFBlock(HostBlock):
         self.checkpoints = layer.training and getattr(layer, "gradient_checkpointing", False)
         seams = SEAMS.get(type(layer).__name__, (Seam(""),))
         self.seam = next((seam for seam in seams if None not in _along(layer, seam.inner)), seams[-1])
-        self.bypassed = [layer, *(part for part in _along(layer, self.seam.inner) if part is not None)]
+        self.bypassed = [layer, *(module for module in _along(layer, self.seam.inner) if module is not None)]
         inner: Any = self.bypassed[-1]
         kernel = getattr(getattr(inner, "config", None), "_attn_implementation", None)
         if not theirs(layer) or type(layer).__name__ not in SEAMS:
@@ -154,16 +154,18 @@ class HFBlock(HostBlock):
     def qkv(self, tokens: Tokens, query_rows: Tensor | None = None) -> BlockQKV:
         seam, inner = self.seam, self._part(self.seam.inner)
         x = getattr(self.layer, seam.before)(tokens.x)
-        own = x if query_rows is None else rows(x, query_rows)
+        query_input = x if query_rows is None else rows(x, query_rows)
         query, key, value = (getattr(inner, name) for name in seam.projections)
         heads = (-1, getattr(inner, seam.head_size))
-        q, k, v = (part.unflatten(2, heads).transpose(1, 2) for part in (query(own), key(x), value(x)))
+        q, k, v = (
+            projected.unflatten(2, heads).transpose(1, 2) for projected in (query(query_input), key(x), value(x))
+        )
         keys = k
         if seam.rotary:
             cos, sin = self._rope(tokens)
             k = self._rotate(k, cos, sin)
             if query_rows is not None:
-                cos, sin = (_some(part, query_rows[:, self.prefix :] - self.prefix) for part in (cos, sin))
+                cos, sin = (_some(projected, query_rows[:, self.prefix :] - self.prefix) for projected in (cos, sin))
             q = self._rotate(q, cos, sin)
         dropout = getattr(inner, seam.dropout) if inner.training else 0.0
         return BlockQKV(q, k, v, keys, dropout=dropout, scale=getattr(inner, seam.scaling))
@@ -180,10 +182,10 @@ class HFBlock(HostBlock):
     def _part(self, path: str) -> Any:
         return _part(self.layer, path)
 
-    def _add(self, x: Tensor, out: Tensor, part: int) -> Tensor:
+    def _add(self, x: Tensor, out: Tensor, branch: int) -> Tensor:
         """The residual around attention (part 0) or MLP (part 1), behind layer scale and dropout."""
         if self.seam.scales:
-            out = getattr(self.layer, self.seam.scales[part])(out)
+            out = getattr(self.layer, self.seam.scales[branch])(out)
         if self.seam.drop is not None:
             out = getattr(self.layer, self.seam.drop)(out)
         return x + out

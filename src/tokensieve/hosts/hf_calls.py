@@ -42,12 +42,12 @@ def called_with(model: Any, images: Tensor | None, kwargs: dict[str, Any]) -> tu
         InputError: no images, or images twice.
     """
     kwargs = {word: value for word, value in kwargs.items() if value is not None}
-    given = kwargs.pop(model.main_input_name, None)
-    if (images is None) == (given is None):
+    named_input = kwargs.pop(model.main_input_name, None)
+    if (images is None) == (named_input is None):
         raise InputError(
             f"{type(model).__name__} is called with images once, as the first argument or as {model.main_input_name}=."
         )
-    images = given if images is None else images
+    images = named_input if images is None else images
     assert images is not None
     return images, kwargs
 
@@ -88,8 +88,8 @@ class Around:
 
     def __init__(self, model: Any, /, **parts: Any) -> None:
         self._model = model
-        for name, part in parts.items():
-            setattr(self, name, part)
+        for name, module in parts.items():
+            setattr(self, name, module)
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._model, name)
@@ -101,9 +101,9 @@ class Around:
 class Answers:
     """A part of a model as the forward around it sees it, which answers with what is there already."""
 
-    def __init__(self, part: Any, answer: Callable[..., Any]) -> None:
+    def __init__(self, module: Any, answer: Callable[..., Any]) -> None:
         """`answer` is given the words that the part is called with, and none of the inputs."""
-        self._part, self._answer = part, answer
+        self._part, self._answer = module, answer
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._part, name)

@@ -43,7 +43,7 @@ def arguments_of(
     refuse(model, kwargs, "output_attentions", "in which each block has other tokens")
     hidden = kwargs.pop("output_hidden_states", getattr(model.config, "output_hidden_states", False))
     parameters = inspect.signature(type(model).forward).parameters.values()
-    known = [each.name for each in parameters if each.kind is not each.VAR_KEYWORD and each.name not in REFUSED]
+    known = [p.name for p in parameters if p.kind is not p.VAR_KEYWORD and p.name not in REFUSED]
     check_words(model, kwargs, list(dict.fromkeys([*known, "output_hidden_states", "return_dict", *more])))
     return images, kwargs | ({"output_hidden_states": True} if hidden else {})
 
@@ -90,8 +90,8 @@ class HFDense(Host):
     @property
     def bypassed(self) -> Sequence[nn.Module]:
         parts = self.path.split(".")
-        around = [self.holder.get_submodule(".".join(parts[:count])) for count in range(len(parts))]
-        return [self.model, *around]
+        containers = [self.holder.get_submodule(".".join(parts[:count])) for count in range(len(parts))]
+        return [self.model, *containers]
 
     @property
     def patch(self) -> Sequence[int] | None:
@@ -109,7 +109,7 @@ class HFDense(Host):
         check_images(self.model, images)
         patch = self.patch
         assert patch is not None
-        grid = tuple(side // part for side, part in zip(images.shape[2:], patch, strict=True))
+        grid = tuple(side // patch_side for side, patch_side in zip(images.shape[2:], patch, strict=True))
         x = self.embedded(images.to(next(self.holder.embeddings.parameters()).dtype))
         if x.shape[1] != prod(grid) + self.prefix:
             raise UnsupportedHost(

@@ -75,10 +75,10 @@ class HFStaged(StagedHost):
 
     def answer(self, maps: Sequence[Tensor], **kwargs: Any) -> Any:
         """The host's own output, of the type that it returns."""
-        around = Around(self.base, embeddings=self._embedded, encoder=partial(self._encoded, maps))
+        model = Around(self.base, embeddings=self._embedded, encoder=partial(self._encoded, maps))
         if self.inner is not None:
-            around = Around(self.model, **{self.inner: around})
-        return around(maps[0], **kwargs)
+            model = Around(self.model, **{self.inner: model})
+        return model(maps[0], **kwargs)
 
     def _embedded(self, x: Tensor, **_words: Any) -> Any:
         """The map that goes into stage 0, as the host's embeddings return it."""
@@ -90,14 +90,14 @@ class HFStaged(StagedHost):
 
     def _hidden(self, kwargs: dict[str, Any]) -> Any:
         """Whether all maps are asked for."""
-        wanted = kwargs.get("output_hidden_states")
-        return getattr(self.base.config, "output_hidden_states", False) if wanted is None else wanted
+        requested = kwargs.get("output_hidden_states")
+        return getattr(self.base.config, "output_hidden_states", False) if requested is None else requested
 
-    def _know(self, part: Any, *known: str) -> Any:
+    def _know(self, module: Any, *types: str) -> Any:
         """The part, if its class is one of these and transformers' own: of others nothing is guessed."""
-        if not (theirs(part) and type(part).__name__ in known):
-            raise UnsupportedHost(f"{self.name} holds a {type(part).__name__}, for which no opener is written.")
-        return part
+        if not (theirs(module) and type(module).__name__ in types):
+            raise UnsupportedHost(f"{self.name} holds a {type(module).__name__}, for which no opener is written.")
+        return module
 
 
 class ConvNextPixels(PixelBlock):
@@ -226,18 +226,18 @@ class HFSwin(HFStaged):
         encoder = self._know(self.base.encoder, "SwinEncoder", "Swinv2Encoder")
         stages = [self._know(stage, "SwinStage", "Swinv2Stage") for stage in encoder.layers]
         first = AlwaysSwinPixels if self.name.endswith("Backbone") else SwinPixels
-        opened: dict[str, type[PixelBlock]] = {"SwinLayer": first, "Swinv2Layer": SwinV2Pixels}
+        block_types: dict[str, type[PixelBlock]] = {"SwinLayer": first, "Swinv2Layer": SwinV2Pixels}
         self.widths = [self.base.config.embed_dim * 2**number for number in range(len(stages))]
         self.merges = [None if stage.downsample is None else partial(_merged, stage.downsample) for stage in stages]
         self.stages = [
-            Stage(enter or given, [self._block(layer, opened) for layer in stage.blocks])
+            Stage(enter or given, [self._block(layer, block_types) for layer in stage.blocks])
             for enter, stage in zip([None, *self.merges[:-1]], stages, strict=True)
         ]
         checkpointed(self.stages, [_checkpoints(encoder, stage) for stage in stages])
 
-    def _block(self, layer: Any, opened: dict[str, type[PixelBlock]]) -> PixelBlock:
-        self._know(self._know(layer, *opened).attention, "SwinAttention", "Swinv2Attention")
-        return opened[type(layer).__name__](layer)
+    def _block(self, layer: Any, block_types: dict[str, type[PixelBlock]]) -> PixelBlock:
+        self._know(self._know(layer, *block_types).attention, "SwinAttention", "Swinv2Attention")
+        return block_types[type(layer).__name__](layer)
 
     def arguments(self, images: Tensor | None, kwargs: dict[str, Any]) -> tuple[Tensor, dict[str, Any]]:
         """As of both families; and where the host has absolute positions, images that make another grid than its own
@@ -301,8 +301,8 @@ def _checkpoints(*modules: Any) -> bool:
 
 
 def _through(parts: Iterable[Any], x: Tensor) -> Tensor:
-    for part in parts:
-        x = part(x)
+    for module in parts:
+        x = module(x)
     return x
 
 

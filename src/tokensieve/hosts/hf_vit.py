@@ -109,8 +109,8 @@ class HFViT(Host):
     @property
     def bypassed(self) -> Sequence[nn.Module]:
         path = self.kind.layers.split(".")
-        around = [self.encoder.get_submodule(".".join(path[:count])) for count in range(len(path))]
-        return [self.model, *around]
+        containers = [self.encoder.get_submodule(".".join(path[:count])) for count in range(len(path))]
+        return [self.model, *containers]
 
     def arguments(self, images: Tensor | None, kwargs: dict[str, Any]) -> tuple[Tensor, dict[str, Any]]:
         """What the sieved model was called with -> the images, and the words that `head` takes.
@@ -167,11 +167,11 @@ class HFViT(Host):
         if self.wrapper is not None:
             if self.wrapper.mean:
                 tokens = weighed(tokens)
-            around = Around(self.model, **{self.wrapper.encoder: given}, **self._beside(tokens))
-            return around(self._output(tokens, hidden_states), return_dict=return_dict, **loss)
+            model = Around(self.model, **{self.wrapper.encoder: given}, **self._beside(tokens))
+            return model(self._output(tokens, hidden_states), return_dict=return_dict, **loss)
         output = self._output(tokens, hidden_states)
-        whole = self.model.config.return_dict if return_dict is None else return_dict
-        return output if whole else output.to_tuple()
+        as_output = self.model.config.return_dict if return_dict is None else return_dict
+        return output if as_output else output.to_tuple()
 
     def _output(self, tokens: Tokens, hidden: tuple[Tensor, ...] | None) -> Any:
         """What the encoder returns, a `ModelOutput`."""
@@ -224,9 +224,9 @@ def _masked_output(tokens: Tokens, hidden: tuple[Tensor, ...] | None) -> Any:
     mask = torch.zeros(patches.shape, device=patches.device)
     restore = patches
     if tokens.positions is not None:
-        there = torch.arange(tokens.positions.shape[1], device=patches.device).expand_as(tokens.positions)
-        place = (patches + there.shape[1]).scatter(1, tokens.positions, there)
-        mask = (place >= there.shape[1]).to(mask.dtype)
+        indices = torch.arange(tokens.positions.shape[1], device=patches.device).expand_as(tokens.positions)
+        place = (patches + indices.shape[1]).scatter(1, tokens.positions, indices)
+        mask = (place >= indices.shape[1]).to(mask.dtype)
         restore = place.argsort(dim=1).argsort(dim=1)
     return ViTMAEModelOutput(last_hidden_state=tokens.x, mask=mask, ids_restore=restore, hidden_states=hidden)
 

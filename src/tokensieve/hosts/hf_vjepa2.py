@@ -78,8 +78,8 @@ class HFVJEPA2(HFVideo):
         output = super().head(replace(tokens, source=None), **{**kwargs, "return_dict": True})
         if tokens.whole and not skip_predictor:
             output.predictor_output = self._predicted(tokens.x)
-        wanted = kwargs.get("return_dict")
-        return output if (self.model.config.return_dict if wanted is None else wanted) else output.to_tuple()
+        requested = kwargs.get("return_dict")
+        return output if (self.model.config.return_dict if requested is None else requested) else output.to_tuple()
 
     def _output(self, tokens: Tokens, hidden: tuple[Tensor, ...] | None) -> Any:
         from transformers.models.vjepa2.modeling_vjepa2 import VJEPA2WithMaskedInputModelOutput as Output
@@ -124,9 +124,9 @@ def _rotary_rows(attention: Any, x: Tensor) -> Tensor:
         angle = place[:, None] * frequency
         cos += [angle.cos()] * 2
         sin += [angle.sin()] * 2
-    rest = attention.attention_head_size - sum(part.shape[1] for part in cos)
-    one = torch.ones(x.shape[1], rest, dtype=x.dtype, device=x.device)
-    return torch.stack([torch.cat([*cos, one], dim=1), torch.cat([*sin, torch.zeros_like(one)], dim=1)])
+    unrotated = attention.attention_head_size - sum(part.shape[1] for part in cos)
+    ones = torch.ones(x.shape[1], unrotated, dtype=x.dtype, device=x.device)
+    return torch.stack([torch.cat([*cos, ones], dim=1), torch.cat([*sin, torch.zeros_like(ones)], dim=1)])
 
 
 def _pool_weighed(pooler: Any, tokens: Tokens, _x: Tensor) -> Tensor:

@@ -29,8 +29,10 @@ class HFYolosBlock(HFBlock):
         if self.middle is None or self.index == 0:
             return tokens
         assert tokens.table is not None
-        own, patches = self.middle[self.index - 1], tokens.table[self.index - 1]
-        prefix = torch.cat([own[:, :1], own[:, 1 - self.prefix :]], dim=1).expand(tokens.x.shape[0], -1, -1)
+        prefix_table, patches = self.middle[self.index - 1], tokens.table[self.index - 1]
+        prefix = torch.cat([prefix_table[:, :1], prefix_table[:, 1 - self.prefix :]], dim=1).expand(
+            tokens.x.shape[0], -1, -1
+        )
         if tokens.positions is None:
             patches = patches[: tokens.x.shape[1] - self.prefix].expand(tokens.x.shape[0], -1, -1)
         else:
@@ -68,10 +70,10 @@ class HFYolos(HFDense):
 
     def table(self, images: Tensor) -> Tensor | None:
         """The positions added between layers, of the patches alone: (L - 1, P, d)."""
-        table, given = self._middle()
+        table, size = self._middle()
         if table is None:
             return None
-        return self.holder.encoder.interpolation(*given, tuple(images.shape[2:]))[:, 0, 1 : 1 - self.prefix]
+        return self.holder.encoder.interpolation(*size, tuple(images.shape[2:]))[:, 0, 1 : 1 - self.prefix]
 
     def _middle(self) -> tuple[Any, list[Any]]:
         """The positions learned for between the layers, (L - 1, 1, 1 + P + D, d) or None; and what their resizing is
@@ -82,11 +84,11 @@ class HFYolos(HFDense):
         return getattr(encoder.interpolation, "mid_position_embeddings", None), []
 
     def answer(self, states: States, images: Tensor, **kwargs: Any) -> Any:
-        own = [None if state is None else reordered(state, self.prefix) for state in states]
+        own_order = [None if state is None else reordered(state, self.prefix) for state in states]
 
         def encoded(output_hidden_states: bool, **_kwargs: Any) -> Any:
-            output = answered(own)
-            output.last_hidden_state = self.norm(own[-1])
+            output = answered(own_order)
+            output.last_hidden_state = self.norm(own_order[-1])
             output.hidden_states = output.hidden_states if output_hidden_states else None
             return output
 

@@ -35,8 +35,8 @@ def register_host(*models: type[nn.Module] | str) -> Callable[[Registered], Regi
             models.
     """
     for model in models:
-        named = isinstance(model, str) and "." in model
-        if not named and not (isinstance(model, type) and issubclass(model, nn.Module)):
+        by_path = isinstance(model, str) and "." in model
+        if not by_path and not (isinstance(model, type) and issubclass(model, nn.Module)):
             given = model.__name__ if isinstance(model, type) else repr(model)
             raise UnsupportedHost(
                 f"register_host() is given classes of models, or text such as 'library.module.Class', not {given}: "
@@ -63,18 +63,18 @@ def host_for(kind: type[nn.Module]) -> Opener | None:
         return HOSTS[kind]
     module = kind.__module__
     while module:
-        if (found := HOSTS.get(f"{module}.{kind.__name__}")) is not None:
-            return found
+        if (host := HOSTS.get(f"{module}.{kind.__name__}")) is not None:
+            return host
         module = module.rpartition(".")[0]
     return None
 
 
-def stated_input(part: nn.Module) -> InputSpec | None:
+def stated_input(module: nn.Module) -> InputSpec | None:
     """What the host of a model, or of a sieved one, states of its inputs; None where it leaves that to the model."""
-    kind = host_for(type(part))
+    kind = host_for(type(module))
     if kind is not None:
-        return None if _leaves_it(kind) else kind.opened(part).input_spec
-    host = getattr(part, "host", None)  # a sieved model's
+        return None if _leaves_it(kind) else kind.opened(module).input_spec
+    host = getattr(module, "host", None)  # a sieved model's
     return host.input_spec if isinstance(host, Host | StagedHost) and not _leaves_it(type(host)) else None
 
 
@@ -100,5 +100,5 @@ def complete(host: Host | StagedHost) -> Host | StagedHost:
     return host
 
 
-def _name(thing: object) -> str:
-    return thing.__name__ if isinstance(thing, type) else type(thing).__name__
+def _name(value: object) -> str:
+    return value.__name__ if isinstance(value, type) else type(value).__name__

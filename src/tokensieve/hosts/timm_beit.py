@@ -111,9 +111,9 @@ class BeitBlock(HostBlock):
         """The bias between the places of the tokens that ask and those of all tokens: (1 or B, H, M, N)."""
         if not self.biased:
             return None
-        own = self.block.attn.relative_position_bias_table is not None
-        bias = self.block.attn._get_rel_pos_bias()[0] if own else self.shared()
-        if own and self.shared is not None:
+        has_table = self.block.attn.relative_position_bias_table is not None
+        bias = self.block.attn._get_rel_pos_bias()[0] if has_table else self.shared()
+        if has_table and self.shared is not None:
             bias = bias + self.shared()
         return gathered(bias, tokens, query_rows)
 
@@ -125,8 +125,8 @@ def _project(attn: Any, x: Tensor, query_rows: Tensor | None) -> tuple[Tensor, T
     if bias is not None and not attn.qkv_bias_separate and query_rows is None:
         parts = F.linear(x, attn.qkv.weight, bias).chunk(3, dim=-1)
     elif query_rows is None or not plain:  # a layer that somebody put in its place: it is called as it is
-        whole = attn.qkv(x)
-        parts = (whole if bias is None else whole + bias).chunk(3, dim=-1)
+        qkv = attn.qkv(x)
+        parts = (qkv if bias is None else qkv + bias).chunk(3, dim=-1)
         if query_rows is not None:
             parts = (rows(parts[0], query_rows), *parts[1:])
     else:

@@ -30,7 +30,7 @@ class TimmBlock(HostBlock):
 
     def __init__(self, block: Any, index: int) -> None:
         self.block = block
-        self.bypassed = [block, *(part for name in ("attn", "attn.attn_drop") if (part := _inner(block, name)))]
+        self.bypassed = [block, *(module for name in ("attn", "attn.attn_drop") if (module := _inner(block, name)))]
         self.index = index
         self.rotary = type(block) in (EvaBlock, EvaBlockPostNorm)
         self.post_norm = type(block) in (ResPostBlock, EvaBlockPostNorm)
@@ -53,7 +53,7 @@ class TimmBlock(HostBlock):
     def qkv(self, tokens: Tokens, query_rows: Tensor | None = None) -> BlockQKV:
         block, attn = self.block, self.block.attn
         x = tokens.x if self.post_norm else block.norm1(tokens.x)
-        own = x if query_rows is None else rows(x, query_rows)
+        query_input = x if query_rows is None else rows(x, query_rows)
         q, k, v = _project(attn, x) if query_rows is None else _project_some(attn, x, query_rows)
         q, k = _through(attn, "q_norm", q), _through(attn, "k_norm", k)
         keys = k
@@ -66,7 +66,7 @@ class TimmBlock(HostBlock):
         groups = getattr(attn, "num_kv_groups", 1)
         if groups > 1:
             k, v = k.repeat_interleave(groups, dim=1), v.repeat_interleave(groups, dim=1)
-        gate = None if getattr(attn, "gate", None) is None else attn.gate(own).sigmoid()
+        gate = None if getattr(attn, "gate", None) is None else attn.gate(query_input).sigmoid()
         return BlockQKV(q, k, v, keys, gate, attn.attn_drop.p if attn.training else 0.0)
 
     def attention_out(self, attended: Tensor, attention: BlockQKV, x: Tensor) -> Tensor:
@@ -105,9 +105,9 @@ class TimmBlock(HostBlock):
         return table[:, tokens.positions].transpose(0, 1)
 
 
-def _through(attn: Any, part: str, x: Tensor) -> Tensor:
+def _through(attn: Any, name: str, x: Tensor) -> Tensor:
     """What a part of the attention makes of x, which is x itself where it holds no such part."""
-    module = getattr(attn, part, None)
+    module = getattr(attn, name, None)
     return x if module is None else module(x)
 
 
@@ -134,7 +134,7 @@ def _project(attn: Any, x: Tensor) -> tuple[Tensor, ...]:
 def _heads(attn: Any, q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, ...]:
     """(B, N, d) of each -> (B, H, N, d_h). With grouped queries keys and values have fewer heads, of the same size."""
     size = q.shape[2] // attn.num_heads
-    return tuple(part.unflatten(2, (-1, size)).transpose(1, 2) for part in (q, k, v))
+    return tuple(projected.unflatten(2, (-1, size)).transpose(1, 2) for projected in (q, k, v))
 
 
 def _project_some(attn: Any, x: Tensor, query_rows: Tensor) -> tuple[Tensor, ...]:
@@ -147,8 +147,8 @@ def _project_some(attn: Any, x: Tensor, query_rows: Tensor) -> tuple[Tensor, ...
         weight: Tensor = attn.qkv.weight
         bias: Tensor | None = attn.qkv.bias
         if getattr(attn, "q_bias", None) is not None:
-            own = torch.cat((attn.q_bias, attn.k_bias, attn.v_bias))
-            bias = own if bias is None else bias + own
+            qkv_bias = torch.cat((attn.q_bias, attn.k_bias, attn.v_bias))
+            bias = qkv_bias if bias is None else bias + qkv_bias
         width = weight.shape[0] // 3
         q = F.linear(rows(x, query_rows), weight[:width], None if bias is None else bias[:width])
         k, v = F.linear(x, weight[width:], None if bias is None else bias[width:]).chunk(2, dim=-1)

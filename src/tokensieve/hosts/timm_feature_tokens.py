@@ -46,10 +46,10 @@ class TimmFeatureTokens(AroundInner, Host):
         fill: str = "nearest",
         **kwargs: Any,
     ) -> list[Tensor]:
-        whole = [tokens.whole_grid(fill) for tokens in levels]
+        grids = [tokens.whole_grid(fill) for tokens in levels]
         if self.model.norm:
-            whole = [self.inner.features(tokens) for tokens in whole]
-        patches = [tokens.x[:, self.prefix :] for tokens in whole]
+            grids = [self.inner.features(tokens) for tokens in grids]
+        patches = [tokens.x[:, self.prefix :] for tokens in grids]
         if self.model.output_fmt == Format.NLC:
             return patches
-        return [x.transpose(1, 2).unflatten(2, whole[0].grid).contiguous() for x in patches]
+        return [x.transpose(1, 2).unflatten(2, grids[0].grid).contiguous() for x in patches]

@@ -47,34 +47,34 @@ class TimmFeatureList(StagedHost):
     def __init__(self, model: Any) -> None:
         self.model = model
         parts = list(model.items())
-        kinds = [type(part) for _, part in parts]
+        kinds = [type(module) for _, module in parts]
         first = next((index for index, kind in enumerate(kinds) if kind in STAGES), len(parts))
         if len(set(kinds[first:])) != 1:
-            inside = ", ".join(dict.fromkeys(type(part).__name__ for _, part in parts))
+            inside = ", ".join(dict.fromkeys(type(module).__name__ for _, module in parts))
             raise UnsupportedHost(f"{type(model).__name__} cannot be sieved: {WHICH}, and it holds {inside}.")
-        kind, opened = STAGES[kinds[first]]
+        kind, open_stages = STAGES[kinds[first]]
         self.family, self.background, self.channels_first = kind.family, kind.background, kind.channels_first
         self.names = [name for name, _ in parts[first:]]
-        self.stem = [part for _, part in parts[:first]]
-        self.stages = opened(model, [part for _, part in parts[first:]])
+        self.stem = [module for _, module in parts[:first]]
+        self.stages = open_stages(model, [module for _, module in parts[first:]])
         if model.grad_checkpointing:
             checkpointed(self.stages, [True] * len(self.stages))
         self.widths = [info["num_chs"] for info in model.feature_info.info[: len(self.stages)]]
 
     @property
     def bypassed(self) -> Sequence[nn.Module]:
-        stages = [part for part in self.model.values() if type(part) in STAGES]
+        stages = [module for module in self.model.values() if type(module) in STAGES]
         return [self.model, *stages, *(stage.blocks for stage in stages)]
 
     @property
     def patch(self) -> Sequence[int] | None:
-        convolutions = [part for stem in self.stem for part in stem.modules() if isinstance(part, nn.Conv2d)]
+        convolutions = [module for stem in self.stem for module in stem.modules() if isinstance(module, nn.Conv2d)]
         return plain_patch(convolutions[0] if convolutions else None)
 
     def embed(self, images: Tensor) -> Tensor:
         x = check_images(self.model, images)
-        for part in self.stem:
-            x = part(x)
+        for module in self.stem:
+            x = module(x)
         return x
 
     def features(self, x: Tensor) -> Tensor:
@@ -82,9 +82,9 @@ class TimmFeatureList(StagedHost):
 
     def answer(self, maps: Sequence[Tensor]) -> list[Tensor] | OrderedDict[str, Tensor]:
         """The maps that are asked for, in the model's own layout and order."""
-        names, found = self.model.return_layers, zip(self.names, maps[1:], strict=True)
-        taken = OrderedDict((names[name], x) for name, x in found if name in names)
-        return list(taken.values()) if type(self.model) is FeatureListNet else taken
+        names, named_maps = self.model.return_layers, zip(self.names, maps[1:], strict=True)
+        selected = OrderedDict((names[name], x) for name, x in named_maps if name in names)
+        return list(selected.values()) if type(self.model) is FeatureListNet else selected
 
 
 @register_host(FeatureGetterNet)
@@ -126,5 +126,5 @@ class TimmFeatureGetter(StagedHost):
         *others, last = maps if self.counts_stem else maps[1:]
         ready = [*others, self.features(last)]
         indices, _ = feature_take_indices(len(ready), self.model.out_indices, as_set=True)
-        taken = [x for index, x in enumerate(ready) if index in indices]
-        return taken if self.channels_first else [x.permute(0, 3, 1, 2).contiguous() for x in taken]
+        selected = [x for index, x in enumerate(ready) if index in indices]
+        return selected if self.channels_first else [x.permute(0, 3, 1, 2).contiguous() for x in selected]

@@ -25,11 +25,11 @@ def why_closed(attn: Any) -> str | None:
 
 def read(attn: Any, x: Tensor, query_rows: Tensor | None) -> BlockQKV:
     """Queries of the rows `query_rows` (B, M) of x (B, N, d), or of all, with the keys and values of all."""
-    own, width = x if query_rows is None else rows(x, query_rows), attn.embed_dim
+    query_input, width = x if query_rows is None else rows(x, query_rows), attn.embed_dim
     weight, bias = attn.in_proj_weight, attn.in_proj_bias
-    q = F.linear(own, weight[:width], None if bias is None else bias[:width])
+    q = F.linear(query_input, weight[:width], None if bias is None else bias[:width])
     k, v = F.linear(x, weight[width:], None if bias is None else bias[width:]).chunk(2, dim=-1)
-    q, k, v = (part.unflatten(2, (attn.num_heads, -1)).transpose(1, 2) for part in (q, k, v))
+    q, k, v = (projected.unflatten(2, (attn.num_heads, -1)).transpose(1, 2) for projected in (q, k, v))
     return BlockQKV(q, k, v, keys=k, dropout=attn.dropout if attn.training else 0.0)
 
 

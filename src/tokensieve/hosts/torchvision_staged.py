@@ -33,12 +33,12 @@ class TorchvisionStaged(StagedHost):
         self.stem, parts = self._parts()
         self.stages, self.sequences = [], []
         self.last = nn.Identity()
-        for part in parts:
-            if self._shrinks(part):
-                self.last = part
+        for module in parts:
+            if self._shrinks(module):
+                self.last = module
             else:
-                self.stages.append(Stage(self.last, [self._open(block) for block in self._sequence(part)]))
-                self.sequences.append(part)
+                self.stages.append(Stage(self.last, [self._open(block) for block in self._sequence(module)]))
+                self.sequences.append(module)
                 self.last = nn.Identity()
         self.widths = [self._width(stage, number) for number, stage in enumerate(self.stages)]
 
@@ -59,26 +59,26 @@ class TorchvisionStaged(StagedHost):
         return stem, parts
 
     @abstractmethod
-    def _shrinks(self, part: nn.Module) -> bool:
+    def _shrinks(self, module: nn.Module) -> bool:
         """Whether a part of `features` is no stage, but stands between two."""
 
     @abstractmethod
     def _width(self, stage: Stage, number: int) -> int:
         """Channels of the map of the stage of this number."""
 
-    def _sequence(self, part: nn.Module) -> nn.Sequential:
-        if type(part) is not nn.Sequential or len(part) == 0:
-            raise self._unknown(part)
-        return part
+    def _sequence(self, module: nn.Module) -> nn.Sequential:
+        if type(module) is not nn.Sequential or len(module) == 0:
+            raise self._unknown(module)
+        return module
 
     def _open(self, block: nn.Module) -> PixelBlock:
         if type(block) not in self.known:
             raise self._unknown(block)
         return self.known[type(block)](block)
 
-    def _unknown(self, part: nn.Module) -> UnsupportedHost:
-        what = "an empty Sequential" if type(part) is nn.Sequential else f"a {type(part).__name__}"
-        return UnsupportedHost(f"{type(self.model).__name__} holds {what}, for which no opener is written.")
+    def _unknown(self, module: nn.Module) -> UnsupportedHost:
+        description = "an empty Sequential" if type(module) is nn.Sequential else f"a {type(module).__name__}"
+        return UnsupportedHost(f"{type(self.model).__name__} holds {description}, for which no opener is written.")
 
 
 class CNPixels(PixelBlock):
@@ -89,7 +89,7 @@ class CNPixels(PixelBlock):
     def __init__(self, block: Any) -> None:
         super().__init__(block)
         inner: Any = block.block
-        if type(inner) is not nn.Sequential or [type(part) is Permute for part in inner] != [
+        if type(inner) is not nn.Sequential or [type(layer) is Permute for layer in inner] != [
             index in (1, 6) for index in range(7)
         ]:
             raise UnsupportedHost(
@@ -126,8 +126,8 @@ class TorchvisionConvNeXt(TorchvisionStaged):
     def answer(self, maps: Sequence[Tensor]) -> Tensor:
         return self.model.classifier(self.model.avgpool(self.features(maps[-1])))
 
-    def _shrinks(self, part: nn.Module) -> bool:
-        return type(part) is nn.Sequential and len(part) == 2 and type(part[1]) is nn.Conv2d
+    def _shrinks(self, module: nn.Module) -> bool:
+        return type(module) is nn.Sequential and len(module) == 2 and type(module[1]) is nn.Conv2d
 
     def _width(self, stage: Stage, number: int) -> int:
         return stage.blocks[0].block.layer_scale.numel()
@@ -173,8 +173,8 @@ class TorchvisionSwin(TorchvisionStaged):
         model = self.model
         return model.head(model.flatten(model.avgpool(model.permute(self.features(maps[-1])))))
 
-    def _shrinks(self, part: nn.Module) -> bool:
-        return not isinstance(part, nn.Sequential)
+    def _shrinks(self, module: nn.Module) -> bool:
+        return not isinstance(module, nn.Sequential)
 
     def _width(self, stage: Stage, number: int) -> int:
         return self.stem[0].out_channels * 2**number

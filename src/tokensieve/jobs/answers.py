@@ -53,9 +53,9 @@ class Answers:
             if self.rows.output == "features":
                 return self._columns(self._patches(clips), None)
             output = model(clips)
-        found = as_tensor(output, model, len(clips))
-        kind = kind_of(found, self.rows.output != "embeddings" and classifies(model, output), field_of(output))
-        return self._columns(found, kind)
+        output_tensor = as_tensor(output, model, len(clips))
+        kind = kind_of(output_tensor, self.rows.output != "embeddings" and classifies(model, output), field_of(output))
+        return self._columns(output_tensor, kind)
 
     def _classes(self, logits: Tensor, kind: OutputKind) -> Columns:
         if kind.name != "classes":
@@ -65,10 +65,10 @@ class Answers:
         likely, classes = probabilities.topk(count, dim=1)
         columns: Columns = {}
         for place in range(count):
-            own = classes[:, place]
-            columns[f"top{place + 1}_class"] = own.numpy().astype(np.int32)
+            top = classes[:, place]
+            columns[f"top{place + 1}_class"] = top.numpy().astype(np.int32)
             if self.names is not None:
-                columns[f"top{place + 1}_label"] = [self.names[index] for index in own.tolist()]
+                columns[f"top{place + 1}_label"] = [self.names[index] for index in top.tolist()]
             columns[f"top{place + 1}_probability"] = likely[:, place].numpy()
         return columns
 
@@ -91,7 +91,7 @@ class Answers:
             sides = {
                 name: np.full(len(maps), maps.shape[axis], np.int32) for name, axis in (("height", 2), ("width", 3))
             }
-            return {"map": [_png(each.numpy(), maps.shape[1]) for each in classes], **sides}
+            return {"map": [_png(class_map.numpy(), maps.shape[1]) for class_map in classes], **sides}
         if kind.name == "depth":
             return {"depth": self._stored(maps.squeeze(1) if maps.ndim == 4 else maps)}
         raise self._other(kind, "a class or a depth of each pixel")
@@ -103,17 +103,17 @@ class Answers:
             raise InputError("Features of patches are of one view: leave --views out.")
         fast = self.opened.fast
         norm = fast.units == "tokens"  # with stages, none fits all maps
-        found = fast.forward_intermediates(clips, indices=1, norm=norm, intermediates_only=True, restore=True)[-1]
-        if found.isnan().any():
+        features = fast.forward_intermediates(clips, indices=1, norm=norm, intermediates_only=True, restore=True)[-1]
+        if features.isnan().any():
             raise InputError(f"{type(fast.model).__name__} returns NaN: try another dtype, or look at its weights.")
-        return found.cpu()
+        return features.cpu()
 
     def _stored(self, numbers: Tensor) -> np.ndarray:
         return numbers.float().numpy().astype(STORES[self.rows.store])
 
-    def _other(self, kind: OutputKind, wanted: str) -> InputError:
+    def _other(self, kind: OutputKind, required: str) -> InputError:
         name = type(self.opened.dense).__name__
-        return InputError(f"--output {self.rows.output} needs {wanted}, and {name} gives {kind.name}.")
+        return InputError(f"--output {self.rows.output} needs {required}, and {name} gives {kind.name}.")
 
 
 def _png(classes: np.ndarray, count: int) -> bytes:
@@ -171,11 +171,11 @@ def without_classifier(model: Any, pooling: str | None = None) -> None:
 def _classifier(model: nn.Module) -> str | None:
     """The name of the last linear layer of a head, by the names that torchvision and transformers give them."""
     for name in ("classifier", "heads", "head", "fc"):
-        part = getattr(model, name, None)
-        if isinstance(part, nn.Linear):
+        layer = getattr(model, name, None)
+        if isinstance(layer, nn.Linear):
             return name
-        if isinstance(part, nn.Sequential) and part and isinstance(part[-1], nn.Linear):
-            return f"{name}.{[*dict(part.named_children())][-1]}"
+        if isinstance(layer, nn.Sequential) and layer and isinstance(layer[-1], nn.Linear):
+            return f"{name}.{[*dict(layer.named_children())][-1]}"
     return None
 
 
@@ -189,15 +189,17 @@ def concatenated(parts: Sequence[Columns]) -> Columns:
     if len(parts) == 1:
         return parts[0]
     return {
-        name: np.concatenate([part[name] for part in parts])
+        name: np.concatenate([batch[name] for batch in parts])
         if isinstance(first, np.ndarray)
-        else [each for part in parts for each in part[name]]
+        else [value for batch in parts for value in batch[name]]
         for name, first in parts[0].items()
     }
 
 
 def blank(opened: OpenedModel) -> Tensor:
     """One item of nothing but zeros, as the data set would give it."""
-    own = opened.preprocessing
-    shape = own.clip_shape if isinstance(own, VideoPreprocessing) else (3, *own.input_size)
+    preprocessing = opened.preprocessing
+    shape = (
+        preprocessing.clip_shape if isinstance(preprocessing, VideoPreprocessing) else (3, *preprocessing.input_size)
+    )
     return torch.zeros(1, *shape) if opened.views == 1 else torch.zeros(1, opened.views, *shape)

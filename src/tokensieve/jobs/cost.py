@@ -50,12 +50,12 @@ def costs(
             "The record holds no measured batch: give what tokensieve bench --json printed, without --waterfall."
         )
     decoding = record.get("decoding")
-    found = {}
+    figures = {}
     for name in ("dense", "sieved"):
         model: float = max(run["images_per_second"][name] for run in runs)
         decoded: float = decoding["per_second"] if decoding else float("inf")
         each_hour = 3600 * machines * min(model, decoded)
         hours = images / each_hour
         limit = "decoding" if decoded < model else "model"
-        found[name] = Cost(each_hour, hours, hours * machines * price_per_hour, limit)
-    return found
+        figures[name] = Cost(each_hour, hours, hours * machines * price_per_hour, limit)
+    return figures

@@ -34,9 +34,9 @@ def check_settings(work: Work, settings: dict[str, Any]) -> None:
     Raises:
         InputError: it is another job.
     """
-    own = work.manifest()["settings"]
+    recorded = work.manifest()["settings"]
     for name in settings:
-        if own.get(name) != settings[name]:
+        if recorded.get(name) != settings[name]:
             raise InputError(
                 f"Two processes do not see the same job: its {name} differs. Weights must not be random "
                 "(--no-pretrained), and the sources must stay as they are."
@@ -59,8 +59,8 @@ class _Link:
         while (number := self.ask("next")) is not None:
             yield number
 
-    def went_on(self, told: Told) -> None:
-        self.connection.send(("told", told))
+    def went_on(self, progress: Told) -> None:
+        self.connection.send(("told", progress))
 
     def say(self, sentence: str) -> None:
         self.connection.send(("say", sentence))
@@ -132,91 +132,93 @@ def run_devices(
     waiting, processes = deque(shards), []
     try:
         for device in devices[: max(1, len(waiting))]:
-            own, other = context.Pipe()
-            process = context.Process(target=_work, args=(job, settings, device, workers, threads, other))
+            receiver, sender = context.Pipe()
+            process = context.Process(target=_work, args=(job, settings, device, workers, threads, sender))
             process.start()
-            other.close()
-            processes.append(_Process(process, own, device))
+            sender.close()
+            processes.append(_Process(process, receiver, device))
         _listen(processes, waiting, listener)
     finally:
-        for each in processes:
-            if each.process.is_alive():
-                each.process.terminate()
-            each.process.join()
+        for running in processes:
+            if running.process.is_alive():
+                running.process.terminate()
+            running.process.join()
 
 
 def _listen(processes: list[_Process], waiting: deque[int], listener: Listener) -> None:
     """Answer processes until all shards are written."""
     active, lost = list(processes), []
     while active:
-        ready = wait([each.connection for each in active], LOOK)
-        for each in list(active):
-            if each.connection not in ready and each.process.is_alive():
+        ready = wait([process.connection for process in active], LOOK)
+        for process in list(active):
+            if process.connection not in ready and process.process.is_alive():
                 continue
             try:
-                while each.connection.poll():
-                    what, told = each.connection.recv()
-                    _hear(each, what, told, waiting, listener)
-                alive = each.process.is_alive()
+                while process.connection.poll():
+                    kind, content = process.connection.recv()
+                    _hear(process, kind, content, waiting, listener)
+                alive = process.process.is_alive()
             except (EOFError, OSError):
                 alive = False
             if not alive:
-                active.remove(each)
-                each.process.join()
-                if each.shards or each.process.exitcode:
-                    lost.append(each)
-                    _return(each, waiting, listener, others=bool(active))
+                active.remove(process)
+                process.process.join()
+                if process.shards or process.process.exitcode:
+                    lost.append(process)
+                    _return(process, waiting, listener, others=bool(active))
         _serve(active, waiting)
     if waiting:
-        told = ", ".join(f"{each.device} {_end(each.process.exitcode)}" for each in lost)
-        raise InputError(f"No process is left to go on ({told}): give the same command again.")
+        ends = ", ".join(f"{process.device} {_end(process.process.exitcode)}" for process in lost)
+        raise InputError(f"No process is left to go on ({ends}): give the same command again.")
 
 
-def _hear(each: _Process, what: str, told: Any, waiting: deque[int], listener: Listener) -> None:
+def _hear(process: _Process, kind: str, content: Any, waiting: deque[int], listener: Listener) -> None:
     """One message of a process."""
-    if what == "next":
+    if kind == "next":
         number = waiting.popleft() if waiting else None
         if number is not None:
-            each.shards[number] = [0, 0]
-        each.connection.send(number)
-    elif what == "idle":
-        each.idle = True
-    elif what == "told":
-        each.shards[told.shard][0] += told.items
-        each.shards[told.shard][1] += told.errors
-        listener.went_on(told)
-    elif what == "say":
-        listener.say(f"{each.device}: {told}")
-    elif what == "written":
-        del each.shards[told]
-    elif what == "refused":
-        raise InputError(told)
+            process.shards[number] = [0, 0]
+        process.connection.send(number)
+    elif kind == "idle":
+        process.idle = True
+    elif kind == "told":
+        process.shards[content.shard][0] += content.items
+        process.shards[content.shard][1] += content.errors
+        listener.went_on(content)
+    elif kind == "say":
+        listener.say(f"{process.device}: {content}")
+    elif kind == "written":
+        del process.shards[content]
+    elif kind == "refused":
+        raise InputError(content)
     else:
-        raise RuntimeError(f"The process on {each.device} failed:\n{told}")
+        raise RuntimeError(f"The process on {process.device} failed:\n{content}")
 
 
 def _serve(active: list[_Process], waiting: deque[int]) -> None:
     """Give those that are idle a shard, or send them home when none is left that could come back."""
-    outstanding = any(each.shards for each in active)
-    for each in active:
-        if each.idle and (waiting or not outstanding):
+    outstanding = any(process.shards for process in active)
+    for process in active:
+        if process.idle and (waiting or not outstanding):
             number = waiting.popleft() if waiting else None
             if number is not None:
-                each.shards[number] = [0, 0]
+                process.shards[number] = [0, 0]
                 outstanding = True
-            each.idle = False
+            process.idle = False
             with suppress(OSError):
-                each.connection.send(number)
+                process.connection.send(number)
 
 
-def _return(each: _Process, waiting: deque[int], listener: Listener, *, others: bool) -> None:
+def _return(process: _Process, waiting: deque[int], listener: Listener, *, others: bool) -> None:
     """Take back the shards of a process that has ended, and what was counted of them."""
-    for number, (items, errors) in each.shards.items():
+    for number, (items, errors) in process.shards.items():
         listener.went_on(Told(number, -items, -errors, 0.0, 0.0))
-    waiting.extendleft(sorted(each.shards, reverse=True))
+    waiting.extendleft(sorted(process.shards, reverse=True))
     if others:
-        listener.say(f"The process on {each.device} {_end(each.process.exitcode)}: the others go on with its work.")
-    each.shards = {}
+        listener.say(
+            f"The process on {process.device} {_end(process.process.exitcode)}: the others go on with its work."
+        )
+    process.shards = {}
 
 
 def _end(code: int | None) -> str:

@@ -64,20 +64,20 @@ def estimate(job: Job, *, workers: int = 1, devices: int = 1, seconds: float = 1
     """
     work = open_work(job)
     place = place_of(job.out) if job.out else None
-    begun = None if place is None else manifest.read(place)
-    if place is not None and begun is not None:
-        manifest.check_same(place, begun, work.manifest())
-    said: list[str] = []
+    existing = None if place is None else manifest.read(place)
+    if place is not None and existing is not None:
+        manifest.check_same(place, existing, work.manifest())
+    sentences: list[str] = []
     batches = load_batches(work.items, DECODED, workers)
     decoded, images = decoding(batches, keep=work.together, workers=workers, seconds=seconds)
-    ask = InParts(work.ask, work.together, said.append)
-    columns, began, rounds = ask(images), perf_counter(), 0
+    answer = InParts(work.ask, work.together, sentences.append)
+    columns, began, rounds = answer(images), perf_counter(), 0
     while rounds < ROUNDS or perf_counter() - began < min(seconds, 3.0):
-        ask(images)
+        answer(images)
         rounds += 1
-    asked = devices * rounds * len(images) / (perf_counter() - began)
-    both = min(decoded.per_second, asked) if workers else 1 / (1 / decoded.per_second + 1 / asked)
-    done = finished(place, job.rows.format) if place is not None and begun is not None else set()
+    answered = devices * rounds * len(images) / (perf_counter() - began)
+    items_per_second = min(decoded.per_second, answered) if workers else 1 / (1 / decoded.per_second + 1 / answered)
+    done = finished(place, job.rows.format) if place is not None and existing is not None else set()
     left = len(work.items) - sum(work.items_of(number) for number in done)
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / f"rows{ENDINGS[job.rows.format]}"
@@ -88,10 +88,10 @@ def estimate(job: Job, *, workers: int = 1, devices: int = 1, seconds: float = 1
         work.shards,
         left,
         decoded.per_second,
-        asked,
-        both,
-        left / both,
+        answered,
+        items_per_second,
+        left / items_per_second,
         size,
         len(decoded.failures),
-        (*said, *decoding_limit(decoded, "the model", asked)),
+        (*sentences, *decoding_limit(decoded, "the model", answered)),
     )

@@ -40,11 +40,11 @@ def write_rows(path: Path, columns: Columns, form: str) -> None:
 def _array(arrow: Any, values: Any) -> Any:
     """A column: of vectors, maps and the like, lists of a fixed size in lists of a fixed size."""
     if isinstance(values, np.ndarray):
-        found = arrow.array(np.ascontiguousarray(values).reshape(-1))
+        array = arrow.array(np.ascontiguousarray(values).reshape(-1))
         for side in reversed(values.shape[1:]):
-            found = arrow.FixedSizeListArray.from_arrays(found, side)
-        return found
-    kind = arrow.binary() if any(isinstance(each, bytes) for each in values) else arrow.string()
+            array = arrow.FixedSizeListArray.from_arrays(array, side)
+        return array
+    kind = arrow.binary() if any(isinstance(value, bytes) for value in values) else arrow.string()
     return arrow.array(values, kind)
 
 
@@ -52,9 +52,9 @@ def _write_lines(path: Path, columns: Columns) -> None:
     """A JSON object a line; bytes in base64."""
     lists = [values.tolist() if isinstance(values, np.ndarray) else values for values in columns.values()]
     with path.open("w", encoding="utf-8") as file:
-        for row in zip(*lists, strict=True):
-            told = (base64.b64encode(each).decode() if isinstance(each, bytes) else each for each in row)
-            file.write(json.dumps(dict(zip(columns, told, strict=True)), ensure_ascii=False) + "\n")
+        for item in zip(*lists, strict=True):
+            encoded = (base64.b64encode(value).decode() if isinstance(value, bytes) else value for value in item)
+            file.write(json.dumps(dict(zip(columns, encoded, strict=True)), ensure_ascii=False) + "\n")
 
 
 def no_rows(columns: Columns) -> Columns:
@@ -72,18 +72,18 @@ def write_errors(place: Place, number: int, errors: Sequence[Mapping[str, str]])
 
 def gathered_errors(place: Place, shards: Sequence[int]) -> list[dict[str, str]]:
     """The errors of finished shards, in the order of the items."""
-    there = set(place.names("errors"))
-    found = []
+    names = set(place.names("errors"))
+    errors = []
     for number in shards:
         name = errors_name(number)
-        if name.rpartition("/")[2] in there:
-            found += json.loads(place.read(name) or b"[]")
-    return found
+        if name.rpartition("/")[2] in names:
+            errors += json.loads(place.read(name) or b"[]")
+    return errors
 
 
 def write_gathered(place: Place, form: str, errors: Sequence[Mapping[str, str]]) -> None:
     """errors.parquet, or errors.jsonl: `id` and `error` of each item without a row."""
-    columns: Columns = {key: [each[key] for each in errors] for key in ("id", "error")}
+    columns: Columns = {key: [error[key] for error in errors] for key in ("id", "error")}
     place.write(f"errors{ENDINGS[form]}", lambda path: write_rows(path, columns, form))
 
 

@@ -62,9 +62,9 @@ def versions() -> dict[str, str]:
 def weights_sha256(opened: OpenedModel) -> str:
     """SHA-256 of the model's weights, of its proposal's and of what its methods learned."""
     digest = hashlib.sha256()
-    for part in (opened.dense, opened.fast.significance, opened.fast.parts):
-        if isinstance(part, nn.Module):
-            for name, tensor in part.state_dict().items():
+    for module in (opened.dense, opened.fast.significance, opened.fast.parts):
+        if isinstance(module, nn.Module):
+            for name, tensor in module.state_dict().items():
                 digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}\n".encode())
                 digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy())
     return digest.hexdigest()
@@ -80,15 +80,15 @@ def read(place: Place) -> dict[str, Any] | None:
     if content is None:
         return None
     try:
-        found = json.loads(content)
-        known = found[VERSION_KEY] == VERSION and found["settings"] and found["versions"]
+        manifest = json.loads(content)
+        known = manifest[VERSION_KEY] == VERSION and manifest["settings"] and manifest["versions"]
     except (ValueError, KeyError, TypeError):
         known = False
     if not known:
         raise InputError(
             f"{FILE} in {place.name} is not that of a job of this version of tokensieve: give another --out."
         )
-    checked: dict[str, Any] = found
+    checked: dict[str, Any] = manifest
     return checked
 
 
@@ -123,9 +123,9 @@ def check_same(place: Place, before: dict[str, Any], manifest: dict[str, Any]) -
     then, now = before["settings"], manifest["settings"]
     unlike = [name for name in dict.fromkeys([*then, *now]) if then.get(name) != now.get(name)]
     if unlike:
-        told = "; ".join(_difference(name, then.get(name), now.get(name)) for name in unlike)
+        changes = "; ".join(_difference(name, then.get(name), now.get(name)) for name in unlike)
         raise InputError(
-            f"{place.name} holds rows of a job with other settings: {told}. Give the same ones, or another --out."
+            f"{place.name} holds rows of a job with other settings: {changes}. Give the same ones, or another --out."
         )
 
 

@@ -103,8 +103,8 @@ class LocalPlace(Place):
                 left.unlink()
 
     def names(self, folder: str) -> list[str]:
-        where = self.folder / folder
-        return sorted(os.listdir(where)) if where.is_dir() else []
+        path = self.folder / folder
+        return sorted(os.listdir(path)) if path.is_dir() else []
 
     def read(self, name: str) -> bytes | None:
         try:
@@ -182,19 +182,19 @@ class RemotePlace(Place):
 
     def names(self, folder: str) -> list[str]:
         self.system.invalidate_cache()
-        where = f"{self.root}/{folder}"
+        path = f"{self.root}/{folder}"
         with told(self.name):
-            if not self.system.exists(where):
+            if not self.system.exists(path):
                 return []
-            return sorted(name.rpartition("/")[2] for name in self.system.ls(where, detail=False))
+            return sorted(name.rpartition("/")[2] for name in self.system.ls(path, detail=False))
 
     def read(self, name: str) -> bytes | None:
         with told(self.name):
             try:
-                found: bytes = self.system.cat_file(f"{self.root}/{name}")
+                content: bytes = self.system.cat_file(f"{self.root}/{name}")
             except FileNotFoundError:
                 return None
-        return found
+        return content
 
     def write(self, name: str, fill: Callable[[Path], None]) -> None:
         with tempfile.TemporaryDirectory(prefix="tokensieve-") as folder, told(self.name):

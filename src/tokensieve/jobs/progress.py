@@ -61,13 +61,13 @@ class Progress:
     def per_second(self) -> float:
         return self.fresh / max(self.seconds, 1e-9)
 
-    def went_on(self, told: Told) -> None:
+    def went_on(self, progress: Told) -> None:
         """Count, and show it. Raises `TooManyErrors`."""
-        self.done += told.items
-        self.fresh += told.items
-        self.errors += told.errors
-        self.waited += told.waited
-        self.asked += told.asked
+        self.done += progress.items
+        self.fresh += progress.items
+        self.errors += progress.errors
+        self.waited += progress.waited
+        self.asked += progress.asked
         if self._counting is not None:
             self._counting.update(self.done, self.total, self.line())
         if monotonic() - self._logged >= EVERY:

@@ -53,7 +53,7 @@ class ShardActor:
         run_shards(self.work, [int(number) for number in batch["shard"]], heard, workers=self.workers)
         return {
             "shard": list(heard.told),
-            "told": [list(each) for each in heard.told.values()],
+            "told": [list(progress) for progress in heard.told.values()],
             "said": [heard.said] * len(heard.told),
         }
 
@@ -65,9 +65,9 @@ class _Heard:
         self.told: dict[int, Told] = {}
         self.said = ""
 
-    def went_on(self, told: Told) -> None:
-        before = self.told.get(told.shard)
-        self.told[told.shard] = told if before is None else before.and_then(told)
+    def went_on(self, progress: Told) -> None:
+        before = self.told.get(progress.shard)
+        self.told[progress.shard] = progress if before is None else before.and_then(progress)
 
     def say(self, sentence: str) -> None:
         self.said += sentence + "\n"
@@ -119,7 +119,7 @@ def run_ray(
     try:
         context = ray.data.DataContext.get_current()
         context.enable_progress_bars = False
-        done = ray.data.from_items(
+        results = ray.data.from_items(
             [{"shard": number} for number in shards],
             override_num_blocks=len(shards),  # one a task
         ).map_batches(
@@ -130,11 +130,11 @@ def run_ray(
             num_cpus=cpus,
             num_gpus=ray_settings.gpus or None,
         )
-        for row in done.iter_rows():
-            shard, items, errors, waited, asked = row["told"]
-            for sentence in row["said"].splitlines():
+        for result in results.iter_rows():
+            shard, items, errors, waited, answered = result["told"]
+            for sentence in result["said"].splitlines():
                 listener.say(sentence)
-            listener.went_on(Told(int(shard), int(items), int(errors), waited, asked))
+            listener.went_on(Told(int(shard), int(items), int(errors), waited, answered))
     except ray.exceptions.RayError as error:
         raise _sentence(error) from error
     finally:
@@ -145,21 +145,21 @@ def run_ray(
 def _begin(ray: Any, address: str | None, cpus: int) -> None:
     """Reach a cluster, or start one on this machine with so many CPUs for actors, whatever it has."""
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # one that is started here tells nobody
-    own: dict[str, Any] = {} if address else {"num_cpus": cpus, "include_dashboard": False}
+    local: dict[str, Any] = {} if address else {"num_cpus": cpus, "include_dashboard": False}
     try:
-        ray.init(address=address or "local", log_to_driver=False, logging_level="ERROR", **own)
+        ray.init(address=address or "local", log_to_driver=False, logging_level="ERROR", **local)
     except Exception as error:  # whatever its many parts raise
         raise InputError(f"No Ray cluster answers at {address or 'this machine'}: {first_line(error)}.") from error
 
 
 def _sentence(error: BaseException) -> Exception:
     """What an actor was refused, if that is what Ray's error comes from."""
-    seen: BaseException | None = error
-    while seen is not None:
-        inner = getattr(seen, "cause", None)
+    link: BaseException | None = error
+    while link is not None:
+        inner = getattr(link, "cause", None)
         if isinstance(inner, SieveError):
             return InputError(str(inner))
-        seen = inner if isinstance(inner, BaseException) else seen.__cause__
+        link = inner if isinstance(inner, BaseException) else link.__cause__
     return InputError(
         f"Ray could not finish the job: {cause(error)}. Finished files are kept: give the same command again."
     )

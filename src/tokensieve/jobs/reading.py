@@ -66,14 +66,14 @@ class _Chunks(Dataset[_Decoded]):
     def __getitem__(self, chunk: Any) -> _Decoded:
         good, images, times, failures = [], [], [], []
         for index in chunk.indices:
-            found: Any = _attempt(self.items, index)
-            if isinstance(found, Failure):
-                failures.append(found)
+            item: Any = _attempt(self.items, index)
+            if isinstance(item, Failure):
+                failures.append(item)
                 continue
             good.append(index)
-            images.append(found[0])
-            if len(found) > 2:
-                times.append(found[2].flatten()[[0, -1]])
+            images.append(item[0])
+            if len(item) > 2:
+                times.append(item[2].flatten()[[0, -1]])
         stacked = torch.stack(images) if images else None
         return _Decoded(chunk, good, stacked, torch.stack(times) if times else None, failures)
 
@@ -114,11 +114,11 @@ class Reader:
         for decoded in self._decoded():
             waiting.append(decoded)
             failures += decoded.failures
-            while sum(len(each.indices) for each in waiting) >= self.batch and (
-                sum(len(each.indices) for each in waiting) > self.batch or not decoded.chunk.last
+            while sum(len(chunk.indices) for chunk in waiting) >= self.batch and (
+                sum(len(chunk.indices) for chunk in waiting) > self.batch or not decoded.chunk.last
             ):
-                some, waiting = _taken(waiting, self.batch)
-                yield _batch(some, failures, last=False)
+                taken, waiting = _taken(waiting, self.batch)
+                yield _batch(taken, failures, last=False)
                 failures = []
             if decoded.chunk.last:
                 yield _batch(waiting, failures, last=True)
@@ -163,27 +163,27 @@ class Reader:
 
 def _taken(waiting: list[_Decoded], count: int) -> tuple[list[_Decoded], list[_Decoded]]:
     """The first `count` items, and the rest."""
-    some: list[_Decoded] = []
-    for place, each in enumerate(waiting):
-        have = len(each.indices)
+    taken: list[_Decoded] = []
+    for place, chunk in enumerate(waiting):
+        have = len(chunk.indices)
         if have > count:
-            return [*some, _part(each, 0, count)], [_part(each, count, have), *waiting[place + 1 :]]
-        some.append(each)
+            return [*taken, _part(chunk, 0, count)], [_part(chunk, count, have), *waiting[place + 1 :]]
+        taken.append(chunk)
         count -= have
         if count == 0:
-            return some, waiting[place + 1 :]
-    return some, []
+            return taken, waiting[place + 1 :]
+    return taken, []
 
 
 def _part(decoded: _Decoded, start: int, end: int) -> _Decoded:
-    images, times = (None if each is None else each[start:end] for each in (decoded.images, decoded.times))
+    images, times = (None if values is None else values[start:end] for values in (decoded.images, decoded.times))
     return _Decoded(decoded.chunk, decoded.indices[start:end], images, times, [])
 
 
-def _batch(some: list[_Decoded], failures: list[Failure], *, last: bool) -> Batch:
-    images = [each.images for each in some if each.images is not None]
-    times = [each.times for each in some if each.times is not None]
-    indices = [index for each in some for index in each.indices]
-    whole = images[0] if len(images) == 1 else torch.cat(images) if images else None
-    shown = torch.cat(times) if times else None
-    return Batch(some[0].chunk.shard, indices, whole, shown, failures, last)
+def _batch(chunks: list[_Decoded], failures: list[Failure], *, last: bool) -> Batch:
+    images = [chunk.images for chunk in chunks if chunk.images is not None]
+    times = [chunk.times for chunk in chunks if chunk.times is not None]
+    indices = [index for chunk in chunks for index in chunk.indices]
+    images_batch = images[0] if len(images) == 1 else torch.cat(images) if images else None
+    times_batch = torch.cat(times) if times else None
+    return Batch(chunks[0].chunk.shard, indices, images_batch, times_batch, failures, last)

@@ -92,28 +92,28 @@ def parquet_rows(
             ids = None
             if id_column is not None:
                 _check_column(path, id_column, list(types))
-                ids = [str(each) for each in table.read([id_column], use_threads=False).column(0).to_pylist()]
+                ids = [str(value) for value in table.read([id_column], use_threads=False).column(0).to_pylist()]
     except arrow.ArrowException as error:
         raise InputError(f"{path} cannot be read as Parquet: {cause(error)}.") from error
     cells = [ParquetCell(path, column, group, row) for group in range(groups) for row in range(lengths[group])]
     return ids or [f"{name}#{row}" for row in range(len(cells))], cells
 
 
-def _image_column(path: str, types: dict[str, Any], wanted: str | None) -> str:
+def _image_column(path: str, types: dict[str, Any], column: str | None) -> str:
     """The column that holds pictures."""
-    if wanted is not None:
-        _check_column(path, wanted, list(types))
-        return wanted
+    if column is not None:
+        _check_column(path, column, list(types))
+        return column
     structs = [name for name, kind in types.items() if str(kind).startswith("struct<") and "bytes" in str(kind)]
     lower = {name.lower(): name for name in types}
-    named = [lower[name] for name in NAMES if name in lower]
+    usual = [lower[name] for name in NAMES if name in lower]
     binary = [name for name, kind in types.items() if str(kind) in ("binary", "large_binary")]
-    found = structs or [name for name in named if name in binary] or named or binary
-    if not found:
+    candidates = structs or [name for name in usual if name in binary] or usual or binary
+    if not candidates:
         raise InputError(
             f"{path} has no column that looks like pictures among {', '.join(types)}: name it by --image-column."
         )
-    return found[0]
+    return candidates[0]
 
 
 def _check_column(path: str, name: str, names: Sequence[str]) -> None:
@@ -157,6 +157,6 @@ def dataset_rows(
         table = table.cast_column(column, datasets.Image(decode=False))
     if id_column is not None:
         _check_column(name, id_column, list(table.features))
-    ids = [str(i) for i in range(len(table))] if id_column is None else [str(each) for each in table[id_column]]
+    ids = [str(i) for i in range(len(table))] if id_column is None else [str(value) for value in table[id_column]]
     table = table.select_columns([column])
     return ids, [TableCell(table, column, row) for row in range(len(table))]

@@ -100,9 +100,9 @@ def run(
     place = place_of(job.out)
     place.prepare()
     place.lock()
-    apart = running.devices or engine == "ray"
+    own_processes = running.devices or engine == "ray"
     # Other processes do the work: here the model is opened only to be described, where there is most room for it.
-    work = describe(job._replace(spec=replace(job.spec, device="cpu"))) if apart else open_work(job)
+    work = describe(job._replace(spec=replace(job.spec, device="cpu"))) if own_processes else open_work(job)
     if opened is not None:
         opened(work.items)
     described = work.manifest()
@@ -113,24 +113,24 @@ def run(
     left = [number for number in range(work.shards) if number not in done]
     kind = getattr(work.items, "kind", PICTURES)
     counts = {"done": before, "errors": failed, "max_errors": max_errors}
-    said: list[str] = []
-    with Progress(kind, len(work.items), place, **counts, shown=progress) as shown:  # type: ignore[arg-type]
-        shown.log(
+    sentences: list[str] = []
+    with Progress(kind, len(work.items), place, **counts, shown=progress) as meter:  # type: ignore[arg-type]
+        meter.log(
             f"begun: {len(work.items) - before} of {len(work.items)} {kind.many} are to be done, {asdict(running)}"
         )
         for sentence in changed:
-            shown.say(sentence)
+            meter.say(sentence)
         began = perf_counter()
         try:
             if left:
-                _go(job, work, described["settings"], left, shown, running)
+                _go(job, work, described["settings"], left, meter, running)
         finally:
-            whole = finished(place, job.rows.format)
-            errors = gathered_errors(place, sorted(whole))
+            complete = finished(place, job.rows.format)
+            errors = gathered_errors(place, sorted(complete))
             write_gathered(place, job.rows.format, errors)
-        _check_whole(work, whole, place)
+        _check_whole(work, complete, place)
         seconds = perf_counter() - began
-        said += [*changed, *shown.limit(running.workers, max(1, len(running.devices)))]
+        sentences += [*changed, *meter.limit(running.workers, max(1, len(running.devices)))]
         result = Result(
             job.out,
             len(work.items),
@@ -140,12 +140,12 @@ def run(
             before,
             seconds,
             (len(work.items) - before) / seconds if left else 0.0,
-            shown.waited / max(shown.waited + shown.asked, 1e-9),
+            meter.waited / max(meter.waited + meter.asked, 1e-9),
             len(work.items.skipped),
-            tuple(said),
+            tuple(sentences),
         )
-        shown.log(
-            f"done: {result.rows} rows, {result.errors} errors, {result.per_second:.4g} a second. {' '.join(said)}"
+        meter.log(
+            f"done: {result.rows} rows, {result.errors} errors, {result.per_second:.4g} a second. {' '.join(sentences)}"
         )
     return result
 
@@ -159,14 +159,14 @@ def job_of(
     """A job of full paths. Raises `RecipeError` for a setting that there is not."""
     spec = ModelSpec(model) if isinstance(model, str) else model
     spec.check()
-    given = [sources] if isinstance(sources, str | os.PathLike) else list(sources)
-    if not given:
+    source_list = [sources] if isinstance(sources, str | os.PathLike) else list(sources)
+    if not source_list:
         raise InputError("There is nothing to read: give a folder, a tar, a list, a Parquet file or pictures.")
     for name in ("classes", "root"):
         if settings.get(name) is not None:
             settings[name] = _full(settings[name])
     reading = {name: settings.pop(name) for name in SourceSettings.__dataclass_fields__ if name in settings}
-    paths = tuple(_full(os.fspath(source)) for source in given)
+    paths = tuple(_full(os.fspath(source)) for source in source_list)
     place = os.fspath(out)
     place = place if is_url(place) or not place else os.path.abspath(place)
     return Job(spec.absolute(), paths, place, RowSettings(**settings), SourceSettings(**reading))
@@ -178,21 +178,21 @@ def _full(path: str) -> str:
 
 
 def _go(
-    job: Job, work: Work, settings: dict[str, Any], left: Sequence[int], shown: Progress, running: RunSettings
+    job: Job, work: Work, settings: dict[str, Any], left: Sequence[int], meter: Progress, running: RunSettings
 ) -> None:
     """Do what is left, by the engine that was asked for."""
     if running.engine == "ray":
-        run_ray(job, settings, left, shown, RaySettings(**running.ray), workers=running.workers)
+        run_ray(job, settings, left, meter, RaySettings(**running.ray), workers=running.workers)
     elif running.devices:
         threads = max(1, torch.get_num_threads() // len(running.devices))
-        run_devices(job, settings, left, running.devices, shown, workers=running.workers, threads=threads)
+        run_devices(job, settings, left, running.devices, meter, workers=running.workers, threads=threads)
     else:
-        run_shards(work, left, shown, workers=running.workers)
+        run_shards(work, left, meter, workers=running.workers)
 
 
-def _check_whole(work: Work, whole: set[int], place: Place) -> None:
+def _check_whole(work: Work, complete: set[int], place: Place) -> None:
     """See that every shard has come to its rows. Raises `InputError`."""
-    missing = [number for number in range(work.shards) if number not in whole]
+    missing = [number for number in range(work.shards) if number not in complete]
     if missing:
         raise InputError(
             f"{len(missing)} of {work.shards} files of rows are not in {place.name}: give the same command again."

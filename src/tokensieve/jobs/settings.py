@@ -49,9 +49,11 @@ class RowSettings:
     classes: str | None = None
 
     def __post_init__(self) -> None:
-        for name, known in (("output", OUTPUTS), ("format", FORMATS), ("store", tuple(STORES))):
-            if (value := getattr(self, name)) not in known:
-                raise RecipeError(f"{name} must be one of {', '.join(known)}, not {value!r}{nearest(value, known)}.")
+        for name, choices in (("output", OUTPUTS), ("format", FORMATS), ("store", tuple(STORES))):
+            if (value := getattr(self, name)) not in choices:
+                raise RecipeError(
+                    f"{name} must be one of {', '.join(choices)}, not {value!r}{nearest(value, choices)}."
+                )
         for name in ("k", "batch", "shard"):
             value = getattr(self, name)
             if not (name == "shard" and value is None) and (type(value) is not int or value < 1):

@@ -46,7 +46,7 @@ class Told(NamedTuple):
 class Listener(Protocol):
     """Whoever is told what goes on."""
 
-    def went_on(self, told: Told) -> None:
+    def went_on(self, progress: Told) -> None:
         """Some items are done."""
 
     def say(self, sentence: str) -> None:
@@ -96,8 +96,8 @@ def open_work(job: Job) -> Work:
 
 def describe(job: Job) -> Work:
     """A job that is opened to be counted and described, while others do it: its model is asked nothing."""
-    opened, ask = open_answers(job.spec, job.rows)
-    return Work(job, opened, open_items(job.sources, opened.preprocessing, job.reading), ask, {})
+    opened, answer = open_answers(job.spec, job.rows)
+    return Work(job, opened, open_items(job.sources, opened.preprocessing, job.reading), answer, {})
 
 
 class InParts:
@@ -109,18 +109,18 @@ class InParts:
     def __call__(self, images: Tensor) -> Columns:
         parts, start = [], 0
         while start < len(images):
-            part = images[start : start + self.batch]
-            if (found := self._fits(part)) is None:
-                self._halve(len(part))
+            piece = images[start : start + self.batch]
+            if (columns := self._fits(piece)) is None:
+                self._halve(len(piece))
             else:
-                parts.append(found)
-                start += len(part)
+                parts.append(columns)
+                start += len(piece)
         return concatenated(parts)
 
-    def _fits(self, part: Tensor) -> Columns | None:
+    def _fits(self, images: Tensor) -> Columns | None:
         """What the model says, or None where memory does not hold it."""
         try:
-            return self.ask(part)
+            return self.ask(images)
         except Exception as error:
             if not out_of_memory(error):
                 raise
@@ -167,7 +167,7 @@ def run_shards(
         InputError: the model does not run on the items, rows cannot be written, or one item is too much for memory.
     """
     place = place_of(work.job.out)
-    ask = InParts(work.ask, work.together, listener.say)
+    answer = InParts(work.ask, work.together, listener.say)
     pin = work.opened.device.type == "cuda"
     reader = Reader(work.items, shards, shard=work.shard, batch=work.together, workers=workers, pin=pin)
     pending: list[tuple[int, Future[None]]] = []
@@ -186,11 +186,11 @@ def run_shards(
             for batch in reader:
                 began = perf_counter()
                 if batch.images is not None:
-                    parts.append(rows_of(work, batch, ask(batch.images)))
-                asked = perf_counter() - began
+                    parts.append(rows_of(work, batch, answer(batch.images)))
+                answered = perf_counter() - began
                 errors += [{"id": failure.path, "error": failure.reason} for failure in batch.failures]
                 items = len(batch.indices) + len(batch.failures)
-                listener.went_on(Told(batch.shard, items, len(batch.failures), reader.waited - waited, asked))
+                listener.went_on(Told(batch.shard, items, len(batch.failures), reader.waited - waited, answered))
                 waited = reader.waited
                 if batch.last:
                     columns = concatenated(parts) if parts else no_rows(_framed(work, work.like))
@@ -207,10 +207,10 @@ def run_shards(
 
 def rows_of(work: Work, batch: Batch, columns: Columns) -> Columns:
     """The columns of a batch, `id` first; of videos then when their first and last frames are shown, in seconds."""
-    found: Columns = {"id": [work.items.path(index) for index in batch.indices]}
+    row_columns: Columns = {"id": [work.items.path(index) for index in batch.indices]}
     if batch.times is not None:
-        found |= {name: batch.times[:, place].numpy() for place, name in enumerate(("start", "end"))}
-    return found | columns
+        row_columns |= {name: batch.times[:, place].numpy() for place, name in enumerate(("start", "end"))}
+    return row_columns | columns
 
 
 def _framed(work: Work, columns: Columns) -> Columns:

@@ -73,22 +73,22 @@ def open_items(
         kind = VIDEOS
         if list(sources) == [MOVING_SCENES] and not Path(MOVING_SCENES).exists():
             return moving_scene_set(preprocessing, settings.limit or GENERATED)
-    found = [_find(source, kind, settings) for source in sources]
-    prefixes = _prefixes([each.anchor for each in found])
-    ids = [prefix + name for prefix, each in zip(prefixes, found, strict=True) for name in each.names]
+    listed = [_find(source, kind, settings) for source in sources]
+    prefixes = _prefixes([source_items.anchor for source_items in listed])
+    ids = [prefix + name for prefix, source_items in zip(prefixes, listed, strict=True) for name in source_items.names]
     _check_unlike(ids)
     listing = Listing(
-        sources=[opener for each in found for opener in each.openers],
+        sources=[opener for source_items in listed for opener in source_items.openers],
         names=ids,
         labels=[-1] * len(ids),
         classes={},
-        skipped=tuple(skipped for each in found for skipped in each.skipped),
-        notes=tuple(note for each in found for note in each.notes),
+        skipped=tuple(skipped for source_items in listed for skipped in source_items.skipped),
+        notes=tuple(note for source_items in listed for note in source_items.notes),
     )
     if isinstance(preprocessing, VideoPreprocessing):
         return VideoSet(listing, preprocessing, settings.limit)
-    told: dict[str, Any] = {"skipped": listing.skipped, "notes": listing.notes, "limit": settings.limit}
-    return ImageSet(Listed(listing), preprocessing.transform(), names=ids, **told)
+    set_arguments: dict[str, Any] = {"skipped": listing.skipped, "notes": listing.notes, "limit": settings.limit}
+    return ImageSet(Listed(listing), preprocessing.transform(), names=ids, **set_arguments)
 
 
 def fingerprint(items: ImageSet) -> str:
@@ -101,10 +101,10 @@ def fingerprint(items: ImageSet) -> str:
 
 def _check_unlike(ids: Sequence[str]) -> None:
     seen: set[str] = set()
-    for each in ids:
-        if each in seen:
-            raise InputError(f"{each} is there twice, and every item is one row: leave one of them out.")
-        seen.add(each)
+    for item_id in ids:
+        if item_id in seen:
+            raise InputError(f"{item_id} is there twice, and every item is one row: leave one of them out.")
+        seen.add(item_id)
 
 
 def _prefixes(anchors: Sequence[str]) -> list[str]:
@@ -113,8 +113,8 @@ def _prefixes(anchors: Sequence[str]) -> list[str]:
         return [""] * len(anchors)
     local = [anchor for anchor in anchors if anchor.startswith(os.sep)]
     common = os.path.commonpath(local) if local else ""
-    told = [os.path.relpath(anchor, common) if anchor in local else anchor for anchor in anchors]
-    return ["" if name == "." else f"{name}/".replace(os.sep, "/") for name in told]
+    paths = [os.path.relpath(anchor, common) if anchor in local else anchor for anchor in anchors]
+    return ["" if name == "." else f"{name}/".replace(os.sep, "/") for name in paths]
 
 
 def _find(source: str, kind: Kind, settings: SourceSettings) -> _Found:
@@ -170,10 +170,10 @@ def _folder(path: Path, anchor: str, kind: Kind, settings: SourceSettings) -> _F
     try:
         return _listed(list_folder(path, kind=kind), os.path.join(path, ""), anchor)
     except InputError:
-        tables = sorted(path.rglob(f"*{PARQUET}"), key=lambda each: natural(str(each)))
+        tables = sorted(path.rglob(f"*{PARQUET}"), key=lambda file: natural(str(file)))
         if not tables or kind is not PICTURES:
             raise
-    rows = [parquet_rows(str(each), each.relative_to(path).as_posix(), *_columns(settings)) for each in tables]
+    rows = [parquet_rows(str(file), file.relative_to(path).as_posix(), *_columns(settings)) for file in tables]
     return _Found(anchor, [name for names, _ in rows for name in names], [cell for _, cells in rows for cell in cells])
 
 
@@ -190,7 +190,7 @@ def _list(path: Path, kind: Kind, settings: SourceSettings) -> _Found:
     folder = Path(settings.root) if settings.root is not None else path.parent
     openers: list[Any] = [RemoteFile(name) if is_url(name) else folder / name for name in names]
     if kind is VIDEOS:
-        openers = [found_file(each) if isinstance(each, Path) else each for each in openers]
+        openers = [found_file(opener) if isinstance(opener, Path) else opener for opener in openers]
     return _Found(os.path.abspath(folder), names, openers)
 
 
@@ -220,16 +220,20 @@ def _find_remote(url: str, kind: Kind, settings: SourceSettings) -> _Found:
         return _Found(root, names, [RemoteFile(name if is_url(name) else f"{root}/{name}") for name in names])
     if suffix in kind.suffixes():
         return _Found(folder, [last], [RemoteFile(url)])
-    files = {name: each for name, each in find(url).items() if not any(part[:1] == "." for part in name.split("/"))}
+    files = {
+        name: file_url for name, file_url in find(url).items() if not any(part[:1] == "." for part in name.split("/"))
+    }
     names = [name for name in files if os.path.splitext(name)[1].lower() in kind.suffixes()]
     if not names and kind is PICTURES and (tables := [name for name in files if name.endswith(PARQUET)]):
         rows = [parquet_rows(files[name], name, *_columns(settings)) for name in sorted(tables, key=natural)]
-        return _Found(url, [name for named, _ in rows for name in named], [cell for _, cells in rows for cell in cells])
+        return _Found(
+            url, [name for row_ids, _ in rows for name in row_ids], [cell for _, cells in rows for cell in cells]
+        )
     if not names:
         raise InputError(f"{url} holds no {kind.many}. What is read: {' '.join(sorted(kind.suffixes()))}.")
     names.sort(key=lambda name: [natural(part) for part in name.split("/")])
-    passed = [name for name in files if name not in set(names)]
-    skipped = [Skipped(files[name], os.path.splitext(name)[1].lower() or "no extension") for name in passed]
+    others = [name for name in files if name not in set(names)]
+    skipped = [Skipped(files[name], os.path.splitext(name)[1].lower() or "no extension") for name in others]
     return _Found(url, names, [RemoteFile(files[name]) for name in names], tuple(skipped))
 
 

@@ -253,12 +253,12 @@ def kl_divergence(dense: Tensor, sieved: Tensor, dim: int = -1) -> Tensor:
 def nearest_neighbours(embeddings: Tensor) -> Tensor:
     """(N, D) -> (N,) int64: the other row of the largest cosine; of equal ones the first."""
     rows = F.normalize(embeddings.double(), dim=1)
-    found = []
+    neighbours = []
     for start in range(0, len(rows), ROWS):
         similarity = rows[start : start + ROWS] @ rows.T
         similarity[torch.arange(len(similarity)), torch.arange(start, start + len(similarity))] = -torch.inf
-        found.append(similarity.argmax(1))
-    return torch.cat(found)
+        neighbours.append(similarity.argmax(1))
+    return torch.cat(neighbours)
 
 
 def relative_difference(outputs: Tensor, reference: Tensor) -> float:
@@ -272,5 +272,5 @@ def _cosine(dense: Tensor, sieved: Tensor, dim: int) -> Tensor:
 
 def _each_image(measure: Callable[[Tensor, Tensor], Tensor], dense: Tensor, sieved: Tensor) -> Tensor:
     """Image by image, so that a batch of maps is not held in float64."""
-    each = [measure(a.double(), b.double()) for a, b in zip(dense, sieved, strict=True)]
-    return torch.stack(each)
+    values = [measure(a.double(), b.double()) for a, b in zip(dense, sieved, strict=True)]
+    return torch.stack(values)

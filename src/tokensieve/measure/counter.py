@@ -84,15 +84,15 @@ class MacCounter:
 
     def add(self, name: str, operator: Any, args: Any, kwargs: dict[str, Any], out: Any) -> None:
         """Count one call of an operator, or note it: without the operator itself no formula is asked."""
-        named = name.removesuffix("_")  # what works in place costs the same
-        if operator is not None and named != name:
-            library, _, plain = named.partition("::")
+        base_name = name.removesuffix("_")  # what works in place costs the same
+        if operator is not None and base_name != name:
+            library, _, plain = base_name.partition("::")
             operator = getattr(getattr(torch.ops, library), plain, operator)
-        if operator is not None and named in self.formulas:
-            self.total += self.formulas[named](*args, **kwargs, out=out)
+        if operator is not None and base_name in self.formulas:
+            self.total += self.formulas[base_name](*args, **kwargs, out=out)
         elif operator in flop_registry:
             self.total += flop_registry[operator](*args, **kwargs, out_val=out) / 2
-        elif _multiplies(named):
+        elif _multiplies(base_name):
             self.unknown.add(name)
 
     def _enters(self, *_call: Any) -> None:
@@ -115,7 +115,7 @@ class _Operators(TorchDispatchMode):
             return NotImplemented  # a ragged batch calls operators on what it holds, and those are seen
         operator = func._overloadpacket
         name = operator._qualified_op_name
-        ragged = any(isinstance(each, Tensor) and each.is_nested for each in args)  # whose shapes are no numbers
+        ragged = any(isinstance(arg, Tensor) and arg.is_nested for arg in args)  # whose shapes are no numbers
         if not ragged and name not in self.counter.formulas and func is not torch.ops.prim.device.default:
             with self:  # inference_mode leaves whole what else comes in parts
                 out = func.decompose(*args, **kwargs)
@@ -184,7 +184,7 @@ def _packed_attention(q: Tensor, k: Tensor, v: Tensor, *rest: Any, **named: Any)
     width = q.shape[-2] * (q.shape[-1] + v.shape[-1])
     begins = [x for x in (*rest, *named.values()) if isinstance(x, Tensor) and x.dtype == torch.int32 and x.ndim == 1]
     if len(begins) >= 2:
-        queries, keys = (each.long().diff() for each in begins[:2])
+        queries, keys = (offsets.long().diff() for offsets in begins[:2])
         return int((queries * keys).sum()) * width
     return prod(q.shape[:-2]) * k.shape[-3] * width
 
@@ -194,9 +194,9 @@ def _eigenvectors(matrix: Tensor, *_rest: Any, **_named: Any) -> int:
     return prod(matrix.shape[:-2]) * 9 * matrix.shape[-1] ** 3 // 2
 
 
-def _recurrent_layer(x: Tensor, own: Tensor, hidden: Tensor, *_rest: Any, **_named: Any) -> int:
+def _recurrent_layer(x: Tensor, input_weight: Tensor, hidden: Tensor, *_rest: Any, **_named: Any) -> int:
     """At each step one product by either weight."""
-    return prod(x.shape[:-1]) * (own.numel() + hidden.numel())
+    return prod(x.shape[:-1]) * (input_weight.numel() + hidden.numel())
 
 
 def _recurrent(x: Tensor, weights: Sequence[Tensor], *_rest: Any, **_named: Any) -> int:

@@ -111,14 +111,14 @@ def fidelity(
     sums: _Sums | None = None
     with evaluating(*models):
         for answers in forward_batches(models, loader, device=device, dtype=dtype):
-            ours, *theirs = answers.outputs
+            sieved_output, *dense_outputs = answers.outputs
             sums = sums or _Sums(answers.kind(kind))
-            reference = theirs[0] if theirs else _cached(dense, sums.count, len(ours))
+            reference = dense_outputs[0] if dense_outputs else _cached(dense, sums.count, len(sieved_output))
             if not sums.count and (labels or k is not None):
                 sums.scorers = [sums.kind.scorer((1, 5) if k is None else k, ignore_index) for _ in range(2)]
-            sums.add(reference, ours, answers.labels)
+            sums.add(reference, sieved_output, answers.labels)
             if each is not None:
-                each(answers.batch, reference, ours)
+                each(answers.batch, reference, sieved_output)
     if sums is None:
         raise nothing_read(loader)
     if isinstance(dense, Tensor) and len(dense) != sums.count:
@@ -162,11 +162,13 @@ class _Sums:
             near = self.kind.agreement(torch.cat(dense), torch.cat(sieved))
         scored: dict[str, Any] = {}
         if self.scorers:
-            theirs, ours = (scorer.result(failures) for scorer in self.scorers)
-            values = [score.top if isinstance(score, Accuracy) else score.figures for score in (theirs, ours)]
+            dense_score, sieved_score = (scorer.result(failures) for scorer in self.scorers)
+            values = [
+                score.top if isinstance(score, Accuracy) else score.figures for score in (dense_score, sieved_score)
+            ]
             scored = {
-                "accuracy": ours,
-                "dense_accuracy": theirs,
+                "accuracy": sieved_score,
+                "dense_accuracy": dense_score,
                 "changes": {name: values[1][name] - values[0][name] for name in values[1]},
                 "change_intervals": self.scorers[1].change_intervals(self.scorers[0]),
             }

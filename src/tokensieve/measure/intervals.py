@@ -27,8 +27,8 @@ def share_interval(hits: int, count: int) -> Interval:
     """Wilson's interval of the share `hits` of `count`, in percent. It is never empty: 10 of 10 give 72 to 100 %."""
     from scipy.stats import binomtest  # scipy.stats takes a while: only where it is used
 
-    found = binomtest(hits, count).proportion_ci(LEVEL, method="wilson")
-    return Interval(100 * float(found.low), 100 * float(found.high))
+    interval = binomtest(hits, count).proportion_ci(LEVEL, method="wilson")
+    return Interval(100 * float(interval.low), 100 * float(interval.high))
 
 
 def percent_interval(percent: float | None, count: int) -> Interval | None:
@@ -70,7 +70,7 @@ def resampled_interval(
         statistic: images drawn, as numbers (R, count) -> the figure of each of the R draws.
         width: numbers that it holds of an image.
     """
-    return _bootstrap(np.arange(count), lambda drawn, axis: statistic(np.moveaxis(drawn, axis, -1)), width)
+    return _bootstrap(np.arange(count), lambda indices, axis: statistic(np.moveaxis(indices, axis, -1)), width)
 
 
 def _bootstrap(values: NDArray[Any], statistic: Callable[..., Any], width: int) -> Interval | None:
@@ -78,11 +78,11 @@ def _bootstrap(values: NDArray[Any], statistic: Callable[..., Any], width: int) 
         return None
     from scipy.stats import bootstrap
 
-    found = bootstrap(
+    result = bootstrap(
         (values,), statistic, n_resamples=RESAMPLES, batch=max(1, CELLS // (width * len(values))), vectorized=True,
         confidence_level=LEVEL, method="percentile", rng=np.random.default_rng(0),
     ).confidence_interval  # fmt: skip
-    return Interval(float(found.low), float(found.high))
+    return Interval(float(result.low), float(result.high))
 
 
 def change_interval(before: ArrayLike, after: ArrayLike) -> Interval:
@@ -97,6 +97,6 @@ def change_interval(before: ArrayLike, after: ArrayLike) -> Interval:
         if not change[0]:
             return Interval(-changed.high, changed.high)
         return changed if change[0] > 0 else Interval(-changed.high, -changed.low)
-    found = mean_interval(100.0 * change)
-    assert found is not None
-    return found
+    interval = mean_interval(100.0 * change)
+    assert interval is not None
+    return interval

@@ -20,8 +20,8 @@ class OtherWork:
 
     def cores(self) -> float:
         """Mean cores since then."""
-        now, passed = _others(), perf_counter() - self._since
-        return max(0.0, (now - self._before) / passed) if passed > 0 else 0.0
+        now, seconds = _others(), perf_counter() - self._since
+        return max(0.0, (now - self._before) / seconds) if seconds > 0 else 0.0
 
 
 def disturbs(others: float, threads: int) -> bool:
@@ -32,7 +32,7 @@ def disturbs(others: float, threads: int) -> bool:
 
 def _others() -> float:
     """CPU seconds that all processes but this one have used since the machine started."""
-    machine, own = psutil.cpu_times(), psutil.Process().cpu_times()
+    machine, process = psutil.cpu_times(), psutil.Process().cpu_times()
     # guests are counted in user and nice already
     idle = sum(getattr(machine, kind, 0.0) for kind in ("idle", "iowait", "guest", "guest_nice"))
-    return sum(machine) - idle - own.user - own.system
+    return sum(machine) - idle - process.user - process.system

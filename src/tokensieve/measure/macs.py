@@ -58,9 +58,9 @@ def macs(
             operators that multiply matrices and for which no formula is known.
     """
     module = eager(module)
-    given = images is not None
+    has_images = images is not None
     if images is None:
-        like = next((each for each in module.parameters() if each.is_floating_point()), torch.empty(0))
+        like = next((parameter for parameter in module.parameters() if parameter.is_floating_point()), torch.empty(0))
         spec = own_input(module, input_size)
         images = torch.zeros(1, *spec, device=like.device, dtype=like.dtype)
     else:
@@ -72,12 +72,16 @@ def macs(
             return count(module, partial(module, images), fvcore_compat=fvcore_compat) / len(images)
         # Where each image keeps its own number of tokens, zeros stand for none of them.
         alone = images.split(1) if module.plan.varies else [images]
-        lengths = [(SlicingLimit.on(module, one), one) for one in alone] if given else [(SlicingLimit(module), images)]
+        lengths = (
+            [(SlicingLimit.on(module, image), image) for image in alone]
+            if has_images
+            else [(SlicingLimit(module), images)]
+        )
         total = _parts(module, lengths, images, proposal, fvcore_compat=fvcore_compat)
         if selection:
-            for one in alone:
-                known = _parts(module, [(SlicingLimit.on(module, one), one)], one, True)
-                total += count(module, partial(module, one)) - known
+            for image in alone:
+                counted = _parts(module, [(SlicingLimit.on(module, image), image)], image, True)
+                total += count(module, partial(module, image)) - counted
         return total / len(images)
 
 
@@ -85,7 +89,7 @@ def _parts(
     fast: Sieved, lengths: list[tuple[SlicingLimit, Tensor]], images: Tensor, proposal: bool, **settings: Any
 ) -> float:
     """What the papers count, the host on as many tokens; what comes on top, the map and layers of a method's own."""
-    total = count(fast.model, lambda: [limit(some) for limit, some in lengths], **settings)
+    total = count(fast.model, lambda: [limit(image) for limit, image in lengths], **settings)
     if fast.significance is not None and proposal:
         total += count(fast.significance, fast.map_call(images), **settings)
     if fast.parts:
@@ -121,19 +125,19 @@ def count(
     """MACs of one call; `owner` holds the modules that it runs, of which `only` those count."""
     kept = None if only is None else list(only)
     counter = MacCounter(EXTRA if fvcore_compat else None, kept)
-    beside = 0
+    correction = 0
 
     def leave_out(_module: nn.Module, _inputs: Any, output: Tensor) -> None:
-        nonlocal beside
-        beside -= 5 * output.numel()
+        nonlocal correction
+        correction -= 5 * output.numel()
 
     def add_not_run(module: Resize, inputs: Any, output: Tensor) -> None:
-        nonlocal beside
-        beside += 4 * output.numel() * module.not_run(inputs[0], output)
+        nonlocal correction
+        correction += 4 * output.numel() * module.not_run(inputs[0], output)
 
     def add_folded(module: nn.Module, _inputs: Any, output: Tensor) -> None:
-        nonlocal beside
-        beside += 2 * output.numel() * norms_folded(module)
+        nonlocal correction
+        correction += 2 * output.numel() * norms_folded(module)
 
     with ExitStack() as hooks:
         if fvcore_compat:
@@ -147,9 +151,9 @@ def count(
         with counter:
             call()
     if counter.unknown:
-        seen = ", ".join(sorted(name.replace("::", ".") for name in counter.unknown))
+        unknown = ", ".join(sorted(name.replace("::", ".") for name in counter.unknown))
         raise InputError(
-            f"The MACs of {type(owner).__name__} cannot be counted: it runs {seen}, for which no formula is known "
+            f"The MACs of {type(owner).__name__} cannot be counted: it runs {unknown}, for which no formula is known "
             "here. torch.utils.flop_counter.register_flop_formula tells torch one, and then it counts."
         )
-    return counter.total + beside
+    return counter.total + correction

@@ -32,9 +32,9 @@ def peak_memory(call: Callable[[], object], device: str | torch.device = "cpu") 
 
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as record:
         call()
-    held = peak = 0
+    allocated = peak = 0
     events = (event for event in record.profiler.kineto_results.events() if event.name() == "[memory]")
     for event in sorted(events, key=lambda event: event.start_ns()):
-        held += event.nbytes()
-        peak = max(peak, held)
+        allocated += event.nbytes()
+        peak = max(peak, allocated)
     return peak

@@ -76,10 +76,10 @@ def forward_batches(
     for batch in batches:
         images, labels = unpack(batch)
         outputs, classes, fields = [], True, []
-        for model, (where, kind) in zip(models, placed, strict=True):
+        for model, (place, kind) in zip(models, placed, strict=True):
             # Not inference_mode: significance by gradients needs to switch them on inside the forward.
             with torch.no_grad(), reading(model, images):
-                output = model(images.to(device=where, dtype=kind))
+                output = model(images.to(device=place, dtype=kind))
             classes = classes and classifies(model, output)
             outputs.append(as_tensor(output, model, len(images)))
             fields.append(field_of(output))
@@ -121,10 +121,10 @@ def nothing_read(batches: Iterable[Any]) -> InputError:
 def _place(
     model: nn.Module, device: torch.device | str | None, dtype: torch.dtype | None
 ) -> tuple[torch.device | str | None, torch.dtype | None]:
-    own = next((parameter for parameter in model.parameters() if parameter.is_floating_point()), None)
-    if own is None:
+    first = next((parameter for parameter in model.parameters() if parameter.is_floating_point()), None)
+    if first is None:
         return device, dtype
-    return device if device is not None else own.device, dtype or own.dtype
+    return device if device is not None else first.device, dtype or first.dtype
 
 
 def unpack(batch: Any) -> tuple[Tensor, Tensor | None]:
@@ -149,16 +149,20 @@ def class_count(model: Any) -> int:
     for name in ("num_classes", "num_labels"):
         if isinstance(count := getattr(model, name, None), int):
             return count
-    head = next((part for name in ("head", "heads", "classifier", "fc") if (part := getattr(model, name, None))), None)
-    last = [part for part in head.modules() if isinstance(part, nn.Linear)] if isinstance(head, nn.Module) else []
+    head = next(
+        (module for name in ("head", "heads", "classifier", "fc") if (module := getattr(model, name, None))), None
+    )
+    last = [module for module in head.modules() if isinstance(module, nn.Linear)] if isinstance(head, nn.Module) else []
     return last[-1].out_features if last else 0
 
 
 def classifies(model: nn.Module, output: Any) -> bool:
     """No where timm's `num_classes` is 0 or a transformers output has no logits; yes if nothing else is said."""
     counts = [getattr(holder, "num_classes", None) for holder in (model, getattr(model, "model", None))]
-    known = isinstance(output, Tensor) or getattr(output, "logits", None) is not None or field_of(output) == QUERIES[0]
-    return known and 0 not in counts
+    has_logits = (
+        isinstance(output, Tensor) or getattr(output, "logits", None) is not None or field_of(output) == QUERIES[0]
+    )
+    return has_logits and 0 not in counts
 
 
 def field_of(output: Any) -> str | None:
@@ -189,7 +193,7 @@ def as_tensor(output: Any, model: nn.Module, count: int) -> Tensor:
     """
     name = type(model).__name__
     if (field := field_of(output)) == QUERIES[0]:
-        output = class_map(*(getattr(output, each) for each in QUERIES))
+        output = class_map(*(getattr(output, query_field) for query_field in QUERIES))
     elif field is not None:
         output = getattr(output, field)
     elif maps := getattr(output, "feature_maps", None):  # of a backbone, the last

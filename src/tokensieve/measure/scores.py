@@ -67,8 +67,8 @@ class Accuracy:
     @property
     def intervals(self) -> dict[int, Interval]:
         """k -> Wilson's 95 % interval of `top`, in percent."""
-        found = {k: percent_interval(percent, self.count) for k, percent in self.top.items()}
-        return {k: interval for k, interval in found.items() if interval is not None}
+        intervals = {k: percent_interval(percent, self.count) for k, percent in self.top.items()}
+        return {k: interval for k, interval in intervals.items() if interval is not None}
 
     @property
     def figures(self) -> dict[str, float]:
@@ -110,7 +110,7 @@ class TopK:
         self.ks = sorted({k} if isinstance(k, int) else set(k))
         if not self.ks or self.ks[0] < 1:
             raise RecipeError(f"Top-k accuracy needs a k of at least 1, not {k}.")
-        self._right: dict[int, list[Tensor]] = {k: [] for k in self.ks}
+        self._correct: dict[int, list[Tensor]] = {k: [] for k in self.ks}
         self.count = 0
         self.classes = 0
 
@@ -134,12 +134,12 @@ class TopK:
             )
         rank = rank_of(outputs, labels)
         for k in self.ks:
-            self._right[k].append(rank < k)
+            self._correct[k].append(rank < k)
         self.count += len(outputs)
 
     def right(self, k: int) -> Tensor:
         """(N,) of bool: whether each image's label is among its first k."""
-        return torch.cat(self._right[k])
+        return torch.cat(self._correct[k])
 
     def result(self, failures: tuple[Failure, ...] = ()) -> Accuracy:
         """Accuracy so far, in percent; needs at least one image."""
@@ -170,9 +170,9 @@ class PixelClasses:
 
     def __init__(self, ignore_index: int | None = IGNORE_INDEX) -> None:
         self.ignore_index, self.count, self.classes = ignore_index, 0, 0
-        self._seen: list[NDArray[np.float64]] = []
+        self._overlaps: list[NDArray[np.float64]] = []
         """Of each image (2, K): intersection and union."""
-        self._right: list[tuple[int, int]] = []
+        self._correct: list[tuple[int, int]] = []
         """Of each image, right and labelled pixels."""
 
     def update(self, outputs: Tensor, labels: Tensor | None) -> None:
@@ -183,59 +183,64 @@ class PixelClasses:
         if labels.is_floating_point():
             raise InputError("Labels of a class map are whole numbers, one class for each pixel, not floating-point.")
         self.classes = outputs.shape[1]
-        counted = labels >= 0
+        labelled_pixels = labels >= 0
         if self.ignore_index is not None:
-            counted &= labels != self.ignore_index
-        highest = int(labels[counted].max()) if bool(counted.any()) else -1
+            labelled_pixels &= labels != self.ignore_index
+        highest = int(labels[labelled_pixels].max()) if bool(labelled_pixels.any()) else -1
         if highest >= self.classes:
             raise InputError(
                 f"Label {highest} is beyond the {self.classes} classes of the model: give the class index that it was "
                 "trained with, or name the label that counts nowhere by ignore_index."
             )
-        for scores, truth, where in zip(outputs, labels, counted, strict=True):
-            if not bool(where.any()):
+        for scores, truth, labelled in zip(outputs, labels, labelled_pixels, strict=True):
+            if not bool(labelled.any()):
                 continue
-            told = _resized(scores[None].float(), truth.shape)[0].argmax(0)
-            matrix = multiclass_confusion_matrix(told[where], truth[where], self.classes, validate_args=False)
+            predicted = _resized(scores[None].float(), truth.shape)[0].argmax(0)
+            matrix = multiclass_confusion_matrix(
+                predicted[labelled], truth[labelled], self.classes, validate_args=False
+            )
             hits = matrix.diagonal()
-            self._seen.append(torch.stack([hits, matrix.sum(0) + matrix.sum(1) - hits]).double().numpy())
-            self._right.append((int(hits.sum()), int(matrix.sum())))
+            self._overlaps.append(torch.stack([hits, matrix.sum(0) + matrix.sum(1) - hits]).double().numpy())
+            self._correct.append((int(hits.sum()), int(matrix.sum())))
             self.count += 1
 
     def result(self, failures: tuple[Failure, ...] = ()) -> MapScore:
         """The figures so far; needs at least one image."""
-        seen, right = self._arrays()
+        overlaps, correct = self._arrays()
         every = np.arange(self.count)[None]
-        figures = {name: float(of(every)[0]) for name, of in self._statistics(seen, right).items()}
-        total = seen.sum(0)
+        figures = {name: float(of(every)[0]) for name, of in self._statistics(overlaps, correct).items()}
+        total = overlaps.sum(0)
         iou = tuple(100 * float(hits / union) if union else None for hits, union in total.T)
-        intervals = _intervals(self._statistics(seen, right), self.count, self.classes)
+        intervals = _intervals(self._statistics(overlaps, correct), self.count, self.classes)
         return MapScore(figures, self.count, intervals, iou, failures)
 
     def change_intervals(self, before: PixelClasses) -> dict[str, Interval]:
         """Figure -> the interval of how much higher it is here, in percentage points, by paired bootstrap."""
-        ours, theirs = self._statistics(*self._arrays()), self._statistics(*before._arrays())
-        changes = {name: lambda drawn, name=name: ours[name](drawn) - theirs[name](drawn) for name in ours}
+        statistics, statistics_before = self._statistics(*self._arrays()), self._statistics(*before._arrays())
+        changes = {
+            name: lambda resampled, name=name: statistics[name](resampled) - statistics_before[name](resampled)
+            for name in statistics
+        }
         return _intervals(changes, self.count, self.classes)
 
     def _arrays(self) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
         if not self.count:
             raise InputError("No pixel is labelled: all have the label that counts nowhere.")
-        return np.stack(self._seen), np.asarray(self._right, dtype=np.float64)
+        return np.stack(self._overlaps), np.asarray(self._correct, dtype=np.float64)
 
     @staticmethod
-    def _statistics(seen: NDArray[np.float64], right: NDArray[np.float64]) -> dict[str, Any]:
-        """Figure -> what computes it of images drawn, numbers (R, N) -> (R,)."""
+    def _statistics(overlaps: NDArray[np.float64], correct: NDArray[np.float64]) -> dict[str, Any]:
+        """Figure -> what computes it of resampled images, their indices (R, N) -> (R,)."""
 
-        def miou(drawn: NDArray[np.intp]) -> NDArray[np.float64]:
-            hits, unions = np.moveaxis(seen[drawn].sum(-3), -2, 0)
+        def miou(resampled: NDArray[np.intp]) -> NDArray[np.float64]:
+            hits, unions = np.moveaxis(overlaps[resampled].sum(-3), -2, 0)
             occurs = unions > 0
             shares = np.divide(hits, unions, out=np.zeros_like(hits), where=occurs)
             return 100 * shares.sum(-1) / occurs.sum(-1)
 
-        def pixels(drawn: NDArray[np.intp]) -> NDArray[np.float64]:
-            hits, counted = np.moveaxis(right[drawn].sum(-2), -1, 0)
-            return 100 * hits / counted
+        def pixels(resampled: NDArray[np.intp]) -> NDArray[np.float64]:
+            hits, total = np.moveaxis(correct[resampled].sum(-2), -1, 0)
+            return 100 * hits / total
 
         return {"miou": miou, "pixel_accuracy": pixels}
 
@@ -257,16 +262,16 @@ class DepthErrors:
         outputs = outputs if outputs.ndim == 4 else outputs[:, None]
         labels = _labels_of_pixels(outputs, labels)
         for depth, truth in zip(outputs, labels, strict=True):
-            told, where = _resized(depth[None].double(), truth.shape)[0, 0], truth.isfinite() & (truth > 0)
-            if not bool(where.any()):
+            predicted, measured = _resized(depth[None].double(), truth.shape)[0, 0], truth.isfinite() & (truth > 0)
+            if not bool(measured.any()):
                 continue
-            told, truth = told[where], truth[where].double()
-            ratio = torch.maximum(told / truth, truth / told)
-            close = (told > 0) & (ratio < DELTA)
+            predicted, truth = predicted[measured], truth[measured].double()
+            ratio = torch.maximum(predicted / truth, truth / predicted)
+            close = (predicted > 0) & (ratio < DELTA)
             self._errors.append(
                 (
-                    float(mean_absolute_percentage_error(told, truth)),
-                    float(mean_squared_error(told, truth, squared=False)),
+                    float(mean_absolute_percentage_error(predicted, truth)),
+                    float(mean_squared_error(predicted, truth, squared=False)),
                     100 * float(close.double().mean()),
                 )
             )
@@ -297,9 +302,10 @@ def _labels_of_pixels(outputs: Tensor, labels: Tensor | None) -> Tensor:
     if labels is not None and labels.ndim == 4 and labels.shape[1] == 1:
         labels = labels[:, 0]
     if labels is None or labels.ndim != 3 or len(labels) != len(outputs):
-        given = "no labels" if labels is None else f"labels of shape {tuple(labels.shape)}"
+        description = "no labels" if labels is None else f"labels of shape {tuple(labels.shape)}"
         raise InputError(
-            f"Maps of {len(outputs)} images are scored against labels (images, height, width), and there are {given}."
+            f"Maps of {len(outputs)} images are scored against labels (images, height, width), and there are "
+            f"{description}."
         )
     return labels
 

@@ -51,9 +51,9 @@ class Speed:
 
     def without_proposal(self) -> float:
         """Limit time over sieved time less the proposal's: the overhead of selection alone."""
-        ours, limit = self.times["sieved"], self.times["limit"]
-        proposal = self.times.get("proposal", [0.0] * len(ours))
-        return median(n / (s - p) for n, s, p in zip(limit, ours, proposal, strict=True))
+        sieved, limit = self.times["sieved"], self.times["limit"]
+        proposal = self.times.get("proposal", [0.0] * len(sieved))
+        return median(n / (s - p) for n, s, p in zip(limit, sieved, proposal, strict=True))
 
 
 @torch.no_grad()
@@ -102,9 +102,9 @@ def _race(
 
 def summarise(times: dict[str, list[float]], batch: int) -> Speed:
     """`Speed` from the seconds of `dense`, `sieved`, `limit` and, where there is one, `proposal`, round by round."""
-    dense, ours, limit = times["dense"], times["sieved"], times["limit"]
-    low, ratio, high = spread([d / s for d, s in zip(dense, ours, strict=True)])
-    of_low, of_limit, of_high = spread([n / s for n, s in zip(limit, ours, strict=True)])
+    dense, sieved, limit = times["dense"], times["sieved"], times["limit"]
+    low, ratio, high = spread([d / s for d, s in zip(dense, sieved, strict=True)])
+    of_low, of_limit, of_high = spread([n / s for n, s in zip(limit, sieved, strict=True)])
     proposal = times.get("proposal", [0.0] * len(dense))
     return Speed(
         ratio=ratio,

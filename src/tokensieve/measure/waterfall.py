@@ -216,29 +216,31 @@ def _agreement(outputs: Tensor, dense: Tensor) -> float | None:
 
 
 def _row(setup: _Setup, first: _Setup, before: _Setup, times: dict[str, list[float]], compared: dict[str, Any]) -> Row:
-    def of_image(one: _Setup, name: str = "row") -> list[float]:
-        return [value / len(one.images) for value in times[f"{one.step} {name}"]]
+    def of_image(setup: _Setup, name: str = "row") -> list[float]:
+        return [value / len(setup.images) for value in times[f"{setup.step} {name}"]]
 
     calls, size = setup.calls(), len(setup.images)
-    own = {name: of_image(setup, name) for name in calls}
-    limit = own.get("limit", own["row"])
-    whole = summarise({"dense": of_image(first), "sieved": own["row"], "limit": limit}, size)
-    step = summarise({"dense": of_image(before), "sieved": own["row"], "limit": limit}, size)
+    seconds_of = {name: of_image(setup, name) for name in calls}
+    limit = seconds_of.get("limit", seconds_of["row"])
+    total = summarise({"dense": of_image(first), "sieved": seconds_of["row"], "limit": limit}, size)
+    step = summarise({"dense": of_image(before), "sieved": seconds_of["row"], "limit": limit}, size)
     return Row(
         step=setup.step,
         batch=size,
         dtype=PRECISIONS[setup.images.dtype],
-        ratio=whole.ratio,
-        low=whole.low,
-        high=whole.high,
+        ratio=total.ratio,
+        low=total.low,
+        high=total.high,
         gain=step.ratio,
         gain_low=step.low,
         gain_high=step.high,
-        limit=whole.limit if "limit" in own else None,
-        of_limit=whole.of_limit if "limit" in own else None,
-        map_share=median(m / r for m, r in zip(own["map"], own["row"], strict=True)) if "map" in own else None,
-        images_per_second=1 / median(own["row"]),
-        seconds={name: size * median(values) for name, values in own.items()},
+        limit=total.limit if "limit" in seconds_of else None,
+        of_limit=total.of_limit if "limit" in seconds_of else None,
+        map_share=median(m / r for m, r in zip(seconds_of["map"], seconds_of["row"], strict=True))
+        if "map" in seconds_of
+        else None,
+        images_per_second=1 / median(seconds_of["row"]),
+        seconds={name: size * median(values) for name, values in seconds_of.items()},
         memory_bytes=peak_memory(calls["row"], setup.images.device),
         attention=attention_kernels(calls["row"]),
         **compared,

@@ -129,17 +129,19 @@ class BaseMethod(ABC):
         A field's metadata may have a `check`, which gets the method's name, the setting's and the value, and returns
         what is stored.
         """
-        for each in fields(self):
-            if "check" in each.metadata:
-                value = each.metadata["check"](self.name, each.name, getattr(self, each.name))
-                object.__setattr__(self, each.name, value)
+        for setting_field in fields(self):
+            if "check" in setting_field.metadata:
+                value = setting_field.metadata["check"](
+                    self.name, setting_field.name, getattr(self, setting_field.name)
+                )
+                object.__setattr__(self, setting_field.name, value)
         for setting, digest in self.files.items():
-            path, known = getattr(self, setting), getattr(self, digest)
+            path, sha256 = getattr(self, setting), getattr(self, digest)
             path = os.fspath(path) if isinstance(path, os.PathLike) else path
             if not isinstance(path, str | None):
                 raise RecipeError(f"{self.name}: {setting} must be the name of a file, not {path!r}.")
-            if not isinstance(known, str | None):
-                raise RecipeError(f"{self.name}: {digest} must be a SHA-256 in hexadecimal digits, not {known!r}.")
+            if not isinstance(sha256, str | None):
+                raise RecipeError(f"{self.name}: {digest} must be a SHA-256 in hexadecimal digits, not {sha256!r}.")
             object.__setattr__(self, setting, path)
 
     def settings(self) -> dict[str, Any]:
@@ -317,10 +319,10 @@ def register(cls: type[BaseMethod]) -> type[BaseMethod]:
 
 def make(name: str, settings: dict[str, Any]) -> BaseMethod:
     """The method called `name` with these settings; what is unknown is refused, naming the nearest valid word."""
-    known: dict[str, Callable[..., BaseMethod]] = {**METHODS, **SHORTHANDS}
-    if name not in known:
-        raise RecipeError(f"There is no method {name!r}{nearest(name, known)}. Known: {', '.join(sorted(known))}.")
-    parameters = inspect.signature(known[name]).parameters
+    methods: dict[str, Callable[..., BaseMethod]] = {**METHODS, **SHORTHANDS}
+    if name not in methods:
+        raise RecipeError(f"There is no method {name!r}{nearest(name, methods)}. Known: {', '.join(sorted(methods))}.")
+    parameters = inspect.signature(methods[name]).parameters
     valid = list(parameters)
     for word in settings:
         if word not in valid:
@@ -330,4 +332,4 @@ def make(name: str, settings: dict[str, Any]) -> BaseMethod:
     for word, parameter in parameters.items():
         if parameter.default is parameter.empty and word not in settings:
             raise RecipeError(f"{name} needs {word}=; its settings: {', '.join(valid)}.")
-    return known[name](**settings)
+    return methods[name](**settings)

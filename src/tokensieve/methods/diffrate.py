@@ -47,7 +47,7 @@ class DiffRate(Method[AttentionEvidence]):
         attended = evidence.class_attention()
         order = ranked(evidence.follow(attended, tokens)[:, prefix:])
         unit = metric(tokens.x)
-        head, tail = (order[:, part] + prefix for part in (slice(patches - dropped - merged), slice(patches - dropped)))
+        head, tail = (order[:, cut] + prefix for cut in (slice(patches - dropped - merged), slice(patches - dropped)))
         tail = tail[:, head.shape[1] :]
         if merged:
             wide = unit.shape[2]

@@ -60,8 +60,8 @@ class DToP(Method[ExitEvidence]):
 
     def on(self, host: HostFacts) -> DToP:
         """Fill in `layers` from the host's exits where it is None."""
-        named = super().on(host)
-        return named if named.layers is not None else replace(named, layers=tuple(host.exits)[:-1])
+        method = super().on(host)
+        return method if method.layers is not None else replace(method, layers=tuple(host.exits)[:-1])
 
     def check(self, host: HostFacts, others: Sequence[BaseMethod]) -> None:
         super().check(host, others)
@@ -73,10 +73,10 @@ class DToP(Method[ExitEvidence]):
                     f"{', '.join(map(str, tuple(host.exits)[:-1]))}."
                 )
         for setting in ("threshold", "budget"):
-            each = getattr(self, setting)
-            if isinstance(each, tuple) and len(each) != len(stages):
+            setting_value = getattr(self, setting)
+            if isinstance(setting_value, tuple) and len(setting_value) != len(stages):
                 raise RecipeError(
-                    f"dtop: {setting} has {len(each)} values, and tokens leave behind {len(stages)} blocks."
+                    f"dtop: {setting} has {len(setting_value)} values, and tokens leave behind {len(stages)} blocks."
                 )
 
     @property
@@ -109,12 +109,12 @@ class DToP(Method[ExitEvidence]):
         assert stage is not None
         probability = evidence.probability[:, :, prefix:]
         real = tokens.real
-        gone = torch.zeros_like(probability[:, 0], dtype=torch.bool) if real is None else ~real[:, prefix:]
+        exited = torch.zeros_like(probability[:, 0], dtype=torch.bool) if real is None else ~real[:, prefix:]
         if self.budget is not None:
             index = least_certain(probability, left - prefix, self.keep_per_class)
             return tokens.select(index)
-        gone = exits(probability, gone, _at(self.threshold, stage), self.keep_per_class)
-        return compact(tokens, torch.cat([gone.new_ones(gone.shape[0], prefix), ~gone], dim=1))
+        exited = exits(probability, exited, _at(self.threshold, stage), self.keep_per_class)
+        return compact(tokens, torch.cat([exited.new_ones(exited.shape[0], prefix), ~exited], dim=1))
 
 
 @torch.no_grad()
@@ -158,13 +158,13 @@ def least_certain(prediction: Tensor, count: int, keep_per_class: int) -> Tensor
 def rank_in_class(prediction: Tensor, candidate: Tensor) -> Tensor:
     """(B, N) int64: how many candidates of the same most probable class are more confident; N for non-candidates."""
     batch, classes, count = prediction.shape
-    confidence, own = prediction.max(1)
-    own = own.masked_fill(~candidate, classes)
+    confidence, predicted = prediction.max(1)
+    predicted = predicted.masked_fill(~candidate, classes)
     order = ranked(confidence)
-    order = order.gather(1, own.gather(1, order).argsort(dim=1, stable=True))  # by class, then by confidence
-    sizes = own.new_zeros(batch, classes + 1).scatter_add(1, own, torch.ones_like(own))
-    starts = (sizes.cumsum(1) - sizes).gather(1, own.gather(1, order))
-    places = torch.arange(count, device=own.device) - starts
+    order = order.gather(1, predicted.gather(1, order).argsort(dim=1, stable=True))  # by class, then by confidence
+    sizes = predicted.new_zeros(batch, classes + 1).scatter_add(1, predicted, torch.ones_like(predicted))
+    starts = (sizes.cumsum(1) - sizes).gather(1, predicted.gather(1, order))
+    places = torch.arange(count, device=predicted.device) - starts
     rank = torch.zeros_like(order).scatter(1, order, places)
     return rank.masked_fill(~candidate, count)
 

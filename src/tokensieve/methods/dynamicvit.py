@@ -64,8 +64,8 @@ class DynamicViT(Scored[Evidence]):
         predictors = nn.ModuleList(Predictor(width) for _ in self._stages(depth))
         check_predictors("dynamicvit", self.weights, pretrained)
         if self.weights is not None:
-            what = f"dynamicvit's {len(predictors)} predictors ({os.fspath(self.weights)}, score_predictor.*)"
-            load_part(self, predictors, what)
+            description = f"dynamicvit's {len(predictors)} predictors ({os.fspath(self.weights)}, score_predictor.*)"
+            load_part(self, predictors, description)
         return predictors
 
     def score(self, tokens: Tokens, evidence: Evidence) -> Tensor:

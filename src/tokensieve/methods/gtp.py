@@ -100,20 +100,22 @@ class GTP(Method[AttentionEvidence]):
         prefix, graph = tokens.prefix, evidence.prepared
         score = evidence.follow(evidence.attention_scores, tokens)[:, prefix:]
         order = ranked(score)
-        kept, gone = order[:, : left - prefix], order[:, left - prefix :]
+        kept, dropped = order[:, : left - prefix], order[:, left - prefix :]
         at_kept, at_gone = (
-            index if tokens.positions is None else tokens.positions.gather(1, index) for index in (kept, gone)
+            index if tokens.positions is None else tokens.positions.gather(1, index) for index in (kept, dropped)
         )
         edges = at_kept[:, :, None] * graph.shape[2] + at_gone[:, None, :]
         share = self.alpha * graph.flatten(1).gather(1, edges.flatten(1)).view(edges.shape)
 
         weight = score.new_ones(tokens.x.shape[:2]) if tokens.weight is None else tokens.weight
-        handed = share.to(tokens.x.dtype) @ rows(tokens.x, gone + prefix)
-        counted = (share @ weight.gather(1, gone + prefix)[:, :, None])[:, :, 0]
+        handed = share.to(tokens.x.dtype) @ rows(tokens.x, dropped + prefix)
+        received = (share @ weight.gather(1, dropped + prefix)[:, :, None])[:, :, 0]
         stay = replace(tokens, weight=weight).select(kept)
         assert stay.weight is not None
         x = torch.cat([stay.x[:, :prefix], stay.x[:, prefix:] + handed], dim=1)
-        return replace(stay, x=x, weight=torch.cat([stay.weight[:, :prefix], stay.weight[:, prefix:] + counted], dim=1))
+        return replace(
+            stay, x=x, weight=torch.cat([stay.weight[:, :prefix], stay.weight[:, prefix:] + received], dim=1)
+        )
 
 
 def sparse(matrix: Tensor, share: float) -> Tensor:

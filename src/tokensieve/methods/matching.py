@@ -105,9 +105,9 @@ def in_order(tokens: Tokens, sources: Tensor, destinations: Tensor) -> Match:
         sources, destinations: (B, r) int64, places in 0 ... N - 1; nothing is both.
     """
     batch, count = tokens.x.shape[:2]
-    gone = torch.zeros(batch, count, dtype=torch.int64, device=sources.device).scatter(1, sources, 1)
-    keep = gone.argsort(dim=1, stable=True)[:, : count - sources.shape[1]]
-    return Match(keep, sources, destinations - gone.cumsum(1).gather(1, destinations))
+    merged = torch.zeros(batch, count, dtype=torch.int64, device=sources.device).scatter(1, sources, 1)
+    keep = merged.argsort(dim=1, stable=True)[:, : count - sources.shape[1]]
+    return Match(keep, sources, destinations - merged.cumsum(1).gather(1, destinations))
 
 
 def similarity(tokens: Tokens, sources: Tensor, destinations: Tensor, unit: Tensor) -> Tensor:

@@ -68,9 +68,9 @@ class MCTF(Merging):
         merged = ranked(best)[:, : r // 2]
         into = partner.gather(1, merged)
         # Back from odd to even: what was merged away is no destination, and what received no source.
-        gone = torch.zeros_like(best).scatter(1, merged, 1) > 0
+        is_merged = torch.zeros_like(best).scatter(1, merged, 1) > 0
         busy = torch.zeros_like(attraction[:, 0]).scatter(1, into, 1) > 0
-        best, partner = attraction.masked_fill(gone[:, :, None], -1).max(dim=1)
+        best, partner = attraction.masked_fill(is_merged[:, :, None], -1).max(dim=1)
         back = ranked(best.masked_fill(busy, -1))[:, : r - r // 2]
         evens, odds = places[:, even], places[:, odd]
         sources = torch.cat([evens.gather(1, merged), odds.gather(1, back)], dim=1)

@@ -26,8 +26,8 @@ SIGNIFICANCES = (*REDUCTIONS, *(f"{name}*motion" for name in REDUCTIONS), *WITHO
 def _check_stages(_method: str, _setting: str, stages: Any) -> tuple[int, ...] | None:
     if isinstance(stages, list | tuple | range):
         stages = tuple(stages)
-        whole = all(isinstance(stage, int) and not isinstance(stage, bool) and stage >= 0 for stage in stages)
-        if not stages or not whole or len(set(stages)) < len(stages):
+        valid = all(isinstance(stage, int) and not isinstance(stage, bool) and stage >= 0 for stage in stages)
+        if not stages or not valid or len(set(stages)) < len(stages):
             raise RecipeError(f"papr: stages must be numbers of stages from 0 up, each once, not {stages!r}.")
     elif stages is not None:
         raise RecipeError(f"papr: stages must be the numbers of stages, such as (1, 2, 3), not {stages!r}.")

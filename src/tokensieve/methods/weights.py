@@ -12,7 +12,7 @@ from ..errors import InputError
 from .base import BaseMethod
 
 
-def load_part(method: BaseMethod, part: nn.Module, what: str) -> None:
+def load_part(method: BaseMethod, module: nn.Module, description: str) -> None:
     """Read the file that `method.weights` names into its learned layers; `what` names both in errors.
 
     Raises:
@@ -23,25 +23,27 @@ def load_part(method: BaseMethod, part: nn.Module, what: str) -> None:
     state = method.read("weights")
     if method.published:
         state = renamed(state, method.published)
-    own = part.state_dict()
+    expected = module.state_dict()
     for name, value in state.items():
-        if value.ndim == 4 and name in own and own[name].ndim == 2:
+        if value.ndim == 4 and name in expected and expected[name].ndim == 2:
             state[name] = value.flatten(1)  # a 1x1 convolution is a linear layer
     if any(value.dtype == torch.float64 for value in state.values()):
-        part.double()  # else loading rounds; `sieve` gives the layers the precision of the host
-    load_strictly(part, state, what)
+        module.double()  # else loading rounds; `sieve` gives the layers the precision of the host
+    load_strictly(module, state, description)
 
 
-def part_state(method: BaseMethod, part: nn.Module) -> dict[str, Tensor]:
+def part_state(method: BaseMethod, module: nn.Module) -> dict[str, Tensor]:
     """The weights of a method's learned layers, as a file of its `weights` holds them, on the CPU.
 
     Raises:
         InputError: they are on the meta device.
     """
-    if any(value.is_meta for value in part.state_dict().values()):
+    if any(value.is_meta for value in module.state_dict().values()):
         raise InputError(f"The learned layers of {method.name} are on the meta device and have no values to store.")
-    state = {name: value.detach().cpu().contiguous().clone() for name, value in part.state_dict().items()}
-    return renamed(state, {own: theirs for theirs, own in method.published.items()}) if method.published else state
+    state = {name: value.detach().cpu().contiguous().clone() for name, value in module.state_dict().items()}
+    return (
+        renamed(state, {ours: published for published, ours in method.published.items()}) if method.published else state
+    )
 
 
 def renamed(state: Mapping[str, Tensor], names: Mapping[str, str]) -> dict[str, Tensor]:
@@ -49,9 +51,9 @@ def renamed(state: Mapping[str, Tensor], names: Mapping[str, str]) -> dict[str, 
 
     What fits no template is left out.
     """
-    found: dict[str, Tensor] = {}
+    renamed_state: dict[str, Tensor] = {}
     for old, new in names.items():
         pattern = re.sub(r"\\\{\\\}$", "(.+)", re.escape(old)).replace(r"\{\}", r"([^.]+)")
         matches = {name: re.fullmatch(pattern, name) for name in state}
-        found |= {new.format(*match.groups()): state[name] for name, match in matches.items() if match}
-    return found
+        renamed_state |= {new.format(*match.groups()): state[name] for name, match in matches.items() if match}
+    return renamed_state

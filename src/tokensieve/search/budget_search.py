@@ -78,12 +78,12 @@ class Search:
             near: a budget searched before, whose best recipes, and better half of the singles, are where this begins.
         """
         studies = self.studies.setdefault(ratio, [])
-        for family, beside in self._begin(near):
+        for family, neighbour in self._begin(near):
             trials_so_far = optuna.create_study(
                 study_name=f"{ratio:.6f} {family.title}", storage=self.storage, load_if_exists=True
             )
             study = FamilyStudy(
-                ratio, family, self.fit(ratio), self.judge, trials_so_far, self.seed, self._tell, beside
+                ratio, family, self.fit(ratio), self.judge, trials_so_far, self.seed, self._tell, neighbour
             )
             studies.append(study)
             study.start()
@@ -102,10 +102,10 @@ class Search:
 
     def best(self, ratio: float) -> float | None:
         """The smallest divergence at a budget; None where nothing was finished."""
-        found = [
-            tried.figures.divergence for study in self.studies.get(ratio, ()) if (tried := study.best()) is not None
+        scored = [
+            trial.figures.divergence for study in self.studies.get(ratio, ()) if (trial := study.best()) is not None
         ]
-        return min(found, default=None)
+        return min(scored, default=None)
 
     @property
     def trials(self) -> int:
@@ -118,53 +118,53 @@ class Search:
     def _begin(self, near: float | None) -> list[tuple[Family, tuple[Mapping[str, float], int] | None]]:
         if near is None:
             return [(family, None) for family in self.families]
-        known = [(study, tried) for study in self.studies[near] if (tried := study.best()) is not None]
-        singles = sorted((tried.figures.divergence for study, tried in known if not study.family.searched))
+        started = [(study, trial) for study in self.studies[near] if (trial := study.best()) is not None]
+        singles = sorted((trial.figures.divergence for study, trial in started if not study.family.searched))
         cut = singles[(len(singles) - 1) // 2] if singles else 0.0
         return [
-            (study.family, (tried.params, tried.variant))
-            for study, tried in known
-            if study.family.searched or tried.figures.divergence <= cut
+            (study.family, (trial.params, trial.variant))
+            for study, trial in started
+            if study.family.searched or trial.figures.divergence <= cut
         ]
 
     def _tell(self, study: FamilyStudy) -> None:
         total = max(self.expected, self.trials)
         self.report(Progress(self.trials, total, study.ratio, study.family.title, self.best(study.ratio)))
 
-    def _round(self, ratio: float, what: str) -> None:
-        found = [
-            (tried.figures.divergence, study) for study in self.studies[ratio] if (tried := study.best()) is not None
+    def _round(self, ratio: float, description: str) -> None:
+        scored = [
+            (trial.figures.divergence, study) for study in self.studies[ratio] if (trial := study.best()) is not None
         ]
         best = ""
-        if found:
-            divergence, study = min(found, key=lambda each: each[0])
+        if scored:
+            divergence, study = min(scored, key=lambda pair: pair[0])
             best = f", best divergence {divergence:.4f} by {study.family.title}"
         minutes = (monotonic() - self.begun) / 60
         self.tell(
-            f"{ratio:.2f}x, {what}{best}; {self.trials} of {max(self.expected, self.trials)} recipes tried, "
+            f"{ratio:.2f}x, {description}{best}; {self.trials} of {max(self.expected, self.trials)} recipes tried, "
             f"{minutes:.0f} min"
         )
 
 
-def neighbouring_budgets(wanted: float) -> list[float]:
+def neighbouring_budgets(target: float) -> list[float]:
     """Budgets from 1.2 to a fifth above the wanted one, the wanted one first, then each beside one before it."""
-    low = min(LOWEST, 1 + (wanted - 1) / 2)
+    low = min(LOWEST, 1 + (target - 1) / 2)
     below = STEPS - 2
-    steps = [low + (wanted - low) * i / below for i in range(below)]
-    return [wanted, *(round(step, 4) for step in reversed(steps)), round(wanted * 1.2, 4)]
+    steps = [low + (target - low) * i / below for i in range(below)]
+    return [target, *(round(step, 4) for step in reversed(steps)), round(target * 1.2, 4)]
 
 
-def search_budgets(search: Search, wanted: float, trials: int) -> None:
+def search_budgets(search: Search, target: float, trials: int) -> None:
     """Half of the trials at the wanted budget, the rest at neighbouring ones, each begun from the one beside it."""
-    steps = neighbouring_budgets(wanted)
+    steps = neighbouring_budgets(target)
     starts = sum(len(family.variants()) for family in search.families)
     search.expected = max(search.expected, starts + trials + (STEPS - 1) * (len(search.families) // 2 + 1))
-    search.at(wanted, trials // 2)
-    done = [wanted]
+    search.at(target, trials // 2)
+    searched = [target]
     for step in steps[1:]:
-        beside = min(done, key=lambda other: abs(other - step))
-        search.at(step, trials // 2 // (STEPS - 1), near=beside)
-        done.append(step)
+        nearest_budget = min(searched, key=lambda other: abs(other - step))
+        search.at(step, trials // 2 // (STEPS - 1), near=nearest_budget)
+        searched.append(step)
 
 
 def towards(search: Search, divergence: float, trials: int) -> None:
@@ -179,25 +179,27 @@ def towards(search: Search, divergence: float, trials: int) -> None:
     ratio = round(_bracket(search, divergence), 3)
     search.at(ratio, 2 * share)
     for _ in range(STEPS - 1):
-        found = {step: best for step in search.studies if (best := search.best(step)) is not None}
-        if not found:
+        divergences = {step: best for step in search.studies if (best := search.best(step)) is not None}
+        if not divergences:
             return
-        kept = [step for step, best in found.items() if best <= divergence]
-        over = [step for step, best in found.items() if best > divergence]
+        kept = [step for step, best in divergences.items() if best <= divergence]
+        over = [step for step, best in divergences.items() if best > divergence]
         if kept and over:
             low, high = max(kept), min(over)
             if high / low < 1.01:
                 return
             # On a line between the two in the logarithm of the divergence, but never so close to one that nothing is
             # learned.
-            part = log2(divergence / max(found[low], 1e-12)) / log2(found[high] / max(found[low], 1e-12))
-            step = low + (high - low) * min(0.8, max(0.2, part))
+            fraction = log2(divergence / max(divergences[low], 1e-12)) / log2(
+                divergences[high] / max(divergences[low], 1e-12)
+            )
+            step = low + (high - low) * min(0.8, max(0.2, fraction))
         else:
             step = max(kept) * 1.12 if kept else 1 + (min(over) - 1) / 1.25
         step = round(step, 3)
         if step <= 1 or step in search.studies:
             return
-        search.at(step, share, near=min(found, key=lambda other: abs(other - step)))
+        search.at(step, share, near=min(divergences, key=lambda other: abs(other - step)))
 
 
 def _bracket(search: Search, divergence: float) -> float:

@@ -14,26 +14,26 @@ if TYPE_CHECKING:
 
 def budget(macs: float | None, time: float | None, divergence: float | None) -> dict[str, float]:
     """The one of the three that was given, by its name; raises `RecipeError` where there is not exactly one."""
-    given = {
+    limits = {
         name: value for name, value in (("macs", macs), ("time", time), ("divergence", divergence)) if value is not None
     }
-    if len(given) != 1:
+    if len(limits) != 1:
         raise RecipeError(
             "A search has exactly one budget, macs=, time= or divergence=; it was given "
-            f"{' and '.join(given) or 'none'}."
+            f"{' and '.join(limits) or 'none'}."
         )
-    ((name, value),) = given.items()
+    ((name, value),) = limits.items()
     least = 0 if name == "divergence" else 1
     if not least < value < float("inf"):
         raise RecipeError(f"{name}={value:g} makes no sense: it must be larger than {least}.")
-    return given
+    return limits
 
 
-def until_fast(search: Search, wanted: float, trials: int) -> None:
+def until_fast(search: Search, target: float, trials: int) -> None:
     """Search by MACs, measure, and move the budget until a recipe is as fast as wanted."""
     from .budget_search import search_budgets
 
-    search_budgets(search, wanted, 2 * trials // 3)
+    search_budgets(search, target, 2 * trials // 3)
     for _ in range(3):
         points = [point for point in points_of(search, True) if point.kind == "searched"] or points_of(search, True)
         if not points:
@@ -42,18 +42,18 @@ def until_fast(search: Search, wanted: float, trials: int) -> None:
         for point in with_speed(search.judge, points, points):
             if point.speed is not None:
                 speeds[point.budget] = max(speeds.get(point.budget, 0.0), point.speed.ratio)
-        fast = [ratio for ratio, speed in speeds.items() if speed >= wanted]
-        slow = [ratio for ratio, speed in speeds.items() if speed < wanted and ratio < min(fast, default=float("inf"))]
+        fast = [ratio for ratio, speed in speeds.items() if speed >= target]
+        slow = [ratio for ratio, speed in speeds.items() if speed < target and ratio < min(fast, default=float("inf"))]
         if fast and slow:
             low, high = max(slow), min(fast)
             if high / low < 1.02:
                 return
-            part = (wanted - speeds[low]) / (speeds[high] - speeds[low])
-            step = low + (high - low) * min(0.9, max(0.1, part))
+            fraction = (target - speeds[low]) / (speeds[high] - speeds[low])
+            step = low + (high - low) * min(0.9, max(0.1, fraction))
         elif fast:
             return
         else:
-            step = max(speeds) * min(1.4, 1.02 * wanted / max(speeds.values()))
+            step = max(speeds) * min(1.4, 1.02 * target / max(speeds.values()))
         step = round(step, 4)
         if step in search.studies:
             return

@@ -24,30 +24,30 @@ MAPS = ("motion",)
 """Maps that may be named among proposals: of videos, how much each patch changes."""
 
 
-def names_of(given: Sequence[str] | None, model: nn.Module, staged: bool) -> list[str] | None:
-    if given is None:
+def names_of(requested: Sequence[str] | None, model: nn.Module, staged: bool) -> list[str] | None:
+    if requested is None:
         return None
-    known, others = (list(NAMES), family_names()) if staged else (family_names(), list(NAMES))
-    for name in [given] if isinstance(given, str) else given:
-        if name in others and name not in known:
+    allowed, others = (list(NAMES), family_names()) if staged else (family_names(), list(NAMES))
+    for name in [requested] if isinstance(requested, str) else requested:
+        if name in others and name not in allowed:
             kind = "has stages, whose maps keep their size" if staged else "has no stages"
             raise UnsupportedHost(
-                f"{type(model).__name__} cannot be tuned by {name}: it {kind}. Families for it: {', '.join(known)}."
+                f"{type(model).__name__} cannot be tuned by {name}: it {kind}. Families for it: {', '.join(allowed)}."
             )
         if name in EXITS:
             sieve(model, DToP())  # says why, where there are no exits
-        if name not in known:
-            raise RecipeError(f"There is no family {name!r}{nearest(name, known)}. Known: {', '.join(known)}.")
-    if not given:
-        raise RecipeError(f"families is empty: name some of {', '.join(known)}.")
-    return [given] if isinstance(given, str) else list(given)
+        if name not in allowed:
+            raise RecipeError(f"There is no family {name!r}{nearest(name, allowed)}. Known: {', '.join(allowed)}.")
+    if not requested:
+        raise RecipeError(f"families is empty: name some of {', '.join(allowed)}.")
+    return [requested] if isinstance(requested, str) else list(requested)
 
 
-def proposals_of(given: str | Sequence[str] | Mapping[str, Any] | None) -> list[dict[str, Any]]:
+def proposals_of(requested: str | Sequence[str] | Mapping[str, Any] | None) -> list[dict[str, Any]]:
     """Settings of `papr` for each proposal, or map that asks none."""
-    if isinstance(given, str):
-        given = (given,)
-    files = dict(given) if isinstance(given, Mapping) else dict.fromkeys(given or ())
+    if isinstance(requested, str):
+        requested = (requested,)
+    files = dict(requested) if isinstance(requested, Mapping) else dict.fromkeys(requested or ())
     for name, file in files.items():
         if not isinstance(name, str):
             raise RecipeError(f"A proposal is the name of a model, not {type(name).__name__}: recipe files hold names.")
@@ -81,10 +81,13 @@ def families_for(
             left_out[ranked_by(settings)] = " ".join(str(error).split())
     made_of, all_names = (stage_families, NAMES) if staged else (families_of, family_names())
     exits = () if staged else judge.empty.host.exits
-    wanted = names or [name for name in all_names if name not in (*CONTROLS, *(EXITS if len(exits) < 2 else ()))]
-    found: list[Family] = []
-    for family in [*made_of([name for name in wanted if name not in EXITS], usable), *exit_families(wanted, exits)]:
-        scheduled = isinstance(family, Scheduled) and any(isinstance(other, Scheduled) for other in found)
+    chosen_names = names or [name for name in all_names if name not in (*CONTROLS, *(EXITS if len(exits) < 2 else ()))]
+    families: list[Family] = []
+    for family in [
+        *made_of([name for name in chosen_names if name not in EXITS], usable),
+        *exit_families(chosen_names, exits),
+    ]:
+        scheduled = isinstance(family, Scheduled) and any(isinstance(other, Scheduled) for other in families)
         if names is None and scheduled and family.name != "scheduled-guarded":
             continue  # the weaker of the two joins only where the host does not take the stronger, or where it is named
         why = None
@@ -98,15 +101,15 @@ def families_for(
         elif family.name in left_out:
             continue
         if why is None:
-            found.append(family)
+            families.append(family)
         elif names is not None:
             raise why
         else:
             left_out[family.name] = str(why)
-    if not found:
+    if not families:
         reasons = "; ".join(why.rstrip(".") for why in left_out.values())
         raise InputError(f"There is nothing to search: {reasons or 'papr needs a proposal'}.")
-    return found
+    return families
 
 
 def refusal(judge: Judge, recipe: Recipe) -> SieveError | None:

@@ -97,24 +97,24 @@ def correct(
     if views < 1 or batch < 1:
         raise RecipeError(f"views={views} and batch={batch} must be at least 1.")
     plain = Recipe(tuple(method for method in Recipe.of(recipe) if not isinstance(method, Corrected)))
-    words: dict[str, Any] = {"mean": mean, "std": std, "pretrained": pretrained}
-    sieve(model, plain + Corrected(), **{**words, "pretrained": False})  # refuses what cannot be corrected
-    fast, dense = sieve(model, plain, **words), sieve(model)
+    settings: dict[str, Any] = {"mean": mean, "std": std, "pretrained": pretrained}
+    sieve(model, plain + Corrected(), **{**settings, "pretrained": False})  # refuses what cannot be corrected
+    fast, dense = sieve(model, plain, **settings), sieve(model)
     with evaluating(model, fast):
-        sieved, wanted = _features(fast, dense, loader, views, seed, batch, report or (lambda _: None))
-        answers = _Answers(dense, sieved, wanted)
-        found = {ridge: answers.divergences(_left_out(sieved, wanted, ridge)) for ridge in RIDGES}
-        before, same = _means(answers.divergences(torch.zeros_like(wanted[:, 0, 0])))
-    ridge = _chosen(found)
-    after, then_same = _means(found[ridge])
+        sieved, targets = _features(fast, dense, loader, views, seed, batch, report or (lambda _: None))
+        answers = _Answers(dense, sieved, targets)
+        by_ridge = {ridge: answers.divergences(_left_out(sieved, targets, ridge)) for ridge in RIDGES}
+        before, same = _means(answers.divergences(torch.zeros_like(targets[:, 0, 0])))
+    ridge = _chosen(by_ridge)
+    after, then_same = _means(by_ridge[ridge])
     if after > WORTH * before or before < ROUNDING:
-        return Correction(plain, None, before, before, same, same, len(wanted))
-    weight, bias = fit(sieved[:, :, 0].flatten(0, 1), wanted[:, :, 0].flatten(0, 1), ridge)
+        return Correction(plain, None, before, before, same, same, len(targets))
+    weight, bias = fit(sieved[:, :, 0].flatten(0, 1), targets[:, :, 0].flatten(0, 1), ridge)
     make_folder(out.parent)
     with draft(out) as file:
         save_file({"weight": weight.float().contiguous(), "bias": bias.float()}, file, {"recipe": str(plain)})
     corrected = (plain + Corrected(weights=out)).with_hashes()
-    return Correction(corrected, ridge, before, after, same, then_same, len(wanted))
+    return Correction(corrected, ridge, before, after, same, then_same, len(targets))
 
 
 def fit(sieved: Tensor, dense: Tensor, ridge: float) -> tuple[Tensor, Tensor]:
@@ -131,8 +131,8 @@ def fit(sieved: Tensor, dense: Tensor, ridge: float) -> tuple[Tensor, Tensor]:
 
     x = sieved.double().numpy()
     size = max(x.var(axis=0).mean(), np.finfo(x.dtype).tiny)  # of features that are all the same W is 0
-    found = Ridge(ridge * len(x) * size, solver="cholesky").fit(x, dense.double().numpy() - x)
-    return torch.from_numpy(found.coef_), torch.from_numpy(found.intercept_)
+    ridge_model = Ridge(ridge * len(x) * size, solver="cholesky").fit(x, dense.double().numpy() - x)
+    return torch.from_numpy(ridge_model.coef_), torch.from_numpy(ridge_model.intercept_)
 
 
 def _left_out(sieved: Tensor, dense: Tensor, ridge: float) -> Tensor:
@@ -140,39 +140,39 @@ def _left_out(sieved: Tensor, dense: Tensor, ridge: float) -> Tensor:
     from sklearn.model_selection import PredefinedSplit
 
     change = torch.zeros_like(sieved[:, 0, 0], dtype=torch.float64)
-    for others, own in PredefinedSplit(np.arange(len(sieved)) % FOLDS).split():
+    for others, held_out in PredefinedSplit(np.arange(len(sieved)) % FOLDS).split():
         weight, bias = fit(sieved[others][:, :, 0].flatten(0, 1), dense[others][:, :, 0].flatten(0, 1), ridge)
-        change[own] = sieved[own][:, 0, 0].double() @ weight.T + bias
+        change[held_out] = sieved[held_out][:, 0, 0].double() @ weight.T + bias
     return change
 
 
-def _means(told: tuple[Tensor, Tensor | None]) -> tuple[float, float | None]:
+def _means(divergences: tuple[Tensor, Tensor | None]) -> tuple[float, float | None]:
     """Mean divergence, and agreement in percent."""
-    divergence, same = told
+    divergence, same = divergences
     return float(divergence.mean()), None if same is None else 100 * float(same.double().mean())
 
 
-def _chosen(found: dict[float, tuple[Tensor, Tensor | None]]) -> float:
+def _chosen(by_ridge: dict[float, tuple[Tensor, Tensor | None]]) -> float:
     """The ridge of the least divergence, or of those that lose hardly more the one of the most agreement."""
-    best = min(found, key=lambda ridge: float(found[ridge][0].mean()))
+    best = min(by_ridge, key=lambda ridge: float(by_ridge[ridge][0].mean()))
 
     def equal(ridge: float) -> bool:
-        more = found[ridge][0] - found[best][0]
+        more = by_ridge[ridge][0] - by_ridge[best][0]
         return float(more.mean()) <= UNSURE * float(more.std()) / len(more) ** 0.5
 
     def rank(ridge: float) -> tuple[float, float]:
-        divergence, same = found[ridge]
+        divergence, same = by_ridge[ridge]
         return 0.0 if same is None else -float(same.double().mean()), float(divergence.mean())
 
-    return min(filter(equal, found), key=rank)
+    return min(filter(equal, by_ridge), key=rank)
 
 
 class _Answers:
     """The divergences of corrected features, by the host's own head."""
 
-    def __init__(self, dense: Sieved, sieved: Tensor, wanted: Tensor) -> None:
+    def __init__(self, dense: Sieved, sieved: Tensor, targets: Tensor) -> None:
         self.host, self.tokens = dense.host, sieved[:, 0]
-        self.dense, self.kind = self._head(wanted[:, 0])
+        self.dense, self.kind = self._head(targets[:, 0])
 
     def divergences(self, change: Tensor) -> tuple[Tensor, Tensor | None]:
         """The divergence of each whole image, to whose class token `change` (N, d) is added, and if its class stays."""
@@ -183,27 +183,27 @@ class _Answers:
 
     def _head(self, x: Tensor) -> tuple[Tensor, OutputKind]:
         model = self.host.model
-        like = next(model.parameters())
-        x = x.to(like.device, like.dtype)
+        parameter = next(model.parameters())
+        x = x.to(parameter.device, parameter.dtype)
         output = self.host.head(Tokens(x, x.shape[1], (0, 0)))
-        told = as_tensor(output, model, len(x))
-        return told, kind_of(told, classifies(model, output), field_of(output))
+        output_tensor = as_tensor(output, model, len(x))
+        return output_tensor, kind_of(output_tensor, classifies(model, output), field_of(output))
 
 
 def _features(
     fast: Sieved, dense: Sieved, loader: Any, views: int, seed: int, batch: int, report: Callable[[str], object]
 ) -> tuple[Tensor, Tensor]:
     """Prefix tokens after the final norm (N, views, prefix, d), sieved and dense."""
-    like, prefix = next(dense.model.parameters()), dense.host.prefix
-    found: tuple[list[Tensor], list[Tensor]] = ([], [])
+    parameter, prefix = next(dense.model.parameters()), dense.host.prefix
+    features: tuple[list[Tensor], list[Tensor]] = ([], [])
     count = 0
-    for given in loader.split(batch) if isinstance(loader, Tensor) else loader:
-        images, _ = dense.host.arguments(unpack(given)[0], {})
-        images = images.to(like.device, like.dtype)
+    for batch_of_loader in loader.split(batch) if isinstance(loader, Tensor) else loader:
+        images, _ = dense.host.arguments(unpack(batch_of_loader)[0], {})
+        images = images.to(parameter.device, parameter.dtype)
         for view in _views(images, views, seed, count):
-            for model, kept in zip((fast, dense), found, strict=True):
+            for model, kept in zip((fast, dense), features, strict=True):
                 kept.append(model.forward_features(view)[:, :prefix].float().cpu())
-        for kept in found:
+        for kept in features:
             kept[-views:] = [torch.stack(kept[-views:], dim=1)]
         count += len(images)
         report(f"{count} images seen")
@@ -211,7 +211,7 @@ def _features(
         raise nothing_read(loader)
     if count < LEAST:
         raise InputError(f"{count} images are too few to fit a correction on: give {LEAST} or more, better hundreds.")
-    return torch.cat(found[0]), torch.cat(found[1])
+    return torch.cat(features[0]), torch.cat(features[1])
 
 
 def _views(images: Tensor, count: int, seed: int, first: int) -> Iterator[Tensor]:

@@ -88,8 +88,8 @@ class Costs:
             heads = [part.count(Reads(n, n, n, n)) - self.blocks[-1].of(Reads(n, n, n, n)) for n in (every, every - 1)]
             self.per_token = heads[0] - heads[1]
         self.dense = round(macs(fast.model, input_size))
-        around = sum(block.of(Reads(every, every, every, every)) for block in self.blocks) + self.per_token * every
-        self.rest = self.dense - around
+        in_blocks = sum(block.of(Reads(every, every, every, every)) for block in self.blocks) + self.per_token * every
+        self.rest = self.dense - in_blocks
         """Embedding and head."""
         self._check(fast, input_size, 0.6 if self.patches > FEW else 0.8)
 
@@ -140,10 +140,10 @@ def _block_cost(model: nn.Module, block: HostBlock, tokens: Tokens) -> BlockCost
         return part.count(Reads(keys, q_proj, queries, mlp))
 
     if block.closed:
-        zero, one, two = (macs_of(k, k, k, k) for k in (n, n + 1, n + 2))
-        square = (two - 2 * one + zero) // 2
-        linear = one - zero - square * (2 * n + 1)
-        return BlockCost((zero - linear * n - square * n * n, linear, square), (0, 0), (0, 0, 0), 0, 0, 0)
+        base, first, second = (macs_of(k, k, k, k) for k in (n, n + 1, n + 2))
+        square = (second - 2 * first + base) // 2
+        linear = first - base - square * (2 * n + 1)
+        return BlockCost((base - linear * n - square * n * n, linear, square), (0, 0), (0, 0, 0), 0, 0, 0)
     low, high = n + 2, n + 3
     mlp = macs_of(low, low, n + 1, n + 1) - macs_of(low, low, n + 1, n)
     at_low, at_high = (macs_of(k, k, n + 1, n) - macs_of(k, k, n, n) for k in (low, high))

@@ -76,12 +76,17 @@ class ExitCosts(Costs):
         plan = self._plan(recipe)
         if plan.varies:
             return round(self.mean(recipe))
-        asked = plan.exits(self.patches)
-        if not asked:
+        exit_blocks = plan.exits(self.patches)
+        if not exit_blocks:
             return super().of(recipe)
         reads, left = plan.walked(self.patches)
         blocks = sum(block.of(read) for block, read in zip(self.blocks, reads, strict=True))
-        return self.beside + blocks + sum(self._head(e, reads[e].mlp) for e in asked) + self._head(self.exits[-1], left)
+        return (
+            self.beside
+            + blocks
+            + sum(self._head(e, reads[e].mlp) for e in exit_blocks)
+            + self._head(self.exits[-1], left)
+        )
 
     def mean(self, recipe: Recipe, part: Part = "search") -> float:
         """MACs of `dtop` alone, the mean over a part of the images."""
@@ -89,9 +94,9 @@ class ExitCosts(Costs):
         if key not in self._means:
             (dtop,) = (method for _, method in plan.methods)
             assert isinstance(dtop, DToP)
-            asked = plan.exits(self.patches)
-            _, counts = self.reader(part).read(asked[-1] + 1, dtop)
-            self._means[key] = self.of_exits({block: counts[block + 1] for block in asked})
+            exit_blocks = plan.exits(self.patches)
+            _, counts = self.reader(part).read(exit_blocks[-1] + 1, dtop)
+            self._means[key] = self.of_exits({block: counts[block + 1] for block in exit_blocks})
         return self._means[key]
 
     def of_exits(self, left: Mapping[int, Tensor]) -> float:
@@ -110,7 +115,7 @@ class ExitCosts(Costs):
         if before is not None:
             return self.reader().read(block + 1, before, [block])[0][block]
         if not self._dense:  # asked again and again: all exits at once, and kept
-            self._dense, _ = self.reader().read(self.exits[-2] + 1, ask=self.exits[:-1])
+            self._dense, _ = self.reader().read(self.exits[-2] + 1, blocks_read=self.exits[:-1])
         return self._dense[block]
 
     def reader(self, part: Part = "search") -> ExitReader:
@@ -126,12 +131,12 @@ class ExitCosts(Costs):
         return ExitReader(judge.host_model, batches)
 
     def _head(self, block: int, tokens: Any) -> Any:
-        once, each = self.heads[block]
-        return once + each * tokens
+        once, per_token = self.heads[block]
+        return once + per_token * tokens
 
     def _plan(self, recipe: Recipe) -> Plan:
-        named = [method.on(self.host) if isinstance(method, Method) else method for method in recipe]
-        return Plan(named, self.depth, self.prefix)
+        methods = [method.on(self.host) if isinstance(method, Method) else method for method in recipe]
+        return Plan(methods, self.depth, self.prefix)
 
 
 def _head_cost(fast: Sieved, block: int, tokens: Tokens) -> tuple[int, int]:

@@ -81,8 +81,8 @@ def _guesses(costs: ExitCosts) -> tuple[list[float], Callable[[int], float]]:
         left: dict[int, Tensor] = {}
         stays: Tensor | None = None
         for block, at in arrived.items():
-            own = at.stays(steps[index], KEPT)
-            stays = own if stays is None else stays & own
+            staying = at.stays(steps[index], KEPT)
+            stays = staying if stays is None else stays & staying
             left[block] = stays.sum(1).clamp(min=1) + at.prefix
         return costs.of_exits(left)
 
@@ -118,15 +118,15 @@ class Exits(Family):
 
     def variants(self) -> Sequence[Variant]:
         """All exits, and fewer of them; all once more where each stage says how sure its classes are."""
-        whole, sizes = self.exits, range(len(self.exits) - 1, 0, -1)
-        if len(whole) <= EVERY_SET:
-            fewer = [each for size in sizes for each in combinations(whole, size)]
+        all_exits, sizes = self.exits, range(len(self.exits) - 1, 0, -1)
+        if len(all_exits) <= EVERY_SET:
+            fewer = [layers for size in sizes for layers in combinations(all_exits, size)]
         else:
-            fewer = [*pairwise(whole), *((block,) for block in whole)]
+            fewer = [*pairwise(all_exits), *((block,) for block in all_exits)]
         return [
-            {"layers": whole},
-            *({"layers": each} for each in fewer),
-            {"layers": whole, "class_probability": "stage"},
+            {"layers": all_exits},
+            *({"layers": layers} for layers in fewer),
+            {"layers": all_exits, "class_probability": "stage"},
         ]
 
     def recipe(self, params: Mapping[str, float], variant: Variant, fit: Fit) -> Recipe:
@@ -143,8 +143,8 @@ class Exits(Family):
         for place, block in enumerate(weights):
             at = costs.arrived(block, build() if thresholds else None)
             if place < len(weights) - 1:
-                wanted = _wanted(costs, left, dict(list(weights.items())[place:]), fit.target)
-                threshold = at.threshold(keep, lambda counts: float(counts.double().mean()) <= wanted)  # noqa: B023
+                target_shares = _wanted(costs, left, dict(list(weights.items())[place:]), fit.target)
+                threshold = at.threshold(keep, lambda counts: float(counts.double().mean()) <= target_shares)  # noqa: B023
             else:
                 threshold = at.threshold(keep, lambda counts: costs.of_exits({**left, block: counts}) <= fit.target)  # noqa: B023
             if threshold < 1:
@@ -200,5 +200,5 @@ def _check(cost: float, recipe: Recipe, fit: Fit) -> None:
 
 def exit_families(names: Sequence[str], exits: Sequence[int]) -> list[Family]:
     """The families of these names, for a segmenter with heads behind these blocks."""
-    made: dict[str, Family] = dict(zip(EXITS, (Exits(tuple(exits[:-1])), OneThreshold()), strict=True))
-    return [made[name] for name in names if name in made]
+    by_name: dict[str, Family] = dict(zip(EXITS, (Exits(tuple(exits[:-1])), OneThreshold()), strict=True))
+    return [by_name[name] for name in names if name in by_name]

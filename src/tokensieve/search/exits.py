@@ -32,10 +32,10 @@ class Arrived:
 
     def stays(self, threshold: float, keep_per_class: int) -> Tensor:
         """(I, N) bool: which tokens `dtop` leaves, as `methods.dtop.exits` decides it."""
-        there = self.confidence >= 0
-        stays = there & ~((self.confidence > threshold) & (self.rank >= keep_per_class))
+        has_arrived = self.confidence >= 0
+        stays = has_arrived & ~((self.confidence > threshold) & (self.rank >= keep_per_class))
         if keep_per_class == 0:  # the least certain token stays where all others leave
-            last = self.confidence.masked_fill(~there, torch.inf).argmin(1, keepdim=True)
+            last = self.confidence.masked_fill(~has_arrived, torch.inf).argmin(1, keepdim=True)
             stays |= ~stays.any(1, keepdim=True) & torch.zeros_like(stays).scatter(1, last, True)
         return stays
 
@@ -66,10 +66,10 @@ class Arrived:
     def _rounded(self, steps: list[float], index: int, keep_per_class: int) -> float:
         """A short number that lets as many leave as this step."""
         floor, ceiling = steps[index], (steps[index + 1] if index + 1 < len(steps) else 1.0)
-        wanted = self.left(floor, keep_per_class)
+        target = self.left(floor, keep_per_class)
         for digits in range(2, DIGITS + 1):
             short = round((floor + ceiling) / 2, digits)
-            if floor <= short < ceiling and short > 0 and torch.equal(self.left(short, keep_per_class), wanted):
+            if floor <= short < ceiling and short > 0 and torch.equal(self.left(short, keep_per_class), target):
                 return short
         return floor or ceiling / 2
 
@@ -85,7 +85,9 @@ class ExitReader:
     def __init__(self, model: Any, batches: Callable[[], Iterable[Tensor]]) -> None:
         self.model, self.batches = model, batches
 
-    def read(self, blocks: int, dtop: DToP | None = None, ask: Sequence[int] = ()) -> tuple[dict[int, Arrived], Tensor]:
+    def read(
+        self, blocks: int, dtop: DToP | None = None, blocks_read: Sequence[int] = ()
+    ) -> tuple[dict[int, Arrived], Tensor]:
         """Run the first `blocks` blocks, with exits where `dtop` has them.
 
         Returns:
@@ -93,20 +95,20 @@ class ExitReader:
             and how many are left behind the last of them.
         """
         fast = sieve(self.model, Recipe() if dtop is None else dtop)
-        found: dict[int, list[tuple[Tensor, Tensor]]] = {block: [] for block in ask}
+        by_block: dict[int, list[tuple[Tensor, Tensor]]] = {block: [] for block in blocks_read}
         counts: list[Tensor] = []
         for images in self.batches():
             read: list[Tensor] = []
 
             def see(step: Step, read: list[Tensor] = read) -> None:
                 read.append(step.tokens.lengths_per_image().cpu())
-                if step.block in found:
-                    found[step.block].append(_confidence(fast.host, step))
+                if step.block in by_block:
+                    by_block[step.block].append(_confidence(fast.host, step))
 
             with torch.inference_mode():
                 tokens = fast.stream.run(images, watch=[see], blocks=blocks)
             counts.append(torch.stack([*read, tokens.lengths_per_image().cpu()]))
-        arrived = {block: _joined(parts, fast.host.prefix) for block, parts in found.items()}
+        arrived = {block: _joined(parts, fast.host.prefix) for block, parts in by_block.items()}
         return arrived, torch.cat(counts, dim=1)
 
 
@@ -126,5 +128,5 @@ def _joined(parts: list[tuple[Tensor, Tensor]], prefix: int) -> Arrived:
     def filled(values: Tensor) -> Tensor:
         return torch.nn.functional.pad(values, (0, longest - values.shape[1]), value=-1)
 
-    confidence, rank = (torch.cat([filled(each[place]) for each in parts]) for place in (0, 1))
+    confidence, rank = (torch.cat([filled(batch[place]) for batch in parts]) for place in (0, 1))
     return Arrived(confidence, rank, prefix)

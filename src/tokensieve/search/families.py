@@ -192,22 +192,22 @@ class Scheduled(Family):
         if self.proposal is not None:
             settings_of = {**self.proposal, **({"layer": variant["layer"]} if "layer" in variant else {})}
             patches = fit.costs.patches
-            wanted = round(patches * (1 - min(0.6, DROPPED * _factor(params.get("dropped", 0.0)))))
+            target = round(patches * (1 - min(0.6, DROPPED * _factor(params.get("dropped", 0.0)))))
             least = fit.count(1, patches - 1, lambda count: blocks(nothing, end, kept(count, fit, settings_of)))
             fewest = next(n for n in range(1, patches) if kept(n, fit, settings_of) == Recipe(least.methods[:1]))
-            wanted = min(max(wanted, fewest), patches - 1)
-            start = kept(wanted, fit, settings_of)
-        patches = fit.costs.patches if self.proposal is None else wanted
+            target = min(max(target, fewest), patches - 1)
+            start = kept(target, fit, settings_of)
+        patches = fit.costs.patches if self.proposal is None else target
         return fit.schedule(weights, lambda counts: blocks(counts, end, start), patches)
 
     def _weights(self, params: Mapping[str, float], blocks: int) -> list[float]:
         """What each block takes, in shares of what is left; a search scales them."""
-        known = _over(TAKEN if self.proposal is None else TAKEN_AFTER, blocks)
+        drops = _over(TAKEN if self.proposal is None else TAKEN_AFTER, blocks)
         even = params.get("even", 0.0)
         turned = _over([params.get(f"share{i}", 0.0) for i in range(min(blocks, KNOTS))], blocks)
         return [
-            float(share ** (1 - even) * known.mean() ** even * _factor(parameter))
-            for share, parameter in zip(known, turned, strict=True)
+            float(share ** (1 - even) * drops.mean() ** even * _factor(parameter))
+            for share, parameter in zip(drops, turned, strict=True)
         ]
 
 
@@ -265,13 +265,13 @@ def family_names() -> list[str]:
 
 def families(names: Sequence[str], proposals: Sequence[Mapping[str, Any]]) -> list[Family]:
     """The families of these names; those that can ask a proposal come once without and once with each."""
-    found: list[Family] = []
+    result: list[Family] = []
     for name in names:
         if name == "papr":
-            found += [Proposed(proposal) for proposal in proposals]
+            result += [Proposed(proposal) for proposal in proposals]
         elif name.startswith("scheduled-"):
             method = name.removeprefix("scheduled-")
-            found += [Scheduled(method, proposal) for proposal in (None, *proposals)]
+            result += [Scheduled(method, proposal) for proposal in (None, *proposals)]
         else:
-            found.append(SINGLES[name])
-    return found
+            result.append(SINGLES[name])
+    return result

@@ -86,14 +86,14 @@ class FamilyStudy:
         if any(trial.user_attrs.get("start") == label for trial in self._trials()):
             return
         names = self.family.param_names(self.fit.costs.depth)
-        value, seen, attrs = self._try(dict(params), variant)
+        value, curve, attrs = self._try(dict(params), variant)
         self.study.add_trial(
             create_trial(
                 state=TrialState.FAIL if value is None else TrialState.COMPLETE,
                 value=value,
                 params=dict.fromkeys(names, 0.0),
                 distributions=dict.fromkeys(names, RANGE),
-                intermediate_values=dict(enumerate(seen)),
+                intermediate_values=dict(enumerate(curve)),
                 user_attrs={**attrs, "start": label},
             )
         )
@@ -125,7 +125,7 @@ class FamilyStudy:
 
     def best(self, among: int | None = None) -> Tried | None:
         """The recipe of the smallest divergence, among the first so many trials; None where none was finished."""
-        return min(self._finished(among), key=lambda tried: tried.figures.divergence, default=None)
+        return min(self._finished(among), key=lambda trial: trial.figures.divergence, default=None)
 
     def lowest(self, among: int | None = None) -> float:
         """The smallest divergence among the first so many trials; infinite where none was finished."""
@@ -134,8 +134,8 @@ class FamilyStudy:
 
     def top(self, count: int) -> list[Tried]:
         """The best finished recipes, each once."""
-        found = {tried.text: tried for tried in self._finished()}
-        return sorted(found.values(), key=lambda tried: tried.figures.divergence)[:count]
+        by_text = {trial.text: trial for trial in self._finished()}
+        return sorted(by_text.values(), key=lambda trial: trial.figures.divergence)[:count]
 
     @property
     def failures(self) -> list[Failed]:
@@ -155,28 +155,28 @@ class FamilyStudy:
         """
         choice: Variant = self.family.variants()[variant]
         attrs: dict[str, Any] = {"variant": variant, "params": params}
-        seen: list[float] = []
+        curve: list[float] = []
         try:
             recipe = self.family.recipe(params, choice, self._fit(choice))
             attrs["recipe"] = str(recipe)
             for figures in self.judge.figures_by_step(recipe):
-                seen.append(figures.divergence)
+                curve.append(figures.divergence)
                 if trial is not None and not self._full(figures):
-                    trial.report(figures.divergence, len(seen) - 1)
+                    trial.report(figures.divergence, len(curve) - 1)
                     if trial.should_prune():
                         break
         except (SieveError, RuntimeError, ValueError) as error:
             return None, [], {**attrs, "error": " ".join(str(error).split()) or type(error).__name__}
         attrs["figures"] = vars(figures)
-        return figures.divergence * (1 if self._full(figures) else self._growth(len(seen))), seen, attrs
+        return figures.divergence * (1 if self._full(figures) else self._growth(len(curve))), curve, attrs
 
     def _fit(self, variant: Variant) -> Fit:
         """The budget less what the proposal takes of it."""
         if self.family.proposal is None:
             return self.fit
         layer = {"layer": variant["layer"]} if "layer" in variant else {}
-        asking = Recipe.of(PaPr(keep=0.5, **{**self.family.proposal, **layer}))
-        cost = self.judge.proposal_macs(asking) * self.fit.count_proposal
+        with_proposal = Recipe.of(PaPr(keep=0.5, **{**self.family.proposal, **layer}))
+        cost = self.judge.proposal_macs(with_proposal) * self.fit.count_proposal
         if cost >= self.fit.target:
             raise RecipeError(
                 f"{ranked_by(self.family.proposal)} alone takes {cost / 1e9:.3g} GMAC, and model and "
@@ -219,10 +219,10 @@ class FamilyStudy:
         return figures.images == self.judge.steps[-1]
 
     def _finished(self, among: int | None = None) -> list[Tried]:
-        found = []
+        trials = []
         for trial in self._trials()[:among]:
             figures = Figures(**trial.user_attrs["figures"]) if "figures" in trial.user_attrs else None
             if figures is not None and self._full(figures):
                 params, variant = trial.user_attrs["params"], trial.user_attrs["variant"]
-                found.append(Tried(trial.user_attrs["recipe"], figures, params, variant))
-        return found
+                trials.append(Tried(trial.user_attrs["recipe"], figures, params, variant))
+        return trials

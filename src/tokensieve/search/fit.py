@@ -60,9 +60,9 @@ class Fit:
                 return [int(scale * weight + 0.5) for weight in weights]
             counts, left = [], float(patches)
             for weight in weights:
-                rest = left * exp(-scale * weight)
-                counts.append(int(left + 0.5) - int(rest + 0.5))
-                left = rest
+                remaining = left * exp(-scale * weight)
+                counts.append(int(left + 0.5) - int(remaining + 0.5))
+                left = remaining
             return counts
 
         low, high = 0.0, 1.0 / max(weights)

@@ -93,7 +93,7 @@ def asdict_flat(point: Point) -> dict[str, Any]:
             plain[name] = asdict(value)
         elif isinstance(value, Figures):
             ends = value.agreement_interval
-            fields = {key: each for key, each in vars(value).items() if key != "interval"}
+            fields = {key: field_value for key, field_value in vars(value).items() if key != "interval"}
             plain[name] = fields | {f"agreement_{end}": ends and getattr(ends, end) for end in Interval._fields}
     return plain
 

@@ -102,13 +102,13 @@ class Judge:
         images, self.dense, labels, self.kind = _read(model, loader, batch, kind)
         self.ignore_index = ignore_index
         count = len(images)
-        held = round(count * holdout)
-        if count - held < 2 or (holdout and not held):
+        held_out = round(count * holdout)
+        if count - held_out < 2 or (holdout and not held_out):
             raise InputError(f"{count} images cannot be parted into some to search on and some held out: give more.")
         order = torch.randperm(count, generator=torch.Generator().manual_seed(seed))
         self.images, self.labels = images, labels
-        self.parts: dict[Part, Tensor] = {"search": order[: count - held], "heldout": order[count - held :]}
-        self.steps = [step for step in STEPS if step < count - held] + [count - held]
+        self.parts: dict[Part, Tensor] = {"search": order[: count - held_out], "heldout": order[count - held_out :]}
+        self.steps = [step for step in STEPS if step < count - held_out] + [count - held_out]
         self.input_size = InputSpec(tuple(images.shape[1:]), InputSpec.of(model).layout)
         self.wrapped = None if backbone is None else Wrapped(model, backbone, self.input_size)
         self.host_model = model if self.wrapped is None else self.wrapped.host_model
@@ -119,42 +119,42 @@ class Judge:
         """Of the dense model, as `Figures.accuracy`."""
         return {part: self._accuracy([self.dense[rows]], [rows]) for part, rows in self.parts.items()}
 
-    def judge(self, recipe: Recipe, part: Part) -> Figures:
+    def judge(self, recipe: Recipe, split: Part) -> Figures:
         """All images of a part."""
-        for figures in self.figures_by_step(recipe, part, [len(self.parts[part])]):
+        for figures in self.figures_by_step(recipe, split, [len(self.parts[split])]):
             last = figures
         return last
 
-    def recalled(self, recipe: Recipe, part: Part) -> Figures:
+    def recalled(self, recipe: Recipe, split: Part) -> Figures:
         """What `judge` says, once for each recipe."""
-        key = (str(recipe), part)
+        key = (str(recipe), split)
         if key not in self._judged:
-            self._judged[key] = self.judge(recipe, part)
+            self._judged[key] = self.judge(recipe, split)
         return self._judged[key]
 
     def figures_by_step(
-        self, recipe: Recipe, part: Part = "search", steps: Sequence[int] | None = None
+        self, recipe: Recipe, split: Part = "search", steps: Sequence[int] | None = None
     ) -> Iterator[Figures]:
         """The figures after each step of images, by default `self.steps`: whoever has seen enough stops asking."""
-        rows, recall = self.parts[part], _Recall()
+        rows, recall = self.parts[split], _Recall()
         fast = self._sieved(recipe, recall)
-        seen = _Seen(self.kind)
-        begun = 0
+        collected = _Seen(self.kind)
+        started = 0
         for step in self.steps if steps is None else steps:
-            for start in range(begun, step, self.batch):
+            for start in range(started, step, self.batch):
                 self.check()
                 now = rows[start : min(start + self.batch, step)]
                 recall.rows = now
                 with torch.inference_mode():
                     (batch,) = forward_batches([fast], [self.images[now]])
-                seen.add(now, self.dense[now], batch.outputs[0], keep=self.labels is not None)
-            begun = step
-            yield seen.figures(self._accuracy(seen.outputs, seen.rows))
+                collected.add(now, self.dense[now], batch.outputs[0], keep=self.labels is not None)
+            started = step
+            yield collected.figures(self._accuracy(collected.outputs, collected.rows))
 
     def macs(self, recipe: Recipe, include_proposal: bool = True) -> float:
         """Counted by `measure.macs`, the proposal's from the one time that it was asked."""
-        own = macs(self._sieved_host(recipe, _Recall()), self.input_size, proposal=False)
-        return own + self.outside + (self.proposal_macs(recipe) if include_proposal else 0)
+        host_macs = macs(self._sieved_host(recipe, _Recall()), self.input_size, proposal=False)
+        return host_macs + self.outside + (self.proposal_macs(recipe) if include_proposal else 0)
 
     @property
     def outside(self) -> int:
@@ -184,14 +184,14 @@ class Judge:
         key = replace(method, keep=0.5, stages=None, background=None)
         if key not in self._maps:
             fast = self._host(Recipe.of(key))
-            asked: Any = fast.significance
-            like, found = next(self.model.parameters()), []
+            significance: Any = fast.significance
+            parameter, maps = next(self.model.parameters()), []
             for chunk in self.images.split(self.batch):
                 self.check()
                 with torch.inference_mode():
-                    found.append(asked.maps(fast.covered(chunk.to(like.device))))
+                    maps.append(significance.maps(fast.covered(chunk.to(parameter.device))))
             cost = macs(fast, self.input_size) - macs(fast, self.input_size, proposal=False)
-            self._maps[key] = torch.cat(found), cost
+            self._maps[key] = torch.cat(maps), cost
         return self._maps[key]
 
     def sieved(self, recipe: Recipe) -> nn.Module:
@@ -223,8 +223,8 @@ class Judge:
         if self.labels is None or not sum(map(len, rows)):
             return None
         scorer = self.kind.scorer(1, self.ignore_index)
-        for some, which in zip(outputs, rows, strict=True):
-            scorer.update(some, self.labels[which])
+        for part, which in zip(outputs, rows, strict=True):
+            scorer.update(part, self.labels[which])
         score = scorer.result()
         return score.top[1] if isinstance(score, Accuracy) else score.figures[MAP_SCORES[self.kind.name]]
 
@@ -284,43 +284,43 @@ def _read(
 ) -> tuple[Tensor, Tensor, Tensor | None, OutputKind]:
     """All images (N, 3, H, W) in the model's precision, its outputs (N, ...), their labels or None, and their kind."""
     kept: list[Tensor] = []
-    like = next(model.parameters())
+    parameter = next(model.parameters())
     room = _free_memory()
 
     def keeping() -> Iterator[Any]:
-        for given in loader.split(batch) if isinstance(loader, Tensor) else loader:
-            images = given[0] if isinstance(given, tuple | list) and given else given
+        for item in loader.split(batch) if isinstance(loader, Tensor) else loader:
+            images = item[0] if isinstance(item, tuple | list) and item else item
             if isinstance(images, Tensor):
                 if kept and images.shape[1:] != kept[0].shape[1:]:
                     raise InputError(
                         f"The images have different sizes, {tuple(kept[0].shape[1:])} and {tuple(images.shape[1:])}: "
                         "resize them to one."
                     )
-                kept.append(images.detach().to(device="cpu", dtype=like.dtype))
-                if sum(each.nbytes for each in kept) > 0.7 * room:
+                kept.append(images.detach().to(device="cpu", dtype=parameter.dtype))
+                if sum(tensor.nbytes for tensor in kept) > 0.7 * room:
                     raise _too_many(kept)
-            yield given
+            yield item
 
     labels: list[Tensor | None] = []
     outputs: list[Tensor] = []
-    found: OutputKind | None = None
+    kind_of_output: OutputKind | None = None
     for answers in forward_batches([model], keeping()):
         labels.append(answers.labels)
         outputs.append(answers.outputs[0])
-        found = found or answers.kind(kind)
+        kind_of_output = kind_of_output or answers.kind(kind)
         if sum(each.nbytes for each in (*kept, *outputs)) > 0.7 * room:
             raise _too_many(kept)
-    if found is None:
+    if kind_of_output is None:
         raise nothing_read(loader)
     dense = torch.cat(outputs)
-    if found.name == "tokens":
+    if kind_of_output.name == "tokens":
         raise InputError(
             f"{type(model).__name__} returns shape {tuple(dense.shape)}: a search needs scores, an embedding or a map "
             'of each image, so pool the tokens, or put them back on the grid; a map of depths is meant by kind="depth".'
         )
     known = [each for each in labels if each is not None]
-    complete = len(known) == len(labels) and all(map(found.labelled, known))
-    return torch.cat(kept), dense, torch.cat(known) if complete else None, found
+    complete = len(known) == len(labels) and all(map(kind_of_output.labelled, known))
+    return torch.cat(kept), dense, torch.cat(known) if complete else None, kind_of_output
 
 
 def _too_many(images: list[Tensor]) -> InputError:

@@ -80,9 +80,9 @@ class Moments:
         if block not in self._norms:
             self._norms[block] = [self._norm(block, chunk) for chunk in self.dense.chunks]
         total = torch.zeros(self._norms[block][0].shape[1], dtype=torch.float64)
-        held = self._at(masks)
+        moments = self._at(masks)
         for turn, norm in enumerate(self._norms[block]):
-            share = norm.double() if held is None else norm.double() * self._diagonal(held[turn]).double()
+            share = norm.double() if moments is None else norm.double() * self._diagonal(moments[turn]).double()
             total += share.sum(0).cpu()
         # The paper's sum over head paths; the mean, which fp32 holds at any depth, is what is carried along.
         paths = 1.0 if self.average else float(self._heads()) ** len(masks)
@@ -90,15 +90,16 @@ class Moments:
 
     def _at(self, masks: Masks) -> list[Tensor] | None:
         """For each chunk M (B, N, N), or with averaged heads A (B, m, N), under `masks`; None is the identity."""
-        known = len(self._masks)
-        if masks[:known] != self._masks:
-            self._masks, self._held, known = (), None, 0
-        for mask in masks[known:]:
+        count = len(self._masks)
+        if masks[:count] != self._masks:
+            self._masks, self._held, count = (), None, 0
+        for mask in masks[count:]:
             block = len(self.dense.host.blocks) - 1 - len(self._masks)
-            held: Sequence[Tensor | None] = self._held or [None] * len(self.dense.chunks)
+            moments: Sequence[Tensor | None] = self._held or [None] * len(self.dense.chunks)
             index = self.dense.index(mask)
             self._held = [
-                self._step(block, chunk, index, moment) for chunk, moment in zip(self.dense.chunks, held, strict=True)
+                self._step(block, chunk, index, moment)
+                for chunk, moment in zip(self.dense.chunks, moments, strict=True)
             ]
             self._masks += (mask,)
         return self._held
@@ -114,11 +115,11 @@ class Moments:
             assert isinstance(mean, Tensor)
             return mean if moment is None else moment[:, :, index] @ mean
         alive = None if moment is None else moment[:, index][:, :, index]
-        found = torch.zeros((), device=tokens.x.device)
+        total = torch.zeros((), device=tokens.x.device)
         for head in range(heads):
             rows = attention.head_probabilities(head)
-            found = found + rows.transpose(1, 2) @ (rows if alive is None else alive @ rows) / heads
-        return found
+            total = total + rows.transpose(1, 2) @ (rows if alive is None else alive @ rows) / heads
+        return total
 
     def _norm(self, block: int, chunk: list[Tokens]) -> Tensor:
         """(B, N): for each token the sum over heads of || P^h[i] |Z| ||^2; before block 0 of || Z[i] ||^2."""

@@ -26,7 +26,7 @@ FINALISTS = 10
 
 def assemble_front(
     search: Search,
-    wanted: dict[str, float],
+    target: dict[str, float],
     include_proposal: bool,
     left_out: dict[str, str],
     settings: dict[str, Any],
@@ -39,22 +39,22 @@ def assemble_front(
     if not points:
         why = search.failures[0].reason if search.failures else "the time was over before the first one; allow more"
         raise InputError(f"No recipe could be judged: {why.rstrip('.')}.")
-    if "time" in wanted:
+    if "time" in target:
         points = with_speed(judge, points, points)
-    best, reached = choose(points, wanted)
+    best, reached = choose(points, target)
     at_budget = [
-        (tried.figures.divergence, study, tried)
+        (trial.figures.divergence, study, trial)
         for study in search.studies[best.budget]
-        for tried in study.top(FINALISTS)
+        for trial in study.top(FINALISTS)
     ]
     finalists = [
-        point_of(search, study, tried, include_proposal, held)
-        for _, study, tried in sorted(at_budget, key=lambda each: each[0])[:FINALISTS]
+        point_of(search, study, trial, include_proposal, held)
+        for _, study, trial in sorted(at_budget, key=lambda entry: entry[0])[:FINALISTS]
     ]
     return Front(
         points=tuple(points),
         best=best,
-        wanted=wanted,
+        wanted=target,
         reached=reached,
         objective=judge.kind.divergence_name,
         dense_macs=search.fit(1.0).costs.dense,
@@ -71,35 +71,35 @@ def assemble_front(
 def points_of(search: Search, include_proposal: bool, held: bool = True) -> list[Point]:
     """The best of each study, also judged on the held-out images where that is wanted."""
     return [
-        point_of(search, study, tried, include_proposal, held)
+        point_of(search, study, trial, include_proposal, held)
         for studies in search.studies.values()
         for study in studies
-        if (tried := study.best()) is not None
+        if (trial := study.best()) is not None
     ]
 
 
-def point_of(search: Search, study: Any, tried: Any, include_proposal: bool, held: bool) -> Point:
+def point_of(search: Search, study: Any, trial: Any, include_proposal: bool, held: bool) -> Point:
     judge, family = search.judge, study.family
-    figures = judge.recalled(tried.recipe, "heldout") if held and len(judge.parts["heldout"]) else None
-    costs, varies = study.fit.costs, isinstance(study.fit.costs, ExitCosts) and study.fit.costs.varies(tried.recipe)
-    cost = costs.mean(tried.recipe) if varies else judge.macs(tried.recipe, include_proposal)
+    figures = judge.recalled(trial.recipe, "heldout") if held and len(judge.parts["heldout"]) else None
+    costs, varies = study.fit.costs, isinstance(study.fit.costs, ExitCosts) and study.fit.costs.varies(trial.recipe)
+    cost = costs.mean(trial.recipe) if varies else judge.macs(trial.recipe, include_proposal)
     return Point(
-        recipe=tried.recipe,
+        recipe=trial.recipe,
         family=family.name,
         proposal=None if family.proposal is None else ranked_by(family.proposal),
         kind="searched" if family.searched else "single",
         budget=study.ratio,
         macs=cost,
         ratio=costs.dense / cost,
-        search=tried.figures,
+        search=trial.figures,
         heldout=figures,
-        heldout_macs=costs.mean(tried.recipe, "heldout") if varies and figures is not None else None,
+        heldout_macs=costs.mean(trial.recipe, "heldout") if varies and figures is not None else None,
     )
 
 
-def choose(points: Sequence[Point], wanted: Mapping[str, float]) -> tuple[Point, bool]:
+def choose(points: Sequence[Point], target: Mapping[str, float]) -> tuple[Point, bool]:
     """The recommended point, and whether it is what was wanted; if nothing is, the nearest."""
-    ((kind, value),) = wanted.items()
+    ((kind, value),) = target.items()
     if kind == "divergence":
         kept = [point for point in points if point.divergence <= value]
         if kept:
@@ -136,16 +136,17 @@ def corrected(front: Front, judge: Judge, file: Path, include_proposal: bool, se
     best = front.best
     images = judge.images[judge.parts["search"]]
     try:
-        found = correct(judge.model, best.recipe, images, file, batch=judge.batch, seed=seed, **judge.settings)
-        if found.ridge is None:
+        correction = correct(judge.model, best.recipe, images, file, batch=judge.batch, seed=seed, **judge.settings)
+        if correction.ridge is None:
             return front
-        cost = judge.macs(found.recipe, include_proposal)
-        held = judge.judge(found.recipe, "heldout") if len(judge.parts["heldout"]) else None
+        cost = judge.macs(correction.recipe, include_proposal)
+        held_out = judge.judge(correction.recipe, "heldout") if len(judge.parts["heldout"]) else None
     except (SieveError, KeyboardInterrupt) as error:  # what the search found is not lost for it
         return replace(front, left_out={**front.left_out, "correction": str(error) or "it was interrupted"})
     point = replace(
-        best, recipe=found.recipe, kind="corrected", macs=cost, ratio=front.dense_macs / cost, heldout=held, speed=None,
-        search=Figures(found.corrected_divergence, found.corrected_agreement, None, found.images, judge.kind.name),
+        best, recipe=correction.recipe, kind="corrected", macs=cost, ratio=front.dense_macs / cost, heldout=held_out,
+        speed=None, search=Figures(correction.corrected_divergence, correction.corrected_agreement, None,
+                                   correction.images, judge.kind.name),
     )  # fmt: skip
     (point,) = with_speed(judge, [point], [point])
     return replace(front, corrected=point)

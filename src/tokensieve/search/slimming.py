@@ -100,9 +100,9 @@ def slim(
         raise RecipeError(f"The granularity must be at least 1 patch, not {granularity!r}.")
     if form not in ("A", "B"):
         raise RecipeError(f"The form must be A or B, not {form!r}.")
-    say = report or (lambda _line: None)
+    progress = report or (lambda _line: None)
     with evaluating(model), torch.no_grad():
-        search = _Search(model, DenseTokens.read(model, loader, limit), form, granularity, approx, say)
+        search = _Search(model, DenseTokens.read(model, loader, limit), form, granularity, approx, progress)
         if saving is None:
             return search.within(DEFAULT if tolerance is None else tolerance)
         return search.saving(saving)
@@ -122,9 +122,9 @@ class _Search:
         form: Literal["A", "B"],
         granularity: int,
         approx: Approximation | None,
-        say: Callable[[str], None],
+        progress: Callable[[str], None],
     ) -> None:
-        self.model, self.dense, self.form, self.granularity, self.say = model, dense, form, granularity, say
+        self.model, self.dense, self.form, self.granularity, self.say = model, dense, form, granularity, progress
         self.moments = Moments(dense, approx)
         self.whole = macs(model, dense.size)
         self._scores: dict[Masks, Tensor] = {}
@@ -160,24 +160,24 @@ class _Search:
 
     def saving(self, share: float) -> Slimmed:
         """The search with the smallest tolerance, to 1 %, that saves `share` of the MACs."""
-        low, high, tried, best = 0.0, math.inf, DEFAULT, None
+        low, high, tolerance, best = 0.0, math.inf, DEFAULT, None
         for _ in range(STEPS):
-            found = self.within(tried)
-            self.say(f"tolerance {tried:.4g} saves {100 * found.saving:.1f} % of the MACs")
-            if found.saving >= share:
-                high = tried
-                best = found if best is None or found.saving <= best.saving else best
+            candidate = self.within(tolerance)
+            self.say(f"tolerance {tolerance:.4g} saves {100 * candidate.saving:.1f} % of the MACs")
+            if candidate.saving >= share:
+                high = tolerance
+                best = candidate if best is None or candidate.saving <= best.saving else best
             else:
-                low = tried
-                if not any(found.counts):
+                low = tolerance
+                if not any(candidate.counts):
                     break
             if high < 1.01 * low or high < 1e-5:
                 break
-            tried = 2 * low if math.isinf(high) else math.sqrt(max(low, high / 4) * high)
+            tolerance = 2 * low if math.isinf(high) else math.sqrt(max(low, high / 4) * high)
         if best is None:
             raise RecipeError(
                 f"Patch Slimming in form {self.form} cannot save {100 * share:.0f} % of the MACs of "
-                f"{type(self.model).__name__}: {100 * found.saving:.0f} % at a tolerance of {tried:.3g}."
+                f"{type(self.model).__name__}: {100 * candidate.saving:.0f} % at a tolerance of {tolerance:.3g}."
             )
         return best
 
@@ -190,8 +190,8 @@ class _Search:
         self, block: int, alive: tuple[int, ...], scores: Tensor, tolerance: float
     ) -> tuple[tuple[int, ...], float]:
         """The patches that `block` reads, where those `alive` are kept of what it writes; and their error."""
-        known = set(alive)
-        others = [patch for patch in scores.argsort(descending=True, stable=True).tolist() if patch not in known]
+        alive_before = set(alive)
+        others = [patch for patch in scores.argsort(descending=True, stable=True).tolist() if patch not in alive_before]
         for more in range(0, len(others), self.granularity):
             kept = tuple(sorted([*alive, *others[:more]]))
             error = self._error(block, kept, alive)
@@ -201,15 +201,15 @@ class _Search:
 
     def _error(self, block: int, keys: tuple[int, ...], rows: tuple[int, ...]) -> float:
         """||Z' - Z||_F / ||Z||_F of the tokens `rows` after `block` if it reads `keys` alone, mean over images."""
-        known = (block, keys, rows)
-        if known not in self._errors:
+        key = (block, keys, rows)
+        if key not in self._errors:
             if self._read is None or self._read[0] != block:
                 self._read = block, [self.dense.host.blocks[block].qkv(chunk[block]) for chunk in self.dense.chunks]
             pairs = zip(self.dense.chunks, self._read[1], strict=True)
             read, query_rows = self.dense.index(keys), self.dense.index(rows)
             total = sum(self._errors_of(block, chunk, attention, read, query_rows) for chunk, attention in pairs)
-            self._errors[known] = total / self.dense.images
-        return self._errors[known]
+            self._errors[key] = total / self.dense.images
+        return self._errors[key]
 
     def _errors_of(
         self, block: int, chunk: list[Tokens], attention: BlockQKV, read: Tensor, query_rows: Tensor
@@ -224,6 +224,6 @@ class _Search:
             keys=heads.keys[:, :, read],
             bias=None if heads.bias is None else heads.bias[..., read],
         )
-        ours = exact(verbs.rest(heads.attend(), heads, x[:, query_rows]))
-        theirs = exact(chunk[block + 1].x[:, query_rows])
-        return float(((ours - theirs).flatten(1).norm(dim=1) / theirs.flatten(1).norm(dim=1)).double().sum())
+        sieved = exact(verbs.rest(heads.attend(), heads, x[:, query_rows]))
+        dense = exact(chunk[block + 1].x[:, query_rows])
+        return float(((sieved - dense).flatten(1).norm(dim=1) / dense.flatten(1).norm(dim=1)).double().sum())

@@ -47,8 +47,8 @@ class StageCosts(Costs):
         self.dense, self.rest = round(macs(fast.model, input_size)), 0
         self.per_pixel = []
         for stage, pixels in enumerate(self.pixels):
-            one = make("papr", {"keep": 0.5 / pixels, "significance": "centre", "stages": (stage,)})
-            counted = macs(sieve(fast.model, one), input_size, proposal=False)
+            recipe = make("papr", {"keep": 0.5 / pixels, "significance": "centre", "stages": (stage,)})
+            counted = macs(sieve(fast.model, recipe), input_size, proposal=False)
             self.per_pixel.append(round((self.dense - counted) / max(1, pixels - 1)))
         self._check(fast, input_size, 0.6)
 
@@ -60,7 +60,7 @@ class StageCosts(Costs):
     def of(self, recipe: Recipe) -> int:
         """MACs of an image under a recipe, its proposal left out."""
         counts = zip(self.pixels, self.kept(recipe), self.per_pixel, strict=True)
-        return self.dense - sum((pixels - kept) * each for pixels, kept, each in counts)
+        return self.dense - sum((pixels - kept) * per_pixel for pixels, kept, per_pixel in counts)
 
 
 def costs_of(fast: Sieved, input_size: Sequence[int]) -> Costs:
@@ -118,13 +118,13 @@ class Staged(Family):
         more = [REACH * params.get(name, 0.0) for name in self.param_names(costs.depth)]
 
         def build(counts: Sequence[int]) -> Recipe:
-            keep = tuple(_share(count, whole) for count, whole in zip(counts, pixels, strict=True))
+            keep = tuple(_share(count, total) for count, total in zip(counts, pixels, strict=True))
             return Recipe.of(make("papr", {"keep": keep, **settings}))
 
         def at(step: int) -> Recipe:
             level = step / FINE - max(more)
-            shares = (level + own for own in more)
-            return build([min(n, max(1, round(n * each))) for n, each in zip(pixels, shares, strict=True)])
+            shares = (level + extra for extra in more)
+            return build([min(n, max(1, round(n * share))) for n, share in zip(pixels, shares, strict=True)])
 
         recipe = fit.count(0, ceil((1 + max(more) - min(more)) * FINE), at)
         counts, spare = costs.kept(recipe), fit.target - costs.of(recipe)
@@ -150,12 +150,12 @@ NAMES = ("scheduled-papr", "papr", "centre", "random")
 
 def stage_families(names: Sequence[str], proposals: Sequence[Mapping[str, Any]]) -> list[Family]:
     """The families of these names; what a network may rank for comes with each, and by the middle where that helps."""
-    found: list[Family] = []
+    families: list[Family] = []
     for name in names:
         if name == "scheduled-papr":
-            found += [Staged(proposal) for proposal in (None, *proposals)]
+            families += [Staged(proposal) for proposal in (None, *proposals)]
         elif name == "papr":
-            found += [Shared("papr", proposal, proposal) for proposal in proposals]
+            families += [Shared("papr", proposal, proposal) for proposal in proposals]
         else:
-            found.append(Shared(name, {"significance": name}))
-    return found
+            families.append(Shared(name, {"significance": name}))
+    return families

@@ -47,12 +47,12 @@ class quiet:
 
 
 def storage_for(
-    optuna: Any, file: str | os.PathLike[str] | None, settings: dict[str, Any], made: Path | None
+    optuna: Any, file: str | os.PathLike[str] | None, settings: dict[str, Any], folder: Path | None
 ) -> optuna.storages.BaseStorage:
     """Where trials are kept; a file that holds another search is refused. Its folder may be `made` for it."""
     if file is None:
         return optuna.storages.InMemoryStorage()
-    path = check_place(file, new_folder=Path(file).parent == made)
+    path = check_place(file, new_folder=Path(file).parent == folder)
     make_folder(path.parent)
     from sqlalchemy.exc import SQLAlchemyError
 
@@ -66,8 +66,8 @@ def storage_for(
         raise InputError(f"{path} cannot keep the trials, it is no storage of a search: {first_line(error)}.") from None
     changed = [name for name in {**(before or {}), **now} if before is not None and before.get(name) != now.get(name)]
     if changed:
-        told = ", ".join(f"{name} was {_brief(before.get(name))} and is {_brief(now.get(name))}" for name in changed)
-        raise InputError(f"{path} holds another search ({told}): give another file, or the same settings.")
+        changes = ", ".join(f"{name} was {_brief(before.get(name))} and is {_brief(now.get(name))}" for name in changed)
+        raise InputError(f"{path} holds another search ({changes}): give another file, or the same settings.")
     return storage
 
 

@@ -41,9 +41,9 @@ def with_speed(judge: Judge, points: Sequence[Point], chosen: Sequence[Point], s
     fasts = {str(point.recipe): judge.sieved(point.recipe) for point in chosen}
     calls: dict[str, Callable[[], Any]] = {"dense": partial(judge.model, images)}
     calls |= {text: partial(fast, images) for text, fast in fasts.items()}
-    found: list[tuple[str, float, float, dict[str, Speed]]] = []
+    rounds: list[tuple[str, float, float, dict[str, Speed]]] = []
     try:
-        while len(found) < ATTEMPTS and not (found and not found[-1][0]):
+        while len(rounds) < ATTEMPTS and not (rounds and not rounds[-1][0]):
             work = OtherWork()
             times = interleaved(calls, seconds=seconds, min_rounds=5, max_rounds=50)
             others = work.cores()
@@ -52,14 +52,14 @@ def with_speed(judge: Judge, points: Sequence[Point], chosen: Sequence[Point], s
                 for text in fasts
             }
             spread = median((speed.high - speed.low) / speed.ratio for speed in speeds.values())
-            found.append((_busy(others, spread), spread, others, speeds))
+            rounds.append((_busy(others, spread), spread, others, speeds))
     except KeyboardInterrupt:  # whoever does not want to wait for this either gets the front without it
-        if not found:
+        if not rounds:
             return list(points)
-    busy, _, others, speeds = min(found, key=lambda each: (bool(each[0]), each[1]))
+    busy, _, others, speeds = min(rounds, key=lambda entry: (bool(entry[0]), entry[1]))
 
     def measured(speed: Speed) -> Measured:
-        return Measured(speed.ratio, speed.low, speed.high, len(images), len(found), others, busy)
+        return Measured(speed.ratio, speed.low, speed.high, len(images), len(rounds), others, busy)
 
     return [
         replace(point, speed=measured(speeds[text])) if (text := str(point.recipe)) in fasts else point
@@ -69,9 +69,9 @@ def with_speed(judge: Judge, points: Sequence[Point], chosen: Sequence[Point], s
 
 def _busy(others: float, spread: float) -> str:
     """Why what was timed is not to be relied on; empty where the machine was quiet."""
-    said = []
+    sentences = []
     if disturbs(others, torch.get_num_threads()):
-        said.append(f"other processes used {others:.1f} of {os.cpu_count()} cores")
+        sentences.append(f"other processes used {others:.1f} of {os.cpu_count()} cores")
     if spread > WIDE:
-        said.append(f"the rounds differ by {100 * spread:.0f} %")
-    return ", ".join(said)
+        sentences.append(f"the rounds differ by {100 * spread:.0f} %")
+    return ", ".join(sentences)

@@ -115,7 +115,7 @@ def tune(
         RecipeError: settings that make no sense.
         UnsupportedHost: the model cannot be sieved.
     """
-    wanted = budget(macs, time, divergence)
+    target = budget(macs, time, divergence)
     if trials < 0 or not 0 <= holdout < 1 or batch < 1 or (timeout is not None and timeout <= 0):
         raise RecipeError(
             f"trials={trials} must be 0 or more, holdout={holdout:g} in [0, 1), batch={batch} at least 1, and timeout "
@@ -125,13 +125,13 @@ def tune(
     staged = host.units == "pixels"
     if correction is not None:
         correction = check_place(correction, (".safetensors",), new_folder=True)
-    made = None if correction is None else correction.parent
+    folder = None if correction is None else correction.parent
     if storage is not None:
-        check_place(storage, new_folder=Path(storage).parent == made)  # before anything slow begins
+        check_place(storage, new_folder=Path(storage).parent == folder)  # before anything slow begins
     optuna = import_optuna()
     from .budget_search import Clock, OutOfTime, Search, search_budgets, towards
 
-    names, asked = names_of(families, host.model, staged), proposals_of(proposals)
+    names, proposal_settings = names_of(families, host.model, staged), proposals_of(proposals)
     clock = Clock(timeout)
     stopped = None
     with evaluating(model), quiet(optuna):
@@ -155,16 +155,18 @@ def tune(
         # a model around the host may read the patches that readout() leaves out
         readout = backbone is None and "readout" in METHODS and refusal(judge, Recipe.parse("readout()")) is None
         left_out = _LeftOut(tell or (lambda _: None))
-        chosen = families_for(names, staged, asked, judge, Fit(costs, 0.9 * costs.dense, readout), left_out)
+        searched_families = families_for(
+            names, staged, proposal_settings, judge, Fit(costs, 0.9 * costs.dense, readout), left_out
+        )
         if correction is not None and (why := cannot_correct(judge)) is not None:
             left_out["correction"], correction = str(why), None
         spare = 0 if correction is None else judge.empty.host.width**2
         settings = {
-            **wanted,
+            **target,
             "model": digest(model.state_dict().items()),
             "images": digest([("images", judge.images)]),
-            "families": [family.title for family in chosen],
-            "proposals": [identity(proposal) for proposal in asked],
+            "families": [family.title for family in searched_families],
+            "proposals": [identity(proposal) for proposal in proposal_settings],
             "holdout": holdout,
             "seed": seed,
             "include_proposal": include_proposal,
@@ -174,10 +176,10 @@ def tune(
             "kind": kind,
         }
         search = Search(
-            families=chosen,
+            families=searched_families,
             fit=lambda ratio: Fit(costs, costs.dense / ratio - spare, readout, include_proposal),
             judge=judge,
-            storage=storage_for(optuna, storage, settings, made),
+            storage=storage_for(optuna, storage, settings, folder),
             seed=seed,
             report=report or (lambda _: None),
             tell=left_out.tell,
@@ -199,16 +201,16 @@ def tune(
 
         def front_of(held: bool) -> Front:
             return assemble_front(
-                search, wanted, include_proposal, left_out, {**settings, "trials": trials}, stopped, held
+                search, target, include_proposal, left_out, {**settings, "trials": trials}, stopped, held
             )
 
-        if stopped == "interrupted" and keep is not None and "time" not in wanted:
+        if stopped == "interrupted" and keep is not None and "time" not in target:
             keep(front_of(False))  # at once: whoever ended the search may not wait for the rest
         left_out.tell("Judging what was found on the held-out images.")
         front = front_of(True)
         if keep is not None:
             keep(front)
-        if "time" not in wanted:
+        if "time" not in target:
             left_out.tell("Measuring how fast it is.")
             front = timed(front, judge)
         if correction is not None:

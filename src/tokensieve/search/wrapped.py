@@ -41,19 +41,24 @@ class Wrapped:
 
     def __init__(self, model: nn.Module, backbone: str, input_size: InputSpec) -> None:
         self.model, self.backbone, self.host_model = model, backbone, submodule(model, backbone)
-        own = macs(self.host_model, input_size)
-        whole = macs(model, input_size)
+        backbone_macs = macs(self.host_model, input_size)
+        total_macs = macs(model, input_size)
         probe = _Probe()
         fast = sieve(self.host_model, PaPr(keep=0.6, significance=probe))
-        saved, wanted = whole - macs(self.with_backbone(fast), input_size), own - macs(fast, input_size)
-        if round(saved) != round(wanted):
+        saved, expected = (
+            total_macs - macs(self.with_backbone(fast), input_size),
+            backbone_macs - macs(fast, input_size),
+        )
+        if round(saved) != round(expected):
             raise UnsupportedHost(
-                f"{type(model).__name__} cannot be tuned by its {backbone}: sieved, that saves {wanted / 1e9:.4g} GMAC "
-                f"alone and {saved / 1e9:.4g} inside the model. It must be called once, with the images as they are, "
-                "by its own call or by forward_features or forward_intermediates."
+                f"{type(model).__name__} cannot be tuned by its {backbone}: sieved, that saves "
+                f"{expected / 1e9:.4g} GMAC alone and {saved / 1e9:.4g} inside the model. It must be called once, with "
+                "the images as they are, by its own call or by forward_features or forward_intermediates."
             )
-        like = next(model.parameters())
-        images = torch.rand(1, *input_size, generator=torch.Generator().manual_seed(0)).to(like.device, like.dtype)
+        parameter = next(model.parameters())
+        images = torch.rand(1, *input_size, generator=torch.Generator().manual_seed(0)).to(
+            parameter.device, parameter.dtype
+        )
         probe.given.clear()
         with torch.no_grad():
             self.with_backbone(fast)(images)
@@ -62,12 +67,12 @@ class Wrapped:
                 f"{type(model).__name__} changes the images before its {backbone} reads them: let it take them as they "
                 "are, normalised and resized by the data loader."
             )
-        self.outside = round(whole - own)
+        self.outside = round(total_macs - backbone_macs)
         """MACs an image of the model around the sub-module; less what the sub-module computes in vain."""
 
-    def with_backbone(self, part: nn.Module) -> nn.Module:
+    def with_backbone(self, module: nn.Module) -> nn.Module:
         """The model with another sub-module in the place of its own, which keeps it; all else is shared."""
-        return _replaced(self.model, self.backbone.split("."), part)
+        return _replaced(self.model, self.backbone.split("."), module)
 
 
 def submodule(model: nn.Module, name: str) -> nn.Module:
@@ -76,20 +81,20 @@ def submodule(model: nn.Module, name: str) -> nn.Module:
     Raises:
         InputError: there is none.
     """
-    names = [each for each, _ in model.named_modules() if each]
+    names = [path for path, _ in model.named_modules() if path]
     if name not in names:
         raise InputError(f"{type(model).__name__} has no sub-module {name!r}{nearest(name, names)}.")
     return model.get_submodule(name)
 
 
-def _replaced(model: nn.Module, path: list[str], part: nn.Module) -> nn.Module:
+def _replaced(model: nn.Module, path: list[str], replacement: nn.Module) -> nn.Module:
     if not path:
-        return part
-    held: dict[str, Any] = vars(model)["_modules"]
+        return replacement
+    modules: dict[str, Any] = vars(model)["_modules"]
     if "forward" in vars(model):
         raise UnsupportedHost(
             f"{type(model).__name__} has a forward that was set on the instance, which would run the dense model."
         )
     copied = copy.copy(model)
-    copied.__dict__["_modules"] = {**held, path[0]: _replaced(held[path[0]], path[1:], part)}
+    copied.__dict__["_modules"] = {**modules, path[0]: _replaced(modules[path[0]], path[1:], replacement)}
     return copied

@@ -59,8 +59,8 @@ class CrossAttention(nn.Module):
     ) -> tuple[Tensor, Tensor | None]:
         """(B, K, d), (B, N, d) -> (B, K, d) and, if wanted, the scaled logits' mean over heads, (B, K, N)."""
         q, k, v = (
-            each.unflatten(2, (self.heads, -1)).transpose(1, 2)
-            for each in (self.q(queries), self.k(tokens), self.v(tokens))
+            projected.unflatten(2, (self.heads, -1)).transpose(1, 2)
+            for projected in (self.q(queries), self.k(tokens), self.v(tokens))
         )
         dropout = DROPOUT if self.training else 0.0
         reads = None if real is None else real[:, None, None, :]
@@ -204,7 +204,7 @@ class AtmCascade(nn.Module):
 
 def initialise(head: nn.Module) -> None:
     """Linear layers from a normal distribution of deviation 0.02, truncated at two of them; biases zero."""
-    for part in head.modules():
-        if isinstance(part, nn.Linear):
-            nn.init.trunc_normal_(part.weight, std=0.02, a=-0.04, b=0.04)
-            nn.init.zeros_(part.bias)
+    for module in head.modules():
+        if isinstance(module, nn.Linear):
+            nn.init.trunc_normal_(module.weight, std=0.02, a=-0.04, b=0.04)
+            nn.init.zeros_(module.bias)

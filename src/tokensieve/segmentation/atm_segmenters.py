@@ -35,8 +35,8 @@ class SegViT(Segmenter):
     ) -> None:
         super().__init__(backbone, num_classes, exits, class_token=class_token, final_norm=final_norm)
         _check(width, heads, layers)
-        made = [AtmHead(self.width, num_classes, width, heads, layers) for _ in self.levels]
-        self.auxiliary_head, self.decode_head = nn.ModuleList(made[:-1]), made[-1]
+        atm_heads = [AtmHead(self.width, num_classes, width, heads, layers) for _ in self.levels]
+        self.auxiliary_head, self.decode_head = nn.ModuleList(atm_heads[:-1]), atm_heads[-1]
         self.resize = Resize(published=2)
 
     @property

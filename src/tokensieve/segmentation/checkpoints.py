@@ -87,25 +87,25 @@ def load_mmseg(segmenter: Kind, state_dict: Mapping[str, Any] | str | PathLike[s
         UnsupportedHost: the segmenter has a backbone or a head for which no layout is published.
     """
     names, unused = _published(segmenter)
-    given = _weights(state_dict)
-    ignored = sorted(name for name in given if re.search(unused, name))
-    given = {_numbered(name): value for name, value in given.items() if name not in set(ignored)}
-    own = segmenter.state_dict()
-    theirs = {names[name]: own[name] for name in names}
-    where = f"this {type(segmenter).__name__}"
-    if missing := [name for name in theirs if name not in given]:
-        raise InputError(f"The checkpoint is not of {where}: it lacks {_listed(missing)}.")
-    if unknown := [name for name in given if name not in theirs]:
-        raise InputError(f"The checkpoint is not of {where}, which has no place for {_listed(unknown)}.")
+    published = _weights(state_dict)
+    ignored = sorted(name for name in published if re.search(unused, name))
+    published = {_numbered(name): value for name, value in published.items() if name not in set(ignored)}
+    state = segmenter.state_dict()
+    expected = {names[name]: state[name] for name in names}
+    target = f"this {type(segmenter).__name__}"
+    if missing := [name for name in expected if name not in published]:
+        raise InputError(f"The checkpoint is not of {target}: it lacks {_listed(missing)}.")
+    if unknown := [name for name in published if name not in expected]:
+        raise InputError(f"The checkpoint is not of {target}, which has no place for {_listed(unknown)}.")
     table = "backbone.pos_embed"
-    given[table] = _resized(given[table], theirs[table], segmenter)
-    for name, value in given.items():
-        if value.shape != theirs[name].shape:
+    published[table] = _resized(published[table], expected[table], segmenter)
+    for name, value in published.items():
+        if value.shape != expected[name].shape:
             raise InputError(
-                f"{name} has shape {tuple(value.shape)} in the checkpoint and {tuple(theirs[name].shape)} in {where}: "
-                "build the segmenter with the checkpoint's classes, widths and backbone."
+                f"{name} has shape {tuple(value.shape)} in the checkpoint and {tuple(expected[name].shape)} in "
+                f"{target}: build the segmenter with the checkpoint's classes, widths and backbone."
             )
-    segmenter.load_state_dict({ours: given[name] for ours, name in names.items()}, strict=False)
+    segmenter.load_state_dict({name_here: published[name] for name_here, name in names.items()}, strict=False)
     if ignored:
         warnings.warn(f"Not loaded, since the published heads never use them: {', '.join(ignored)}.", stacklevel=2)
     return segmenter
@@ -142,16 +142,16 @@ def _published(segmenter: Segmenter) -> tuple[dict[str, str], str]:
     for name in segmenter.state_dict():
         if _outside(name, segmenter) or re.search(UNUSED, name):
             continue
-        found = (re.sub(rule, theirs, name) for rule, theirs in rules if re.match(rule, name))
-        names[name] = next(found, name)  # a part that no published backbone has will be missing under its own name
+        renamed = (re.sub(rule, theirs, name) for rule, theirs in rules if re.match(rule, name))
+        names[name] = next(renamed, name)  # a part that no published backbone has will be missing under its own name
     return names, unused
 
 
 def _outside(name: str, segmenter: Segmenter) -> bool:
     """Whether a weight is of what stands behind the backbone's blocks, and the segmenter does not run."""
-    part = name.removeprefix("backbone.").split(".")[0]
+    module_name = name.removeprefix("backbone.").split(".")[0]
     behind = {"head", "fc_norm", "attn_pool"} | (set() if segmenter.final_norm else {"norm"})
-    return name.startswith("backbone.") and part in behind
+    return name.startswith("backbone.") and module_name in behind
 
 
 def _numbered(name: str) -> str:
@@ -159,24 +159,24 @@ def _numbered(name: str) -> str:
     return re.sub(rf"^{HEAD}\.(input_proj|proj_norm|decoder)\.", r"\1.\2_1.", name)
 
 
-def _weights(given: Mapping[str, Any] | str | PathLike[str]) -> dict[str, Tensor]:
-    if not isinstance(given, Mapping):
+def _weights(source: Mapping[str, Any] | str | PathLike[str]) -> dict[str, Tensor]:
+    if not isinstance(source, Mapping):
         try:
-            return read_weights(given)
+            return read_weights(source)
         except InputError as error:
             raise InputError(
                 f"{error} Checkpoints are read with weights_only, tensors and plain Python alone: where you trust the "
                 "file, save its state_dict by itself."
             ) from error
-    inner = given.get("state_dict", given)
+    inner = source.get("state_dict", source)
     if not isinstance(inner, Mapping) or not all(isinstance(value, Tensor) for value in inner.values()):
         raise InputError("state_dict maps names to tensors, or holds such a mapping as its 'state_dict'.")
     return dict(inner)
 
 
-def _resized(table: Tensor, own: Tensor, segmenter: Segmenter) -> Tensor:
+def _resized(table: Tensor, ours: Tensor, segmenter: Segmenter) -> Tensor:
     """A position embedding (1, 1 + P, D) for the backbone's grid."""
-    if table.shape == own.shape or table.ndim != 3 or table.shape[2] != own.shape[2]:
+    if table.shape == ours.shape or table.ndim != 3 or table.shape[2] != ours.shape[2]:
         return table
     side = round((table.shape[1] - 1) ** 0.5)
     backbone: Any = segmenter.backbone

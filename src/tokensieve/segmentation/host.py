@@ -69,21 +69,21 @@ class SegmenterHost(AroundInner, Host):
         model, grid = self.model, levels[-1].grid
         if not exits:
             laid = [tokens.whole_grid(fill) for tokens in levels]
-            whole = [model.level(block, tokens) for block, tokens in zip(self.levels, laid, strict=True)]
-            return model.supervised(whole) if stages else model.answer(whole, size)
+            tokens_of_levels = [model.level(block, tokens) for block, tokens in zip(self.levels, laid, strict=True)]
+            return model.supervised(tokens_of_levels) if stages else model.answer(tokens_of_levels, size)
         if stages:
             return model.staged(self._heads(levels, exits), grid)
         last = levels[-1]
         assert last.source is not None
         end = (self.predict(self.levels[-1], last), last.source, exits[0].class_probability)
-        seen = [(stage.prediction, stage.source, stage.class_probability) for stage in exits]
-        return model.at_size(model.assembled([*seen, end], grid), size)
+        stages_left = [(stage.prediction, stage.source, stage.class_probability) for stage in exits]
+        return model.at_size(model.assembled([*stages_left, end], grid), size)
 
     def _heads(self, levels: Sequence[Tokens], exits: Sequence[Exit]) -> list[tuple[Any, Tensor]]:
         """What every head says of the tokens behind its block, and the token of each patch."""
-        asked = {stage.block: (stage.prediction, stage.source) for stage in exits}
-        said = []
+        exited = {stage.block: (stage.prediction, stage.source) for stage in exits}
+        predictions = []
         for block, tokens in zip(self.levels, levels, strict=True):
             assert tokens.source is not None
-            said.append(asked.get(block) or (self.predict(block, tokens), tokens.source))
-        return said
+            predictions.append(exited.get(block) or (self.predict(block, tokens), tokens.source))
+        return predictions

@@ -120,7 +120,7 @@ class SetrMla(Segmenter):
 
     def supervised(self, levels: Sequence[Tokens]) -> list[Tensor]:
         maps = self.aggregate(levels)
-        auxiliary = [head(each) for head, each in zip(self.auxiliary_head, maps, strict=True)]
+        auxiliary = [head(level_map) for head, level_map in zip(self.auxiliary_head, maps, strict=True)]
         return [*auxiliary, self.decode_head(maps)]
 
 

@@ -95,9 +95,9 @@ class SegmenterPlan:
         """
         args = {**(self.backbone_args or {}), **({"drop_path_rate": drop_path} if drop_path else {})}
         loaded = create(self.backbone, weights=backbone_weights, pretrained=pretrained, args=args)
-        make, words = HEADS[self.head]
+        make, defaults = HEADS[self.head]
         try:
-            segmenter = make(loaded.model, len(self.classes), **words, **self.head_args)
+            segmenter = make(loaded.model, len(self.classes), **defaults, **self.head_args)
         except TypeError as error:
             raise RecipeError(f"The head {self.head} cannot be built with {dict(self.head_args)}: {error}.") from error
         plan = SegmenterPlan(**(asdict(self) | {"mean": self.mean or loaded.mean, "std": self.std or loaded.std}))
@@ -118,7 +118,7 @@ class SegmenterPlan:
         """Read what `save` wrote; raises InputError for anything else."""
         try:
             content = json.loads(Path(path).read_text())
-            known = {each.name for each in fields(cls)}
+            known = {field.name for field in fields(cls)}
             if not isinstance(content, dict) or not {"backbone", "classes"} <= content.keys() <= known:
                 raise ValueError("it does not say how a segmenter is built")
             return cls(**content)

@@ -185,9 +185,9 @@ class Segmenter(nn.Module):
     def _embedded(self, images: Tensor, host: Host) -> Tokens:
         height, width = check_images(images).shape[2:]
         tall, wide = self._whole_patches(height, width)
-        whole = (tall, wide) == (height, width)
+        fits = (tall, wide) == (height, width)
         try:
-            tokens = host.embed(images if whole else F.pad(images, (0, wide - width, 0, tall - height)))
+            tokens = host.embed(images if fits else F.pad(images, (0, wide - width, 0, tall - height)))
         except AssertionError as error:  # timm's way to refuse a size
             raise InputError(
                 f"{type(self.backbone).__name__} does not read images of shape {tuple(images.shape)}: "
@@ -222,10 +222,10 @@ def written(stages: Sequence[tuple[Tensor, Tensor]]) -> Tensor:
     (B, K, P)."""
     canvas: Tensor | None = None
     for values, source in stages:
-        there = source >= 0
+        has_token = source >= 0
         index = source.clamp(min=0)[:, None].expand(-1, values.shape[1], -1)
         laid = values.gather(2, index)
-        canvas = laid if canvas is None else torch.where(there[:, None], laid, canvas)
+        canvas = laid if canvas is None else torch.where(has_token[:, None], laid, canvas)
     assert canvas is not None
     return canvas
 
@@ -250,10 +250,10 @@ def _levels(levels: Sequence[int], depth: int) -> tuple[int, ...]:
     """Counted from 0."""
     if isinstance(levels, int) or not levels or not all(type(level) is int for level in levels):
         raise InputError(f"levels are whole numbers of blocks, such as (5, 7, 11), not {levels!r}.")
-    counted = tuple(level + depth if level < 0 else level for level in levels)
-    if not all(0 <= level < depth for level in counted) or list(counted) != sorted(set(counted)):
+    positive = tuple(level + depth if level < 0 else level for level in levels)
+    if not all(0 <= level < depth for level in positive) or list(positive) != sorted(set(positive)):
         raise InputError(
             f"levels={tuple(levels)} must be of {depth} blocks, 0 to {depth - 1} or -{depth} to -1, in rising order, "
             "each once."
         )
-    return counted
+    return positive

@@ -107,7 +107,7 @@ class MlaHead(nn.Module):
 
     def forward(self, maps: Sequence[Tensor]) -> Tensor:
         """What the neck gives -> class logits (B, K, 4 h, 4 w)."""
-        large = [_upsampled(convs(each), 4) for convs, each in zip(self.convs, maps, strict=True)]
+        large = [_upsampled(convs(level_map), 4) for convs, level_map in zip(self.convs, maps, strict=True)]
         return self.classifier(torch.cat(large, dim=1))
 
 

@@ -46,19 +46,19 @@ def slide(
     if type(windows) is not int or windows < 1:
         raise InputError(f"windows is a whole number from 1 up, not {windows!r}.")
     height, width = (min(side, whole) for side, whole in zip(crop, size, strict=True))
-    tops, lefts = (starts(*each) for each in zip(size, (height, width), stride, strict=True))
+    tops, lefts = (starts(*axis) for axis in zip(size, (height, width), stride, strict=True))
     places = [(slice(top, top + height), slice(left, left + width)) for top in tops for left in lefts]
     total: Tensor | None = None
     covered = torch.zeros(size, device=images.device)
     for first in range(0, len(places), windows):
-        some = places[first : first + windows]
-        scores = _scores(model, torch.cat([images[:, :, rows, columns] for rows, columns in some]), flip)
+        batch = places[first : first + windows]
+        scores = _scores(model, torch.cat([images[:, :, rows, columns] for rows, columns in batch]), flip)
         if total is None:
             total = scores.new_zeros(len(images), scores.shape[1], *size)
             if scores.is_contiguous(memory_format=torch.channels_last):  # to add unlike strides up is slow
                 total = total.contiguous(memory_format=torch.channels_last)
-        for (rows, columns), own in zip(some, scores.chunk(len(some)), strict=True):
-            total[:, :, rows, columns] += own
+        for (rows, columns), window_scores in zip(batch, scores.chunk(len(batch)), strict=True):
+            total[:, :, rows, columns] += window_scores
             covered[rows, columns] += 1
     assert total is not None
     return total / covered.to(total.dtype)
@@ -74,10 +74,10 @@ def _scores(model: Callable[[Tensor], Tensor], images: Tensor, flip: bool) -> Te
     return (scores + model(images.flip(3)).flip(3)) / 2 if flip else scores
 
 
-def starts(whole: int, window: int, step: int) -> list[int]:
+def starts(size: int, window: int, step: int) -> list[int]:
     """Where windows begin along one side, so that the last ends with it."""
-    count = -(-(whole - window) // step) + 1
-    return [min(index * step, whole - window) for index in range(count)]
+    count = -(-(size - window) // step) + 1
+    return [min(index * step, size - window) for index in range(count)]
 
 
 @dataclass(frozen=True)
@@ -105,16 +105,16 @@ class OneWindow:
                 f"It has {size[0]} x {size[1]} pixels, height x width, and the segmenter reads windows of "
                 f"{self.crop[0]} x {self.crop[1]}."
             )
-        tops, lefts = (starts(*each) for each in zip(size, self.crop, self.stride, strict=True))
+        tops, lefts = (starts(*axis) for axis in zip(size, self.crop, self.stride, strict=True))
         place = zlib.crc32(picture.tobytes()) % (len(tops) * len(lefts))
         top, left = tops[place // len(lefts)], lefts[place % len(lefts)]
         height, width = self.crop
         return self.as_tensor(picture.crop((left, top, left + width, top + height)))
 
 
-def _pair(name: str, given: int | Sequence[int]) -> tuple[int, int]:
+def _pair(name: str, value: int | Sequence[int]) -> tuple[int, int]:
     """Height and width."""
-    sides = (given, given) if isinstance(given, int) else given
+    sides = (value, value) if isinstance(value, int) else value
     if not isinstance(sides, Sequence) or len(sides) != 2 or not all(type(side) is int and side > 0 for side in sides):
-        raise InputError(f"{name} is a whole number of pixels from 1 up, or two of them, height and width: {given!r}.")
+        raise InputError(f"{name} is a whole number of pixels from 1 up, or two of them, height and width: {value!r}.")
     return sides[0], sides[1]

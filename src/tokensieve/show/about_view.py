@@ -117,8 +117,8 @@ def doctor_view(record: Record) -> RenderableType:
         rows.insert(4, ("GPU", "none that torch can use"))
     if not record["bundled"]:
         rows.insert(-2, ("bundled", "no models"))
-    said: list[RenderableType] = [Text.assemble(("! ", "bold"), warning) for warning in record["warnings"]]
-    return Group(_facts(*rows), *(["", *said] if said else []))
+    warnings: list[RenderableType] = [Text.assemble(("! ", "bold"), warning) for warning in record["warnings"]]
+    return Group(_facts(*rows), *(["", *warnings] if warnings else []))
 
 
 def _attention(row: Record) -> str:
@@ -140,14 +140,14 @@ def _extra(extra: Record) -> str:
 
 
 def _nature(method: Record) -> str:
-    words = [PLACES[method["place"]]] if method["on_tokens"] else []
+    phrases = [PLACES[method["place"]]] if method["on_tokens"] else []
     if method["needs_significance"]:
-        words.append("by a significance map")
+        phrases.append("by a significance map")
     if method["on_tokens"]:
-        words.append("merges tokens" if method["merges"] else "drops tokens")
+        phrases.append("merges tokens" if method["merges"] else "drops tokens")
     if method["on_pixels"]:
-        words.append("on models with stages chooses the pixels of point-wise operators")
-    return "; ".join(words)
+        phrases.append("on models with stages chooses the pixels of point-wise operators")
+    return "; ".join(phrases)
 
 
 def _call(setting: Record) -> str:
@@ -159,10 +159,10 @@ def _models(models: list[Record], *columns: str) -> Table:
     table.collapse_padding = True
     for model in models:
         height, width = model["input_size"][-2:]
-        told = {**model, "map": " x ".join(map(str, model.get("features", ())))}
+        facts = {**model, "map": " x ".join(map(str, model.get("features", ())))}
         size = f"{height} x {width}"
         macs = "unknown" if model["macs"] is None else giga(model["macs"])
-        values = [str(told[column]) for column in columns]
+        values = [str(facts[column]) for column in columns]
         table.add_row(model["name"], short(model["parameters"] / 1e6), size, *values, macs)
     return table
 

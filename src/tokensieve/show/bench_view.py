@@ -26,11 +26,11 @@ def _runs_view(record: Record) -> RenderableType:
     table = new_table(
         "batch", "MACs", "limit", "measured", "of limit", "map" if map_alone else "proposal", f"ms {a_unit(record)}"
     )
-    memory = new_table("batch", "peak MiB, dense", "peak MiB, sieved")
+    memory_table = new_table("batch", "peak MiB, dense", "peak MiB, sieved")
     pictures = new_table("batch", f"{data_word(record)} a second", "dense", "sieved")
     for run in record["runs"]:
         seconds, images = run["seconds"], run["batch"]
-        taken = " → ".join(short(1000 * seconds[name] / images) for name in ("dense", "sieved"))
+        milliseconds = " → ".join(short(1000 * seconds[name] / images) for name in ("dense", "sieved"))
         table.add_row(
             str(images),
             times(macs["ratio"]),
@@ -38,29 +38,31 @@ def _runs_view(record: Record) -> RenderableType:
             with_spread(run["ratio"], run["low"], run["high"], style="bold"),
             f"{100 * run['of_limit']:.0f}%",
             f"{100 * run['proposal_share']:.1f}%" if macs["proposal"] or run["proposal_share"] else "none",
-            taken,
+            milliseconds,
         )
         if run["memory_bytes"]:
-            memory.add_row(str(images), *(short(run["memory_bytes"][name] / 2**20) for name in ("dense", "sieved")))
+            memory_table.add_row(
+                str(images), *(short(run["memory_bytes"][name] / 2**20) for name in ("dense", "sieved"))
+            )
         if decoding:
             rates = decoding["per_second"], *run["images_per_second"].values()
             pictures.add_row(str(images), *map(short, rates))
-    tables = [part for shown in (table, memory, pictures) if shown.row_count for part in ("", shown)]
+    tables = [piece for view in (table, memory_table, pictures) if view.row_count for piece in ("", view)]
     legend = (
         "MACs and speed: dense over sieved, proposal included. "
         f"Limit: the host on as many {units(record)}, with selection and proposal for free."
     )
-    said = _verdicts((f"batch {run['batch']}", run["verdict"]) for run in record["runs"])
-    return Group(header(record), *tables, Text(legend, style="dim"), "", said, "", *_loss(record))
+    verdicts = _verdicts((f"batch {run['batch']}", run["verdict"]) for run in record["runs"])
+    return Group(header(record), *tables, Text(legend, style="dim"), "", verdicts, "", *_loss(record))
 
 
 def _loss(record: Record) -> list[RenderableType]:
     """What the recipe loses, or how that is found out."""
     if record["loss"] is not None:
-        told = Text.assemble(
+        text = Text.assemble(
             ("loss ", "bold"), f"on {record['loss']['images']} {data_word(record)}: {lost(record['loss'])}"
         )
-        return [told, Text(INTERVALS, style="dim")]
+        return [text, Text(INTERVALS, style="dim")]
     missing = [
         *(["weights (--pretrained or --weights FILE)"] if not (record["pretrained"] or record["weights"]) else []),
         *([f"{data_word(record)} (--data FOLDER)"] if record["data"] is None else []),
@@ -73,13 +75,13 @@ def _waterfall_view(record: Record) -> RenderableType:
     rows, decoding = record["waterfall"], record["decoding"]
     table = new_table("", "ms", "over dense", "this step", "limit", "of limit", "MiB")
     table.padding = (0, 1, 0, 0)
-    said = []
+    steps = []
     for row in rows:
         first, skipped = row["step"] == "dense", "reason" in row
         name = row["step"] if first else f"+ {row['step']}"
         if row["step"] == "batch" and not skipped:
             name += f" {row['batch']}"
-        said.append((name, row["verdict"]))
+        steps.append((name, row["verdict"]))
         if skipped:
             table.add_row(name, *["-"] * 6, style="dim")
             continue
@@ -98,33 +100,35 @@ def _waterfall_view(record: Record) -> RenderableType:
         "compilation and batch. MiB: peak memory, weights not counted."
     )
     parts: list[RenderableType] = [header(record), "", table, Text(legend, style="dim"), ""]
-    found = Table.grid(padding=(0, 2))
-    changed = [f"{name} {short(100 * row['difference'])}%" for row, name in _measured(rows, said, "difference")]
+    details = Table.grid(padding=(0, 2))
+    changed = [f"{name} {short(100 * row['difference'])}%" for row, name in _measured(rows, steps, "difference")]
     if changed:
-        found.add_row("outputs", f"largest difference from the recipe in fp32: {', '.join(changed)}")
-    agreed = [f"{name} {row['agreement']:.1f}%" for row, name in _measured(rows, said, "agreement")]
+        details.add_row("outputs", f"largest difference from the recipe in fp32: {', '.join(changed)}")
+    agreed = [f"{name} {row['agreement']:.1f}%" for row, name in _measured(rows, steps, "agreement")]
     if agreed:
         count = min(rows[0]["compared"], decoding["pictures"])
-        found.add_row("classes", f"same as the dense model's on {count} {data_word(record)}: {', '.join(agreed)}")
+        details.add_row("classes", f"same as the dense model's on {count} {data_word(record)}: {', '.join(agreed)}")
     if decoding:
-        rates = [f"{name} {short(row['images_per_second'])}" for row, name in _measured(rows, said, "batch")]
-        found.add_row(data_word(record), f"a second: decoding {short(decoding['per_second'])}, {', '.join(rates)}")
-    if found.row_count:
-        parts += [found, ""]
-    return Group(*parts, _verdicts((name, sentences) for name, sentences in said if sentences))
+        rates = [f"{name} {short(row['images_per_second'])}" for row, name in _measured(rows, steps, "batch")]
+        details.add_row(data_word(record), f"a second: decoding {short(decoding['per_second'])}, {', '.join(rates)}")
+    if details.row_count:
+        parts += [details, ""]
+    return Group(*parts, _verdicts((name, sentences) for name, sentences in steps if sentences))
 
 
-def _measured(rows: list[Record], said: list[tuple[str, Any]], figure: str) -> list[tuple[Record, str]]:
+def _measured(rows: list[Record], steps: list[tuple[str, Any]], figure: str) -> list[tuple[Record, str]]:
     """The rows that have a figure, with their names."""
     return [
-        (row, name.removeprefix("+ ")) for row, (name, _) in zip(rows, said, strict=True) if row.get(figure) is not None
+        (row, name.removeprefix("+ "))
+        for row, (name, _) in zip(rows, steps, strict=True)
+        if row.get(figure) is not None
     ]
 
 
-def _verdicts(said: Iterable[tuple[str, list[str]]]) -> RenderableType:
+def _verdicts(verdicts: Iterable[tuple[str, list[str]]]) -> RenderableType:
     """What is said of each row of a table: the result, then its reasons."""
     grid = Table.grid(padding=(0, 2))
     grid.add_column(no_wrap=True)
-    for name, (result, *reasons) in said:
+    for name, (result, *reasons) in verdicts:
         grid.add_row(name, Text.assemble((result, "bold"), *(f" {text}" for text in reasons)))
     return grid

@@ -39,21 +39,21 @@ def _frame(clip: ExplainedClip, name: str, frame: int) -> Image.Image:
     bottom = captions + 2 * round(1.35 * SMALL)
     height = bottom + (BARS + round(1.35 * SMALL) + GAP if clip.kept is not None else 0) + edge
     # Sides of a video in 4:2:0 are even.
-    whole = Image.new("RGB", (width + 2 * edge + width % 2, height + height % 2), GROUND)
-    draw = ImageDraw.Draw(whole)
+    canvas = Image.new("RGB", (width + 2 * edge + width % 2, height + height % 2), GROUND)
+    draw = ImageDraw.Draw(canvas)
     y = edge
     for text, size, colour, bold, high in head:
         draw.text((edge, y), text, fill=colour, font=font(size, bold))
         y += high
     x = edge
     for layer, picture in zip(clip.layers, pictures, strict=True):
-        whole.paste(picture, (x, top))
+        canvas.paste(picture, (x, top))
         draw.text((x, captions), layer.caption, fill=INK, font=font(SMALL, True))
         draw.text((x, captions + round(1.35 * SMALL)), layer.notes[frame], fill=SOFT, font=font(SMALL, False))
         x += picture.width + GAP
     if clip.kept is not None:
         _bars(draw, clip, frame, (edge, bottom + GAP, width))
-    return whole
+    return canvas
 
 
 def _head(clip: ExplainedClip, name: str, frame: int, width: int) -> list[tuple[str, int, str, bool, int]]:
@@ -61,9 +61,9 @@ def _head(clip: ExplainedClip, name: str, frame: int, width: int) -> list[tuple[
     written = [(line, TITLE, INK, True) for line in wrapped(f"{name}  {clip.times[frame]:.2f} s", width, TITLE, True)]
     verdict = clip.verdict
     if verdict is not None:
-        said = f"dense {verdict.dense}"
+        text = f"dense {verdict.dense}"
         same = f"sieved the same, {verdict.sieved}" if verdict.same else f"sieved otherwise, {verdict.sieved}"
-        written += [(line, SMALL, SOFT, False) for line in wrapped(said, width, SMALL, False)]
+        written += [(line, SMALL, SOFT, False) for line in wrapped(text, width, SMALL, False)]
         colour = ACCENT if verdict.same else ALERT
         written += [(line, SMALL, colour, True) for line in wrapped(same, width, SMALL, True)]
     return [(*line, round(1.35 * line[1])) for line in written]
@@ -81,5 +81,5 @@ def _bars(draw: ImageDraw.ImageDraw, clip: ExplainedClip, frame: int, place: tup
         if high:
             draw.rectangle((left, y + BARS - high, right, y + BARS), fill=ACCENT if moment == now else SOFT)
     total = moments * clip.patches
-    said = f"kept at each moment, {sum(clip.kept)} of {total} in all"
-    draw.text((x, y + BARS + 4), said, fill=SOFT, font=font(SMALL, False))
+    text = f"kept at each moment, {sum(clip.kept)} of {total} in all"
+    draw.text((x, y + BARS + 4), text, fill=SOFT, font=font(SMALL, False))

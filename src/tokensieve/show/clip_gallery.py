@@ -90,7 +90,7 @@ def show_clips(
     clips: Iterable[Clip | Failure],
     classes: Sequence[str] | None = None,
     films: Sequence[Path] = (),
-    seen: Callable[[int], object] = lambda clips: None,
+    on_clip: Callable[[int], object] = lambda clips: None,
 ) -> Reel:
     """Explain clip after clip, and write them as films while they come; only one clip is held in memory.
 
@@ -104,20 +104,22 @@ def show_clips(
     Raises:
         InputError: nothing could be read; a film that cannot be written.
     """
-    own, reel = opened.preprocessing, Reel()
-    assert isinstance(own, VideoPreprocessing)
+    preprocessing, reel = opened.preprocessing, Reel()
+    assert isinstance(preprocessing, VideoPreprocessing)
     with ExitStack() as files:
         reels = [files.enter_context(film(place)) for place in films]
         for clip in clips:
             if isinstance(clip, Failure):
                 reel.failures.append(clip)
                 continue
-            (one,) = explain_clips(opened.fast, opened.dense, clip.clip[None], clip.times[None], own, classes)
-            for each in reels:
-                for picture, seconds in annotated_frames(one, clip.name):
-                    each.add(picture, seconds)
-            reel.add(clip, one)
-            seen(len(reel.clips))
+            (explained,) = explain_clips(
+                opened.fast, opened.dense, clip.clip[None], clip.times[None], preprocessing, classes
+            )
+            for writer in reels:
+                for picture, seconds in annotated_frames(explained, clip.name):
+                    writer.add(picture, seconds)
+            reel.add(clip, explained)
+            on_clip(len(reel.clips))
         if not reel.clips:
             first = f"; the first: {reel.failures[0]}" if reel.failures else ""
             raise InputError(f"None of {len(reel.failures)} videos could be read{first}.")
@@ -144,11 +146,11 @@ def annotate(
     Raises:
         InputError: nothing could be read; a film that cannot be written.
     """
-    own = opened.preprocessing
-    assert isinstance(own, VideoPreprocessing)
-    videos = video_set(Path(source), own)
+    preprocessing = opened.preprocessing
+    assert isinstance(preprocessing, VideoPreprocessing)
+    videos = video_set(Path(source), preprocessing)
     names = {path: Path(path).name for path in map(videos.path, range(len(videos)))}
-    return show_clips(opened, clips_of(videos, names, whole=whole), classes, [Path(each) for each in films])
+    return show_clips(opened, clips_of(videos, names, whole=whole), classes, [Path(film_path) for film_path in films])
 
 
 def section(clip: ExplainedClip, name: str) -> Section:
@@ -165,10 +167,10 @@ def clips_of(videos: Any, names: dict[str, str], *, whole: bool = False) -> Iter
             for window in videos.windows(index):
                 yield window if isinstance(window, Failure) else Clip(path, names[path], window.clip, window.times)
             continue
-        found = videos.attempt_timed(index)
-        if isinstance(found, Failure):
-            yield found
+        result = videos.attempt_timed(index)
+        if isinstance(result, Failure):
+            yield result
             continue
-        clips, _, times = found
-        for clip, shown in zip(clips if clips.ndim == 5 else [clips], times, strict=True):
-            yield Clip(path, names[path], clip, shown)
+        clips, _, times = result
+        for clip, frame_times in zip(clips if clips.ndim == 5 else [clips], times, strict=True):
+            yield Clip(path, names[path], clip, frame_times)

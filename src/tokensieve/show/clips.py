@@ -69,8 +69,10 @@ class ExplainedClip:
 
     def panels(self) -> tuple[tuple[Panel, ...], ...]:
         """A strip for each layer: its first frames of up to `MOMENTS` moments."""
-        shown = [i * self.moments // MOMENTS for i in range(MOMENTS)] if self.moments > MOMENTS else range(self.moments)
-        frames = [-(-moment * len(self.times) // self.moments) for moment in shown]
+        moments = (
+            [i * self.moments // MOMENTS for i in range(MOMENTS)] if self.moments > MOMENTS else range(self.moments)
+        )
+        frames = [-(-moment * len(self.times) // self.moments) for moment in moments]
         return tuple(
             tuple(
                 Panel(layer.pictures[f], layer.caption, layer.notes[f], f"{layer.caption} at {self.times[f]:.2f} s")
@@ -117,11 +119,11 @@ def explain_clips(
     Returns:
         One `ExplainedClip` for each clip.
     """
-    asked = ask(fast, dense, clips, classes)
+    result = ask(fast, dense, clips, classes)
     frames = clips if preprocessing.layout == "TCHW" else clips.transpose(1, 2)
     return [
-        _explained(asked, index, tuple(shown.tolist()), [_photo(frame, preprocessing, height) for frame in clip])
-        for index, (clip, shown) in enumerate(zip(frames, times, strict=True))
+        _explained(result, index, tuple(frame_times.tolist()), [_photo(frame, preprocessing, height) for frame in clip])
+        for index, (clip, frame_times) in enumerate(zip(frames, times, strict=True))
     ]
 
 
@@ -129,8 +131,8 @@ def _photo(frame: Tensor, preprocessing: VideoPreprocessing, height: int) -> Ima
     return photo(frame, preprocessing.mean, preprocessing.std, height)
 
 
-def _explained(asked: Asked, index: int, times: tuple[float, ...], photos: list[Image.Image]) -> ExplainedClip:
-    trace, tokens = asked.trace, asked.trace.tokens
+def _explained(result: Asked, index: int, times: tuple[float, ...], photos: list[Image.Image]) -> ExplainedClip:
+    trace, tokens = result.trace, result.trace.tokens
     assert tokens is not None
     grid = tokens.grid
     count, moments = len(photos), grid[0]
@@ -145,28 +147,28 @@ def _explained(asked: Asked, index: int, times: tuple[float, ...], photos: list[
     if trace.significance is not None:
         maps = trace.significance[index]
         ends = float(maps.min()), float(maps.max())
-        drawn = [heat(picture, maps[f * len(maps) // count], ends) for f, picture in enumerate(photos)]
-        layers.append(Layer("Significance map", tuple(drawn), ("blue low, yellow high",) * count))
+        heat_maps = [heat(picture, maps[f * len(maps) // count], ends) for f, picture in enumerate(photos)]
+        layers.append(Layer("Significance map", tuple(heat_maps), ("blue low, yellow high",) * count))
     per_moment, patches = None, prod(grid[1:])
     if trace.masks:
         mask = trace.masks[0]
-        chosen, patches = mask.kept[index], prod(mask.grid[1:])
-        chosen = chosen[chosen >= 0]
-        per_moment = torch.bincount(chosen // patches, minlength=mask.grid[0]).tolist()
+        kept_patches, patches = mask.kept[index], prod(mask.grid[1:])
+        kept_patches = kept_patches[kept_patches >= 0]
+        per_moment = torch.bincount(kept_patches // patches, minlength=mask.grid[0]).tolist()
 
         def draw_kept(frame: int, moment: int) -> Image.Image:
-            here = chosen[chosen // patches == moment] - moment * patches
-            return kept(photos[frame], here, mask.grid[1:])
+            patches_here = kept_patches[kept_patches // patches == moment] - moment * patches
+            return kept(photos[frame], patches_here, mask.grid[1:])
 
         layers.append(layer(mask.title, mask.grid[0], draw_kept, lambda m: f"{per_moment[m]} of {patches}"))
     if tokens.size is not None:
         source = trace.source[index]
-        whole = Merged.of(photos, source, (grid[0], grid[1], grid[2]))
+        merged = Merged.of(photos, source, (grid[0], grid[1], grid[2]))
 
         def draw_merged(frame: int, moment: int) -> Image.Image:
-            return groups(photos[frame], source.unflatten(0, grid)[moment].flatten(), (grid[1], grid[2]), whole)
+            return groups(photos[frame], source.unflatten(0, grid)[moment].flatten(), (grid[1], grid[2]), merged)
 
         left = f"{tokens.x.shape[1] - tokens.prefix} left of all"
         layers.append(layer("Merged patches", moments, draw_merged, lambda _: left))
     kept_at = None if per_moment is None else tuple(per_moment)
-    return ExplainedClip(times, moments, tuple(layers), asked, index, kept_at, patches)
+    return ExplainedClip(times, moments, tuple(layers), result, index, kept_at, patches)

@@ -49,20 +49,20 @@ def map_costs(fasts: Mapping[str, Sieved], dense: nn.Module, image: Tensor, seco
     Returns:
         A `Cost` for each name, and one for "dense", the host itself.
     """
-    like = next(dense.parameters())
-    images = image[None].to(like.device, like.dtype)
+    parameter = next(dense.parameters())
+    images = image[None].to(parameter.device, parameter.dtype)
     calls: dict[str, Any] = {"dense": partial(dense, images)}
     for name, fast in fasts.items():
         calls[name] = fast.map_call(images)
     with evaluating(dense, *fasts.values()):
         times = interleaved(calls, seconds=seconds, min_rounds=3, max_rounds=50)
         size = tuple(image.shape)
-        whole = macs(dense, size)
+        dense_macs = macs(dense, size)
         counts = {name: macs(fast, size) - macs(fast, size, proposal=False) for name, fast in fasts.items()}
     costs = {}
-    for name, count in {"dense": whole, **counts}.items():
-        share = median(ours / theirs for ours, theirs in zip(times[name], times["dense"], strict=True))
-        costs[name] = Cost(count, count / whole, median(times[name]), share)
+    for name, count in {"dense": dense_macs, **counts}.items():
+        share = median(map_time / dense_time for map_time, dense_time in zip(times[name], times["dense"], strict=True))
+        costs[name] = Cost(count, count / dense_macs, median(times[name]), share)
     return costs
 
 
@@ -70,28 +70,28 @@ def grid_section(
     title: str, image: Tensor, mean: Sequence[float], std: Sequence[float], rivals: Rivals[tuple[str, float]]
 ) -> tuple[Section, dict[str, Any]]:
     """A picture (3, H, W) under each (proposal, keep ratio): a row a proposal, a column a ratio; and its record."""
-    seen = rivals.ask(image)
+    results = rivals.ask(image)
     picture = photo(image, mean, std, HEIGHT)
-    first = next(iter(seen.values()))[1]
+    first = next(iter(results.values()))[1]
     rows: dict[str, list[Panel | None]] = {}
-    for (name, keep), (trace, verdict) in seen.items():
+    for (name, keep), (trace, verdict) in results.items():
         if name not in rows:
             start = Panel(picture, "Input", "" if first is None else f"dense: {first.dense}") if not rows else None
             rows[name] = [start]
-            maps = [other.significance for (owner, _), (other, _) in seen.items() if owner == name]
-            drawn = next((heat(picture, found[0]) for found in maps if found is not None), None)
+            maps = [other.significance for (owner, _), (other, _) in results.items() if owner == name]
+            heat_map = next((heat(picture, significance[0]) for significance in maps if significance is not None), None)
             alt = f"Significance map of {name}"
-            rows[name].append(None if drawn is None else Panel(drawn, name, "significance map", alt))
+            rows[name].append(None if heat_map is None else Panel(heat_map, name, "significance map", alt))
         panel = picture
         if trace.masks:
             mask = trace.masks[0]
             panel = kept(picture, mask.kept[0], mask.grid)
         alt = f"What is kept at {spoken(keep)} by {name}"
-        said, alert = ("", False) if verdict is None else (_said(verdict), not verdict.same)
-        rows[name].append(Panel(panel, f"keep {spoken(keep)}", said, alt, alert))
+        caption, alert = ("", False) if verdict is None else (_said(verdict), not verdict.same)
+        rows[name].append(Panel(panel, f"keep {spoken(keep)}", caption, alt, alert))
     cells = [
         {"proposal": name, "keep": keep, "kept": _count(trace), **({} if verdict is None else verdict.record())}
-        for (name, keep), (trace, verdict) in seen.items()
+        for (name, keep), (trace, verdict) in results.items()
     ]
     return Section(title, panels=tuple(map(tuple, rows.values()))), {"cells": cells}
 
@@ -105,33 +105,39 @@ def compare_section(
     costs: Mapping[str, Cost],
 ) -> tuple[Section, dict[str, Any]]:
     """A picture (3, H, W) under each map, the map above the patches that it keeps; and its record."""
-    seen = rivals.ask(image)
+    results = rivals.ask(image)
     picture = photo(image, mean, std, HEIGHT)
     panels: list[Panel] = []
     entries = []
-    for name, (trace, verdict) in seen.items():
+    for name, (trace, verdict) in results.items():
         if verdict is None:
             raise InputError("--compare needs a host with a classifier: it compares confidence in the dense answer.")
         if not panels:
             panels.append(Panel(picture, "Input", f"dense: {verdict.dense}", "The picture as the model reads it"))
         assert trace.significance is not None
         mask = trace.masks[0]
-        both = stack([heat(picture, trace.significance[0]), kept(picture, mask.kept[0], mask.grid)])
+        stacked = stack([heat(picture, trace.significance[0]), kept(picture, mask.kept[0], mask.grid)])
         note = f"{percent(verdict.confidence)} for {verdict.dense.label}\n"
         note += "answer stays" if verdict.same else f"now {verdict.sieved}"
         caption = f"{name}, {short(1000 * costs[name].seconds)} ms"
-        panels.append(Panel(both, caption, note, f"Map of {name}, and what it keeps", alert=not verdict.same))
+        panels.append(Panel(stacked, caption, note, f"Map of {name}, and what it keeps", alert=not verdict.same))
         entries.append({"map": name, "kept": _count(trace), **verdict.record()})
     return Section(title, panels=(tuple(panels),)), {"maps": entries}
 
 
 def grid_table(rivals: Rivals[tuple[str, float]], size: Sequence[int]) -> tuple[Table, list[dict[str, Any]]]:
     """All pictures together, for images of `size` (3, H, W): a row for each proposal and keep ratio; and its record."""
-    whole, rows, entries = macs(rivals.dense, size), [], []
+    dense_macs, rows, entries = macs(rivals.dense, size), [], []
     for (name, keep), fast in rivals.fasts.items():
         total = macs(fast, size)
-        entry = {"proposal": name, "keep": keep, **rivals.summary((name, keep)), "macs": total, "ratio": whole / total}
-        rows.append((f"{name}, keep {spoken(keep)}", *_scores(entry), f"{whole / total:.2f}x"))
+        entry = {
+            "proposal": name,
+            "keep": keep,
+            **rivals.summary((name, keep)),
+            "macs": total,
+            "ratio": dense_macs / total,
+        }
+        rows.append((f"{name}, keep {spoken(keep)}", *_scores(entry), f"{dense_macs / total:.2f}x"))
         entries.append(entry)
     head = ("ranking", "answers kept", "confidence in the dense answer", "fewer MACs")
     return Table(head, tuple(rows), "All pictures; MACs with the proposal's."), entries
@@ -174,8 +180,8 @@ def compare_plot(entries: Sequence[Mapping[str, Any]]) -> Plot:
     axes.set_ylabel("mean confidence in\nthe dense answer, %")
     axes.spines[["top", "right"]].set_visible(False)
     axes.legend(loc="center left", bbox_to_anchor=(1, 0.5), frameon=False)
-    said = "; ".join(f"{e['map']} {percent(e['confidence'])} at {short(1000 * e['seconds'])} ms" for e in maps)
-    return Plot.of(chart, f"Confidence in the dense answer against the time of the map: {said}.")
+    alt = "; ".join(f"{e['map']} {percent(e['confidence'])} at {short(1000 * e['seconds'])} ms" for e in maps)
+    return Plot.of(chart, f"Confidence in the dense answer against the time of the map: {alt}.")
 
 
 # Okabe and Ito's colours, which colour-blind readers tell apart.

@@ -21,13 +21,13 @@ def correct_view(record: dict[str, Any]) -> RenderableType:
 
     row("as it was", "")
     if record["ridge"] is None:
-        said = "No correction helps on these pictures: the recipe was written as it was."
+        sentence = "No correction helps on these pictures: the recipe was written as it was."
     else:
         row("corrected", "corrected_")
-        said = f"Fitted on {record['images']} pictures, each in {record['views']} views; ridge {record['ridge']:g}."
+        sentence = f"Fitted on {record['images']} pictures, each in {record['views']} views; ridge {record['ridge']:g}."
     legend = (
         "divergence: mean KL(dense || sieved), or 1 - cosine of embeddings; corrected: each picture by a correction "
     )
     legend += "that was fitted without it."
     written = [Text(path, style="bold") for path in (record["out"], record["correction"]) if path]
-    return Group(header(record), "", table, Text(legend, style="dim"), "", Text(said), "", *written)
+    return Group(header(record), "", table, Text(legend, style="dim"), "", Text(sentence), "", *written)

@@ -79,8 +79,8 @@ def demo_images(preprocessing: Preprocessing, settings: DemoSettings, scenes: Da
     Raises:
         InputError: none of those that models are compared on can be read.
     """
-    own = settings.images
-    dataset: Dataset[Any] = Pictures(own, preprocessing, MOST) if own else photograph_set(preprocessing)
+    user_images = settings.images
+    dataset: Dataset[Any] = Pictures(user_images, preprocessing, MOST) if user_images else photograph_set(preprocessing)
     tell_files(dataset)
     loader = load_batches(dataset, settings.batch)
     photographs = evaluated = list(loader)
@@ -90,7 +90,7 @@ def demo_images(preprocessing: Preprocessing, settings: DemoSettings, scenes: Da
     if not evaluated:
         raise nothing_read(loader)
     failures = list(loader.failures)
-    record = files_record(dataset, _count(photographs), failures) if own else {}
+    record = files_record(dataset, _count(photographs), failures) if user_images else {}
     return DemoImages(evaluated, photographs, failures, record)
 
 
@@ -162,13 +162,13 @@ def measure_all(
         times = interleaved(calls, seconds=seconds, min_rounds=5, max_rounds=100)
     size = tuple(images.shape[1:])
     dense_macs = macs(dense, size)
-    some = leading(batches, COUNTED).images.to(images.device, images.dtype)
+    sample = leading(batches, COUNTED).images.to(images.device, images.dtype)
     rows = []
     for label, fast in fasts.items():
         speed = summarise(
             {"dense": times["dense"], "sieved": times[label], "limit": times[f"{label}, limit"]}, len(images)
         )
-        total = macs(fast, images=some) if fast.plan.varies else macs(fast, size)
+        total = macs(fast, images=sample) if fast.plan.varies else macs(fast, size)
         comparison = compared(results[label])
         counts = comparison["agreement"] is not None and results[label].kind == "classes"
         rows.append(

@@ -80,16 +80,16 @@ def drawn(
                 panels.append(Panel(picture, "Input", note, "The picture as the model reads it"))
                 if trace.significance is not None:
                     panels.append(Panel(heat(picture, trace.significance[0]), "Significance map", "", "Its map"))
-            shown = picture
+            panel_image = picture
             if tokens.size is not None:
-                shown = groups(picture, trace.source[0], grid)
+                panel_image = groups(picture, trace.source[0], grid)
             elif trace.masks:
-                shown = kept(picture, trace.masks[0].kept[0], trace.masks[0].grid)
+                panel_image = kept(picture, trace.masks[0].kept[0], trace.masks[0].grid)
             wrong = verdict is not None and (verdict.sieved.index != label if label >= 0 else not verdict.same)
             answer = "" if verdict is None else str(verdict.sieved)
             caption = name[0].upper() + name[1:] if name in BASELINES else "What the recipe reads"
             if isinstance(trace.kept, list) and trace.masks:
                 caption += f" ({trace.masks[0].title.partition(', ')[2]})"
-            panels.append(Panel(shown, caption, answer, f"{caption}: {answer}", alert=wrong))
+            panels.append(Panel(panel_image, caption, answer, f"{caption}: {answer}", alert=wrong))
         rows.append(tuple(panels))
     return Section(title, lead, panels=tuple(rows))

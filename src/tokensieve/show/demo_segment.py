@@ -47,14 +47,14 @@ def run_demo(opened: OpenedModel, settings: DemoSettings) -> tuple[Record, list[
         size = preprocessing.input_size[0]
         scenes = SceneMaps("val", settings.scenes, settings.seed, AsTensor(mean, std), size=size)
     images = demo_images(preprocessing, settings, scenes)
-    some = leading(images.evaluated, COUNTED).images.to(opened.device, opened.dtype)
-    _, kind = dense_answers(dense, some[:1])
+    sample = leading(images.evaluated, COUNTED).images.to(opened.device, opened.dtype)
+    _, kind = dense_answers(dense, sample[:1])
     if kind.name != "class-map":
         raise InputError(
             f"--task segment shows models that name the class of every pixel, which {type(dense).__name__} does not."
         )
-    fasts = open_rivals(dense, baselines(dense, fast, some), mean, std, pretrained=settings.pretrained)
-    record = demo_record(opened, fasts, images.evaluated, settings, "miou") | on_pictures(fast, dense, some)
+    fasts = open_rivals(dense, baselines(dense, fast, sample), mean, std, pretrained=settings.pretrained)
+    record = demo_record(opened, fasts, images.evaluated, settings, "miou") | on_pictures(fast, dense, sample)
     names = class_names(dense)
 
     def draw(title: str, lead: str, batch: Batch) -> Section:
@@ -87,13 +87,13 @@ def drawn(title: str, lead: str, opened: OpenedModel, batch: Batch, names: Seque
     dense_macs = macs(dense, (3, *preprocessing.input_size))
     rows = []
     explained = explain(fast, dense, batch.images, preprocessing.mean, preprocessing.std, names, height=HEIGHT)
-    for image, labels, one in zip(batch.images, batch.labels, explained, strict=True):
-        source, *panels = one.panels
+    for image, labels, result in zip(batch.images, batch.labels, explained, strict=True):
+        source, *panels = result.panels
         fewer = dense_macs / macs(fast, images=image[None].to(opened.device, opened.dtype))
         inputs = [replace(source, note=f"{fewer:.2f}x fewer MACs")]
         if labels.ndim:
             inputs.append(class_panel(source.image, labels, len(MAP_CLASSES), names, "Labels"))
-        rows.append((*inputs, *(_with_agreement(panel, one.agreement) for panel in panels)))
+        rows.append((*inputs, *(_with_agreement(panel, result.agreement) for panel in panels)))
     return Section(title, lead, panels=tuple(rows))
 
 

@@ -102,13 +102,13 @@ def clip_section(
     columns: list[tuple[Panel, ...]] = []
     lead = ""
     for number, (name, fast) in enumerate(fasts.items()):
-        (one,) = explain_clips(fast, dense, clip, times, preprocessing, names, height=HEIGHT)
-        *layers, last = one.panels()
+        (explained,) = explain_clips(fast, dense, clip, times, preprocessing, names, height=HEIGHT)
+        *layers, last = explained.panels()
         if number == 0:
             columns += layers
-            lead = "" if one.verdict is None else f"The dense model: {one.verdict.dense}."
+            lead = "" if explained.verdict is None else f"The dense model: {explained.verdict.dense}."
         caption = name[0].upper() + name[1:] if number else "What the recipe reads"
-        columns.append(_with_answer(last, caption, one, label))
+        columns.append(_with_answer(last, caption, explained, label))
     title = batch.paths[index] if titled or names is None or label < 0 else f"Moving scene: {names[label]}"
     return Section(title, lead, panels=tuple(zip(*columns, strict=True)))
 

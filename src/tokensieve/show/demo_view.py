@@ -22,29 +22,29 @@ FIGURES = {"top1": ("right", "right answers"), "miou": ("mIoU", "mean IoU")}
 
 def demo_report(record: Record, sections: Sequence[Section]) -> Report:
     """The page: the figures, the table of all recipes, the pictures."""
-    ours, *others = record["rows"]
+    sieved, *others = record["rows"]
     name = FIGURES[record["figure"]][1]
     included = ", proposal included" if record["macs"]["proposal"] else ""
     facts = [
-        Fact(f"{ours['macs_ratio']:.2f}x", f"fewer MACs{included}"),
-        Fact(f"{ours['ratio']:.2f}x", f"faster, measured; slicing alone gives {ours['limit']:.2f}x"),
+        Fact(f"{sieved['macs_ratio']:.2f}x", f"fewer MACs{included}"),
+        Fact(f"{sieved['ratio']:.2f}x", f"faster, measured; slicing alone gives {sieved['limit']:.2f}x"),
     ]
-    if ours["right"] is not None:
-        ends = between(ours["right_low"], ours["right_high"])
-        label = f"{name} {ends}; the dense model {ours['dense_right']:.1f} %"
-        facts.append(Fact(f"{ours['right']:.1f} %", label))
+    if sieved["right"] is not None:
+        ends = between(sieved["right_low"], sieved["right_high"])
+        label = f"{name} {ends}; the dense model {sieved['dense_right']:.1f} %"
+        facts.append(Fact(f"{sieved['right']:.1f} %", label))
         facts += [
             Fact(f"{row['right']:.1f} %", f"{name} with {row['label']}", alert=True)
             for row in others
             if row["label"] in (RANDOM, RANDOM_PIXELS)
         ]
-    elif ours["same"] is None and ours["agreement"] is not None:
-        ends = between(ours["agreement_low"], ours["agreement_high"])
-        facts.append(Fact(f"{ours['agreement']:.1f} %", f"of the pixels as in the dense map {ends}"))
-    elif ours["agreement"] is not None:
-        ends = between(ours["agreement_low"], ours["agreement_high"])
+    elif sieved["same"] is None and sieved["agreement"] is not None:
+        ends = between(sieved["agreement_low"], sieved["agreement_high"])
+        facts.append(Fact(f"{sieved['agreement']:.1f} %", f"of the pixels as in the dense map {ends}"))
+    elif sieved["agreement"] is not None:
+        ends = between(sieved["agreement_low"], sieved["agreement_high"])
         facts.append(
-            Fact(f"{ours['same']} of {record['pictures']}", f"answers as the dense model's, in percent {ends}")
+            Fact(f"{sieved['same']} of {record['pictures']}", f"answers as the dense model's, in percent {ends}")
         )
     head, rows = _cells(record)
     caption = f"{record['pictures']} {data_word(record)}; speed at batch {record['batch']}, all models in turn in one "
@@ -55,8 +55,8 @@ def demo_report(record: Record, sections: Sequence[Section]) -> Report:
     )
     table = Table(head, tuple(map(tuple, rows)), caption)
     lead = f"{record['model']} under {brief(record['recipe']) or 'the empty recipe'}, beside the dense model."
-    if ours["same"] is not None:
-        lead += f" {ours['same']} of {record['pictures']} answers are the dense model's."
+    if sieved["same"] is not None:
+        lead += f" {sieved['same']} of {record['pictures']} answers are the dense model's."
     machine = f"{record['machine']}, {record['threads']} threads, {record['dtype']}"
     sections = [Section("Beside the dense model", table=table), *sections]
     return Report(

@@ -27,8 +27,8 @@ def eval_view(record: Record) -> RenderableType:
         for k, (low, high) in zip(ks, ends, strict=True)
     ]
     table.add_row("change", *changes, f"{record['macs']['ratio']:.2f}x fewer", style="dim")
-    said = Text.assemble(("sieved against dense: ", "bold"), lost(record))
-    return Group(header(record), "", table, "", said, Text(f"{INTERVALS} Change: percentage points.", style="dim"))
+    text = Text.assemble(("sieved against dense: ", "bold"), lost(record))
+    return Group(header(record), "", table, "", text, Text(f"{INTERVALS} Change: percentage points.", style="dim"))
 
 
 INTERVALS = f"In brackets: 95 % intervals, of shares {SHARES}'s, of changes and means by {DIFFERENCES} over the images."
@@ -36,28 +36,28 @@ INTERVALS = f"In brackets: 95 % intervals, of shares {SHARES}'s, of changes and 
 
 def lost(record: Record) -> str:
     """How far a sieved model is from its dense one, of what `record.compared` tells."""
-    found = [f"cosine {_mean(record, 'cosine')}"]
+    parts = [f"cosine {_mean(record, 'cosine')}"]
     ends = between(record["agreement_low"], record["agreement_high"])
     if record.get("neighbours") is not None:
         near = between(record["neighbours_low"], record["neighbours_high"])
-        found.append(f"same nearest neighbour {record['neighbours']:.1f}% {near}")
+        parts.append(f"same nearest neighbour {record['neighbours']:.1f}% {near}")
     if record.get("kind") == "class-map":
-        found = [
+        parts = [
             f"same class {record['agreement']:.1f}% of the pixels {ends}",
             f"KL {_mean(record, 'kl')} nats",
-            *found,
+            *parts,
         ]
     elif record.get("kind") == "depth":
-        found = [
+        parts = [
             f"{record['agreement']:.1f}% of the pixels within a factor of 1.25 {ends}",
             f"relative error {_mean(record, 'divergence')}",
-            *found,
+            *parts,
         ]
     elif record["agreement"] is not None:
         count = record["images"]
         same = f"{round(record['agreement'] * count / 100)} of {count}"
-        found = [f"same class {same}, {record['agreement']:.1f}% {ends}", f"KL {_mean(record, 'kl')} nats", *found]
-    return ", ".join(found)
+        parts = [f"same class {same}, {record['agreement']:.1f}% {ends}", f"KL {_mean(record, 'kl')} nats", *parts]
+    return ", ".join(parts)
 
 
 def _mean(record: Record, name: str) -> str:

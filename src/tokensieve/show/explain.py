@@ -139,8 +139,8 @@ def explain(
     Returns:
         One `Explained` for each image.
     """
-    asked = ask(fast, dense, images, classes)
-    trace, tokens = asked.trace, asked.trace.tokens
+    result = ask(fast, dense, images, classes)
+    trace, tokens = result.trace, result.trace.tokens
     assert tokens is not None
     grid = (tokens.grid[0], tokens.grid[1])
     merging, staged = tokens.size is not None, fast.units == "pixels"
@@ -156,26 +156,26 @@ def explain(
             panels.append(Panel(heat(picture, trace.significance[i]), "Significance map", note, "Its significance map"))
         for mask in trace.masks:
             share = f"{mask.kept.shape[1]} of {mask.grid[0] * mask.grid[1]}"
-            drawn = kept(picture, mask.kept[i], mask.grid)
-            panels.append(Panel(drawn, mask.title, share, f"The {share} {'pixels' if staged else 'patches'} kept"))
+            reading = kept(picture, mask.kept[i], mask.grid)
+            panels.append(Panel(reading, mask.title, share, f"The {share} {'pixels' if staged else 'patches'} kept"))
         if merging:
             left = f"{tokens.x.shape[1] - tokens.prefix} after the last block"
-            drawn = groups(picture, trace.source[i], grid)
-            panels.append(Panel(drawn, "Merged patches", left, f"The patches merged, {left}"))
-        if asked.kind.name == "class-map":
-            for maps, whose in ((asked.dense, "dense"), (asked.sieved, "sieved")):
+            reading = groups(picture, trace.source[i], grid)
+            panels.append(Panel(reading, "Merged patches", left, f"The patches merged, {left}"))
+        if result.kind.name == "class-map":
+            for maps, whose in ((result.dense, "dense"), (result.sieved, "sieved")):
                 panels.append(class_panel(picture, maps[i].argmax(0), maps.shape[1], classes, f"Classes, {whose}"))
         if trace.exits:
             panels.append(exits_panel(picture, trace, i))
         explained.append(
             Explained(
                 panels=tuple(panels),
-                facts=asked.facts(i),
-                verdict=asked.verdicts[i],
-                cosine=asked.cosines[i],
+                facts=result.facts(i),
+                verdict=result.verdicts[i],
+                cosine=result.cosines[i],
                 kept=trace.masks[0].kept.shape[1] if trace.masks else None,
                 tokens_per_block=tuple(int(count[i]) for count in trace.lengths) or tuple(trace.tokens_per_block),
-                agreement=asked.agreements[i],
+                agreement=result.agreements[i],
                 left_behind=exit_counts(trace, i) if trace.exits else None,
             )
         )
@@ -184,8 +184,8 @@ def explain(
 
 @torch.no_grad()
 def _maps(fast: Sieved, images: Tensor) -> str:
-    like = next(fast.model.parameters())
-    sizes = fast.sizes(images[:1].to(like.device, like.dtype))
+    parameter = next(fast.model.parameters())
+    sizes = fast.sizes(images[:1].to(parameter.device, parameter.dtype))
     return f"maps of {sizes[0][0]} x {sizes[0][1]} to {sizes[-1][0]} x {sizes[-1][1]}"
 
 
@@ -220,9 +220,9 @@ def _compared(kind: OutputKind, dense: Tensor, sieved: Tensor) -> tuple[Sequence
 @torch.no_grad()
 def traced(fast: Sieved, images: Tensor) -> Trace:
     """`fast.trace` in evaluation mode, on the host's device and in its dtype."""
-    like = next(fast.model.parameters())
+    parameter = next(fast.model.parameters())
     with evaluating(fast):
-        return fast.trace(images.to(like.device, like.dtype))
+        return fast.trace(images.to(parameter.device, parameter.dtype))
 
 
 def judge(probabilities: Tensor | None, output: Tensor, classes: Sequence[str] | None) -> list[Verdict | None]:
@@ -230,9 +230,11 @@ def judge(probabilities: Tensor | None, output: Tensor, classes: Sequence[str] |
     if probabilities is None:
         return [None] * len(output)
     verdicts: list[Verdict | None] = []
-    for ours, theirs in zip(output.float().softmax(-1).cpu(), probabilities, strict=True):
-        dense, sieved = (_answer(row, classes) for row in (theirs, ours))
-        verdicts.append(Verdict(dense, sieved, float(ours[dense.index])))
+    for sieved_probabilities, dense_probabilities in zip(output.float().softmax(-1).cpu(), probabilities, strict=True):
+        dense, sieved = (
+            _answer(row_probabilities, classes) for row_probabilities in (dense_probabilities, sieved_probabilities)
+        )
+        verdicts.append(Verdict(dense, sieved, float(sieved_probabilities[dense.index])))
     return verdicts
 
 
@@ -251,8 +253,8 @@ def class_names(model: nn.Module, file: str | Path | None = None) -> list[str] |
         InputError: the file cannot be read, or does not name every class of the model.
     """
     count = class_count(model)
-    if file is None and (own := _own_names(model)):
-        return own
+    if file is None and (model_names := _own_names(model)):
+        return model_names
     if file is None:
         subset = infer_imagenet_subset(model) if count else None
         if subset is None:
@@ -270,10 +272,10 @@ def class_names(model: nn.Module, file: str | Path | None = None) -> list[str] |
 
 def _own_names(model: nn.Module) -> list[str]:
     """The names that a model states itself; none where it has numbers alone."""
-    if own := getattr(model, "class_names", ()):
-        return list(own)
-    named = getattr(getattr(model, "config", None), "id2label", None) or {}
-    names = [str(named[index]) for index in sorted(named)]
+    if model_names := getattr(model, "class_names", ()):
+        return list(model_names)
+    labels = getattr(getattr(model, "config", None), "id2label", None) or {}
+    names = [str(labels[index]) for index in sorted(labels)]
     numbered = all(name == f"LABEL_{index}" for index, name in enumerate(names))
     return [] if numbered else names
 
@@ -290,8 +292,8 @@ def _facts(
         kept = "class" if kind.classes else "depth, within a factor of 1.25"
         return (Fact(percent(agreement / 100), f"of the pixels keep their {kept}"),)
     if verdict is None:
-        what = "map of features" if kind.name == "feature-map" else "embedding"
-        return () if cosine is None else (Fact(f"{cosine:.3f}", f"cosine of the dense and the sieved {what}"),)
+        noun = "map of features" if kind.name == "feature-map" else "embedding"
+        return () if cosine is None else (Fact(f"{cosine:.3f}", f"cosine of the dense and the sieved {noun}"),)
     facts = [Fact(str(verdict.dense), "dense answer")]
     if verdict.same:
         return (*facts, Fact(str(verdict.sieved), "sieved answer: the same"))

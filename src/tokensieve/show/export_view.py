@@ -20,6 +20,6 @@ def export_view(record: dict[str, Any]) -> RenderableType:
     for name in ("inputs", "outputs"):
         for tensor, shape in record[name].items():
             grid.add_row(name.removesuffix("s"), f"{tensor} ({', '.join(map(str, shape))})")
-    found = ", ".join(f"{value:.1e} at batch {batch}" for batch, value in record["differences"].items())
-    grid.add_row("checked", f"largest difference from PyTorch {found} (allowed {record['tolerance']:g})")
+    differences = ", ".join(f"{value:.1e} at batch {batch}" for batch, value in record["differences"].items())
+    grid.add_row("checked", f"largest difference from PyTorch {differences} (allowed {record['tolerance']:g})")
     return Group(header(record), "", grid)

@@ -32,9 +32,9 @@ def files_record(pictures: Any, read: int, failures: Sequence[Failure]) -> dict[
             "found": getattr(pictures, "found", None),
             "read": read,
             "failed": len(failures),
-            "skipped": dict(Counter(each.reason for each in skipped).most_common()),
+            "skipped": dict(Counter(entry.reason for entry in skipped).most_common()),
         },
-        "skipped": [asdict(each) for each in skipped],
+        "skipped": [asdict(entry) for entry in skipped],
         "failures": [asdict(failure) for failure in failures],
     }
 
@@ -42,8 +42,8 @@ def files_record(pictures: Any, read: int, failures: Sequence[Failure]) -> dict[
 def files_line(files: dict[str, Any]) -> str:
     """The counts of a record's `files` in words: "12 of 40 pictures read, 1 failed, 3 skipped (.txt 2, ...)"."""
     many: str = files.get("of", PICTURES.many)
-    read, failed, found, skipped = files["read"], files["failed"], files["found"], files["skipped"]
-    of = f" of {found}" if found is not None and found > read + failed else ""
+    read, failed, count_found, skipped = files["read"], files["failed"], files["found"], files["skipped"]
+    of = f" of {count_found}" if count_found is not None and count_found > read + failed else ""
     pictures = many.removesuffix("s") if f"{read}{of}" == "1" else many
     kinds = ", ".join(f"{reason} {count}" for reason, count in skipped.items())
     return f"{read}{of} {pictures} read, {failed} failed, {sum(skipped.values())} skipped" + (kinds and f" ({kinds})")
@@ -52,8 +52,8 @@ def files_line(files: dict[str, Any]) -> str:
 def tell_files(pictures: Any) -> None:
     """Say on stderr what a set of pictures skips, kind by kind, and what else changes labels or pictures."""
     kinds: dict[str, list[str]] = {}
-    for each in getattr(pictures, "skipped", ()):
-        kinds.setdefault(each.reason, []).append(each.path)
+    for entry in getattr(pictures, "skipped", ()):
+        kinds.setdefault(entry.reason, []).append(entry.path)
     if kinds:
         total = sum(map(len, kinds.values()))
         print(f"tokensieve: {total} skipped, which {'is' if total == 1 else 'are'} not read:", file=sys.stderr)

@@ -38,8 +38,8 @@ def save_front(front: Front, folder: str | os.PathLike[str]) -> Path:
         front_plot(front).savefig(file, format="png", dpi=150)
     with draft(folder / "front.json") as file:
         file.write_text(front.to_json(folder) + "\n", encoding="utf-8")
-    before, named = folder / CORRECTION, [] if front.corrected is None else front.corrected.recipe.paths()
-    if before.is_file() and not any(same_file(before, path) for path in named) and not recipes_with(before):
+    before, paths = folder / CORRECTION, [] if front.corrected is None else front.corrected.recipe.paths()
+    if before.is_file() and not any(same_file(before, path) for path in paths) and not recipes_with(before):
         before.unlink()
     return folder
 
@@ -57,10 +57,10 @@ def _row(point: Point, folder: Path) -> dict[str, Any]:
         "macs": point.macs,
         "heldout_macs": point.heldout_macs,
     }
-    for part in ("search", "heldout"):
-        figures = getattr(point, part)
+    for split in ("search", "heldout"):
+        figures = getattr(point, split)
         for name in ("divergence", "agreement", "accuracy", "images"):
-            row[f"{part}_{name}"] = None if figures is None else getattr(figures, name)
+            row[f"{split}_{name}"] = None if figures is None else getattr(figures, name)
     for name in ("ratio", "low", "high"):
         row[f"speed_{name}"] = None if point.speed is None else getattr(point.speed, name)
     return {**row, "dominated": point.dominated, "recipe": str(point.recipe.relative_to(folder))}

@@ -61,18 +61,20 @@ def _draw(axes: Any, front: Front, points: Sequence[Point], place: Any, dense: f
     searched = sorted({point.title for point in front.points if point.kind == "searched"})
     singles = sorted({point.title for point in front.points if point.kind == "single"})
     for title, colour in zip(searched, cycle(SEARCHED), strict=False):
-        mine = sorted((point for point in points if point.title == title), key=place)
-        xs = [place(point) for point in mine]
-        axes.plot(xs, [_divergence(point) for point in mine], "o-", color=colour, markersize=5, zorder=4, label=title)
+        series = sorted((point for point in points if point.title == title), key=place)
+        xs = [place(point) for point in series]
+        axes.plot(xs, [_divergence(point) for point in series], "o-", color=colour, markersize=5, zorder=4, label=title)
         if spread:
-            _spread(axes, mine, colour)
+            _spread(axes, series, colour)
     for title, marker in zip(singles, cycle("s^Dv<>Pxph"), strict=False):
-        mine = sorted((point for point in points if point.title == title), key=place)
-        xs = [place(point) for point in mine]
+        series = sorted((point for point in points if point.title == title), key=place)
+        xs = [place(point) for point in series]
         style = {"color": SINGLE, "linestyle": ":", "linewidth": 0.8, "markersize": 6, "markeredgecolor": "#59626d"}
-        axes.plot(xs, [_divergence(point) for point in mine], marker=marker, zorder=3, label=f"{title} alone", **style)
+        axes.plot(
+            xs, [_divergence(point) for point in series], marker=marker, zorder=3, label=f"{title} alone", **style
+        )
         if spread:
-            _spread(axes, mine, SINGLE)
+            _spread(axes, series, SINGLE)
     if front.best in points:
         ring = {"markerfacecolor": "none", "markeredgecolor": "#000000", "markeredgewidth": 1.4, "linestyle": "none"}
         axes.plot(place(front.best), _divergence(front.best), "o", markersize=14, zorder=6, label="recommended", **ring)

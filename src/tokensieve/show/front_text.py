@@ -59,16 +59,16 @@ def _measured(front: Front) -> list[str]:
     if point.speed is None:
         return ["Its speed was not measured."]
     speed = point.speed
-    said = (
+    text = (
         f"Measured here at batch {speed.batch}: {speed.ratio:.2f}x the dense speed "
         f"[{speed.low:.2f}-{speed.high:.2f}], where it has {point.ratio:.2f}x fewer MACs."
     )
-    again = f", after measuring {speed.attempts} times" if speed.attempts > 1 else ""
-    state = f"The machine was quiet meanwhile{again}."
+    attempts = f", after measuring {speed.attempts} times" if speed.attempts > 1 else ""
+    state = f"The machine was quiet meanwhile{attempts}."
     if speed.busy:
-        state = f"The machine was busy meanwhile{again}, so do not rely on it: {speed.busy}."
+        state = f"The machine was busy meanwhile{attempts}, so do not rely on it: {speed.busy}."
     hint = [] if "time" in front.wanted else ["To search for a speed instead of MACs: --time X, in Python time=X."]
-    return [said, state, *hint]
+    return [text, state, *hint]
 
 
 def _correction(front: Front) -> list[str]:
@@ -78,8 +78,8 @@ def _correction(front: Front) -> list[str]:
     if point.heldout is None or best.heldout is None:
         return [f"Corrected: a {front.unit} of {point.search.divergence:.3g} on images that it was not fitted on."]
     same = "" if point.heldout.agreement is None else f", {_keep_class(point.heldout)}{_stay(front)}"
-    said = f"Corrected: a {front.unit} of {point.heldout.divergence:.3g} on the held-out ones{same}"
-    return [f"{said}." if front.recommended is point else f"{said}, which is no better, so best.json goes without."]
+    text = f"Corrected: a {front.unit} of {point.heldout.divergence:.3g} on the held-out ones{same}"
+    return [f"{text}." if front.recommended is point else f"{text}, which is no better, so best.json goes without."]
 
 
 def _against_singles(front: Front) -> list[str]:
@@ -95,30 +95,32 @@ def _against_singles(front: Front) -> list[str]:
 def _proposal(front: Front) -> list[str]:
     searched = [point for point in _beside(front) if point.kind == "searched"]
     alone = min((point.divergence for point in searched if point.proposal is None), default=None)
-    asked = min((point for point in searched if point.proposal is not None), key=lambda p: p.divergence, default=None)
-    if alone is None or asked is None:
+    with_proposal = min(
+        (point for point in searched if point.proposal is not None), key=lambda p: p.divergence, default=None
+    )
+    if alone is None or with_proposal is None:
         return []
-    pays = "A proposal paid" if asked.divergence < alone else "No proposal paid"
-    return [f"{pays}: {asked.divergence:.3g} with {asked.proposal}, {alone:.3g} without any."]
+    pays = "A proposal paid" if with_proposal.divergence < alone else "No proposal paid"
+    return [f"{pays}: {with_proposal.divergence:.3g} with {with_proposal.proposal}, {alone:.3g} without any."]
 
 
 def _warnings(front: Front) -> list[str]:
-    said = []
-    (kind, wanted), *_ = front.wanted.items()
+    warnings = []
+    (kind, target), *_ = front.wanted.items()
     if not front.reached:
-        asked = {
-            "macs": f"{wanted:g}x fewer MACs",
-            "time": f"{wanted:g}x the speed",
-            "divergence": f"a divergence of {wanted:g}",
+        requested = {
+            "macs": f"{target:g}x fewer MACs",
+            "time": f"{target:g}x the speed",
+            "divergence": f"a divergence of {target:g}",
         }
-        said.append(f"The wanted {asked[kind]} was not reached: this is the nearest.")
+        warnings.append(f"The wanted {requested[kind]} was not reached: this is the nearest.")
     best = front.best
     if best.heldout is not None and best.heldout.divergence > 1.5 * best.search.divergence:
-        said.append("The divergence on held-out images is much larger: search on more images.")
+        warnings.append("The divergence on held-out images is much larger: search on more images.")
     if front.stopped:
-        said.append(f"The search was ended early ({front.stopped}) after {front.trials} trials.")
-    said += [left_out(name, reason) for name, reason in front.left_out.items()]
-    return said
+        warnings.append(f"The search was ended early ({front.stopped}) after {front.trials} trials.")
+    warnings += [left_out(name, reason) for name, reason in front.left_out.items()]
+    return warnings
 
 
 def _beside(front: Front) -> list[Point]:

@@ -59,55 +59,55 @@ def explained(
     opened: OpenedModel, batches: Watched, names: Mapping[str, str], classes: Sequence[str] | None
 ) -> Gallery:
     """Each picture under the recipe."""
-    dense, fast, own = opened
+    dense, fast, preprocessing = opened
     sections, pictures = [], list[Record]()
-    whole = macs(dense, opened.input_spec)
+    dense_macs = macs(dense, opened.input_spec)
     for images, _, paths, _ in batches:
-        seen = explain(fast, dense, images, own.mean, own.std, classes)
-        for path, image, one in zip(paths, images, seen, strict=True):
-            facts, cost = one.facts, {}
+        results = explain(fast, dense, images, preprocessing.mean, preprocessing.std, classes)
+        for path, image, result in zip(paths, images, results, strict=True):
+            facts, cost = result.facts, {}
             if fast.plan.varies:
                 cost = {"macs": macs(fast, images=image[None].to(opened.device, opened.dtype))}
-                facts = (*facts, Fact(f"{whole / cost['macs']:.2f}x", "fewer MACs in this picture"))
-            sections.append(Section(names[path], facts=facts, panels=(one.panels,)))
-            pictures.append({"path": path, "name": names[path], **one.record(), **cost})
+                facts = (*facts, Fact(f"{dense_macs / cost['macs']:.2f}x", "fewer MACs in this picture"))
+            sections.append(Section(names[path], facts=facts, panels=(result.panels,)))
+            pictures.append({"path": path, "name": names[path], **result.record(), **cost})
     if not pictures:
         raise nothing_read(batches)
     record: Record = {"pictures": pictures}
     if fast.plan.varies:
-        record |= averaged(fast, whole, image[None].to(opened.device, opened.dtype), pictures)
+        record |= averaged(fast, dense_macs, image[None].to(opened.device, opened.dtype), pictures)
     return Gallery(tuple(sections), answer_facts(pictures), record)
 
 
-def answer_facts(shown: Sequence[Record]) -> tuple[Fact, ...]:
+def answer_facts(records: Sequence[Record]) -> tuple[Fact, ...]:
     """How many answers stay, of records of pictures or clips, or how much of class maps; nothing of other outputs."""
-    if shown[0]["dense"]:
-        same = [one["same"] for one in shown]
-        before, after = (fmean(values) for values in zip(*_confidences(shown), strict=True))
+    if records[0]["dense"]:
+        same = [record["same"] for record in records]
+        before, after = (fmean(values) for values in zip(*_confidences(records), strict=True))
         return (
             Fact(f"{sum(same)} of {len(same)}", "answers stay"),
             Fact(f"{percent(before)} → {percent(after)}", "mean confidence in the dense answer"),
         )
-    if shown[0].get("agreement") is not None:
-        stays = fmean(one["agreement"] for one in shown) / 100
+    if records[0].get("agreement") is not None:
+        stays = fmean(record["agreement"] for record in records) / 100
         return (Fact(percent(stays), "of the pixels as in the dense map"),)
     return ()
 
 
-def grid(rivals: Rivals[Any], own: Preprocessing, batches: Watched, names: Mapping[str, str]) -> Gallery:
+def grid(rivals: Rivals[Any], preprocessing: Preprocessing, batches: Watched, names: Mapping[str, str]) -> Gallery:
     """Each picture under every proposal and keep ratio, and a table of all."""
-    sections, pictures = _each(grid_section, rivals, own, batches, names)
-    table, entries = grid_table(rivals, (3, *own.input_size))
+    sections, pictures = _each(grid_section, rivals, preprocessing, batches, names)
+    table, entries = grid_table(rivals, (3, *preprocessing.input_size))
     return Gallery((*sections, Section("Summary", table=table)), (), {"pictures": pictures, "grid": entries})
 
 
-def compared(rivals: Rivals[Any], own: Preprocessing, batches: Watched, names: Mapping[str, str]) -> Gallery:
+def compared(rivals: Rivals[Any], preprocessing: Preprocessing, batches: Watched, names: Mapping[str, str]) -> Gallery:
     """Each picture under every map, and a table and a chart of what each map is worth and costs."""
     if batches.first is None:
         raise nothing_read(batches)
     with working("measuring what each map costs"):
         costs = map_costs(rivals.fasts, rivals.dense, batches.first.images[0])
-    sections, pictures = _each(partial(compare_section, costs=costs), rivals, own, batches, names)
+    sections, pictures = _each(partial(compare_section, costs=costs), rivals, preprocessing, batches, names)
     table, entries = compare_table(rivals, costs)
     summary = Section("Summary", table=table, plot=compare_plot(entries))
     return Gallery((*sections, summary), (), {"pictures": pictures, "compare": entries})
@@ -116,15 +116,15 @@ def compared(rivals: Rivals[Any], own: Preprocessing, batches: Watched, names: M
 def _each(
     section: Callable[..., tuple[Section, Record]],
     rivals: Rivals[Any],
-    own: Preprocessing,
+    preprocessing: Preprocessing,
     batches: Watched,
     names: Mapping[str, str],
 ) -> tuple[list[Section], list[Record]]:
     sections, pictures = [], []
     for images, _, paths, _ in batches:
         for image, path in zip(images, paths, strict=True):
-            drawn, entry = section(names[path], image, own.mean, own.std, rivals)
-            sections.append(drawn)
+            section_drawn, entry = section(names[path], image, preprocessing.mean, preprocessing.std, rivals)
+            sections.append(section_drawn)
             pictures.append({"path": path, "name": names[path], **entry})
     if not pictures:
         raise nothing_read(batches)
@@ -140,10 +140,10 @@ def random_parts(spec: ModelSpec, recipes: Iterable[Recipe]) -> list[str]:
     """Which of host and proposal have random weights."""
     if spec.pretrained:
         return []
-    asking = [ranking(recipe) for recipe in recipes if asks_proposal(recipe)]
+    with_proposal = [ranking(recipe) for recipe in recipes if asks_proposal(recipe)]
     parts = {
         "model": spec.weights is None and not spec.model_is_callable,
-        "proposal": any(method.proposal_weights is None for method in asking),
+        "proposal": any(method.proposal_weights is None for method in with_proposal),
     }
     return [name for name, random in parts.items() if random]
 
@@ -151,29 +151,39 @@ def random_parts(spec: ModelSpec, recipes: Iterable[Recipe]) -> list[str]:
 def report(record: Record, gallery: Gallery, recipe: Recipe) -> Report:
     """The page: what ran and what it saves, the pictures, how to read them."""
     macs, videos = record["macs"], "clips" in record
-    shown = record["files"]["read"] if videos else len(record["pictures"])
-    one = not ("grid" in record or "compare" in record)
+    count = record["files"]["read"] if videos else len(record["pictures"])
+    per_picture = not ("grid" in record or "compare" in record)
     facts = list(gallery.facts)
-    if one:
+    if per_picture:
         facts = [
             Fact(f"{macs['ratio']:.2f}x", "fewer MACs, proposal included" if macs["proposal"] else "fewer MACs"),
             _left(record),
             *facts,
         ]
     lead = f"{record['model']} at {sides(record)} pixels under {_spoken(recipe)}"
-    lead += ", with the significance maps below." if "compare" in record else "." if one else ", varied as below."
-    if shown < record["found"]:
-        lead += f" {shown} of {record['found']} {data_word(record)}."
+    lead += (
+        ", with the significance maps below." if "compare" in record else "." if per_picture else ", varied as below."
+    )
+    if count < record["found"]:
+        lead += f" {count} of {record['found']} {data_word(record)}."
     explained = OF_STAGES if record["stages"] else HOW_TO_READ
-    told = how_to_read(gallery.sections, explained) if one else [f"{k}: {v}" for k, v in list(explained.items())[:2]]
-    notes = [*_warning(record), *told]
+    reading_notes = (
+        how_to_read(gallery.sections, explained)
+        if per_picture
+        else [f"{k}: {v}" for k, v in list(explained.items())[:2]]
+    )
+    notes = [*_warning(record), *reading_notes]
     return Report("What the model reads", lead, tuple(facts), gallery.sections, tuple(notes))
 
 
 def how_to_read(sections: Iterable[Section], explained: Mapping[str, str] = HOW_TO_READ) -> list[str]:
     """A sentence on each kind of panel that is there; `explained` says what, by the beginning of their captions."""
-    drawn = {panel.caption for part in sections for row in part.panels for panel in row if panel}
-    return [f"{name}: {said}" for name, said in explained.items() if any(caption.startswith(name) for caption in drawn)]
+    captions = {panel.caption for section in sections for row in section.panels for panel in row if panel}
+    return [
+        f"{name}: {meaning}"
+        for name, meaning in explained.items()
+        if any(caption.startswith(name) for caption in captions)
+    ]
 
 
 def _left(record: Record) -> Fact:
@@ -194,8 +204,8 @@ def _spoken(recipe: Recipe) -> str:
 
 def _warning(record: Record) -> list[str]:
     parts = record["random"]
-    said = f"The weights of the {' and the '.join(parts)} are random: what they answer and point at means nothing."
-    return [said] if parts else []
+    text = f"The weights of the {' and the '.join(parts)} are random: what they answer and point at means nothing."
+    return [text] if parts else []
 
 
 def show_view(record: Record) -> RenderableType:

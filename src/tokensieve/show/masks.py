@@ -59,7 +59,7 @@ def segment_pictures(
     folder: str | os.PathLike[str] | None = None,
     dense: Any = None,
     colours: Sequence[tuple[int, int, int]] | None = None,
-    seen: Callable[[int, int], object] = lambda done, total: None,
+    on_progress: Callable[[int, int], object] = lambda done, total: None,
 ) -> Segmented:
     """Read pictures of any size window by window; what cannot be read is recorded, and the rest goes on.
 
@@ -80,16 +80,18 @@ def segment_pictures(
     device = next(model.parameters()).device
     counters = [PixelClasses() for _ in range(1 if dense is None else 2)]
     written, failures, same, count, crops = [], list[Failure](), list[float](), 0, list[Tensor]()
-    with evaluating(*(each for each in (model, dense) if each is not None)):
+    with evaluating(*(segmenter for segmenter in (model, dense) if segmenter is not None)):
         for index in range(len(pictures)):
             result = pictures.attempt(index)
-            seen(index + 1, len(pictures))
+            on_progress(index + 1, len(pictures))
             if isinstance(result, Failure):
                 failures.append(result)
                 continue
             image, labels = result[0][None].to(device), result[1]
             answers = [
-                slide(each, image, crop, stride, windows=WINDOWS).cpu() for each in (model, dense) if each is not None
+                slide(segmenter, image, crop, stride, windows=WINDOWS).cpu()
+                for segmenter in (model, dense)
+                if segmenter is not None
             ]
             count += 1
             if len(crops) < COUNTED:
@@ -97,18 +99,18 @@ def segment_pictures(
             if labelled:
                 for counter, scores in zip(counters, answers, strict=True):
                     counter.update(scores, labels[None])
-            told = [_at(scores, labels.shape if labelled else image.shape[2:]) for scores in answers]
+            resized = [_at(scores, labels.shape if labelled else image.shape[2:]) for scores in answers]
             if dense is not None:
-                same.append(100 * float((told[0] == told[1]).float().mean()))
+                same.append(100 * float((resized[0] == resized[1]).float().mean()))
             if places is not None:
                 places[index].parent.mkdir(parents=True, exist_ok=True)
-                save_labels(told[0], places[index], colours)
+                save_labels(resized[0], places[index], colours)
                 written.append(places[index])
     if not count:
         first = f"; the first: {failures[0]}" if failures else ""
         raise InputError(f"None of {len(pictures)} pictures could be read{first}.")
     with evaluating(model):
-        costs = [macs(each, images=torch.cat(crops)) for each in (model, dense) if each is not None]
+        costs = [macs(segmenter, images=torch.cat(crops)) for segmenter in (model, dense) if segmenter is not None]
     scored = [counter.result(tuple(failures)) for counter in counters] if labelled else [None, None]
     return Segmented(
         count,
@@ -137,12 +139,12 @@ def _places(pictures: Any, folder: Path) -> list[Path]:
         paths = [pictures.path(index).partition(".tar:")[2] or pictures.path(index) for index in range(len(pictures))]
         above = os.path.commonpath([os.path.dirname(path) for path in paths]) if paths else ""
         names = [os.path.splitext(os.path.relpath(path, above or "."))[0] for path in paths]
-    taken: dict[str, int] = {}
+    counts: dict[str, int] = {}
     for index, name in enumerate(names):
-        if name in taken:
+        if name in counts:
             raise InputError(
-                f"{pictures.path(taken[name])} and {pictures.path(index)} would both be written to {name}.png: rename "
+                f"{pictures.path(counts[name])} and {pictures.path(index)} would both be written to {name}.png: rename "
                 "one of them."
             )
-        taken[name] = index
+        counts[name] = index
     return [folder / f"{name}.png" for name in names]

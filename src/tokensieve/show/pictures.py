@@ -85,21 +85,21 @@ class Merged:
         return cls(np.bincount(labels + 1), sums / np.maximum(area, 1)[:, None])
 
 
-def groups(photo: Image.Image, source: Tensor, grid: tuple[int, int], whole: Merged | None = None) -> Image.Image:
+def groups(photo: Image.Image, source: Tensor, grid: tuple[int, int], clip_groups: Merged | None = None) -> Image.Image:
     """Which patches were merged: `source` (P,) is each patch's token, -1 where it was dropped; see `Trace.source`.
 
     The patches of one token have their common mean colour and a border around them; a patch that is a token of its own
     stays as it is, a dropped one is dark. `whole` is of all moments where these patches are those of one.
     """
     labels = source.detach().cpu().numpy()
-    whole = whole or Merged.of([photo], source, (1, *grid))
-    merged = (whole.counts[labels + 1] > 1) & (labels >= 0)
+    clip_groups = clip_groups or Merged.of([photo], source, (1, *grid))
+    merged = (clip_groups.counts[labels + 1] > 1) & (labels >= 0)
     token, pixels = _over(photo, labels.reshape(grid)), _pixels(photo)
-    drawn = np.where(_over(photo, merged.reshape(grid))[..., None], whole.colours[token + 1], pixels)
-    drawn = np.where(token[..., None] < 0, _dimmed(photo), drawn)
+    result = np.where(_over(photo, merged.reshape(grid))[..., None], clip_groups.colours[token + 1], pixels)
+    result = np.where(token[..., None] < 0, _dimmed(photo), result)
     # Neighbours that were not merged need no border between them: it would cover the photograph with a grid.
     alone = np.where(merged, labels, -1 - (labels >= 0))
-    return _image(_outlined(drawn, _over(photo, alone.reshape(grid)), token >= 0, width=1))
+    return _image(_outlined(result, _over(photo, alone.reshape(grid)), token >= 0, width=1))
 
 
 def coloured(photo: Image.Image, cells: Tensor, colours: Sequence[tuple[int, int, int] | None]) -> Image.Image:
@@ -111,18 +111,18 @@ def coloured(photo: Image.Image, cells: Tensor, colours: Sequence[tuple[int, int
     table = np.array([colour or (0, 0, 0) for colour in colours], dtype=np.float64)
     tinted = _TINT * table[numbers] + (1 - _TINT) * _grey(photo)
     bare = np.array([colour is None for colour in colours])
-    drawn = np.where(bare[numbers][..., None], _pixels(photo), tinted)
-    return _image(_outlined(drawn, numbers, np.zeros(numbers.shape, dtype=bool), width=1))
+    result = np.where(bare[numbers][..., None], _pixels(photo), tinted)
+    return _image(_outlined(result, numbers, np.zeros(numbers.shape, dtype=bool), width=1))
 
 
 def stack(images: Sequence[Image.Image], gap: int = 6) -> Image.Image:
     """Images one below the other, `gap` transparent pixels between them."""
     size = max(image.width for image in images), sum(image.height + gap for image in images) - gap
-    whole, top = Image.new("RGBA", size), 0
+    canvas, top = Image.new("RGBA", size), 0
     for image in images:
-        whole.paste(image, (0, top))
+        canvas.paste(image, (0, top))
         top += image.height + gap
-    return whole
+    return canvas
 
 
 def _pixels(photo: Image.Image) -> Array:

@@ -32,14 +32,18 @@ class Predictions:
         verdicts = judge(dense.float().softmax(-1), sieved, self.classes)
         for index, (path, label, verdict) in enumerate(zip(batch.paths, batch.labels.tolist(), verdicts, strict=True)):
             assert verdict is not None
-            row: dict[str, Any] = {"path": path}
+            columns: dict[str, Any] = {"path": path}
             if batch.times is not None:
-                row["clips"] = spans(batch.times[index])
-            row |= {"label": "" if label < 0 else label, "label_name": self._name(label)}
+                columns["clips"] = spans(batch.times[index])
+            columns |= {"label": "" if label < 0 else label, "label_name": self._name(label)}
             for side, answer in (("dense", verdict.dense), ("sieved", verdict.sieved)):
                 name = answer.name or self._name(answer.index)
-                row |= {side: answer.index, f"{side}_name": name, f"{side}_probability": round(answer.probability, 6)}
-            self.rows.append(row)
+                columns |= {
+                    side: answer.index,
+                    f"{side}_name": name,
+                    f"{side}_probability": round(answer.probability, 6),
+                }
+            self.rows.append(columns)
 
     def write(self, path: Path) -> None:
         """A row for each picture or video; `clips` are the seconds from and to which each clip of a video lasts.

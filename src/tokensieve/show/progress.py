@@ -47,12 +47,12 @@ class Counting:
     Nothing is shown before the first `update`, so that what comes before may show its own.
     """
 
-    def __init__(self, what: str) -> None:
-        self.what, console = what, Console(stderr=True)
+    def __init__(self, label: str) -> None:
+        self.what, console = label, Console(stderr=True)
         columns = TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn()
         self._bar = Progress(*columns, TimeRemainingColumn(), console=console, transient=True)
-        self._task = self._bar.add_task(what, total=None)
-        self._shown: Progress | Ticking = self._bar if console.is_terminal else Ticking(what)
+        self._task = self._bar.add_task(label, total=None)
+        self._shown: Progress | Ticking = self._bar if console.is_terminal else Ticking(label)
         self._begun = False
 
     def update(self, done: int, total: int | None, note: str = "") -> None:

@@ -34,17 +34,17 @@ def describe(fast: Sieved, dense: nn.Module, size: InputSize) -> dict[str, Any]:
     tokens as each picture needs, MACs are the most that can be, and tokens those of a black picture: `on_pictures`
     knows better.
     """
-    like = next(dense.parameters())
+    parameter = next(dense.parameters())
     spec = own_input(dense, size)
-    images = torch.zeros(1, *spec, device=like.device, dtype=like.dtype)
+    images = torch.zeros(1, *spec, device=parameter.device, dtype=parameter.dtype)
     before, after = macs(dense, spec), macs(fast, spec)
     without = macs(fast, spec, proposal=False)
     return {
         "recipe": str(fast.recipe),
         "input_size": list(spec),
         "layout": spec.layout,
-        "device": str(like.device),
-        "machine": machine_name(like.device),
+        "device": str(parameter.device),
+        "machine": machine_name(parameter.device),
         "threads": torch.get_num_threads(),
         "versions": {
             "tokensieve": __version__,
@@ -68,15 +68,15 @@ def on_pictures(fast: Sieved, dense: nn.Module, images: Tensor) -> dict[str, Any
     the recipe reads as many tokens as each image needs; nothing where it does not."""
     if not fast.plan.varies:
         return {}
-    like = next(dense.parameters())
-    some = images[:COUNTED].to(like.device, like.dtype).split(1)
+    parameter = next(dense.parameters())
+    single_images = images[:COUNTED].to(parameter.device, parameter.dtype).split(1)
     with torch.no_grad():
-        lengths = [fast.trace(one).lengths for one in some]
+        lengths = [fast.trace(image).lengths for image in single_images]
     counts = [
-        {"macs": macs(fast, images=one), "tokens_per_block": [int(count) for count in each]}
-        for one, each in zip(some, lengths, strict=True)
+        {"macs": macs(fast, images=image), "tokens_per_block": [int(count) for count in length]}
+        for image, length in zip(single_images, lengths, strict=True)
     ]
-    return averaged(fast, macs(dense, tuple(images.shape[1:])), some[0], counts)
+    return averaged(fast, macs(dense, tuple(images.shape[1:])), single_images[0], counts)
 
 
 def averaged(fast: Sieved, dense_macs: float, image: Tensor, counts: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
@@ -89,9 +89,9 @@ def averaged(fast: Sieved, dense_macs: float, image: Tensor, counts: Sequence[Ma
         counts: of each picture its `macs` and its `tokens_per_block`.
     """
     (grid,) = fast.sizes(image)
-    mean = fmean(each["macs"] for each in counts)
+    mean = fmean(count["macs"] for count in counts)
     proposal = macs(fast, images=image) - macs(fast, images=image, proposal=False)
-    blocks = zip(*(each["tokens_per_block"] for each in counts), strict=True)
+    blocks = zip(*(count["tokens_per_block"] for count in counts), strict=True)
     return {
         "macs": {
             "dense": dense_macs,
@@ -111,17 +111,17 @@ def compared(result: Fidelity) -> dict[str, Any]:
     `dense` and `sieved` have a percentage for each top-k, or the figures of a `MapScore`, and `change` what they differ
     by; None without labels. `kind` says what the outputs are.
     """
-    found: dict[str, Any] = {"images": result.count}
+    comparison: dict[str, Any] = {"images": result.count}
     for name, scores in (("dense", result.dense_accuracy), ("sieved", result.accuracy)):
-        found[name] = None if scores is None else dict(scores.figures)
-        found |= _ends(name, None if scores is None else scores.figure_intervals)
-    found["change"] = {_figure(name): change for name, change in result.changes.items()} or None
-    found |= _ends("change", {_figure(name): ends for name, ends in result.change_intervals.items()} or None)
+        comparison[name] = None if scores is None else dict(scores.figures)
+        comparison |= _ends(name, None if scores is None else scores.figure_intervals)
+    comparison["change"] = {_figure(name): change for name, change in result.changes.items()} or None
+    comparison |= _ends("change", {_figure(name): ends for name, ends in result.change_intervals.items()} or None)
     for name in ("agreement", "kl", "cosine", "divergence", "neighbours"):
         interval: Interval | None = getattr(result, f"{name}_interval")
-        found[name] = getattr(result, name)
-        found |= {f"{name}_{end}": interval and getattr(interval, end) for end in Interval._fields}
-    return {**found, "agreement_stderr": result.agreement_stderr, "kind": result.kind}
+        comparison[name] = getattr(result, name)
+        comparison |= {f"{name}_{end}": interval and getattr(interval, end) for end in Interval._fields}
+    return {**comparison, "agreement_stderr": result.agreement_stderr, "kind": result.kind}
 
 
 def _figure(name: int | str) -> str:
@@ -140,7 +140,7 @@ def _reads(fast: Sieved, images: Tensor) -> dict[str, Any]:
     if fast.units == "pixels":
         pixels = [prod(size) for size in fast.sizes(images)]
         blocks = [[reads.mlp for reads in fast.plan.reads(stage, count)] for stage, count in enumerate(pixels)]
-        stages = [{"pixels": count, "per_block": each} for count, each in zip(pixels, blocks, strict=True)]
+        stages = [{"pixels": count, "per_block": per_block} for count, per_block in zip(pixels, blocks, strict=True)]
         return {"tokens": None, "stages": stages}
     trace = fast.trace(images)
     assert trace.tokens is not None

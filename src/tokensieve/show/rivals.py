@@ -38,8 +38,8 @@ def asks_proposal(recipe: Recipe) -> bool:
 
 def varied(recipe: Recipe, **settings: Any) -> Recipe:
     """The recipe with other settings of its `papr`."""
-    own = ranking(recipe)
-    return replace(recipe, methods=tuple(replace(m, **settings) if m is own else m for m in recipe))
+    papr = ranking(recipe)
+    return replace(recipe, methods=tuple(replace(m, **settings) if m is papr else m for m in recipe))
 
 
 def choose(
@@ -81,17 +81,17 @@ def choose(
 
 
 def _by_proposal(recipe: Recipe, names: Sequence[str], files: Mapping[str, str]) -> dict[str, Recipe]:
-    own, asks = ranking(recipe), asks_proposal(recipe)
+    papr, asks = ranking(recipe), asks_proposal(recipe)
     if (names or files) and not asks:
         raise RecipeError(f'"{recipe}" asks no proposal: leave --proposals and --proposal-weights out.')
-    names = names or [own.proposal if asks else own.significance]
+    names = names or [papr.proposal if asks else papr.significance]
     for name in files:
         if name and name not in names:
             raise InputError(f"--proposal-weights {name}=... names no proposal here{nearest(name, names)}.")
     recipes = {}
     for name in names:
         settings: dict[str, Any] = {}
-        if asks and name != own.proposal:
+        if asks and name != papr.proposal:
             settings = {"proposal": name, "layer": None, "proposal_args": None}
             settings |= {"proposal_weights": None, "proposal_sha256": None}
         file = files.get(name, files.get(""))
@@ -142,14 +142,14 @@ class Rivals(Generic[Key]):
     def ask(self, image: Tensor) -> dict[Key, tuple[Trace, Verdict | None]]:
         """What each does to an image (3, H, W), and what it answers."""
         _, probabilities = dense_output(self.dense, image[None])
-        seen = {}
+        results = {}
         for key, fast in self.fasts.items():
             trace = traced(fast, image[None])
             (verdict,) = judge(probabilities, trace.output, self.classes)
             if verdict is not None:
                 self.verdicts[key].append(verdict)
-            seen[key] = trace, verdict
-        return seen
+            results[key] = trace, verdict
+        return results
 
     def summary(self, key: Key) -> dict[str, float | None]:
         """Over all pictures so far: the share of answers kept, the mean confidence in the dense answer."""

@@ -13,14 +13,14 @@ from .tables import new_table
 
 def segment_view(record: dict[str, Any]) -> RenderableType:
     """MACs and scores, dense and under the recipe; then each class's IoU, and where the pictures are."""
-    both = record["recipe"] is not None
+    has_recipe = record["recipe"] is not None
     scores, dense, cost = record["scores"], record["dense"], record["macs"]
-    columns = ["dense", "sieved"] if both else [""]
+    columns = ["dense", "sieved"] if has_recipe else [""]
     table = new_table("", *columns)
     table.add_row(
-        "GMAC a crop", *(f"{cost[name] / 1e9:.3g}" for name in (("dense", "sieved") if both else ("sieved",)))
+        "GMAC a crop", *(f"{cost[name] / 1e9:.3g}" for name in (("dense", "sieved") if has_recipe else ("sieved",)))
     )
-    sides = [dense, scores] if both else [scores]
+    sides = [dense, scores] if has_recipe else [scores]
     if scores is not None:
         for title, name in (("mIoU", "miou"), ("pixel accuracy", "pixel_accuracy")):
             table.add_row(title, *(f"{side[name]:.1f}%" for side in sides))
@@ -28,7 +28,7 @@ def segment_view(record: dict[str, Any]) -> RenderableType:
             values = [side["iou"][index] for side in sides]
             table.add_row(f"  {name}", *("-" if value is None else f"{value:.1f}%" for value in values))
     parts: list[RenderableType] = [Text(record["segmenter"], style="bold")]
-    if both:
+    if has_recipe:
         parts.append(Text(record["recipe"]))
     parts += ["", table, ""]
     if record["agreement"] is not None:

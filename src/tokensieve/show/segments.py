@@ -47,15 +47,15 @@ def class_panel(
     """The class of each pixel (H, W) of `count` classes over a picture, with the names of those that cover most."""
     colours = class_colours(count, names)
     shares = torch.bincount(classes.flatten(), minlength=count) / classes.numel()
-    seen = [index for index in shares.argsort(descending=True).tolist() if shares[index] > 0]
+    present = [index for index in shares.argsort(descending=True).tolist() if shares[index] > 0]
     legend = [
         Key(hexadecimal(colours[index]), f"{class_name(index, names)} {percent(float(shares[index]))}")
-        for index in seen[:LISTED]
+        for index in present[:LISTED]
     ]
-    if len(seen) > LISTED:
-        legend[-1:] = [Key(hexadecimal(_GREY), f"and {len(seen) - LISTED + 1} classes more")]
-    said = ", ".join(key.meaning for key in legend)
-    return Panel(coloured(picture, classes, colours), caption, note, f"{caption}: {said}", legend=tuple(legend))
+    if len(present) > LISTED:
+        legend[-1:] = [Key(hexadecimal(_GREY), f"and {len(present) - LISTED + 1} classes more")]
+    alt = ", ".join(key.meaning for key in legend)
+    return Panel(coloured(picture, classes, colours), caption, note, f"{caption}: {alt}", legend=tuple(legend))
 
 
 def class_name(index: int, names: Sequence[str] | None) -> str:
@@ -72,14 +72,14 @@ def exits_panel(picture: Image.Image, trace: Trace, index: int, caption: str = "
     colours = stage_colours(len(blocks))
     legend = []
     for stage, (block, colour) in enumerate(zip(blocks, colours, strict=True)):
-        said = f"leaves behind block {block}" if block < blocks[-1] else f"stays to the last, block {block}"
-        legend.append(Key(hexadecimal(colour), f"{said}: {_share(stages == stage)}"))
+        alt = f"leaves behind block {block}" if block < blocks[-1] else f"stays to the last, block {block}"
+        legend.append(Key(hexadecimal(colour), f"{alt}: {_share(stages == stage)}"))
     unread = stages == len(blocks)
     if bool(unread.any()):
         legend.append(Key("#ffffff", f"dropped before block 0: {_share(unread)}"))
-    said = ", ".join(key.meaning for key in legend)
-    drawn = coloured(picture, stages, [*colours, None])
-    return Panel(drawn, caption, f"{stages.numel()} patches", f"{caption}: {said}", legend=tuple(legend))
+    alt = ", ".join(key.meaning for key in legend)
+    image = coloured(picture, stages, [*colours, None])
+    return Panel(image, caption, f"{stages.numel()} patches", f"{caption}: {alt}", legend=tuple(legend))
 
 
 def exit_counts(trace: Trace, index: int) -> dict[str, int]:

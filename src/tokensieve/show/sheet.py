@@ -123,13 +123,13 @@ class _Paper:
             self.drawn.append(partial(ImageDraw.ImageDraw.line, xy=line, fill=RULE))
 
     def image(self) -> Image.Image:
-        whole = Image.new("RGB", (self.width + 2 * MARGIN, self.y + MARGIN), GROUND)
-        draw = ImageDraw.Draw(whole)
+        sheet_image = Image.new("RGB", (self.width + 2 * MARGIN, self.y + MARGIN), GROUND)
+        draw = ImageDraw.Draw(sheet_image)
         for step in self.drawn:
             step(draw)
         for picture, place in self.pasted:
-            whole.paste(picture, place, picture if picture.mode == "RGBA" else None)
-        return whole
+            sheet_image.paste(picture, place, picture if picture.mode == "RGBA" else None)
+        return sheet_image
 
     def _lines(self, text: str, x: int, y: int, width: int, size: int, fill: str, bold: bool) -> int:
         """Put down text in lines of at most `width`; gives their height."""

@@ -23,35 +23,35 @@ COLUMNS = 6
 def slim_view(record: dict[str, Any]) -> RenderableType:
     """The record of `tokensieve slim`: what was searched, a row for each block, what is saved, where it is written."""
     count = prod(record["recipe_json"]["methods"][0]["grid"])
-    shown = f"patch_slimming, form {record['form']}, {count} patches → {record['patches'][-1]}"
+    title = f"patch_slimming, form {record['form']}, {count} patches → {record['patches'][-1]}"
     table = new_table("block", "patches", "of all", "error")
     for block, (kept, error) in enumerate(zip(record["patches"], record["errors"], strict=True)):
         table.add_row(str(block), str(kept), f"{100 * kept / count:.0f}%", f"{error:.4f}" if error else "none")
     saved = f"{100 * record['saving']:.1f}% of the MACs saved ({times(record['macs']['ratio'])} fewer)"
-    found = f", tolerance {record['tolerance']:.4g}, nothing trained"
+    details = f", tolerance {record['tolerance']:.4g}, nothing trained"
     legend = "patches: alive after the block, the same for all pictures. error: what choosing them changes where it "
     legend += "first shows, relative to the dense model's activations."
     written = [Text(path, style="bold") for path in (record["out"], record["plot"]) if path]
-    said = Text.assemble((saved, "bold"), found)
-    return Group(header({**record, "recipe": shown}), "", table, Text(legend, style="dim"), "", said, "", *written)
+    text = Text.assemble((saved, "bold"), details)
+    return Group(header({**record, "recipe": title}), "", table, Text(legend, style="dim"), "", text, "", *written)
 
 
-def slim_plot(found: Slimmed, name: str) -> Figure:
+def slim_plot(slimmed: Slimmed, name: str) -> Figure:
     """The share of patches kept for each block, above maps of their significance where the dropped ones are faded."""
-    method, depth = found.method, len(found.counts)
+    method, depth = slimmed.method, len(slimmed.counts)
     assert method.grid is not None
     rows, count = ceil(depth / COLUMNS), prod(method.grid)
     chart = Figure(figsize=(9, 2.9 + 1.75 * rows), layout="constrained")
     parts: Any = chart.subfigures(2, 1, height_ratios=(2.7, 0.2 + 1.75 * rows))
     upper, lower = parts
     axes = upper.subplots()
-    bars = axes.bar(range(depth), [100 * kept / count for kept in found.counts], color=_KEPT, width=0.7)
-    axes.bar_label(bars, [str(kept) for kept in found.counts], padding=2, color=_INK, fontsize=9)
+    bars = axes.bar(range(depth), [100 * kept / count for kept in slimmed.counts], color=_KEPT, width=0.7)
+    axes.bar_label(bars, [str(kept) for kept in slimmed.counts], padding=2, color=_INK, fontsize=9)
     axes.set(xticks=range(depth), xlabel="block", ylabel="patches kept, %", ylim=(0, 112), yticks=(0, 25, 50, 75, 100))
     axes.spines[["top", "right"]].set_visible(False)
     axes.set_title(
-        f"{name}, form {method.form}: {100 * found.saving:.0f} % of the MACs saved "
-        f"({found.images} pictures, tolerance {found.tolerance:.3g})",
+        f"{name}, form {method.form}: {100 * slimmed.saving:.0f} % of the MACs saved "
+        f"({slimmed.images} pictures, tolerance {slimmed.tolerance:.3g})",
         loc="left",
         fontsize=11,
     )
@@ -65,9 +65,9 @@ def slim_plot(found: Slimmed, name: str) -> Figure:
             veil = np.ones((count, 4))  # white, over the patches that are dropped
             veil[:, 3] = _VEIL
             veil[list(method.patches[block]), 3] = 0
-            panel.imshow(_ranks(found.scores[block], method.grid), cmap=_MAP, vmin=0, vmax=1)
+            panel.imshow(_ranks(slimmed.scores[block], method.grid), cmap=_MAP, vmin=0, vmax=1)
             panel.imshow(veil.reshape(-1, method.grid[-1], 4))
-            panel.set_title(f"block {block}: {found.counts[block]}", fontsize=9, color=_INK, pad=3)
+            panel.set_title(f"block {block}: {slimmed.counts[block]}", fontsize=9, color=_INK, pad=3)
     key = lower.colorbar(ScalarMappable(Normalize(0, 1), _MAP), ax=panels.tolist(), shrink=0.8, aspect=18, pad=0.01)
     key.set_ticks([0, 1], labels=["least", "most"], fontsize=9, color=_SOFT)
     key.outline.set_visible(False)

@@ -31,13 +31,13 @@ class Pictures(Dataset[tuple[Tensor, int]]):
         sets = [media_set(source, preprocessing, root=root) for source in sources]
         self.kind = sets[0].kind
         self.places: list[tuple[Any, int]] = []
-        for source, found in zip(sources, sets, strict=True):
-            if not isinstance(found, ImageSet):
+        for source, picture_set in zip(sources, sets, strict=True):
+            if not isinstance(picture_set, ImageSet):
                 raise InputError(f"{source} is a stream: show takes image files, folders and tars.")
-            self.places += [(found, index) for index in range(len(found))]
+            self.places += [(picture_set, index) for index in range(len(picture_set))]
         self.found = len(self.places)
-        self.skipped = [each for found in sets for each in found.skipped]
-        self.notes = [note for found in sets for note in found.notes]
+        self.skipped = [entry for picture_set in sets for entry in picture_set.skipped]
+        self.notes = [note for picture_set in sets for note in picture_set.notes]
         if limit < self.found:
             self.places = [self.places[i * self.found // limit] for i in range(limit)]
         paths = [self.path(index) for index in range(len(self))]
@@ -55,8 +55,8 @@ class Pictures(Dataset[tuple[Tensor, int]]):
     def attempt(self, index: int) -> tuple[Tensor, int] | Failure:
         """Picture `index` as a tensor (3, H, W) without a label, or why it cannot be read."""
         owner, position = self.places[index]
-        found = owner.attempt(position)
-        return found if isinstance(found, Failure) else (found[0], -1)  # a folder's number is no class of the model
+        result = owner.attempt(position)
+        return result if isinstance(result, Failure) else (result[0], -1)  # a folder's number is no class of the model
 
 
 class Videos(Pictures):
@@ -70,8 +70,8 @@ class Videos(Pictures):
 
     def attempt_timed(self, index: int) -> tuple[Tensor, int, Tensor] | Failure:
         owner, position = self.places[index]
-        found: tuple[Tensor, int, Tensor] | Failure = owner.attempt_timed(position)
-        return found
+        result: tuple[Tensor, int, Tensor] | Failure = owner.attempt_timed(position)
+        return result
 
     def windows(self, index: int) -> Iterator[Window | Failure]:
         owner, position = self.places[index]

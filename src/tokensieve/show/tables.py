@@ -45,8 +45,8 @@ def header(record: Record) -> RenderableType:
         grid.add_row("data", Text(f"{record['data']}, {count}, {_prepared(record['preprocessing'])}"))
     if record.get("decoding"):
         pictures, workers = record["decoding"]["pictures"], record["decoding"]["workers"]
-        who = f"{workers} worker{'s' if workers > 1 else ''}" if workers else "this process"
-        grid.add_row("data", Text(f"{record['data']}, {pictures} {data_word(record)} decoded by {who}"))
+        readers = f"{workers} worker{'s' if workers > 1 else ''}" if workers else "this process"
+        grid.add_row("data", Text(f"{record['data']}, {pictures} {data_word(record)} decoded by {readers}"))
     if "files" in record:
         grid.add_row("files", files_line(record["files"]))
     macs = record["macs"]
@@ -97,11 +97,11 @@ def ordinal(number: int) -> str:
 
 def _pixels(stages: list[Record]) -> str:
     """What the point-wise operators of each stage run on."""
-    said = []
+    parts = []
     for stage in stages:
         first, last = stage["per_block"][0], stage["per_block"][-1]
-        said.append(f"{stage['pixels']} → {first}" + (f" to {last}" if first != last else ""))
-    return f"{', '.join(said)} by stage"
+        parts.append(f"{stage['pixels']} → {first}" + (f" to {last}" if first != last else ""))
+    return f"{', '.join(parts)} by stage"
 
 
 def units(record: Record) -> str:
@@ -120,18 +120,18 @@ def _tokens(dense: int, per_block: list[int]) -> str:
 def print_whole(view: RenderableType) -> None:
     """Print to stdout. In a file or a pipe a table is as wide as its cells, since nobody can widen the window there."""
     console = Console(highlight=False)
-    for part in [view] if console.is_terminal else _parts(view):
-        if isinstance(part, Table) and part.box is not None and not console.is_terminal:
-            whole = console.measure(part, options=console.options.update(max_width=WIDEST)).maximum
-            Console(highlight=False, width=max(console.width, whole)).print(part)
+    for piece in [view] if console.is_terminal else _parts(view):
+        if isinstance(piece, Table) and piece.box is not None and not console.is_terminal:
+            width = console.measure(piece, options=console.options.update(max_width=WIDEST)).maximum
+            Console(highlight=False, width=max(console.width, width)).print(piece)
         else:
-            console.print(part)
+            console.print(piece)
 
 
 def _parts(view: RenderableType) -> Iterator[RenderableType]:
     if isinstance(view, Group):
-        for part in view.renderables:
-            yield from _parts(part)
+        for piece in view.renderables:
+            yield from _parts(piece)
     else:
         yield view
 
@@ -143,9 +143,9 @@ def new_table(first: str, *columns: str, text: Sequence[int] = ()) -> Table:
     """
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False)
     for place, name in enumerate((first, *columns)):
-        words = place in text or not (place or name)
-        justify: JustifyMethod = "left" if words else "right"
-        table.add_column(name, justify=justify, no_wrap=not words, overflow="fold" if words else "ellipsis")
+        wraps = place in text or not (place or name)
+        justify: JustifyMethod = "left" if wraps else "right"
+        table.add_column(name, justify=justify, no_wrap=not wraps, overflow="fold" if wraps else "ellipsis")
     return table
 
 
@@ -175,10 +175,10 @@ def short(value: float) -> str:
 
 def brief(recipe: str, most: int = 100) -> str:
     """Recipe text for a page or a cell: files by their names, and what is long by its methods alone."""
-    named = re.sub(r"(weights=)(['\"])(.*?)\2", lambda found: found[1] + PurePath(found[3]).name, recipe)
-    if len(named) <= most:
-        return named
-    return " + ".join(part.partition("(")[0] for part in re.split(r"(?<=\))\s\+\s", named))
+    shortened = re.sub(r"(weights=)(['\"])(.*?)\2", lambda match: match[1] + PurePath(match[3]).name, recipe)
+    if len(shortened) <= most:
+        return shortened
+    return " + ".join(method.partition("(")[0] for method in re.split(r"(?<=\))\s\+\s", shortened))
 
 
 def short_recipe(text: str, most: int = 400) -> str:

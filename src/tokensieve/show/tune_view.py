@@ -21,41 +21,41 @@ RIGHT = {"classes": "top-1", "class-map": "mIoU", "depth": "delta < 1.25"}
 def tune_view(record: Record) -> RenderableType:
     """What ran, the front with the methods alone at the recommended budget, and what was found in a sentence."""
     front = record["front"]
-    best, held = front["best"], front["best"]["heldout"] is not None
+    best, has_heldout = front["best"], front["best"]["heldout"] is not None
     classes = best["search"]["agreement"] is not None
     kind = KINDS[best["search"].get("kind", "classes")]
     unit = divergence_title(front["objective"])
     same, right = SAME.get(kind.name, ""), RIGHT.get(kind.name, "")
-    head = ["MACs", "measured", unit, *(["held out"] if held else []), *([same] if classes else [])]
-    scored = "heldout" if held else "search"
+    head = ["MACs", "measured", unit, *(["held out"] if has_heldout else []), *([same] if classes else [])]
+    scored = "heldout" if has_heldout else "search"
     labelled = front["dense"]["accuracy"].get(scored) is not None
     table = new_table("", "", *head, *([right] if labelled else []), text=(1,))
     table.padding = (0, 1, 0, 0)
     for point in front["points"]:
         if point["dominated"] and point["budget"] != best["budget"]:
             continue
-        mine = point["recipe"] == best["recipe"]
+        recommended = point["recipe"] == best["recipe"]
         title = f"{point['title']}{' alone' if point['kind'] == 'single' else ''}"
         speed = point["speed"]
         row: list[Any] = [
-            ">" if mine else "",
+            ">" if recommended else "",
             title,
             times(point["ratio"]),
             "" if speed is None else with_spread(speed["ratio"], speed["low"], speed["high"]),
             f"{point['search']['divergence']:.3g}",
         ]
-        if held:
+        if has_heldout:
             row.append(f"{point['heldout']['divergence']:.3g}")
         if classes:
             row.append(f"{point[scored]['agreement']:.1f}%")
         if labelled:
             row.append(f"{point[scored]['accuracy']:.1f}%")
-        table.add_row(*row, style="bold" if mine else "dim" if point["dominated"] else "")
+        table.add_row(*row, style="bold" if recommended else "dim" if point["dominated"] else "")
     also = f", as is {same}" if same else ""
     legend = (
         f"MACs and speed: dense over sieved, proposal included. {unit}: mean over "
         f"{best['search']['images']} images of the search"
-        + (f"; held out{also}: {best['heldout']['images']} others." if held else ".")
+        + (f"; held out{also}: {best['heldout']['images']} others." if has_heldout else ".")
         + " Dim: another recipe costs no more and loses less."
     )
     if labelled:

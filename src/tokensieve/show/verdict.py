@@ -179,9 +179,9 @@ def decoding_limit(decoded: Decoding, reader: str, rate: float) -> list[str]:
     if rate <= decoded.per_second:
         return []
     count = decoded.workers
-    who = f"{count} worker{'s' if count > 1 else ''}" if count else "one process, by turns with the model,"
+    readers = f"{count} worker{'s' if count > 1 else ''}" if count else "one process, by turns with the model,"
     return [
-        f"Decoding is the limit: {who} prepare{'s' if count < 2 else ''} {decoded.per_second:.4g} {decoded.of} a "
+        f"Decoding is the limit: {readers} prepare{'s' if count < 2 else ''} {decoded.per_second:.4g} {decoded.of} a "
         f"second, where {reader} alone reads {rate:.4g}. End to end no recipe gets faster than that: give more "
         f"--workers, or store smaller {decoded.of}."
     ]

@@ -124,19 +124,19 @@ def film(path: str | os.PathLike[str]) -> Iterator[Film]:
     if path.suffix.lower() not in _KINDS:
         raise InputError(f"{path} must end in {' or '.join(SUFFIXES)}.")
     with draft(path) as file:
-        made = _KINDS[path.suffix.lower()](file)
+        writer = _KINDS[path.suffix.lower()](file)
         try:
-            yield made
-            if made.size is None:
+            yield writer
+            if writer.size is None:
                 raise InputError(f"There are no frames to write to {path}.")
-            made.end()
+            writer.end()
         finally:
-            made.close()
+            writer.close()
 
 
 def write_video(path: str | os.PathLike[str], frames: Iterable[tuple[Image.Image, float]]) -> Path:
     """Write pictures, each with the seconds for which it is shown, as `film` does."""
-    with film(path) as made:
+    with film(path) as writer:
         for picture, seconds in frames:
-            made.add(picture, seconds)
+            writer.add(picture, seconds)
     return Path(path)

@@ -25,12 +25,12 @@ def waterfall_verdicts(
 
     Arguments as in `verdict`, which speaks for the recipe's row.
     """
-    said: list[list[str]] = []
+    verdicts: list[list[str]] = []
     before: Row | None = None
     outrun = False
     for row in fall.rows:
         if isinstance(row, Skipped):
-            said.append([f"Cannot run here: {row.reason.rstrip('.')}. The next row adds to the last that can."])
+            verdicts.append([f"Cannot run here: {row.reason.rstrip('.')}. The next row adds to the last that can."])
             continue
         sentences: list[str] = []
         if before is not None and row.step == "recipe":
@@ -49,9 +49,9 @@ def waterfall_verdicts(
         if decoded is not None and not outrun:
             slow = decoding_limit(decoded, "this row", row.images_per_second)
             sentences, outrun = [*sentences, *slow], bool(slow)
-        said.append(sentences)
+        verdicts.append(sentences)
         before = row
-    return said
+    return verdicts
 
 
 def _of_step(row: Row, before: Row, device: str, network: bool) -> list[str]:

@@ -111,8 +111,8 @@ def score_cam(features: Tensor, proposal: Proposal, images: Tensor, target: Targ
     rows = []
     for image, image_masks, label in zip(images, masks, classes, strict=True):
         scores = []
-        for some in image_masks.split(SCORE_CAM_CHUNK):
-            mask = F.interpolate(some[:, None], size=image.shape[-2:], mode="bilinear", align_corners=False)
+        for chunk in image_masks.split(SCORE_CAM_CHUNK):
+            mask = F.interpolate(chunk[:, None], size=image.shape[-2:], mode="bilinear", align_corners=False)
             logits = proposal.logits(proposal(image * mask.to(image.dtype)))
             scores.append(logits.index_select(1, label[None])[:, 0])
         rows.append(torch.cat(scores).to(full.dtype).softmax(0))

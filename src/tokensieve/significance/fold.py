@@ -1,5 +1,5 @@
 """A network's graph made cheaper for inference: what does nothing removed, BatchNorms folded, 3-D convolutions of flat
-kernels run as 2-D ones, activations in place."""
+kernels run as 2-D ones, layers in place."""
 
 from __future__ import annotations
 
@@ -134,15 +134,15 @@ def fold(module: fx.GraphModule) -> None:
         norms = _NORMS_BEHIND.get(kind(conv), ())
         if kind(node) not in (*norms, nn.ReLU) or not norms or len(conv.users) > 1 or uses[conv.target] > 1:
             continue
-        own = modules[node.target]
-        if kind(node) in norms and uses[node.target] == 1 and own.running_mean is not None:
-            put(conv, _fused(modules[conv.target], own))
-            own = getattr(own, "act", nn.Identity())
-            put(node, own)
-        if type(own) is nn.ReLU and kind(conv) is nn.Conv2d:
+        layer = modules[node.target]
+        if kind(node) in norms and uses[node.target] == 1 and layer.running_mean is not None:
+            put(conv, _fused(modules[conv.target], layer))
+            layer = getattr(layer, "act", nn.Identity())
+            put(node, layer)
+        if type(layer) is nn.ReLU and kind(conv) is nn.Conv2d:
             put(conv, _as(ConvReLU, modules[conv.target]))
             drop(node)
-        elif type(own) is nn.Identity:
+        elif type(layer) is nn.Identity:
             drop(node)
     for node in graph.nodes:
         if kind(node) is nn.Conv3d and (flat := _flat(modules[node.target])) is not None:
@@ -167,7 +167,7 @@ def _as(kind: type[nn.Module], conv: nn.Module) -> nn.Module:
 
 
 def _reuse_memory(graph: fx.Graph, modules: dict[str, nn.Module]) -> None:
-    """Let sums and activations write into what they read, where that is new and nobody else reads it: for networks of
+    """Let sums and layers write into what they read, where that is new and nobody else reads it: for networks of
     video fresh memory is a large part of the time."""
 
     def spare(node: Any) -> bool:

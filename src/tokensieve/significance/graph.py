@@ -85,11 +85,15 @@ class _Tracer(fx.Tracer):
         return self._note(self.path_of_module(m), super().call_module(m, forward, args, kwargs))
 
     def follow(self, model: nn.Module, note_features: bool) -> fx.Graph:
-        own = getattr(model, FORWARD_FEATURES, None)
-        if not note_features or own is None:
+        forward_features = getattr(model, FORWARD_FEATURES, None)
+        if not note_features or forward_features is None:
             return self.trace(model)
         # A method is no module: it is wrapped while the trace lasts to learn where its output lies in the graph.
-        setattr(model, FORWARD_FEATURES, lambda *args, **kwargs: self._note(FORWARD_FEATURES, own(*args, **kwargs)))
+        setattr(
+            model,
+            FORWARD_FEATURES,
+            lambda *args, **kwargs: self._note(FORWARD_FEATURES, forward_features(*args, **kwargs)),
+        )
         try:
             return self.trace(model)
         finally:
@@ -170,20 +174,20 @@ def _last_child(model: nn.Module, maps: list[str]) -> str:
 
 def _subgraph(model: nn.Module, graph: fx.Graph, start: fx.Node, end: fx.Node) -> fx.GraphModule | None:
     """What computes `end` from `start` alone; None where it needs the images by another path."""
-    needed, todo = {start}, [end]
+    nodes, todo = {start}, [end]
     while todo:
         node = todo.pop()
-        if node not in needed:
+        if node not in nodes:
             if node.op == "placeholder":
                 return None
-            needed.add(node)
+            nodes.add(node)
             todo.extend(node.all_input_nodes)
     part = fx.Graph()
-    made = {start: part.placeholder("features" if start.op != "placeholder" else "images")}
+    copies = {start: part.placeholder("features" if start.op != "placeholder" else "images")}
     for node in graph.nodes:
-        if node in needed and node is not start:
-            made[node] = part.node_copy(node, made.__getitem__)
-    part.output(made[end])
+        if node in nodes and node is not start:
+            copies[node] = part.node_copy(node, copies.__getitem__)
+    part.output(copies[end])
     return fx.GraphModule(model, part).eval()
 
 

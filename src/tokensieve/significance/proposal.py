@@ -88,7 +88,7 @@ class Proposal(Frozen):
             area = prod(images.shape[2:])
             piece = max(1, IMAGES_PER_THREAD * torch.get_num_threads() * 224 * 224 // area)
             if len(images) > piece:
-                return torch.cat([self.features(some) for some in images.split(piece)])
+                return torch.cat([self.features(chunk) for chunk in images.split(piece)])
         return self.features(images)
 
 
@@ -112,10 +112,10 @@ def named_proposal(
     model, mean, std = zoo.create(name, weights=weights, sha256=sha256, args=args, pretrained=pretrained)
     model = reparameterize_model(model, inplace=True)
     parts = split(model, name, layer, _trial_images(model))
-    for part in (parts.features, parts.head):
-        if part is not None:
-            fold(part)
-            part.to(dtype).to(memory_format=torch.channels_last).requires_grad_(False)
+    for module in (parts.features, parts.head):
+        if module is not None:
+            fold(module)
+            module.to(dtype).to(memory_format=torch.channels_last).requires_grad_(False)
     return Proposal(
         parts.features,
         name,
@@ -219,10 +219,10 @@ def _dtype_of(module: nn.Module) -> torch.dtype | None:
 
 def _trial_images(model: nn.Module) -> Tensor:
     """One picture of noise, of 3-D convolutions a clip, of the size and on the device that the model expects."""
-    like = next(model.parameters(), torch.empty(0))
-    clip = (3, 16, 64, 64) if any(isinstance(part, nn.Conv3d) for part in model.modules()) else None
+    parameter = next(model.parameters(), torch.empty(0))
+    clip = (3, 16, 64, 64) if any(isinstance(module, nn.Conv3d) for module in model.modules()) else None
     noise = torch.randn(1, *(clip or InputSpec.of(model)), generator=torch.Generator().manual_seed(0))
-    return noise.to(like.device, like.dtype)
+    return noise.to(parameter.device, parameter.dtype)
 
 
 def _not_features(name: str, output: Any) -> str:

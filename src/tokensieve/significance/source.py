@@ -179,13 +179,17 @@ def build(
                 "std= to sieve(), or proposal_norm='shared'."
             )
         settings: dict[str, Any] = {"weights": proposal_weights, "sha256": proposal_sha256, "pretrained": pretrained}
-        named = named_video_proposal if video else named_proposal
-        net = named(proposal, layer=layer, args=proposal_args, dtype=_dtype(proposal_dtype), **settings)
+        build_proposal = named_video_proposal if video else named_proposal
+        net = build_proposal(proposal, layer=layer, args=proposal_args, dtype=_dtype(proposal_dtype), **settings)
     else:
         if not callable(proposal):
             raise RecipeError(f"proposal={proposal!r} is neither a name nor a module from images to features.")
-        given = {"proposal_weights": proposal_weights, "proposal_args": proposal_args, "proposal_dtype": proposal_dtype}
-        for setting, value in given.items():
+        proposal_settings = {
+            "proposal_weights": proposal_weights,
+            "proposal_args": proposal_args,
+            "proposal_dtype": proposal_dtype,
+        }
+        for setting, value in proposal_settings.items():
             if value is not None:
                 raise RecipeError(f"{setting}= belongs to a proposal given by name; a module is used as it is.")
         net = module_proposal(proposal, layer)
@@ -272,7 +276,7 @@ def _check_reads(proposal: str, video: bool) -> None:
 def _dtype(dtype: torch.dtype | str | None) -> torch.dtype:
     if dtype is None:
         return torch.float32
-    found = getattr(torch, dtype, None) if isinstance(dtype, str) else dtype
-    if not isinstance(found, torch.dtype) or not found.is_floating_point:
+    result = getattr(torch, dtype, None) if isinstance(dtype, str) else dtype
+    if not isinstance(result, torch.dtype) or not result.is_floating_point:
         raise RecipeError(f"proposal_dtype={dtype!r} is unknown: choose float32, bfloat16 or float16.")
-    return found
+    return result

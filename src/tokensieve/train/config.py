@@ -87,10 +87,12 @@ class TrainConfig:
                 raise RecipeError(f"lr_scales must be above 0, not {scale} of {name}.")
         if self.ema is not None and not 0 < self.ema < 1:
             raise RecipeError(f"ema must lie between 0 and 1, not {self.ema}.")
-        for name, known in (("schedule", SCHEDULES), ("precision", PRECISIONS)):
+        for name, choices in (("schedule", SCHEDULES), ("precision", PRECISIONS)):
             value = getattr(self, name)
-            if value not in known:
-                raise RecipeError(f"{name} must be one of {', '.join(known)}, not {value!r}{nearest(value, known)}.")
+            if value not in choices:
+                raise RecipeError(
+                    f"{name} must be one of {', '.join(choices)}, not {value!r}{nearest(value, choices)}."
+                )
 
     def steps(self, samples: int) -> int:
         """Optimizer steps, where an epoch has so many samples."""

@@ -65,30 +65,32 @@ class Augmentation:
         factor = low + (self.scale[1] - low) * float(torch.rand(()))
         size = [max(1, round(side * factor)) for side in image.shape[1:]]
         image = F.resize(image, size, antialias=True)
-        told = F.resize(labels[None], size, interpolation=InterpolationMode.NEAREST)
-        tall, wide = (max(0, side - own) for side, own in zip(crop, size, strict=True))
+        label_map = F.resize(labels[None], size, interpolation=InterpolationMode.NEAREST)
+        tall, wide = (max(0, side - length) for side, length in zip(crop, size, strict=True))
         if tall or wide:
             image = F.pad(image, [0, 0, wide, tall], fill=list(map(float, fill)))
-            told = F.pad(told, [0, 0, wide, tall], fill=[float(VOID)])
-        top, left = self._place(told[0], crop)
+            label_map = F.pad(label_map, [0, 0, wide, tall], fill=[float(VOID)])
+        top, left = self._place(label_map[0], crop)
         area = ..., slice(top, top + crop[0]), slice(left, left + crop[1])
-        image, told = image[area], told[area]
+        image, label_map = image[area], label_map[area]
         if float(torch.rand(())) < self.flip:
-            image, told = image.flip(-1), told.flip(-1)
+            image, label_map = image.flip(-1), label_map.flip(-1)
         if self.colours:
             image = COLOURS(image)
-        return image.contiguous(), told[0].contiguous()
+        return image.contiguous(), label_map[0].contiguous()
 
     def _place(self, labels: Tensor, crop: tuple[int, int]) -> tuple[int, int]:
         """Where a crop begins."""
         top = left = 0
         for _ in range(TRIES):
             top, left = (
-                int(torch.randint(whole - side + 1, ())) for whole, side in zip(labels.shape, crop, strict=True)
+                int(torch.randint(length - side + 1, ())) for length, side in zip(labels.shape, crop, strict=True)
             )
             counts = labels[top : top + crop[0], left : left + crop[1]].flatten().long().bincount(minlength=VOID + 1)
-            counted = counts[:VOID]
-            if int((counted > 0).sum()) > 1 and float(counted.max()) <= self.one_class * float(counted.sum()):
+            class_counts = counts[:VOID]
+            if int((class_counts > 0).sum()) > 1 and float(class_counts.max()) <= self.one_class * float(
+                class_counts.sum()
+            ):
                 break
             if self.one_class == 1:
                 break
@@ -128,7 +130,8 @@ class Crops(Dataset[tuple[Tensor, Tensor]]):
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(chance_of(self.seed, number))
             images, labels = zip(
-                *(self.augmentation(picture, told, self.crop, self.fill) for picture, told in pairs), strict=True
+                *(self.augmentation(picture, label_map, self.crop, self.fill) for picture, label_map in pairs),
+                strict=True,
             )
         return torch.stack(images), torch.stack(labels)
 
@@ -144,17 +147,17 @@ def examine(pictures: SegmentationSet, workers: int = 0) -> str:
     if pictures.identity is not None:
         return hashlib.sha256(pictures.identity.encode()).hexdigest()
     digest, failures = hashlib.sha256("\n".join(pictures.classes).encode()), []
-    for found in DataLoader(_Digests(pictures), batch_size=None, num_workers=workers):
-        if isinstance(found, InputError):
-            failures.append(str(found).rstrip("."))
+    for problem in DataLoader(_Digests(pictures), batch_size=None, num_workers=workers):
+        if isinstance(problem, InputError):
+            failures.append(str(problem).rstrip("."))
         else:
-            digest.update(found)
+            digest.update(problem)
     if len(failures) == 1:
         raise InputError(f"{failures[0]}: mend or remove it before training.")
     if failures:
-        named = "; ".join(failures[:NAMED]) + ("; ..." if len(failures) > NAMED else "")
+        names = "; ".join(failures[:NAMED]) + ("; ..." if len(failures) > NAMED else "")
         raise InputError(
-            f"{len(failures)} of {len(pictures)} pictures cannot be used: mend or remove them before training. {named}."
+            f"{len(failures)} of {len(pictures)} pictures cannot be used: mend or remove them before training. {names}."
         )
     return digest.hexdigest()
 

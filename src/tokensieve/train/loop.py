@@ -105,16 +105,16 @@ class _Training:
         return self.task.module if self.average is None else self.average.module
 
     def run(self) -> Path:
-        config, batches, begun = self.config, self._batches(), perf_counter() - self.seconds
+        config, batches, start = self.config, self._batches(), perf_counter() - self.seconds
         while self.step < self.total:
             self._learn(batches)
             last = self.step == self.total
             validating = last or self.step % config.validate_every == 0
             every = config.checkpoint_every
             if validating:
-                self._validate(begun)
+                self._validate(start)
             if last or (validating if every is None else self.step % every == 0):
-                self.seconds = perf_counter() - begun
+                self.seconds = perf_counter() - start
                 self._save()
         if self.accelerator.is_main_process:
             state = self.task.weights(self.learnt)
@@ -129,11 +129,11 @@ class _Training:
         # The first step of a warm-up has a rate already; timm counts from one of 0.
         self.schedule.step_update(self.step + 1 if self.step < config.warmup else self.step)
         self.task.module.train()
-        for part in range(parts):
+        for step_part in range(parts):
             number, batch = next(batches)
             # Dropout is the batch's own, interrupted or not; below zero, so that it is no chance that makes batches.
             torch.manual_seed(-1 - chance_of(config.seed, number))
-            with nullcontext() if part == parts - 1 else self.accelerator.no_sync(self.model):
+            with nullcontext() if step_part == parts - 1 else self.accelerator.no_sync(self.model):
                 loss, logged = self.model(batch)
                 self.accelerator.backward(loss)
             for name, value in {"loss": loss.detach(), **logged}.items():
@@ -151,11 +151,11 @@ class _Training:
         """This process's batches from the current step on, with their numbers."""
         config, accelerator = self.config, self.accelerator
         parts = config.accumulation * accelerator.num_processes
-        whole = self.task.batches(config.batch_size // parts, self.total * parts, config.seed)
+        dataset = self.task.batches(config.batch_size // parts, self.total * parts, config.seed)
         first, every = self.step * parts + accelerator.process_index, accelerator.num_processes
         numbers = range(first, self.total * parts, every)
         loader = DataLoader(
-            _Caught(whole, numbers),
+            _Caught(dataset, numbers),
             batch_size=None,
             num_workers=config.workers,
             prefetch_factor=AHEAD if config.workers else None,
@@ -180,9 +180,9 @@ class _Training:
                 "again with a smaller lr, a longer warmup or precision fp32. The last checkpoint is from before."
             )
 
-    def _validate(self, begun: float) -> None:
+    def _validate(self, start: float) -> None:
         self._share()
-        row = {"step": self.step, "images": self.step * self.config.batch_size, "seconds": perf_counter() - begun}
+        row = {"step": self.step, "images": self.step * self.config.batch_size, "seconds": perf_counter() - start}
         row |= {name: float(value / self.since) for name, value in self.sums.items()}
         self.sums, self.since = {}, 0
         row |= self.task.evaluate(self.learnt)
@@ -212,11 +212,13 @@ class _Training:
                 f"{file} is no checkpoint that can be read ({cause(error)}): delete it to start over."
             ) from error
         state = state if isinstance(state, dict) else {}
-        theirs = state.get("config", {})
-        if theirs != course or state.get("identity") != self.task.identity:
-            names = [name for name in course if theirs and theirs.get(name) != course[name]]
-            what = f" (other {', '.join(names)})" if names else ""
-            raise InputError(f"{file} was made by another plan{what}: give another folder, or delete it to start over.")
+        saved_config = state.get("config", {})
+        if saved_config != course or state.get("identity") != self.task.identity:
+            names = [name for name in course if saved_config and saved_config.get(name) != course[name]]
+            reason = f" (other {', '.join(names)})" if names else ""
+            raise InputError(
+                f"{file} was made by another plan{reason}: give another folder, or delete it to start over."
+            )
         self.task.module.load_state_dict(state["module"])
         self.optimizer.load_state_dict(state["optimizer"])
         if self.average is not None:
@@ -316,23 +318,23 @@ def make_optimizer(module: Any, config: TrainConfig) -> torch.optim.Optimizer:
         raise RecipeError(
             f"{type(module).__name__} does not say what its layers are (timm's group_matcher): leave layer_decay out."
         )
-    words: dict[str, Any] = {"layer_decay": config.layer_decay, "filter_bias_and_bn": not config.decay_all}
+    settings: dict[str, Any] = {"layer_decay": config.layer_decay, "filter_bias_and_bn": not config.decay_all}
     if config.lr_scales:
-        words = {"param_group_fn": lambda parted: _scaled(parted, config)}
+        settings = {"param_group_fn": lambda parted: _scaled(parted, config)}
     try:
         return timm.optim.create_optimizer_v2(
             module,
             opt=config.optimizer,
             lr=config.lr,
             weight_decay=config.weight_decay,
-            **words,
+            **settings,
             **config.optimizer_args,
         )
     except RecipeError:
         raise
     except Exception as error:  # each optimizer refuses in its own way
-        given = f" with {dict(config.optimizer_args)}" if config.optimizer_args else ""
-        raise RecipeError(f"timm cannot make the optimizer {config.optimizer!r}{given}: {cause(error)}.") from error
+        arguments = f" with {dict(config.optimizer_args)}" if config.optimizer_args else ""
+        raise RecipeError(f"timm cannot make the optimizer {config.optimizer!r}{arguments}: {cause(error)}.") from error
 
 
 def _scaled(module: Any, config: TrainConfig) -> list[dict[str, Any]]:
@@ -356,7 +358,9 @@ def _scaled(module: Any, config: TrainConfig) -> list[dict[str, Any]]:
     parted: dict[tuple[int, float], dict[str, Any]] = {}
     for number, group in enumerate(groups):
         for parameter in group["params"]:
-            prefix = next((each for each in scales if names[id(parameter)].startswith(each)), None)
+            prefix = next(
+                (scale_prefix for scale_prefix in scales if names[id(parameter)].startswith(scale_prefix)), None
+            )
             if prefix is not None:
                 scales[prefix] = True
             scale = 1.0 if prefix is None else config.lr_scales[prefix]
@@ -365,7 +369,7 @@ def _scaled(module: Any, config: TrainConfig) -> list[dict[str, Any]]:
                 parted[key] = {**group, "params": [], "lr_scale": group.get("lr_scale", 1.0) * scale}
             parted[key]["params"].append(parameter)
     if not all(scales.values()):
-        absent = next(name for name, found in scales.items() if not found)
+        absent = next(name for name, groups_found in scales.items() if not groups_found)
         raise RecipeError(f"lr_scales names {absent!r}, and no trainable parameter begins so.")
     return list(parted.values())
 

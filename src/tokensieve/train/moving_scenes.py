@@ -117,7 +117,7 @@ class ReadMovingDigits:
 
     def loss(self, module: Any, batch: Batch) -> Loss:
         clips, labels, masks, moment = batch
-        answers = Answers(*(part.float() for part in module(normalise(clips.float() / 255), moment)))
+        answers = Answers(*(tensor.float() for tensor in module(normalise(clips.float() / 255), moment)))
         share = F.avg_pool3d(masks[:, None].float(), TUBELET).flatten(1)
         digit, direction = labels // len(DIRECTIONS), labels % len(DIRECTIONS)
         classes = answers.clips.log_softmax(1)

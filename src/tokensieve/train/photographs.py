@@ -80,9 +80,9 @@ def _every(pictures: ImageSet, size: int, workers: int = 0) -> Iterator[Batch]:
     if len(failures) == 1:
         raise InputError(f"{failures[0]}: mend or remove it before training.")
     if failures:
-        named = "; ".join(map(str, failures[:NAMED])) + ("; ..." if len(failures) > NAMED else "")
+        names = "; ".join(map(str, failures[:NAMED])) + ("; ..." if len(failures) > NAMED else "")
         which = f"{len(failures)} of {len(pictures)} photographs"
-        raise InputError(f"{which} cannot be read: mend or remove them before training. {named}.")
+        raise InputError(f"{which} cannot be read: mend or remove them before training. {names}.")
 
 
 class ClassTeacher(Teacher):
@@ -163,8 +163,8 @@ class NameClasses:
         logits, second = module(self._normalise(images))
         image_loss = loss = F.cross_entropy(logits.float(), labels, label_smoothing=SMOOTHING)
         if second is not None:
-            told = F.kl_div(second.float().log_softmax(1), taught[0], log_target=True, reduction="batchmean")
-            loss = image_loss + told
+            distillation = F.kl_div(second.float().log_softmax(1), taught[0], log_target=True, reduction="batchmean")
+            loss = image_loss + distillation
         right = (logits.argmax(1) == labels).float().mean()
         return Loss(loss, {"image_loss": image_loss, "train_top1": 100 * right})
 

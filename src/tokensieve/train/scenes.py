@@ -176,10 +176,10 @@ def cell_loss(logits: Tensor, labels: Tensor, share: Tensor) -> Tensor:
     Digit and background weigh about alike, though cells do not.
     """
     background = logits.shape[-1] - 1
-    wanted = torch.where(share > 0.15, labels[:, None], torch.where(share < 0.02, background, UNSURE))
+    targets = torch.where(share > 0.15, labels[:, None], torch.where(share < 0.02, background, UNSURE))
     weight = torch.ones(background + 1, device=logits.device)
     weight[background] = 0.15
-    return F.cross_entropy(logits.flatten(0, 1), wanted.flatten(), weight, ignore_index=UNSURE)
+    return F.cross_entropy(logits.flatten(0, 1), targets.flatten(), weight, ignore_index=UNSURE)
 
 
 class _Batches(Dataset[tuple[Tensor, Tensor, Tensor]]):

@@ -155,15 +155,15 @@ class Segment:
     @torch.no_grad()
     def evaluate(self, module: Any) -> dict[str, float]:
         module.eval()
-        device, found = next(module.parameters()).device, PixelClasses()
+        device, scorer = next(module.parameters()).device, PixelClasses()
         crops = list[Tensor]()
         for index in range(len(self.unseen)):
             image, labels = self.unseen[index]
             image = image[None].to(device)
-            found.update(slide(module, image, self.plan.crop, self.plan.stride, windows=WINDOWS).cpu(), labels[None])
+            scorer.update(slide(module, image, self.plan.crop, self.plan.stride, windows=WINDOWS).cpu(), labels[None])
             if len(crops) < COUNTED:
                 crops.append(center_crop(image, list(self.plan.crop)))
-        row = {f"validation_{name}": value for name, value in found.result().figures.items()}
+        row = {f"validation_{name}": value for name, value in scorer.result().figures.items()}
         return row | {"gmac": macs(module, images=torch.cat(crops)) / 1e9}
 
     def weights(self, module: Any) -> dict[str, Tensor]:
@@ -276,7 +276,7 @@ def _prepare(
     _answers(module, plan)
     say(f"reading {len(known)} and {len(unseen)} pictures with their labels")
     prints = [examine(pictures, settings.workers) for pictures in (known, unseen)]
-    begun = base or backbone_weights
+    start_weights = base or backbone_weights
     identity = json.dumps(
         {
             "plan": asdict(plan),
@@ -284,7 +284,7 @@ def _prepare(
             "trainable": settings.trainable,
             "drop_path": drop_path,
             "augmentation": asdict(settings.augmentation),
-            "begun": file_sha256(begun) if begun else f"pretrained {pretrained}",
+            "begun": file_sha256(start_weights) if start_weights else f"pretrained {pretrained}",
             "pictures": prints,
         },
         sort_keys=True,

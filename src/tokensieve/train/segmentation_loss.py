@@ -35,17 +35,17 @@ def losses(stages: Sequence[Any], labels: Tensor) -> tuple[Tensor, dict[str, Ten
         parts = [atm_loss(stage, labels) for stage in stages]
         weighed = [presence + FOCAL_WEIGHT * focal + DICE_WEIGHT * dice for presence, focal, dice in parts]
         return torch.stack(weighed).sum(), dict(zip(("presence", "focal", "dice"), parts[-1], strict=True))
-    each = [pixel_loss(stage, labels) for stage in stages]
-    weights = [AUXILIARY_WEIGHT] * (len(each) - 1) + [1.0]
-    weighed = [weight * loss for weight, loss in zip(weights, each, strict=True)]
-    return torch.stack(weighed).sum(), {"cross_entropy": each[-1]}
+    stage_losses = [pixel_loss(stage, labels) for stage in stages]
+    weights = [AUXILIARY_WEIGHT] * (len(stage_losses) - 1) + [1.0]
+    weighed = [weight * loss for weight, loss in zip(weights, stage_losses, strict=True)]
+    return torch.stack(weighed).sum(), {"cross_entropy": stage_losses[-1]}
 
 
 def pixel_loss(logits: Tensor, labels: Tensor) -> Tensor:
     """Cross-entropy of logits (B, K, h, w), resized to the labels (B, H, W), averaged over the pixels that count."""
     logits = F.interpolate(_exact(logits), size=labels.shape[1:], mode="bilinear", align_corners=False)
-    counted = (labels != VOID).sum().clamp(min=1)
-    return F.cross_entropy(logits, labels.long(), ignore_index=VOID, reduction="sum") / counted
+    count = (labels != VOID).sum().clamp(min=1)
+    return F.cross_entropy(logits, labels.long(), ignore_index=VOID, reduction="sum") / count
 
 
 def atm_loss(prediction: AtmPrediction, labels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -62,26 +62,26 @@ def atm_loss(prediction: AtmPrediction, labels: Tensor) -> tuple[Tensor, Tensor,
     """
     batch, count, choices = prediction.classes.shape
     classes = torch.arange(count, device=labels.device)
-    whole = labels.flatten(1).long()
-    flags = torch.zeros(batch, VOID + 1, dtype=torch.bool, device=labels.device).scatter(1, whole, True)
+    class_map = labels.flatten(1).long()
+    flags = torch.zeros(batch, VOID + 1, dtype=torch.bool, device=labels.device).scatter(1, class_map, True)
     present = flags[:, :count]
 
-    here, gone = (torch.zeros_like(classes), 1) if choices == 2 else (classes, count)
-    target = torch.where(present, here, gone)
+    here, no_object = (torch.zeros_like(classes), 1) if choices == 2 else (classes, count)
+    target = torch.where(present, here, no_object)
     choice = _exact(prediction.classes).flatten(0, 1)
     weight = torch.ones(choices, device=labels.device, dtype=choice.dtype)
-    weight[gone] = ABSENT_WEIGHT
+    weight[no_object] = ABSENT_WEIGHT
     presence = F.cross_entropy(choice, target.flatten(), weight)
 
     image, index = present.nonzero(as_tuple=True)
     masks = _exact(prediction.masks[image, index])
     masks = F.interpolate(masks[:, None], size=labels.shape[1:], mode="bilinear", align_corners=False)[:, 0].flatten(1)
-    truth = (whole[image] == index[:, None]).to(masks.dtype)
+    truth = (class_map[image] == index[:, None]).to(masks.dtype)
     number = _over_devices(len(masks), labels.device)
     focal = sigmoid_focal_loss(masks, truth, alpha=ALPHA, gamma=GAMMA).mean(1).sum() / number
     inside = masks.sigmoid()
-    overlap, both = (inside * truth).sum(1), inside.sum(1) + truth.sum(1)
-    dice = (1 - (2 * overlap + 1) / (both + 1)).sum() / number
+    overlap, sums = (inside * truth).sum(1), inside.sum(1) + truth.sum(1)
+    dice = (1 - (2 * overlap + 1) / (sums + 1)).sum() / number
     return presence, focal, dice
 
 

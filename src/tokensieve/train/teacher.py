@@ -68,23 +68,23 @@ def remember(teacher: Teacher, views: Iterable[Sequence[Tensor]], about: str, ca
     Raises:
         InputError: the file holds another teacher's answers, or answers about something else.
     """
-    asked = f"{teacher.known_as}, {about}"
+    key = f"{teacher.known_as}, {about}"
     if cache is not None and cache.is_file():
-        return _recall(cache, asked)
+        return _recall(cache, key)
     parts = [torch.stack([teacher.ask(view) for view in batch], 1) for batch in views]
     answers = torch.cat(parts)
     if cache is None:
         return answers
     cache.parent.mkdir(parents=True, exist_ok=True)
     with draft(cache) as path:
-        save_file({"answers": answers}, path, {"asked": asked})
-    return _recall(cache, asked)
+        save_file({"answers": answers}, path, {"asked": key})
+    return _recall(cache, key)
 
 
-def _recall(cache: Path, asked: str) -> Tensor:
+def _recall(cache: Path, key: str) -> Tensor:
     try:
         with safe_open(cache, "pt") as file:
-            if (file.metadata() or {}).get("asked") == asked:
+            if (file.metadata() or {}).get("asked") == key:
                 return file.get_tensor("answers")
     except SafetensorError:
         pass  # cut short or no such file at all: nobody's answers

@@ -96,18 +96,18 @@ def build(
         import transformers
     except ModuleNotFoundError as error:
         raise InputError(f"{name} needs transformers: pip install 'tokensieve[hf]'.") from error
-    known = VIDEO_MODELS.get(name)
-    source = known.checkpoint if known else name.removeprefix(TRANSFORMERS)
+    entry = VIDEO_MODELS.get(name)
+    source = entry.checkpoint if entry else name.removeprefix(TRANSFORMERS)
     if not Path(source).is_dir() and (source.count("/") > 1 or source.startswith(("/", ".", "~"))):
         raise InputError(f"There is no folder {source}, and a checkpoint on the Hub is called OWNER/NAME.")
-    if known:
-        kind: Any = getattr(transformers, f"{known.kind}ForVideoClassification")
-        config = kind.config_class(**{**known.settings, **args})
+    if entry:
+        kind: Any = getattr(transformers, f"{entry.kind}ForVideoClassification")
+        config = kind.config_class(**{**entry.settings, **args})
     else:
         config = transformers.AutoConfig.from_pretrained(source, **args)
         kind = _kind(transformers, config, source)
     # A named checkpoint has its own configuration, which knows more than its architecture, such as names of classes.
-    settings = args if known else {"config": config}
+    settings = args if entry else {"config": config}
     if state is not None:
         model = _loaded(kind, config, state, name)
     elif download:
@@ -115,13 +115,13 @@ def build(
             model = kind.from_pretrained(source, **settings)
     else:
         model = kind(config)
-    norm = _normalisation(source) if download or not known else None
-    if norm is None and not known:
+    norm = _normalisation(source) if download or not entry else None
+    if norm is None and not entry:
         raise InputError(
             f"{source} says in no {' or '.join(PROCESSORS)} how clips are normalised (image_mean, image_std): add it."
         )
-    mean, std = norm or (known.norm if known else IMAGENET)
-    on_one_device(model).pretrained_cfg = {**(known.clips if known else {}), "mean": mean, "std": std}
+    mean, std = norm or (entry.norm if entry else IMAGENET)
+    on_one_device(model).pretrained_cfg = {**(entry.clips if entry else {}), "mean": mean, "std": std}
     return model
 
 
@@ -137,8 +137,8 @@ def on_one_device(model: Any) -> Any:
 def _loaded(kind: Any, config: Any, state: Mapping[str, Tensor], name: str) -> Any:
     """A model with these weights, by transformers itself, which knows what older checkpoints call them; mmaction2's
     names of a VideoMAE's are known here."""
-    theirs = kind.__name__.startswith("VideoMAE") and is_mmaction2(state)
-    if theirs:
+    is_published = kind.__name__.startswith("VideoMAE") and is_mmaction2(state)
+    if is_published:
         config.layer_norm_eps = EPS
         with torch.device("meta"):
             positions = kind(config).videomae.embeddings.position_embeddings
@@ -147,18 +147,18 @@ def _loaded(kind: Any, config: Any, state: Mapping[str, Tensor], name: str) -> A
         model, info = kind.from_pretrained(
             None, config=config, state_dict=dict(state), output_loading_info=True, ignore_mismatched_sizes=True
         )
-    if theirs:
+    if is_published:
         model.fc_norm.eps = EPS
-    for what, problem in (
+    for kind_of_keys, problem in (
         ("missing_keys", "the file has no {}"),
         ("unexpected_keys", "the model has no {}"),
         ("mismatched_keys", "{} has another shape in the file than in the model"),
     ):
         # Keys of other shapes come with the two shapes.
-        names = [key if isinstance(key, str) else str(key[0]) for key in info[what]]
+        names = [key if isinstance(key, str) else str(key[0]) for key in info[kind_of_keys]]
         # Older versions have biases of keys, which change nothing: checkpoints leave them out, and they begin at zero.
-        if found := sorted(name for name in names if not (what == "missing_keys" and name.endswith(KEY_BIAS))):
-            raise InputError(f"Cannot load weights into {name}: {problem.format(found[0])} ({len(found)} such keys).")
+        if wrong := sorted(name for name in names if not (kind_of_keys == "missing_keys" and name.endswith(KEY_BIAS))):
+            raise InputError(f"Cannot load weights into {name}: {problem.format(wrong[0])} ({len(wrong)} such keys).")
     return model
 
 
@@ -180,13 +180,13 @@ def _quiet() -> Iterator[None]:
 
 def _kind(transformers: Any, config: Any, source: str) -> Any:
     """The class of a checkpoint's model."""
-    named = (getattr(config, "architectures", None) or ["no class"])[0]
-    if not named.startswith(READ) or not hasattr(transformers, named):
+    architecture = (getattr(config, "architectures", None) or ["no class"])[0]
+    if not architecture.startswith(READ) or not hasattr(transformers, architecture):
         raise RecipeError(
-            f"{source} holds a model of {named}: by this name models open that read videos ({', '.join(READ)}); of "
-            "others a function returns the model, --model package.module:function."
+            f"{source} holds a model of {architecture}: by this name models open that read videos ({', '.join(READ)}); "
+            "of others a function returns the model, --model package.module:function."
         )
-    return getattr(transformers, named)
+    return getattr(transformers, architecture)
 
 
 def _normalisation(source: str) -> tuple[tuple[float, ...], tuple[float, ...]] | None:
@@ -195,16 +195,16 @@ def _normalisation(source: str) -> tuple[tuple[float, ...], tuple[float, ...]] |
 
     quietly = {"_raise_exceptions_for_missing_entries": False, "_raise_exceptions_for_connection_errors": False}
     for file in PROCESSORS:
-        found = cached_file(source, file, **quietly)
-        if found is None:
+        path = cached_file(source, file, **quietly)
+        if path is None:
             continue
         try:
-            stated = json.loads(Path(found).read_text(encoding="utf-8"))
+            config = json.loads(Path(path).read_text(encoding="utf-8"))
         except (OSError, ValueError) as error:
             raise InputError(f"{file} of {source} cannot be read: {first_line(error)}.") from error
-        if "image_mean" in stated and "image_std" in stated:
-            mean, std = tuple(map(float, stated["image_mean"])), tuple(map(float, stated["image_std"]))
-            if stated.get("offset"):  # ViViT's processor has values in [-1, 1] before it normalises them
+        if "image_mean" in config and "image_std" in config:
+            mean, std = tuple(map(float, config["image_mean"])), tuple(map(float, config["image_std"]))
+            if config.get("offset"):  # ViViT's processor has values in [-1, 1] before it normalises them
                 mean, std = tuple((1 + m) / 2 for m in mean), tuple(s / 2 for s in std)
             return mean, std
     return None

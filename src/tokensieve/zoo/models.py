@@ -83,11 +83,11 @@ def create(
         )
     state = None if weights is None else read_weights(weights, sha256)
     download = pretrained and state is None
-    from_timm, theirs = timm.is_model(name), name.removeprefix(TORCHVISION)
-    ours = name in BUILDERS or is_video_model(name)
-    if not ours and bundled_weights(name).is_file():
+    from_timm, torchvision_name = timm.is_model(name), name.removeprefix(TORCHVISION)
+    is_bundled = name in BUILDERS or is_video_model(name)
+    if not is_bundled and bundled_weights(name).is_file():
         raise RecipeError(f"{name} is a segmenter: tokensieve.segmentation.open_trained({name!r}) opens it.")
-    if not from_timm and not ours and theirs not in torchvision.models.list_models():
+    if not from_timm and not is_bundled and torchvision_name not in torchvision.models.list_models():
         raise RecipeError(f"Neither timm nor torchvision knows a model {name!r}{nearest(name, _names())}.")
     try:
         with one_sentence_of_retries():
@@ -98,8 +98,10 @@ def create(
             elif from_timm:
                 model = timm.create_model(name, pretrained=download, **(args or {}))
             else:
-                model = torchvision.models.get_model(theirs, **_torchvision_weights(theirs, download), **(args or {}))
-                if theirs.startswith("swin3d"):
+                model = torchvision.models.get_model(
+                    torchvision_name, **_torchvision_weights(torchvision_name, download), **(args or {})
+                )
+                if torchvision_name.startswith("swin3d"):
                     model.pretrained_cfg = SWIN3D
     except TypeError as error:
         raise RecipeError(f"{name} cannot be created with the arguments {dict(args or {})}: {error}.") from error
@@ -122,13 +124,13 @@ def create(
 def _refuse_sources(name: str, args: Mapping[str, Any]) -> None:
     """Refuse arguments that have a library read weights by itself: unchecked, by whatever loader, from anywhere."""
     sources = ("file", "url", "hf_hub_id", "hf_hub_filename", "state_dict", "custom_load", "source")
-    found = ["checkpoint_path"] if args.get("checkpoint_path") else []
+    remote = ["checkpoint_path"] if args.get("checkpoint_path") else []
     for setting in ("pretrained_cfg", "pretrained_cfg_overlay"):
         if isinstance(config := args.get(setting), Mapping):
-            found += [f"{setting}[{key!r}]" for key in sources if config.get(key)]
-    if found:
+            remote += [f"{setting}[{key!r}]" for key in sources if config.get(key)]
+    if remote:
         raise RecipeError(
-            f"{name} cannot be created with {found[0]}, which says where weights come from: name their file as its "
+            f"{name} cannot be created with {remote[0]}, which says where weights come from: name their file as its "
             "weights, which is checked."
         )
 
@@ -159,7 +161,7 @@ def read_weights(path: str | PathLike[str], sha256: str | None = None) -> dict[s
 
 
 def load_strictly(
-    model: nn.Module, state: Mapping[str, torch.Tensor], what: str, called: Mapping[str, str] | None = None
+    model: nn.Module, state: Mapping[str, torch.Tensor], description: str, called: Mapping[str, str] | None = None
 ) -> None:
     """Load `state` into `model`; raises `InputError` that names the first key that does not fit.
 
@@ -173,15 +175,16 @@ def load_strictly(
     unexpected = [key for key in state if key not in own]
     wrong = [key for key in own if key in state and own[key].shape != state[key].shape]
     if missing:
-        raise InputError(
-            f"Cannot load {what}: the file has no {named.get(missing[0], missing[0])!r} ({len(missing)} such keys)."
-        )
+        name = named.get(missing[0], missing[0])
+        raise InputError(f"Cannot load {description}: the file has no {name!r} ({len(missing)} such keys).")
     if unexpected:
-        raise InputError(f"Cannot load {what}: the model has no {unexpected[0]!r} ({len(unexpected)} such keys).")
+        raise InputError(
+            f"Cannot load {description}: the model has no {unexpected[0]!r} ({len(unexpected)} such keys)."
+        )
     if wrong:
         key, have, want = wrong[0], tuple(state[wrong[0]].shape), tuple(own[wrong[0]].shape)
         raise InputError(
-            f"Cannot load {what}: {named.get(key, key)!r} has shape {have} in the file and {want} in the model."
+            f"Cannot load {description}: {named.get(key, key)!r} has shape {have} in the file and {want} in the model."
         )
     model.load_state_dict(state, strict=False)
 
