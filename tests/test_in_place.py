@@ -261,7 +261,7 @@ def test_a_move_inside_a_larger_model_takes_them_along() -> None:
 def test_a_host_that_was_moved_alone_is_told_of(images: Tensor) -> None:
     far = images.to("meta")
     for recipe, sentence in {
-        "papr(keep=0.5, proposal=test_resnet)": "The proposal test_resnet is on cpu, and what it is given is on meta",
+        "papr(keep=0.5, proposal=test_resnet)": "The proposal test_resnet is on cpu, and its input is on meta",
         "corrected()": r"Learned layers of the recipe \(fast\.parts, 0\) are on cpu",
         "dynamicvit(keep=0.5)": r"are on cpu, .* on meta: move what sieve\(\) returned, fast\.to",
     }.items():
