@@ -11,7 +11,7 @@ import matplotlib
 
 from results import ROOT
 from tokensieve.train.loop import read_log
-from tokensieve.train.scenes import SEEN
+from tokensieve.train.nano import SEEN
 
 matplotlib.use("Agg")
 

@@ -17,7 +17,7 @@ from tokensieve.about.machine import cores
 from tokensieve.cli import main
 from tokensieve.measure.speed import interleaved
 from tokensieve.search import timing
-from tokensieve.show import said
+from tokensieve.show import messages
 
 SHARED = Path(__file__).resolve().parents[1].parent / "shared"
 
@@ -75,7 +75,7 @@ def there(tmp_path, monkeypatch):
 def run(monkeypatch, capsys):
     """Call the command line; gives its exit code, stdout and stderr."""
     monkeypatch.setenv("COLUMNS", "80")
-    monkeypatch.setattr(said, "FIRST", 3600.0)  # what takes long on a busy machine says nothing more than elsewhere
+    monkeypatch.setattr(messages, "FIRST", 3600.0)  # what takes long on a busy machine says nothing more than elsewhere
     threads = torch.get_num_threads()
 
     def call(*arguments):

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from .errors import DenseOnly, UnsupportedHost
-from .forward.intermediates import Wanted
+from .forward.intermediates import FeatureRequest
 from .forward.stage_stream import StageStream
 from .forward.token_stream import TokenStream
 from .forward.trace import Mask, Trace
@@ -287,7 +287,7 @@ class Sieved(nn.Module):
             InputError: a block index out of range, or "NCHW" without `restore` where the tokens no longer form a grid.
         """
         kwargs = {name: value for name, value in locals().items() if name not in ("self", "x")}
-        return self._now().intermediates(check_images(self.model, x, self.host.layout), Wanted(**kwargs))
+        return self._now().intermediates(check_images(self.model, x, self.host.layout), FeatureRequest(**kwargs))
 
     def trace(self, images: Tensor, *, attention: Sequence[int] = ()) -> Trace:
         """Run on images or clips and tell what happened: see `Trace`; of the blocks `attention` class attention too.

@@ -23,7 +23,7 @@ from .options import (
 from .output import print_record, say
 
 if TYPE_CHECKING:  # heavy imports wait until a command needs them, so that --help answers at once
-    from ..show.progress import Watched
+    from ..show.progress import TrackedBatches
 
 
 def evaluate(
@@ -62,7 +62,7 @@ def evaluate(
     from ..show.explain import class_names
     from ..show.files import files_record
     from ..show.predictions import Predictions
-    from ..show.progress import Watched, list_failures, working
+    from ..show.progress import TrackedBatches, list_failures, working
     from ..show.record import compared, on_pictures
 
     # The data is opened first, which is soon done; how its pictures are prepared, only the model knows.
@@ -72,7 +72,7 @@ def evaluate(
         pictures = media.prepared(prepared)
         record = record_of(spec, opened)
         views = opened.views
-        watched = Watched(load_batches(pictures, max(1, batch // views), workers))
+        watched = TrackedBatches(load_batches(pictures, max(1, batch // views), workers))
     labels = dict(getattr(pictures, "classes", ()))
     answers = Predictions(class_names(dense), labels)
     if place is not None and not class_count(dense):
@@ -98,7 +98,7 @@ def evaluate(
     list_failures(result.failures, watched.kind)
 
 
-def _scorable(ks: list[int] | None, watched: Watched, folders: int, classes: int) -> list[int] | None:
+def _scorable(ks: list[int] | None, watched: TrackedBatches, folders: int, classes: int) -> list[int] | None:
     """The top-k that make sense: none where labels or a classifier are missing, or do not belong together."""
     why = None
     if not classes or not watched.labelled:

@@ -6,7 +6,7 @@ import json
 from importlib import import_module
 from typing import Any
 
-from ..show.said import say as say  # where commands find it
+from ..show.messages import say as say  # where commands find it
 
 
 def print_record(record: dict[str, Any], view: str, as_json: bool) -> None:

@@ -83,7 +83,7 @@ def show(
     from ..show import gallery, rivals
     from ..show.explain import class_names
     from ..show.files import files_record, tell_files
-    from ..show.progress import Watched, list_failures, working
+    from ..show.progress import TrackedBatches, list_failures, working
     from ..show.sources import Pictures
 
     recipes: dict[str, Recipe] = {}
@@ -112,7 +112,7 @@ def show(
         )
         pictures = Pictures(images, preprocessing, limit)
         tell_files(pictures)
-        watched = Watched(load_batches(pictures, 1 if several else BATCH))
+        watched = TrackedBatches(load_batches(pictures, 1 if several else BATCH))
     if maps:
         result = gallery.compared(rivals.Rivals(fasts, dense, names), preprocessing, watched, pictures.names)
     elif several:

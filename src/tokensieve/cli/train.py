@@ -88,8 +88,7 @@ def train(
         raise InputError(f"--only must be one of {', '.join(names)}, not {only!r}.")
     import torch
 
-    from ..train import loop, moving_scenes, scene_segmenter
-    from ..train import scenes as on_scenes
+    from ..train import loop, nano, nano_video, scene_segmenter
     from ..train.task import Task
 
     joined = loop.devices()
@@ -99,11 +98,11 @@ def train(
     for name in names if only is None else (only,):
         task: Task
         if images is None and name in VIDEO:
-            config, task = moving_scenes.prepare(name, scenes=scenes, seed=seed, workers=workers)
+            config, task = nano_video.prepare(name, scenes=scenes, seed=seed, workers=workers)
         elif images is None and name == SEGMENTER:
             config, task = scene_segmenter.prepare(folder, scenes=scenes, seed=seed, workers=workers, say=say)
         elif images is None:
-            config, task = on_scenes.prepare(name, scenes=scenes, seed=seed, workers=workers)
+            config, task = nano.prepare(name, scenes=scenes, seed=seed, workers=workers)
         else:
             from ..show.files import files_record, tell_files
             from ..train import photographs

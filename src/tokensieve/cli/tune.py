@@ -45,8 +45,10 @@ def tune(
         str | None,
         typer.Option(metavar="FILE", help="NAME.safetensors of `train segment` instead of --model; reads windows."),
     ] = None,
-    macs: Annotated[float | None, typer.Option(metavar="X", help="Wanted: X times fewer MACs.")] = None,
-    time: Annotated[float | None, typer.Option(metavar="X", help="Wanted: X times as fast, measured here.")] = None,
+    macs: Annotated[float | None, typer.Option(metavar="X", help="FeatureRequest: X times fewer MACs.")] = None,
+    time: Annotated[
+        float | None, typer.Option(metavar="X", help="FeatureRequest: X times as fast, measured here.")
+    ] = None,
     divergence: Annotated[
         float | None, typer.Option(metavar="KL", help="Allowed: this divergence, and as cheap as can be.")
     ] = None,
@@ -106,7 +108,7 @@ def tune(
     from ..search.budgets import budget
     from ..search.tuning import tune
     from ..show.files import files_record
-    from ..show.progress import Counting, Watched, list_failures, working
+    from ..show.progress import Counting, TrackedBatches, list_failures, working
 
     budget(macs, time, divergence)
     media = Media(data, classes=classes, limit=limit, root=clips.root)
@@ -126,12 +128,12 @@ def tune(
     if labelled and (loose := getattr(pictures, "unlabelled", 0)):
         raise InputError(f"Accuracy needs a label for every {kind.one}, and {loose} lie in no class folder: move them.")
 
-    class Unlabelled(Watched):
+    class Unlabelled(TrackedBatches):
         def __iter__(self) -> Iterator[Any]:
             for batch in super().__iter__():
                 yield batch.images
 
-    watched = (Watched if labelled else Unlabelled)(load_batches(pictures, batch, workers))
+    watched = (TrackedBatches if labelled else Unlabelled)(load_batches(pictures, batch, workers))
     with Counting("recipes tried") as counting:
 
         def report(now: Progress) -> None:

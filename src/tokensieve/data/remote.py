@@ -28,13 +28,13 @@ def filesystem(url: str) -> tuple[Any, str]:
     """
     import fsspec
 
-    with told(url):
+    with as_input_errors(url):
         result: tuple[Any, str] = fsspec.core.url_to_fs(url)
     return result
 
 
 @contextmanager
-def told(url: str) -> Iterator[None]:
+def as_input_errors(url: str) -> Iterator[None]:
     """Turn whatever a store's client raises into an `InputError` that names the URL."""
     try:
         yield
@@ -82,6 +82,6 @@ def find(url: str) -> dict[str, str]:
     """
     system, place = filesystem(url)
     root = place.rstrip("/")
-    with told(url):
+    with as_input_errors(url):
         paths = sorted(system.find(root))
     return {path[len(root) :].lstrip("/"): system.unstrip_protocol(path) for path in paths}

@@ -49,7 +49,7 @@ class Timeline:
         """In seconds, to the end of the last frame."""
         return float(self.seconds[-1]) + 1 / self.rate
 
-    def shown(self, seconds: np.ndarray) -> np.ndarray:
+    def frame_at(self, seconds: np.ndarray) -> np.ndarray:
         """Index of the frame that is shown at each time; half a frame of grace evens out rounded stamps."""
         usual = float(np.median(np.diff(self.seconds))) if len(self) > 1 else 1 / self.rate
         grace = 0.5 * min(usual, 1 / self.rate)

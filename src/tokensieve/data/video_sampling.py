@@ -55,7 +55,7 @@ def dense_clips(timeline: Timeline, frames: int, stride: int, clips: int) -> np.
     room = max(length - ((frames - 1) * stride + 1), 0)
     starts = np.array([room // 2]) if clips == 1 else np.floor(np.linspace(0, room, clips) + 0.5)
     at = (starts[:, None] + np.arange(frames) * stride).clip(0, length - 1)
-    return timeline.shown(at / timeline.rate)
+    return timeline.frame_at(at / timeline.rate)
 
 
 def uniform_clips(timeline: Timeline, frames: int, clips: int) -> np.ndarray:
@@ -69,7 +69,7 @@ def uniform_clips(timeline: Timeline, frames: int, clips: int) -> np.ndarray:
     length = _length(timeline)
     places = (np.arange(clips)[:, None] + 0.5) / clips
     at = np.floor((np.arange(frames) + places) * length / frames).clip(0, length - 1)
-    return timeline.shown(at / timeline.rate)
+    return timeline.frame_at(at / timeline.rate)
 
 
 def sliding_windows(timeline: Timeline, frames: int, stride: int, step: float | None) -> np.ndarray:
@@ -90,7 +90,7 @@ def sliding_windows(timeline: Timeline, frames: int, stride: int, step: float | 
     room = max(length - span, 0)
     starts = np.floor(np.arange(int(np.ceil(room / wide)) + 1) * wide + 0.5).clip(0, room)
     at = (np.unique(starts)[:, None] + np.arange(frames) * stride).clip(0, length - 1)
-    return timeline.shown(at / timeline.rate)
+    return timeline.frame_at(at / timeline.rate)
 
 
 def _length(timeline: Timeline) -> int:

@@ -18,7 +18,7 @@ FORMATS = ("NCHW", "NLC")
 
 
 @dataclass(frozen=True)
-class Wanted:
+class FeatureRequest:
     """What is asked of `forward_intermediates`, in timm's words and `restore`, `fill`."""
 
     indices: int | list[int] | tuple[int, ...] | None = None
@@ -31,7 +31,7 @@ class Wanted:
     restore: bool = False
     fill: str = "nearest"
 
-    def taken(self, count: int) -> tuple[list[int], int]:
+    def take_indices(self, count: int) -> tuple[list[int], int]:
         """Which of `count` blocks or stages, and the last of them.
 
         Raises:
@@ -39,10 +39,10 @@ class Wanted:
         """
         try:
             indices = list(self.indices) if isinstance(self.indices, (list, tuple)) else self.indices
-            indices_taken, last = feature_take_indices(count, indices)
+            taken, last = feature_take_indices(count, indices)
         except AssertionError:
             raise InputError(f"indices={self.indices} must be of {count} blocks or stages, 0 to {count - 1}.") from None
-        return list(indices_taken), last
+        return list(taken), last
 
     def check(self, formats: tuple[str, ...] = FORMATS) -> None:
         """Raises `InputError` for a format that cannot be had."""
@@ -53,21 +53,21 @@ class Wanted:
 class Intermediates:
     """Looks on at a walk, and keeps the tokens of the blocks that are wanted."""
 
-    def __init__(self, host: Host, request: Wanted) -> None:
+    def __init__(self, host: Host, request: FeatureRequest) -> None:
         request.check()
-        self.host, self.wanted = host, request
-        self.indices, last = request.taken(len(host.blocks))
+        self.host, self.request = host, request
+        self.indices, last = request.take_indices(len(host.blocks))
         self.blocks = last + 1 if request.stop_early else len(host.blocks)
         self.kept: list[tuple[int, Tokens]] = []
 
     def see(self, step: Step) -> None:
         if step.block in self.indices:
-            tokens = self.host.features(step.tokens) if self.wanted.norm else step.tokens
+            tokens = self.host.features(step.tokens) if self.request.norm else step.tokens
             self.kept.append((step.block, tokens))
 
     def answer(self, tokens: Tokens, batch: int) -> Any:
         """What timm returns: `tokens` are the last block's after the final norm, of `batch` images."""
-        request, prefix = self.wanted, [x.x[:batch, : x.prefix] for _, x in self.kept]
+        request, prefix = self.request, [x.x[:batch, : x.prefix] for _, x in self.kept]
         features = [self._laid_out(block, kept)[:batch] for block, kept in self.kept]
         split = request.return_prefix_tokens and tokens.prefix > 0
         if request.output_dict:
@@ -80,11 +80,11 @@ class Intermediates:
     def _laid_out(self, block: int, tokens: Tokens) -> Tensor:
         """The patch tokens as the format wants them."""
         count = tokens.x.shape[1] - tokens.prefix
-        if self.wanted.restore:
-            x = tokens.on_grid(fill=self.wanted.fill)
-            return x if self.wanted.output_fmt == "NCHW" else x.flatten(2).transpose(1, 2)
+        if self.request.restore:
+            x = tokens.on_grid(fill=self.request.fill)
+            return x if self.request.output_fmt == "NCHW" else x.flatten(2).transpose(1, 2)
         x = tokens.x[:, tokens.prefix :]
-        if self.wanted.output_fmt == "NLC":
+        if self.request.output_fmt == "NLC":
             return x
         if not tokens.whole:
             raise InputError(

@@ -21,7 +21,7 @@ from ..pixels import Pixels, by_slices, put, take
 from ..recipe import Recipe
 from ..tokens import Tokens
 from .base_stream import BaseStream
-from .intermediates import Wanted
+from .intermediates import FeatureRequest
 from .stage_plan import StagePlan
 from .trace import Mask, Trace
 from .walk import Reads
@@ -92,7 +92,7 @@ class StageStream(BaseStream):
         """(B, C, H, W) -> the last map, as the host's own `forward_features` gives it."""
         return self.host.features(self.run(images)[-1])
 
-    def intermediates(self, images: Tensor, request: Wanted) -> Any:
+    def intermediates(self, images: Tensor, request: FeatureRequest) -> Any:
         """The map (B, C, H, W) behind each stage that is wanted, whole; with the last one where that is asked too."""
         request.check(("NCHW",))
         if request.return_prefix_tokens or request.output_dict or request.norm:
@@ -100,7 +100,7 @@ class StageStream(BaseStream):
                 f"{type(self.host.model).__name__} has stages: its maps have no prefix tokens, no norm that fits them "
                 "all and no dictionary. return_prefix_tokens, norm and output_dict are for hosts with tokens."
             )
-        indices, last = request.taken(len(self.host.stages))
+        indices, last = request.take_indices(len(self.host.stages))
         maps = self.run(images, stages=last + 1 if request.stop_early else None)
         chosen = [self._channels_first(maps[1 + index]) for index in indices]
         if request.intermediates_only is not False:
@@ -229,13 +229,13 @@ class Choosing:
             background = "keep"
         operator = block.pointwise
         recorded = recording()
-        if block.each and not training and x.device.type == "cpu" and not recorded:
+        if block.pixelwise and not training and x.device.type == "cpu" and not recorded:
             operator = partial(by_slices, block.pointwise)
         kept = pixels.index.shape[1]
         places, change = pixels.flat, operator(take(y, pixels.flat, kept)).flatten(0, 1)
         if pixels.cheaper is not None:
             rest = pixels.cheaper[str(index)](take(y, pixels.flat_rest, pixels.count - kept))
             places, change = torch.cat([places, pixels.flat_rest]), torch.cat([change, rest.flatten(0, 1)])
-        in_place = settled and not torch.is_grad_enabled() and not recorded and not block.watched
+        in_place = settled and not torch.is_grad_enabled() and not recorded and not block.residual_hooked
         out = put(residual, places, change, background, in_place=in_place)
         return self.stream.own_layout(out)

@@ -22,7 +22,7 @@ from ..padding import attend_per_length, better_apart, per_length
 from ..recipe import Recipe
 from ..tokens import Tokens
 from .base_stream import BaseStream
-from .intermediates import HiddenStates, Intermediates, Wanted
+from .intermediates import FeatureRequest, HiddenStates, Intermediates
 from .levels import Levels, leave
 from .plan import Plan, Reduction, check
 from .trace import Trace
@@ -110,7 +110,7 @@ class TokenStream(BaseStream):
         """(B, C, H, W) -> the surviving tokens after the final norm, (B, N, d), prefix first."""
         return self.run(images).x
 
-    def intermediates(self, images: Tensor, request: Wanted) -> Any:
+    def intermediates(self, images: Tensor, request: FeatureRequest) -> Any:
         """Features of chosen blocks, as timm's `forward_intermediates` gives them."""
         collector = Intermediates(self.host, request)
         tokens = self.run(images, watch=[collector.see], blocks=collector.blocks)

@@ -8,7 +8,6 @@ from torch import nn
 from ..attention import BlockQKV
 from ..errors import UnsupportedHost
 from . import (  # noqa: F401
-    hf_around,
     hf_beit,
     hf_dense,
     hf_eomt,
@@ -16,6 +15,7 @@ from . import (  # noqa: F401
     hf_video,
     hf_vit,
     hf_vjepa2,
+    hf_with_backbone,
     hf_yolos,
     open_clip,
     timm_beit,

@@ -12,8 +12,8 @@ from ..attention import BlockQKV
 from ..errors import UnsupportedHost
 from ..tokens import Tokens
 from .hf_block import HFBlock
-from .hf_calls import Answers, Around, theirs
-from .hf_dense import HFBackbone, HFDense, States, answered
+from .hf_calls import StandIn, WithParts, is_transformers
+from .hf_dense import HFBackbone, HFDense, States, encoder_output
 from .pair_bias import gathered
 from .registry import register_host
 
@@ -68,8 +68,8 @@ class _HFBeit(HFDense):
         if any(bias is not None for bias in (shared, *(layer.relative_position_bias for layer in layers))):
             self.cannot_drop_prefix = "its blocks add a bias to pairs of tokens, the class token among them"
 
-    def held(self, model: Any) -> Any:
-        if not theirs(model.beit) or type(model.beit).__name__ != "BeitModel":
+    def holder_of(self, model: Any) -> Any:
+        if not is_transformers(model.beit) or type(model.beit).__name__ != "BeitModel":
             raise UnsupportedHost(f"{self.name} holds a {type(model.beit).__name__}, for which no opener is written.")
         return model.beit
 
@@ -82,7 +82,9 @@ class _HFBeit(HFDense):
         return super().arguments(images, kwargs)
 
     def answer(self, states: States, images: Tensor, **kwargs: Any) -> Any:
-        return Around(self.model, beit=Answers(self.holder, lambda **_kwargs: answered(states)))(images, **kwargs)
+        return WithParts(self.model, beit=StandIn(self.holder, lambda **_kwargs: encoder_output(states)))(
+            images, **kwargs
+        )
 
 
 @register_host("transformers.models.BeitBackbone")

@@ -11,7 +11,7 @@ from torch import Tensor
 from ..attention import BlockQKV
 from ..tokens import Tokens, rows
 from .base import HostBlock
-from .hf_calls import theirs
+from .hf_calls import is_transformers
 
 KERNELS = (None, "eager", "sdpa", "flash_attention_2", "flash_attention_3", "flex_attention")
 """transformers' ways to compute one and the same attention; any other may compute another one."""
@@ -134,9 +134,9 @@ class HFBlock(HostBlock):
         self.bypassed = [layer, *(module for module in _along(layer, self.seam.inner) if module is not None)]
         inner: Any = self.bypassed[-1]
         kernel = getattr(getattr(inner, "config", None), "_attn_implementation", None)
-        if not theirs(layer) or type(layer).__name__ not in SEAMS:
+        if not is_transformers(layer) or type(layer).__name__ not in SEAMS:
             self.closed = f"{type(layer).__name__} has no seam between attention and MLP that is known here"
-        elif not theirs(inner) or type(inner).__name__ != self.seam.attention:
+        elif not is_transformers(inner) or type(inner).__name__ != self.seam.attention:
             self.closed = f"its attention {type(inner).__name__} is unknown here (known: {self.seam.attention})"
         elif kernel not in KERNELS:
             self.closed = (
@@ -222,7 +222,7 @@ def _along(layer: Any, path: str) -> list[Any]:
     """The parts on the way to `path`, none behind the first that is missing or not transformers' own; None for that."""
     parts = [layer]
     for name in path.split("."):
-        parts.append(getattr(parts[-1], name, None) if theirs(parts[-1]) else None)
+        parts.append(getattr(parts[-1], name, None) if is_transformers(parts[-1]) else None)
     return parts[1:]
 
 

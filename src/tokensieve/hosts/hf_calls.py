@@ -18,7 +18,7 @@ COUNT = "num_items_in_batch"
 """What transformers' Trainer adds to `labels=`, for the loss alone."""
 
 
-def theirs(module: Any) -> bool:
+def is_transformers(module: Any) -> bool:
     """Whether a module's class is transformers' own."""
     return type(module).__module__.startswith("transformers.models.")
 
@@ -70,7 +70,7 @@ def check_size(model: Any, images: Tensor, size: tuple[int, int]) -> None:
         )
 
 
-def check_words(model: Any, kwargs: dict[str, Any], takes: list[str]) -> None:
+def check_kwargs(model: Any, kwargs: dict[str, Any], takes: list[str]) -> None:
     """Refuse words that are none of those which the sieved model takes beside pixel_values."""
     for word in kwargs:
         if word not in takes and not (word == COUNT and "labels" in takes):
@@ -80,7 +80,7 @@ def check_words(model: Any, kwargs: dict[str, Any], takes: list[str]) -> None:
             )
 
 
-class Around:
+class WithParts:
     """A model as its own forward sees it, but with other parts, by name, in the place of some of its own.
 
     It is made for one call, so that nothing is kept, and nothing of the model is changed.
@@ -98,7 +98,7 @@ class Around:
         return type(self._model).forward(self, *inputs, **kwargs)
 
 
-class Answers:
+class StandIn:
     """A part of a model as the forward around it sees it, which answers with what is there already."""
 
     def __init__(self, module: Any, answer: Callable[..., Any]) -> None:
@@ -114,8 +114,8 @@ class Answers:
     forward_with_filtered_kwargs = __call__
 
 
-def given(pixel_values: Any = None, *, pixel_values_videos: Any = None, **_words: Any) -> Any:
-    """A part that answers with what it is given."""
+def pass_through(pixel_values: Any = None, *, pixel_values_videos: Any = None, **_words: Any) -> Any:
+    """A module that returns its input unchanged."""
     return pixel_values_videos if pixel_values is None else pixel_values
 
 

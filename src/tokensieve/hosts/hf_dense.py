@@ -21,7 +21,7 @@ from ..tokens import Tokens
 from .base import Exit, Host
 from .checks import check_images
 from .hf_block import HFBlock
-from .hf_calls import Answers, Around, called_with, check_model, check_words, pair, refuse, theirs
+from .hf_calls import StandIn, WithParts, called_with, check_kwargs, check_model, is_transformers, pair, refuse
 from .registry import register_host
 
 States = Sequence[Tensor | None]
@@ -44,7 +44,7 @@ def arguments_of(
     hidden = kwargs.pop("output_hidden_states", getattr(model.config, "output_hidden_states", False))
     parameters = inspect.signature(type(model).forward).parameters.values()
     known = [p.name for p in parameters if p.kind is not p.VAR_KEYWORD and p.name not in REFUSED]
-    check_words(model, kwargs, list(dict.fromkeys([*known, "output_hidden_states", "return_dict", *more])))
+    check_kwargs(model, kwargs, list(dict.fromkeys([*known, "output_hidden_states", "return_dict", *more])))
     return images, kwargs | ({"output_hidden_states": True} if hidden else {})
 
 
@@ -63,7 +63,7 @@ class HFDense(Host):
     def __init__(self, model: Any) -> None:
         check_model(model)
         self.model, self.name = model, type(model).__name__
-        self.holder = self.held(model)
+        self.holder = self.holder_of(model)
         config = self.holder.config
         self.width = config.hidden_size
         self.prefix = 1 + getattr(config, "num_register_tokens", 0) + getattr(config, "num_detection_tokens", 0)
@@ -71,7 +71,7 @@ class HFDense(Host):
         self.blocks = [self.block(index, layer) for index, layer in enumerate(layers)]
         self.levels = sorted(set(self.read_levels()))
 
-    def held(self, model: Any) -> Any:
+    def holder_of(self, model: Any) -> Any:
         """The part of the model that holds embeddings and layers."""
         return model
 
@@ -158,12 +158,12 @@ def blank(x: Tensor, size: Sequence[int]) -> Tensor:
     return x.new_zeros(()).expand(x.shape[0], 3, *size)
 
 
-def there(states: States) -> Tensor:
+def any_state(states: States) -> Tensor:
     """Any of the states, for those who ask for its shape."""
     return next(state for state in states if state is not None)
 
 
-def answered(states: States, **_kwargs: Any) -> Any:
+def encoder_output(states: States, **_kwargs: Any) -> Any:
     """What an encoder returns: a `ModelOutput` with these states."""
     from transformers.modeling_outputs import BaseModelOutput
 
@@ -190,9 +190,9 @@ class HFDinov2Backbone(HFBackbone):
 
     def answer(self, states: States, images: Tensor, **kwargs: Any) -> Any:
         model = self.model
-        embeddings = Answers(model.embeddings, lambda **_kwargs: there(states))
-        encoder = Answers(model.encoder, lambda **_kwargs: answered(states))
-        return Around(model, embeddings=embeddings, encoder=encoder)(images, **kwargs)
+        embeddings = StandIn(model.embeddings, lambda **_kwargs: any_state(states))
+        encoder = StandIn(model.encoder, lambda **_kwargs: encoder_output(states))
+        return WithParts(model, embeddings=embeddings, encoder=encoder)(images, **kwargs)
 
 
 @register_host("transformers.models.DINOv3ViTBackbone")
@@ -210,11 +210,11 @@ class HFDinov3Backbone(HFBackbone):
 
     def answer(self, states: States, images: Tensor, **kwargs: Any) -> Any:
         model = self.model
-        return Around(
+        return WithParts(
             model,
-            embeddings=Answers(model.embeddings, lambda **_kwargs: there(states)),
-            rope_embeddings=Answers(model.rope_embeddings, lambda **_kwargs: None),
-            model=Answers(model.model, lambda **_kwargs: answered(states)),
+            embeddings=StandIn(model.embeddings, lambda **_kwargs: any_state(states)),
+            rope_embeddings=StandIn(model.rope_embeddings, lambda **_kwargs: None),
+            model=StandIn(model.model, lambda **_kwargs: encoder_output(states)),
             norm=lambda state: None if state is None else model.norm(state),  # it norms what nobody reads too
         )(images, **kwargs)
 
@@ -223,13 +223,13 @@ class HFDinov3Backbone(HFBackbone):
 class HFDPT(HFDense):
     """DPT over its own vision transformer: four layers' states, its neck and a head for classes or depth."""
 
-    def held(self, model: Any) -> Any:
+    def holder_of(self, model: Any) -> Any:
         if model.config.is_hybrid:
             raise UnsupportedHost(
                 f"{self.name} is a hybrid, whose head reads maps of its convolutional stem too: a DPT without "
                 "is_hybrid can be sieved."
             )
-        if not theirs(model.dpt) or type(model.dpt).__name__ != "DPTModel":
+        if not is_transformers(model.dpt) or type(model.dpt).__name__ != "DPTModel":
             raise UnsupportedHost(f"{self.name} holds a {type(model.dpt).__name__}, for which no opener is written.")
         return model.dpt
 
@@ -244,4 +244,6 @@ class HFDPT(HFDense):
         return self.holder.embeddings(images).last_hidden_states
 
     def answer(self, states: States, images: Tensor, **kwargs: Any) -> Any:
-        return Around(self.model, dpt=Answers(self.holder, lambda **_kwargs: answered(states)))(images, **kwargs)
+        return WithParts(self.model, dpt=StandIn(self.holder, lambda **_kwargs: encoder_output(states)))(
+            images, **kwargs
+        )

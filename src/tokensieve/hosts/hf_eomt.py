@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from ..errors import UnsupportedHost
 from .checks import check_size
-from .hf_calls import Answers, Around, pair, refuse
+from .hf_calls import StandIn, WithParts, pair, refuse
 from .hf_dense import HFDense, States
 from .registry import register_host
 
@@ -59,12 +59,12 @@ class HFEomt(HFDense):
     def answer(self, states: States, images: Tensor, output_hidden_states: bool = False, **kwargs: Any) -> Any:
         model, restored = self.model, states[self.first]
         parts: dict[str, Any] = {
-            "embeddings": Answers(model.embeddings, lambda **_kwargs: restored),
+            "embeddings": StandIn(model.embeddings, lambda **_kwargs: restored),
             "layers": [_passed] * self.first + list(model.layers[self.first :]),
         }
         if hasattr(model, "dropout"):
             parts["dropout"] = nn.Identity()
-        return Around(model, **parts)(images, **kwargs)
+        return WithParts(model, **parts)(images, **kwargs)
 
 
 def _passed(x: Tensor, *_inputs: Any, **_kwargs: Any) -> Tensor:

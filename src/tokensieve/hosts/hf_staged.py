@@ -17,7 +17,16 @@ from torch import Tensor, nn
 
 from ..errors import InputError, UnsupportedHost
 from .checks import check_images, plain_patch
-from .hf_calls import Around, called_with, check_model, check_size, check_words, given, refuse, theirs
+from .hf_calls import (
+    WithParts,
+    called_with,
+    check_kwargs,
+    check_model,
+    check_size,
+    is_transformers,
+    pass_through,
+    refuse,
+)
 from .registry import register_host
 from .staged import PixelBlock, Stage, StagedHost, checkpointed
 
@@ -57,7 +66,7 @@ class HFStaged(StagedHost):
         images, kwargs = called_with(self.model, images, kwargs)
         refuse(self.model, kwargs, "output_attentions", "whose blocks give their maps alone")
         labels = ["labels"] if self.name.endswith("ForImageClassification") else []
-        check_words(self.model, kwargs, [*self.kwargs, *labels])
+        check_kwargs(self.model, kwargs, [*self.kwargs, *labels])
         if type(self._hidden(kwargs)) is not bool:
             raise InputError(f"output_hidden_states is True or False once {self.name} is sieved: all of them or none.")
         return images, kwargs
@@ -75,9 +84,9 @@ class HFStaged(StagedHost):
 
     def answer(self, maps: Sequence[Tensor], **kwargs: Any) -> Any:
         """The host's own output, of the type that it returns."""
-        model = Around(self.base, embeddings=self._embedded, encoder=partial(self._encoded, maps))
+        model = WithParts(self.base, embeddings=self._embedded, encoder=partial(self._encoded, maps))
         if self.inner is not None:
-            model = Around(self.model, **{self.inner: model})
+            model = WithParts(self.model, **{self.inner: model})
         return model(maps[0], **kwargs)
 
     def _embedded(self, x: Tensor, **_words: Any) -> Any:
@@ -95,7 +104,7 @@ class HFStaged(StagedHost):
 
     def _know(self, module: Any, *types: str) -> Any:
         """The part, if its class is one of these and transformers' own: of others nothing is guessed."""
-        if not (theirs(module) and type(module).__name__ in types):
+        if not (is_transformers(module) and type(module).__name__ in types):
             raise UnsupportedHost(f"{self.name} holds a {type(module).__name__}, for which no opener is written.")
         return module
 
@@ -107,7 +116,7 @@ class ConvNextPixels(PixelBlock):
 
     def __init__(self, block: Any) -> None:
         super().__init__(block)
-        self.each, self.shown = not hasattr(block, "grn"), block.dwconv
+        self.pixelwise, self.residual_module = not hasattr(block, "grn"), block.dwconv
 
     def spatial(self, x: Tensor) -> tuple[Tensor, Tensor]:
         return x.permute(0, 2, 3, 1), self.block.dwconv(x).permute(0, 2, 3, 1)
@@ -230,7 +239,7 @@ class HFSwin(HFStaged):
         self.widths = [self.base.config.embed_dim * 2**number for number in range(len(stages))]
         self.merges = [None if stage.downsample is None else partial(_merged, stage.downsample) for stage in stages]
         self.stages = [
-            Stage(enter or given, [self._block(layer, block_types) for layer in stage.blocks])
+            Stage(enter or pass_through, [self._block(layer, block_types) for layer in stage.blocks])
             for enter, stage in zip([None, *self.merges[:-1]], stages, strict=True)
         ]
         checkpointed(self.stages, [_checkpoints(encoder, stage) for stage in stages])

@@ -20,7 +20,17 @@ from ..tokens import Tokens
 from .base import Host
 from .checks import check_images
 from .hf_block import HFBlock
-from .hf_calls import Around, called_with, check_model, check_size, check_words, given, pair, refuse, theirs
+from .hf_calls import (
+    WithParts,
+    called_with,
+    check_kwargs,
+    check_model,
+    check_size,
+    is_transformers,
+    pair,
+    pass_through,
+    refuse,
+)
 from .pooling import key_bias, weighed
 from .registry import register_host
 
@@ -90,7 +100,7 @@ class HFViT(Host):
         self.model = model
         self.wrapper = self.wrappers.get(name)
         self.encoder = encoder = model if self.wrapper is None else getattr(model, self.wrapper.encoder)
-        if not (theirs(encoder) and type(encoder).__name__ in self.encoders):
+        if not (is_transformers(encoder) and type(encoder).__name__ in self.encoders):
             raise UnsupportedHost(f"{name} holds a {type(encoder).__name__}, for which no opener is written.")
         self.kind = kind = self.encoders[type(encoder).__name__]
         if getattr(encoder.config, "mask_ratio", 0) != 0:
@@ -126,7 +136,7 @@ class HFViT(Host):
             hidden = getattr(self.model.config, "output_hidden_states", False)
         self._check_size(images, kwargs.pop("interpolate_pos_encoding", False))
         labels = ["labels"] if self.wrapper is not None and self.wrapper.labels else []
-        check_words(self.model, kwargs, [*self.kwargs, "output_hidden_states", "return_dict", *labels])
+        check_kwargs(self.model, kwargs, [*self.kwargs, "output_hidden_states", "return_dict", *labels])
         return images, kwargs | ({"output_hidden_states": True} if hidden else {})
 
     @property
@@ -167,7 +177,7 @@ class HFViT(Host):
         if self.wrapper is not None:
             if self.wrapper.mean:
                 tokens = weighed(tokens)
-            model = Around(self.model, **{self.wrapper.encoder: given}, **self._beside(tokens))
+            model = WithParts(self.model, **{self.wrapper.encoder: pass_through}, **self._beside(tokens))
             return model(self._output(tokens, hidden_states), return_dict=return_dict, **loss)
         output = self._output(tokens, hidden_states)
         as_output = self.model.config.return_dict if return_dict is None else return_dict
@@ -234,7 +244,9 @@ def _masked_output(tokens: Tokens, hidden: tuple[Tensor, ...] | None) -> Any:
 def _known_pooling(head: Any) -> bool:
     name = type(head).__name__
     return (
-        theirs(head) and name == "SiglipMultiheadAttentionPoolingHead" and type(head.attention) is nn.MultiheadAttention
+        is_transformers(head)
+        and name == "SiglipMultiheadAttentionPoolingHead"
+        and type(head.attention) is nn.MultiheadAttention
     )
 
 

@@ -12,8 +12,8 @@ from .._frozen import replace
 from ..errors import UnsupportedHost
 from ..tokens import Tokens
 from .hf_block import HFBlock
-from .hf_calls import Answers, Around, theirs
-from .hf_dense import HFDense, States, answered
+from .hf_calls import StandIn, WithParts, is_transformers
+from .hf_dense import HFDense, States, encoder_output
 from .registry import register_host
 
 
@@ -54,8 +54,8 @@ class HFYolos(HFDense):
         super().__init__(model)
         self.norm = self.holder.layernorm
 
-    def held(self, model: Any) -> Any:
-        if not theirs(model.vit) or type(model.vit).__name__ != "YolosModel":
+    def holder_of(self, model: Any) -> Any:
+        if not is_transformers(model.vit) or type(model.vit).__name__ != "YolosModel":
             raise UnsupportedHost(f"{self.name} holds a {type(model.vit).__name__}, for which no opener is written.")
         return model.vit
 
@@ -87,12 +87,12 @@ class HFYolos(HFDense):
         own_order = [None if state is None else reordered(state, self.prefix) for state in states]
 
         def encoded(output_hidden_states: bool, **_kwargs: Any) -> Any:
-            output = answered(own_order)
+            output = encoder_output(own_order)
             output.last_hidden_state = self.norm(own_order[-1])
             output.hidden_states = output.hidden_states if output_hidden_states else None
             return output
 
-        return Around(self.model, vit=Answers(self.holder, encoded))(images, **kwargs)
+        return WithParts(self.model, vit=StandIn(self.holder, encoded))(images, **kwargs)
 
 
 def ordered(x: Tensor, prefix: int) -> Tensor:

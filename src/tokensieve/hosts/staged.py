@@ -22,11 +22,11 @@ class PixelBlock(ABC):
     and (B, H, W, C) between them.
     """
 
-    each = True
+    pixelwise = True
     """Whether the point-wise operator reads nothing of other pixels."""
     leaves_zeros = False
     """Whether the residual is the map as it came, so that zeros stay zeros."""
-    shown: nn.Module | None = None
+    residual_module: nn.Module | None = None
     """The part that is called with the map as it came, where that is the residual too."""
 
     checkpoints = False
@@ -36,9 +36,9 @@ class PixelBlock(ABC):
         self.block = block
 
     @property
-    def watched(self) -> bool:
+    def residual_hooked(self) -> bool:
         """Whether a hook of somebody else may hold the map that came."""
-        parts = () if self.shown is None else self.shown.modules()
+        parts = () if self.residual_module is None else self.residual_module.modules()
         return any(part._forward_hooks or part._forward_pre_hooks for part in parts)
 
     @property

@@ -25,7 +25,7 @@ class ConvNeXtPixels(PixelBlock):
 
     def __init__(self, block: Any) -> None:
         super().__init__(block)
-        self.each, self.shown = not isinstance(block.mlp, GlobalResponseNormMlp), block.conv_dw
+        self.pixelwise, self.residual_module = not isinstance(block.mlp, GlobalResponseNormMlp), block.conv_dw
 
     def spatial(self, x: Tensor) -> tuple[Tensor, Tensor]:
         return x.permute(0, 2, 3, 1), self.block.conv_dw(x).permute(0, 2, 3, 1)

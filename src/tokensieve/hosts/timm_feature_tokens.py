@@ -10,12 +10,12 @@ from timm.models._features import feature_take_indices
 from torch import Tensor
 
 from ..tokens import Tokens
-from .around import AroundInner
 from .base import Exit, Host
 from .registry import host_for
+from .wrapping import WrappingHost
 
 
-class TimmFeatureTokens(AroundInner, Host):
+class TimmFeatureTokens(WrappingHost, Host):
     """A model with tokens of which `forward_intermediates` is asked. A dropped patch shows the nearest kept one, or
     nothing (`fill="zero"`)."""
 

@@ -96,7 +96,7 @@ class CNPixels(PixelBlock):
                 "ConvNeXt holds a CNBlock of other parts than torchvision's (a convolution, a permutation, norm, two "
                 "linear layers about an activation, a permutation), for which no opener is written."
             )
-        self.inner, self.shown = inner, inner[0]
+        self.inner, self.residual_module = inner, inner[0]
 
     @property
     def bypassed(self) -> Sequence[nn.Module]:

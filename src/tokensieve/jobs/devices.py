@@ -17,7 +17,7 @@ import torch
 
 from ..errors import InputError, SieveError
 from .settings import Job
-from .shards import Listener, Told, Work, open_work, run_shards
+from .shards import Listener, ShardProgress, Work, open_work, run_shards
 
 LOOK = 1.0
 """Seconds after which it is seen whether a process that says nothing is alive."""
@@ -59,7 +59,7 @@ class _Link:
         while (number := self.ask("next")) is not None:
             yield number
 
-    def went_on(self, progress: Told) -> None:
+    def advance(self, progress: ShardProgress) -> None:
         self.connection.send(("told", progress))
 
     def say(self, sentence: str) -> None:
@@ -184,7 +184,7 @@ def _hear(process: _Process, kind: str, content: Any, waiting: deque[int], liste
     elif kind == "told":
         process.shards[content.shard][0] += content.items
         process.shards[content.shard][1] += content.errors
-        listener.went_on(content)
+        listener.advance(content)
     elif kind == "say":
         listener.say(f"{process.device}: {content}")
     elif kind == "written":
@@ -212,7 +212,7 @@ def _serve(active: list[_Process], waiting: deque[int]) -> None:
 def _return(process: _Process, waiting: deque[int], listener: Listener, *, others: bool) -> None:
     """Take back the shards of a process that has ended, and what was counted of them."""
     for number, (items, errors) in process.shards.items():
-        listener.went_on(Told(number, -items, -errors, 0.0, 0.0))
+        listener.advance(ShardProgress(number, -items, -errors, 0.0, 0.0))
     waiting.extendleft(sorted(process.shards, reverse=True))
     if others:
         listener.say(

@@ -13,7 +13,7 @@ from typing import Any
 from uuid import uuid4
 
 from .._files import check_folder
-from ..data.remote import filesystem, is_url, told
+from ..data.remote import as_input_errors, filesystem, is_url
 from ..errors import InputError
 
 UNFINISHED = ".unfinished"
@@ -183,13 +183,13 @@ class RemotePlace(Place):
     def names(self, folder: str) -> list[str]:
         self.system.invalidate_cache()
         path = f"{self.root}/{folder}"
-        with told(self.name):
+        with as_input_errors(self.name):
             if not self.system.exists(path):
                 return []
             return sorted(name.rpartition("/")[2] for name in self.system.ls(path, detail=False))
 
     def read(self, name: str) -> bytes | None:
-        with told(self.name):
+        with as_input_errors(self.name):
             try:
                 content: bytes = self.system.cat_file(f"{self.root}/{name}")
             except FileNotFoundError:
@@ -197,7 +197,7 @@ class RemotePlace(Place):
         return content
 
     def write(self, name: str, fill: Callable[[Path], None]) -> None:
-        with tempfile.TemporaryDirectory(prefix="tokensieve-") as folder, told(self.name):
+        with tempfile.TemporaryDirectory(prefix="tokensieve-") as folder, as_input_errors(self.name):
             aside = Path(folder) / "file"
             fill(aside)
             place = f"{self.root}/{name}"
@@ -205,7 +205,7 @@ class RemotePlace(Place):
             self.system.put_file(str(aside), place)
 
     def remove(self, name: str) -> None:
-        with told(self.name):
+        with as_input_errors(self.name):
             if self.system.exists(place := f"{self.root}/{name}"):
                 self.system.rm_file(place)
 

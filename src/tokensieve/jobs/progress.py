@@ -9,11 +9,11 @@ from types import TracebackType
 from ..data.scanning import Kind
 from ..errors import InputError
 from ..measure.decoding import Decoding
+from ..show.messages import duration
 from ..show.progress import Counting
-from ..show.said import spell
 from ..show.verdict import decoding_limit
 from .place import Place
-from .shards import Told
+from .shards import ShardProgress
 
 EVERY = 15.0
 """Seconds between two lines of the log file."""
@@ -61,7 +61,7 @@ class Progress:
     def per_second(self) -> float:
         return self.fresh / max(self.seconds, 1e-9)
 
-    def went_on(self, progress: Told) -> None:
+    def advance(self, progress: ShardProgress) -> None:
         """Count, and show it. Raises `TooManyErrors`."""
         self.done += progress.items
         self.fresh += progress.items
@@ -84,7 +84,7 @@ class Progress:
             return "beginning"
         left = (self.total - self.done) / self.per_second
         failed = f", {self.errors} could not be read" if self.errors else ""
-        return f"{self.per_second:.3g} a second, {spell(left)} left{failed}"
+        return f"{self.per_second:.3g} a second, {duration(left)} left{failed}"
 
     def say(self, sentence: str) -> None:
         """A sentence that stays, here and in the log."""

@@ -11,7 +11,7 @@ from typing import Any
 from ..errors import InputError, RecipeError, SieveError, cause, first_line
 from .devices import check_settings
 from .settings import Job
-from .shards import Listener, Told, open_work, run_shards
+from .shards import Listener, ShardProgress, open_work, run_shards
 
 
 @dataclass(frozen=True)
@@ -62,10 +62,10 @@ class _Heard:
     """Keeps what is told of each shard, for the driver."""
 
     def __init__(self) -> None:
-        self.told: dict[int, Told] = {}
+        self.told: dict[int, ShardProgress] = {}
         self.said = ""
 
-    def went_on(self, progress: Told) -> None:
+    def advance(self, progress: ShardProgress) -> None:
         before = self.told.get(progress.shard)
         self.told[progress.shard] = progress if before is None else before.and_then(progress)
 
@@ -134,7 +134,7 @@ def run_ray(
             shard, items, errors, waited, answered = result["told"]
             for sentence in result["said"].splitlines():
                 listener.say(sentence)
-            listener.went_on(Told(int(shard), int(items), int(errors), waited, answered))
+            listener.advance(ShardProgress(int(shard), int(items), int(errors), waited, answered))
     except ray.exceptions.RayError as error:
         raise _sentence(error) from error
     finally:

@@ -27,7 +27,7 @@ WRITTEN = 2
 """Shards that may wait to be written while the model goes on."""
 
 
-class Told(NamedTuple):
+class ShardProgress(NamedTuple):
     """What happened in a shard since the last time: items done, those among them that failed, seconds that the model
     waited for items and that it was at work."""
 
@@ -37,16 +37,16 @@ class Told(NamedTuple):
     waited: float
     asked: float
 
-    def and_then(self, more: Told) -> Told:
+    def and_then(self, more: ShardProgress) -> ShardProgress:
         """Both together, of one shard."""
         items, errors = self.items + more.items, self.errors + more.errors
-        return Told(self.shard, items, errors, self.waited + more.waited, self.asked + more.asked)
+        return ShardProgress(self.shard, items, errors, self.waited + more.waited, self.asked + more.asked)
 
 
 class Listener(Protocol):
     """Whoever is told what goes on."""
 
-    def went_on(self, progress: Told) -> None:
+    def advance(self, progress: ShardProgress) -> None:
         """Some items are done."""
 
     def say(self, sentence: str) -> None:
@@ -190,7 +190,9 @@ def run_shards(
                 answered = perf_counter() - began
                 errors += [{"id": failure.path, "error": failure.reason} for failure in batch.failures]
                 items = len(batch.indices) + len(batch.failures)
-                listener.went_on(Told(batch.shard, items, len(batch.failures), reader.waited - waited, answered))
+                listener.advance(
+                    ShardProgress(batch.shard, items, len(batch.failures), reader.waited - waited, answered)
+                )
                 waited = reader.waited
                 if batch.last:
                     columns = concatenated(parts) if parts else no_rows(_framed(work, work.like))

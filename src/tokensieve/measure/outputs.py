@@ -18,7 +18,7 @@ QUERIES = ("masks_queries_logits", "class_queries_logits")
 """Of a transformers segmenter whose queries have a mask and a class each, such as EoMT: one map of classes is made."""
 
 
-class Answers(NamedTuple):
+class BatchOutputs(NamedTuple):
     """What each model says about one batch.
 
     Attributes:
@@ -60,7 +60,7 @@ def forward_batches(
     *,
     device: torch.device | str | None = None,
     dtype: torch.dtype | None = None,
-) -> Iterator[Answers]:
+) -> Iterator[BatchOutputs]:
     """Run every model on every batch, without gradients; evaluation mode is the caller's affair (`evaluating`).
 
     Args:
@@ -83,7 +83,7 @@ def forward_batches(
             classes = classes and classifies(model, output)
             outputs.append(as_tensor(output, model, len(images)))
             fields.append(field_of(output))
-        yield Answers(labels, tuple(outputs), classes, fields[0], batch)
+        yield BatchOutputs(labels, tuple(outputs), classes, fields[0], batch)
 
 
 def collect_outputs(

@@ -29,7 +29,7 @@ RANGE = FloatDistribution(-1, 1)
 
 
 @dataclass(frozen=True)
-class Tried:
+class TriedRecipe:
     """A recipe that went over all search images."""
 
     text: str
@@ -123,7 +123,7 @@ class FamilyStudy:
         """Trials that have ended."""
         return len(self._trials())
 
-    def best(self, among: int | None = None) -> Tried | None:
+    def best(self, among: int | None = None) -> TriedRecipe | None:
         """The recipe of the smallest divergence, among the first so many trials; None where none was finished."""
         return min(self._finished(among), key=lambda trial: trial.figures.divergence, default=None)
 
@@ -132,7 +132,7 @@ class FamilyStudy:
         best = self.best(among)
         return inf if best is None else best.figures.divergence
 
-    def top(self, count: int) -> list[Tried]:
+    def top(self, count: int) -> list[TriedRecipe]:
         """The best finished recipes, each once."""
         by_text = {trial.text: trial for trial in self._finished()}
         return sorted(by_text.values(), key=lambda trial: trial.figures.divergence)[:count]
@@ -218,11 +218,11 @@ class FamilyStudy:
     def _full(self, figures: Figures) -> bool:
         return figures.images == self.judge.steps[-1]
 
-    def _finished(self, among: int | None = None) -> list[Tried]:
+    def _finished(self, among: int | None = None) -> list[TriedRecipe]:
         trials = []
         for trial in self._trials()[:among]:
             figures = Figures(**trial.user_attrs["figures"]) if "figures" in trial.user_attrs else None
             if figures is not None and self._full(figures):
                 params, variant = trial.user_attrs["params"], trial.user_attrs["variant"]
-                trials.append(Tried(trial.user_attrs["recipe"], figures, params, variant))
+                trials.append(TriedRecipe(trial.user_attrs["recipe"], figures, params, variant))
         return trials

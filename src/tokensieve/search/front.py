@@ -194,9 +194,9 @@ class Front:
     @property
     def found(self) -> str:
         """In plain words: what was found, and whether a proposal paid."""
-        from ..show.front_text import found
+        from ..show.front_text import describe
 
-        return found(self)
+        return describe(self)
 
     def save(self, folder: str | os.PathLike[str]) -> Path:
         """Write best.json, the recommended recipe, a file for every point of the front, front.csv, .json and .png.

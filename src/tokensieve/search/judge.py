@@ -138,7 +138,7 @@ class Judge:
         """The figures after each step of images, by default `self.steps`: whoever has seen enough stops asking."""
         rows, recall = self.parts[split], _Recall()
         fast = self._sieved(recipe, recall)
-        collected = _Seen(self.kind)
+        collected = _Collected(self.kind)
         started = 0
         for step in self.steps if steps is None else steps:
             for start in range(started, step, self.batch):
@@ -229,7 +229,7 @@ class Judge:
         return score.top[1] if isinstance(score, Accuracy) else score.figures[MAP_SCORES[self.kind.name]]
 
 
-class _Seen:
+class _Collected:
     """What a recipe answered to the images so far: a few numbers of each."""
 
     def __init__(self, kind: OutputKind) -> None:

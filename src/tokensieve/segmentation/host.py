@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from ..data.inputs import InputSpec
 from ..hosts import Exit, Host, register_host
-from ..hosts.around import AroundInner
+from ..hosts.wrapping import WrappingHost
 from ..tokens import Tokens
 from .atm_segmenters import CascadedSegViT, SegViT
 from .map_segmenters import LinearSegmenter, Setr, SetrMla
@@ -17,7 +17,7 @@ from .segmenter import Segmenter
 
 
 @register_host(SegViT, CascadedSegViT, Setr, SetrMla, LinearSegmenter)
-class SegmenterHost(AroundInner, Host):
+class SegmenterHost(WrappingHost, Host):
     """A segmenter over a plain vision transformer. Without exits its heads read every patch: merged ones share their
     token, dropped ones show the nearest kept one (`fill="zero"`: nothing)."""
 

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from ..search.judge import Figures
 
 
-def found(front: Front) -> str:
+def describe(front: Front) -> str:
     """In plain words: what was found, and whether a proposal paid."""
     sentences = [
         _recommended(front),

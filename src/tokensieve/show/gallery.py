@@ -18,7 +18,7 @@ from ..methods import PaPr
 from .compare import compare_plot, compare_section, compare_table, grid_section, grid_table, map_costs, spoken
 from .explain import explain
 from .page import Fact, Report, Section
-from .progress import Watched, working
+from .progress import TrackedBatches, working
 from .record import averaged
 from .rivals import Rivals, asks_proposal, ranking
 from .tables import data_word, giga, header, new_table, percent, short, sides
@@ -56,7 +56,7 @@ class Gallery:
 
 
 def explained(
-    opened: OpenedModel, batches: Watched, names: Mapping[str, str], classes: Sequence[str] | None
+    opened: OpenedModel, batches: TrackedBatches, names: Mapping[str, str], classes: Sequence[str] | None
 ) -> Gallery:
     """Each picture under the recipe."""
     dense, fast, preprocessing = opened
@@ -94,14 +94,18 @@ def answer_facts(records: Sequence[Record]) -> tuple[Fact, ...]:
     return ()
 
 
-def grid(rivals: Rivals[Any], preprocessing: Preprocessing, batches: Watched, names: Mapping[str, str]) -> Gallery:
+def grid(
+    rivals: Rivals[Any], preprocessing: Preprocessing, batches: TrackedBatches, names: Mapping[str, str]
+) -> Gallery:
     """Each picture under every proposal and keep ratio, and a table of all."""
     sections, pictures = _each(grid_section, rivals, preprocessing, batches, names)
     table, entries = grid_table(rivals, (3, *preprocessing.input_size))
     return Gallery((*sections, Section("Summary", table=table)), (), {"pictures": pictures, "grid": entries})
 
 
-def compared(rivals: Rivals[Any], preprocessing: Preprocessing, batches: Watched, names: Mapping[str, str]) -> Gallery:
+def compared(
+    rivals: Rivals[Any], preprocessing: Preprocessing, batches: TrackedBatches, names: Mapping[str, str]
+) -> Gallery:
     """Each picture under every map, and a table and a chart of what each map is worth and costs."""
     if batches.first is None:
         raise nothing_read(batches)
@@ -117,7 +121,7 @@ def _each(
     section: Callable[..., tuple[Section, Record]],
     rivals: Rivals[Any],
     preprocessing: Preprocessing,
-    batches: Watched,
+    batches: TrackedBatches,
     names: Mapping[str, str],
 ) -> tuple[list[Section], list[Record]]:
     sections, pictures = [], []

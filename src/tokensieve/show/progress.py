@@ -15,7 +15,7 @@ from rich.text import Text
 
 from ..data import Batch, Batches, Failure
 from ..data.scanning import PICTURES, Kind
-from .said import Ticking, say
+from .messages import Heartbeat, say
 
 SHOWN = 5
 """Failures named one by one."""
@@ -32,7 +32,7 @@ class Work(Protocol):
 def working(doing: str) -> Iterator[Work]:
     """Show what is being done: a turning sign where stderr is a terminal, elsewhere a line now and then."""
     console = Console(stderr=True)
-    with _Turning(Text(doing), console=console) if console.is_terminal else Ticking(doing) as work:
+    with _Turning(Text(doing), console=console) if console.is_terminal else Heartbeat(doing) as work:
         yield work
 
 
@@ -52,7 +52,7 @@ class Counting:
         columns = TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn()
         self._bar = Progress(*columns, TimeRemainingColumn(), console=console, transient=True)
         self._task = self._bar.add_task(label, total=None)
-        self._shown: Progress | Ticking = self._bar if console.is_terminal else Ticking(label)
+        self._shown: Progress | Heartbeat = self._bar if console.is_terminal else Heartbeat(label)
         self._begun = False
 
     def update(self, done: int, total: int | None, note: str = "") -> None:
@@ -60,7 +60,7 @@ class Counting:
         if not self._begun:
             self._shown.__enter__()
         self._begun = True
-        if isinstance(self._shown, Ticking):
+        if isinstance(self._shown, Heartbeat):
             of = "" if total is None else f" of {total}"
             self._shown.update(f"{done}{of} {self.what}" + (note and f", {note}"))
         else:
@@ -68,7 +68,7 @@ class Counting:
 
     def say(self, sentence: str) -> None:
         """A line that stays."""
-        if isinstance(self._shown, Ticking):
+        if isinstance(self._shown, Heartbeat):
             say(sentence)
         else:
             self._bar.console.print(f"tokensieve: {sentence}", markup=False, highlight=False)
@@ -81,7 +81,7 @@ class Counting:
             self._shown.__exit__(None, None, None)
 
 
-class Watched:
+class TrackedBatches:
     """Batches with their progress on stderr. Can be read once.
 
     The first batch is read at once, because it shows whether there are labels, where the set does not know.

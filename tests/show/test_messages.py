@@ -5,14 +5,14 @@ import time
 
 import pytest
 
-from tokensieve.show import said
+from tokensieve.show import messages
 from tokensieve.show.progress import Counting, working
 
 
 @pytest.fixture
 def soon(monkeypatch):
-    monkeypatch.setattr(said, "FIRST", 0.05)
-    monkeypatch.setattr(said, "EVERY", 0.05)
+    monkeypatch.setattr(messages, "FIRST", 0.05)
+    monkeypatch.setattr(messages, "EVERY", 0.05)
 
 
 def until(capsys, *words):
@@ -67,11 +67,11 @@ def test_a_terminal_has_a_bar_and_lines_that_stay(capsys, soon, monkeypatch):
 
 @pytest.mark.parametrize(("seconds", "text"), [(0.4, "0 s"), (119, "119 s"), (125, "2 min"), (9000, "2.5 h")])
 def test_durations(seconds, text):
-    assert said.spell(seconds) == text
+    assert messages.duration(seconds) == text
 
 
 def test_say_is_a_line(monkeypatch):
     stream = io.StringIO()
     monkeypatch.setattr("sys.stderr", stream)
-    said.say("A sentence.")
+    messages.say("A sentence.")
     assert stream.getvalue() == "tokensieve: A sentence.\n"

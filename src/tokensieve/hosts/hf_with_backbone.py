@@ -12,13 +12,13 @@ from torch import Tensor
 
 from ..errors import UnsupportedHost
 from ..tokens import Tokens
-from .around import AroundInner
 from .base import Exit, Host
-from .hf_calls import Answers, Around, check_model
+from .hf_calls import StandIn, WithParts, check_model
 from .hf_dense import HFDPT, HFBackbone, arguments_of, blank
 from .hf_staged import HFStaged
 from .registry import host_for, register_host
 from .staged import StagedHost
+from .wrapping import WrappingHost
 
 MODELS = (
     "CHMv2ForDepthEstimation",
@@ -31,7 +31,7 @@ MODELS = (
 
 
 @register_host(*(f"transformers.models.{name}" for name in MODELS))
-class HFAround(AroundInner, Host):
+class HFWithBackbone(WrappingHost, Host):
     """A model around a backbone with tokens: what the backbone gives is on the whole grid."""
 
     reads_prefix = False
@@ -51,7 +51,7 @@ class HFAround(AroundInner, Host):
         if kind is not None and issubclass(kind, HFBackbone):
             return cls(model)
         if kind is not None and issubclass(kind, HFStaged):
-            return HFAroundStages(model)
+            return HFWithStagedBackbone(model)
         raise UnsupportedHost(
             f"{type(model).__name__} holds a {type(model.backbone).__name__}, for which no opener is written. "
             "It can be sieved around transformers' Dinov2Backbone, Dinov2WithRegistersBackbone, DINOv3ViTBackbone, "
@@ -84,11 +84,11 @@ class HFAround(AroundInner, Host):
         def backbone(**_kwargs: Any) -> Any:
             return self.inner.read(levels, exits, size, fill=fill, hidden_states=hidden_states)
 
-        model = Around(self.model, backbone=Answers(self.model.backbone, backbone))
+        model = WithParts(self.model, backbone=StandIn(self.model.backbone, backbone))
         return model(blank(levels[0].x, size), output_hidden_states=hidden_states is not None, **kwargs)
 
 
-class HFAroundStages(AroundInner, StagedHost):
+class HFWithStagedBackbone(WrappingHost, StagedHost):
     """A model around a backbone with stages, whose maps stay whole."""
 
     sized = True
@@ -108,7 +108,7 @@ class HFAroundStages(AroundInner, StagedHost):
         def backbone(output_hidden_states: bool | None = None, **_kwargs: Any) -> Any:
             return self.inner.answer(maps, output_hidden_states=output_hidden_states)
 
-        return Around(self.model, backbone=Answers(self.model.backbone, backbone))(blank(maps[0], size), **kwargs)
+        return WithParts(self.model, backbone=StandIn(self.model.backbone, backbone))(blank(maps[0], size), **kwargs)
 
 
 def _inner(model: Any) -> Any:

@@ -31,7 +31,7 @@ SEEN = {"nano_convnet": 60_000, "nano_vit": 240_000, "nano_convnext": 120_000}
 """Scenes that each bundled model was trained on."""
 
 
-class Answers(NamedTuple):
+class NanoOutputs(NamedTuple):
     """Logits of the images (B, 10) and of their patches (B, P, 11), and what the features cost, a scalar."""
 
     images: Tensor
@@ -49,10 +49,10 @@ class NanoHost(nn.Module):
         for block in self.model.blocks:
             block.attn.fused_attn = False  # on CPUs the fused kernel's backward takes three times as long
 
-    def forward(self, images: Tensor) -> Answers:
+    def forward(self, images: Tensor) -> NanoOutputs:
         tokens = self.model.forward_features(images)
         patches = self.patches(tokens[:, self.model.num_prefix_tokens :])
-        return Answers(self.model.forward_head(tokens), patches, images.new_zeros(()))
+        return NanoOutputs(self.model.forward_head(tokens), patches, images.new_zeros(()))
 
 
 class NanoProposal(nn.Module):
@@ -66,10 +66,10 @@ class NanoProposal(nn.Module):
         super().__init__()
         self.model = NanoConvNet()
 
-    def forward(self, images: Tensor) -> Answers:
+    def forward(self, images: Tensor) -> NanoOutputs:
         features = self.model.features(images)
         cells = self.model.fc(features.flatten(2).transpose(1, 2))
-        return Answers(self.model.fc(self.model.pool(features).flatten(1)), F.pad(cells, (0, 1)), features.mean())
+        return NanoOutputs(self.model.fc(self.model.pool(features).flatten(1)), F.pad(cells, (0, 1)), features.mean())
 
 
 class NanoStages(nn.Module):
@@ -80,12 +80,12 @@ class NanoStages(nn.Module):
         self.model = nano_convnext()
         self.patches = nn.Linear(self.model.feature_info[2]["num_chs"], CLASSES + 1)
 
-    def forward(self, images: Tensor) -> Answers:
+    def forward(self, images: Tensor) -> NanoOutputs:
         model, x = self.model, self.model.stem(images)
         for stage in model.stages[:-1]:
             x = stage(x)
         cells = self.patches(x.flatten(2).transpose(1, 2))
-        return Answers(model.forward_head(model.norm_pre(model.stages[-1](x))), cells, images.new_zeros(()))
+        return NanoOutputs(model.forward_head(model.norm_pre(model.stages[-1](x))), cells, images.new_zeros(()))
 
 
 WRAPPED: dict[str, type[nn.Module]] = {

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from ..data.inputs import InputSpec
 
 
-class AroundInner:
+class WrappingHost:
     """What such hosts leave to the inner one; the first parent, before `Host` or `StagedHost`."""
 
     model: Any

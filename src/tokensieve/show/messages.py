@@ -14,7 +14,7 @@ def say(sentence: str) -> None:
     print(f"tokensieve: {sentence}", file=sys.stderr, flush=True)
 
 
-class Ticking:
+class Heartbeat:
     """Says now and then what is going on, and for how long; nothing of what is soon over."""
 
     def __init__(self, doing: str) -> None:
@@ -25,7 +25,7 @@ class Ticking:
     def update(self, doing: str) -> None:
         self.doing = doing
 
-    def __enter__(self) -> Ticking:
+    def __enter__(self) -> Heartbeat:
         self._thread.start()
         return self
 
@@ -36,11 +36,11 @@ class Ticking:
     def _speak(self) -> None:
         wait = FIRST
         while not self._over.wait(wait):
-            say(f"{self.doing} ({spell(monotonic() - self._begun)})")
+            say(f"{self.doing} ({duration(monotonic() - self._begun)})")
             wait = EVERY
 
 
-def spell(seconds: float) -> str:
+def duration(seconds: float) -> str:
     """A duration in words: 40 s, 12 min, 3.5 h."""
     if seconds < 120:
         return f"{seconds:.0f} s"

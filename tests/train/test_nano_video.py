@@ -16,8 +16,8 @@ from torch import nn
 from tokensieve.errors import RecipeError
 from tokensieve.train import loop
 from tokensieve.train.loop import read_log
-from tokensieve.train.moving_scenes import WRAPPED, NanoVideoRanker, classes_of, prepare
-from tokensieve.train.scenes import UNSURE, cell_loss
+from tokensieve.train.nano import UNSURE, cell_loss
+from tokensieve.train.nano_video import WRAPPED, NanoVideoRanker, classes_of, prepare
 from tokensieve.zoo import BUNDLED, create
 
 

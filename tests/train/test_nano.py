@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 from tokensieve.errors import InputError, RecipeError
 from tokensieve.train import loop
 from tokensieve.train.loop import read_log
-from tokensieve.train.scenes import (
+from tokensieve.train.nano import (
     BACKGROUND,
     UNSURE,
     NanoHost,

@@ -19,7 +19,7 @@ from ..data.moving_scenes import DIRECTIONS, MovingScene, MovingScenes
 from ..errors import RecipeError
 from ..zoo.nano_video import CLASSES, nano_video, nano_video_proposal
 from .config import TrainConfig
-from .scenes import cell_loss, normalise
+from .nano import cell_loss, normalise
 from .task import Loss, halved
 
 DIGITS = CLASSES // len(DIRECTIONS)
@@ -38,7 +38,7 @@ Batch = tuple[Tensor, Tensor, Tensor, int]
 """Clips (B, T, 3, H, W) as bytes, labels (B,), masks (B, T, H, W), and at which step of the grid in time they begin."""
 
 
-class Answers(NamedTuple):
+class NanoVideoOutputs(NamedTuple):
     """Of clips, and of their P patches: logits or log-probabilities; and what the features cost, a scalar."""
 
     clips: Tensor
@@ -62,7 +62,7 @@ class NanoVideoHost(nn.Module):
             if parameter.ndim > 1:
                 nn.init.xavier_uniform_(parameter.flatten(1))
 
-    def forward(self, clips: Tensor, moment: int = 0) -> Answers:
+    def forward(self, clips: Tensor, moment: int = 0) -> NanoVideoOutputs:
         """Clips, or some of their frames, (B, T, 3, H, W), which begin at this step of the grid in time."""
         embeddings, encoder = self.model.videomae.embeddings, self.model.videomae.encoder
         patches = embeddings.patch_embeddings(clips)
@@ -71,7 +71,7 @@ class NanoVideoHost(nn.Module):
         tokens = encoder(patches + positions.to(patches)).last_hidden_state
         digits, directions = self.patches(tokens).split((DIGITS + 1, len(DIRECTIONS) + 1), -1)
         logits = self.model.classifier(self.model.fc_norm(tokens.mean(1)))
-        return Answers(logits, digits, directions, clips.new_zeros(()))
+        return NanoVideoOutputs(logits, digits, directions, clips.new_zeros(()))
 
 
 class NanoVideoRanker(nn.Module):
@@ -84,13 +84,13 @@ class NanoVideoRanker(nn.Module):
         super().__init__()
         self.model: Any = nano_video_proposal()
 
-    def forward(self, clips: Tensor, moment: int = 0) -> Answers:
+    def forward(self, clips: Tensor, moment: int = 0) -> NanoVideoOutputs:
         features = self.model.features(clips.transpose(1, 2))
         cells = self.model.head.fc(features.flatten(2).transpose(1, 2))
         cells = F.pad(cells, (0, 1)).log_softmax(-1)
         parts = cells[..., :-1].unflatten(-1, (DIGITS, len(DIRECTIONS)))
         digits, directions = (torch.cat([parts.logsumexp(over), cells[..., -1:]], dim=-1) for over in (-1, -2))
-        return Answers(self.model.head(features), digits, directions, features.mean())
+        return NanoVideoOutputs(self.model.head(features), digits, directions, features.mean())
 
 
 WRAPPED: dict[str, type[nn.Module]] = {"nano_video": NanoVideoHost, "nano_video_proposal": NanoVideoRanker}
@@ -117,7 +117,7 @@ class ReadMovingDigits:
 
     def loss(self, module: Any, batch: Batch) -> Loss:
         clips, labels, masks, moment = batch
-        answers = Answers(*(tensor.float() for tensor in module(normalise(clips.float() / 255), moment)))
+        answers = NanoVideoOutputs(*(tensor.float() for tensor in module(normalise(clips.float() / 255), moment)))
         share = F.avg_pool3d(masks[:, None].float(), TUBELET).flatten(1)
         digit, direction = labels // len(DIRECTIONS), labels % len(DIRECTIONS)
         classes = answers.clips.log_softmax(1)
