@@ -70,12 +70,12 @@ def before(case: str, folder: Path, report: Report) -> Path:
 
 def now(case: str, folder: Path, report: Report, killed_at: int | None = None) -> Path:
     """The same training by today's loop; killed while it takes a batch of that number."""
-    from tokensieve.train import loop, scenes
+    from tokensieve.train import loop, nano
     from tokensieve.train.photographs import prepare
 
     task: Any
     if case != "photographs":
-        config, task = scenes.prepare(case, scenes=SCENES, looked_at=LOOKED_AT)
+        config, task = nano.prepare(case, scenes=SCENES, looked_at=LOOKED_AT)
         config = replace(config, batch_size=BATCH, validate_every=EVERY, warmup=WARMUP)
     else:
         sets = crops(folder / "crops")
