@@ -25,7 +25,7 @@ def method_facts(name: str | None = None) -> list[dict[str, Any]]:
         **dict.fromkeys(SHORTHANDS, _shorthand),
     }
     if name is None:
-        return [tell(word) for word, tell in known.items()]
+        return [describe(word) for word, describe in known.items()]
     word = name.lower()
     if word not in known:
         raise RecipeError(f"There is no method {name!r}{nearest(name, known)}. Known: {', '.join(sorted(known))}.")

@@ -72,18 +72,18 @@ def evaluate(
         pictures = media.prepared(prepared)
         record = record_of(spec, opened)
         views = opened.views
-        watched = TrackedBatches(load_batches(pictures, max(1, batch // views), workers))
+        tracked = TrackedBatches(load_batches(pictures, max(1, batch // views), workers))
     labels = dict(getattr(pictures, "classes", ()))
     answers = Predictions(class_names(dense), labels)
     if place is not None and not class_count(dense):
         raise InputError(f"--predictions are of classes, and {spec.model} has no classifier.")
     averaged = (fast, dense) if views == 1 else (AveragedViews(fast, views, batch), AveragedViews(dense, views, batch))
-    scored = _scorable(ks, watched, 0 if classes else len(labels), class_count(dense))
-    result = fidelity(averaged[0], averaged[1], watched, k=scored, each=None if place is None else answers.see)
+    scored = _scorable(ks, tracked, 0 if classes else len(labels), class_count(dense))
+    result = fidelity(averaged[0], averaged[1], tracked, k=scored, each=None if place is None else answers.see)
     if place is not None:
         answers.write(place)
-    if watched.first is not None:
-        images = watched.first.images
+    if tracked.first is not None:
+        images = tracked.first.images
         record |= on_pictures(fast, dense, images if views == 1 else images.flatten(0, 1))
     record |= {
         "data": data,
@@ -95,14 +95,14 @@ def evaluate(
         **files_record(pictures, result.count, result.failures),
     }
     print_record(record, "eval_view.eval_view", as_json)
-    list_failures(result.failures, watched.kind)
+    list_failures(result.failures, tracked.kind)
 
 
-def _scorable(ks: list[int] | None, watched: TrackedBatches, folders: int, classes: int) -> list[int] | None:
+def _scorable(ks: list[int] | None, tracked: TrackedBatches, folders: int, classes: int) -> list[int] | None:
     """The top-k that make sense: none where labels or a classifier are missing, or do not belong together."""
     why = None
-    if not classes or not watched.labelled:
-        why = f"accuracy needs a label for every {watched.kind.one} and a model with a classifier"
+    if not classes or not tracked.labelled:
+        why = f"accuracy needs a label for every {tracked.kind.one} and a model with a classifier"
     elif folders and folders != classes:
         why = (
             f"the {folders} class folders are not the {classes} classes of the model; "

@@ -112,21 +112,21 @@ def show(
         )
         pictures = Pictures(images, preprocessing, limit)
         tell_files(pictures)
-        watched = TrackedBatches(load_batches(pictures, 1 if several else BATCH))
+        tracked = TrackedBatches(load_batches(pictures, 1 if several else BATCH))
     if maps:
-        result = gallery.compared(rivals.Rivals(fasts, dense, names), preprocessing, watched, pictures.names)
+        result = gallery.compared(rivals.Rivals(fasts, dense, names), preprocessing, tracked, pictures.names)
     elif several:
         cells = rivals.with_keeps(fasts, keeps)
-        result = gallery.grid(rivals.Rivals(cells, dense, names), preprocessing, watched, pictures.names)
+        result = gallery.grid(rivals.Rivals(cells, dense, names), preprocessing, tracked, pictures.names)
     else:
-        result = gallery.explained(opened, watched, pictures.names, names)
+        result = gallery.explained(opened, tracked, pictures.names, names)
     record |= {**result.record, "found": pictures.found}
-    record |= files_record(pictures, len(result.record["pictures"]), watched.failures)
+    record |= files_record(pictures, len(result.record["pictures"]), tracked.failures)
     places = places or [check_place(place) for place in OUT]
     record["out"] = [str(place) for place in places]
     _write(places, gallery.report(record, result, next(iter(recipes.values()))))
     print_record(record, "gallery.show_view", as_json)
-    list_failures(watched.failures)
+    list_failures(tracked.failures)
 
 
 def _show_videos(
@@ -202,10 +202,10 @@ def _ratios(text: str | None) -> list[float]:
 
 
 def _words(text: str | None, option: str) -> list[str]:
-    words = [] if text is None else [word.strip() for word in text.split(",")]
-    if not all(words):
+    names = [] if text is None else [word.strip() for word in text.split(",")]
+    if not all(names):
         raise InputError(f"{option} must be names joined by commas, not {text!r}.")
-    return words
+    return names
 
 
 def _files(given: Sequence[str], nets: Sequence[str]) -> dict[str, str]:

@@ -133,7 +133,7 @@ def tune(
             for batch in super().__iter__():
                 yield batch.images
 
-    watched = (TrackedBatches if labelled else Unlabelled)(load_batches(pictures, batch, workers))
+    tracked = (TrackedBatches if labelled else Unlabelled)(load_batches(pictures, batch, workers))
     with Counting("recipes tried") as counting:
 
         def report(now: Progress) -> None:
@@ -142,7 +142,7 @@ def tune(
 
         front = tune(
             dense,
-            watched,
+            tracked,
             macs=macs,
             time=time,
             divergence=divergence,
@@ -156,7 +156,7 @@ def tune(
             correction=correction,
             report=report,
             tell=counting.say,
-            keep=lambda found: found.save(out),
+            keep=lambda front_so_far: front_so_far.save(out),
             mean=prepared.mean,
             std=prepared.std,
             pretrained=spec.pretrained,
@@ -174,12 +174,12 @@ def tune(
         "images": images,
         "front": front.record(),
         "out": out,
-        **files_record(pictures, images, watched.failures),
+        **files_record(pictures, images, tracked.failures),
     }
-    if opened.fast.plan.varies and watched.first is not None:
-        record |= _on_pictures(front.recommended, front.dense_macs, opened, watched.first.images)
+    if opened.fast.plan.varies and tracked.first is not None:
+        record |= _on_pictures(front.recommended, front.dense_macs, opened, tracked.first.images)
     print_record(record, "tune_view.tune_view", as_json)
-    list_failures(watched.failures, kind)
+    list_failures(tracked.failures, kind)
 
 
 def _segmenter(file: str, machine: MachineOptions) -> tuple[Any, Any]:

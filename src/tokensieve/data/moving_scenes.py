@@ -190,7 +190,7 @@ def _with_digit(clips: Tensor, alpha: Tensor, halo: Tensor, colours: Tensor, dar
     `dark` (B, 1) says which of them.
     """
     frames = clips.shape[1]
-    around = torch.stack([torch.where(mask[..., None], halo, 0) for mask in (dark[:, :, None], ~dark[:, :, None])], 2)
+    halos = torch.stack([torch.where(mask[..., None], halo, 0) for mask in (dark[:, :, None], ~dark[:, :, None])], 2)
     dark, colours = (values.repeat_interleave(frames, 0) for values in (dark, colours))
-    images, alpha, around = (values.flatten(0, 1) for values in (clips, alpha, around))
-    return paint(images, alpha[:, None], colours, dark, around).unflatten(0, (-1, frames))
+    images, alpha, halos = (values.flatten(0, 1) for values in (clips, alpha, halos))
+    return paint(images, alpha[:, None], colours, dark, halos).unflatten(0, (-1, frames))

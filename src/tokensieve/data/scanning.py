@@ -223,25 +223,25 @@ def scan_tar(tree: Tree, path: str, file: Any) -> None:
                 tree.skip(parts, NO_FILE)
 
     def keep(
-        parts: Parts, found: TarMember | None, visible: bool, tar: tarfile.TarFile, member: tarfile.TarInfo
+        parts: Parts, content: TarMember | None, visible: bool, tar: tarfile.TarFile, member: tarfile.TarInfo
     ) -> None:
-        if found is not None:
-            files[parts] = found
+        if content is not None:
+            files[parts] = content
         if not visible:
             return
-        if found is not None and parts[-1].lower().endswith(".tar") and member.isreg():
+        if content is not None and parts[-1].lower().endswith(".tar") and member.isreg():
             inner, above = tar.extractfile(member), (*parts[:-1], parts[-1][:-4])
             assert inner is not None
             try:
                 with tarfile.open(fileobj=inner, mode="r:") as child:
-                    look(child, found.start, above)
+                    look(child, content.start, above)
                 tree.folders.add(above)
             except (tarfile.TarError, EOFError):
                 tree.skip(parts, BROKEN_TAR)
         elif tree.reads(parts):
             if parts in tree.files:
                 tree.skip(parts, OLDER)
-            tree.files[parts] = found
+            tree.files[parts] = content
 
     with tarfile.open(fileobj=file, mode="r:") as outer:
         look(outer, 0, ())

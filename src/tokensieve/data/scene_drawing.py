@@ -154,8 +154,8 @@ def paint(images: Tensor, alpha: Tensor, colours: Tensor, dark: Tensor, halo: Te
 
 def halo_of(alpha: Tensor) -> Tensor:
     """Opacities (B, G, H, W) of strokes -> those of the halos around them."""
-    around = grown(alpha, alpha.shape[-1] // 56)
-    return 0.7 * F.avg_pool2d(around, 5, stride=1, padding=2, count_include_pad=False)
+    halo = grown(alpha, alpha.shape[-1] // 56)
+    return 0.7 * F.avg_pool2d(halo, 5, stride=1, padding=2, count_include_pad=False)
 
 
 def _over(images: Tensor, alpha: Tensor, paint: Tensor) -> Tensor:

@@ -210,7 +210,7 @@ def segmentation_set(
     pictures_by_key = _below(files, root, pictures, rules.picture_tail)
     stems = None if rules.stems is None else _stems(files, (*root, *rules.stems.format(split=split_folder).split("/")))
     if stems is not None:
-        pictures_by_key = {key: each for key, each in pictures_by_key.items() if "/".join(key) in stems}
+        pictures_by_key = {key: picture for key, picture in pictures_by_key.items() if "/".join(key) in stems}
         absent = sorted(stems - {"/".join(key) for key in pictures_by_key})
     else:
         absent = []

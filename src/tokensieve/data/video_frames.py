@@ -164,20 +164,20 @@ class _Decoder:
             yield stamp if self.timeline.timed and stamp is not None else count, frame
 
     def _next(self, index: int, *, needed: bool = True) -> None:
-        wanted, av = self.timeline.seconds[index], library()
+        seconds, av = self.timeline.seconds[index], library()
         try:
             decoded = next(self._frames, None)
         except av.error.FFmpegError as error:
             if not needed:
                 return
-            raise UnusableError(f"cannot be decoded up to {wanted:.2f} s: {_said(error)}") from error
+            raise UnusableError(f"cannot be decoded up to {seconds:.2f} s: {_said(error)}") from error
         if decoded is not None:
             self._stamp, self._frame = decoded
             if self._frame.is_corrupt:
-                raise UnusableError(f"is damaged before {wanted:.2f} s")
+                raise UnusableError(f"is damaged before {seconds:.2f} s")
         elif needed:
             end = self.timeline.duration
-            raise UnusableError(f"is cut short: no frame can be decoded at {wanted:.2f} of {end:.2f} s")
+            raise UnusableError(f"is cut short: no frame can be decoded at {seconds:.2f} of {end:.2f} s")
 
 
 @contextmanager

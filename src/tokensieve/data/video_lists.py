@@ -143,7 +143,7 @@ def found_file(path: Path) -> Path:
     """The video's file, under one of the usual endings where none is given."""
     if path.suffix.lower() in _ENDINGS or path.exists():
         return path
-    return next((whole for end in _ENDINGS if (whole := path.with_name(path.name + end)).exists()), path)
+    return next((with_ending for end in _ENDINGS if (with_ending := path.with_name(path.name + end)).exists()), path)
 
 
 def _numbered(labels: list[str], index: Mapping[str, int] | None, path: Path) -> tuple[list[int], dict[str, int]]:

@@ -175,8 +175,8 @@ class VideoSet(ImageSet):
 def _read(source: Any, preprocessing: VideoPreprocessing) -> Clips:
     timeline: Timeline = timeline_of(source)
     indices = preprocessing.indices(timeline)
-    wanted = np.unique(indices).tolist()
-    frames = {index: preprocessing.resize(frame) for index, frame in frames_at(source, timeline, wanted)}
+    frame_indices = np.unique(indices).tolist()
+    frames = {index: preprocessing.resize(frame) for index, frame in frames_at(source, timeline, frame_indices)}
     clips = [preprocessing.crops(_stack([frames[index] for index in clip])) for clip in indices.tolist()]
     return Clips(torch.cat(clips), timeline.seconds[indices], timeline.duration, timeline.rate)
 

@@ -96,9 +96,9 @@ class TimmFeatureGetter(StagedHost):
         if inner not in WHOLE:
             raise UnsupportedHost(f"{type(model).__name__} cannot be sieved: {WHICH}, and it holds {inner.__name__}.")
         self.model, self.inner = model, WHOLE[inner](model.model)
-        own = self.inner
-        self.family, self.background, self.channels_first = own.family, own.background, own.channels_first
-        self.stages, self.widths = own.stages, own.widths
+        host = self.inner
+        self.family, self.background, self.channels_first = host.family, host.background, host.channels_first
+        self.stages, self.widths = host.stages, host.widths
         # timm 1.0.15's ConvNeXt counts its stem as the first map, and leaves the norm out
         self.counts_stem = inner is ConvNeXt and Version(timm.__version__) < Version("1.0.16")
 

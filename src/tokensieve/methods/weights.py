@@ -41,9 +41,9 @@ def part_state(method: BaseMethod, module: nn.Module) -> dict[str, Tensor]:
     if any(value.is_meta for value in module.state_dict().values()):
         raise InputError(f"The learned layers of {method.name} are on the meta device and have no values to store.")
     state = {name: value.detach().cpu().contiguous().clone() for name, value in module.state_dict().items()}
-    return (
-        renamed(state, {ours: published for published, ours in method.published.items()}) if method.published else state
-    )
+    if not method.published:
+        return state
+    return renamed(state, {own_name: published for published, own_name in method.published.items()})
 
 
 def renamed(state: Mapping[str, Tensor], names: Mapping[str, str]) -> dict[str, Tensor]:

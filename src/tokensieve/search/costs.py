@@ -50,12 +50,12 @@ class BlockCost(NamedTuple):
 
     def of_whole(self, tokens: Tensor) -> Tensor:
         """Where keys, queries and MLP are made of all tokens: of any shape, float64."""
-        once, each, pairs = self.whole or (
+        once, per_token, pairs = self.whole or (
             self.projected[0],
             self.projected[1] + self.query + self.mlp,
             self.pair,
         )
-        return once + each * tokens + pairs * tokens**2
+        return once + per_token * tokens + pairs * tokens**2
 
 
 class Costs:

@@ -308,7 +308,7 @@ def _read(
         labels.append(answers.labels)
         outputs.append(answers.outputs[0])
         kind_of_output = kind_of_output or answers.kind(kind)
-        if sum(each.nbytes for each in (*kept, *outputs)) > 0.7 * room:
+        if sum(t.nbytes for t in (*kept, *outputs)) > 0.7 * room:
             raise _too_many(kept)
     if kind_of_output is None:
         raise nothing_read(loader)
@@ -318,7 +318,7 @@ def _read(
             f"{type(model).__name__} returns shape {tuple(dense.shape)}: a search needs scores, an embedding or a map "
             'of each image, so pool the tokens, or put them back on the grid; a map of depths is meant by kind="depth".'
         )
-    known = [each for each in labels if each is not None]
+    known = [t for t in labels if t is not None]
     complete = len(known) == len(labels) and all(map(kind_of_output.labelled, known))
     return torch.cat(kept), dense, torch.cat(known) if complete else None, kind_of_output
 

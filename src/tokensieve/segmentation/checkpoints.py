@@ -124,9 +124,9 @@ def _published(segmenter: Segmenter) -> tuple[dict[str, str], str]:
     elif isinstance(segmenter, CascadedSegViT):
         stages = range(1, len(segmenter.levels) + 1)
         cascade = [
-            (rf"{HEAD}\.decoders\.{stage - 1}\.{ours}", rf"\1.{theirs.format(stage=stage)}")
+            (rf"{HEAD}\.decoders\.{stage - 1}\.{own_name}", rf"\1.{published_name.format(stage=stage)}")
             for stage in stages
-            for ours, theirs in DECODER
+            for own_name, published_name in DECODER
         ]
         rules, unused = rules + ATM + cascade, UNUSED_BY_ATM if segmenter.contracts else UNUSED_BY_V2
     elif isinstance(segmenter, Setr):
@@ -142,7 +142,7 @@ def _published(segmenter: Segmenter) -> tuple[dict[str, str], str]:
     for name in segmenter.state_dict():
         if _outside(name, segmenter) or re.search(UNUSED, name):
             continue
-        renamed = (re.sub(rule, theirs, name) for rule, theirs in rules if re.match(rule, name))
+        renamed = (re.sub(rule, published_name, name) for rule, published_name in rules if re.match(rule, name))
         names[name] = next(renamed, name)  # a part that no published backbone has will be missing under its own name
     return names, unused
 

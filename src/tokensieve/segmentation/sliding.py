@@ -45,7 +45,7 @@ def slide(
         raise InputError(f"stride={stride} is longer than crop={crop}, and would leave pixels between the windows.")
     if type(windows) is not int or windows < 1:
         raise InputError(f"windows is a whole number from 1 up, not {windows!r}.")
-    height, width = (min(side, whole) for side, whole in zip(crop, size, strict=True))
+    height, width = (min(side, length) for side, length in zip(crop, size, strict=True))
     tops, lefts = (starts(*axis) for axis in zip(size, (height, width), stride, strict=True))
     places = [(slice(top, top + height), slice(left, left + width)) for top in tops for left in lefts]
     total: Tensor | None = None
@@ -100,7 +100,7 @@ class OneWindow:
 
     def __call__(self, picture: Image.Image) -> Tensor:
         size = picture.height, picture.width
-        if any(whole < side for whole, side in zip(size, self.crop, strict=True)):
+        if any(length < side for length, side in zip(size, self.crop, strict=True)):
             raise InputError(
                 f"It has {size[0]} x {size[1]} pixels, height x width, and the segmenter reads windows of "
                 f"{self.crop[0]} x {self.crop[1]}."

@@ -65,9 +65,9 @@ class FeatureMap(nn.Module):
     def _resized(self, images: Tensor) -> Tensor:
         if self.size is None:
             return images
-        own = tuple(images.shape[2:])
-        size = own[: len(own) - len(self.size)] + self.size
-        if own == size:
+        given_size = tuple(images.shape[2:])
+        size = given_size[: len(given_size) - len(self.size)] + self.size
+        if given_size == size:
             return images
         mode = "trilinear" if len(size) == 3 else "bilinear"
         return F.interpolate(images, size=size, mode=mode, align_corners=True)

@@ -131,25 +131,25 @@ def _feature_node(
     maps = [key for key, node in outputs.items() if len(shapes[node]) == rank and min(shapes[node][2:]) > 1]
     stages = _stages(model, maps)
     if layer is None:
-        found = FORWARD_FEATURES if FORWARD_FEATURES in outputs else _last_child(model, maps)
+        target = FORWARD_FEATURES if FORWARD_FEATURES in outputs else _last_child(model, maps)
     elif isinstance(layer, int):
         if not -len(stages) <= layer < len(stages):
             listed = ", ".join(f"{index} {stage}" for index, stage in enumerate(stages))
             raise RecipeError(f"{name} has no stage {layer}; its stages are {listed}.")
-        found = stages[layer]
+        target = stages[layer]
     else:
-        found = layer
-    if found not in outputs:
-        options = nearest(str(found), maps) or f"; its stages are {', '.join(stages)}"
-        raise RecipeError(f"{name} has no layer {found!r} that makes a feature map{options}.")
-    shape = shapes[outputs[found]]
-    if found not in maps or (layer is None and getattr(model, "output_fmt", "NCHW") == "NHWC"):
+        target = layer
+    if target not in outputs:
+        options = nearest(str(target), maps) or f"; its stages are {', '.join(stages)}"
+        raise RecipeError(f"{name} has no layer {target!r} that makes a feature map{options}.")
+    shape = shapes[outputs[target]]
+    if target not in maps or (layer is None and getattr(model, "output_fmt", "NCHW") == "NHWC"):
         options = f"; layers that do: {', '.join(stages)}" if stages else ""
         raise RecipeError(
-            f"The output of {found} of {name} has shape {shape}, not that of a ConvNet's feature map (B, K, h, w)"
+            f"The output of {target} of {name} has shape {shape}, not that of a ConvNet's feature map (B, K, h, w)"
             f"{options}."
         )
-    return outputs[found]
+    return outputs[target]
 
 
 def _stages(model: nn.Module, maps: list[str]) -> list[str]:

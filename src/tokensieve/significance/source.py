@@ -65,11 +65,11 @@ class Significance(Frozen):
     def ask(self, images: Tensor) -> Callable[[Sequence[int]], Tensor]:
         """The map of these images for any grid, as `forward` gives it; a network is asked once, here."""
         asks = isinstance(self.source, (FeatureMap, CallableMap))  # torch 2.6 does not compile a test for A | B
-        made = self.maps(images) if asks else None
+        maps_made = self.maps(images) if asks else None
 
         def on(grid: Sequence[int]) -> Tensor:
             grid = tuple(grid)
-            maps = self.maps(images, grid) if made is None else made
+            maps = self.maps(images, grid) if maps_made is None else maps_made
             if maps.ndim != 2:
                 maps = resize_map(maps, grid, self.align_corners).flatten(1)
             count = images.shape[0]  # not len(): exporters with a free batch size would fix it

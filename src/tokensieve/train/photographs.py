@@ -300,9 +300,9 @@ class _Batches(Dataset[tuple[Tensor, ...]]):
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(chance_of(self.seed, number))
             mirrored = torch.rand(len(rows)) < 0.5
-            whole = torch.stack([_bytes(picture) for picture in pictures])
-            whole = torch.where(mirrored[:, None, None, None], whole.flip(3), whole)
-            images = torch.stack([self.change(picture) for picture in whole])
+            batch_images = torch.stack([_bytes(picture) for picture in pictures])
+            batch_images = torch.where(mirrored[:, None, None, None], batch_images.flip(3), batch_images)
+            images = torch.stack([self.change(picture) for picture in batch_images])
         batch = images, torch.tensor(labels)
         return batch if self.taught is None else (*batch, self.taught[rows, mirrored.long()])
 

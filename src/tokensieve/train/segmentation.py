@@ -294,7 +294,7 @@ def _prepare(
         plan.save(plan_file(folder / f"{name}.safetensors"))
         if recipe is not None:
             recipe.save(folder / f"{name}.recipe.json")
-    names = [each for each, parameter in segmenter.named_parameters() if parameter.requires_grad]
+    names = [parameter_name for parameter_name, parameter in segmenter.named_parameters() if parameter.requires_grad]
     task = Segment(name, module, plan, known, unseen, settings.augmentation, identity, half)
     return settings.config(len(known), names), task
 

@@ -66,8 +66,8 @@ def atm_loss(prediction: AtmPrediction, labels: Tensor) -> tuple[Tensor, Tensor,
     flags = torch.zeros(batch, VOID + 1, dtype=torch.bool, device=labels.device).scatter(1, class_map, True)
     present = flags[:, :count]
 
-    here, no_object = (torch.zeros_like(classes), 1) if choices == 2 else (classes, count)
-    target = torch.where(present, here, no_object)
+    object_class, no_object = (torch.zeros_like(classes), 1) if choices == 2 else (classes, count)
+    target = torch.where(present, object_class, no_object)
     choice = _exact(prediction.classes).flatten(0, 1)
     weight = torch.ones(choices, device=labels.device, dtype=choice.dtype)
     weight[no_object] = ABSENT_WEIGHT

@@ -167,13 +167,13 @@ def load_strictly(
 
     `called` says what the file calls a key, where its layout is another.
     """
-    own, named = model.state_dict(), called or {}
+    expected, named = model.state_dict(), called or {}
     # Old checkpoints lack BatchNorm's step counter, which evaluation never reads.
     # Older versions of transformers have biases of keys, which change nothing and begin at zero.
     optional = ("num_batches_tracked", "attention.attention.key.bias")
-    missing = [key for key in own if key not in state and not key.endswith(optional)]
-    unexpected = [key for key in state if key not in own]
-    wrong = [key for key in own if key in state and own[key].shape != state[key].shape]
+    missing = [key for key in expected if key not in state and not key.endswith(optional)]
+    unexpected = [key for key in state if key not in expected]
+    wrong = [key for key in expected if key in state and expected[key].shape != state[key].shape]
     if missing:
         name = named.get(missing[0], missing[0])
         raise InputError(f"Cannot load {description}: the file has no {name!r} ({len(missing)} such keys).")
@@ -182,7 +182,7 @@ def load_strictly(
             f"Cannot load {description}: the model has no {unexpected[0]!r} ({len(unexpected)} such keys)."
         )
     if wrong:
-        key, have, want = wrong[0], tuple(state[wrong[0]].shape), tuple(own[wrong[0]].shape)
+        key, have, want = wrong[0], tuple(state[wrong[0]].shape), tuple(expected[wrong[0]].shape)
         raise InputError(
             f"Cannot load {description}: {named.get(key, key)!r} has shape {have} in the file and {want} in the model."
         )
@@ -202,8 +202,8 @@ def file_sha256(path: str | PathLike[str]) -> str:
 
 def check_sha256(path: str | PathLike[str], sha256: str) -> None:
     """Raises `InputError` for a file that is not there or has another SHA-256."""
-    if (found := file_sha256(path)) != sha256.lower():
-        raise InputError(f"{path} is not the file that was asked for: its SHA-256 is {found}, expected {sha256}.")
+    if (digest := file_sha256(path)) != sha256.lower():
+        raise InputError(f"{path} is not the file that was asked for: its SHA-256 is {digest}, expected {sha256}.")
 
 
 def _torchvision_weights(name: str, download: bool) -> dict[str, Any]:

@@ -133,32 +133,32 @@ def _what(weights: Weights, name: str) -> str:
 def _unwrapped(weights: Weights, name: str, network: _Network) -> tuple[dict[str, Tensor], str]:
     """The weights without what wraps their names, and of which layout they are."""
     state = unwrapped(weights if isinstance(weights, Mapping) else read_weights(weights))
-    layout, some = layout_of(state), ", ".join(list(state)[:3]) or "nothing"
+    layout, first_keys = layout_of(state), ", ".join(list(state)[:3]) or "nothing"
     if network.family == "nano" and layout != OWN:
-        raise InputError(f"Cannot load {_what(weights, name)}: the names are not its own (features...), but {some}.")
+        raise InputError(f"Cannot load {_what(weights, name)}: the names do not begin with features, but {first_keys}.")
     if layout is None:
         raise InputError(
             f"Cannot load {_what(weights, name)}: the names are neither PyTorchVideo's (blocks.0...) nor mmaction2's "
-            f"(backbone.conv1..., backbone.layer1...), but {some}."
+            f"(backbone.conv1..., backbone.layer1...), but {first_keys}."
         )
     return state, layout
 
 
-def _load(model: nn.Module, state: Mapping[str, Tensor], layout: str, network: _Network, what: str) -> None:
+def _load(model: nn.Module, state: Mapping[str, Tensor], layout: str, network: _Network, description: str) -> None:
     """Load weights of that layout, strictly."""
     called = {
-        own: name_in(layout, own.removeprefix("features."), x3d=network.family == "x3d") for own in model.state_dict()
+        key: name_in(layout, key.removeprefix("features."), x3d=network.family == "x3d") for key in model.state_dict()
     }
     if layout == OWN:  # of a classifier, into one or into its features alone; or of features alone
-        called = {own: own if own in state else f"features.{own}" for own in called}
-        called = {own: theirs if theirs in state else own for own, theirs in called.items()}
-    own_names = {theirs: own for own, theirs in called.items()}
-    renamed = {own_names.get(theirs, theirs): value for theirs, value in state.items()}
+        called = {key: key if key in state else f"features.{key}" for key in called}
+        called = {key: published if published in state else key for key, published in called.items()}
+    own_names = {published: key for key, published in called.items()}
+    renamed = {own_names.get(published, published): value for published, value in state.items()}
     # A layer behind global pooling is a convolution of one cell in PyTorchVideo's X3D.
     hidden = renamed.get("head.fc1.weight")
     if hidden is not None and hidden.shape[2:] == (1, 1, 1):
         renamed["head.fc1.weight"] = hidden.flatten(1)
-    load_strictly(model, renamed, what, called)
+    load_strictly(model, renamed, description, called)
 
 
 def _describe(model: nn.Module, network: _Network, layout: str) -> None:

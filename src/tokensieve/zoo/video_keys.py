@@ -93,8 +93,8 @@ def unwrapped(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     names = {name: name for name in state}
     for prefix in WRAPPERS:
         if names and all(name.startswith(prefix) for name in names):
-            names = {name.removeprefix(prefix): whole for name, whole in names.items()}
-    return {name.removeprefix("backbone."): state[whole] for name, whole in names.items()}
+            names = {name.removeprefix(prefix): key for name, key in names.items()}
+    return {name.removeprefix("backbone."): state[key] for name, key in names.items()}
 
 
 def layout_of(names: Iterable[str]) -> str | None:
@@ -119,11 +119,11 @@ def has_first_shortcut_norm(names: Iterable[str]) -> bool:
     )
 
 
-def name_in(layout: str, own: str, *, x3d: bool) -> str:
+def name_in(layout: str, key: str, *, x3d: bool) -> str:
     """What `layout` calls a weight, such as "stages.0.1.conv2.weight" or "head.fc.bias"."""
     if layout == OWN:
-        return own
-    module, _, last = own.rpartition(".")
+        return key
+    module, _, last = key.rpartition(".")
     if module == "stem.norm" and layout == MMACTION2:
         return f"{'conv1_t' if x3d else 'conv1'}.bn.{last}"
     block = re.fullmatch(r"stages\.(\d+)\.(\d+)\.(.+)", module)

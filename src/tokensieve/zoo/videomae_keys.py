@@ -57,32 +57,33 @@ def from_mmaction2(state: Mapping[str, Tensor], positions: Tensor) -> dict[str, 
     Raises:
         InputError: the checkpoint has another table of positions, as for another number of frames or learned ones.
     """
-    found: dict[str, Tensor] = {}
+    converted: dict[str, Tensor] = {}
     for name, value in unwrapped(state).items():
         module, _, last = name.rpartition(".")
         block = re.fullmatch(r"blocks\.(\d+)\.(.+)", name)
         if name == POSITIONS:
             _check_positions(value, positions)
         elif block is None:
-            found[f"{_OUTSIDE[module]}.{last}" if module in _OUTSIDE else name] = value
+            converted[f"{_OUTSIDE[module]}.{last}" if module in _OUTSIDE else name] = value
         else:
             layer, part = f"videomae.encoder.layer.{block[1]}", block[2]
             inner = part.rpartition(".")[0]
             if part == "attn.qkv.weight":
-                for each, weight in zip(("query", "key", "value"), value.chunk(3), strict=True):
-                    found[f"{layer}.attention.attention.{each}.weight"] = weight
+                for projection, weight in zip(("query", "key", "value"), value.chunk(3), strict=True):
+                    converted[f"{layer}.attention.attention.{projection}.weight"] = weight
             elif part in _BIASES:
-                found[f"{layer}.attention.attention.{_BIASES[part]}.bias"] = value
+                converted[f"{layer}.attention.attention.{_BIASES[part]}.bias"] = value
             else:
-                found[f"{layer}.{_BLOCK[inner]}.{last}" if inner in _BLOCK else name] = value
-    return found
+                converted[f"{layer}.{_BLOCK[inner]}.{last}" if inner in _BLOCK else name] = value
+    return converted
 
 
-def _check_positions(theirs: Tensor, own: Tensor) -> None:
-    if theirs.shape != own.shape:
+def _check_positions(published: Tensor, expected: Tensor) -> None:
+    if published.shape != expected.shape:
         raise InputError(
-            f"The checkpoint is for {theirs.shape[1]} patches of width {theirs.shape[2]}, and the model reads "
-            f"{own.shape[1]} of width {own.shape[2]}: give image_size, num_frames and hidden_size of the checkpoint."
+            f"The checkpoint is for {published.shape[1]} patches of width {published.shape[2]}, and the model reads "
+            f"{expected.shape[1]} of width {expected.shape[2]}: give image_size, num_frames and hidden_size of the "
+            "checkpoint."
         )
-    if not torch.allclose(theirs.float(), own.float().to(theirs.device), atol=1e-4):
+    if not torch.allclose(published.float(), expected.float().to(published.device), atol=1e-4):
         raise InputError("The checkpoint's positions were learned, and transformers' VideoMAE computes them.")
