@@ -16,7 +16,7 @@ from tests.reference.cases import OF_IMAGES, Facts
 from tests.reference.hf_hosts import seeded
 from tests.reference.hosts import host_forms, host_images
 from tokensieve import ExportError, PaPr, sieve
-from tokensieve._recording import whole
+from tokensieve._recording import as_int
 from tokensieve.hosts import open_host
 
 pytestmark = pytest.mark.slow
@@ -86,5 +86,5 @@ def test_maps_that_cannot_be_traced_say_so(significance: str) -> None:
 
 
 def test_a_size_is_an_integer() -> None:
-    assert whole(5) == 5
-    assert type(whole(torch.tensor(5))) is int
+    assert as_int(5) == 5
+    assert type(as_int(torch.tensor(5))) is int

@@ -33,7 +33,7 @@ def counting() -> Iterator[None]:
         _counted.reset(before)
 
 
-def whole(count: Any) -> int:
+def as_int(count: Any) -> int:
     """A size as an integer. torch.jit.trace makes sizes tensors, whose product with a share would be in float32."""
     return int(count) if isinstance(count, Tensor) else count
 
@@ -44,5 +44,5 @@ def is_empty(batch: Tensor) -> bool:
 
 
 def dummy_batch(images: Tensor) -> Tensor:
-    """One blank image in the place of none: blocks of several hosts, and what ranks, fail on an empty batch."""
+    """One blank image, to be run in place of an empty batch, on which blocks of several hosts and rankings fail."""
     return images.new_zeros(1, *images.shape[1:])

@@ -93,7 +93,7 @@ class TestCrops:
 def test_what_a_model_reads_as_its_host_states_it(monkeypatch):
     model = torch.nn.Linear(2, 2)
     spec = inputs.InputSpec((3, 8, 112, 96), "CTHW")
-    monkeypatch.setattr(inputs, "HOSTS_STATE", [lambda part: spec if part is model else None])
+    monkeypatch.setattr(inputs, "SPEC_PROVIDERS", [lambda part: spec if part is model else None])
     with pytest.raises(InputError, match=r"Linear states no normalisation: give mean= and std="):
         VideoPreprocessing.of(model)
     expected = VideoPreprocessing((112, 96), MEAN, STD, frames=8, layout="CTHW", views="1x3")

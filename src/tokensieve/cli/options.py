@@ -1,4 +1,4 @@
-"""The options that several commands share, each said once, and in the groups that commands take them in."""
+"""The options that several commands share, and the groups in which commands take them."""
 
 from __future__ import annotations
 
@@ -100,7 +100,7 @@ class ModelOptions(NetworkOptions):
 
 @dataclass(frozen=True)
 class PlaceOptions:
-    """On images of which size, and where."""
+    """The size of the images, and the device."""
 
     size: SizeOption = None
     device: DeviceOption = "cpu"
@@ -109,14 +109,14 @@ class PlaceOptions:
 
 @dataclass(frozen=True)
 class MachineOptions(PlaceOptions):
-    """On images of which size, where, and in which precision."""
+    """The size of the images, the device, and the precision."""
 
     dtype: DtypeOption = "fp32"
 
 
 @dataclass(frozen=True)
 class ClipOptions:
-    """Of videos, for models that read them."""
+    """How clips are taken from a video."""
 
     frames: FramesOption = None
     stride: StrideOption = None
@@ -125,7 +125,7 @@ class ClipOptions:
 
 @dataclass(frozen=True)
 class SetOptions(ClipOptions):
-    """Of sets of videos."""
+    """How a set of videos is read."""
 
     views: ViewsOption = None
     root: RootOption = None

@@ -18,9 +18,9 @@ LAYOUTS["CTHW"] = "channels, frames, height, width"
 
 @dataclass(frozen=True)
 class InputSpec(Sequence[int]):
-    """The shape of what a model reads for one answer, an image or a video, and which of its sides is which.
+    """The shape of one input, an image or a video, and the meaning of its axes.
 
-    A sequence of its sides, such as `torch.zeros(batch, *spec)` takes.
+    A sequence of its sizes, such as `torch.zeros(batch, *spec)` takes.
 
     Args:
         shape: without the batch.
@@ -36,22 +36,22 @@ class InputSpec(Sequence[int]):
     def __post_init__(self) -> None:
         if self.layout not in LAYOUTS:
             raise InputError(f"layout is {', '.join(LAYOUTS)}: one of them, not {self.layout!r}.")
-        if not _whole(self.shape) or len(self.shape) != len(self.layout):
+        if not _are_counts(self.shape) or len(self.shape) != len(self.layout):
             raise InputError(f"The shape of {self.layout} is ({LAYOUTS[self.layout]}), not {self.shape!r}.")
         object.__setattr__(self, "shape", tuple(self.shape))
 
     @classmethod
     def of(cls, model: nn.Module) -> Self:
-        """What a model reads as its host states it; of other models the image that they most likely read."""
+        """The input that the model's host states; of models without a host the image that they most likely read."""
         stated = _stated_by_host(model)
         return cls.image(model) if stated is None else cls(stated.shape, stated.layout)
 
     @classmethod
     def image(cls, model: nn.Module) -> Self:
-        """The image that a model most likely reads, whatever its host says.
+        """The image that a model most likely reads, whatever its host states.
 
-        What the model does not state are 3 channels and 224 x 224 pixels: torchvision's ConvNets, for one, state no
-        size.
+        A model that states no channels gets 3, one that states no size 224 x 224 pixels; torchvision's ConvNets, for
+        example, state none.
         """
         return cls((_channels(model) or 3, *(_size(model) or (224, 224))))
 
@@ -71,7 +71,7 @@ class InputSpec(Sequence[int]):
 
     @property
     def frames(self) -> int:
-        """1 of an image."""
+        """Frames of a video; 1 of an image."""
         return self.shape[self.layout.index("T")] if "T" in self.layout else 1
 
     @property
@@ -87,16 +87,17 @@ class InputSpec(Sequence[int]):
 InputSize = int | Sequence[int]
 """A side in pixels, (H, W), the whole shape, or an `InputSpec`."""
 
-HOSTS_STATE: list[Callable[[nn.Module], InputSpec | None]] = []
-"""Who knows the hosts, which this module does not, and what one states of a model."""
+SPEC_PROVIDERS: list[Callable[[nn.Module], InputSpec | None]] = []
+"""Functions from a module to the input that its host states, or None. `hosts` registers its own here, since this module
+cannot import it."""
 
 
 def _stated_by_host(model: nn.Module) -> InputSpec | None:
     """What the host of the model, or of a part of it, states for itself."""
     for module in model.modules():
-        for stated_by in HOSTS_STATE:
+        for provider in SPEC_PROVIDERS:
             with suppress(UnsupportedHost):
-                if (spec := stated_by(module)) is not None:
+                if (spec := provider(module)) is not None:
                     return spec
     # What no host opens: the zoo's networks of video state the frames, height and width of their clips.
     clips = (clip for module in model.modules() if isinstance(clip := getattr(module, "clip_size", None), tuple))
@@ -120,7 +121,7 @@ def own_input(model: nn.Module, size: InputSize | None = None) -> InputSpec:
     stated = _stated_by_host(model)
     layout = "CHW" if stated is None else stated.layout
     sides = (size, size) if isinstance(size, int) else size
-    if sides is not None and (not _whole(sides) or len(sides) not in (2, len(layout)) or isinstance(size, bool)):
+    if sides is not None and (not _are_counts(sides) or len(sides) not in (2, len(layout)) or isinstance(size, bool)):
         raise InputError(f"input_size is a side in pixels, (height, width) or ({LAYOUTS[layout]}), not {size!r}.")
     if sides is not None and len(sides) > 2:
         return InputSpec(tuple(sides), layout)
@@ -133,9 +134,13 @@ def own_input(model: nn.Module, size: InputSize | None = None) -> InputSpec:
     return InputSpec((channels, *sides))
 
 
-def _whole(sides: Any) -> bool:
-    """Whether these are whole numbers from 1 up."""
-    return isinstance(sides, Sequence) and all(type(side) is int and side > 0 for side in sides)
+def is_count(number: Any) -> bool:
+    """Whether it is a whole number from 1 up."""
+    return type(number) is int and number > 0
+
+
+def _are_counts(sides: Any) -> bool:
+    return isinstance(sides, Sequence) and all(map(is_count, sides))
 
 
 def own_input_size(model: nn.Module, size: InputSize | None = None) -> tuple[int, ...]:

@@ -10,7 +10,7 @@ from timm.data.transforms import str_to_pil_interp
 from torch import Tensor, nn
 
 from ..errors import InputError, RecipeError
-from .inputs import size_of
+from .inputs import is_count, size_of
 
 _CROP_MODES = ("center", "squash", "border")
 
@@ -159,11 +159,6 @@ def check_input_size(preprocessing: Any) -> None:
     size = preprocessing.input_size
     if len(size) != 2 or not all(is_count(side) for side in size):
         raise RecipeError(f"input_size must be a height and a width in pixels, not {size}.")
-
-
-def is_count(number: Any) -> bool:
-    """Whether it is a whole number from 1 up."""
-    return type(number) is int and number > 0
 
 
 class _Transform:

@@ -20,7 +20,7 @@ FORMATS = frozenset(
 )
 """Of Pillow's formats, and of those that plugins add, the ones in which people keep photographs."""
 SYSTEM_FOLDERS = frozenset(("__macosx", "@eadir", "__pycache__", "$recycle.bin", "system volume information"))
-"""Folders that systems and tools make beside pictures; as hidden as those that begin with a dot."""
+"""Folders that systems and tools make beside pictures; hidden too, like those that begin with a dot."""
 HIDDEN_FOLDER, HIDDEN_FILE = "hidden folder", "hidden file"
 FOLDER_ABOVE, FOLDER_AGAIN = "link to a folder above it", "folder that is read already"
 OLDER, BROKEN_TAR = "older version in the tar", "tar that cannot be read"
@@ -52,7 +52,7 @@ def picture_suffixes() -> frozenset[str]:
 
 
 class Kind(NamedTuple):
-    """What is looked for: its word, for one and for many, and the endings of its files in lower case."""
+    """A kind of files: its name in singular and plural, and the endings of its files in lower case."""
 
     one: str
     many: str
@@ -65,9 +65,9 @@ PICTURES = Kind("picture", "pictures", picture_suffixes)
 class Tree:
     """Everything below a source, by path: visible folders, files of a kind and what opens them, what was skipped."""
 
-    def __init__(self, kind: Kind, named: Callable[[Parts], str]) -> None:
-        """`named` says what a path below the source is called, the source included."""
-        self.kind, self.path = kind, named
+    def __init__(self, kind: Kind, path: Callable[[Parts], str]) -> None:
+        """`path` is the full name of what lies at some parts below the source."""
+        self.kind, self.path = kind, path
         self.files: dict[Parts, Any] = {}
         self.folders: set[Parts] = set()
         self.skipped: list[tuple[Parts, str]] = []

@@ -14,8 +14,8 @@ from torch import Tensor, nn
 
 from ..errors import InputError, RecipeError
 from .images import UnusableError
-from .inputs import InputSpec
-from .preprocessing import check_input_size, is_count
+from .inputs import InputSpec, is_count
+from .preprocessing import check_input_size
 from .video_frames import Timeline
 from .video_sampling import Views, dense_clips, uniform_clips
 

@@ -32,7 +32,7 @@ Source = str | os.PathLike[str] | IO[bytes]
 
 @dataclass(frozen=True)
 class Clips:
-    """What is read of one video.
+    """The clips of one video.
 
     Attributes:
         clips: (views, *clip_shape) float32; the crops of a clip follow each other.

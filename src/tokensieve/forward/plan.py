@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any, NamedTuple
 
-from .._recording import whole
+from .._recording import as_int
 from ..errors import RecipeError, UnsupportedHost
 from ..hosts import Host
 from ..methods import BaseMethod, Method
@@ -49,7 +49,7 @@ class Plan:
 
     def acts(self, place: Place, block: int, count: int, patches: int) -> list[Reduction]:
         """The methods that act at this place, in order, on `count` tokens of an image of `patches` patches."""
-        acts, count, patches = [], whole(count), whole(patches)
+        acts, count, patches = [], as_int(count), as_int(patches)
         for index, method in self.methods:
             left = self.left_by(method, block, count, patches) if method.place == place else None
             if left is not None:
@@ -59,7 +59,7 @@ class Plan:
 
     def left_by(self, method: Method[Any], block: int, count: int, patches: int) -> int | None:
         """How many of `count` tokens a method leaves here, or None where it does not act."""
-        site = TokenSite(block, self.depth, whole(count), self.prefix, whole(patches))
+        site = TokenSite(block, self.depth, as_int(count), self.prefix, as_int(patches))
         return method.left(site) if method.acts(site) else None
 
     def opens(self, block: int, count: int, patches: int) -> bool:

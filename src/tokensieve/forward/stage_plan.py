@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from .._recording import whole
+from .._recording import as_int
 from ..errors import RecipeError, UnsupportedHost
 from ..hosts import StagedHost
 from ..methods import PixelMethod
@@ -25,7 +25,7 @@ class StagePlan:
 
     def choice(self, stage: int, block: int, pixels: int) -> tuple[int, PixelMethod, PixelSite, int] | None:
         """The method that chooses in front of this block, with its place in the recipe, and how many of `pixels`."""
-        site = PixelSite(stage, len(self.depths), block, self.depths[stage], whole(pixels))
+        site = PixelSite(stage, len(self.depths), block, self.depths[stage], as_int(pixels))
         for index, method in self.methods:
             count = method.chooses(site)
             if count is not None:

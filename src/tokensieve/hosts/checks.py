@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .._recording import whole
+from .._recording import as_int
 from ..data.inputs import LAYOUTS
 from ..errors import InputError, UnsupportedHost
 
@@ -29,7 +29,7 @@ def covered(images: Tensor, grid: Sequence[int], patch: Sequence[int] | None) ->
         return images
     filled: list[int] = []  # from the last side on, as `pad` takes them
     for axis, (count, side) in enumerate(zip(grid, patch, strict=True), start=2):
-        side_length, grid_length = whole(images.shape[axis]), count * side
+        side_length, grid_length = as_int(images.shape[axis]), count * side
         images = images if side_length <= grid_length else images.narrow(axis, 0, grid_length)
         filled = [0, max(0, grid_length - side_length), *filled]
     return F.pad(images, filled) if any(filled) else images

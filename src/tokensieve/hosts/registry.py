@@ -8,7 +8,7 @@ from typing import TypeVar
 
 from torch import nn
 
-from ..data.inputs import HOSTS_STATE, InputSpec
+from ..data.inputs import SPEC_PROVIDERS, InputSpec
 from ..errors import UnsupportedHost
 from .base import Host
 from .staged import StagedHost
@@ -82,7 +82,7 @@ def _leaves_it(kind: Opener) -> bool:
     return kind.input_spec in (Host.input_spec, StagedHost.input_spec)
 
 
-HOSTS_STATE.append(stated_input)
+SPEC_PROVIDERS.append(stated_input)
 
 
 def complete(host: Host | StagedHost) -> Host | StagedHost:

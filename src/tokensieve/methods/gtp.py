@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .._frozen import replace
-from .._recording import whole
+from .._recording import as_int
 from ..attention import BlockQKV
 from ..errors import RecipeError
 from ..tokens import Tokens, rows
@@ -121,7 +121,7 @@ class GTP(Method[AttentionEvidence]):
 def sparse(matrix: Tensor, share: float) -> Tensor:
     """(B, N, N) with all but the largest `share` of each image's entries set to 0; ties with the smallest kept stay."""
     flat = matrix.flatten(1)
-    smallest = flat.topk(max(int(share * whole(flat.shape[1])), 1), dim=1, sorted=False).values.amin(1)
+    smallest = flat.topk(max(int(share * as_int(flat.shape[1])), 1), dim=1, sorted=False).values.amin(1)
     return matrix.masked_fill(matrix < smallest[:, None, None], 0)
 
 

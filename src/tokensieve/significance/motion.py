@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .._recording import whole
+from .._recording import as_int
 from ..errors import InputError
 
 
@@ -24,7 +24,7 @@ def motion_map(clips: Tensor, grid: Sequence[int]) -> Tensor:
         InputError: no clip, or a number of frames that is no multiple of t.
     """
     t, h, w = grid
-    frames = whole(clips.shape[2]) if clips.ndim == 5 else 0
+    frames = as_int(clips.shape[2]) if clips.ndim == 5 else 0
     if frames == 0 or frames % t:
         raise InputError(
             f"Motion is between frames: expected clips (B, C, T, H, W) with T a multiple of {t}, not "
