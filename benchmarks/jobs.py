@@ -158,14 +158,16 @@ def speed(args: argparse.Namespace) -> None:
         settings: dict[str, Any] = {"batch": args.batch, "shard": args.shard, "limit": limit}
         with tempfile.TemporaryDirectory() as scratch:
             work = open_work(job_of(spec, str(args.images), scratch, **settings))
-            reader = Reader(work.items, range(work.shards), shard=work.shard, batch=work.together, workers=args.workers)
+            reader = Reader(
+                work.items, range(work.shards), shard=work.shard_size, batch=work.batch_size, workers=args.workers
+            )
             batches = [batch.images for batch in reader if batch.images is not None]
             count = sum(map(len, batches))
             alone, running, said = [], [], ()
             for number in range(args.rounds):
                 before = time.perf_counter()
                 for images in batches:
-                    work.ask(images)
+                    work.predict(images)
                 alone.append(count / (time.perf_counter() - before))
                 result = run(spec, str(args.images), f"{scratch}/{number}", workers=args.workers, **settings)
                 running.append(result.per_second)

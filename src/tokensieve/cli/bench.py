@@ -137,7 +137,7 @@ def bench(
 
 
 def _run(opened: OpenedModel, images: Tensor, seconds: float, memory: bool, context: dict[str, Any]) -> dict[str, Any]:
-    """One batch size: dense, sieved and limit beside each other, and what it means."""
+    """The measurements of one batch size, dense, sieved and limit interleaved, with a verdict."""
     import torch
 
     from ..measure import peak_memory, speed
@@ -174,7 +174,7 @@ def _waterfall(
     context: dict[str, Any],
     progress: Callable[[str], None],
 ) -> list[dict[str, Any]]:
-    """A row for each step, with what is said of it."""
+    """A row for each step, with its verdict."""
     from ..measure.waterfall import waterfall
     from ..show.waterfall_verdict import waterfall_verdicts
 

@@ -50,7 +50,7 @@ class MovingScene(NamedTuple):
 
 
 class MovingScenes(Dataset[MovingScene]):
-    """Moving scene i of a split depends on the seed, the split, i, size and frames alone, in whatever batch it is made.
+    """Generated clips. Clip i depends on seed, split, i, size and frames alone, not on the batch it is made in.
 
     Args:
         split: "train" or "validation"; the two share photographs, but no handwritten digit.
@@ -90,26 +90,26 @@ class MovingScenes(Dataset[MovingScene]):
     @torch.no_grad()
     def batch(self, indices: Sequence[int], frames: slice = slice(None)) -> MovingScene:
         """The moving scenes with these numbers; `frames` draws some of their frames alone."""
-        parts = [self._some(indices[start : start + AT_ONCE], frames) for start in range(0, len(indices), AT_ONCE)]
+        parts = [self._render(indices[start : start + AT_ONCE], frames) for start in range(0, len(indices), AT_ONCE)]
         return MovingScene(*(torch.cat(part) for part in zip(*parts, strict=True)))
 
-    def _some(self, indices: Sequence[int], frames: slice) -> MovingScene:
-        draws = torch.from_numpy(np.stack([self._draw(index) for index in indices]))
-        ground, camera, path, pieces = draws.split(_COUNTS, dim=1)
+    def _render(self, indices: Sequence[int], frames: slice) -> MovingScene:
+        randoms = torch.from_numpy(np.stack([self._draw(index) for index in indices]))
+        ground, camera, path, pieces = randoms.split(_COUNTS, dim=1)
         drawn = dict(zip(GLYPH, pieces.unflatten(1, (1 + FRAGMENTS, len(GLYPH))).unbind(2), strict=True))
         glyphs, digits = glyphs_of(self.split)
         samples = (drawn["sample"] * len(glyphs)).long()
-        digit, rest = ({name: values[:, part] for name, values in drawn.items()} for part in (_FIRST, _OTHERS))
+        digit, fragments = ({name: values[:, part] for name, values in drawn.items()} for part in (_FIRST, _OTHERS))
 
         wide = self.size + 2 * (self.size // MARGIN)
-        scenery = _scenery(dict(zip(GROUND, ground.unbind(1), strict=True)), glyphs[samples[:, 1:]], rest, wide)
+        scenery = _scenery(dict(zip(GROUND, ground.unbind(1), strict=True)), glyphs[samples[:, 1:]], fragments, wide)
         moments = torch.linspace(-0.5, 0.5, self.frames)
         direction = (path[:, 0] * len(DIRECTIONS)).long()
         x, y = _path(digit, direction, path[:, 1], moments)
         alpha, halo = _digit(glyphs[samples[:, :1]], digit, x, y, self.size)
         dark = is_bright(_middle(scenery, self.size), alpha.mean(1, keepdim=True))
         alpha, halo = alpha[:, frames], halo[:, frames]
-        clips = _seen(scenery, dict(zip(CAMERA, camera.unbind(1), strict=True)), moments[frames], self.size)
+        clips = _filmed(scenery, dict(zip(CAMERA, camera.unbind(1), strict=True)), moments[frames], self.size)
         clips = _with_digit(clips, alpha, halo, colours_of(digit), dark)
         return MovingScene(clips, digits[samples[:, 0]] * len(DIRECTIONS) + direction, alpha > 0.5)
 
@@ -132,7 +132,7 @@ def _scenery(ground: dict[str, Tensor], glyphs: Tensor, drawn: dict[str, Tensor]
     return paint(images, alpha, colours_of(drawn), is_bright(images, alpha))
 
 
-def _seen(scenery: Tensor, drawn: dict[str, Tensor], moments: Tensor, size: int) -> Tensor:
+def _filmed(scenery: Tensor, drawn: dict[str, Tensor], moments: Tensor, size: int) -> Tensor:
     """The scenery through the camera, (B, T, 3, size, size): still in half of the clips, panning in the others."""
     reach = torch.where(drawn["still"] < 0.5, 0, drawn["pan"]) * (1 - size / scenery.shape[-1])
     angle = 2 * torch.pi * drawn["towards"]

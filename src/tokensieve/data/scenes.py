@@ -67,7 +67,7 @@ class LabelledScene(NamedTuple):
 
 
 class Scenes(Dataset[Scene]):
-    """Scene i of a split depends on the seed, the split, i and the size alone, in whatever batch it is made.
+    """Generated scenes. Scene i depends on the seed, the split, i and the size alone, not on the batch it is made in.
 
     Args:
         split: "train" or "validation"; the two share photographs, but no handwritten digit.
@@ -115,12 +115,12 @@ class Scenes(Dataset[Scene]):
     @torch.no_grad()
     def _drawn(self, indices: Sequence[int]) -> tuple[Tensor, ...]:
         """Images, digits (B,), and the pixels of the digit and of all fragments, both (B, H, W) bool."""
-        parts = [self._some(indices[start : start + AT_ONCE]) for start in range(0, len(indices), AT_ONCE)]
+        parts = [self._render(indices[start : start + AT_ONCE]) for start in range(0, len(indices), AT_ONCE)]
         return tuple(torch.cat(part) for part in zip(*parts, strict=True))
 
-    def _some(self, indices: Sequence[int]) -> tuple[Tensor, ...]:
-        draws = torch.from_numpy(np.stack([self._draw(index) for index in indices]))
-        ground, pieces = draws[:, : len(GROUND)], draws[:, len(GROUND) :].unflatten(1, (1 + FRAGMENTS, len(GLYPH)))
+    def _render(self, indices: Sequence[int]) -> tuple[Tensor, ...]:
+        randoms = torch.from_numpy(np.stack([self._draw(index) for index in indices]))
+        ground, pieces = randoms[:, : len(GROUND)], randoms[:, len(GROUND) :].unflatten(1, (1 + FRAGMENTS, len(GLYPH)))
         images = crops(dict(zip(GROUND, ground.unbind(1), strict=True)), self.size)
         drawn = dict(zip(GLYPH, pieces.unbind(2), strict=True))
         glyphs, digits = glyphs_of(self.split)

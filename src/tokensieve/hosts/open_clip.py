@@ -16,7 +16,7 @@ from .base import Host, HostBlock
 from .checks import check_images, check_size, plain_patch
 from .pooling import key_bias, weighed
 from .registry import register_host
-from .torch_attention import read, why_closed, write
+from .torch_attention import project, project_out, why_closed
 
 MODEL = ("open_clip.transformer", "VisionTransformer")
 """Module and name of the class."""
@@ -102,10 +102,10 @@ class OpenClipBlock(HostBlock):
         return self.block(tokens.x, attn_mask=None)
 
     def qkv(self, tokens: Tokens, query_rows: Tensor | None = None) -> BlockQKV:
-        return read(self.block.attn, self.block.ln_1(tokens.x), query_rows)
+        return project(self.block.attn, self.block.ln_1(tokens.x), query_rows)
 
     def attention_out(self, attended: Tensor, attention: BlockQKV, x: Tensor) -> Tensor:
-        return x + self.block.ls_1(write(self.block.attn, attended))
+        return x + self.block.ls_1(project_out(self.block.attn, attended))
 
     def mlp(self, x: Tensor) -> Tensor:
         return x + self.block.ls_2(self.block.mlp(self.block.ln_2(x)))

@@ -23,7 +23,7 @@ def why_closed(attn: Any) -> str | None:
     return None
 
 
-def read(attn: Any, x: Tensor, query_rows: Tensor | None) -> BlockQKV:
+def project(attn: Any, x: Tensor, query_rows: Tensor | None) -> BlockQKV:
     """Queries of the rows `query_rows` (B, M) of x (B, N, d), or of all, with the keys and values of all."""
     query_input, width = x if query_rows is None else rows(x, query_rows), attn.embed_dim
     weight, bias = attn.in_proj_weight, attn.in_proj_bias
@@ -33,6 +33,6 @@ def read(attn: Any, x: Tensor, query_rows: Tensor | None) -> BlockQKV:
     return BlockQKV(q, k, v, keys=k, dropout=attn.dropout if attn.training else 0.0)
 
 
-def write(attn: Any, attended: Tensor) -> Tensor:
+def project_out(attn: Any, attended: Tensor) -> Tensor:
     """(B, H, M, d_h) -> (B, M, d). As torch itself does, by the output projection's weight and not by calling it."""
     return F.linear(attended.transpose(1, 2).flatten(2), attn.out_proj.weight, attn.out_proj.bias)

@@ -16,7 +16,7 @@ from ..tokens import Tokens
 from .base import Host, HostBlock
 from .checks import check_images, check_size, plain_patch
 from .registry import register_host
-from .torch_attention import read, why_closed, write
+from .torch_attention import project, project_out, why_closed
 
 
 @register_host(VisionTransformer)
@@ -73,10 +73,10 @@ class TorchvisionBlock(HostBlock):
         return self.block(tokens.x)
 
     def qkv(self, tokens: Tokens, query_rows: Tensor | None = None) -> BlockQKV:
-        return read(self.block.self_attention, self.block.ln_1(tokens.x), query_rows)
+        return project(self.block.self_attention, self.block.ln_1(tokens.x), query_rows)
 
     def attention_out(self, attended: Tensor, attention: BlockQKV, x: Tensor) -> Tensor:
-        return x + self.block.dropout(write(self.block.self_attention, attended))
+        return x + self.block.dropout(project_out(self.block.self_attention, attended))
 
     def mlp(self, x: Tensor) -> Tensor:
         return x + self.block.mlp(self.block.ln_2(x))

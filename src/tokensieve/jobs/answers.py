@@ -1,4 +1,4 @@
-"""From what a model says of a batch to columns of rows."""
+"""From the outputs of a model on a batch to the columns of rows."""
 
 from __future__ import annotations
 
@@ -23,16 +23,16 @@ from .settings import STORES, RowSettings
 
 Columns = dict[str, Any]
 """Name -> a value for each item: an array (B, ...), or a list of texts, of bytes, or of None."""
-Ask = Callable[[Tensor], Columns]
+Predict = Callable[[Tensor], Columns]
 """Images (B, 3, H, W), of videos (B, *clip_shape) or (B, views, *clip_shape), to columns."""
 
 
 class Answers:
-    """Called with a batch of items, as the data set gives them, it returns their columns.
+    """A model whose outputs are columns: called with a batch of items, as the data set gives them.
 
     Args:
         opened: the model; of embeddings, one whose classifier `without_classifier` took off.
-        rows: what is asked of it.
+        rows: which of its outputs, and how they are stored.
 
     Raises:
         InputError: the model gives no output of this kind.

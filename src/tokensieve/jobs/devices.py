@@ -49,18 +49,18 @@ class _Link:
     def __init__(self, connection: Connection) -> None:
         self.connection = connection
 
-    def ask(self, how: str) -> int | None:
+    def request(self, how: str) -> int | None:
         """A shard; None where there is none: now ("next"), or any more ("idle", which waits for what others lose)."""
         self.connection.send((how, None))
         number: int | None = self.connection.recv()
         return number
 
     def shards(self) -> Iterator[int]:
-        while (number := self.ask("next")) is not None:
+        while (number := self.request("next")) is not None:
             yield number
 
     def advance(self, progress: ShardProgress) -> None:
-        self.connection.send(("told", progress))
+        self.connection.send(("progress", progress))
 
     def say(self, sentence: str) -> None:
         self.connection.send(("say", sentence))
@@ -80,7 +80,7 @@ def _work(
             torch.set_num_threads(threads)
         work = open_work(job._replace(spec=replace(job.spec, device=device)))
         check_settings(work, settings)
-        while (first := link.ask("idle")) is not None:
+        while (first := link.request("idle")) is not None:
             run_shards(work, chain([first], link.shards()), link, workers=workers, written=link.written)
     except (EOFError, BrokenPipeError, ConnectionResetError):
         return  # the first process is gone
@@ -181,7 +181,7 @@ def _hear(process: _Process, kind: str, content: Any, waiting: deque[int], liste
         process.connection.send(number)
     elif kind == "idle":
         process.idle = True
-    elif kind == "told":
+    elif kind == "progress":
         process.shards[content.shard][0] += content.items
         process.shards[content.shard][1] += content.errors
         listener.advance(content)

@@ -50,7 +50,7 @@ class Estimate:
 
 
 def estimate(job: Job, *, workers: int = 1, devices: int = 1, seconds: float = 10.0) -> Estimate:
-    """Decode and ask for about `seconds` each, and reckon.
+    """Decode items and run the model for about `seconds` each, and reckon.
 
     Args:
         job: of which nothing is written; what lies in its folder counts as done.
@@ -69,11 +69,11 @@ def estimate(job: Job, *, workers: int = 1, devices: int = 1, seconds: float = 1
         manifest.check_same(place, existing, work.manifest())
     sentences: list[str] = []
     batches = load_batches(work.items, DECODED, workers)
-    decoded, images = decoding(batches, keep=work.together, workers=workers, seconds=seconds)
-    answer = InParts(work.ask, work.together, sentences.append)
-    columns, began, rounds = answer(images), perf_counter(), 0
+    decoded, images = decoding(batches, keep=work.batch_size, workers=workers, seconds=seconds)
+    predict = InParts(work.predict, work.batch_size, sentences.append)
+    columns, began, rounds = predict(images), perf_counter(), 0
     while rounds < ROUNDS or perf_counter() - began < min(seconds, 3.0):
-        answer(images)
+        predict(images)
         rounds += 1
     answered = devices * rounds * len(images) / (perf_counter() - began)
     items_per_second = min(decoded.per_second, answered) if workers else 1 / (1 / decoded.per_second + 1 / answered)

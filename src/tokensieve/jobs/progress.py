@@ -31,7 +31,7 @@ class Progress:
     Attributes:
         done, errors: items, and those among them that could not be read, of earlier runs too.
         fresh: items of this run.
-        waited, asked: seconds for which models waited for items, and were at work.
+        waited, computed: seconds for which models waited for items, and computed.
     """
 
     def __init__(
@@ -39,7 +39,7 @@ class Progress:
     ) -> None:
         self.kind, self.total, self.place, self.max_errors = kind, total, place, max_errors
         self.done, self.errors, self.fresh = done, errors, 0
-        self.waited = self.asked = 0.0
+        self.waited = self.computed = 0.0
         self._counting = Counting(f"{kind.many} done") if shown else None
         self._began = self._logged = monotonic()
 
@@ -67,7 +67,7 @@ class Progress:
         self.fresh += progress.items
         self.errors += progress.errors
         self.waited += progress.waited
-        self.asked += progress.asked
+        self.computed += progress.computed
         if self._counting is not None:
             self._counting.update(self.done, self.total, self.line())
         if monotonic() - self._logged >= EVERY:
@@ -100,10 +100,10 @@ class Progress:
 
     def limit(self, workers: int, devices: int) -> list[str]:
         """A sentence where decoding was the limit."""
-        busy = self.waited + self.asked
+        busy = self.waited + self.computed
         if self.fresh <= 0 or self.waited < STARVED * busy:
             return []
         # By turns, decoding is as fast as it is while the model waits; beside the model it set the pace of all.
         seconds = self.waited if workers == 0 else busy
         decoded = Decoding(devices * self.fresh / seconds, self.fresh, workers * devices, (), self.kind.many)
-        return decoding_limit(decoded, "the model", devices * self.fresh / max(self.asked, 1e-9))
+        return decoding_limit(decoded, "the model", devices * self.fresh / max(self.computed, 1e-9))

@@ -49,28 +49,28 @@ class ShardActor:
         check_settings(self.work, settings)
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
-        heard = _Heard()
+        heard = _Recorder()
         run_shards(self.work, [int(number) for number in batch["shard"]], heard, workers=self.workers)
         return {
-            "shard": list(heard.told),
-            "told": [list(progress) for progress in heard.told.values()],
-            "said": [heard.said] * len(heard.told),
+            "shard": list(heard.progress),
+            "progress": [list(progress) for progress in heard.progress.values()],
+            "messages": [heard.messages] * len(heard.progress),
         }
 
 
-class _Heard:
-    """Keeps what is told of each shard, for the driver."""
+class _Recorder:
+    """A listener that keeps the progress of each shard, for the driver."""
 
     def __init__(self) -> None:
-        self.told: dict[int, ShardProgress] = {}
-        self.said = ""
+        self.progress: dict[int, ShardProgress] = {}
+        self.messages = ""
 
     def advance(self, progress: ShardProgress) -> None:
-        before = self.told.get(progress.shard)
-        self.told[progress.shard] = progress if before is None else before.and_then(progress)
+        before = self.progress.get(progress.shard)
+        self.progress[progress.shard] = progress if before is None else before.and_then(progress)
 
     def say(self, sentence: str) -> None:
-        self.said += sentence + "\n"
+        self.messages += sentence + "\n"
 
 
 def library() -> Any:
@@ -131,10 +131,10 @@ def run_ray(
             num_gpus=ray_settings.gpus or None,
         )
         for result in results.iter_rows():
-            shard, items, errors, waited, answered = result["told"]
-            for sentence in result["said"].splitlines():
+            shard, items, errors, waited, computed = result["progress"]
+            for sentence in result["messages"].splitlines():
                 listener.say(sentence)
-            listener.advance(ShardProgress(int(shard), int(items), int(errors), waited, answered))
+            listener.advance(ShardProgress(int(shard), int(items), int(errors), waited, computed))
     except ray.exceptions.RayError as error:
         raise _sentence(error) from error
     finally:

@@ -140,7 +140,7 @@ def run(
             before,
             seconds,
             (len(work.items) - before) / seconds if left else 0.0,
-            meter.waited / max(meter.waited + meter.asked, 1e-9),
+            meter.waited / max(meter.waited + meter.computed, 1e-9),
             len(work.items.skipped),
             tuple(sentences),
         )

@@ -1,4 +1,4 @@
-"""The work itself: shards of items read, asked and written, on one device. Every engine runs this."""
+"""The work itself: shards are read, run through the model and written, on one device. Every engine runs this."""
 
 from __future__ import annotations
 
@@ -16,41 +16,41 @@ from ..data import ImageSet
 from ..errors import InputError
 from ..model_spec import OpenedModel
 from . import manifest
-from .answers import Ask, Columns, blank, concatenated, open_answers
+from .answers import Columns, Predict, blank, concatenated, open_answers
 from .files import no_rows, shard_name, write_errors, write_rows
 from .place import Place, place_of
 from .reading import Batch, Reader
 from .settings import Job
 from .sources import open_items
 
-WRITTEN = 2
+MAX_PENDING = 2
 """Shards that may wait to be written while the model goes on."""
 
 
 class ShardProgress(NamedTuple):
-    """What happened in a shard since the last time: items done, those among them that failed, seconds that the model
-    waited for items and that it was at work."""
+    """What happened in a shard since the last report: items done, those among them that failed, seconds for which the
+    model waited for items, and for which it computed."""
 
     shard: int
     items: int
     errors: int
     waited: float
-    asked: float
+    computed: float
 
     def and_then(self, more: ShardProgress) -> ShardProgress:
-        """Both together, of one shard."""
+        """The sum of two reports on one shard."""
         items, errors = self.items + more.items, self.errors + more.errors
-        return ShardProgress(self.shard, items, errors, self.waited + more.waited, self.asked + more.asked)
+        return ShardProgress(self.shard, items, errors, self.waited + more.waited, self.computed + more.computed)
 
 
 class Listener(Protocol):
-    """Whoever is told what goes on."""
+    """Receives the progress of a job, and messages for its user."""
 
     def advance(self, progress: ShardProgress) -> None:
-        """Some items are done."""
+        """Add a report on a shard."""
 
     def say(self, sentence: str) -> None:
-        """Something that a user should know."""
+        """Show a message to the user."""
 
 
 class Work(NamedTuple):
@@ -59,52 +59,55 @@ class Work(NamedTuple):
     job: Job
     opened: OpenedModel
     items: ImageSet
-    ask: Ask
-    like: Columns
-    """Columns of one item, which say what those of all are."""
+    predict: Predict
+    example: Columns
+    """Columns of one item: the names and types of all."""
 
     @property
-    def together(self) -> int:
+    def batch_size(self) -> int:
+        """Items that go through the model at once."""
         return self.job.rows.items_together(self.opened.views)
 
     @property
-    def shard(self) -> int:
+    def shard_size(self) -> int:
+        """Items of a shard; the last may have fewer."""
         return self.job.rows.shard_size(self.opened.views)
 
     @property
     def shards(self) -> int:
         """How many there are."""
-        return -(-len(self.items) // self.shard)
+        return -(-len(self.items) // self.shard_size)
 
     def items_of(self, number: int) -> int:
-        return min((number + 1) * self.shard, len(self.items)) - number * self.shard
+        """How many items a shard has."""
+        return min((number + 1) * self.shard_size, len(self.items)) - number * self.shard_size
 
     def manifest(self) -> dict[str, Any]:
         return manifest.manifest_of(self.job, self.opened, self.items)
 
 
 def open_work(job: Job) -> Work:
-    """Open a job's model and sources, and ask the model about one blank item, which shows whether it can be asked.
+    """Open a job's model and sources, and run the model on one blank item, which shows whether it gives the output.
 
     Raises:
         InputError, RecipeError, UnsupportedHost: the model cannot be opened, or gives no such output; the sources
             cannot be read.
     """
     work = describe(job)
-    return work._replace(like=work.ask(blank(work.opened)))
+    return work._replace(example=work.predict(blank(work.opened)))
 
 
 def describe(job: Job) -> Work:
-    """A job that is opened to be counted and described, while others do it: its model is asked nothing."""
-    opened, answer = open_answers(job.spec, job.rows)
-    return Work(job, opened, open_items(job.sources, opened.preprocessing, job.reading), answer, {})
+    """A job that is opened to be counted and described, while other processes do it: its model does not run here."""
+    opened, predict = open_answers(job.spec, job.rows)
+    return Work(job, opened, open_items(job.sources, opened.preprocessing, job.reading), predict, {})
 
 
 class InParts:
-    """`ask`, in parts of a batch that fit into memory: where one does not, the batch is halved, and that is said."""
+    """Runs `predict` on parts of a batch that fit into memory: where one does not, it halves them, and says so."""
 
-    def __init__(self, ask: Ask, batch: int, say: Callable[[str], None]) -> None:
-        self.ask, self.batch, self.say = ask, batch, say
+    def __init__(self, predict: Predict, batch: int, say: Callable[[str], None]) -> None:
+        self.predict, self.batch, self.say = predict, batch, say
 
     def __call__(self, images: Tensor) -> Columns:
         parts, start = [], 0
@@ -118,9 +121,9 @@ class InParts:
         return concatenated(parts)
 
     def _fits(self, images: Tensor) -> Columns | None:
-        """What the model says, or None where memory does not hold it."""
+        """The model's columns, or None where memory is too small for these images."""
         try:
-            return self.ask(images)
+            return self.predict(images)
         except Exception as error:
             if not out_of_memory(error):
                 raise
@@ -154,22 +157,23 @@ def run_shards(
     workers: int,
     written: Callable[[int], None] = lambda number: None,
 ) -> None:
-    """Read, ask and write shards, one after the other; a shard's file is written while the next is at work.
+    """Read shards, run the model on them and write its rows, one after the other; a shard's file is written while the
+    model runs on the next.
 
     Args:
         work: the job.
         shards: numbers, which may become known only as they are asked for.
-        listener: is told after each batch.
+        listener: gets a report after each batch.
         workers: processes that decode.
-        written: is told, in this thread, of each shard whose rows are there.
+        written: called, in this thread, with the number of each shard whose rows are there.
 
     Raises:
         InputError: the model does not run on the items, rows cannot be written, or one item is too much for memory.
     """
     place = place_of(work.job.out)
-    answer = InParts(work.ask, work.together, listener.say)
+    predict = InParts(work.predict, work.batch_size, listener.say)
     pin = work.opened.device.type == "cuda"
-    reader = Reader(work.items, shards, shard=work.shard, batch=work.together, workers=workers, pin=pin)
+    reader = Reader(work.items, shards, shard=work.shard_size, batch=work.batch_size, workers=workers, pin=pin)
     pending: list[tuple[int, Future[None]]] = []
     parts: list[Columns] = []
     errors: list[dict[str, str]] = []
@@ -186,20 +190,20 @@ def run_shards(
             for batch in reader:
                 began = perf_counter()
                 if batch.images is not None:
-                    parts.append(rows_of(work, batch, answer(batch.images)))
-                answered = perf_counter() - began
+                    parts.append(rows_of(work, batch, predict(batch.images)))
+                computed = perf_counter() - began
                 errors += [{"id": failure.path, "error": failure.reason} for failure in batch.failures]
                 items = len(batch.indices) + len(batch.failures)
                 listener.advance(
-                    ShardProgress(batch.shard, items, len(batch.failures), reader.waited - waited, answered)
+                    ShardProgress(batch.shard, items, len(batch.failures), reader.waited - waited, computed)
                 )
                 waited = reader.waited
                 if batch.last:
-                    columns = concatenated(parts) if parts else no_rows(_framed(work, work.like))
+                    columns = concatenated(parts) if parts else no_rows(_framed(work, work.example))
                     save = partial(_save, place, batch.shard, work.job.rows.format, columns, errors)
                     pending.append((batch.shard, writer.submit(save)))
                     parts, errors = [], []
-                settle(WRITTEN)
+                settle(MAX_PENDING)
             settle(0)
         except BaseException:
             with suppress(Exception):  # what was read whole is kept

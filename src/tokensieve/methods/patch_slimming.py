@@ -25,8 +25,8 @@ class PatchSlimming(Method[Evidence]):
         patches: for each block the patches that are alive after it, as row-major indices on the grid; what a block
             drops never comes back. `slim` searches them. An empty tuple leaves prefix tokens alone, which takes a host
             whose head reads nothing else.
-        form: `A`, the paper's formula, has the kept patches ask in a block and reads all that arrive there; `B` drops
-            the others before the block, so that nothing reads them.
+        form: `A`, the paper's formula, makes queries of the kept patches alone, keys and values of all that arrive;
+            `B` drops the others before the block, so that nothing reads them.
         grid: patches along each axis of the images that `patches` were chosen on; other images are refused. None
             takes any grid that has these patches.
     """
@@ -101,11 +101,11 @@ class PatchSlimming(Method[Evidence]):
             raise UnsupportedHost(
                 f"{name} cannot take patch_slimming: its head reads patches too, and none is kept in the last block."
             )
-        strangers = [other.name for other in others if other.name != "readout"]
-        if strangers:
+        other_names = [other.name for other in others if other.name != "readout"]
+        if other_names:
             raise RecipeError(
                 f"{name} cannot take patch_slimming: it identifies patches by their position in the image, which "
-                f"{' and '.join(strangers)} would change; leave one of them out."
+                f"{' and '.join(other_names)} would change; leave one of them out."
             )
 
 

@@ -1,4 +1,4 @@
-"""What a recipe costs, by arithmetic: a search asks ten thousand times, and running an image each time is too slow."""
+"""The MACs of a recipe by arithmetic: a search needs them ten thousand times, too often to run an image each time."""
 
 from __future__ import annotations
 
@@ -26,17 +26,17 @@ class BlockCost(NamedTuple):
     """MACs of one block as a polynomial of the tokens that its keys (k), queries (q) and MLP (m) are made of."""
 
     whole: tuple[int, int, int] | None
-    """1, k, k^2 of a block that cannot be opened; None for all others."""
+    """Coefficients of 1, k and k^2, of a block that cannot be opened; None of all others."""
     projected: tuple[int, int]
-    """1, k: norm and projections where all are asked."""
+    """Coefficients of 1 and k: norm and projections, where queries are made of all tokens."""
     q_proj: tuple[int, int, int]
-    """1, k and the asked tokens: the same where fewer are."""
+    """Coefficients of 1, k and the tokens that queries are made of: the same, where those are fewer."""
     pair: int
-    """k q: attention."""
+    """Coefficient of k q: attention."""
     query: int
-    """q: its output's projection."""
+    """Coefficient of q: the projection of attention's output."""
     mlp: int
-    """m."""
+    """Coefficient of m."""
 
     def of(self, reads: Reads) -> int:
         k, q_proj, q, m = reads
@@ -49,7 +49,7 @@ class BlockCost(NamedTuple):
         return projected + self.pair * k * q + self.query * q + self.mlp * m
 
     def of_whole(self, tokens: Tensor) -> Tensor:
-        """Where keys, queries and MLP are made of all tokens: of any shape, float64."""
+        """The MACs where keys, queries and MLP read all `tokens`: numbers of them, float64, of any shape."""
         once, per_token, pairs = self.whole or (
             self.projected[0],
             self.projected[1] + self.query + self.mlp,
@@ -84,7 +84,7 @@ class Costs:
         self.per_token = 0
         """What the head costs for each token that it reads; none where it reads every patch, put back on the grid."""
         if not host.levels:
-            part = _Part(fast.model, host.blocks[-1], tokens, host)
+            part = _BlockCounter(fast.model, host.blocks[-1], tokens, host)
             heads = [part.count(Reads(n, n, n, n)) - self.blocks[-1].of(Reads(n, n, n, n)) for n in (every, every - 1)]
             self.per_token = heads[0] - heads[1]
         self.dense = round(macs(fast.model, input_size))
@@ -94,7 +94,7 @@ class Costs:
         self._check(fast, input_size, 0.6 if self.patches > FEW else 0.8)
 
     def _check(self, fast: Sieved, input_size: Sequence[int], keep: float) -> None:
-        """Count a recipe both ways."""
+        """Count the MACs of a recipe both ways; refuse a host where they differ."""
         trial = Recipe.parse(f"papr(keep={keep}, significance=centre)")
         counted = macs(sieve(fast.model, trial), input_size, proposal=False)
         if round(counted) != self.of(trial):
@@ -104,7 +104,7 @@ class Costs:
             )
 
     def add(self, outside: int) -> None:
-        """Count so many MACs an image more, of a model around the host, which no recipe changes."""
+        """Add the MACs, an image, of a model around the host, which no recipe changes."""
         self.dense += outside
         self.rest += outside
 
@@ -116,7 +116,7 @@ class Costs:
         return self.rest + blocks + self.per_token * left
 
 
-class _Part:
+class _BlockCounter:
     """One block, counted alone on so many tokens."""
 
     def __init__(self, model: nn.Module, block: HostBlock, tokens: Tokens, host: Host | None = None) -> None:
@@ -134,7 +134,7 @@ class _Part:
 
 def _block_cost(model: nn.Module, block: HostBlock, tokens: Tokens) -> BlockCost:
     """By differences, which are exact: all counts are whole numbers, and each is linear in each number of tokens."""
-    part, n = _Part(model, block, tokens), tokens.prefix + 1
+    part, n = _BlockCounter(model, block, tokens), tokens.prefix + 1
 
     def macs_of(keys: int, q_proj: int, queries: int, mlp: int) -> int:
         return part.count(Reads(keys, q_proj, queries, mlp))
@@ -151,7 +151,7 @@ def _block_cost(model: nn.Module, block: HostBlock, tokens: Tokens) -> BlockCost
     query = at_low - pair * low
 
     def projected(keys: int, q_proj: int) -> int:
-        queries = n if q_proj == keys else q_proj  # a block where fewer are asked has them all attend
+        queries = n if q_proj == keys else q_proj  # where fewer queries are made, all of them attend
         return macs_of(keys, q_proj, queries, n) - pair * keys * queries - query * queries - mlp * n
 
     all_low, per_key = projected(low, low), projected(high, high) - projected(low, low)

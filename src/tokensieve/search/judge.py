@@ -1,4 +1,4 @@
-"""The judge: images held in memory, the dense model's answers to them, and how far a recipe's are from those."""
+"""Evaluates recipes: how far their outputs are from the dense model's, on images that are held in memory."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ STEPS = (96,)
 of all divergence, so that 32 images say little: giving up by them led searches astray."""
 
 MAP_SCORES = {"class-map": "miou", "depth": "delta1"}
-"""Of which figure of `MapScore` a search tells."""
+"""Kind of output -> the figure of its `MapScore` that a search reports."""
 
 
 @dataclass(frozen=True)
@@ -61,7 +61,7 @@ class Figures:
 
 
 class Judge:
-    """Asks recipes about the images of a loader.
+    """Evaluates recipes on the images of a loader, against the dense model.
 
     Args:
         model: the host, in evaluation mode.
@@ -104,7 +104,7 @@ class Judge:
         count = len(images)
         held_out = round(count * holdout)
         if count - held_out < 2 or (holdout and not held_out):
-            raise InputError(f"{count} images cannot be parted into some to search on and some held out: give more.")
+            raise InputError(f"{count} images cannot be divided into some to search on and some held out: give more.")
         order = torch.randperm(count, generator=torch.Generator().manual_seed(seed))
         self.images, self.labels = images, labels
         self.parts: dict[Part, Tensor] = {"search": order[: count - held_out], "heldout": order[count - held_out :]}
@@ -120,13 +120,13 @@ class Judge:
         return {part: self._accuracy([self.dense[rows]], [rows]) for part, rows in self.parts.items()}
 
     def judge(self, recipe: Recipe, split: Part) -> Figures:
-        """All images of a part."""
+        """The figures of a recipe on all images of a part."""
         for figures in self.figures_by_step(recipe, split, [len(self.parts[split])]):
             last = figures
         return last
 
     def recalled(self, recipe: Recipe, split: Part) -> Figures:
-        """What `judge` says, once for each recipe."""
+        """`judge`, run once for each recipe and part."""
         key = (str(recipe), split)
         if key not in self._judged:
             self._judged[key] = self.judge(recipe, split)
@@ -135,7 +135,7 @@ class Judge:
     def figures_by_step(
         self, recipe: Recipe, split: Part = "search", steps: Sequence[int] | None = None
     ) -> Iterator[Figures]:
-        """The figures after each step of images, by default `self.steps`: whoever has seen enough stops asking."""
+        """The figures after each step of images, by default `self.steps`: a caller may stop at any of them."""
         rows, recall = self.parts[split], _Recall()
         fast = self._sieved(recipe, recall)
         collected = _Collected(self.kind)
@@ -152,7 +152,7 @@ class Judge:
             yield collected.figures(self._accuracy(collected.outputs, collected.rows))
 
     def macs(self, recipe: Recipe, include_proposal: bool = True) -> float:
-        """Counted by `measure.macs`, the proposal's from the one time that it was asked."""
+        """MACs an image by `measure.macs`; those of a proposal are counted once."""
         host_macs = macs(self._sieved_host(recipe, _Recall()), self.input_size, proposal=False)
         return host_macs + self.outside + (self.proposal_macs(recipe) if include_proposal else 0)
 
@@ -162,7 +162,7 @@ class Judge:
         return 0 if self.wrapped is None else self.wrapped.outside
 
     def proposal_macs(self, recipe: Recipe) -> float:
-        """MACs an image of what ranks patches for a recipe; 0 where nothing does."""
+        """MACs an image of the proposals of a recipe; 0 without any."""
         return sum(self.map_of(method)[1] for method in recipe if _asks(method))
 
     def check_map(self, method: PaPr) -> None:
@@ -174,8 +174,8 @@ class Judge:
             self._host(Recipe.of(method))
 
     def map_of(self, method: PaPr) -> tuple[Tensor, float]:
-        """The map of every image (N, h, w), of clips (N, t, h, w), and its MACs an image. Asked once: whatever is kept
-        where, it is the same.
+        """The map of every image (N, h, w), of clips (N, t, h, w), and its MACs an image. Made once: it does not depend
+        on the keep ratio.
 
         Raises:
             InputError: weights that cannot be had.
@@ -205,7 +205,7 @@ class Judge:
         return fast if self.wrapped is None else self.wrapped.with_backbone(fast)
 
     def _sieved(self, recipe: Recipe, recall: _Recall) -> nn.Module:
-        """The recipe with the proposal's maps recalled instead of made."""
+        """The recipe with the proposal's maps looked up instead of made again."""
         return self._whole(self._sieved_host(recipe, recall))
 
     def _sieved_host(self, recipe: Recipe, recall: _Recall) -> Sieved:
@@ -223,14 +223,14 @@ class Judge:
         if self.labels is None or not sum(map(len, rows)):
             return None
         scorer = self.kind.scorer(1, self.ignore_index)
-        for part, which in zip(outputs, rows, strict=True):
-            scorer.update(part, self.labels[which])
+        for part, indices in zip(outputs, rows, strict=True):
+            scorer.update(part, self.labels[indices])
         score = scorer.result()
         return score.top[1] if isinstance(score, Accuracy) else score.figures[MAP_SCORES[self.kind.name]]
 
 
 class _Collected:
-    """What a recipe answered to the images so far: a few numbers of each."""
+    """The comparison of a recipe's outputs with the dense ones so far: a few numbers an image."""
 
     def __init__(self, kind: OutputKind) -> None:
         self.kind = kind

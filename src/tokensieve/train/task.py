@@ -17,12 +17,12 @@ class Loss(NamedTuple):
 
 
 class Task(Protocol):
-    """What is learnt from what.
+    """A training task: data, module and loss.
 
     Attributes:
         name: of the files that are written.
-        identity: what decides how it goes beside the `TrainConfig`, as text: data, sizes, a teacher.
-        module: what is trained, among it what is thrown away afterwards; its forward is never called by the loop.
+        identity: as text, what decides the result beside the `TrainConfig`: data, sizes, a teacher.
+        module: what is trained, with parts that are thrown away afterwards; the loop never calls its forward.
         samples: how many samples an epoch has.
     """
 
@@ -34,8 +34,8 @@ class Task(Protocol):
     def batches(self, size: int, count: int, seed: int) -> Dataset[Any]:
         """`count` batches of `size` samples by number, each the same whenever and in whatever process it is made.
 
-        What chance does to a batch must depend on seed and number alone: that is how a training resumes to the same
-        curve, and how devices share it. Batches are made in worker processes; tensors in them are moved to the device.
+        Random augmentation must depend on seed and number alone: so a training resumes to the same curve, and devices
+        share it. Batches are made in worker processes; tensors in them are moved to the device.
         """
 
     def loss(self, module: Any, batch: Any) -> Loss:
@@ -73,10 +73,10 @@ class Order:
 
 
 def chance_of(seed: int, number: int) -> int:
-    """The seed of what chance does to batch `number`."""
+    """The random seed of batch `number`."""
     return seed * 1_000_003 + number
 
 
 def halved(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """A state dict in half precision; what counts stays integer."""
+    """A state dict in half precision; integers stay integers."""
     return {key: value.half() if value.is_floating_point() else value for key, value in state.items()}
