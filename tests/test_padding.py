@@ -209,8 +209,8 @@ def test_images_one_by_one_are_the_padded_batch(form: str, monkeypatch: pytest.M
 
 def test_one_by_one_only_where_padding_is_much_work() -> None:
     tokens = Tokens(torch.zeros(4, 100, 64), prefix=1, grid=(9, 11))
-    assert not padding.better_apart(tokens)
-    assert not padding.better_apart(replace(tokens, lengths=torch.tensor([100, 90, 90, 90])))
+    assert not padding.faster_one_by_one(tokens)
+    assert not padding.faster_one_by_one(replace(tokens, lengths=torch.tensor([100, 90, 90, 90])))
     wide = replace(tokens, x=torch.zeros(4, 100, 1024))
-    assert padding.better_apart(replace(wide, lengths=torch.tensor([100, 90, 90, 90])))
-    assert not padding.better_apart(replace(wide, lengths=torch.tensor([100, 99, 99, 99])))
+    assert padding.faster_one_by_one(replace(wide, lengths=torch.tensor([100, 90, 90, 90])))
+    assert not padding.faster_one_by_one(replace(wide, lengths=torch.tensor([100, 99, 99, 99])))

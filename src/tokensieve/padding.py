@@ -1,5 +1,5 @@
 """Padding of batches whose images have different numbers of tokens. Only this file adds and removes it;
-`Attention.mask` and `Tokens.counted` exclude padding tokens."""
+`BlockQKV.mask` and `Tokens.counted` exclude padding tokens."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def per_length(tokens: Tokens, act: ReduceFn, count: int, name: str) -> Tokens:
     return pad([images for images, _ in results], [piece for _, piece in results], count)
 
 
-def apart(tokens: Tokens, run: Callable[[Tokens], Tensor]) -> Tensor:
+def one_by_one(tokens: Tokens, run: Callable[[Tokens], Tensor]) -> Tensor:
     """What `run` gives of each image's own tokens, one image after the other, without padding: (B, N, d), zeros where
     padding is."""
     assert tokens.lengths is not None
@@ -54,7 +54,7 @@ def apart(tokens: Tokens, run: Callable[[Tokens], Tensor]) -> Tensor:
     return output
 
 
-def better_apart(tokens: Tokens) -> bool:
+def faster_one_by_one(tokens: Tokens) -> bool:
     """Whether images are run faster one after the other than padded to the longest of them.
 
     On a CPU a matrix of many rows gains nothing from more of them, and padding is work; a call for each image costs a

@@ -181,8 +181,8 @@ class Tokens:
 
         Args:
             keep: (B, K) int64, patch tokens counted without the prefix.
-            rest: (B, R) int64, all others; the new token stands at the place of the first of them.
-            factor: (B, R) of the tokens `rest`.
+            dropped: (B, R) int64, all others; the new token stands at the place of the first of them.
+            factor: (B, R) of the tokens `dropped`.
         """
         index = torch.cat([self.places[:, : self.prefix], keep + self.prefix, dropped[:, :1] + self.prefix], dim=1)
         dropped = dropped + self.prefix

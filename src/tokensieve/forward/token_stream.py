@@ -18,7 +18,7 @@ from ..hosts import Exit, Host
 from ..hosts.checks import refuse_hooks
 from ..methods import AttentionEvidence, Evidence, ExitEvidence, MapEvidence, Method
 from ..methods.base import Place
-from ..padding import attend_per_length, better_apart, per_length
+from ..padding import attend_per_length, faster_one_by_one, per_length
 from ..recipe import Recipe
 from ..tokens import Tokens
 from .base_stream import BaseStream
@@ -190,10 +190,10 @@ class RecipeActor(Actor):
     def before(self, block: int, tokens: Tokens) -> Tokens:
         return self._reduce("before", block, tokens)
 
-    def apart(self, block: int, tokens: Tokens) -> bool:
+    def one_by_one(self, block: int, tokens: Tokens) -> bool:
         acts = tokens.weight is not None or block in self.looks
         acts = acts or self.plan.opens(block, tokens.x.shape[1], prod(tokens.grid))
-        separate = not acts and better_apart(tokens)
+        separate = not acts and faster_one_by_one(tokens)
         if separate:
             refuse_hooks(self.host.model, self.host.blocks[block].bypassed)  # they would see the images one by one
         return separate

@@ -39,7 +39,7 @@ class Actor:
         """Whether to run the block submodule by submodule, calling the next four methods; else as block(tokens)."""
         return False
 
-    def apart(self, block: int, tokens: Tokens) -> bool:
+    def one_by_one(self, block: int, tokens: Tokens) -> bool:
         """Whether to call the block as it is once for each image, without the padding of a batch; asked first."""
         return False
 
@@ -107,7 +107,7 @@ def walk(
     actor = Actor() if actor is None else actor
     for index, block in enumerate(blocks):
         read = block.enter(actor.before(index, tokens))
-        separately = actor.apart(index, read)
+        separately = actor.one_by_one(index, read)
         opens = not separately and actor.opens(index, read)
         run = partial(_opened, index, block, actor) if opens else partial(_whole, block, separately)
         # Gradient checkpointing; a block that is called whole may already do it in its own forward.
@@ -123,7 +123,7 @@ def walk(
 
 def _whole(block: HostBlock, separately: bool, tokens: Tokens) -> tuple[Tokens, Reads]:
     count = tokens.x.shape[1]
-    x = padding.apart(tokens, block) if separately else block(tokens)
+    x = padding.one_by_one(tokens, block) if separately else block(tokens)
     return replace(tokens, x=x), Reads(count, count, count, count)
 
 

@@ -1,7 +1,7 @@
 """transformers' vision encoders and the models around them. Nothing of transformers is imported before one is opened.
 
-A model here is an encoder, or a wrapper that holds one and reads its output. The encoder is opened; of a wrapper its
-own forward runs, on an encoder that answers with what the stream made of the image.
+A model here is an encoder, or a wrapper that holds one and reads its output. The encoder is opened; a wrapper's own
+forward runs, with a stand-in for the encoder that returns what the stream computed.
 """
 
 from __future__ import annotations
@@ -36,13 +36,13 @@ from .registry import register_host
 
 
 class Encoder(NamedTuple):
-    """What an encoder of one kind calls its parts."""
+    """The names of an encoder's parts, and how it pools."""
 
     layers: str = "encoder.layer"
     norm: str | None = "layernorm"
     """The norm that all final tokens pass; None where the pooled one alone does."""
     prefix: int = 1
-    """Beside registers."""
+    """Tokens in front of the patches, registers not counted."""
     pooling: str = "class"
     """What `pooler_output` is: `class` token, `pooler` layer, `norm` of the class token or `map`; `none` of an encoder
     that has none, `masked` of one that tells which patches it read instead."""
@@ -63,7 +63,7 @@ ENCODERS = {
 
 
 class Wrapper(NamedTuple):
-    """What a model around an encoder calls it, and what it reads of it."""
+    """The name under which a model holds its encoder, and what it reads of the output."""
 
     encoder: str
     reads_prefix: bool = True
@@ -92,7 +92,7 @@ class HFViT(Host):
     encoders: ClassVar[Mapping[str, Encoder]] = ENCODERS
     wrappers: ClassVar[Mapping[str, Wrapper]] = WRAPPERS
     kwargs: Sequence[str] = ("interpolate_pos_encoding",)
-    """What it is called with beside images, labels and what all of transformers' models take."""
+    """Arguments it takes beside images, labels and those of all transformers models."""
 
     def __init__(self, model: Any) -> None:
         name = type(model).__name__
@@ -208,7 +208,7 @@ class HFViT(Host):
         return encoder.head(x) if tokens.counted is None else _attend_weighed(encoder.head, tokens)
 
     def _beside(self, tokens: Tokens) -> dict[str, Any]:
-        """What takes the place of parts of the wrapper that read these tokens, by their names."""
+        """Stand-ins for parts of the wrapper that read these tokens, by name."""
         return {}
 
     def _check_size(self, images: Tensor, interpolates: bool) -> None:

@@ -13,7 +13,7 @@ from .base import BaseMethod
 
 
 def load_part(method: BaseMethod, module: nn.Module, description: str) -> None:
-    """Read the file that `method.weights` names into its learned layers; `what` names both in errors.
+    """Read the file that `method.weights` names into its learned layers; `description` names both in errors.
 
     Raises:
         InputError: the file cannot be had, is not the recorded one, or does not fit.

@@ -91,7 +91,7 @@ class ExitReader:
         """Run the first `blocks` blocks, with exits where `dtop` has them.
 
         Returns:
-            What arrives at each exit in `ask`; (blocks + 1, I) int64, how many tokens of each image every block reads,
+            What arrives at each exit in `blocks_read`; (blocks + 1, I) int64, how many tokens of each image every block reads,
             and how many are left behind the last of them.
         """
         fast = sieve(self.model, Recipe() if dtop is None else dtop)

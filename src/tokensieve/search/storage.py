@@ -49,7 +49,7 @@ class quiet:
 def storage_for(
     optuna: Any, file: str | os.PathLike[str] | None, settings: dict[str, Any], folder: Path | None
 ) -> optuna.storages.BaseStorage:
-    """Where trials are kept; a file that holds another search is refused. Its folder may be `made` for it."""
+    """Where trials are kept; a file that holds another search is refused. `folder` is one that is made for it."""
     if file is None:
         return optuna.storages.InMemoryStorage()
     path = check_place(file, new_folder=Path(file).parent == folder)

@@ -99,7 +99,7 @@ def show_clips(
         clips: of `clips_of`, or others.
         classes: the names of the classes in index order; see `explain.class_names`.
         films: files .mp4 or .gif.
-        seen: called with how many clips are done.
+        on_clip: called with how many clips are done.
 
     Raises:
         InputError: nothing could be read; a film that cannot be written.

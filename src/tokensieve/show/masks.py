@@ -70,7 +70,7 @@ def segment_pictures(
         folder: where a palette picture of each is written, NAME.png, in the size of the picture.
         dense: a model to compare with.
         colours: of the classes; by default `data.palette()`.
-        seen: called with how many are done, of how many.
+        on_progress: called with how many are done, of how many.
 
     Raises:
         InputError: pictures of one name where they are to be written; none that can be read.
