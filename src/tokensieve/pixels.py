@@ -49,8 +49,8 @@ def take(map: Tensor, flat: Tensor, count: int) -> Tensor:
 def put(map: Tensor, flat: Tensor, change: Tensor, background: Background, *, in_place: bool = False) -> Tensor:
     """Maps (B, H, W, C), or of video, with `change` (n, C) added at n places `flat`; elsewhere as they were, or zero.
 
-    `in_place` lets the map itself be changed where nothing is set to zero. By index_add, also where nothing is there to add
-    to: index_copy is fifty times slower on CPUs.
+    `in_place` lets the map itself be changed where nothing is set to zero. By index_add, also where nothing is there to
+    add to: index_copy is fifty times slower on CPUs.
     """
     wide = torch.promote_types(map.dtype, change.dtype)  # under autocast a scale in fp32 makes the change fp32
     rows, change = map.reshape(-1, map.shape[-1]).to(wide), change.to(wide)

@@ -150,7 +150,7 @@ def open_host(model: nn.Module) -> Host | StagedHost:
 
 
 def open_tokens(model: nn.Module, operation: str) -> Host:
-    """`open_host` for what works on tokens alone; `operation` says, in the error, what a model with stages cannot be."""
+    """`open_host` for what works on tokens alone; `operation` is the participle for the error, such as "tuned"."""
     host = open_host(model)
     if not isinstance(host, Host):
         raise UnsupportedHost(

@@ -91,8 +91,8 @@ class ExitReader:
         """Run the first `blocks` blocks, with exits where `dtop` has them.
 
         Returns:
-            What arrives at each exit in `blocks_read`; (blocks + 1, I) int64, how many tokens of each image every block reads,
-            and how many are left behind the last of them.
+            What arrives at each exit in `blocks_read`; (blocks + 1, I) int64, how many tokens of each image every block
+            reads, and how many are left behind the last of them.
         """
         fast = sieve(self.model, Recipe() if dtop is None else dtop)
         by_block: dict[int, list[tuple[Tensor, Tensor]]] = {block: [] for block in blocks_read}
