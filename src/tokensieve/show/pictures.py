@@ -89,7 +89,7 @@ def groups(photo: Image.Image, source: Tensor, grid: tuple[int, int], clip_group
     """Which patches were merged: `source` (P,) is each patch's token, -1 where it was dropped; see `Trace.source`.
 
     The patches of one token have their common mean colour and a border around them; a patch that is a token of its own
-    stays as it is, a dropped one is dark. `clip_groups` are those of a whole clip, of which these patches are one moment.
+    stays as it is, a dropped one is dark. `clip_groups`: those of the whole clip that these patches are a moment of.
     """
     labels = source.detach().cpu().numpy()
     clip_groups = clip_groups or Merged.of([photo], source, (1, *grid))
