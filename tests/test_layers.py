@@ -15,7 +15,7 @@ LAYERS = [
     ["__main__"],
     ["cli"],
     ["jobs"],
-    ["about"],
+    ["about", "hub"],
     ["search", "show", "train", "model_spec"],
     ["measure", "export"],
     ["stream"],

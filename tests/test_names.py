@@ -10,7 +10,7 @@ import pytest
 import tokensieve
 
 FOLDERS = (
-    *("data", "export", "hosts", "jobs", "measure", "methods", "search", "segmentation"),
+    *("data", "export", "hosts", "hub", "jobs", "measure", "methods", "search", "segmentation"),
     *("show", "significance", "train", "zoo"),
 )
 

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from . import export as export
     from . import forward as forward
     from . import hosts as hosts
+    from . import hub as hub
     from . import jobs as jobs
     from . import measure as measure
     from . import methods as methods
@@ -104,6 +105,7 @@ _SUBMODULES = {
     "export",
     "forward",
     "hosts",
+    "hub",
     "jobs",
     "measure",
     "methods",
