@@ -87,7 +87,7 @@ class HubRecipe(ModelHubMixin):
         if is_ours(card := folder / REPOCARD_NAME):
             card.unlink()  # else the mixin would leave the figures of the recipe that was here before
 
-    def generate_model_card(self, *, repo_id: str | None = None) -> ModelCard:  # type: ignore[override]
+    def generate_model_card(self, *, repo_id: str | None = None) -> ModelCard:
         """The text of README.md, with its metadata.
 
         Args:
@@ -103,7 +103,7 @@ class HubRecipe(ModelHubMixin):
             notes=self.notes,
         )
 
-    def push_to_hub(self, repo_id: str, **settings: Any) -> str:  # type: ignore[override]
+    def push_to_hub(self, repo_id: str, **settings: Any) -> str:
         """Upload everything as one commit; the repository is made where it is not there.
 
         Args:
@@ -174,9 +174,7 @@ class HubRecipe(ModelHubMixin):
             raise InputError(f"The recipe {where} could not be had: {first_line(error)}.") from error
 
     @classmethod
-    def _from_pretrained(  # type: ignore[override]
-        cls, *, model_id: str, config: Any = None, **download: Any
-    ) -> Self:
+    def _from_pretrained(cls, *, model_id: str, config: Any = None, **download: Any) -> Self:
         remote = {key: download[key] for key in _DOWNLOAD}
         local = os.path.isdir(model_id)
         if config is None and not local:
