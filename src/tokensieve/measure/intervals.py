@@ -13,7 +13,7 @@ RESAMPLES = 2000
 CELLS = 2_000_000
 """Numbers drawn at a time, so that a large set of images does not fill the memory."""
 SHARES, DIFFERENCES = "Wilson", "paired bootstrap"
-"""Which intervals these are, for whoever prints them."""
+"""Names of the two kinds of interval, for output."""
 
 
 class Interval(NamedTuple):

@@ -50,7 +50,7 @@ class PaPr(Scored[MapEvidence], PixelMethod):
             `eigen-cam`, `score-cam`; `random` and `centre` (of video a tube through all frames) need no proposal, nor
             does `motion` of video, how much each patch changes from the one before it at its place; `mean*motion` and
             its like is the proposal's map times the motion; a tensor of P values or (B, P) is used as
-            the map, a callable is asked for it.
+            the map, a callable returns it.
         layer: the feature map to read, by index of a stage or by name of a sub-module; None is the last one.
         order: kept tokens stay in `raster` order, or come in descending `significance` as in the published code, which
             matters to methods that look at positions in the sequence, such as ToMe.
@@ -110,12 +110,12 @@ class PaPr(Scored[MapEvidence], PixelMethod):
 
     @property
     def ranks(self) -> bool:
-        """Whether anything is left out, so that a map is asked for."""
+        """Whether anything is dropped, so that a map is needed."""
         return min(self.keep) < 1 if isinstance(self.keep, tuple) else self.keep < 1
 
     @property
     def asks_proposal(self) -> bool:
-        """Whether the map is not one of those that need no proposal."""
+        """Whether a proposal makes the map."""
         return self.significance not in WITHOUT_NETWORK
 
     @property

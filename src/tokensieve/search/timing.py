@@ -23,7 +23,7 @@ ATTEMPTS = 3
 
 
 def timed(front: Front, judge: Judge) -> Front:
-    """The front with the speed of what nothing beats, and of all at the recommended budget."""
+    """The front with measured speeds of its undominated points and of all at the recommended budget."""
     chosen = [point for point in front.points if not point.dominated or point.budget == front.best.budget]
     points = with_speed(judge, front.points, chosen)
     best = next(new for old, new in zip(front.points, points, strict=True) if old is front.best)
@@ -34,10 +34,11 @@ def timed(front: Front, judge: Judge) -> Front:
 def with_speed(judge: Judge, points: Sequence[Point], chosen: Sequence[Point], seconds: float = 10.0) -> list[Point]:
     """All points, the chosen ones with their speed: each against the dense model, all of them in the same rounds.
 
-    Where others kept the machine busy, or the rounds differ much, it is measured again; of all the steadiest counts.
+    Where other processes kept the machine busy, or the rounds differ much, it is measured again; the steadiest
+    measurement counts.
     """
-    like = next(judge.model.parameters())
-    images = judge.images[judge.parts["search"][:MEASURED]].to(like.device)
+    parameter = next(judge.model.parameters())
+    images = judge.images[judge.parts["search"][:MEASURED]].to(parameter.device)
     fasts = {str(point.recipe): judge.sieved(point.recipe) for point in chosen}
     calls: dict[str, Callable[[], Any]] = {"dense": partial(judge.model, images)}
     calls |= {text: partial(fast, images) for text, fast in fasts.items()}
@@ -68,7 +69,7 @@ def with_speed(judge: Judge, points: Sequence[Point], chosen: Sequence[Point], s
 
 
 def _busy(others: float, spread: float) -> str:
-    """Why what was timed is not to be relied on; empty where the machine was quiet."""
+    """Why a measurement is unreliable; empty where the machine was quiet."""
     sentences = []
     if disturbs(others, torch.get_num_threads()):
         sentences.append(f"other processes used {others:.1f} of {os.cpu_count()} cores")

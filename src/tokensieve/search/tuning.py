@@ -1,4 +1,4 @@
-"""`tune()`: from a model, a few hundred unlabelled images and a budget to the recipes that lose least."""
+"""`tune()`: the recipes that lose least within a budget, found on a few hundred unlabelled images."""
 
 from __future__ import annotations
 
@@ -65,9 +65,10 @@ def tune(
     Every recipe that is tried is scaled to take exactly the MACs it may, so that at each budget there is one number to
     make small: the mean KL(dense || sieved) over the search images (of class maps over their pixels too; for embeddings
     and maps of features 1 - cosine, for maps of depth the relative error). CMA-ES does that over
-    some ten numbers (how the schedule runs over the depth, two guards, what a proposal drops). A front is five such
-    searches, each begun from the best of the budget beside it, and not one search for two aims: CMA-ES has no
-    form for two, and the genetic ones spend their trials all over the front, where the user wants one place of it.
+    some ten numbers (how the schedule runs over the depth, two guards, what a proposal drops). The front comes from
+    five such searches, each started from the best of the neighbouring budget, and not from one search with two
+    objectives: CMA-ES has no form for two, and genetic algorithms spread their trials over the whole front, of which
+    the user wants one point.
 
     Args:
         model: the host, or a model around it, see `backbone`: images to scores (B, K), embeddings (B, D), or maps
@@ -91,7 +92,7 @@ def tune(
         storage: SQLite file that keeps the trials: a search that was ended goes on where it was, and more trials can be
             added later. Other settings are refused.
         holdout: share of the images that the search does not see, on which what it found is reported too.
-        seed: of the parting of the images and of CMA-ES.
+        seed: of the split of the images and of CMA-ES.
         include_proposal: False leaves the proposal's MACs out of the budget, where its map comes for free.
         correction: file of weights to write, .safetensors: the recommended recipe is corrected on the search images,
             see `tokensieve.correct`, and what that costs is part of the budget. Its folder is made when there is
@@ -220,7 +221,7 @@ def tune(
 
 
 class _LeftOut(dict[str, str]):
-    """Names to reasons, told as soon as they are known."""
+    """What was left out: name -> reason, reported as soon as it is known."""
 
     def __init__(self, tell: Callable[[str], object]) -> None:
         super().__init__()

@@ -84,7 +84,7 @@ def starts(size: int, window: int, step: int) -> list[int]:
 class OneWindow:
     """From an RGB picture to one of the windows that `slide` reads of it, as a tensor (3, height, width).
 
-    Which one is told by the picture's own bits: always the same of one picture, and any of many.
+    The picture's bits choose the window: always the same one of one picture, each as often as the others of many.
 
     Attributes:
         crop, stride: of the windows, as in `slide`, (height, width).

@@ -1,4 +1,4 @@
-"""A segmenter's answers for whole pictures: as palette pictures of their size, and scored where there are labels."""
+"""Whole pictures segmented: class maps written as palette pictures, and scored where there are labels."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ COUNTED = 16
 
 @dataclass(frozen=True)
 class Segmented:
-    """What came of a set of pictures.
+    """The result of segmenting a set of pictures.
 
     Attributes:
         count: pictures that were read.
@@ -99,7 +99,7 @@ def segment_pictures(
             if labelled:
                 for counter, scores in zip(counters, answers, strict=True):
                     counter.update(scores, labels[None])
-            resized = [_at(scores, labels.shape if labelled else image.shape[2:]) for scores in answers]
+            resized = [_classes_at(scores, labels.shape if labelled else image.shape[2:]) for scores in answers]
             if dense is not None:
                 same.append(100 * float((resized[0] == resized[1]).float().mean()))
             if places is not None:
@@ -124,7 +124,7 @@ def segment_pictures(
     )
 
 
-def _at(scores: Tensor, size: Sequence[int]) -> Tensor:
+def _classes_at(scores: Tensor, size: Sequence[int]) -> Tensor:
     """(1, K, h, w) -> the class of each pixel (H, W)."""
     if tuple(scores.shape[2:]) != tuple(size):
         scores = torch.nn.functional.interpolate(scores, size=tuple(size), mode="bilinear", align_corners=False)
@@ -139,12 +139,12 @@ def _places(pictures: Any, folder: Path) -> list[Path]:
         paths = [pictures.path(index).partition(".tar:")[2] or pictures.path(index) for index in range(len(pictures))]
         above = os.path.commonpath([os.path.dirname(path) for path in paths]) if paths else ""
         names = [os.path.splitext(os.path.relpath(path, above or "."))[0] for path in paths]
-    counts: dict[str, int] = {}
+    index_of: dict[str, int] = {}
     for index, name in enumerate(names):
-        if name in counts:
+        if name in index_of:
             raise InputError(
-                f"{pictures.path(counts[name])} and {pictures.path(index)} would both be written to {name}.png: rename "
+                f"{pictures.path(index_of[name])} and {pictures.path(index)} would both be written to {name}.png: rename "
                 "one of them."
             )
-        counts[name] = index
+        index_of[name] = index
     return [folder / f"{name}.png" for name in names]

@@ -1,4 +1,4 @@
-"""Maps that ask no network: the controls that every ranking must beat."""
+"""Maps made without a network: the controls that every ranking must beat."""
 
 from __future__ import annotations
 
