@@ -16,10 +16,10 @@ from .output import print_record
 
 
 class Task(NamedTuple):
-    """What is shown.
+    """A task of the demo.
 
     Attributes:
-        recipes: bundled hosts, the first by default, and what shows them.
+        recipes: bundled host -> its recipe; the first host is the default.
         module: in `show/`, whose `run_demo` measures and draws.
     """
 
@@ -38,8 +38,8 @@ TASKS = {
     "segment": Task({"nano_segmenter": "dtop(threshold=0.95)"}, "demo_segment"),
     "video": Task({"nano_video": "papr(keep=0.4, proposal=nano_video_proposal)"}, "demo_video"),
 }
-FIRST = {name: next(iter(task.recipes)) for name, task in TASKS.items()}
-MODELS = " or ".join(FIRST.values())
+DEFAULT_MODELS = {name: next(iter(task.recipes)) for name, task in TASKS.items()}
+MODELS = " or ".join(DEFAULT_MODELS.values())
 RECIPES = " or ".join(next(iter(task.recipes.values())) for task in TASKS.values())
 KINDS = "|".join(TASKS)
 OUT = ("tokensieve-demo.png", "tokensieve-demo.html")
@@ -53,7 +53,7 @@ DemoModelOption = Annotated[
 
 
 @dataclass(frozen=True)
-class ShownModel(ModelOptions):
+class DemoModel(ModelOptions):
     """A bundled model with its own recipe, or any other, with its weights."""
 
     model: DemoModelOption = None  # type: ignore[assignment]  # the task says which, where none is given
@@ -79,7 +79,7 @@ def demo(
             help="What a picture shows, the class of every pixel, or what a video shows; default what --model does.",
         ),
     ] = None,
-    network: ShownModel,
+    network: DemoModel,
     scenes: Annotated[int, typer.Option(min=8, metavar="N", help="Scenes that the bundled model reads.")] = 300,
     seed: Annotated[int, typer.Option(min=0, metavar="N", help="Which scenes: every seed gives others.")] = 1,
     batch: Annotated[int, typer.Option(min=1, metavar="N", help="Batch size at which speed is measured.")] = 16,
@@ -103,7 +103,7 @@ def demo(
     from ..show.page import SUFFIXES
 
     places = [check_place(place, SUFFIXES) for place in out or OUT]
-    model, recipes = network.model or FIRST[task], TASKS[task].recipes
+    model, recipes = network.model or DEFAULT_MODELS[task], TASKS[task].recipes
     recipe = recipes.get(model) if network.recipe is None else network.recipe
     spec = read_spec(network, machine, recipe=recipe, model=model)
     from ..data.scanning import PICTURES
@@ -137,7 +137,7 @@ def demo(
 
 
 def task_of(model: str | None) -> str:
-    """What a model that is named does; `classify` where that cannot be told by its name."""
+    """The task of a model, by its name; `classify` where the name does not tell."""
     from ..zoo.hf_video import is_video_model
 
     named = [name for name, task in TASKS.items() if model in task.recipes]

@@ -54,7 +54,7 @@ class Batches:
 
     @property
     def kind(self) -> Kind:
-        """Of what is read, pictures or videos."""
+        """Whether pictures or videos are read."""
         result: Kind = getattr(self.dataset, "kind", PICTURES)
         return result
 

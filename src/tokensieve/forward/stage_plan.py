@@ -15,7 +15,7 @@ class StagePlan:
     """Which method chooses pixels where. Known before the first image, from integers alone."""
 
     varies = False
-    """Every image keeps as many pixels."""
+    """Every image keeps the same number of pixels."""
 
     def __init__(self, methods: Recipe, host: StagedHost) -> None:
         self.depths = [len(stage.blocks) for stage in host.stages]
@@ -33,7 +33,7 @@ class StagePlan:
         return None
 
     def reads(self, stage: int, pixels: int) -> list[Reads]:
-        """How much of a stage's map of so many pixels each of its blocks reads where."""
+        """What each block of a stage reads of a map of so many pixels."""
         count, reads = pixels, []
         for block in range(self.depths[stage]):
             choice = self.choice(stage, block, pixels)
@@ -63,7 +63,7 @@ class StagePlan:
                 method_of[stage] = method.name
 
     def _stages(self, method: PixelMethod) -> list[int]:
-        """Where a method chooses at all, whatever the number of pixels."""
+        """The stages in which a method chooses, whatever the number of pixels."""
         return [
             stage
             for stage, depth in enumerate(self.depths)

@@ -1,4 +1,4 @@
-"""Hosts around another host, that of a part of their model."""
+"""Hosts whose model holds another model, which has a host of its own."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from ..data.inputs import InputSpec
 
 
 class WrappingHost:
-    """What such hosts leave to the inner one; the first parent, before `Host` or `StagedHost`."""
+    """A mixin that passes embedding, final norm and input on to the inner host; it comes before `Host` or `StagedHost`."""
 
     model: Any
     inner: Any
-    """The host of the part."""
+    """The host of the model inside."""
 
     @property
     def input_spec(self) -> InputSpec:

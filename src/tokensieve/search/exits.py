@@ -17,7 +17,7 @@ from ..recipe import Recipe
 from ..stream import sieve
 
 DIGITS = 6
-"""Of a threshold, where as many tell it from the confidence of the next token."""
+"""Digits of a rounded threshold, at most."""
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,7 @@ class Arrived:
         """The largest threshold that lets enough tokens leave; 1 where none has to, the smallest of all where even
         that is not enough.
 
-        `enough` is asked about (I,) int64, how many tokens each image keeps; what it says of some it says of fewer.
+        `enough` takes (I,) int64, how many tokens each image keeps; where it accepts some numbers, it accepts lower ones.
         """
         counts = self.left(1.0, keep_per_class)
         if enough(counts):
@@ -122,7 +122,7 @@ def _confidence(host: Host, step: Step) -> tuple[Tensor, Tensor]:
 
 
 def _joined(parts: list[tuple[Tensor, Tensor]], prefix: int) -> Arrived:
-    """Batches of unlike numbers of tokens as one."""
+    """Batches with different numbers of tokens, joined."""
     longest = max(confidence.shape[1] for confidence, _ in parts)
 
     def filled(values: Tensor) -> Tensor:

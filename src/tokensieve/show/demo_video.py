@@ -1,4 +1,4 @@
-"""`tokensieve demo --task video`: a model that reads videos under a recipe, measured and drawn beside its rivals."""
+"""`tokensieve demo --task video`: a model that reads videos under a recipe, measured and drawn beside its baselines."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ SHOWN = 2
 HEIGHT = 192
 """Pixels of a panel's height."""
 MOTION = "motion alone"
-"""The same recipe with a map that asks no network: how much each patch changes."""
+"""The same recipe with a map made without a network: how much each patch changes."""
 
 
 def run_demo(opened: OpenedModel, settings: DemoSettings) -> tuple[Record, list[Section], list[Failure]]:
@@ -75,7 +75,7 @@ def run_demo(opened: OpenedModel, settings: DemoSettings) -> tuple[Record, list[
 
 
 def baselines(model: nn.Module, recipe: Recipe, spec: Sequence[int], **settings: Any) -> dict[str, Recipe]:
-    """Those of images, and the same recipe by motion alone."""
+    """The baselines of images, and the same recipe by motion alone."""
     recipes = demo_classify.baselines(model, recipe, spec, **settings)
     first = next(iter(recipe), None)
     if isinstance(first, PaPr) and first.ranks and first.asks_proposal:

@@ -143,8 +143,8 @@ def _places(pictures: Any, folder: Path) -> list[Path]:
     for index, name in enumerate(names):
         if name in index_of:
             raise InputError(
-                f"{pictures.path(index_of[name])} and {pictures.path(index)} would both be written to {name}.png: rename "
-                "one of them."
+                f"{pictures.path(index_of[name])} and {pictures.path(index)} would both be written to {name}.png: "
+                "rename one of them."
             )
         index_of[name] = index
     return [folder / f"{name}.png" for name in names]

@@ -103,7 +103,7 @@ class TrackedBatches:
 
     @property
     def kind(self) -> Kind:
-        """Of what is read, pictures or videos."""
+        """Whether pictures or videos are read."""
         return self.batches.kind
 
     def __iter__(self) -> Iterator[Batch]:
