@@ -11,7 +11,7 @@ from ..data.inputs import InputSpec
 
 
 class WrappingHost:
-    """A mixin that passes embedding, final norm and input on to the inner host; it comes before `Host` or `StagedHost`."""
+    """A mixin that passes embedding, final norm and input on to the inner host; it stands before the other parent."""
 
     model: Any
     inner: Any

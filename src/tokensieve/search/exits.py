@@ -47,7 +47,7 @@ class Arrived:
         """The largest threshold that lets enough tokens leave; 1 where none has to, the smallest of all where even
         that is not enough.
 
-        `enough` takes (I,) int64, how many tokens each image keeps; where it accepts some numbers, it accepts lower ones.
+        `enough` takes (I,) int64, how many tokens each image keeps; what it accepts, it accepts of lower numbers too.
         """
         counts = self.left(1.0, keep_per_class)
         if enough(counts):
