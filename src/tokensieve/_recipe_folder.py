@@ -17,9 +17,9 @@ from .methods import METHODS, BaseMethod
 from .methods.weights import part_state
 
 RECIPE = "recipe.json"
-"""What the recipe is called in its folder; the weights lie beside it."""
+"""File name of the recipe; the weights lie beside it."""
 STORED = re.compile(r"(\w+)-[0-9a-f]{16}\.safetensors")
-"""What weights are called there: the method, and how the file's SHA-256 begins."""
+"""File names of weights: the method's name and the beginning of the file's SHA-256."""
 
 
 def store(methods: Sequence[BaseMethod], parts: Mapping[str, nn.Module], folder: Path) -> tuple[BaseMethod, ...]:

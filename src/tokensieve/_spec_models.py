@@ -26,7 +26,7 @@ class Loaded(NamedTuple):
     mean: tuple[float, ...] | None = None
     std: tuple[float, ...] | None = None
     size: tuple[int, int] | None = None
-    """Height and width of its images; None where the model says that by what it is built of."""
+    """Height and width of its images; None where the model's own structure says that."""
 
 
 def load(
@@ -109,7 +109,7 @@ def _imported(name: str) -> Any:
 
 
 def set_size(model: Any, size: tuple[int, int] | None, name: str) -> None:
-    """Have the model read images of another size, where it must be told."""
+    """Make the model read images of another size, where it has to be set."""
     if size is None:
         return
     if hasattr(model, "set_input_size"):

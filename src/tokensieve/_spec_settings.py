@@ -36,7 +36,7 @@ def is_import_path(name: str) -> bool:
 
 
 def recipe(value: Any) -> Recipe:
-    """A recipe that text can say. Raises `RecipeError` for one that holds a module or a tensor."""
+    """A recipe that can be written as text. Raises `RecipeError` for one that holds a module or a tensor."""
     parsed = Recipe.of(value)
     try:
         Recipe.parse(str(parsed))
@@ -131,7 +131,7 @@ def preprocessing(value: Any, known: Sequence[str]) -> str | Preprocessing | Vid
 
 
 CLIPS = ("frames", "stride", "sampling", "views", "short_side")
-"""What a spec may say of clips."""
+"""Settings of clips that a spec may have."""
 
 
 def clips(value: Any, preprocessing: str | Preprocessing | VideoPreprocessing) -> dict[str, Any]:
@@ -188,7 +188,7 @@ def with_hashes(recipe: Recipe, known: Mapping[str, str]) -> Recipe:
 
 
 def with_proposal_weights(recipe: Recipe, file: str) -> Recipe:
-    """The same recipe, its named proposals reading `file`. Raises `RecipeError` where it asks none."""
+    """The recipe with `file` as the weights of its named proposals. Raises `RecipeError` where it asks none."""
     with_proposal = [isinstance(method, PaPr) and method.asks_proposal for method in recipe]
     if not any(with_proposal):
         raise RecipeError(f'The proposal\'s weights have nothing to load into: "{recipe}" asks no proposal.')

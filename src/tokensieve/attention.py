@@ -15,9 +15,9 @@ from ._recording import recording
 
 @dataclass(frozen=True)
 class BlockQKV:
-    """Queries, keys and values of one block: all of its own arithmetic up to the attention itself.
+    """Queries, keys and values of one block: its arithmetic up to the attention itself.
 
-    B images, H heads, M queries (all N tokens, unless only some ask), N keys, d_h channels a head.
+    B images, H heads, M queries (all N tokens, unless only some are selected), N keys, d_h channels a head.
     """
 
     q: Tensor
@@ -30,9 +30,9 @@ class BlockQKV:
     gate: Tensor | None = None
     """(B, M, H d_h) factor on the attention's output, where the host has one."""
     dropout: float = 0.0
-    """Of the attention probabilities; not zero only in training."""
+    """Dropout rate of the attention probabilities; zero except in training."""
     scale: float | None = None
-    """Of the logits; None is d_h ** -0.5."""
+    """Factor on the logits; None is d_h ** -0.5."""
     bias: Tensor | None = None
     """(1 or B, 1 or H, M, N) the host's own, added to the logits."""
     weight: Tensor | None = None
@@ -80,7 +80,7 @@ class BlockQKV:
         return replace(self, q=q, bias=bias, gate=gate)
 
     def of(self, images: Tensor, count: int) -> BlockQKV:
-        """Of these images (B',) int64, each of which has `count` tokens that ask where not all of them do; without the
+        """The part of these images (B',) int64, `count` queries of each where not all tokens have one; without the
         padding where that is the same for all of them."""
         keys = self.keys_of(images)
         lengths = self.lengths[images] if keys is None and self.lengths is not None else None
@@ -111,7 +111,7 @@ class BlockQKV:
         return counts[0] if len(counts) == 1 else None
 
     def ensure_queries(self, rows: Tensor | None) -> BlockQKV:
-        """With the queries of `rows` alone, where they are not that already; None leaves all."""
+        """Restrict the queries to those of `rows`, unless they are already; None keeps all."""
         return self if rows is None or self.q.shape[2] == rows.shape[1] else self.only_queries(rows)
 
     def query_probabilities(self, index: int = 0) -> Tensor:
@@ -124,7 +124,7 @@ class BlockQKV:
         return self._probabilities(self.q[:, heads], heads, slice(None))[:, 0]
 
     def received(self) -> Tensor:
-        """What each key receives of each head, summed over the queries: (B, H, N). O(N^2) more, head by head."""
+        """The attention that each key receives in each head, summed over queries: (B, H, N). Head by head, O(N^2)."""
         return torch.stack([self.head_probabilities(head).sum(1) for head in range(self.q.shape[1])], dim=1)
 
     def _probabilities(self, q: Tensor, heads: slice, queries: slice) -> Tensor:

@@ -56,13 +56,13 @@ def nearest(word: object, words: Iterable[str]) -> str:
 
 
 def cause(error: BaseException) -> str:
-    """The first line of what an error comes from, without a full stop."""
+    """The first line of the message of an error's cause, without a full stop."""
     while error.__cause__ is not None:
         error = error.__cause__
     return first_line(error)
 
 
 def first_line(error: BaseException) -> str:
-    """The first line of what an error says, without a full stop; its type where it says nothing."""
+    """The first line of an error's message, without a full stop; its type where it says nothing."""
     lines = str(error).strip().splitlines() or [type(error).__name__]
     return lines[0].strip().rstrip(".")

@@ -45,7 +45,7 @@ def per_length(tokens: Tokens, act: ReduceFn, count: int, name: str) -> Tokens:
 
 
 def one_by_one(tokens: Tokens, run: Callable[[Tokens], Tensor]) -> Tensor:
-    """What `run` gives of each image's own tokens, one image after the other, without padding: (B, N, d), zeros where
+    """`run` on each image's own tokens, one image after the other, without padding: (B, N, d), zeros where
     padding is."""
     assert tokens.lengths is not None
     output = torch.zeros_like(tokens.x)
@@ -129,7 +129,7 @@ def filled(values: Tensor, count: int) -> Tensor:
 
 
 def _default(part: Tokens, name: str) -> Tensor:
-    """What a field that is None stands for."""
+    """The values that a field of None stands for."""
     if name == "positions":
         return part.places[:, : part.x.shape[1] - part.prefix]
     if name == "block_rows":

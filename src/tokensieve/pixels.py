@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 Background = Literal["zero", "keep"]
-"""What becomes of the places that are left out: they are set to zero, or keep what they had."""
+"""Whether pixels that are left out are set to zero, or keep their values."""
 SLICE = 2**19
 """Numbers that a point-wise operator reads at a time on CPUs."""
 
@@ -28,7 +28,7 @@ class Pixels:
     rest: Tensor | None = None
     """(B, H x W - K) int64: all others, where they go through something cheaper."""
     cheaper: Mapping[str, nn.Module] | nn.ModuleDict | None = None
-    """What the others go through instead, by the block's number: (B, R, C) -> (B, R, C)."""
+    """The cheaper operator for the other pixels, by the block's number: (B, R, C) -> (B, R, C)."""
 
     flat: Tensor = field(init=False)
     """(B K,) int64: the places in the maps of all images laid end to end."""

@@ -269,7 +269,7 @@ def _names_a_file(text: str) -> bool:
 
 
 def _of_version_1(path: str, folder: str | os.PathLike[str]) -> str:
-    """Where a file of version 1 in `folder` finds `path`.
+    """The path that `path` means in a file of version 1 in `folder`.
 
     It was meant relative to a working directory that is not known; but commands wrote weights beside the recipe.
     """

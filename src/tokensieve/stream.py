@@ -290,7 +290,7 @@ class Sieved(nn.Module):
         return self._now().intermediates(check_images(self.model, x, self.host.layout), FeatureRequest(**kwargs))
 
     def trace(self, images: Tensor, *, attention: Sequence[int] = ()) -> Trace:
-        """Run on images or clips and tell what happened: see `Trace`; of the blocks `attention` class attention too.
+        """Run on images or clips and record what happened: see `Trace`; of the blocks `attention` class attention too.
 
         Raises:
             InputError: blocks that are not there, or a host without a class token or with stages.

@@ -197,7 +197,7 @@ def _accelerator(device: torch.device) -> dict[str, Any]:
 
 
 def _missing(needs: list[Requirement]) -> list[str]:
-    """Those that are not installed, or in a version that will not do."""
+    """Requirements that are not installed, or in an unsuitable version."""
     missing = []
     for need in needs:
         version = _version(need.name)

@@ -103,7 +103,7 @@ def weights_of(name: str) -> list[str]:
 
 @torch.no_grad()
 def model_facts(name: str, *, quick: bool = False) -> dict[str, Any]:
-    """Build a model without weights, try to open it, and say what it is, as plain JSON.
+    """Build a model without weights, try to open it, and describe it as plain JSON.
 
     `opens_as` is "host", "proposal" or None, for which `reason` and `reason_proposal` say why. `parameters` are
     counted, `macs` are for an image of `input_size` (C, H, W), or a video of the `layout` given: a proposal's up to its

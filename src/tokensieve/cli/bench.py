@@ -28,7 +28,7 @@ COMPARED = 100
 
 @dataclass(frozen=True)
 class BenchedModel(ModelOptions):
-    """With random weights unless asked for: speed does not depend on them."""
+    """A model with random weights by default: speed does not depend on them."""
 
     pretrained: PretrainedOption = False
 

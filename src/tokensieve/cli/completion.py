@@ -13,7 +13,7 @@ MODELS = (
     "videomae_base_ssv2", "videomae_huge", "videomae_large", "videomae_small", "vivit_base", "vjepa2_giant_ssv2",
     "vjepa2_large_ssv2",
 )  # fmt: skip
-"""Those with a name of the package's own; timm's are too many for a tab, and `tokensieve models PATTERN` lists them."""
+"""Names of the package's own models; timm's are too many for a tab, and `tokensieve models PATTERN` lists them."""
 
 
 def one_of(values: Iterable[str]) -> Callable[[str], list[str]]:

@@ -28,7 +28,7 @@ def option_for(setting: str) -> str:
 def read_spec(
     network: NetworkOptions, place: PlaceOptions, clips: ClipOptions | None = None, **others: Any
 ) -> ModelSpec:
-    """What the options describe, checked before anything slow begins. Sets torch's CPU threads where they are given."""
+    """The `ModelSpec` that the options describe, checked before anything slow begins. Sets torch's CPU threads."""
     settings = {**vars(network), **vars(place), **others}
     if clips is not None:
         settings["clips"] = {name: value for name in CLIPS if (value := getattr(clips, name, None)) is not None}
@@ -68,7 +68,7 @@ class Media:
 
 
 def record_of(spec: ModelSpec, opened: OpenedModel) -> dict[str, Any]:
-    """What ran, and where, as plain JSON."""
+    """The model, its recipe and the machine, as plain JSON."""
     from ..show.record import describe
 
     return {

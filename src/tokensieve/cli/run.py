@@ -132,7 +132,7 @@ def run(
 
 
 def _cluster(address: str | None, actors: str | None, cpus: float | None, gpus: float | None) -> dict[str, Any]:
-    """What was said of the cluster."""
+    """The options of the cluster that were given."""
     cluster: dict[str, Any] = {"address": address, "cpus": cpus, "gpus": gpus}
     if actors is not None:
         ends = actors.split("-")

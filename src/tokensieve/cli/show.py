@@ -21,7 +21,7 @@ if TYPE_CHECKING:  # heavy imports wait until a command needs them, so that --he
 
 OUT = ("tokensieve-show.png", "tokensieve-show.html")
 FILM = ("tokensieve-show.mp4", "tokensieve-show.html")
-"""By default of videos."""
+"""Files written by default for videos."""
 BATCH = 8
 MAPS = ("papr", "cam", "grad-cam", "grad-cam++", "eigen-cam", "score-cam", "random", "centre")
 
@@ -180,7 +180,7 @@ def _show_videos(
 
 
 def _write(places: Sequence[Path], report: Report) -> None:
-    """The page and the sheet, as far as they are asked for."""
+    """Write the page and the sheet, if requested."""
     from ..show.page import write_page, write_png
     from ..show.progress import working
     from ..show.sheet import sheet

@@ -12,7 +12,7 @@ from .output import say
 
 
 def json_object(text: str | None, option: str, example: str) -> dict[str, Any] | None:
-    """What an option with a JSON object says; None where it is not given."""
+    """The JSON object in an option's value; None where it is not given."""
     if text is None:
         return None
     try:

@@ -73,7 +73,7 @@ WorkersOption = Annotated[int, typer.Option(min=0, metavar="N", help="Processes 
 
 @dataclass(frozen=True)
 class SetOptions:
-    """What is learnt from, and what is only looked at."""
+    """The training set and the validation set."""
 
     images: ImagesOption
     layout: LayoutOption = "folders"

@@ -32,7 +32,7 @@ if TYPE_CHECKING:  # heavy imports wait until a command needs them, so that --he
 
 FOLDER = "tokensieve-tune"
 IMAGES, MOTION = "mobileone_s0", "motion"
-"""What may rank patches where nothing is named: a network, and of videos the motion, which asks none."""
+"""The default proposals: a network for images, motion, which needs none, for videos."""
 
 
 def tune(
@@ -198,7 +198,7 @@ def _segmenter(file: str, machine: MachineOptions) -> tuple[Any, Any]:
 
 
 def _on_pictures(point: Point, dense: float, opened: OpenedModel, images: Tensor) -> dict[str, Any]:
-    """What a recipe costs that leaves each picture its own number of tokens; these in the mean over some pictures."""
+    """The cost of a recipe that leaves each picture its own number of tokens; these in the mean over some pictures."""
     trace = opened.fast.trace(images.to(opened.device, opened.dtype))
     assert trace.tokens is not None
     return {

@@ -15,7 +15,7 @@ EXPECTED = (
     "names, folder name -> index, or index -> folder name."
 )
 _LIST_KEYS = ("wnids", "classes", "folders", "names")
-"""Where an object keeps its list of folder names, the first that is there."""
+"""Keys under which an object may keep its list of folder names; the first present counts."""
 _FOLDERS = (
     "folder",
     "wnid",
@@ -70,7 +70,7 @@ def class_index(source: Source) -> dict[str, int]:
 
 
 def class_descriptions(source: Source) -> dict[int, str]:
-    """What each class is called, by index: its description where the file has one, else the name of its folder.
+    """The description of each class, by index: its description where the file has one, else the name of its folder.
 
     Arguments and errors as in `class_index`.
     """

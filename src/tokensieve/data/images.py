@@ -38,7 +38,7 @@ _TURNS: dict[Any, Image.Transpose] = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
-"""By EXIF orientation; 1 is upright."""
+"""EXIF orientation -> the transposition that turns the picture upright; 1 is upright."""
 
 
 @dataclass(frozen=True)
@@ -130,7 +130,7 @@ class ImageSet(Dataset[tuple[Tensor, int]]):
         return self._attempt(index, self._read)
 
     def _attempt(self, index: int, read: Callable[[Any], Read]) -> tuple[Read, int] | Failure:
-        """What `read` makes of one item's file or PIL image, and its label."""
+        """`read` applied to one item's file or PIL image, and its label; or why it failed."""
         position = self._indices[index]
         try:
             source, label = self.items[position][:2]
@@ -141,7 +141,7 @@ class ImageSet(Dataset[tuple[Tensor, int]]):
             return Failure(self.path(index), f"cannot be read: {reason_of(error)}")
 
     def _read(self, source: Any) -> Tensor:
-        """What the set gives of one item's file or PIL image."""
+        """One item's file or PIL image as the set returns it."""
         return self.transform(_to_rgb(source) if isinstance(source, Image.Image) else decode(source))
 
 
@@ -320,7 +320,10 @@ def _to_rgb(picture: Image.Image) -> Image.Image:
 
 
 def _turn(picture: Image.Image) -> Image.Transpose | None:
-    """What puts a picture upright. Pillow's `exif_transpose` also rewrites the EXIF data, and fails where it cannot."""
+    """The transposition that turns a picture upright, or None.
+
+    Pillow's `exif_transpose` also rewrites the EXIF data, and fails where it cannot.
+    """
     picture.load()  # the readers of some formats turn the picture themselves, and take the orientation away
     try:
         return _TURNS.get(picture.getexif().get(ExifTags.Base.Orientation))
@@ -329,7 +332,7 @@ def _turn(picture: Image.Image) -> Image.Transpose | None:
 
 
 def reason_of(error: BaseException) -> str:
-    """What an error says, on one line without a full stop."""
+    """The message of an error, on one line without a full stop."""
     return " ".join(str(error).split()).rstrip(".") or type(error).__name__
 
 

@@ -93,7 +93,7 @@ cannot import it."""
 
 
 def _stated_by_host(model: nn.Module) -> InputSpec | None:
-    """What the host of the model, or of a part of it, states for itself."""
+    """The input that the host of the model, or of a part of it, states."""
     for module in model.modules():
         for provider in SPEC_PROVIDERS:
             with suppress(UnsupportedHost):
@@ -187,7 +187,7 @@ def _channels(model: nn.Module) -> int | None:
 
 
 def _stated_sizes(model: nn.Module) -> Iterator[Any]:
-    """What a model says of its size, the most certain first."""
+    """Input sizes that a model states, the most certain first."""
     for name, module in model.named_modules():  # as it was built, where its weights may be for another size
         if name.rpartition(".")[2] == "patch_embed":
             yield getattr(module, "img_size", None)
@@ -198,7 +198,7 @@ def _stated_sizes(model: nn.Module) -> Iterator[Any]:
 
 
 def _stated(model: nn.Module) -> dict[str, Any]:
-    """What timm's configuration says, of the model or of the one that it wraps."""
+    """timm's configuration of the model, or of the model that it wraps."""
     return next((stated for module in model.modules() if (stated := _own(module))), {})
 
 

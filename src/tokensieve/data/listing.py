@@ -125,7 +125,7 @@ def _arrange(tree: Tree, base: int, index: Mapping[str, int] | None, source: str
 def _notes(
     tree: Tree, folders: set[Parts], empty: Sequence[Parts], base: int, classes: Mapping[str, int]
 ) -> Iterable[str]:
-    """What a user should know before believing labels, or what was read."""
+    """What a user should know before trusting labels, or the list of files."""
     missing = sorted({parts[-1] for parts in empty} - {parts[-1] for parts in folders}, key=natural)
     if len(missing) == 1:
         number = f"; it stays class {classes[missing[0]]}" if missing[0] in classes else ""

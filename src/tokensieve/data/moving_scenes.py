@@ -32,7 +32,7 @@ AT_ONCE = 16
 """Clips drawn together: more leave the processor's cache."""
 
 CAMERA, PATH = ("still", "pan", "towards"), ("way", "travel")
-"""What is drawn by chance beside `GROUND` and `GLYPH`."""
+"""Names of the random numbers of a clip, beside those of `GROUND` and `GLYPH`."""
 
 
 class MovingScene(NamedTuple):
@@ -152,7 +152,7 @@ def _path(drawn: dict[str, Tensor], direction: Tensor, travel: Tensor, moments: 
 
 
 def _side(drawn: dict[str, Tensor]) -> Tensor:
-    """Of the digit's box, as a share of the frame's."""
+    """The side of the digit's box, as a share of the frame's."""
     return 0.4 + 0.15 * drawn["scale"]
 
 

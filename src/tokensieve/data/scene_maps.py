@@ -50,7 +50,7 @@ class SceneMaps(SegmentationSet):
 
     @property
     def identity(self) -> str:
-        """What decides which scenes these are."""
+        """Text that identifies these scenes."""
         return f"{self.scenes.count} scenes of {self.scenes.split}, seed {self.scenes.seed}, {self.scenes.size} pixels"
 
     def pairs(self, indices: Sequence[int]) -> list[tuple[Image.Image, Tensor]]:

@@ -101,7 +101,7 @@ class SegmentationSet(Dataset[tuple[Tensor, Tensor]]):
 
     @property
     def identity(self) -> str | None:
-        """What decides which pictures and labels these are, where that is known without reading them; None of files."""
+        """Text that identifies these pictures and labels, where that is known without reading them; None of files."""
         return None
 
     def path(self, index: int) -> str:
@@ -243,7 +243,7 @@ def _opened(source: Any) -> Any:
 
 
 def _split(layout: Layout, split: str) -> str:
-    """What the set calls a split."""
+    """The set's own name of a split."""
     if layout.splits is None or split in layout.splits.values():
         return split
     if split not in layout.splits:

@@ -66,7 +66,7 @@ CITYSCAPES = (
     "sky", "person", "rider", "car", "truck", "bus", "train", "motorcycle", "bicycle",
 )  # fmt: skip
 CITYSCAPES_IDS = (7, 8, 11, 12, 13, 17, 19, 20, 21, 22, 23, 24, 25, 26, 27, 28, 31, 32, 33)
-"""Of the 34 label ids those that are scored, in the order of the classes."""
+"""The scored ones of the 34 label ids, in the order of the classes."""
 PASCAL_CONTEXT = (
     "aeroplane", "bag", "bed", "bedclothes", "bench", "bicycle", "bird", "boat", "book", "bottle", "building", "bus",
     "cabinet", "car", "cat", "ceiling", "chair", "cloth", "computer", "cow", "cup", "curtain", "dog", "door", "fence",
@@ -171,7 +171,7 @@ LAYOUTS: dict[str, Layout] = {
         ),
     )
 }
-"""By name."""
+"""Name -> layout."""
 
 
 def layout_of(name: str) -> Layout:

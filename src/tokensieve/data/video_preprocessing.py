@@ -22,7 +22,7 @@ from .video_sampling import Views, dense_clips, uniform_clips
 SAMPLINGS = ("dense", "uniform")
 LAYOUTS = ("TCHW", "CTHW")
 STATED = ("frames", "stride", "sampling", "short_side")
-"""What a model may say in its `pretrained_cfg` of the clips that it was trained on."""
+"""Keys of a model's `pretrained_cfg` about the clips that it was trained on."""
 
 
 @dataclass(frozen=True)
@@ -115,7 +115,7 @@ class VideoPreprocessing:
 
     @property
     def clip_shape(self) -> tuple[int, ...]:
-        """Of one clip, in this layout."""
+        """The shape of one clip, in this layout."""
         return self.reads.shape
 
     @property

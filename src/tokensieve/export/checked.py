@@ -29,9 +29,9 @@ from .parity import largest_difference
 TOLERANCE = 1e-4
 """Largest difference from PyTorch in any output."""
 LEAST_TORCH = "2.9"
-"""Of older versions, export ties the graph to the example's batch, and the way to ONNX lacks operators."""
+"""In older versions export ties the graph to the example's batch, and the conversion to ONNX lacks operators."""
 BATCHES = (1, 5)
-"""What a file that takes any batch is checked at; it is traced with another."""
+"""Batch sizes at which a file that takes any is checked; it is traced with another."""
 NOT_IN_ONNX = {
     "eigen-cam": "needs eigenvectors, for which ONNX has no operator",
     "random": "hashes the bits of the images, which ONNX cannot see",
@@ -115,7 +115,7 @@ def attempt(what: str, refusal: type[SieveError] = ExportError) -> Iterator[None
 
 
 def refuse(module: Any, reasons: dict[str, str]) -> None:
-    """Say before anything slow what cannot be written."""
+    """Refuse what cannot be exported, before anything slow."""
     kind = type(module).__name__
     if hasattr(module, "_orig_mod"):
         raise InputError(f"{kind} is compiled: export the module that was compiled.")
@@ -155,7 +155,7 @@ def preprocessing_of(
 
 
 def facts_of(module: nn.Module, preprocessing: Preprocessing | VideoPreprocessing | None) -> dict[str, str]:
-    """What the file says of itself."""
+    """The metadata of the file."""
     facts = {"tokensieve": __version__}
     if preprocessing is not None:
         facts["preprocessing"] = json.dumps(asdict(preprocessing))

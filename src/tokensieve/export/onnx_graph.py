@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.export import ExportedProgram
 
 BATCH = "batch"
-"""What the dimension is called that may be any number."""
+"""The name of the free dimension."""
 
 
 def translate(program: ExportedProgram, outputs: Sequence[str], opset: int) -> torch.onnx.ONNXProgram:

@@ -13,7 +13,7 @@ from ..measure.outputs import FIELDS
 from ..stream import Sieved
 
 MAPS = "feature_maps"
-"""Of hosts with stages the maps behind each of them; of a backbone those that it returns."""
+"""The output of hosts with stages that has the maps behind each stage, and of a backbone the maps it returns."""
 OBVIOUS = (*FIELDS, MAPS)
 """Outputs from the one that is most likely wanted."""
 Fields = dict[str, dict[str, Tensor]]
@@ -65,7 +65,7 @@ class Chosen(nn.Module):
         self.training = module.training  # train() would reach into the model
 
     def ask(self, images: Tensor) -> Fields:
-        """Everything that the model says in the way that is asked."""
+        """All outputs of the call that has the requested one."""
         (module,) = self._module
         answer = getattr(module, self.way)(images) if self.way else module(images)
         return fields_of(answer, _NAMES.get(self.way, self.single))
@@ -77,18 +77,18 @@ class Chosen(nn.Module):
 
 
 _NAMES = {"forward_features": "last_hidden_state", "forward_intermediates": MAPS}
-"""What is returned by other ways of asking a model than to call it."""
+"""Outputs that need another call than `model(images)`."""
 
 
 def _ways(module: Any) -> dict[str, str]:
-    """Output -> how a model is asked for it, where its call does not return it."""
+    """Output -> the function that computes it, where the model's call does not return it."""
     ways = {"last_hidden_state": "forward_features"} if hasattr(module, "forward_features") else {}
     # other models' forward_intermediates return more than the maps
     return {**ways, MAPS: "forward_intermediates"} if getattr(module, "units", "") == "pixels" else ways
 
 
 def name_of(module: nn.Module) -> str:
-    """What the one tensor is called that a model returns: `logits`, or `features` of one without classifier."""
+    """The name of the single tensor that a model returns: `logits`, or `features` of one without classifier."""
     return "features" if getattr(getattr(module, "model", module), "num_classes", None) == 0 else "logits"
 
 

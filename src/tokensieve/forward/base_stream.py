@@ -14,7 +14,7 @@ class BaseStream:
     """A host under a recipe, for as many calls as one likes: it keeps nothing between them."""
 
     units: ClassVar[str]
-    """What the recipe reduces."""
+    """`tokens` or `pixels`: what the recipe reduces."""
 
     def __init__(self, host: Any, plan: Any, significance: Any, parts: nn.ModuleDict) -> None:
         self.host, self.plan, self.significance, self.parts = host, plan, significance, parts
@@ -31,7 +31,7 @@ class BaseStream:
         return module
 
     def sizes(self, images: Tensor) -> Sequence[tuple[int, ...]]:
-        """Of each grid or map that the host makes of these images."""
+        """The size of each grid or map that the host makes of these images."""
         raise NotImplementedError
 
     def covered(self, images: Tensor) -> Tensor:

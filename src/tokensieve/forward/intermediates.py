@@ -19,7 +19,7 @@ FORMATS = ("NCHW", "NLC")
 
 @dataclass(frozen=True)
 class FeatureRequest:
-    """What is asked of `forward_intermediates`, in timm's words and `restore`, `fill`."""
+    """The arguments of `forward_intermediates`: timm's, and `restore` and `fill`."""
 
     indices: int | list[int] | tuple[int, ...] | None = None
     return_prefix_tokens: bool = False
@@ -66,7 +66,7 @@ class Intermediates:
             self.kept.append((step.block, tokens))
 
     def answer(self, tokens: Tokens, batch: int) -> Any:
-        """What timm returns: `tokens` are the last block's after the final norm, of `batch` images."""
+        """The return value, as timm's: `tokens` are the last block's after the final norm, of `batch` images."""
         request, prefix = self.request, [x.x[:batch, : x.prefix] for _, x in self.kept]
         features = [self._laid_out(block, kept)[:batch] for block, kept in self.kept]
         split = request.return_prefix_tokens and tokens.prefix > 0

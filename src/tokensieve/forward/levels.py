@@ -13,7 +13,7 @@ class Levels:
     """Looks on at a walk, and keeps the tokens behind the blocks that the head reads."""
 
     def __init__(self, host: Host, exits: Collection[int] = ()) -> None:
-        """Behind the blocks `exits` the heads are asked here; a recipe's methods ask them otherwise."""
+        """Behind the blocks `exits` the heads run here; a recipe's methods ask them otherwise."""
         self.host, self.asks = host, exits
         self.tokens: list[Tokens] = []
         self.exits: list[Exit] = []
@@ -28,6 +28,6 @@ class Levels:
 
 
 def leave(host: Host, block: int, tokens: Tokens, class_probability: str = "last") -> Exit:
-    """What the head behind a block says of the tokens there, which are tracked."""
+    """Run the head behind a block on its tokens, which are tracked."""
     assert tokens.source is not None
     return Exit(block, host.predict(block, tokens), tokens.source, class_probability)

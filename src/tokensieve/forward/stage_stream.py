@@ -109,7 +109,7 @@ class StageStream(BaseStream):
         return self._channels_first(self.host.features(maps[-1]) if complete else maps[-1]), chosen
 
     def trace(self, images: Tensor, trace: Trace) -> Trace:
-        """Run on images, and tell what happened."""
+        """Run on images and record what happened."""
         if trace.looks:
             raise InputError(
                 f"{type(self.host.model).__name__} has stages, and no class token whose attention to keep."
@@ -152,7 +152,7 @@ class StageStream(BaseStream):
         return sizes
 
     def map_call(self, images: Tensor) -> Callable[[], Any]:
-        """A call that does nothing but make the significance maps of these images, for whoever counts or times it."""
+        """A function that only computes the significance maps of these images, to be counted or timed."""
         compute, sizes = self.significance.ask, self.sizes(images)
         images = self.host.covered(images, sizes[0])
 
@@ -184,7 +184,7 @@ class Choosing:
         self.significance = None if stream.significance is None else stream.significance.ask(covered)
         self.sizes: list[tuple[int, ...]] = []
         self.chosen: list[Pixels | None] = []
-        """Of each stage so far, what its last block ran on."""
+        """The pixels that the last block of each stage so far ran on."""
         self._settled = False  # whether these pixels' background is what it is to be
 
     def __call__(self, number: int, index: int, block: PixelBlock, x: Tensor) -> Tensor:

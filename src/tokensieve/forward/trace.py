@@ -23,7 +23,7 @@ class Mask(NamedTuple):
     kept: Tensor
     """(B, K) int64, ascending unless the recipe's order says otherwise."""
     grid: tuple[int, ...]
-    """Of which they were chosen."""
+    """The grid that they were chosen from."""
 
 
 @dataclass
@@ -49,7 +49,7 @@ class Trace:
     """What was chosen by ranking: one entry where patches were dropped before block 0, one for each stage on a host
     with stages; what the entries of `kept` are without their grids."""
     looks: Sequence[int] = ()
-    """Blocks whose class attention was asked for."""
+    """Blocks whose class attention is recorded."""
     class_attention: dict[int, Tensor] = field(default_factory=dict)
     """Block -> (B, N) how much its first token attends to each token it reads, mean over heads, fp32 or more."""
     exits: list[tuple[int, Tensor]] = field(default_factory=list)

@@ -45,7 +45,7 @@ __all__ = [
 ]
 
 BUILT_IN = tuple(HOSTS)
-"""What is opened without a host from outside."""
+"""The kinds of models that are opened without a registered host."""
 
 _WHOLE_GRID = "its windows or strides need the whole grid"
 _DIVIDED = (

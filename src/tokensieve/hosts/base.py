@@ -16,15 +16,15 @@ from .checks import channels_first, covered
 
 
 class Exit(NamedTuple):
-    """What a head between blocks said of the tokens there, some of which then left."""
+    """The output of a head between blocks on the tokens there, some of which then left."""
 
     block: int
     prediction: Any
-    """What `Host.predict` gave."""
+    """The result of `Host.predict`."""
     source: Tensor
     """(B, P) int64: the token that stands for each patch there, -1 where it had left before."""
     class_probability: str
-    """Whether the `last` head or that of the `stage` says how sure the class of tokens that left is."""
+    """Which head's class probability counts for the tokens that left: the `last` one's, or that of the `stage`."""
 
 
 class HostBlock(ABC):
@@ -70,7 +70,7 @@ class HostBlock(ABC):
 
 
 class BaseHost(ABC):
-    """What hosts with tokens and hosts with stages have in common."""
+    """The contract that hosts with tokens and hosts with stages share."""
 
     layout = "CHW"
     """Which side of what it reads is which, without the batch; "TCHW" or "CTHW" where it reads video."""
@@ -126,13 +126,13 @@ class Host(BaseHost):
     """Blocks behind which the head reads tokens, in rising order: `read` is called. Empty: `head` reads the last. -1 is
     what block 0 reads."""
     exits: Sequence[int] = ()
-    """Blocks behind which a head says what each token is, the last one included; `predict` asks it."""
+    """Blocks behind which a head classifies each token, the last one included; `predict` runs it."""
     read_kwargs: Sequence[str] = ()
     """Arguments that `read` takes beside the images, by name."""
     rebound: Sequence[str] = ()
     """Methods of the model that do nothing but call the model, and so are called on what `sieve` returns."""
     dense_only: Sequence[str] = ()
-    """Methods of the model that would run the dense model past the recipe; asked of what `sieve` returns, refused."""
+    """Methods of the model that would run the dense model past the recipe: a sieved model refuses them."""
     cannot_merge: str | None = None
     """Why this host's head cannot pool merged tokens, or None."""
     cannot_drop_prefix: str | None = None
@@ -157,12 +157,12 @@ class Host(BaseHost):
         """Pooling, which minds sizes, and classifier: what `features` gave -> the host's own output."""
 
     def predict(self, block: int, tokens: Tokens) -> Any:
-        """What the head behind one of the `exits` says of any of that block's tokens: an object with `probability`,
+        """The output of the head behind one of the `exits` on any of that block's tokens: an object with `probability`,
         (B, K, N) of each class."""
         raise NotImplementedError
 
     def read(self, levels: Sequence[Tokens], exits: Sequence[Exit], size: Sequence[int], **kwargs: Any) -> Any:
-        """The tokens behind each of `levels`, and what was said of those that left before -> the host's own output for
+        """The tokens behind each of `levels`, and the outputs on those that left before -> the host's own output for
         images of this height and width. Dropped and merged patches have to be put back."""
         raise NotImplementedError
 

@@ -57,7 +57,7 @@ class HFBeitBlock(HFBlock):
 
 
 class _HFBeit(HFDense):
-    """What holds the layers is a `BeitModel`."""
+    """A model whose layers are held by a `BeitModel`."""
 
     path = "layers"
 

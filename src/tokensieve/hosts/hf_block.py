@@ -19,7 +19,7 @@ KERNELS = (None, "eager", "sdpa", "flash_attention_2", "flash_attention_3", "fle
 
 @dataclass(frozen=True)
 class Seam:
-    """What a layer of one kind calls its parts."""
+    """The names of the parts of one kind of layer."""
 
     attention: str
     """Class of the attention; the names of the parts follow, those with dots from the layer on."""
@@ -35,7 +35,7 @@ class Seam:
     scales: tuple[str, ...] = ()
     """The layer scales behind attention and MLP."""
     drop: str | None = None
-    """What drops out in front of both residuals."""
+    """The drop path in front of both residuals."""
     mlp: tuple[str, ...] = ("mlp",)
     """The MLP, or its first half and then the second, which adds the residual itself."""
     rotary: Literal["half", "pairs"] | None = None
@@ -54,7 +54,7 @@ def _dino(name: str, dropout: str = "attention_dropout", rotary: Literal["half"]
 
 
 def _older(attention: str, **parts: Any) -> Seam:
-    """Of layers whose attention is called by another one, which projects."""
+    """Layers whose attention is called by another module, which projects."""
     return Seam(
         attention,
         inner="attention.attention",

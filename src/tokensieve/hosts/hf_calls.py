@@ -11,11 +11,11 @@ from torch import Tensor
 from ..errors import InputError, UnsupportedHost
 
 OLDEST = "5.9"
-"""Of transformers' versions the first in which ViT's layers have these parts."""
+"""The first version of transformers in which ViT's layers have these parts."""
 
 
 COUNT = "num_items_in_batch"
-"""What transformers' Trainer adds to `labels=`, for the loss alone."""
+"""The argument that transformers' Trainer adds to `labels=`, for the loss alone."""
 
 
 def is_transformers(module: Any) -> bool:
@@ -36,7 +36,7 @@ def check_model(model: Any) -> None:
 
 
 def called_with(model: Any, images: Tensor | None, kwargs: dict[str, Any]) -> tuple[Tensor, dict[str, Any]]:
-    """What a sieved model was called with -> its images, given as the first argument or by name, and the other words.
+    """A call's arguments -> the images, given as the first argument or by name, and the other keyword arguments.
 
     Raises:
         InputError: no images, or images twice.
@@ -53,7 +53,7 @@ def called_with(model: Any, images: Tensor | None, kwargs: dict[str, Any]) -> tu
 
 
 def refuse(model: Any, kwargs: dict[str, Any], word: str, why: str) -> None:
-    """Take a word away that asks for what cannot be had; an InputError where it, or the model's config, does ask."""
+    """Remove an argument for an output that a sieved model lacks; an InputError where it or the config is True."""
     if kwargs.pop(word, getattr(model.config, word, False)):
         raise InputError(
             f"{word} cannot be had of a sieved model, {why}: "
@@ -71,7 +71,7 @@ def check_size(model: Any, images: Tensor, size: tuple[int, int]) -> None:
 
 
 def check_kwargs(model: Any, kwargs: dict[str, Any], takes: list[str]) -> None:
-    """Refuse words that are none of those which the sieved model takes beside pixel_values."""
+    """Refuse keyword arguments that the sieved model does not take."""
     for word in kwargs:
         if word not in takes and not (word == COUNT and "labels" in takes):
             raise InputError(

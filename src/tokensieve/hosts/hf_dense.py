@@ -28,13 +28,13 @@ States = Sequence[Tensor | None]
 """What block 0 reads, and what each block gives, (B, prefix + P, d) each; None where nobody reads it."""
 
 REFUSED = ("self", "pixel_values", "attention_mask", "bool_masked_pos", "output_attentions")
-"""Of the words that the forward of such a model takes: given otherwise, or refused."""
+"""Parameters of such a model's forward that are passed otherwise, or refused."""
 
 
 def arguments_of(
     model: Any, images: Tensor | None, kwargs: dict[str, Any], *more: str
 ) -> tuple[Tensor, dict[str, Any]]:
-    """What a sieved model was called with -> the images, and the words that its own forward takes, and `more` of them.
+    """A call's arguments -> the images, and the keyword arguments of the model's own forward, and `more` of them.
 
     Raises:
         InputError: a word that is none of these, or that needs what a sieved model does not have.
@@ -49,16 +49,16 @@ def arguments_of(
 
 
 class HFDense(Host):
-    """What such models have in common. Dropped patches show the nearest kept one (`fill="zero"`: nothing)."""
+    """The common base of such hosts. Dropped patches show the nearest kept one (`fill="zero"`: nothing)."""
 
     reads_prefix = False
     class_token = True
     norm: Any
     """The norm behind the last layer."""
     holder: Any
-    """What holds embeddings and layers: the model, or a part of it."""
+    """The module that holds embeddings and layers: the model, or a part of it."""
     path = "encoder.layer"
-    """Of the layers, from the holder on."""
+    """The path of the layers, from the holder on."""
 
     def __init__(self, model: Any) -> None:
         check_model(model)
@@ -98,7 +98,7 @@ class HFDense(Host):
         return pair(self.holder.config.patch_size)
 
     def arguments(self, images: Tensor | None, kwargs: dict[str, Any]) -> tuple[Tensor, dict[str, Any]]:
-        """What the sieved model was called with -> the images, and the words that `read` takes.
+        """A call's arguments -> the images, and the keyword arguments of `read`.
 
         Raises:
             InputError: a word that the host does not know, or that needs what a sieved model does not have.
@@ -159,12 +159,12 @@ def blank(x: Tensor, size: Sequence[int]) -> Tensor:
 
 
 def any_state(states: States) -> Tensor:
-    """Any of the states, for those who ask for its shape."""
+    """Any of the states: only its shape is read."""
     return next(state for state in states if state is not None)
 
 
 def encoder_output(states: States, **_kwargs: Any) -> Any:
-    """What an encoder returns: a `ModelOutput` with these states."""
+    """The output of an encoder: a `ModelOutput` with these states."""
     from transformers.modeling_outputs import BaseModelOutput
 
     return BaseModelOutput(last_hidden_state=states[-1], hidden_states=tuple(states))

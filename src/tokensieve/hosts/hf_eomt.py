@@ -68,5 +68,5 @@ class HFEomt(HFDense):
 
 
 def _passed(x: Tensor, *_inputs: Any, **_kwargs: Any) -> Tensor:
-    """What stands for a layer that has been walked through."""
+    """A stand-in for a layer that has run already."""
     return x

@@ -45,7 +45,7 @@ BASES: dict[str, str | None] = {
 
 
 class HFStaged(StagedHost):
-    """What models of both families are called with, and how they answer."""
+    """The calls and outputs of both families."""
 
     kwargs: tuple[str, ...] = ("output_hidden_states", "return_dict")
     """Beside `pixel_values` and, with classifiers, `labels`."""
@@ -58,7 +58,7 @@ class HFStaged(StagedHost):
         self._know(self.base, *(name for name, inner in BASES.items() if inner is None))
 
     def arguments(self, images: Tensor | None, kwargs: dict[str, Any]) -> tuple[Tensor, dict[str, Any]]:
-        """What the sieved model was called with -> the images, and the words that `answer` takes.
+        """A call's arguments -> the images, and the keyword arguments of `answer`.
 
         Raises:
             InputError: a word that needs what a sieved model does not have.
@@ -95,10 +95,10 @@ class HFStaged(StagedHost):
 
     @abstractmethod
     def _encoded(self, maps: Sequence[Tensor], *_inputs: Any, **kwargs: Any) -> Any:
-        """What the host's encoder returns for these maps when it is called with these words."""
+        """The output of the host's encoder for these maps and keyword arguments."""
 
     def _hidden(self, kwargs: dict[str, Any]) -> Any:
-        """Whether all maps are asked for."""
+        """Whether all maps are requested."""
         requested = kwargs.get("output_hidden_states")
         return getattr(self.base.config, "output_hidden_states", False) if requested is None else requested
 
@@ -322,7 +322,7 @@ def _merged(merge: Any, x: Tensor) -> Tensor:
 
 
 def _windows(layer: Any, x: Tensor, shift: int) -> Tensor:
-    """What a Swin layer's attention makes of a map (B, H, W, C), in windows that are shifted by so many pixels."""
+    """The output of a Swin layer's attention on a map (B, H, W, C), in windows shifted by so many pixels."""
     _, height, width, channels = x.shape
     x, _ = layer.maybe_pad(x, height, width)
     x = x.roll((-shift, -shift), (1, 2)) if shift else x
@@ -337,6 +337,6 @@ def _windows(layer: Any, x: Tensor, shift: int) -> Tensor:
 
 
 def _apart(layer: Any, height: int, width: int, x: Tensor) -> Tensor:
-    """What keeps pixels apart that the shift has brought together; an older transformers makes it on the CPU alone."""
+    """The attention mask between pixels that the shift brought together; an older transformers makes it on the CPU."""
     takes = {"device": x.device} if "device" in signature(layer.get_attn_mask).parameters else {}
     return layer.get_attn_mask(height, width, dtype=x.dtype, **takes).to(x.device)

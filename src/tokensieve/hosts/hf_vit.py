@@ -123,7 +123,7 @@ class HFViT(Host):
         return [self.model, *containers]
 
     def arguments(self, images: Tensor | None, kwargs: dict[str, Any]) -> tuple[Tensor, dict[str, Any]]:
-        """What the sieved model was called with -> the images, and the words that `head` takes.
+        """A call's arguments -> the images, and the keyword arguments of `head`.
 
         Raises:
             InputError: a word that needs what a sieved model does not have, or images of another size than the host's
@@ -184,7 +184,7 @@ class HFViT(Host):
         return output if as_output else output.to_tuple()
 
     def _output(self, tokens: Tokens, hidden: tuple[Tensor, ...] | None) -> Any:
-        """What the encoder returns, a `ModelOutput`."""
+        """The output of the encoder, a `ModelOutput`."""
         if self.kind.pooling == "masked":
             return _masked_output(tokens, hidden)
         from transformers.modeling_outputs import BaseModelOutput, BaseModelOutputWithPooling

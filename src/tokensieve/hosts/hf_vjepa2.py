@@ -87,7 +87,7 @@ class HFVJEPA2(HFVideo):
         return Output(last_hidden_state=tokens.x, masked_hidden_state=tokens.x, hidden_states=hidden)
 
     def _predicted(self, x: Tensor) -> Any:
-        """What the predictor says of every place from every place, as in the host's own call."""
+        """The predictor's output for every place from every place, as in the host's own call."""
         from transformers.models.vjepa2.modeling_vjepa2 import VJEPA2WithMaskedInputPredictorOutput as Output
 
         every = [torch.arange(x.shape[1], device=x.device).expand(x.shape[0], -1)]

@@ -17,7 +17,7 @@ Opener = type[Host] | type[StagedHost]
 Registered = TypeVar("Registered", bound=Opener)
 
 HOSTS: dict[type[nn.Module] | str, Opener] = {}
-"""By class, or by a dotted name such as "transformers.models.ViTModel"."""
+"""Model class, or a dotted name, -> its host; such as "transformers.models.ViTModel"."""
 
 
 def register_host(*models: type[nn.Module] | str) -> Callable[[Registered], Registered]:
@@ -70,7 +70,7 @@ def host_for(kind: type[nn.Module]) -> Opener | None:
 
 
 def stated_input(module: nn.Module) -> InputSpec | None:
-    """What the host of a model, or of a sieved one, states of its inputs; None where it leaves that to the model."""
+    """The input that the host of a model, or of a sieved one, states; None where it leaves that to the model."""
     kind = host_for(type(module))
     if kind is not None:
         return None if _leaves_it(kind) else kind.opened(module).input_spec
@@ -86,7 +86,7 @@ SPEC_PROVIDERS.append(stated_input)
 
 
 def complete(host: Host | StagedHost) -> Host | StagedHost:
-    """The host, if it says of itself all that its contract asks for.
+    """The host, if it has everything that its contract requires.
 
     Raises:
         UnsupportedHost: it does not.

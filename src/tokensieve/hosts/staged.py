@@ -16,7 +16,7 @@ from .base import BaseHost
 
 
 class PixelBlock(ABC):
-    """One block: something that looks around, over the whole map, and then an operator that reads one pixel each.
+    """One block: a spatial operator over the whole map, then an operator that reads each pixel by itself.
 
     Called whole where all pixels count; else through its verbs. Maps are in the host's own layout outside the verbs,
     and (B, H, W, C) between them.
@@ -25,9 +25,9 @@ class PixelBlock(ABC):
     pixelwise = True
     """Whether the point-wise operator reads nothing of other pixels."""
     leaves_zeros = False
-    """Whether the residual is the map as it came, so that zeros stay zeros."""
+    """Whether the residual is the unchanged input map, so that zeros stay zeros."""
     residual_module: nn.Module | None = None
-    """The part that is called with the map as it came, where that is the residual too."""
+    """The submodule that is called with the input map, where that is the residual too."""
 
     checkpoints = False
     """As of a `HostBlock`; a block here never does it by itself."""
@@ -37,7 +37,7 @@ class PixelBlock(ABC):
 
     @property
     def residual_hooked(self) -> bool:
-        """Whether a hook of somebody else may hold the map that came."""
+        """Whether a hook may hold a reference to the input map."""
         parts = () if self.residual_module is None else self.residual_module.modules()
         return any(part._forward_hooks or part._forward_pre_hooks for part in parts)
 
@@ -52,7 +52,7 @@ class PixelBlock(ABC):
 
     @abstractmethod
     def spatial(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """What looks around -> the residual, and what the point-wise operator reads; both (B, H, W, C)."""
+        """The spatial operator -> the residual, and the input of the point-wise operator; both (B, H, W, C)."""
 
     @abstractmethod
     def pointwise(self, y: Tensor) -> Tensor:
@@ -64,7 +64,7 @@ class Stage:
     """Blocks on maps of one size."""
 
     enter: Callable[[Tensor], Tensor]
-    """What shrinks the map of the stage before."""
+    """Downsamples the map of the stage before."""
     blocks: Sequence[PixelBlock]
 
 
@@ -92,7 +92,7 @@ class StagedHost(BaseHost):
     background: Background
     """What the published code of PaPr does with pixels that are left out."""
     sized = False
-    """Whether `answer` is told the height and width of the images, as `size`."""
+    """Whether `answer` takes the height and width of the images, as `size`."""
     channels_first: bool
     """Whether a map is (B, C, H, W) in the host's own layout, else (B, H, W, C)."""
 
@@ -106,7 +106,7 @@ class StagedHost(BaseHost):
 
     @abstractmethod
     def features(self, x: Tensor) -> Tensor:
-        """What comes after the last stage and is still a map."""
+        """The layers after the last stage that still give a map."""
 
     @abstractmethod
     def answer(self, maps: Sequence[Tensor]) -> Any:

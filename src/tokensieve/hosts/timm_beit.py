@@ -108,7 +108,7 @@ class BeitBlock(HostBlock):
         return self.shared is not None or self.block.attn.relative_position_bias_table is not None
 
     def _bias(self, tokens: Tokens, query_rows: Tensor | None) -> Tensor | None:
-        """The bias between the places of the tokens that ask and those of all tokens: (1 or B, H, M, N)."""
+        """The bias between the places of the queries and those of all tokens: (1 or B, H, M, N)."""
         if not self.biased:
             return None
         has_table = self.block.attn.relative_position_bias_table is not None

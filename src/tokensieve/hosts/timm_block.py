@@ -106,7 +106,7 @@ class TimmBlock(HostBlock):
 
 
 def _through(attn: Any, name: str, x: Tensor) -> Tensor:
-    """What a part of the attention makes of x, which is x itself where it holds no such part."""
+    """x through a submodule of the attention; x itself where there is no such submodule."""
     module = getattr(attn, name, None)
     return x if module is None else module(x)
 

@@ -16,7 +16,7 @@ from .wrapping import WrappingHost
 
 
 class TimmFeatureTokens(WrappingHost, Host):
-    """A model with tokens of which `forward_intermediates` is asked. A dropped patch shows the nearest kept one, or
+    """A model with tokens that returns `forward_intermediates`. A dropped patch shows the nearest kept one, or
     nothing (`fill="zero"`)."""
 
     reads_prefix = False

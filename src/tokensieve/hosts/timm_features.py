@@ -81,7 +81,7 @@ class TimmFeatureList(StagedHost):
         return x
 
     def answer(self, maps: Sequence[Tensor]) -> list[Tensor] | OrderedDict[str, Tensor]:
-        """The maps that are asked for, in the model's own layout and order."""
+        """The requested maps, in the model's own layout and order."""
         names, named_maps = self.model.return_layers, zip(self.names, maps[1:], strict=True)
         selected = OrderedDict((names[name], x) for name, x in named_maps if name in names)
         return list(selected.values()) if type(self.model) is FeatureListNet else selected

@@ -26,7 +26,7 @@ class TorchvisionStaged(StagedHost):
     """How a block of a class is opened; of others nothing is guessed."""
     stem: Any
     last: nn.Module
-    """What shrinks the map once more behind the last stage, where anything does."""
+    """The downsampling behind the last stage, where there is one."""
 
     def __init__(self, model: Any) -> None:
         self.model = model

@@ -137,7 +137,7 @@ def open_answers(spec: ModelSpec, rows: RowSettings) -> tuple[OpenedModel, Answe
 
 
 def without_classifier(model: Any, pooling: str | None = None) -> None:
-    """Have a model give what goes into its classifier, pooled by its own way or another.
+    """Make a model return the input of its classifier, pooled in its own way or another.
 
     Args:
         model: of timm, torchvision or transformers; one without a classifier stays as it is.

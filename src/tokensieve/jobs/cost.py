@@ -11,7 +11,7 @@ from ..errors import InputError, SettingError
 
 @dataclass(frozen=True)
 class Cost:
-    """What a job on so many images takes.
+    """The time and price of a job on so many images.
 
     Attributes:
         images_per_hour: on all machines together.

@@ -20,7 +20,7 @@ from .settings import Job
 from .shards import Listener, ShardProgress, Work, open_work, run_shards
 
 LOOK = 1.0
-"""Seconds after which it is seen whether a process that says nothing is alive."""
+"""Seconds after which a process that sends nothing is checked to be alive."""
 
 
 def device_name(text: str) -> str:
@@ -98,7 +98,7 @@ class _Process:
     def __init__(self, process: Any, connection: Connection, device: str) -> None:
         self.process, self.connection, self.device = process, connection, device
         self.shards: dict[int, list[int]] = {}
-        """Given to it and not written yet -> items and errors that it told of each."""
+        """Shards given to it and not written yet -> items and errors reported of each."""
         self.idle = False
 
 

@@ -24,7 +24,7 @@ ROUNDS = 3
 
 @dataclass(frozen=True)
 class Estimate:
-    """What a job will take.
+    """The expected time and size of a job.
 
     Attributes:
         items, shards: in all.

@@ -18,12 +18,12 @@ ENDINGS = {"parquet": ".parquet", "jsonl": ".jsonl"}
 
 
 def shard_name(number: int, form: str) -> str:
-    """Of a file of rows, below the job's folder."""
+    """The path of a file of rows, below the job's folder."""
     return f"rows/{number:05d}{ENDINGS[form]}"
 
 
 def errors_name(number: int) -> str:
-    """Of the errors of a shard, below the job's folder."""
+    """The path of the errors of a shard, below the job's folder."""
     return f"errors/{number:05d}.json"
 
 

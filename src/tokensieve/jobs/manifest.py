@@ -50,7 +50,7 @@ def manifest_of(job: Job, opened: OpenedModel, items: ImageSet) -> dict[str, Any
 
 
 def versions() -> dict[str, str]:
-    """Of what computes the rows."""
+    """Versions of the libraries that compute the rows."""
     return {
         "tokensieve": __version__,
         "torch": torch.__version__,
@@ -71,7 +71,7 @@ def weights_sha256(opened: OpenedModel) -> str:
 
 
 def read(place: Place) -> dict[str, Any] | None:
-    """What lies in a folder; None where no job was begun.
+    """The manifest in a folder; None where no job was begun.
 
     Raises:
         InputError: it is no manifest of this version.

@@ -137,7 +137,7 @@ class LocalPlace(Place):
 
     @contextmanager
     def _sentence(self) -> Iterator[None]:
-        """What keeps a file from being written, as something that a user can mend."""
+        """Why a file cannot be written, as a sentence that a user can act on."""
         try:
             yield
         except OSError as error:

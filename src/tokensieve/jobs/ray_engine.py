@@ -16,7 +16,7 @@ from .shards import Listener, ShardProgress, open_work, run_shards
 
 @dataclass(frozen=True)
 class RaySettings:
-    """What is asked of the cluster.
+    """The resources that Ray's actors get.
 
     Attributes:
         address: of a running one, "auto" for that which this machine belongs to; None starts one on this machine.
@@ -153,7 +153,7 @@ def _begin(ray: Any, address: str | None, cpus: int) -> None:
 
 
 def _sentence(error: BaseException) -> Exception:
-    """What an actor was refused, if that is what Ray's error comes from."""
+    """The message of an actor's `SieveError`, if Ray's error comes from one."""
     link: BaseException | None = error
     while link is not None:
         inner = getattr(link, "cause", None)

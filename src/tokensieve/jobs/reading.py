@@ -40,7 +40,7 @@ class Batch(NamedTuple):
 
 
 class _Chunk(NamedTuple):
-    """Neighbouring items, as a worker is asked for them."""
+    """Neighbouring items that a worker decodes at once."""
 
     shard: int
     indices: range
@@ -87,7 +87,7 @@ def _attempt(items: Any, index: int) -> Any:
 
 
 def same(item: Any) -> Any:
-    """What a `DataLoader` shall leave as it is."""
+    """A `collate_fn` that returns its input."""
     return item
 
 

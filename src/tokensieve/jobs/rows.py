@@ -13,7 +13,7 @@ from ..data.remote import Opener, is_url, open_file
 from ..errors import InputError, cause, nearest
 
 NAMES = ("image", "img", "jpg", "jpeg", "png", "webp", "picture", "photo", "bytes", "content")
-"""What columns of pictures are called where their type does not tell."""
+"""Usual names of columns of pictures, where their type does not tell."""
 
 
 def pyarrow() -> Any:

@@ -28,7 +28,7 @@ from .sources import SourceSettings
 
 @dataclass(frozen=True)
 class Result:
-    """What a job has come to.
+    """The result of a job.
 
     Attributes:
         out: its folder.
@@ -180,7 +180,7 @@ def _full(path: str) -> str:
 def _go(
     job: Job, work: Work, settings: dict[str, Any], left: Sequence[int], meter: Progress, running: RunSettings
 ) -> None:
-    """Do what is left, by the engine that was asked for."""
+    """Run the shards that are left, by the chosen engine."""
     if running.engine == "ray":
         run_ray(job, settings, left, meter, RaySettings(**running.ray), workers=running.workers)
     elif running.devices:

@@ -31,7 +31,7 @@ PARQUET = ".parquet"
 
 @dataclass(frozen=True)
 class SourceSettings:
-    """How sources are read, beside what they are.
+    """How sources are read.
 
     Attributes:
         limit: at most so many items, spread evenly over all of them.
@@ -48,7 +48,7 @@ class SourceSettings:
 
 
 class _Found(NamedTuple):
-    """What one source holds. `anchor` is what `names` are relative to, where several sources must be told apart."""
+    """The items of one source. `anchor` is what `names` are relative to, where several sources must be told apart."""
 
     anchor: str
     names: list[str]
@@ -205,7 +205,7 @@ class _Scene(Opener):
 
 
 def _find_remote(url: str, kind: Kind, settings: SourceSettings) -> _Found:
-    """What a store holds below a URL. A folder is listed by ending; what is hidden is left out."""
+    """The items below a URL of a store. A folder is listed by ending; what is hidden is left out."""
     folder, _, last = url.rstrip("/").rpartition("/")
     suffix = os.path.splitext(last)[1].lower()
     if suffix == ".tar":

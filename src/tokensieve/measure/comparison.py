@@ -25,9 +25,9 @@ class OutputKind(ABC):
     """One kind of output. All methods take a batch of dense and of sieved outputs of one shape, in any precision."""
 
     name: ClassVar[str]
-    """What `kind=` of `fidelity` and others call it."""
+    """Its name, for `kind=` of `fidelity` and others."""
     divergence_name: ClassVar[str]
-    """What `divergence` computes."""
+    """The name of what `divergence` computes."""
     agreement_name: ClassVar[str | None] = None
     """What is the same where both agree; None where `agreement` is None."""
     classes: ClassVar[bool] = False
@@ -187,7 +187,7 @@ KINDS: dict[str, OutputKind] = {
 
 
 def kind_of(output: Tensor, classes: bool, field: str | None = None, kind: str | None = None) -> OutputKind:
-    """What an output is.
+    """The kind of an output.
 
     Args:
         output: (B, ...).

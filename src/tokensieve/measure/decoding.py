@@ -18,7 +18,7 @@ ENOUGH = 512
 
 @dataclass(frozen=True)
 class Decoding:
-    """What a pass over pictures, without a model, took."""
+    """The speed of a pass over pictures without a model."""
 
     per_second: float
     """Pictures decoded, resized, cropped and normalised in a second, once every worker is at work."""

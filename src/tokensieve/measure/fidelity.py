@@ -132,12 +132,12 @@ class _Sums:
     def __init__(self, kind: OutputKind) -> None:
         self.kind, self.count = kind, 0
         self.scorers: list[Scorer] = []
-        """Of the dense and of the sieved model, where they are scored."""
+        """Scorers of the dense and of the sieved model, where there are labels."""
         self.divergence: list[Tensor] = []
         self.cosine: list[Tensor] = []
         self.shares: list[Tensor] = []
         self.outputs: list[tuple[Tensor, Tensor]] = []
-        """Of a kind whose agreement needs all images at once."""
+        """Kept for a kind whose agreement needs all images at once."""
 
     def add(self, dense: Tensor, sieved: Tensor, labels: Tensor | None) -> None:
         check_shapes(dense, sieved)

@@ -111,7 +111,7 @@ EXTRA: dict[str, Formula] = {
     **{f"aten::{norm}": lambda x, *_, **__: 2 * x.numel() for norm in BATCH_NORMS},
     "aten::upsample_bilinear2d": lambda *_, out, **__: 4 * out.numel(),
 }
-"""What the papers' counter adds."""
+"""The modules that the papers' counter adds."""
 
 
 @torch.no_grad()

@@ -13,13 +13,13 @@ from ..errors import InputError
 from .comparison import OutputKind, kind_of
 
 FIELDS = ("logits", "predicted_depth", "image_embeds", "pooler_output", "last_hidden_state")
-"""Of what a transformers model returns, from the one that is most likely wanted."""
+"""Fields of a transformers model's output, the most useful first."""
 QUERIES = ("masks_queries_logits", "class_queries_logits")
 """Of a transformers segmenter whose queries have a mask and a class each, such as EoMT: one map of classes is made."""
 
 
 class BatchOutputs(NamedTuple):
-    """What each model says about one batch.
+    """The outputs of each model on one batch.
 
     Attributes:
         labels: (B,) int64 on the CPU, -1 where there is none; None if the batch came without labels.
@@ -187,7 +187,7 @@ def _logits(probabilities: Tensor) -> Tensor:
 
 
 def as_tensor(output: Any, model: nn.Module, count: int) -> Tensor:
-    """What a model returned for `count` images as a tensor on the CPU; raises InputError where it holds none.
+    """The output of a model for `count` images as a tensor on the CPU; raises InputError where it holds none.
 
     Scores of classes that are probabilities, as a SegViT returns, become their logarithm.
     """

@@ -171,9 +171,9 @@ class PixelClasses:
     def __init__(self, ignore_index: int | None = IGNORE_INDEX) -> None:
         self.ignore_index, self.count, self.classes = ignore_index, 0, 0
         self._overlaps: list[NDArray[np.float64]] = []
-        """Of each image (2, K): intersection and union."""
+        """For each image (2, K): intersection and union."""
         self._correct: list[tuple[int, int]] = []
-        """Of each image, right and labelled pixels."""
+        """For each image: right and labelled pixels."""
 
     def update(self, outputs: Tensor, labels: Tensor | None) -> None:
         """Add scores (B, K, h, w) and labels (B, H, W) int; scores of another size are resized, bilinearly, to it."""

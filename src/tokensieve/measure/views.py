@@ -13,7 +13,7 @@ from .outputs import as_tensor, classifies
 
 
 class AveragedViews(nn.Module):
-    """A model of clips asked about videos of several views, as those are scored: (B, views, *clip_shape) -> (B, K).
+    """A model of clips on videos of several views, scored by the mean over them: (B, views, *clip_shape) -> (B, K).
 
     Of a classifier it gives the logarithm of the mean of the views' softmax, so that softmax gives that mean back; of a
     model without one the mean of the views' embeddings.

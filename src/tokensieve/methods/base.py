@@ -39,11 +39,11 @@ __all__ = [
 ]
 
 E = TypeVar("E", bound=Evidence)
-"""What a method looks at: `Evidence`, `MapEvidence`, `AttentionEvidence` or `ExitEvidence`, by its place."""
+"""The evidence that a method gets: `Evidence`, `MapEvidence`, `AttentionEvidence` or `ExitEvidence`, by its place."""
 
 
 class TokenSite(NamedTuple):
-    """A point in the model at which `Method.left` is asked for a token count: integers, known before any image."""
+    """A point in the model at which `Method.left` gives a token count: integers, known before any image."""
 
     block: int
     """Counted from 0."""
@@ -57,7 +57,7 @@ class TokenSite(NamedTuple):
 
 
 class PixelSite(NamedTuple):
-    """A point in a host with stages at which a method is asked for a pixel count: integers, known before any image."""
+    """A point in a host with stages at which a method gives a pixel count: integers, known before any image."""
 
     stage: int
     """Index of the stage, from 0."""
@@ -107,7 +107,7 @@ class BaseMethod(ABC):
     """
 
     name: ClassVar[str]
-    """What the method is called in recipe text and JSON."""
+    """The method's name in recipe text and JSON."""
     needs_significance: ClassVar[bool] = False
     on_tokens: ClassVar[bool] = False
     on_pixels: ClassVar[bool] = False
@@ -121,7 +121,7 @@ class BaseMethod(ABC):
     What fits none of them belongs to the host. Empty where files hold the layers' own names and nothing else.
     """
     not_of_the_map: ClassVar[tuple[str, ...]] = ("keep", "order")
-    """Settings of a method with `needs_significance` that say nothing of how the map is made."""
+    """Settings of a method with `needs_significance` that do not change how the map is made."""
 
     def __post_init__(self) -> None:
         """Convert and check the settings; a method that checks more of its own calls this first.

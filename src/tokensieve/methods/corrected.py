@@ -17,7 +17,7 @@ from .base import Evidence, Method, Place, TokenSite, register
 from .weights import load_part
 
 CORRECTION = "correction.safetensors"
-"""What its weights are called beside the recipes that a search found."""
+"""The file name of its weights beside the recipes of a search."""
 
 
 @register

@@ -48,7 +48,7 @@ class DynamicSpatial(PixelMethod):
 
     files: ClassVar[Mapping[str, str]] = {"weights": "sha256"}
     epsilon: ClassVar[float]
-    """Of its layer norms."""
+    """Epsilon of its layer norms."""
     scaled: ClassVar[bool]
     """Whether the fast path ends in a scale."""
 
@@ -144,7 +144,7 @@ class Paths(nn.Module):
 
 
 class ChannelsFirstNorm(LayerNorm2d):
-    """What the published ConvNeXt predictors have in front, read here as (B, n, C); papers' counts leave it out."""
+    """The norm of the published ConvNeXt predictors, here on (B, n, C); papers' counts leave it out."""
 
     def forward(self, x: Tensor) -> Tensor:
         return F.layer_norm(x, self.normalized_shape, self.weight, self.bias, self.eps)

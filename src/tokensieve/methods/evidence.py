@@ -16,10 +16,10 @@ class Evidence:
     """The inputs of every method, and the only ones where none of the subclasses below applies."""
 
     block: int = 0
-    """Where it acts, counted from 0; `depth` blocks in all."""
+    """The block in which it acts, counted from 0; `depth` blocks in all."""
     depth: int = 1
     prepared: Any = None
-    """What the method's own `prepare` gave before block 0."""
+    """The result of the method's own `prepare` before block 0."""
     module: Any = None
     """The method's own learned layers, from `build`."""
 

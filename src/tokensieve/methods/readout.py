@@ -12,7 +12,7 @@ from .base import Evidence, Method, Place, TokenSite, register
 @register
 @dataclass(frozen=True)
 class Readout(Method[Evidence]):
-    """In the last block, prefix tokens alone ask, and go through projection and MLP; keys and values come from all.
+    """In the last block only prefix tokens are queries and go through projection and MLP; keys and values are of all.
 
     The output is the same but for rounding, at a sixth of the block's cost: what Patch Slimming's last mask (the class
     token alone) means, taken literally. Only where the head reads nothing else. Afterwards no patch token is left, so

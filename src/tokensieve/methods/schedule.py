@@ -11,7 +11,7 @@ from ..errors import RecipeError
 Schedule = int | tuple[float, ...]
 """A number for every block, a pair (r, inflect), or one number for each block."""
 Layers = slice | tuple[int, ...] | None
-"""Blocks as a slice or by their numbers; None is what the method says by default."""
+"""Blocks as a slice or by their numbers; None is the method's default."""
 
 
 def share_field() -> Any:
@@ -125,5 +125,5 @@ def quarters(depth: int) -> tuple[int, ...]:
 
 
 def at(schedule: Schedule, layers: Layers, block: int, depth: int) -> int:
-    """What a schedule says for one block; 0 outside `layers`."""
+    """The number of a schedule for one block; 0 outside `layers`."""
     return spread(schedule, depth)[block] if block in blocks(layers, depth) else 0

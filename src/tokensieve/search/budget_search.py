@@ -40,7 +40,7 @@ class Clock:
 
 @dataclass(frozen=True)
 class Progress:
-    """What `report` is told after every trial."""
+    """The argument of `report`, after every trial."""
 
     trials: int
     """Ended so far, also those that an earlier run left in the storage."""
@@ -64,7 +64,7 @@ class Search:
     seed: int
     report: Callable[[Progress], None]
     tell: Callable[[str], object] = lambda _: None
-    """Hears a sentence when a round of a budget is over."""
+    """Called with a sentence when a round of a budget is over."""
     studies: dict[float, list[FamilyStudy]] = field(default_factory=dict)
     expected: int = 0
     begun: float = field(default_factory=monotonic)

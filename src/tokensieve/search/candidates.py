@@ -44,7 +44,7 @@ def names_of(requested: Sequence[str] | None, model: nn.Module, staged: bool) ->
 
 
 def proposals_of(requested: str | Sequence[str] | Mapping[str, Any] | None) -> list[dict[str, Any]]:
-    """Settings of `papr` for each proposal, or map that asks none."""
+    """Settings of `papr` for each proposal, or map without one."""
     if isinstance(requested, str):
         requested = (requested,)
     files = dict(requested) if isinstance(requested, Mapping) else dict.fromkeys(requested or ())
@@ -71,7 +71,7 @@ def families_for(
     mild: Fit,
     left_out: dict[str, str],
 ) -> list[Family]:
-    """Those that the host takes; what it refuses is an error where it was named, and is noted where it was not."""
+    """The families that the host takes; a refused one is an error where it was named, and is noted where it was not."""
     usable = []
     for settings in proposals:
         try:

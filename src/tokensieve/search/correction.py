@@ -37,7 +37,7 @@ LEAST = 2 * FOLDS
 
 @dataclass(frozen=True)
 class Correction:
-    """What `correct` found."""
+    """The result of `correct`."""
 
     recipe: Recipe
     """The given one with `corrected(weights=FILE)` behind it; without any correction where none helps."""

@@ -100,7 +100,7 @@ class ExitCosts(Costs):
         return self._means[key]
 
     def of_exits(self, left: Mapping[int, Tensor]) -> float:
-        """MACs, the mean over images, where heads are asked behind these blocks and so many tokens (I,) then stay."""
+        """MACs, the mean over images, where heads run behind these blocks and so many tokens (I,) then stay."""
         now = torch.full((1,), float(self.patches + self.prefix), dtype=torch.float64)
         total = torch.full((1,), float(self.beside), dtype=torch.float64)
         for index, block in enumerate(self.blocks):
@@ -140,7 +140,7 @@ class ExitCosts(Costs):
 
 
 def _head_cost(fast: Sieved, block: int, tokens: Tokens) -> tuple[int, int]:
-    """What the head behind a block costs: once, and for each token; counted on two numbers of them."""
+    """The MACs of the head behind a block: once, and for each token; counted on two numbers of them."""
     n = tokens.prefix + 1
     few, more = (round(count(fast.model, partial(fast.host.predict, block, tokens.first(k)))) for k in (n, n + 1))
     return few - n * (more - few), more - few

@@ -201,7 +201,7 @@ class Scheduled(Family):
         return fit.schedule(weights, lambda counts: blocks(counts, end, start), patches)
 
     def _weights(self, params: Mapping[str, float], blocks: int) -> list[float]:
-        """What each block takes, in shares of what is left; a search scales them."""
+        """The share that each block drops of what is left; a search scales them."""
         drops = _over(TAKEN if self.proposal is None else TAKEN_AFTER, blocks)
         even = params.get("even", 0.0)
         turned = _over([params.get(f"share{i}", 0.0) for i in range(min(blocks, KNOTS))], blocks)
@@ -212,7 +212,7 @@ class Scheduled(Family):
 
 
 def ranked_by(proposal: Mapping[str, Any]) -> str:
-    """The name of the network, or of the map without one, that settings of `papr` say."""
+    """The name of the network, or of the map without one, in settings of `papr`."""
     name: str = proposal.get("proposal") or proposal["significance"]
     return name
 
@@ -251,7 +251,7 @@ SINGLES: dict[str, Family] = {
     "ats": Number("ats", 2, lambda tokens: tokens - 1, lambda n: {"tokens": n}),
     "random": Number("random", 1, lambda _: 9999, lambda n: {"keep": n / 10000}),
 }
-"""By the name of their method. `random` is a control: it joins only where it is named."""
+"""Name of the method -> family. `random` is a control: it is searched only where it is named."""
 CONTROLS = ("random",)
 EXITS = ("scheduled-dtop", "dtop")
 """Families for segmenters with exits alone, see `exit_families`."""

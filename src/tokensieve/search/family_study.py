@@ -148,7 +148,7 @@ class FamilyStudy:
     def _try(
         self, params: dict[str, float], variant: int, trial: optuna.Trial | None = None
     ) -> tuple[float | None, list[float], dict[str, Any]]:
-        """The divergence that the search is told, None if the trial failed; the divergences at its steps; what is kept
+        """The divergence that optuna is told, None if the trial failed; the divergences at its steps; what is kept
         of it.
 
         A `trial` stops at the step where its study prunes it.

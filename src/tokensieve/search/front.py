@@ -39,14 +39,14 @@ class Point:
 
     recipe: Recipe
     family: str
-    """What it was found in: the name of a method alone, or of a scheduled family."""
+    """The family it comes from: the name of a method alone, or of a scheduled family."""
     proposal: str | None
     """The network that ranks patches for it, if any."""
     kind: Literal["searched", "single", "corrected"]
     budget: float
     """The saving factor that it was made to meet."""
     macs: float
-    """An image, the proposal's included unless the search was told otherwise; where tokens leave early, the mean over
+    """An image, the proposal's included unless the search left it out; where tokens leave early, the mean over
     the search images."""
     ratio: float
     """Dense MACs over these."""
@@ -119,7 +119,7 @@ class Front:
     """The budget: {"macs": 1.9}, {"time": 1.5} or {"divergence": 0.05}."""
     reached: bool
     objective: str
-    """What is made small, a `divergence_name` of `measure.comparison`: `kl` for classifiers, `1 - cosine` for
+    """The minimised divergence, a `divergence_name` of `measure.comparison`: `kl` for classifiers, `1 - cosine` for
     embeddings, `kl per pixel` for segmenters, `relative error` for depth."""
     dense_macs: float
     dense_accuracy: Mapping[str, float | None]
@@ -188,7 +188,7 @@ class Front:
 
     @property
     def unit(self) -> str:
-        """What the divergence is called in a sentence."""
+        """The divergence's name in a sentence."""
         return divergence_title(self.objective)
 
     @property

@@ -33,7 +33,7 @@ def assemble_front(
     stopped: str | None,
     held: bool,
 ) -> Front:
-    """All that a search found; with `held` also judged on the held-out images."""
+    """The front of a search; with `held` also judged on the held-out images."""
     judge = search.judge
     points = mark_dominated(points_of(search, include_proposal, held))
     if not points:

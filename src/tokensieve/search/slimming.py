@@ -24,12 +24,12 @@ from .path_scores import Approximation, Masks, Moments
 STEPS = 16
 """Tolerances that are tried for a budget, at most."""
 DEFAULT = 0.02
-"""Tolerance, where nothing is asked for."""
+"""The default tolerance."""
 
 
 @dataclass(frozen=True)
 class Slimmed:
-    """What `slim` found."""
+    """The result of `slim`."""
 
     recipe: Recipe
     """One `PatchSlimming`, for the model that was searched."""
@@ -40,7 +40,7 @@ class Slimmed:
     scores: Tensor
     """(L, P) float64: the significance by which each block's patches were ranked, mean over images, on the CPU."""
     tolerance: float
-    """What every error is at most."""
+    """The largest error that was allowed."""
     saving: float
     """Share of the model's MACs that the recipe saves."""
     images: int

@@ -22,7 +22,7 @@ from .families import Family, Variant, layers
 from .fit import Fit
 
 CENTRE: Variant = {"significance": "centre"}
-"""Settings of `papr` that ask no network."""
+"""Settings of `papr` that need no network."""
 FINE = 10_000
 """Steps of a share."""
 REACH = 0.5

@@ -20,7 +20,7 @@ DROPOUT = 0.1
 
 @dataclass(frozen=True)
 class AtmPrediction:
-    """What an ATM head says of N tokens, for K classes with a query each."""
+    """The output of an ATM head on N tokens, for K classes with a query each."""
 
     classes: Tensor
     """(B, K, C) logits of the queries: C = 2, present and absent; or C = K + 1, the classes and none of them."""

@@ -62,7 +62,7 @@ MLA: Rules = [
 ]
 
 UNUSED = r"num_batches_tracked$|\.loss_decode\."
-"""What no published model computes with: counters of BatchNorm, weights of losses."""
+"""Entries that no published model uses at inference: counters of BatchNorm, weights of losses."""
 UNUSED_BY_ATM = UNUSED + r"|\.conv_seg\."
 UNUSED_BY_V2 = UNUSED_BY_ATM + r"|\.decoder_\d+\.layers\.\d+\.(self_attn|norm1)\."
 

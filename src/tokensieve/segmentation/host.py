@@ -80,7 +80,7 @@ class SegmenterHost(WrappingHost, Host):
         return model.at_size(model.assembled([*stages_left, end], grid), size)
 
     def _heads(self, levels: Sequence[Tokens], exits: Sequence[Exit]) -> list[tuple[Any, Tensor]]:
-        """What every head says of the tokens behind its block, and the token of each patch."""
+        """The output of every head on the tokens behind its block, and the token of each patch."""
         exited = {stage.block: (stage.prediction, stage.source) for stage in exits}
         predictions = []
         for block, tokens in zip(self.levels, levels, strict=True):

@@ -20,7 +20,7 @@ def patches(tokens: Tokens) -> Tensor:
 
 @dataclass(frozen=True)
 class LogitPrediction:
-    """What a 1x1 head says of N tokens, one by one."""
+    """The output of a 1x1 head on N tokens, one by one."""
 
     logits: Tensor
     """(B, K, N)"""

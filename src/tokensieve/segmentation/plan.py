@@ -27,7 +27,7 @@ HEADS: dict[str, tuple[Any, dict[str, Any]]] = {
     "setr_mla": (setr, {"form": "mla"}),
     "linear": (linear, {}),
 }
-"""By name: what builds the segmenter, and with which words."""
+"""Name -> the function that builds the segmenter, and its arguments."""
 BUNDLED = ("nano_segmenter",)
 """Segmenters whose weights travel in the package; `tokensieve train nano` makes these weights."""
 

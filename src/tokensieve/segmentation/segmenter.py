@@ -124,18 +124,18 @@ class Segmenter(nn.Module):
 
     @property
     def exits(self) -> tuple[int, ...]:
-        """The blocks with a head of their own that says what each token is, one by one; none by default."""
+        """The blocks with a head of their own that classifies tokens one by one; none by default."""
         return ()
 
     def predict(self, block: int, tokens: Tensor, real: Tensor | None) -> Any:
-        """What the head behind a block says of any of its tokens (B, N, D): an object with `probability` (B, K, N).
+        """The output of the head behind a block on any of its tokens (B, N, D): an object with `probability` (B, K, N).
 
         `real` (B, N) bool is False where there is padding and no token; None where all are there.
         """
         raise NotImplementedError
 
     def assembled(self, stages: Sequence[tuple[Any, Tensor, str]], grid: Sequence[int]) -> Tensor:
-        """What heads said of the tokens that were there, one after the other -> maps (B, K, h, w) for `at_size`.
+        """Outputs of successive heads on the tokens that reached them -> maps (B, K, h, w) for `at_size`.
 
         Each stage is a prediction, (B, P) int64 the token of each patch, -1 where it had left before, and which head
         says how sure a class is. A patch shows what the last stage that had it said.
@@ -156,7 +156,7 @@ class Segmenter(nn.Module):
         raise NotImplementedError
 
     def staged(self, stages: Sequence[tuple[Any, Tensor]], grid: Sequence[int]) -> list[Any]:
-        """What heads said of the tokens that were there, one after the other -> what each says of the whole grid.
+        """Outputs of successive heads on the tokens that reached them -> the output of each on the whole grid.
 
         As `supervised`, of predictions and the token of each patch as `assembled` takes them. Patches that had left
         before a head show what was said of them last, gradients of it included.

@@ -106,7 +106,7 @@ class MlaHead(nn.Module):
         self.classifier = nn.Conv2d(half * levels, num_classes, 1)
 
     def forward(self, maps: Sequence[Tensor]) -> Tensor:
-        """What the neck gives -> class logits (B, K, 4 h, 4 w)."""
+        """The neck's output -> class logits (B, K, 4 h, 4 w)."""
         large = [_upsampled(convs(level_map), 4) for convs, level_map in zip(self.convs, maps, strict=True)]
         return self.classifier(torch.cat(large, dim=1))
 

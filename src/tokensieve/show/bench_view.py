@@ -57,7 +57,7 @@ def _runs_view(record: Record) -> RenderableType:
 
 
 def _loss(record: Record) -> list[RenderableType]:
-    """What the recipe loses, or how that is found out."""
+    """The loss of the recipe, or how to measure it."""
     if record["loss"] is not None:
         text = Text.assemble(
             ("loss ", "bold"), f"on {record['loss']['images']} {data_word(record)}: {lost(record['loss'])}"
@@ -126,7 +126,7 @@ def _measured(rows: list[Record], steps: list[tuple[str, Any]], figure: str) -> 
 
 
 def _verdicts(verdicts: Iterable[tuple[str, list[str]]]) -> RenderableType:
-    """What is said of each row of a table: the result, then its reasons."""
+    """The verdicts on the rows of a table: the result, then its reasons."""
     grid = Table.grid(padding=(0, 2))
     grid.add_column(no_wrap=True)
     for name, (result, *reasons) in verdicts:

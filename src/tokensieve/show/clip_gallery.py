@@ -37,7 +37,7 @@ class Clip(NamedTuple):
 
 @dataclass
 class Reel:
-    """What was shown: sections for people, the record for programs, what could not be read."""
+    """The clips that were shown: sections for people, the record for programs, what could not be read."""
 
     sections: list[Section] = field(default_factory=list)
     """Of every `step`th clip: a long video has more than memory holds."""

@@ -31,7 +31,7 @@ HEIGHT = 224
 
 @dataclass(frozen=True)
 class Cost:
-    """What making a map for one picture costs, and how much that is of the dense host's cost."""
+    """The cost of a map for one picture, absolute and as a share of the dense host's."""
 
     macs: float
     share_of_macs: float

@@ -15,9 +15,9 @@ from .tables import between, brief, data_word, giga, header, new_table, units
 Record = dict[str, Any]
 RANDOM, RANDOM_PIXELS, MERGING = "random patches", "random pixels", "merging alone"
 BASELINES = (RANDOM, RANDOM_PIXELS, MERGING)
-"""What a recipe is shown beside; see `demo_classify.baselines`."""
+"""The labels of the baselines; see `demo_classify.baselines`."""
 FIGURES = {"top1": ("right", "right answers"), "miou": ("mIoU", "mean IoU")}
-"""What answers are scored by -> above a column, in a sentence."""
+"""Figure -> its name above a column, and in a sentence."""
 
 
 def demo_report(record: Record, sections: Sequence[Section]) -> Report:

@@ -35,7 +35,7 @@ INTERVALS = f"In brackets: 95 % intervals, of shares {SHARES}'s, of changes and 
 
 
 def lost(record: Record) -> str:
-    """How far a sieved model is from its dense one, of what `record.compared` tells."""
+    """How far a sieved model is from its dense one, from `record.compared`."""
     parts = [f"cosine {_mean(record, 'cosine')}"]
     ends = between(record["agreement_low"], record["agreement_high"])
     if record.get("neighbours") is not None:

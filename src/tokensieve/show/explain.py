@@ -93,7 +93,7 @@ class Explained:
 
 @dataclass(frozen=True)
 class Asked:
-    """What both models say of a batch, image by image, and what the recipe did; see `Explained`."""
+    """The outputs of both models on a batch, image by image, and what the recipe did; see `Explained`."""
 
     trace: Trace
     dense: Tensor
@@ -226,7 +226,7 @@ def traced(fast: Sieved, images: Tensor) -> Trace:
 
 
 def judge(probabilities: Tensor | None, output: Tensor, classes: Sequence[str] | None) -> list[Verdict | None]:
-    """What `dense_output` gave beside a sieved output (B, K); a list of None for a host without a classifier."""
+    """Verdicts from `dense_output` and a sieved output (B, K); a list of None for a host without a classifier."""
     if probabilities is None:
         return [None] * len(output)
     verdicts: list[Verdict | None] = []

@@ -50,7 +50,7 @@ def files_line(files: dict[str, Any]) -> str:
 
 
 def tell_files(pictures: Any) -> None:
-    """Say on stderr what a set of pictures skips, kind by kind, and what else changes labels or pictures."""
+    """Print to stderr what a set of pictures skips, kind by kind, and what else changes labels or pictures."""
     kinds: dict[str, list[str]] = {}
     for entry in getattr(pictures, "skipped", ()):
         kinds.setdefault(entry.reason, []).append(entry.path)

@@ -54,7 +54,7 @@ def _stay(front: Front, heldout: bool = False) -> str:
 
 
 def _measured(front: Front) -> list[str]:
-    """What the recommended recipe brings in time, and how far that can be trusted."""
+    """The speed of the recommended recipe, and how far it can be trusted."""
     point = front.recommended
     if point.speed is None:
         return ["Its speed was not measured."]

@@ -1,4 +1,4 @@
-"""What is said on stderr, a sentence a line, and the ticking of work that takes long."""
+"""Messages on stderr, a sentence a line, and the heartbeat of work that takes long."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from threading import Event, Thread
 from time import monotonic
 
 FIRST, EVERY = 10.0, 60.0
-"""Seconds after which something is said of work that goes on, and from then on between two lines."""
+"""Seconds until the first message about work that goes on, and between two messages after that."""
 
 
 def say(sentence: str) -> None:
@@ -15,7 +15,7 @@ def say(sentence: str) -> None:
 
 
 class Heartbeat:
-    """Says now and then what is going on, and for how long; nothing of what is soon over."""
+    """Prints from time to time what is going on, and for how long; nothing of what is soon over."""
 
     def __init__(self, doing: str) -> None:
         self.doing, self._over = doing, Event()

@@ -25,7 +25,7 @@ class Work(Protocol):
     """Work that goes on."""
 
     def update(self, doing: str) -> None:
-        """Say otherwise what is being done."""
+        """Change the text that says what is being done."""
 
 
 @contextmanager

@@ -59,7 +59,7 @@ def class_panel(
 
 
 def class_name(index: int, names: Sequence[str] | None) -> str:
-    """What a class is called, or its number."""
+    """The name of a class, or its number."""
     return f"class {index}" if names is None else names[index]
 
 

@@ -65,12 +65,12 @@ def reads_videos(record: Record) -> bool:
 
 
 def a_unit(record: Record) -> str:
-    """What MACs and milliseconds are of."""
+    """The unit that MACs and milliseconds are counted for."""
     return "a clip" if reads_videos(record) else "an image"
 
 
 def data_word(record: Record) -> str:
-    """What the data of a record is made of, in the plural."""
+    """The kind of data in a record, in the plural."""
     return "videos" if reads_videos(record) else "pictures"
 
 
@@ -96,7 +96,7 @@ def ordinal(number: int) -> str:
 
 
 def _pixels(stages: list[Record]) -> str:
-    """What the point-wise operators of each stage run on."""
+    """The pixels that the point-wise operators of each stage run on."""
     parts = []
     for stage in stages:
         first, last = stage["per_block"][0], stage["per_block"][-1]
@@ -105,12 +105,12 @@ def _pixels(stages: list[Record]) -> str:
 
 
 def units(record: Record) -> str:
-    """What a recipe leaves out on the host of a record."""
+    """`tokens` or `pixels`: what the recipe of a record reduces."""
     return "pixels" if record["stages"] else "tokens"
 
 
 def _tokens(dense: int, per_block: list[int]) -> str:
-    """What each block's MLP reads, prefix included."""
+    """The tokens that each block's MLP reads, prefix included."""
     first, last, depth = per_block[0], per_block[-1], len(per_block)
     if len(set(per_block)) == 1:
         return f"{dense} → {first} in all {depth} blocks"

@@ -13,9 +13,9 @@ from .tables import header, new_table, times, with_spread
 Record = dict[str, Any]
 
 SAME = {"classes": "same class", "class-map": "same class", "depth": "within 1.25x"}
-"""What the agreement of each kind of output is called above its column."""
+"""Kind of output -> the name of its agreement above a column."""
 RIGHT = {"classes": "top-1", "class-map": "mIoU", "depth": "delta < 1.25"}
-"""What the figure against labels is called."""
+"""Kind of output -> the name of its figure against labels."""
 
 
 def tune_view(record: Record) -> RenderableType:

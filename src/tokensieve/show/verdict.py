@@ -41,7 +41,7 @@ def verdict(
     decoded: Decoding | None = None,
     units: str = "tokens",
 ) -> list[str]:
-    """Say what was measured, then why it is not more. A spread that includes 1 is never called faster.
+    """Sentences on what was measured, then why it is not more. A spread that includes 1 is never called faster.
 
     Args:
         speed: one measurement.
@@ -131,7 +131,7 @@ def _starved(speed: Speed, macs_ratio: float, dtype: str, device: str, prepacked
 
 
 def _overhead(speed: Speed, dtype: str, device: str, network: bool, units: str) -> list[str]:
-    """What lies between the limit and the measurement, named by its parts; all times as shares of the dense time."""
+    """What makes up the gap between limit and measurement; all times as shares of the dense time."""
     if speed.of_limit >= OVERHEAD:
         return []
     saved = max(0.0, 1 - 1 / speed.limit)

@@ -21,7 +21,7 @@ def waterfall_verdicts(
     decoded: Decoding | None = None,
     units: str = "tokens",
 ) -> list[list[str]]:
-    """For each row what to say of it: nothing where it is faster than the row before and pictures come fast enough.
+    """The sentences on each row: nothing where it is faster than the row before and pictures come fast enough.
 
     Arguments as in `verdict`, which speaks for the recipe's row.
     """

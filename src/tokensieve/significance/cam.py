@@ -129,7 +129,7 @@ REDUCTIONS: dict[str, Reduction] = {
 }
 
 CLASS_BASED = ("cam", "grad-cam", "grad-cam++", "score-cam")
-"""Reductions that ask the proposal's classifier."""
+"""Reductions that need the proposal's classifier."""
 
 
 def class_weights(proposal: Proposal) -> Tensor:

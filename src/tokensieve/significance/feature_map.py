@@ -17,7 +17,7 @@ from .proposal import Proposal
 WITHOUT = "Give a network of your own for these channels (proposal=), or a map that asks none (significance=centre)."
 """What to do where a host's images are not what a named proposal reads."""
 HOST = "host"
-"""What `proposal_size` says to leave the images as the host reads them."""
+"""The value of `proposal_size` that leaves the images as the host reads them."""
 
 
 class FeatureMap(nn.Module):
@@ -74,7 +74,7 @@ class FeatureMap(nn.Module):
 
 
 def input_size(size: int | str | Sequence[int] | None, proposal: Proposal) -> tuple[int, ...] | None:
-    """What a recipe's `proposal_size` means for this proposal: sides to resize its input to, or None.
+    """The input size of this proposal under a recipe's `proposal_size`: sides to resize its input to, or None.
 
     Raises:
         RecipeError: it is none, or has a number of frames and the proposal reads images.
@@ -93,7 +93,7 @@ def input_size(size: int | str | Sequence[int] | None, proposal: Proposal) -> tu
 
 
 def check_head(proposal: Proposal, significance: str) -> None:
-    """Say now, not at the first image, that a reduction asks for a classifier that is not there."""
+    """Refuse, before the first image, a reduction that needs a classifier where there is none."""
     if significance == "cam":
         class_weights(proposal)
     elif significance in CLASS_BASED and proposal.head is None:

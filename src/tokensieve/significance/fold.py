@@ -87,7 +87,7 @@ class OverTime(_FlatConv3d):
 
 
 def _flat(conv: nn.Conv3d) -> type[nn.Conv3d] | None:
-    """What a convolution of a flat kernel can be run as."""
+    """A cheaper module that a convolution of a flat kernel can run as."""
     if not isinstance(conv.padding, tuple) or conv.padding_mode != "zeros":
         return None
     if (conv.kernel_size[0], conv.stride[0], conv.padding[0]) == (1, 1, 0):

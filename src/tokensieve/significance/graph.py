@@ -173,7 +173,7 @@ def _last_child(model: nn.Module, maps: list[str]) -> str:
 
 
 def _subgraph(model: nn.Module, graph: fx.Graph, start: fx.Node, end: fx.Node) -> fx.GraphModule | None:
-    """What computes `end` from `start` alone; None where it needs the images by another path."""
+    """The graph that computes `end` from `start` alone; None where it needs the images by another path."""
     nodes, todo = {start}, [end]
     while todo:
         node = todo.pop()

@@ -120,7 +120,7 @@ def build(
     pretrained: bool = True,
     video: bool = False,
 ) -> Significance:
-    """What a recipe's settings mean by significance.
+    """Build the significance source of a recipe's settings.
 
     Args:
         proposal: the ConvNet that is asked: a name that timm or torchvision knows (see `named_proposal`), of video a
@@ -203,7 +203,7 @@ def build(
 
 
 class ControlMap(nn.Module):
-    """A map that asks no network."""
+    """A map made without a network."""
 
     def __init__(self, make: Callable[[Tensor, tuple[int, ...]], Tensor]) -> None:
         super().__init__()

@@ -33,7 +33,7 @@ COLOURS = v2.Compose(
 
 @dataclass(frozen=True)
 class Augmentation:
-    """What chance does to a picture and its labels; the crop itself always happens.
+    """Random augmentation of a picture and its labels; the crop itself always happens.
 
     Attributes:
         scale: least and largest factor of both sides, before the crop. (1, 1) keeps the size.
@@ -80,7 +80,7 @@ class Augmentation:
         return image.contiguous(), label_map[0].contiguous()
 
     def _place(self, labels: Tensor, crop: tuple[int, int]) -> tuple[int, int]:
-        """Where a crop begins."""
+        """The top left corner of a crop."""
         top = left = 0
         for _ in range(TRIES):
             top, left = (

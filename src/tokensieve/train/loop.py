@@ -92,16 +92,16 @@ class _Training:
             self.average = timm.utils.ModelEmaV3(task.module, decay=config.ema, use_warmup=True)
         self.step, self.seconds, self.rows = 0, 0.0, list[dict[str, Any]]()
         self.sums, self.since = dict[str, Tensor](), 0
-        """Of what is logged, since the last validation, and over how many batches."""
+        """Sums of logged values since the last validation, and the number of batches."""
         self.norms = torch.zeros((), device=self.accelerator.device)
-        """Of all gradients, only to see whether each was a number."""
+        """Gradient norms, only to see whether each is finite."""
         folder.mkdir(parents=True, exist_ok=True)
         if self.checkpoint.is_file():
             self._resume()
 
     @property
     def learnt(self) -> Any:
-        """What is validated and written."""
+        """The module that is validated and written."""
         return self.task.module if self.average is None else self.average.module
 
     def run(self) -> Path:

@@ -39,7 +39,7 @@ Batch = tuple[Tensor, Tensor, Tensor, int]
 
 
 class NanoVideoOutputs(NamedTuple):
-    """Of clips, and of their P patches: logits or log-probabilities; and what the features cost, a scalar."""
+    """For clips and their P patches: logits or log-probabilities; and what the features cost, a scalar."""
 
     clips: Tensor
     """(B, 80)"""

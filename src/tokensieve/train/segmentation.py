@@ -171,7 +171,7 @@ class Segment:
 
 
 def stages(module: Any, images: Tensor) -> list[Any]:
-    """What every head says of the whole grid, of a segmenter or of a sieved one; see `Segmenter.stages`."""
+    """The output of every head on the whole grid, of a segmenter or of a sieved one; see `Segmenter.stages`."""
     return module(images, stages=True) if isinstance(module, Sieved) else module.stages(images)
 
 

@@ -21,7 +21,7 @@ AUXILIARY_WEIGHT = 0.4
 
 
 def losses(stages: Sequence[Any], labels: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-    """The loss of everything that a segmenter's heads say, and parts of the last head's for a log.
+    """The loss over all heads of a segmenter, and parts of the last head's for a log.
 
     Of ATM heads the sum over heads of the parts of `atm_loss`, focal loss 20 times (SegViT, arXiv 2210.05844, section
     3.3); of logits the cross-entropy of the last plus 0.4 times that of each auxiliary head (SETR, arXiv 2012.15840,

@@ -10,7 +10,7 @@ from torch.utils.data import Dataset
 
 
 class Loss(NamedTuple):
-    """Of one batch: the scalar that is minimised, and further scalars that the log gets the mean of, by column."""
+    """The loss of one batch: the scalar that is minimised, and further scalars, by column, whose mean is logged."""
 
     value: Tensor
     logged: dict[str, Tensor]
@@ -39,7 +39,7 @@ class Task(Protocol):
         """
 
     def loss(self, module: Any, batch: Any) -> Loss:
-        """Of one batch, in training mode and under autocast.
+        """The loss of one batch, in training mode and under autocast.
 
         `module` is `self.module` itself, so that a task may call whatever it has: a sieved model's `trace(images)`,
         features, parts.

@@ -54,7 +54,7 @@ class Teacher:
 
 
 def remember(teacher: Teacher, views: Iterable[Sequence[Tensor]], about: str, cache: Path | None = None) -> Tensor:
-    """What a teacher says of every sample in each of its views, by number of sample and view: (N, V, ...).
+    """A teacher's outputs on every sample in each of its views, by number of sample and view: (N, V, ...).
 
     With `cache` the answers are kept in that file, and read from there, page by page as they are needed, when the same
     teacher is asked about the same again; `views` then is not even begun.

@@ -30,13 +30,13 @@ class VideoModel(NamedTuple):
     """An architecture and the checkpoint that its name stands for."""
 
     kind: str
-    """Of transformers' classes KINDConfig and KINDForVideoClassification."""
+    """The prefix of transformers' classes KINDConfig and KINDForVideoClassification."""
     checkpoint: str
     settings: Mapping[str, Any]
-    """Of the configuration, where it is not the default."""
+    """Settings of the configuration that are not the default."""
     norm: tuple[tuple[float, ...], tuple[float, ...]] = IMAGENET
     clips: Mapping[str, Any] = {}
-    """What `VideoPreprocessing` is to know of it."""
+    """Settings of `VideoPreprocessing` for it."""
 
 
 def _mae(size: str, width: int, depth: int, heads: int, data: str = "kinetics", classes: int = 400) -> VideoModel:

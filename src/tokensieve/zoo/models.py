@@ -25,7 +25,7 @@ IMAGENET_STD = (0.229, 0.224, 0.225)
 SWIN3D = {"mean": IMAGENET_MEAN, "std": IMAGENET_STD, "frames": 32, "stride": 2}
 """Clips that torchvision's Swin3D was trained on."""
 TORCHVISION = "torchvision/"
-"""In front of a name that timm knows too, where torchvision's model is meant."""
+"""Prefix of a name that timm knows too, where torchvision's model is meant."""
 
 
 @contextmanager

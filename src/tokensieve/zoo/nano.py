@@ -86,7 +86,7 @@ def _conv(inward: int, outward: int, kernel: int, stride: int, padding: int = 1)
 
 
 def _config(size: int | tuple[int, int]) -> dict[str, object]:
-    """What timm calls `pretrained_cfg`, as far as preprocessing goes."""
+    """timm's `pretrained_cfg`, as far as preprocessing goes."""
     height, width = (size, size) if isinstance(size, int) else size
     return {
         "input_size": (3, height, width), "mean": MEAN, "std": STD, "interpolation": "bicubic", "crop_pct": 1.0,
@@ -109,4 +109,4 @@ BUILDERS: dict[str, Callable[..., nn.Module]] = {
 """Name -> builder of the project's own models. `tokensieve train nano` trains those that read images, `tokensieve train
 nano_video` and `train nano_video_proposal` those that read video."""
 BUNDLED = {name: build for name, build in BUILDERS.items() if bundled_weights(name).is_file()}
-"""Those whose weights travel in the package."""
+"""The models whose weights are in the package."""

@@ -18,7 +18,7 @@ from .video_keys import MMACTION2, OWN, has_first_shortcut_norm, is_head, layout
 from .x3d import X3DFeatures, X3DHead
 
 KINETICS_MEAN, KINETICS_STD = (0.45,) * 3, (0.225,) * 3
-"""What X3D, and PyTorchVideo's networks, normalise clips with: 114.75 and 57.38 of 255."""
+"""Mean and standard deviation of clips for X3D and PyTorchVideo's networks: 114.75 and 57.38 of 255."""
 Weights = Mapping[str, Tensor] | str | PathLike[str]
 
 

@@ -34,7 +34,7 @@ from torch import Tensor
 
 PYTORCHVIDEO, MMACTION2, OWN = "PyTorchVideo", "mmaction2", "tokensieve"
 WRAPPERS = ("module.", "model.")
-"""What training scripts put in front of all names."""
+"""Prefixes that training scripts put in front of all names."""
 
 _STEM = {
     PYTORCHVIDEO: {
@@ -120,7 +120,7 @@ def has_first_shortcut_norm(names: Iterable[str]) -> bool:
 
 
 def name_in(layout: str, key: str, *, x3d: bool) -> str:
-    """What `layout` calls a weight, such as "stages.0.1.conv2.weight" or "head.fc.bias"."""
+    """The name in `layout` of a weight such as "stages.0.1.conv2.weight" or "head.fc.bias"."""
     if layout == OWN:
         return key
     module, _, last = key.rpartition(".")
