@@ -18,7 +18,7 @@ UNITS = {"bf16": ("avx512_bf16", "amx_bf16"), "fp16": ("avx512_fp16", "amx_fp16"
 def check_device(module: nn.Module, x: Tensor, what: str) -> None:
     """Refuse a tensor that is not on the device of a module, which `what` names in the sentence. Raises `InputError`.
 
-    A forward that is recorded is not asked: a graph is made of modules that ran before.
+    A forward that is recorded is not checked: a graph is made of modules that ran before.
     """
     tensor = None if recording() else next(chain(module.parameters(), module.buffers()), None)
     if tensor is not None and tensor.device != x.device:

@@ -26,7 +26,7 @@ class Holds:
 
 
 FULL = [
-    torch.OutOfMemoryError("CUDA out of memory. TriedRecipe to allocate 2.00 GiB"),
+    torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB"),
     RuntimeError(
         "[enforce fail at alloc_cpu.cpp:66] DefaultCPUAllocator: can't allocate memory: you tried to allocate"
     ),

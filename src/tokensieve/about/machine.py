@@ -69,7 +69,7 @@ def machine_facts() -> dict[str, Any]:
 def requirements() -> tuple[dict[str, list[Requirement]], bool]:
     """What the package needs, by extra ("" is the core), and whether that comes from an installed distribution.
 
-    A source folder that was never installed is asked by its `pyproject.toml`; where there is neither, nothing is known.
+    Of a source folder that was never installed `pyproject.toml` is read; where there is neither, nothing is known.
     """
     needs: dict[str, list[Requirement]] = {}
     try:

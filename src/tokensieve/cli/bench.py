@@ -63,7 +63,7 @@ def bench(
 ) -> None:
     """Measure how much faster a model gets, beside the dense model in the same process, and say why not more.
 
-    Weights are random unless asked for: speed does not depend on them. With weights and --data it also tells the loss.
+    Weights are random by default: speed does not depend on them. With weights and --data it also measures the loss.
     """
     batches = numbers(batch, "--batch")
     if waterfall:

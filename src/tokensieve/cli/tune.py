@@ -45,10 +45,8 @@ def tune(
         str | None,
         typer.Option(metavar="FILE", help="NAME.safetensors of `train segment` instead of --model; reads windows."),
     ] = None,
-    macs: Annotated[float | None, typer.Option(metavar="X", help="FeatureRequest: X times fewer MACs.")] = None,
-    time: Annotated[
-        float | None, typer.Option(metavar="X", help="FeatureRequest: X times as fast, measured here.")
-    ] = None,
+    macs: Annotated[float | None, typer.Option(metavar="X", help="Wanted: X times fewer MACs.")] = None,
+    time: Annotated[float | None, typer.Option(metavar="X", help="Wanted: X times as fast, measured here.")] = None,
     divergence: Annotated[
         float | None, typer.Option(metavar="KL", help="Allowed: this divergence, and as cheap as can be.")
     ] = None,

@@ -215,7 +215,7 @@ class HFDinov3Backbone(HFBackbone):
             embeddings=StandIn(model.embeddings, lambda **_kwargs: any_state(states)),
             rope_embeddings=StandIn(model.rope_embeddings, lambda **_kwargs: None),
             model=StandIn(model.model, lambda **_kwargs: encoder_output(states)),
-            norm=lambda state: None if state is None else model.norm(state),  # it norms what nobody reads too
+            norm=lambda state: None if state is None else model.norm(state),  # it also norms states that are not read
         )(images, **kwargs)
 
 

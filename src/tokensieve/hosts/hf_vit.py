@@ -45,7 +45,7 @@ class Encoder(NamedTuple):
     """Tokens in front of the patches, registers not counted."""
     pooling: str = "class"
     """What `pooler_output` is: `class` token, `pooler` layer, `norm` of the class token or `map`; `none` of an encoder
-    that has none, `masked` of one that tells which patches it read instead."""
+    that has none, `masked` of one that returns which patches it read instead."""
     fixed: bool = True
     """Refuses images of another size unless it is told to interpolate its positions."""
 

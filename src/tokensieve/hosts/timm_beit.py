@@ -124,7 +124,7 @@ def _project(attn: Any, x: Tensor, query_rows: Tensor | None) -> tuple[Tensor, T
     plain = plain_linear(attn.qkv)
     if bias is not None and not attn.qkv_bias_separate and query_rows is None:
         parts = F.linear(x, attn.qkv.weight, bias).chunk(3, dim=-1)
-    elif query_rows is None or not plain:  # a layer that somebody put in its place: it is called as it is
+    elif query_rows is None or not plain:  # a layer put in its place, such as an adapter: it is called as it is
         qkv = attn.qkv(x)
         parts = (qkv if bias is None else qkv + bias).chunk(3, dim=-1)
         if query_rows is not None:

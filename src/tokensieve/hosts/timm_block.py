@@ -152,7 +152,7 @@ def _project_some(attn: Any, x: Tensor, query_rows: Tensor) -> tuple[Tensor, ...
         width = weight.shape[0] // 3
         q = F.linear(rows(x, query_rows), weight[:width], None if bias is None else bias[:width])
         k, v = F.linear(x, weight[width:], None if bias is None else bias[width:]).chunk(2, dim=-1)
-    else:  # a layer that somebody put in its place: it is called as it is
+    else:  # a layer put in its place, such as an adapter: it is called as it is
         q, k, v = _project(attn, x)
         return q.gather(2, query_rows[:, None, :, None].expand(-1, q.shape[1], -1, q.shape[3])), k, v
     return _heads(attn, q, k, v)

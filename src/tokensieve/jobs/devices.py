@@ -119,7 +119,7 @@ def run_devices(
         settings: of its manifest, which each process must find again.
         shards: that are to be done.
         devices: torch's names; one may stand there several times.
-        listener: is told what goes on, here.
+        listener: gets progress and messages, in this process.
         workers: processes that decode, for each device.
         threads: CPU threads of each process; None for torch's choice.
 

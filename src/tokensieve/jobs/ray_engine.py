@@ -100,7 +100,7 @@ def run_ray(
         job: what is run; the paths in it must mean the same on every machine of the cluster.
         settings: of its manifest, which each actor must find again.
         shards: that are to be done.
-        listener: is told of each shard that is done.
+        listener: gets the progress of each shard that is done.
         ray_settings: of the cluster.
         workers: processes that decode, for each actor.
 

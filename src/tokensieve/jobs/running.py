@@ -37,7 +37,7 @@ class Result:
         errors: items without a row.
         shards: files of rows.
         before: items that earlier runs had done.
-        seconds: of this run, from the first item that was asked for to the last file.
+        seconds: of this run, from the first item that is read to the last file.
         per_second: items of this run a second.
         waited: share of the models' time in which they waited for items.
         skipped: files and folders of the sources that are no items.
@@ -86,7 +86,7 @@ def run(
         max_errors: items that may fail before the job is given up.
         ray: settings of the cluster, see `RaySettings`.
         progress: whether it is shown on stderr.
-        opened: is told the set of items when it is open.
+        opened: called with the set of items when it is open.
         settings: those of `RowSettings` and `SourceSettings`.
 
     Raises:

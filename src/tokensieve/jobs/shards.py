@@ -162,7 +162,7 @@ def run_shards(
 
     Args:
         work: the job.
-        shards: numbers, which may become known only as they are asked for.
+        shards: numbers; an iterator may produce them as it goes.
         listener: gets a report after each batch.
         workers: processes that decode.
         written: called, in this thread, with the number of each shard whose rows are there.

@@ -34,7 +34,7 @@ class MacCounter:
     """Adds up the multiply-accumulates of all operators that run in its context.
 
     The count follows from shapes alone. Attention counts the same whichever kernel computes it, masked or not, on every
-    device and in every version of torch; the formulas of `torch.utils.flop_counter`, which are asked for everything
+    device and in every version of torch; the formulas of `torch.utils.flop_counter`, which are used for everything
     else, are of some kernels in some versions.
 
     Args:
@@ -130,7 +130,7 @@ class _Operators(TorchDispatchMode):
 class _Calls(TorchFunctionMode):
     """Sees what is called before it becomes operators.
 
-    Attention is counted where it is asked for, and not again in what computes it: what a kernel is given is no measure,
+    Attention is counted where it is called, and not again in what computes it: what a kernel is given is no measure,
     on GPUs flash attention gets heads padded to a multiple of 8 channels. Operators that call functions
     (`flex_attention`, `cond`) are seen here alone, since not every version of torch shows them with the others.
     """
@@ -150,7 +150,7 @@ class _Calls(TorchFunctionMode):
         if func is not F.scaled_dot_product_attention or not self.counter.counting:
             return func(*args, **kwargs)
         q, k, v = _asked(*args, **kwargs)
-        if q.is_nested or k.is_nested:  # the lengths in a ragged batch are told to the kernel alone
+        if q.is_nested or k.is_nested:  # the lengths in a ragged batch are known to the kernel alone
             return func(*args, **kwargs)
         with self.counter.silent():
             out = func(*args, **kwargs)

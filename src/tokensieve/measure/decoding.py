@@ -37,7 +37,7 @@ def decoding(batches: Batches, *, keep: int, workers: int, seconds: float = 10.0
 
     Args:
         batches: of `load_batches`; small batches make the figure finer.
-        keep: pictures to hand back; at least so many are read, and a smaller set is repeated to that number.
+        keep: pictures to return; at least so many are read, and a smaller set is repeated to that number.
         workers: the processes that `batches` was given.
 
     Returns:

@@ -35,11 +35,11 @@ class Fidelity:
             of the whole maps.
         count: images compared.
         failures: pictures that could not be read; they count nowhere.
-        accuracy: of the sieved model, when it was asked for: an `Accuracy`, or of maps a `MapScore`.
-        dense_accuracy: of the dense model, when it was asked for.
+        accuracy: of the sieved model, where it was requested: an `Accuracy`, or of maps a `MapScore`.
+        dense_accuracy: of the dense model, where it was requested.
         agreement_interval: of classes Wilson's, else by bootstrap over the images; in percent.
         kl_interval, cosine_interval: by bootstrap over the images; None for one image.
-        changes: figure -> by how much the sieved model's is higher, where accuracy was asked for: of top-k accuracy
+        changes: figure -> by how much the sieved model's is higher, where accuracy was requested: of top-k accuracy
             k -> percentage points, of maps by the names of `MapScore.figures`.
         change_intervals: of the same, by paired bootstrap over the images.
         kind: what the outputs are: "classes", "embeddings", "tokens", "class-map", "feature-map" or "depth".

@@ -126,7 +126,7 @@ def waterfall(
             the weights itself then.
         agreement: compare classes with the dense model; for real weights and pictures.
         seconds: time to spend once everything has run; at least `min_rounds` rounds run however long they take.
-        progress: is told what is going on.
+        progress: called with what is going on.
 
     Raises:
         InputError: a batch that is not smaller than the number of images, or a model that cannot run at all.

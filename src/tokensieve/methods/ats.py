@@ -24,7 +24,7 @@ class ATS(Method[AttentionEvidence]):
 
     A patch scores its attention times the length of its value. Levels spread evenly over the scores' distribution pick
     patches; those picked more than once stay once, so that an image with few outstanding patches keeps few. What stays
-    asks; keys and values are all that arrived. Images of a batch are padded to the longest, with tokens no one reads.
+    asks; keys and values are all that arrived. Images of a batch are padded to the longest, with tokens never read.
 
     There is no identity setting but `layers=()`: levels that fall together leave fewer tokens even where `tokens` is
     more than there are, as in the published setting (197 in every block).

@@ -23,7 +23,7 @@ class RLT(Method[MapEvidence]):
 
     A patch of a clip (a tubelet) whose mean absolute difference from the one before it at its place is below the
     threshold is not read; the first of each place always is. So still clips keep few patches and restless ones many:
-    the clips of a batch are padded to the longest, with tokens no one reads. A graph that is compiled or exported has
+    the clips of a batch are padded to the longest, with tokens never read. A graph that is compiled or exported has
     one length for all clips: there nothing is saved, and the answer is the same. The paper's encoding of how long a run
     is, which has to be trained, is left out.
 

@@ -64,7 +64,7 @@ def default_recipe(model: nn.Module, input_size: InputSize) -> Recipe:
 
     try:
         costs = Costs(sieve(model), spec)
-    except SieveError:  # parts whose cost cannot be told beforehand
+    except SieveError:  # parts whose cost is not known beforehand
         return ranked
     fit = Fit(costs, costs.dense / SAVING, takes(Recipe.parse("readout()")))
     for family in (Scheduled("guarded"), Scheduled("tome")):

@@ -114,7 +114,7 @@ class ExitCosts(Costs):
         """What arrives at the exit behind a block of the search images, where `before` are the exits in front of it."""
         if before is not None:
             return self.reader().read(block + 1, before, [block])[0][block]
-        if not self._dense:  # asked again and again: all exits at once, and kept
+        if not self._dense:  # needed again and again: all exits at once, and kept
             self._dense, _ = self.reader().read(self.exits[-2] + 1, blocks_read=self.exits[:-1])
         return self._dense[block]
 

@@ -83,7 +83,7 @@ def slim(
         form: of `PatchSlimming`.
         limit: images to look at, at most; None is all.
         approx: of `significance_scores`.
-        report: is told how far the search has come, a line at a time.
+        report: called with how far the search has come, a line at a time.
 
     Raises:
         UnsupportedHost: a head that reads patches, no class token, or a block that cannot be opened.

@@ -54,7 +54,7 @@ def with_speed(judge: Judge, points: Sequence[Point], chosen: Sequence[Point], s
             }
             spread = median((speed.high - speed.low) / speed.ratio for speed in speeds.values())
             rounds.append((_busy(others, spread), spread, others, speeds))
-    except KeyboardInterrupt:  # whoever does not want to wait for this either gets the front without it
+    except KeyboardInterrupt:  # the user does not want to wait for this either, and gets the front without it
         if not rounds:
             return list(points)
     busy, _, others, speeds = min(rounds, key=lambda entry: (bool(entry[0]), entry[1]))

@@ -206,7 +206,7 @@ def tune(
             )
 
         if stopped == "interrupted" and keep is not None and "time" not in target:
-            keep(front_of(False))  # at once: whoever ended the search may not wait for the rest
+            keep(front_of(False))  # at once: a user who ended the search may not wait for the rest
         left_out.tell("Judging what was found on the held-out images.")
         front = front_of(True)
         if keep is not None:

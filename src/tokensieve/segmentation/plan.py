@@ -85,7 +85,7 @@ class SegmenterPlan:
 
         Args:
             backbone_weights: a file of the backbone's weights.
-            pretrained: where there is no such file, ask for the library's; else they are random.
+            pretrained: where there is no such file, load the library's; else they are random.
             drop_path: rate of stochastic depth in training, for backbones whose constructor takes `drop_path_rate`.
 
         Raises:

@@ -21,7 +21,7 @@ def files_record(pictures: Any, read: int, failures: Sequence[Failure]) -> dict[
     """The parts `files` (counts), `skipped` and `failures` (each with path and reason) of a command's record.
 
     Args:
-        pictures: a set of pictures or videos; what it found and skipped is asked of it, where it knows.
+        pictures: a set of pictures or videos; it may have `found` and `skipped`.
         read: pictures that went through the model.
         failures: pictures that could not be read.
     """

@@ -36,7 +36,7 @@ PATCH = 16
 class Significance(Frozen):
     """How much each patch of an image matters; keeps nothing between calls.
 
-    `proposal` is the network that is asked, None where there is none; `name` says in words what ranks, `kind` is the
+    `proposal` is the network that makes it, None where there is none; `name` says in words what ranks, `kind` is the
     recipe's word for how.
     """
 

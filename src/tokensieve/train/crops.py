@@ -105,7 +105,7 @@ class Crops(Dataset[tuple[Tensor, Tensor]]):
         crop: height and width.
         fill: of what lies outside of a picture, red, green and blue from 0 to 255.
         augmentation: what chance does.
-        size, count, seed: as `Task.batches` is told.
+        size, count, seed: as in `Task.batches`.
     """
 
     def __init__(

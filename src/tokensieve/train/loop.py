@@ -275,7 +275,7 @@ def devices() -> PartialState:
 
 def _accelerator(config: TrainConfig) -> Accelerator:
     state, accelerate = devices(), need_accelerate()
-    # A sieved model may leave parts of its host unread, which several devices must be told of.
+    # A sieved model may leave parts of its host unread, which DistributedDataParallel must know.
     unused = accelerate.DistributedDataParallelKwargs(find_unused_parameters=True)
     accelerator = accelerate.Accelerator(
         # Where another Accelerator lives in this process its setting stands, and a step's own autocast goes first.

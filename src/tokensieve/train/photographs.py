@@ -1,6 +1,6 @@
 """Training a small model on a folder of photographs, with a larger model as teacher if there is one.
 
-The teacher answers once, before the training, on every photograph and on its mirror image, and is not asked again.
+The teacher answers once, before the training, on every photograph and on its mirror image, and does not run again.
 """
 
 from __future__ import annotations
@@ -225,7 +225,7 @@ def prepare(
         raise RecipeError("num_classes is the number of class folders: leave it out of the model's arguments.")
     torch.manual_seed(seed)
     model, *norms = create(name, pretrained=False, args={"num_classes": len(known.classes), **(args or {})})
-    with state.local_main_process_first():  # one process asks, the others find its answers
+    with state.local_main_process_first():  # one process runs the teacher, the others find its answers
         wise = None if teacher is None else ClassTeacher(teacher, teacher_weights, state.device)
         pupil = _checked(name, model, wise, len(known.classes), size)
         say(f"reading {len(known)} and {len(unseen)} photographs")

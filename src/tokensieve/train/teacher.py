@@ -60,7 +60,7 @@ def remember(teacher: Teacher, views: Iterable[Sequence[Tensor]], about: str, ca
     teacher is asked about the same again; `views` then is not even begun.
 
     Args:
-        teacher: who is asked.
+        teacher: the model.
         views: the samples in order, a batch at a time: V tensors (B, C, H, W) of the same samples.
         about: what the samples and views are, so that it is noticed when they change.
         cache: a file; its folder is made.
@@ -87,7 +87,7 @@ def _recall(cache: Path, key: str) -> Tensor:
             if (file.metadata() or {}).get("asked") == key:
                 return file.get_tensor("answers")
     except SafetensorError:
-        pass  # cut short or no such file at all: nobody's answers
+        pass  # cut short or no such file at all: no answers
     raise InputError(
         f"{cache} holds another teacher's answers, or answers about other photographs: delete it, or give another "
         "folder."

@@ -1,5 +1,5 @@
 """transformers' models that read videos: by short names, by the names of checkpoints, from folders. Nothing of
-transformers is imported before one is asked for."""
+transformers is imported before one is requested."""
 
 from __future__ import annotations
 

@@ -32,7 +32,7 @@ def one_sentence_of_retries() -> Iterator[None]:
     """Within, the hub's client says once that it tries again."""
     try:
         from huggingface_hub.utils import logging as hub
-    except ImportError:  # nothing will ask a hub
+    except ImportError:  # nothing will use a hub
         yield
         return
     once = _Once()

@@ -67,7 +67,7 @@ def create(
     read videos: names of `VIDEO_MODELS`, and "transformers/NAME" of any checkpoint or folder of one.
     `weights` is a local file (safetensors, or a state dict that `torch.load(weights_only=True)` reads), loaded strictly
     in float32; its SHA-256 is checked where `sha256` gives it. With `weights` nothing is ever downloaded; without, the
-    bundled weights, or the library's own pretrained ones, are asked for unless `pretrained` is False. `args` goes to
+    bundled weights, or the library's own pretrained ones, are loaded unless `pretrained` is False. `args` goes to
     the constructor as it is, for example
     `{"pad_type": "same", "pretrained_cfg_overlay": {"mean": (0.5, 0.5, 0.5)}}`.
 
