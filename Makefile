@@ -71,6 +71,9 @@ bench: $(VENV)/installed-dev
 	$(BIN)/python benchmarks/jobs.py kill
 	$(BIN)/python benchmarks/jobs.py kill --engine ray
 	$(BIN)/python benchmarks/jobs.py speed
+	$(BIN)/python -m pip install --quiet -r examples/serve/requirements.txt
+	$(BIN)/python benchmarks/serve.py
+	$(BIN)/python benchmarks/serve.py --model vit_base_patch16_224 --recipe "papr(keep=0.5)"
 	$(BIN)/python benchmarks/video_macs.py
 	$(BIN)/python benchmarks/video_depthwise.py
 	$(BIN)/python benchmarks/video_speed.py

@@ -14,6 +14,7 @@ from functools import partial
 from command_pages import every_command
 from method_pages import corrected_rows, cost_alone, dynamic_rows, family, method_rows, readout_rows, rlt_rows
 from results import ROOT
+from running_pages import RUNNING
 from story_page import STORY
 from tables import (
     LOST,
@@ -33,6 +34,7 @@ from tables import (
     maps,
     maps_by_confidence,
     maps_everywhere,
+    missing,
     named,
     onnx,
     overlap,
@@ -327,11 +329,6 @@ environment took {float(alone["install_seconds"]):.0f} s with an empty cache, an
 {commands("extras.csv")}"""
 
 
-def missing(name: str, command: str) -> str | None:
-    """What stands where figures will be once a long benchmark has run."""
-    return None if (ROOT / "results" / name).is_file() else f"Not measured yet: `python {command}`."
-
-
 def speed_of_video() -> str:
     return f"""PaPr with X3D-S, the proposal included, and ToMe at the same MACs, random weights, 16 frames of 224
 pixels;
@@ -425,6 +422,7 @@ PAGES: dict[str, dict[str, Callable[[], str]]] = {
         "waterfall": steps,
         "onnx": exported,
     },
+    **RUNNING,
     "docs/story.md": STORY,
     "docs/which-recipe.md": {"budgets": which},
     "docs/papr.md": {"maps": papr_maps, "loss": papr_loss, "papr and tome": papr_against_tome},

@@ -19,6 +19,11 @@ def read(*names: str) -> list[Row]:
     return rows
 
 
+def missing(name: str, command: str) -> str | None:
+    """What stands where figures will be once a long benchmark has run."""
+    return None if (ROOT / "results" / name).is_file() else f"Not measured yet: `python {command}`."
+
+
 def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     lines = [head, ["---"] * len(head), *rows]
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)

@@ -33,6 +33,8 @@ from tokensieve.show.record import describe
 
 Variant = Literal["dense", "sieved"]
 MEGABYTE = 2**20
+MOST = 20
+"""Classes in an answer."""
 
 
 @dataclass(frozen=True)
@@ -45,7 +47,6 @@ class Settings:
         queue: images that may wait for each variant; more are answered with 503.
         largest: bytes of a picture's file; more are answered with 413.
         decoders: threads that decode pictures.
-        k: classes in an answer, at most.
     """
 
     batch: int = 16
@@ -53,7 +54,6 @@ class Settings:
     queue: int = 128
     largest: int = 20 * MEGABYTE
     decoders: int = 2
-    k: int = 20
 
 
 class Service:
@@ -68,7 +68,7 @@ class Service:
         self.model = ThreadPoolExecutor(1, "model")
         self.batchers = {
             name: Batcher(
-                Answers(pair, RowSettings(k=settings.k)),
+                Answers(pair, RowSettings(k=MOST)),
                 most=settings.batch,
                 wait=settings.wait,
                 queue=settings.queue,
@@ -183,7 +183,7 @@ def make_app(spec: ModelSpec, settings: Settings | None = None) -> FastAPI:
         },
     )
     async def classify(
-        request: Request, variant: Variant = "sieved", k: Annotated[int, Query(ge=1, le=settings.k)] = 5
+        request: Request, variant: Variant = "sieved", k: Annotated[int, Query(ge=1, le=MOST)] = 5
     ) -> Any:
         """The likeliest classes of the picture whose file is the body."""
         data = await body(request, settings.largest)
