@@ -47,6 +47,7 @@ class Settings:
         queue: images that may wait for each variant; more are answered with 503.
         largest: bytes of a picture's file; more are answered with 413.
         decoders: threads that decode pictures.
+        classes: a class file whose names are told beside the class numbers; None takes those that the model has.
     """
 
     batch: int = 16
@@ -54,6 +55,7 @@ class Settings:
     queue: int = 128
     largest: int = 20 * MEGABYTE
     decoders: int = 2
+    classes: str | None = None
 
 
 class Service:
@@ -68,7 +70,7 @@ class Service:
         self.model = ThreadPoolExecutor(1, "model")
         self.batchers = {
             name: Batcher(
-                Answers(pair, RowSettings(k=MOST)),
+                Answers(pair, RowSettings(k=MOST, classes=settings.classes)),
                 most=settings.batch,
                 wait=settings.wait,
                 queue=settings.queue,
@@ -210,13 +212,16 @@ def main() -> int:
     parser.add_argument("--port", type=int, default=8000)
     for name, word in (("batch", "images"), ("queue", "images"), ("decoders", "threads")):
         parser.add_argument(f"--{name}", type=int, default=getattr(Settings, name), metavar=word.upper())
+    parser.add_argument("--classes", default=None, metavar="FILE", help="names of the classes, in index order")
     parser.add_argument("--wait", type=float, default=1000 * Settings.wait, help="milliseconds", metavar="MS")
     args = parser.parse_args()
     import uvicorn
 
     if args.threads is not None:
         torch.set_num_threads(args.threads)
-    settings = Settings(batch=args.batch, wait=args.wait / 1000, queue=args.queue, decoders=args.decoders)
+    settings = Settings(
+        batch=args.batch, wait=args.wait / 1000, queue=args.queue, decoders=args.decoders, classes=args.classes
+    )
     try:
         spec = ModelSpec(
             args.model,

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import threading
 from collections.abc import Callable, Coroutine
 from io import BytesIO
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -50,12 +52,15 @@ def call(serve: Any) -> Callable[..., Any]:
     return run
 
 
-@pytest.mark.parametrize("variant", ["dense", "sieved"])
-def test_an_answer_is_the_models_own(variant: str, call: Any) -> None:
+@pytest.mark.parametrize(("variant", "named"), [("dense", False), ("sieved", True)])
+def test_an_answer_is_the_models_own(variant: str, named: bool, call: Any, tmp_path: Path) -> None:
+    names = [f"digit {number}" for number in range(10)]
+    (tmp_path / "names.json").write_text(json.dumps(names))
+
     async def ask(client: httpx.AsyncClient, service: Any) -> Any:
         return await client.post("/classify", params={"variant": variant, "k": 3}, content=PHOTO)
 
-    answer = call(ask)
+    answer = call(ask, **({"classes": str(tmp_path / "names.json")} if named else {}))
     assert answer.status_code == 200
     opened = SPEC.open()
     image = opened.preprocessing.transform()(Image.open(BytesIO(PHOTO)).convert("RGB"))[None]
@@ -65,7 +70,8 @@ def test_an_answer_is_the_models_own(variant: str, call: Any) -> None:
     assert told["variant"] == variant
     assert [each["class"] for each in told["classes"]] == classes[0].tolist()
     assert [each["probability"] for each in told["classes"]] == pytest.approx(likely[0].tolist(), abs=1e-5)
-    assert [each["label"] for each in told["classes"]] == [str(each) for each in classes[0].tolist()]
+    labels = [names[each] if named else None for each in classes[0].tolist()]
+    assert [each.get("label") for each in told["classes"]] == labels
     assert told["batch"] == 1
 
 

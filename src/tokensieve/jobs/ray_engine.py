@@ -13,6 +13,13 @@ from .devices import check_settings
 from .settings import Job
 from .shards import Listener, ShardProgress, open_work, run_shards
 
+STARTS = 3
+"""How often Ray is started on this machine before it is given up."""
+PATIENCE = 120
+"""Seconds in which its first process has to answer; Ray's own default is 20."""
+OBJECT_STORE = 2**27
+"""Bytes of its object store: numbers of shards are all that travels. Ray would take a third of the memory."""
+
 
 @dataclass(frozen=True)
 class RaySettings:
@@ -143,13 +150,24 @@ def run_ray(
 
 
 def _begin(ray: Any, address: str | None, cpus: int) -> None:
-    """Reach a cluster, or start one on this machine with so many CPUs for actors, whatever it has."""
+    """Reach a cluster, or start one on this machine with so many CPUs for actors, whatever it has.
+
+    On a busy machine Ray may give up its own processes before they have started: then it is tried again.
+    """
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # one that is started here tells nobody
-    local: dict[str, Any] = {} if address else {"num_cpus": cpus, "include_dashboard": False}
-    try:
-        ray.init(address=address or "local", log_to_driver=False, logging_level="ERROR", **local)
-    except Exception as error:  # whatever its many parts raise
-        raise InputError(f"No Ray cluster answers at {address or 'this machine'}: {first_line(error)}.") from error
+    os.environ.setdefault("RAY_gcs_server_port_wait_time_s", str(PATIENCE))
+    settings: dict[str, Any] = {"address": address or "local", "log_to_driver": False, "logging_level": "ERROR"}
+    if not address:
+        settings |= {"num_cpus": cpus, "include_dashboard": False, "object_store_memory": OBJECT_STORE}
+    for attempts_left in reversed(range(1 if address else STARTS)):
+        try:
+            ray.init(**settings)
+            return
+        except Exception as error:  # whatever its many parts raise
+            ray.shutdown()
+            if not attempts_left:
+                where = address or "this machine"
+                raise InputError(f"No Ray cluster answers at {where}: {first_line(error)}.") from error
 
 
 def _sentence(error: BaseException) -> Exception:
