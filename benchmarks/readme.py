@@ -12,7 +12,16 @@ from collections.abc import Callable
 from functools import partial
 
 from command_pages import every_command
-from method_pages import corrected_rows, cost_alone, dynamic_rows, family, method_rows, readout_rows, rlt_rows
+from method_pages import (
+    adaptive_rows,
+    corrected_rows,
+    cost_alone,
+    dynamic_rows,
+    family,
+    method_rows,
+    readout_rows,
+    rlt_rows,
+)
 from results import ROOT
 from running_pages import RUNNING
 from story_page import STORY
@@ -437,6 +446,7 @@ PAGES: dict[str, dict[str, Callable[[], str]]] = {
         f"docs/methods/{name}.md": {"row": partial(method_rows, name)}
         for name in ("ats", "diffrate", "evit", "gtp", "guarded", "mctf", "pitome", "tofu")
     },
+    "docs/methods/adaptive.md": {"row": adaptive_rows},
     "docs/methods/corrected.md": {"row": corrected_rows},
     "docs/methods/dynamic-spatial.md": {"row": dynamic_rows},
     "docs/methods/dynamicvit.md": {"row": partial(cost_alone, "dynamicvit")},

@@ -17,7 +17,7 @@ from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from tests.reference.cases import OF_IMAGES, Facts
+from tests.reference.cases import FIXED, Facts
 from tests.reference.hf_hosts import beit_forms, beit_images, hf_forms, hf_images, open_clip_forms, open_clip_images
 from tests.reference.hf_staged import hf_staged_forms
 from tests.reference.hosts import host_forms, host_images
@@ -131,7 +131,7 @@ def runs_on_gpu(monkeypatch: pytest.MonkeyPatch, form: str, recipe: Any) -> None
     assert {output.device for output in outputs} == {GPU}
 
 
-RECIPES = [*OF_IMAGES, "proposal"]
+RECIPES = [*FIXED, "proposal"]
 SHARE = 8
 """Each form takes every eighth recipe, the next form those beside them: a method never learns its host."""
 
@@ -148,7 +148,7 @@ def test_tokens(recipe: str, form: str, monkeypatch: pytest.MonkeyPatch) -> None
         with torch.no_grad():
             grid = sieve(model).host.embed(torch.zeros(shape)).grid
         facts = Facts(grid[0] * grid[1], len(sieve(model).host.blocks))
-        texts = [OF_IMAGES[recipe][0].text.replace("{slimming}", repr(facts.nested(4)))]
+        texts = [FIXED[recipe][0].text.replace("{slimming}", repr(facts.nested(4)))]
     for text in texts:
         try:
             sieve(model, text, mean=[0.5] * 3, std=[0.5] * 3, pretrained=False)

@@ -13,7 +13,7 @@ from timm.models.convnext import ConvNeXt
 from timm.models.swin_transformer import SwinTransformer
 from torch import Tensor, nn
 
-from tests.reference.cases import OF_IMAGES, Facts
+from tests.reference.cases import FIXED, Facts
 from tests.reference.hf_hosts import (
     beit_forms,
     beit_images,
@@ -44,7 +44,7 @@ STAGED: dict[str, Callable[[], nn.Module]] = {
     **{f"hf {name}": form for name, form in hf_staged_forms().items()},
     **{f"torchvision {name}": form for name, form in torchvision_staged().items()},
 }
-RECIPES = [cases[0].text for cases in OF_IMAGES.values()] + ["papr(keep=0.5, proposal=test_resnet)", "corrected()"]
+RECIPES = [cases[0].text for cases in FIXED.values()] + ["papr(keep=0.5, proposal=test_resnet)", "corrected()"]
 SHARE = 3
 """Each form takes every third recipe, the next form those beside them: a method never learns its host."""
 

@@ -12,7 +12,7 @@ from timm.models.convnext import ConvNeXt
 from timm.models.swin_transformer import SwinTransformer
 from torch import Tensor, nn
 
-from tests.reference.cases import OF_IMAGES, Facts
+from tests.reference.cases import FIXED, Facts
 from tests.reference.hf_hosts import seeded
 from tests.reference.hosts import host_forms, host_images
 from tokensieve import ExportError, PaPr, sieve
@@ -22,7 +22,7 @@ from tokensieve.hosts import open_host
 pytestmark = pytest.mark.slow
 
 HALF = {"mean": [0.5] * 3, "std": [0.5] * 3}
-RECIPES = [case.text for name, cases in OF_IMAGES.items() for case in cases if "random" not in name]
+RECIPES = [case.text for name, cases in FIXED.items() for case in cases if "random" not in name]
 STAGED: dict[str, Callable[[], nn.Module]] = {
     "convnext": lambda: ConvNeXt(depths=(1, 2, 1, 1), dims=(8, 16, 24, 32)),
     "swin": lambda: SwinTransformer(64, embed_dim=8, depths=(2, 2), num_heads=(1, 2), window_size=4),

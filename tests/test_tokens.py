@@ -85,6 +85,30 @@ def test_merged_tokens_stand_where_their_destination_stood() -> None:
     assert merged.source[0].tolist() == [2, 3, 3, 1]
 
 
+@pytest.mark.parametrize("norm", [None, "mean", "max"])
+@pytest.mark.parametrize("by", [False, True])
+def test_what_does_not_merge_moves_nothing(norm: str | None, by: bool) -> None:
+    """Each image as it would be alone, with the sources that merge and no others."""
+    tokens = fresh((3, 4), 1).tracked()
+    size, weight, importance = torch.rand(3, 2, 13, dtype=torch.float64) + 0.5
+    tokens = Tokens(tokens.x.double(), 1, (3, 4), size=size, weight=weight, source=tokens.source)
+    sources, destinations = torch.tensor([[2, 4, 6], [8, 2, 10]]), torch.tensor([[1, 3, 1], [5, 5, 7]])
+    merging = torch.tensor([[True, False, True], [False, True, True]])
+    soften = torch.rand(2, 3, dtype=torch.float64)
+    words = {"weigh": True, "norm": norm}
+    every = tokens.merge(
+        tokens.places, sources, destinations, by=importance if by else None, soften=soften, merging=merging, **words
+    )
+    for image, which in enumerate(merging):
+        one, some = tokens.image(image, 13), slice(image, image + 1)
+        alone = one.merge(
+            one.places, sources[some, which], destinations[some, which],
+            by=importance[some] if by else None, soften=soften[some, which], **words,
+        )  # fmt: skip
+        for name in ("x", "size", "weight", "source"):
+            torch.testing.assert_close(getattr(every, name)[some], getattr(alone, name), rtol=1e-12, atol=1e-12)
+
+
 def naive_restore(features: Tensor, source: Tensor, grid: tuple[int, int], fill: str) -> Tensor:
     out = torch.zeros(features.shape[0], features.shape[2], *grid, dtype=features.dtype)
     places = [(y, x) for y in range(grid[0]) for x in range(grid[1])]

@@ -34,6 +34,7 @@ if TYPE_CHECKING:
         GTP,
         MCTF,
         RLT,
+        Adaptive,
         Corrected,
         DiffRate,
         DToP,
@@ -61,6 +62,7 @@ __version__ = "0.1.0"
 
 _MODULE_OF = {
     "ATS": "methods",
+    "Adaptive": "methods",
     "Corrected": "methods",
     "DToP": "methods",
     "DiffRate": "methods",
@@ -122,6 +124,7 @@ __all__ = [
     "GTP",
     "MCTF",
     "RLT",
+    "Adaptive",
     "Corrected",
     "DToP",
     "DiffRate",

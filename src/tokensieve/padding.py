@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import ClassVar, Protocol
 
 import torch
@@ -52,6 +53,33 @@ def one_by_one(tokens: Tokens, run: Callable[[Tokens], Tensor]) -> Tensor:
     for image, count in enumerate(tokens.lengths.tolist()):
         output[image, :count] = run(tokens.image(image, count))[0]
     return output
+
+
+@dataclass(frozen=True)
+class Packing:
+    """Images of unlike lengths as one sequence without padding, for what reads each token by itself."""
+
+    index: Tensor
+    """(T,) int64: where the tokens are among all B N places."""
+    batch: int
+    count: int
+
+    @classmethod
+    def of(cls, tokens: Tokens) -> Packing | None:
+        """None where there is no padding, and in graphs, whose sizes must not depend on images."""
+        real = None if recording() else tokens.real
+        if real is None:
+            return None
+        return cls(real.flatten().nonzero()[:, 0], *real.shape)
+
+    def pack(self, x: Tensor) -> Tensor:
+        """(B, N, ...) -> (1, T, ...)."""
+        return x.flatten(0, 1).index_select(0, self.index)[None]
+
+    def unpack(self, x: Tensor) -> Tensor:
+        """(1, T, ...) -> (B, N, ...), zeros where padding is."""
+        out = x.new_zeros(self.batch * self.count, *x.shape[2:])
+        return out.index_copy_(0, self.index, x[0]).view(self.batch, self.count, *x.shape[2:])
 
 
 def faster_one_by_one(tokens: Tokens) -> bool:

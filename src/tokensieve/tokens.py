@@ -130,6 +130,7 @@ class Tokens:
         by: Tensor | None = None,
         soften: Tensor | None = None,
         norm: Literal["mean", "max"] | None = None,
+        merging: Tensor | None = None,
     ) -> Tokens:
         """Average the tokens `sources` into others.
 
@@ -141,23 +142,25 @@ class Tokens:
             by: (B, N) fp32, what the average weighs each token by; None is its size.
             soften: (B, r) in [0, 1], the part of a source's weight that attention goes on counting; None is all.
             norm: give each average the `mean` norm of its group, weighed as the average is, or the `max`.
+            merging: (B, r) bool, which of the sources are merged at all, where that is not the same number in each
+                image; the others move nothing, wherever their destination is. None is all.
 
         A merged token keeps the position of its destination.
         """
         size, weight = self.size, self.weight
         if size is None:
             size = torch.ones(self.x.shape[:2], dtype=exact_type(self.x), device=self.x.device)
-        moved = size.gather(1, sources)
+        moved = size.gather(1, sources) if merging is None else size.gather(1, sources) * merging
         total = size.gather(1, keep).scatter_add_(1, destinations, moved)
 
-        share, total_share = (moved, total) if by is None else _gathered(by, keep, sources, destinations)
+        share, total_share = (moved, total) if by is None else _gathered(by, keep, sources, destinations, merging)
         total_share = total_share.gather(1, destinations)
         share = share / total_share.clamp(min=torch.finfo(total_share.dtype).tiny)  # padding has no size
         share = share.to(self.x.dtype)
         merged = replace(self, size=None, weight=None).take(keep)
         x = _average(self.x, merged.x, sources, destinations, share)
         if norm is not None:
-            x = _stretch(x, self.x, keep, sources, destinations, share, norm)
+            x = _stretch(x, self.x, keep, sources, destinations, share, norm, merging)
 
         if not weigh:
             weight = None if weight is None else weight.gather(1, keep)
@@ -166,12 +169,14 @@ class Tokens:
         else:
             weight = torch.ones_like(size) if weight is None else weight
             weighted = weight.gather(1, sources) * (1 if soften is None else soften)
+            weighted = weighted if merging is None else weighted * merging
             weight = weight.gather(1, keep).scatter_add(1, destinations, weighted)
 
         source = merged.source
         if self.source is not None and source is not None:
             moves = torch.full(self.x.shape[:2], -1, dtype=torch.int64, device=x.device)
-            moves = moves.scatter(1, sources, destinations)
+            goes = destinations if merging is None else destinations.masked_fill(~merging, -1)
+            moves = moves.scatter(1, sources, goes)
             moved_to = _lookup(moves, self.source)
             source = torch.where(moved_to >= 0, moved_to, source)
         return replace(merged, x=x, size=total, weight=weight, source=source)
@@ -289,9 +294,11 @@ def exact_type(x: Tensor) -> torch.dtype:
     return torch.promote_types(x.dtype, torch.float32)
 
 
-def _gathered(by: Tensor, keep: Tensor, sources: Tensor, destinations: Tensor) -> tuple[Tensor, Tensor]:
+def _gathered(
+    by: Tensor, keep: Tensor, sources: Tensor, destinations: Tensor, merging: Tensor | None
+) -> tuple[Tensor, Tensor]:
     """What the sources bring, (B, r), and what each kept token holds with it, (B, M)."""
-    moved = by.gather(1, sources)
+    moved = by.gather(1, sources) if merging is None else by.gather(1, sources) * merging
     return moved, by.gather(1, keep).scatter_add(1, destinations, moved)
 
 
@@ -307,12 +314,20 @@ def _average(x: Tensor, kept: Tensor, sources: Tensor, destinations: Tensor, sha
 
 
 def _stretch(
-    averaged: Tensor, x: Tensor, keep: Tensor, sources: Tensor, destinations: Tensor, share: Tensor, norm: str
+    averaged: Tensor,
+    x: Tensor,
+    keep: Tensor,
+    sources: Tensor,
+    destinations: Tensor,
+    share: Tensor,
+    norm: str,
+    merging: Tensor | None,
 ) -> Tensor:
     """Averages (B, M, d) given the mean or the largest norm of their group; what received nothing stays as it is."""
     norms = x.norm(dim=-1)
     kept_norms, source_norms = norms.gather(1, keep), norms.gather(1, sources)
     if norm == "max":
+        source_norms = source_norms if merging is None else source_norms * merging  # no norm is below 0
         target_norms = kept_norms.scatter_reduce(1, destinations, source_norms, "amax")
     else:
         target_norms = kept_norms.scatter_add(
@@ -320,7 +335,11 @@ def _stretch(
         )
     length = averaged.norm(dim=-1)
     factor = torch.where(length > 0, target_norms / length.clamp(min=torch.finfo(x.dtype).tiny), 1)
-    received = torch.zeros_like(factor).scatter(1, destinations, 1) > 0
+    none = torch.zeros_like(factor)
+    if merging is None:
+        received = none.scatter(1, destinations, 1) > 0
+    else:
+        received = none.scatter_add(1, destinations, merging.to(x.dtype)) > 0
     return averaged * torch.where(received, factor, 1)[..., None]
 
 

@@ -107,6 +107,15 @@ CASES: dict[str, list[Case]] = {
             slow.Guarded(4, 0, 0.2, 0.1, "keys", False, slice(0, 2)),
         ),
     ],
+    "adaptive": [
+        case("adaptive(bars=0.1, drop=0.2)", slow.Adaptive(0.1, 0.2)),
+        case("adaptive(bars=(0.2, 1, 0.1), norm=False)", slow.Adaptive((0.2, 1, 0.1), norm=False)),
+        case(
+            "adaptive(bars=0.0, drop=(0, 0.3), source_guard=0.2, destination_guard=0.1, metric=keys, soften=False, "
+            "layers=0:2)",
+            slow.Adaptive(0.0, (0, 0.3), 0.2, 0.1, "keys", False, slice(0, 2)),
+        ),
+    ],
     "readout": [case("readout()", slow.Readout())],
     "patch_slimming": [
         Case("patch_slimming(patches={slimming}, form=A)", lambda facts: [slow.PatchSlimming(facts.nested(4), "A")]),
@@ -157,6 +166,7 @@ CASES: dict[str, list[Case]] = {
 }
 
 IDENTITY = {
+    "adaptive": "adaptive(bars=1)",
     "papr": "papr(keep=1)",
     "random": "random(keep=1)",
     "tome": "tome(r=0)",
@@ -176,3 +186,6 @@ IDENTITY = {
 VIDEO_ONLY = ("tome in a window",)
 """Cases that hosts refuse whose patches have no time."""
 OF_IMAGES = {name: cases for name, cases in CASES.items() if name not in VIDEO_ONLY}
+BY_IMAGE = ("adaptive",)
+"""Cases whose token counts follow from the values of each image: no graph has them, nor tensors without values."""
+FIXED = {name: cases for name, cases in OF_IMAGES.items() if name not in BY_IMAGE}

@@ -12,6 +12,7 @@ from torch import Tensor
 from tests.reference.stream import (
     Look,
     Stream,
+    acting,
     best,
     cosine,
     mean_by,
@@ -285,15 +286,84 @@ class Guarded:
         kept = [*range(stream.prefix), *(a for a in a_side if a not in pairs), *b_side]
         groups = grouped(kept, pairs)
         similarity = {a: cosine(features[a], features[b]) for a, b in pairs.items()}
-        weights = softened(stream, groups, similarity) if self.soften else summed_ones(stream, groups)
-        means = [mean_by(stream.x, group, stream.sizes) for group in groups]
-        if self.norm:  # as long as its members are on average, which the mean of different directions is not
-            for place, group in enumerate(groups):
-                if len(group) > 1:
-                    whole = sum(stream.sizes[i] for i in group)
-                    wanted = sum(stream.sizes[i] * float(stream.x[i].norm()) for i in group) / whole
-                    means[place] = means[place] / float(means[place].norm()) * wanted
-        stream.merge(groups, means, weights)
+        guarded_merge(stream, groups, similarity, self.soften, self.norm)
+
+
+@dataclass(frozen=True)
+class Adaptive:
+    """Guarded merging of every pair above a block's bar; then the least attended share is dropped."""
+
+    bars: float | Sequence[float]
+    drop: float | Sequence[float] = 0.0
+    source_guard: float = 0.05
+    destination_guard: float = 0.035
+    metric: str = "tokens"
+    soften: bool = True
+    layers: Layers = None
+    norm: bool = True
+    place = "inside"
+
+    def act(self, stream: Stream, look: Look) -> None:
+        def told(levels: float | Sequence[float], missing: float) -> float:
+            if look.block not in acting(self.layers, look.depth):
+                return missing
+            if isinstance(levels, float | int):
+                return levels
+            return levels[look.block] if look.block < len(levels) else missing
+
+        bar, share = told(self.bars, 1.0), told(self.drop, 0.0)
+        stream.count = len(stream.members)  # what the batch is padded to is no business of this image
+        if len(stream.patches) < 2:
+            return
+        if bar < 1:
+            self.merge(stream, look, bar)
+        drop = min(int(share * len(stream.patches) + 0.5), len(stream.patches) - 1)
+        if drop > 0:
+            attention = look.class_attention(stream)
+            ranked, _ = ranking({n: attention[n] for n in stream.patches})
+            kept, fallen = ranked[: len(ranked) - drop], ranked[len(ranked) - drop :]
+            stream.doubt(attention[kept[-1]] - attention[fallen[0]])
+            stream.keep([*range(stream.prefix), *sorted(kept)])
+
+    def merge(self, stream: Stream, look: Look, bar: float) -> None:
+        attention = look.class_attention(stream)
+        features = stream.x.tolist() if self.metric == "tokens" else look.metric(stream)
+        mean = sum(attention[n] for n in stream.patches) / len(stream.patches)
+        a_side, b_side = sides(len(stream.members), stream.prefix)
+        pairs, similarity = {}, {}
+
+        def look_for(sources: Sequence[int], destinations: Sequence[int]) -> None:
+            for i in sources:
+                row = {}
+                for j in destinations:
+                    guard = self.source_guard * attention[i] / mean + self.destination_guard * attention[j] / mean
+                    row[j] = cosine(features[i], features[j]) - guard
+                if not row:
+                    continue
+                j, lead = best(row)
+                stream.doubt(abs(row[j] - bar))
+                if row[j] > bar:
+                    stream.doubt(lead)
+                    pairs[i], similarity[i] = j, cosine(features[i], features[j])
+
+        look_for(a_side, b_side)
+        look_for([b for b in b_side if b not in pairs.values()], [a for a in a_side if a not in pairs])
+        kept = [n for n in [*range(stream.prefix), *a_side, *b_side] if n not in pairs]
+        guarded_merge(stream, grouped(kept, pairs), similarity, self.soften, self.norm)
+
+
+def guarded_merge(
+    stream: Stream, groups: list[list[int]], similarity: dict[int, float], soften: bool, norm: bool
+) -> None:
+    weights = softened(stream, groups, similarity) if soften else summed_ones(stream, groups)
+    means = [mean_by(stream.x, group, stream.sizes) for group in groups]
+    if norm:  # as long as its members are on average, which the mean of different directions is not
+        for place, group in enumerate(groups):
+            if len(group) > 1:
+                whole = sum(stream.sizes[i] for i in group)
+                wanted = sum(stream.sizes[i] * float(stream.x[i].norm()) for i in group) / whole
+                means[place] = means[place] / float(means[place].norm()) * wanted
+    stream.merge(groups, means, weights)
 
 
 def merge_by_size(stream: Stream, groups: list[list[int]], weights: list[float] | None) -> None:

@@ -17,12 +17,12 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from tests.reference.dropping import Ats, Dynamicvit, Evit, PatchSlimming, Readout
-from tests.reference.merging import Diffrate, Guarded, Mctf, Pitome, Tofu, Tome
+from tests.reference.merging import Adaptive, Diffrate, Guarded, Mctf, Pitome, Tofu, Tome
 from tests.reference.stream import Look, Stream, cosine, ranking, schedule
 
 __all__ = [
-    "Ats", "Diffrate", "Dynamicvit", "Evit", "Gtp", "Guarded", "Mctf", "PatchSlimming", "Pitome", "Readout", "Tofu",
-    "Tome",
+    "Adaptive", "Ats", "Diffrate", "Dynamicvit", "Evit", "Gtp", "Guarded", "Mctf", "PatchSlimming", "Pitome",
+    "Readout", "Tofu", "Tome",
 ]  # fmt: skip
 
 

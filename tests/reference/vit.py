@@ -39,8 +39,8 @@ class Reference:
     `margin` is the smallest lead by which a method took one of its decisions (a difference of scores, inf where none
     was taken): another run can be expected to decide alike where its rounding stays well below that.
 
-    Where images keep unlike numbers of tokens (ATS), `tokens` and `sizes` are filled up with copies of the image's last
-    token that stand for nothing.
+    Where images keep unlike numbers of tokens (ATS, adaptive), `tokens` and `sizes` are filled up with copies of the
+    image's last token that stand for nothing.
     """
 
     output: Tensor  # what the host returns
@@ -166,6 +166,9 @@ def _run_block(
                 step.act(stream, look)
         x = stream.x
         stream.x = x + (block.norm2(block.mlp(x)) if post_norm else scaled(block.mlp(block.norm2(x)), block, 2))
+    room = max(stream.count for stream in streams)
+    for stream in streams:
+        stream.count = room
 
 
 def _ask(step: Any, streams: list[Stream], looks: list[Look]) -> None:

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 
 METHODS = (
-    "ats", "corrected", "diffrate", "dtop", "dynamiccnn", "dynamicswin", "dynamicvit", "evit", "gtp", "guarded", "mctf",
-    "papr", "patch_slimming", "pitome", "readout", "rlt", "tofu", "tome",
+    "adaptive", "ats", "corrected", "diffrate", "dtop", "dynamiccnn", "dynamicswin", "dynamicvit", "evit", "gtp",
+    "guarded", "mctf", "papr", "patch_slimming", "pitome", "readout", "rlt", "tofu", "tome",
 )  # fmt: skip
 MODELS = (
     "nano_convnet", "nano_convnext", "nano_segmenter", "nano_video", "nano_video_proposal", "nano_vit", "videomae_base",

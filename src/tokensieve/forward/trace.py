@@ -91,6 +91,16 @@ class Trace:
         self._read = [tokens.nothing() for tokens in self._read]
 
     @property
+    def reads_per_image(self) -> list[list[Reads]]:
+        """For each image what `reads` is of it alone, where no method chooses by its attention which tokens ask."""
+        found: list[list[Reads]] = [[] for _ in self.lengths[0]]
+        for reads, read, lengths in zip(self.reads, self._read, self.lengths, strict=True):
+            for own, keys, mlp in zip(found, read.lengths_per_image().tolist(), lengths.tolist(), strict=True):
+                queries = keys if reads.queries == reads.keys else reads.queries
+                own.append(Reads(keys, keys if reads.q_proj == reads.keys else reads.q_proj, queries, mlp))
+        return found
+
+    @property
     def tokens_per_block(self) -> list[int]:
         """Tokens, prefix included, that each block's MLP read."""
         return [reads.mlp for reads in self.reads]

@@ -129,12 +129,12 @@ def _whole(block: HostBlock, separately: bool, tokens: Tokens) -> tuple[Tokens, 
 
 def _opened(index: int, block: HostBlock, actor: Actor, tokens: Tokens) -> tuple[Tokens, Reads]:
     keys = tokens.x.shape[1]
-    tokens, q_proj, queries = _attended(index, block, actor, tokens)
-    tokens = replace(tokens, x=block.mlp(tokens.x))
+    tokens, q_proj, queries = up_to_mlp(index, block, actor, tokens)
+    tokens = through_mlp(block, tokens)
     return tokens, Reads(keys, q_proj, queries, tokens.x.shape[1])
 
 
-def _attended(index: int, block: HostBlock, actor: Actor, tokens: Tokens) -> tuple[Tokens, int, int]:
+def up_to_mlp(index: int, block: HostBlock, actor: Actor, tokens: Tokens) -> tuple[Tokens, int, int]:
     """A block up to its MLP -> tokens after attention, number of queries projected, number of queries that attended.
 
     A function of its own, so that queries, keys and values are freed before the MLP runs.
@@ -142,7 +142,7 @@ def _attended(index: int, block: HostBlock, actor: Actor, tokens: Tokens) -> tup
     # block_rows (B, N): each token's index among the block's input tokens; None while all are present.
     tokens = replace(tokens, block_rows=None)
     query_tokens = actor.queries(index, tokens)
-    attention = block.qkv(tokens, query_tokens.block_rows)
+    attention = _qkv(block, tokens, query_tokens.block_rows)
     attention = replace(attention, weight=tokens.weight, lengths=tokens.lengths)
     attention = attention.ensure_queries(query_tokens.block_rows)
     selected = attention
@@ -150,6 +150,37 @@ def _attended(index: int, block: HostBlock, actor: Actor, tokens: Tokens) -> tup
         query_tokens = actor.rows(index, tokens, attention)
         selected = attention if query_tokens.block_rows is None else attention.only_queries(query_tokens.block_rows)
     attended, attention_scores = actor.attend(index, query_tokens, selected)
-    tokens = replace(query_tokens, x=block.attention_out(attended, selected, query_tokens.x))
+    tokens = replace(query_tokens, x=_attention_out(block, attended, selected, query_tokens))
     tokens = actor.inside(index, tokens, attention, attention_scores)
     return tokens, attention.q.shape[2], query_tokens.x.shape[1]
+
+
+def through_mlp(block: HostBlock, tokens: Tokens) -> Tokens:
+    """Tokens behind the block's MLP, which reads no padding."""
+    packing = _packing(block, tokens)
+    x = block.mlp(tokens.x) if packing is None else packing.unpack(block.mlp(packing.pack(tokens.x)))
+    return replace(tokens, x=x)
+
+
+def _packing(block: HostBlock, tokens: Tokens) -> padding.Packing | None:
+    return None if tokens.lengths is None or block.trains else padding.Packing.of(tokens)
+
+
+def _qkv(block: HostBlock, tokens: Tokens, query_rows: Tensor | None) -> BlockQKV:
+    packing = _packing(block, tokens) if block.by_token and query_rows is None else None
+    if packing is None:
+        return block.qkv(tokens, query_rows)
+    packed = block.qkv(Tokens(packing.pack(tokens.x), tokens.prefix, tokens.grid))
+    q, k, v = (packing.unpack(x.transpose(1, 2)).transpose(1, 2) for x in (packed.q, packed.k, packed.v))
+    keys = k if packed.keys is packed.k else packing.unpack(packed.keys.transpose(1, 2)).transpose(1, 2)
+    gate = None if packed.gate is None else packing.unpack(packed.gate)
+    return replace(packed, q=q, k=k, v=v, keys=keys, gate=gate)
+
+
+def _attention_out(block: HostBlock, attended: Tensor, attention: BlockQKV, tokens: Tokens) -> Tensor:
+    packing = _packing(block, tokens) if block.by_token else None
+    if packing is None:
+        return block.attention_out(attended, attention, tokens.x)
+    gate = None if attention.gate is None else packing.pack(attention.gate)
+    heads = packing.pack(attended.transpose(1, 2)).transpose(1, 2)
+    return packing.unpack(block.attention_out(heads, replace(attention, gate=gate), packing.pack(tokens.x)))

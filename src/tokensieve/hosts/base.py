@@ -32,6 +32,9 @@ class HostBlock(ABC):
 
     closed: str | None = None
     """Why no method can act inside this block, or None."""
+    by_token = False
+    """Whether `qkv` and `attention_out` compute each token from itself alone, wherever it stands: then images of unlike
+    lengths go through them as one sequence without padding, as they do through any `mlp`."""
     checkpoints = False
     """Whether gradient checkpointing is switched on: the stream keeps what goes in, and computes the rest again."""
     checkpoints_itself = False
@@ -63,6 +66,11 @@ class HostBlock(ABC):
     @abstractmethod
     def mlp(self, x: Tensor) -> Tensor:
         """Norm, MLP, scale, drop path and residual: (B, N, d) -> (B, N, d)."""
+
+    @property
+    def trains(self) -> bool:
+        """Whether anything is dropped by chance, which may be whole images."""
+        return any(part.training for part in self.bypassed)
 
     def rest(self, attended: Tensor, attention: BlockQKV, x: Tensor) -> Tensor:
         """Everything behind the attention itself."""

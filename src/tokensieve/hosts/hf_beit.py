@@ -28,6 +28,7 @@ class HFBeitBlock(HFBlock):
         super().__init__(layer, prefix)
         self.shared, self.patch = shared, patch
         self.own = getattr(layer, "relative_position_bias", None)
+        self.by_token = not self.biased
         # Called whole, a layer wants the bias of the whole grid: an unknown one could not take fewer tokens.
         if self.biased and self.closed:
             raise UnsupportedHost(f"BEiT cannot be sieved: {self.closed}.")

@@ -131,6 +131,7 @@ class HFBlock(HostBlock):
         self.checkpoints = layer.training and getattr(layer, "gradient_checkpointing", False)
         seams = SEAMS.get(type(layer).__name__, (Seam(""),))
         self.seam = next((seam for seam in seams if None not in _along(layer, seam.inner)), seams[-1])
+        self.by_token = self.seam.rotary is None
         self.bypassed = [layer, *(module for module in _along(layer, self.seam.inner) if module is not None)]
         inner: Any = self.bypassed[-1]
         kernel = getattr(getattr(inner, "config", None), "_attn_implementation", None)

@@ -88,6 +88,8 @@ class OpenClipViT(Host):
 class OpenClipBlock(HostBlock):
     """A `ResidualAttentionBlock` around torch's `MultiheadAttention`, whose projections lie in one matrix."""
 
+    by_token = True
+
     def __init__(self, block: Any) -> None:
         self.block, self.bypassed = block, (block, block.attn)
         if not _theirs(block, "ResidualAttentionBlock"):

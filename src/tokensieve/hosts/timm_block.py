@@ -33,6 +33,7 @@ class TimmBlock(HostBlock):
         self.bypassed = [block, *(module for name in ("attn", "attn.attn_drop") if (module := _inner(block, name)))]
         self.index = index
         self.rotary = type(block) in (EvaBlock, EvaBlockPostNorm)
+        self.by_token = not self.rotary
         self.post_norm = type(block) in (ResPostBlock, EvaBlockPostNorm)
         if type(block) not in BLOCKS:
             self.closed = (

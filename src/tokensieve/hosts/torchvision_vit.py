@@ -58,6 +58,8 @@ class TorchvisionViT(Host):
 class TorchvisionBlock(HostBlock):
     """An `EncoderBlock`. Types are matched exactly: a subclass may compute anything."""
 
+    by_token = True
+
     def __init__(self, block: Any) -> None:
         self.block = block
         if type(block) is not EncoderBlock:

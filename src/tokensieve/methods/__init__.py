@@ -1,5 +1,6 @@
 """What happens to tokens: one file a method. To add one, write its file and name it here."""
 
+from .adaptive import Adaptive
 from .ats import ATS
 from .base import METHODS, BaseMethod, Method, PixelMethod, TokenSite, register
 from .corrected import Corrected
@@ -27,6 +28,7 @@ __all__ = [
     "MCTF",
     "METHODS",
     "RLT",
+    "Adaptive",
     "AttentionEvidence",
     "BaseMethod",
     "Corrected",

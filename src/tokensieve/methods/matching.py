@@ -97,6 +97,76 @@ def bipartite_match(
     return Match(keep, evens.gather(1, merged), destinations)
 
 
+class Pairs(NamedTuple):
+    """All pairs of an even and an odd token, the pairs that `bipartite_match` chooses from."""
+
+    cosine: Tensor
+    """(B, E, O)"""
+    even: Tensor
+    """(E,) int64, places in the sequence."""
+    odd: Tensor
+    """(O,) int64"""
+    source_cost: Tensor
+    """(B, N) taken off the cosine of a pair whose source it is; infinite for padding, which takes no part."""
+    destination_cost: Tensor
+    """(B, N) the same of its destination."""
+
+
+class Merges(NamedTuple):
+    """Which tokens merge, where that is not the same number in each image."""
+
+    sources: Tensor
+    """(B, r) int64, places in the sequence, as many as the image with the most has."""
+    destinations: Tensor
+    """(B, r) int64, places in the sequence; none of them is a source that merges."""
+    similarity: Tensor
+    """(B, r) in [0, 1]: their cosine, nothing below 0."""
+    merging: Tensor
+    """(B, r) bool: False where the image has fewer."""
+
+
+@torch.no_grad()
+def all_pairs(
+    features: Tensor, prefix: int, source_cost: Tensor, destination_cost: Tensor, real: Tensor | None
+) -> Pairs:
+    """The pairs of features (B, N, d) or (B, H, N, d), of which `real` (B, N) is False for padding."""
+    unit = metric(features)
+    places = torch.arange(unit.shape[1], device=unit.device)
+    even, odd = places[prefix + prefix % 2 :: 2], places[prefix + (prefix + 1) % 2 :: 2]
+    if real is not None:
+        source_cost, destination_cost = (cost.masked_fill(~real, torch.inf) for cost in (source_cost, destination_cost))
+    return Pairs(product(unit[:, even], unit[:, odd].transpose(1, 2)), even, odd, source_cost, destination_cost)
+
+
+@torch.no_grad()
+def above(pairs: Pairs, bar: float) -> Merges:
+    """Every even token whose best pair is above the bar merges into its odd one; then every odd token that nothing has
+    merged into does the same, into one of the even tokens that are left."""
+    cosine, even, odd, source_cost, destination_cost = pairs
+    batch = cosine.shape[0]
+    empty = cosine.shape[1] == 0 or cosine.shape[2] == 0
+
+    def best(cosine: Tensor, own: Tensor, others: Tensor, gone: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+        scores = cosine - destination_cost[:, None, others]
+        scores = scores if gone is None else scores.masked_fill(gone[:, None], -torch.inf)
+        found, partner = scores.max(dim=2)
+        return found - source_cost[:, own] > bar, partner, cosine.gather(2, partner[..., None])[..., 0]
+
+    if empty:
+        none = even.new_zeros(batch, 0)
+        return Merges(none, none, cosine.new_zeros(batch, 0), none.bool())
+    there, odd_partner, there_similar = best(cosine, even, odd, None)
+    received = torch.zeros_like(cosine[:, 0], dtype=torch.int64).scatter_add(1, odd_partner, there.long()) > 0
+    back, even_partner, back_similar = best(cosine.transpose(1, 2), odd, even, there)
+    merging = torch.cat([there, back & ~received], dim=1)
+    sources = torch.cat([even, odd]).expand(batch, -1)
+    destinations = torch.cat([odd[odd_partner], even[even_partner]], dim=1)
+    similarity = torch.cat([there_similar, back_similar], dim=1).clamp(0, 1)
+    most = int(merging.sum(1).max())
+    first = merging.to(torch.int8).argsort(dim=1, descending=True, stable=True)[:, :most]
+    return Merges(*(values.gather(1, first) for values in (sources, destinations, similarity, merging)))
+
+
 def in_order(tokens: Tokens, sources: Tensor, destinations: Tensor) -> Match:
     """A match from the places of its pairs in the sequence as it is: what stays keeps its order.
 

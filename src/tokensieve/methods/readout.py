@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
+from .._frozen import replace
 from ..tokens import Tokens
 from .base import Evidence, Method, Place, TokenSite, register
 
@@ -22,9 +23,11 @@ class Readout(Method[Evidence]):
     name: ClassVar[str] = "readout"
     needs_prefix_head: ClassVar[str] = "so that the last block must compute them"
     place: ClassVar[Place] = "queries"
+    knows_padding: ClassVar[bool] = True
 
     def left(self, site: TokenSite) -> int:
         return site.prefix if site.block == site.depth - 1 else site.tokens
 
     def reduce(self, tokens: Tokens, left: int, evidence: Evidence) -> Tokens:
-        return tokens.take(tokens.places[:, :left])
+        # images of unlike lengths have as many prefix tokens, and no padding among them
+        return replace(tokens.take(tokens.places[:, :left]), lengths=None)

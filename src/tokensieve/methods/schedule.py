@@ -35,6 +35,22 @@ def schedule_field(default: Schedule | None = None) -> Any:
     return field(metadata=check) if default is None else field(default=default, metadata=check)
 
 
+def levels_field(default: float, low: float, high: float) -> Any:
+    """A setting that is a number from `low` to `high`, or a tuple of such numbers, one for each block."""
+
+    def check(method: str, setting: str, value: Any) -> float | tuple[float, ...]:
+        value = as_tuple(value)
+        for level in value if isinstance(value, tuple) else (value,):
+            if isinstance(level, bool) or not isinstance(level, int | float) or not low <= level <= high:
+                raise RecipeError(
+                    f"{method}: {setting} must be a number from {low:g} to {high:g}, or one for each block, not "
+                    f"{value!r}."
+                )
+        return value
+
+    return field(default=default, metadata={"check": check})
+
+
 def layers_field() -> Any:
     """A setting that names blocks."""
     return field(default=None, metadata={"check": check_layers})

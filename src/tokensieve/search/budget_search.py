@@ -10,6 +10,7 @@ from time import monotonic
 import optuna
 
 from ..errors import RecipeError, SieveError
+from ..recipe import Recipe
 from .families import Family
 from .family_study import FamilyStudy
 from .fit import Fit
@@ -66,6 +67,8 @@ class Search:
     tell: Callable[[str], object] = lambda _: None
     """Called with a sentence when a round of a budget is over."""
     studies: dict[float, list[FamilyStudy]] = field(default_factory=dict)
+    adapted: dict[float, Recipe] = field(default_factory=dict)
+    """By budget the best `guarded` recipe with bars in the place of its numbers, see `bars`."""
     expected: int = 0
     begun: float = field(default_factory=monotonic)
 

@@ -14,7 +14,7 @@ from ..methods import DToP, PaPr
 from ..recipe import Recipe
 from ..stream import sieve
 from .exit_families import exit_families
-from .families import CONTROLS, EXITS, Family, Scheduled, family_names, ranked_by
+from .families import ADAPTIVE, CONTROLS, EXITS, Family, Scheduled, family_names, ranked_by
 from .families import families as families_of
 from .fit import Fit
 from .judge import Judge
@@ -38,6 +38,8 @@ def names_of(requested: Sequence[str] | None, model: nn.Module, staged: bool) ->
             sieve(model, DToP())  # says why, where there are no exits
         if name not in allowed:
             raise RecipeError(f"There is no family {name!r}{nearest(name, allowed)}. Known: {', '.join(allowed)}.")
+    if ADAPTIVE in requested and "scheduled-guarded" not in requested:
+        raise RecipeError(f"{ADAPTIVE} is made of the best of scheduled-guarded: name that as well.")
     if not requested:
         raise RecipeError(f"families is empty: name some of {', '.join(allowed)}.")
     return [requested] if isinstance(requested, str) else list(requested)

@@ -111,7 +111,10 @@ class Costs:
     def of(self, recipe: Recipe) -> int:
         """MACs of an image under a recipe, its proposal left out."""
         plan = Plan(recipe, self.depth, self.prefix)
-        reads, left = plan.walked(self.patches)
+        return self.of_reads(*plan.walked(self.patches))
+
+    def of_reads(self, reads: Sequence[Reads], left: int) -> int:
+        """MACs of an image whose blocks read so many tokens, and its head `left`."""
         blocks = sum(block.of(read) for block, read in zip(self.blocks, reads, strict=True))
         return self.rest + blocks + self.per_token * left
 

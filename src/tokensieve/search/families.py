@@ -253,6 +253,8 @@ SINGLES: dict[str, Family] = {
 }
 """Name of the method -> family. `random` is a control: it is searched only where it is named."""
 CONTROLS = ("random",)
+ADAPTIVE = "adaptive"
+"""The best of `scheduled-guarded` at each budget with bars in the place of its numbers; not searched by itself."""
 EXITS = ("scheduled-dtop", "dtop")
 """Families for segmenters with exits alone, see `exit_families`."""
 
@@ -260,7 +262,8 @@ EXITS = ("scheduled-dtop", "dtop")
 def family_names() -> list[str]:
     """All that `families=` may name, as far as their methods are there."""
     singles = [name for name in ("papr", *SINGLES) if name in METHODS or name in CONTROLS]
-    return [*(f"scheduled-{name}" for name in ("guarded", "tome") if name in METHODS), *singles, *EXITS]
+    scheduled = [f"scheduled-{name}" for name in ("guarded", "tome") if name in METHODS]
+    return [*scheduled, ADAPTIVE, *singles, *EXITS]
 
 
 def families(names: Sequence[str], proposals: Sequence[Mapping[str, Any]]) -> list[Family]:
@@ -272,6 +275,6 @@ def families(names: Sequence[str], proposals: Sequence[Mapping[str, Any]]) -> li
         elif name.startswith("scheduled-"):
             method = name.removeprefix("scheduled-")
             result += [Scheduled(method, proposal) for proposal in (None, *proposals)]
-        else:
+        elif name != ADAPTIVE:
             result.append(SINGLES[name])
     return result

@@ -198,6 +198,14 @@ class Judge:
         """The recipe as the user will run it, its proposal inside."""
         return self._whole(self._host(recipe))
 
+    def batch_of(self, rows: Tensor) -> Tensor:
+        """These images (B, 3, H, W), where the model is."""
+        return self.images[rows].to(next(self.model.parameters()).device)
+
+    def host_sieved(self, recipe: Recipe) -> Sieved:
+        """The host alone under a recipe, its proposal inside."""
+        return self._host(recipe)
+
     def _host(self, recipe: Recipe) -> Sieved:
         return sieve(self.host_model, recipe, **self.settings).to(next(self.model.parameters()).device)
 

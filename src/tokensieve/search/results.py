@@ -9,10 +9,12 @@ from typing import TYPE_CHECKING, Any
 
 from ..errors import InputError, SieveError, UnsupportedHost
 from ..methods import Corrected
+from ..recipe import Recipe
 from ..stream import sieve
+from .bars import mean_macs
 from .correction import LEAST, correct
 from .exit_costs import ExitCosts
-from .families import ranked_by
+from .families import ADAPTIVE, ranked_by
 from .front import Front, Point, mark_dominated
 from .judge import Figures, Judge
 from .timing import with_speed
@@ -70,12 +72,32 @@ def assemble_front(
 
 def points_of(search: Search, include_proposal: bool, held: bool = True) -> list[Point]:
     """The best of each study, also judged on the held-out images where that is wanted."""
-    return [
+    points = [
         point_of(search, study, trial, include_proposal, held)
         for studies in search.studies.values()
         for study in studies
         if (trial := study.best()) is not None
     ]
+    return points + [adapted_point(search, ratio, recipe, held) for ratio, recipe in search.adapted.items()]
+
+
+def adapted_point(search: Search, ratio: float, recipe: Recipe, held: bool) -> Point:
+    """A recipe whose count varies between images, with the mean over them."""
+    judge, costs = search.judge, search.fit(ratio).costs
+    heldout = held and len(judge.parts["heldout"]) > 0
+    cost = mean_macs(judge, costs, recipe)
+    return Point(
+        recipe=recipe,
+        family=ADAPTIVE,
+        proposal=None,
+        kind="searched",
+        budget=ratio,
+        macs=cost,
+        ratio=costs.dense / cost,
+        search=judge.recalled(recipe, "search"),
+        heldout=judge.recalled(recipe, "heldout") if heldout else None,
+        heldout_macs=mean_macs(judge, costs, recipe, "heldout") if heldout else None,
+    )
 
 
 def point_of(search: Search, study: Any, trial: Any, include_proposal: bool, held: bool) -> Point:

@@ -17,9 +17,11 @@ from ..measure.scores import IGNORE_INDEX
 from ..methods import METHODS
 from ..recipe import Recipe
 from ..show.front_text import left_out as left_out_sentence
+from .bars import adapt_all
 from .budgets import budget, until_fast
 from .candidates import families_for, names_of, proposals_of, refusal
 from .exit_costs import ExitCosts
+from .families import ADAPTIVE
 from .fit import Fit
 from .front import Front
 from .judge import Judge
@@ -198,6 +200,14 @@ def tune(
             stopped = "timeout"
         except KeyboardInterrupt:
             stopped = "interrupted"
+        if stopped != "interrupted" and (names is None or ADAPTIVE in names) and not staged:
+            try:
+                left_out.tell("Setting bars in the place of the best numbers.")
+                adapt_all(search)
+            except OutOfTime:
+                stopped = "timeout"
+            except KeyboardInterrupt:
+                stopped = "interrupted"
         judge.check = lambda: None
 
         def front_of(held: bool) -> Front:

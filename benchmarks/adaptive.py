@@ -1,0 +1,142 @@
+"""Each image as long as it needs, beside the schedules that were searched -> results/adaptive.csv.
+
+    python benchmarks/adaptive.py [--limit N]      # bars set on 250 pictures, judged on the 1,750
+    python benchmarks/adaptive.py --bf16           # the same with matrix products in bf16, the dense model's too
+    python benchmarks/adaptive.py --time           # on a quiet machine: measured time, into the rows that are there
+
+The schedules are those of results/tuned_deit_tiny.csv, without a proposal, at 1.43, 1.67 and 1.9 times fewer MACs. Bars
+are set as `tokensieve tune` sets them, on pictures of imagenette_train; MACs are the mean over what is judged. Pictures
+as the papers prepare them. The columns with 250 are of imagenet_val_a alone, which the host was not trained on.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from compare_methods import Study, deit_tiny
+from results import read, write
+from tokensieve import Recipe, Sieved, sieve
+from tokensieve.measure.speed import interleaved, spread
+from tokensieve.search.bars import adapted
+from tokensieve.search.costs import Costs
+from tokensieve.search.judge import Judge
+
+BUDGETS = ("1.4333", "1.6667", "1.9")
+BATCHES = (1, 8, 32)
+UNSEEN = 250
+"""The first images of the study: imagenet_val_a."""
+RESULTS = "adaptive.csv"
+
+
+def schedules() -> dict[str, Recipe]:
+    """By budget what was searched."""
+    return {
+        row["budget"]: Recipe.parse(row["recipe"])
+        for row in read("tuned_deit_tiny.csv")
+        if row["kind"] == "searched" and row["title"] == "scheduled-guarded" and row["budget"] in BUDGETS
+    }
+
+
+def judge_of(images: Tensor, study: Study) -> Judge:
+    words: dict[str, Any] = {"mean": study.mean, "std": study.std, "pretrained": True}
+    return Judge(study.model, images, holdout=0, seed=0, batch=50, check=lambda: None, **words)
+
+
+def figures(answers: Tensor, dense: Tensor, labels: Tensor) -> dict[str, float]:
+    log_p, log_q = dense.log_softmax(1).double(), answers.log_softmax(1).double()
+    same = answers.argmax(1) == dense.argmax(1)
+    return {
+        "kl": float((log_p.exp() * (log_p - log_q)).sum(1).mean()),
+        "agreement": 100 * float(same.double().mean()),
+        "top1": 100 * float((answers.argmax(1) == labels).double().mean()),
+        "top1_dense": 100 * float((dense.argmax(1) == labels).double().mean()),
+        "images": len(answers),
+    }
+
+
+@torch.no_grad()
+def answered(fast: Sieved, images: Tensor, costs: Costs) -> tuple[Tensor, float]:
+    """Its answers, and the mean MACs of an image."""
+    answers, total = [], 0
+    for some in images.split(50):
+        trace = fast.trace(some)
+        answers.append(trace.output.float())
+        total += sum(costs.of_reads(reads, reads[-1].mlp) for reads in trace.reads_per_image)
+    return torch.cat(answers), total / len(images)
+
+
+def measure(study: Study, precision: str) -> None:
+    timed = {(row["budget"], row["method"]): row for row in read(RESULTS)}
+    search = judge_of(torch.cat(study.search), study)
+    costs = Costs(search.empty, study.size)
+    images, labels = (torch.cat(parts) for parts in zip(*study.loader, strict=True))
+    dense, _ = answered(sieve(study.model), images, costs)
+    rows: list[dict[str, Any]] = []
+    for budget, schedule in schedules().items():
+        bars = adapted(search, costs, schedule, costs.dense / float(budget))
+        for method, recipe in (("adaptive", bars), ("guarded", schedule)):
+            answers, cost = answered(sieve(study.model, recipe), images, costs)
+            few = figures(answers[:UNSEEN], dense[:UNSEEN], labels[:UNSEEN])
+            row = {
+                "budget": budget, "method": method, "macs_ratio": costs.dense / cost,
+                **figures(answers, dense, labels), **{f"{name}_250": value for name, value in few.items()},
+                "precision": precision, "recipe": str(recipe),
+            }  # fmt: skip
+            before = timed.get((budget, method), {})
+            rows.append(row | {key: value for key, value in before.items() if key.startswith("time")})
+            print(
+                f"{budget}x {method:9} {row['macs_ratio']:.3f}x  KL {row['kl']:.4f}  agreement {row['agreement']:.1f}  "
+                f"top-1 {row['top1'] - row['top1_dense']:+.1f}; 250: {row['kl_250']:.4f} {row['agreement_250']:.1f} "
+                f"{row['top1_250'] - row['top1_dense_250']:+.1f}", flush=True,
+            )  # fmt: skip
+            write(RESULTS, rows)
+
+
+@torch.no_grad()
+def add_time(study: Study, seconds: float) -> None:
+    """Dense, fixed and adaptive in the same rounds, on photographs drawn by chance."""
+    rows = read(RESULTS)
+    images = torch.cat([images for images, _ in study.loader])
+    images = images[torch.randperm(len(images), generator=torch.Generator().manual_seed(0))][: max(BATCHES)]
+
+    def run(model: nn.Module, batch: int) -> None:
+        for some in images.split(batch):  # as many images whatever the batch, since each takes its own time
+            model(some)
+
+    for batch in BATCHES:
+        calls = {"dense": partial(run, study.model, batch)}
+        for number, row in enumerate(rows):
+            calls[str(number)] = partial(run, sieve(study.model, row["recipe"]), batch)
+        times = interleaved(calls, seconds=seconds, min_rounds=5, max_rounds=100)
+        for number, row in enumerate(rows):
+            pairs = zip(times["dense"], times[str(number)], strict=True)
+            low, ratio, high = spread([dense / ours for dense, ours in pairs])
+            row |= {f"time_{batch}": ratio, f"time_{batch}_low": low, f"time_{batch}_high": high}
+            print(f"batch {batch:2} {row['budget']}x {row['method']:9} {ratio:.2f}x [{low:.2f}-{high:.2f}]", flush=True)
+        write(RESULTS, rows)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--limit", type=int, help="images of each set")
+    parser.add_argument("--bf16", action="store_true", help="matrix products in bf16, everything else in fp32")
+    parser.add_argument("--time", action="store_true")
+    parser.add_argument("--seconds", type=float, default=40, help="of timing, for each batch size")
+    args = parser.parse_args()
+    if args.time:
+        add_time(deit_tiny(32, "papers"), args.seconds)
+    else:
+        study = deit_tiny(args.limit, "papers")
+        with torch.autocast("cpu", torch.bfloat16, enabled=args.bf16):
+            measure(study, "bf16 products" if args.bf16 else "fp32")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,139 @@
+"""Adaptive merging: guarded merging above a bar, so that each image keeps as many tokens as it has that differ."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+import torch
+from torch import Tensor
+
+from .._frozen import replace
+from .._recording import recording
+from ..errors import RecipeError, UnsupportedHost
+from ..padding import compact
+from ..tokens import Tokens
+from .base import AttentionEvidence, Method, Place, TokenSite, register
+from .matching import Pairs, above, all_pairs, ranked
+from .schedule import Layers, blocks, layers_field, levels_field
+
+
+@register
+@dataclass(frozen=True)
+class Adaptive(Method[AttentionEvidence]):
+    """`guarded` with a bar in the place of a number: what scores above it merges, both ways; this project's own.
+
+    An image of much the same keeps few tokens, one of many things keeps many; a batch is padded to its longest. How
+    many stay on average is what `tokensieve.tune` sets the bars for, on images like those the model will see. The idea
+    of thresholds that differ from block to block is Adaptive Token Merging's (arXiv 2505.15160).
+
+    Args:
+        bars: what a pair must score more than to merge, a number for every block or a tuple of one for each (what is
+            missing there is 1); 1 merges nothing.
+        layers: the blocks that act, as a slice or by their numbers; None means all.
+        drop: the share of the patch tokens that each block drops after merging, in [0, 1), the least attended first;
+            the forms of `bars`, and what is missing is 0.
+        source_guard, destination_guard, metric, soften, norm: as for `guarded`.
+    """
+
+    bars: float | tuple[float, ...] = levels_field(1.0, -10.0, 1.0)
+    layers: Layers = layers_field()
+    drop: float | tuple[float, ...] = levels_field(0.0, 0.0, 0.999)
+    source_guard: float = 0.05
+    destination_guard: float = 0.035
+    metric: Literal["tokens", "keys"] = "tokens"
+    soften: bool = True
+    norm: bool = True
+
+    name: ClassVar[str] = "adaptive"
+    place: ClassVar[Place] = "inside"
+    merges: ClassVar[bool] = True
+    pads: ClassVar[bool] = True
+    knows_padding: ClassVar[bool] = True
+    needs_class_token: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.metric not in ("tokens", "keys"):
+            raise RecipeError(f"adaptive: metric must be tokens or keys, not {self.metric!r}.")
+
+    @property
+    def varies(self) -> bool:
+        return True
+
+    def left(self, site: TokenSite) -> int:
+        """All of them: how few an image keeps is known once it is seen."""
+        return site.tokens
+
+    def acts(self, site: TokenSite) -> bool:
+        bar, share = self.at(site.block, site.depth)
+        return (bar < 1 or share > 0) and site.tokens > site.prefix + 1
+
+    def at(self, block: int, depth: int) -> tuple[float, float]:
+        """A block's bar, and the share that it drops."""
+        if block not in blocks(self.layers, depth):
+            return 1.0, 0.0
+        return _at(self.bars, block, 1.0), _at(self.drop, block, 0.0)
+
+    def reduce(self, tokens: Tokens, left: int, evidence: AttentionEvidence) -> Tokens:
+        if recording():
+            raise UnsupportedHost(
+                "adaptive leaves another number of tokens in each image, which a compiled or exported graph cannot: "
+                "take guarded, whose numbers are fixed, or call the model as it is."
+            )
+        attended = evidence.class_attention()
+        bar, share = self.at(evidence.block, evidence.depth)
+        if bar < 1:
+            tokens = self.merge(tokens, self.pairs(tokens, evidence, attended), bar)
+        return drop_least(tokens, evidence.follow(attended, tokens), share) if share else tokens
+
+    def pairs(self, tokens: Tokens, evidence: AttentionEvidence, attended: Tensor) -> Pairs:
+        """What could merge in this block, by the class attention `attended` (B, N) of what came into it."""
+        prefix, real = tokens.prefix, tokens.real
+        guard = evidence.follow(attended, tokens)
+        patches = guard[:, prefix:] if real is None else guard[:, prefix:] * real[:, prefix:]
+        guard = guard * (tokens.lengths_per_image() - prefix)[:, None] / patches.sum(1, keepdim=True)
+        features = tokens.x if self.metric == "tokens" else evidence.keys(tokens)
+        return all_pairs(features, prefix, self.source_guard * guard, self.destination_guard * guard, real)
+
+    def merge(self, tokens: Tokens, pairs: Pairs, bar: float) -> Tokens:
+        """All pairs above the bar merged: prefix, then even tokens that stay, then odd ones."""
+        batch, count = tokens.x.shape[:2]
+        sources, destinations, similarity, merging = above(pairs, bar)
+        place = torch.arange(count, device=sources.device)
+        rank = torch.where(place < tokens.prefix, 0, 1 + place % 2).to(torch.int8).expand(batch, -1)
+        if tokens.real is not None:
+            rank = rank.masked_fill(~tokens.real, 3)
+        rank = rank.scatter(1, sources, torch.where(merging, 3, rank.gather(1, sources)).to(torch.int8))
+        lengths = (rank < 3).sum(1)
+        longest = int(lengths.max())
+        order = rank.argsort(dim=1, stable=True)
+        moved_to = torch.empty_like(order).scatter(1, order, tokens.places)
+        merged = tokens.merge(
+            order[:, :longest],
+            sources,
+            moved_to.gather(1, destinations).clamp(max=longest - 1),  # what does not merge has no place to go to
+            weigh=True,
+            soften=similarity if self.soften else None,
+            norm="mean" if self.norm else None,
+            merging=merging,
+        )
+        return replace(merged, lengths=None if bool((lengths == longest).all()) else lengths)
+
+
+def drop_least(tokens: Tokens, attended: Tensor, share: float) -> Tokens:
+    """Without this share of each image's patch tokens, the least attended (B, N), but with one of them at least."""
+    prefix, lengths = tokens.prefix, tokens.lengths_per_image()
+    patches = lengths - prefix
+    dropped = (patches * share + 0.5).long().minimum((patches - 1).clamp(min=0))
+    scores = attended if tokens.real is None else attended.masked_fill(~tokens.real, -1)
+    order = ranked(scores[:, prefix:])
+    rank = torch.empty_like(order).scatter(1, order, tokens.places[:, : order.shape[1]])
+    stays = rank < (patches - dropped)[:, None]
+    return compact(tokens, torch.cat([stays.new_ones(len(stays), prefix), stays], dim=1))
+
+
+def _at(levels: float | tuple[float, ...], block: int, missing: float) -> float:
+    if not isinstance(levels, tuple):
+        return levels
+    return levels[block] if block < len(levels) else missing

@@ -1,0 +1,79 @@
+"""Bars that let images keep, on average, as many tokens as a schedule."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from timm.models.vision_transformer import VisionTransformer
+
+from tokensieve import Recipe, RecipeError, sieve, tune
+from tokensieve.measure import macs
+from tokensieve.search.bars import NEAR, adapted, mean_macs
+from tokensieve.search.costs import Costs
+from tokensieve.search.judge import Judge
+
+SIZE = (3, 64, 64)
+SCHEDULE = "guarded(r=(3, 9, 4), drop=(0, 0, 6, 0), source_guard=0.1) + readout()"
+
+
+@pytest.fixture(scope="module")
+def judge() -> Judge:
+    torch.manual_seed(0)
+    model = VisionTransformer(
+        img_size=64, patch_size=8, embed_dim=32, depth=4, num_heads=2, num_classes=7, mlp_ratio=2.0
+    ).eval()
+    for parameter in model.parameters():
+        if parameter.ndim > 1:
+            torch.nn.init.normal_(parameter, std=0.15)
+    images = torch.randn(20, *SIZE, generator=torch.Generator().manual_seed(1))
+    images = (
+        images
+        * torch.linspace(0.05, 2, 20)[torch.randperm(20, generator=torch.Generator().manual_seed(2)), None, None, None]
+    )
+    words = {"mean": (0.5,) * 3, "std": (0.5,) * 3, "pretrained": False}
+    return Judge(model, images, holdout=0.3, seed=0, batch=8, check=lambda: None, **words)
+
+
+def test_the_mean_meets_the_budget(judge: Judge) -> None:
+    recipe, costs = Recipe.parse(SCHEDULE), Costs(judge.empty, SIZE)
+    target = costs.of(recipe)
+    found = adapted(judge, costs, recipe, target)
+    images = judge.images[judge.parts["search"]]
+    fast = sieve(judge.model, found)
+    counted = macs(fast, images=images)
+    assert target * (1 - 2 * NEAR) <= counted <= target
+    assert mean_macs(judge, costs, found) == pytest.approx(counted, rel=1e-12)
+    lengths = torch.stack(fast.trace(images).lengths).double()
+    assert lengths[1].std() > 0
+    fixed = torch.tensor(sieve(judge.model, recipe).trace(images[:1]).tokens_per_block).double()
+    assert (lengths.mean(1) - fixed).abs().max() < 1.5  # one factor for all, and whole tokens
+    assert found.methods[1:] == recipe.methods[1:]
+
+
+def test_what_has_no_numbers_has_no_bars(judge: Judge) -> None:
+    costs = Costs(judge.empty, SIZE)
+    for text in ("tome(r=3)", "guarded(r=1) + guarded(r=1)"):
+        with pytest.raises(RecipeError, match="the place of one guarded's numbers"):
+            adapted(judge, costs, Recipe.parse(text), costs.dense)
+    with pytest.raises(RecipeError, match="No bars were found"):
+        adapted(judge, costs, Recipe.parse("guarded(r=1)"), 1000.0)
+
+
+@pytest.mark.slow
+def test_tune_has_adaptive_points_on_its_front(
+    judge: Judge, brief_timing: Callable[[pytest.MonkeyPatch], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    brief_timing(monkeypatch)
+    settings = {"proposals": (), "trials": 6, "seed": 0}
+    front = tune(judge.model, judge.images, macs=1.4, families=("scheduled-guarded", "adaptive"), **settings)
+    points = [point for point in front.points if point.family == "adaptive"]
+    assert {point.budget for point in points} == {point.budget for point in front.points}
+    for point in points:
+        assert 1 <= point.ratio / point.budget < 1.01
+        assert point.heldout_macs is not None
+    again = Recipe.from_json(points[0].recipe.to_json())
+    assert again == points[0].recipe
+    with pytest.raises(RecipeError, match="name that as well"):
+        tune(judge.model, judge.images, macs=1.4, families=("adaptive",), **settings)
