@@ -196,12 +196,14 @@ def plot() -> None:
     rows = read("video.csv")
     figure, (axes, bars) = plt.subplots(1, 2, figsize=(10, 4.4), dpi=160, width_ratios=(1.75, 1))
     draw_curves(axes, rows, CURVES, "top1")
-    axes.set(xlabel=MACS_LABEL, ylabel="right answers, %", ylim=(0, 104))
+    axes.set(xlabel=MACS_LABEL, ylabel="right answers, %", ylim=(55, 84))
     axes.legend(frameon=False, loc="lower right", fontsize=8)
 
-    told = sorted((row for row in rows if row["method"].startswith("ranked by")), key=lambda row: float(row["top1"]))
-    names = [row["method"].removeprefix("ranked by: ") for row in told]
-    values = [float(row["top1"]) for row in told]
+    ranked_rows = sorted(
+        (row for row in rows if row["method"].startswith("ranked by")), key=lambda row: float(row["top1"])
+    )
+    names = [row["method"].removeprefix("ranked by: ") for row in ranked_rows]
+    values = [float(row["top1"]) for row in ranked_rows]
     bars.barh(names, values, color=["#0072b2" if name == "nano proposal" else "#9fb8c8" for name in names])
     for place, value in enumerate(values):
         bars.text(value + 1.5, place, f"{value:.0f}", va="center", fontsize=8)

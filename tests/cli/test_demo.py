@@ -116,7 +116,7 @@ def test_videos_are_shown_over_time(run, tmp_path, monkeypatch):
     assert result.code == 0, result.err
     record = json.loads(result.out)
     assert [row["label"] for row in record["rows"]] == [
-        "papr(keep=0.4, proposal=nano_video_proposal)",
+        "papr(keep=0.4, proposal=nano_video_proposal, significance='mean*motion')",
         "motion alone",
         "random patches",
         "merging alone",

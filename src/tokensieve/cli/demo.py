@@ -36,7 +36,9 @@ TASKS = {
         "demo_classify",
     ),
     "segment": Task({"nano_segmenter": "dtop(threshold=0.95)"}, "demo_segment"),
-    "video": Task({"nano_video": "papr(keep=0.4, proposal=nano_video_proposal)"}, "demo_video"),
+    "video": Task(
+        {"nano_video": "papr(keep=0.4, proposal=nano_video_proposal, significance='mean*motion')"}, "demo_video"
+    ),
 }
 DEFAULT_MODELS = {name: next(iter(task.recipes)) for name, task in TASKS.items()}
 MODELS = " or ".join(DEFAULT_MODELS.values())
