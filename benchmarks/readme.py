@@ -47,6 +47,7 @@ from tables import (
     named,
     onnx,
     overlap,
+    page_visit,
     papr_against_tome,
     points,
     read,
@@ -317,6 +318,25 @@ so are those that the correction was fitted on."""
     return text
 
 
+def page_measured() -> str:
+    """One visit of the page, and twenty at once."""
+    told = missing("app.csv", "benchmarks/app.py")
+    if told:
+        return told
+    rows = {row["what"]: row for row in read("app.csv")}
+    one, many = rows["1 at once"], rows["20 at once"]
+    return f"""One visit with headless Chromium, {one["machine"]}; the seconds are until the answer and
+its time are there, drawn:
+
+{page_visit()}
+
+{rows["all of the visit"]["told"]}. Twenty visitors who ask at the same moment, each about a picture of their own and at
+ten keep ratios, {many["told"]}: median {float(many["seconds"]):.1f} s, worst {float(many["worst"]):.1f} s; one alone
+{float(one["seconds"]):.1f} s.
+
+{commands("app.csv")}"""
+
+
 def installed() -> str:
     """Time and size of the package in a clean environment."""
     told = missing("extras.csv", "benchmarks/extras.py")
@@ -418,6 +438,7 @@ The figures are those of each of these:
 PAGES: dict[str, dict[str, Callable[[], str]]] = {
     "README.md": {"headline": headline, "measured": measured_readme},
     "docs/index.md": {"headline": lambda: headline().replace("docs/results.md", "results.md")},
+    "docs/app.md": {"app": page_measured},
     "docs/install.md": {"size": installed},
     "docs/reference/command-line.md": {"commands": every_command},
     "docs/results.md": {

@@ -447,6 +447,14 @@ def between() -> str:
     return table([*LIBRARIES.values(), "passed", "failed", "skipped"], cells)
 
 
+def page_visit() -> str:
+    """What a visitor of the page did, what it said, and the seconds until all of it was there."""
+    rows = [row for row in read("app.csv") if row["seconds"] and not row["worst"]]
+    return table(
+        ["", "the page says", "s"], [[row["what"], row["told"], f"{float(row['seconds']):.2f}"] for row in rows]
+    )
+
+
 def same_macs() -> str:
     """MACs of a host and recipe: one figure where all versions agree."""
     found: dict[tuple[str, str], dict[int, None]] = {}

@@ -14,7 +14,7 @@ SRC = Path(__file__).resolve().parents[1] / "src" / "tokensieve"
 LAYERS = [
     ["__main__"],
     ["cli"],
-    ["jobs"],
+    ["app", "jobs"],
     ["about", "hub"],
     ["search", "show", "train", "model_spec"],
     ["measure", "export"],

@@ -82,7 +82,7 @@ def test_the_wheel_holds_the_package_and_nothing_else(wheel) -> None:
     package = {path.relative_to(source).as_posix() for path in (source / "tokensieve").rglob("*") if path.is_file()}
     package = {name for name in package if "__pycache__" not in name}
     assert {name for name in names if not name.split("/")[0].endswith(".dist-info")} == package
-    assert {"tokensieve/py.typed", "tokensieve/show/page.html.jinja"} <= names
+    assert {"tokensieve/py.typed", "tokensieve/show/page.html.jinja", "tokensieve/show/parts.css"} <= names
     assert any(name.endswith("nano_vit.safetensors") for name in names)
     assert sum(info.file_size for info in wheel.infolist()) < 20e6
 

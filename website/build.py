@@ -33,7 +33,7 @@ ELSEWHERE = {
     "NOTICE": "NOTICE.txt",
 }
 """Files beside docs/ -> their place in the site. README has no page: the site's own front page stands for it."""
-LATER = ("run.md", "cluster.md", "serve.md", "app.md", "hub.md")
+LATER = ("run.md", "cluster.md", "serve.md", "hub.md")
 """Pages that have their place in the navigation before they are written."""
 
 

@@ -176,3 +176,15 @@ def test_what_fails_leaves_the_old_file_and_nothing_else(tmp_path, monkeypatch, 
 def test_the_file_has_the_permissions_of_any_other(tmp_path):
     (tmp_path / "other").touch()
     assert write_page(tmp_path / "a.html", Report("x")).stat().st_mode == (tmp_path / "other").stat().st_mode
+
+
+def test_a_section_stands_in_other_pages_as_on_its_own(report, tmp_path):
+    """The same elements inside, text is text, and a look that only wants colours."""
+    whole = write_page(tmp_path / "a.html", report).read_text(encoding="utf-8")
+    for section in report.sections:
+        part = page.fragment(section)
+        assert part.strip() in whole
+        assert not Reader(part).all("script")
+    assert page.style() in whole
+    wanted = set(re.findall(r"var\((--[a-z]+)\)", page.style())) - {"--columns", "--fair"}
+    assert wanted == {"--soft", "--rule", "--accent", "--alert"}

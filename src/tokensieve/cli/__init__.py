@@ -24,6 +24,7 @@ from .export import export
 from .opening import option_for
 from .options import with_groups
 from .output import say
+from .page import page
 from .run import run
 from .segment import segment
 from .show import show
@@ -52,6 +53,7 @@ class Train(WithKinds):
 
 app = typer.Typer(pretty_exceptions_enable=False, rich_markup_mode=None)
 app.command()(with_groups(demo))
+app.command("app")(with_groups(page))
 app.command()(with_groups(bench))
 app.command("eval")(with_groups(evaluate))
 app.command()(with_groups(export))

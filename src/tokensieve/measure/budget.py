@@ -36,8 +36,7 @@ def merge_to(
     start, depth = Recipe.of(before), len(open_tokens(model, "merged").blocks)
 
     def recipe(total: int) -> Recipe:
-        share = tuple(total * (block + 1) // depth - total * block // depth for block in range(depth))
-        return start + ToMe(r=share if depth != 2 else (*share, 0))  # two numbers alone mean something else
+        return start + even_tome(total, depth)
 
     def cost(total: int) -> float:
         return macs(sieve(model, recipe(total), pretrained=pretrained), input_size, proposal=False)
@@ -55,6 +54,12 @@ def merge_to(
         middle = (low + high) // 2
         low, high = (low, middle) if cost(middle) <= target else (middle, high)
     return recipe(high)
+
+
+def even_tome(total: int, depth: int) -> ToMe:
+    """ToMe that merges away so many tokens in all, as evenly over `depth` blocks as whole numbers allow."""
+    share = tuple(total * (block + 1) // depth - total * block // depth for block in range(depth))
+    return ToMe(r=share if depth != 2 else (*share, 0))  # two numbers alone mean something else
 
 
 STEPS = 256

@@ -11,6 +11,7 @@ if TYPE_CHECKING:  # heavy imports wait until a recipe is made, so that --help a
 
     from ..data.inputs import InputSize
     from ..recipe import Recipe
+    from .fit import Fit
 
 SAVING = 1.5
 """Times fewer MACs. A DeiT-Tiny keeps 96 % of its answers there (results/compare.csv, 35 % saved)."""
@@ -43,10 +44,7 @@ def default_recipe(model: nn.Module, input_size: InputSize) -> Recipe:
     from ..data.inputs import own_input
     from ..hosts import Host, open_host
     from ..recipe import Recipe
-    from ..stream import sieve
-    from .costs import Costs
     from .families import Scheduled
-    from .fit import Fit
 
     host, spec = open_host(model), own_input(model, input_size)
     ranked = Recipe.parse(RANKED if host.layout == "CHW" else MOVING)
@@ -55,23 +53,40 @@ def default_recipe(model: nn.Module, input_size: InputSize) -> Recipe:
     if isinstance(host, Host) and len(host.exits) > 1:
         return Recipe.parse(EXITS)
 
-    def takes(recipe: Recipe) -> bool:
-        try:
-            sieve(model, recipe)
-        except SieveError:
-            return False
-        return True
-
     try:
-        costs = Costs(sieve(model), spec)
+        fit = budget_of(model, spec, 1 / SAVING)
     except SieveError:  # parts whose cost is not known beforehand
         return ranked
-    fit = Fit(costs, costs.dense / SAVING, takes(Recipe.parse("readout()")))
     for family in (Scheduled("guarded"), Scheduled("tome")):
         try:
             recipe = family.recipe({}, family.variants()[0], fit)
         except SieveError:  # so much cannot be saved by merging
             continue
-        if takes(recipe):
+        if _takes(model, recipe):
             return recipe
     return ranked
+
+
+def budget_of(model: nn.Module, input_size: InputSize | None, share: float) -> Fit:
+    """A budget of `share` of the model's MACs, for recipes that are scaled to one.
+
+    Raises:
+        SieveError: the model cannot be sieved, or has parts whose cost is not known beforehand.
+    """
+    from ..data.inputs import own_input
+    from ..stream import sieve
+    from .costs import Costs
+    from .fit import Fit
+
+    costs = Costs(sieve(model), own_input(model, input_size))
+    return Fit(costs, costs.dense * share, _takes(model, "readout()"))
+
+
+def _takes(model: nn.Module, recipe: Recipe | str) -> bool:
+    from ..stream import sieve
+
+    try:
+        sieve(model, recipe)
+    except SieveError:
+        return False
+    return True

@@ -124,6 +124,16 @@ def write_page(path: str | os.PathLike[str], report: Report) -> Path:
     return _write(Path(path), page.encode("utf-8", errors="replace"))
 
 
+def fragment(section: Section) -> str:
+    """What a section holds, without its title and lead, as HTML to stand in another page; `style` is its look."""
+    return str(_environment().get_template("parts.html.jinja").module.content(section))  # type: ignore[attr-defined]
+
+
+def style() -> str:
+    """The look of `fragment`, as CSS. It wants the colours --soft, --rule, --accent and --alert."""
+    return _environment().get_template("parts.css").render()
+
+
 def write_png(path: str | os.PathLike[str], image: Image.Image) -> Path:
     """Write a picture as PNG. Raises `InputError` for a place that cannot be written to."""
     data = BytesIO()
@@ -137,8 +147,12 @@ def _write(path: Path, data: bytes) -> Path:
     return path
 
 
-@cache
 def _template() -> Template:
+    return _environment().get_template("page.html.jinja")
+
+
+@cache
+def _environment() -> Environment:
     # The name of the template does not end in .html, by which autoescape would otherwise go.
     environment = Environment(
         loader=PackageLoader("tokensieve.show", "."),
@@ -148,7 +162,7 @@ def _template() -> Template:
         lstrip_blocks=True,
     )
     environment.filters |= {"data_uri": _image_uri, "svg_uri": _svg_uri}
-    return environment.get_template("page.html.jinja")
+    return environment
 
 
 def _image_uri(image: Image.Image) -> str:

@@ -1,0 +1,63 @@
+"""What there is to begin with: scenes that the package draws, with photographs that its libraries ship."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cache
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from ..data import MovingScenes, Scenes, VideoPreprocessing, moving_scene_set, photographs
+from ..data.moving_scenes import MOVING_CLASSES
+from ..data.scenes import to_picture
+
+SCENES, CLIPS, SEED = 6, 8, 5
+"""How many scenes and clips are drawn, none of which a bundled model has seen, and which."""
+PHOTOGRAPHS = ("astronaut", "cat")
+LONGEST = 512
+"""Pixels of a photograph's longer side."""
+THUMBNAIL = 128
+"""Of a clip's first frame."""
+
+
+@dataclass(frozen=True)
+class Example:
+    """Something to look at: its name and a picture of it, of a clip its first frame."""
+
+    name: str
+    picture: Image.Image
+
+
+@cache
+def pictures() -> tuple[Example, ...]:
+    """Scenes, then photographs."""
+    scenes = Scenes("validation", SCENES, seed=SEED).batch(range(SCENES))
+    drawn = [
+        Example(f"a scene with a {digit}", to_picture(image))
+        for image, digit in zip(scenes.images, scenes.labels.tolist(), strict=True)
+    ]
+    shipped = photographs()
+    for name in PHOTOGRAPHS:
+        if name in shipped:
+            photograph = shipped[name].convert("RGB")
+            photograph.thumbnail((LONGEST, LONGEST))
+            drawn.append(Example(f"photograph: {name}", photograph))
+    return tuple(drawn)
+
+
+@cache
+def clips() -> tuple[Example, ...]:
+    """The first frames of moving scenes."""
+    scenes = MovingScenes("validation", CLIPS, THUMBNAIL, seed=SEED).batch(range(CLIPS), frames=slice(1))
+    return tuple(
+        Example(f"a {MOVING_CLASSES[label]}", to_picture(clip[0]))
+        for clip, label in zip(scenes.clips, scenes.labels.tolist(), strict=True)
+    )
+
+
+def clip(number: int, preprocessing: VideoPreprocessing) -> tuple[Tensor, Tensor]:
+    """Moving scene `number` as a model reads it: (1, *clip_shape), and the times of its frames (1, frames)."""
+    found, _, times = moving_scene_set(preprocessing, CLIPS, SEED).attempt_timed(number)  # type: ignore[misc]
+    return found[None], torch.as_tensor(times)

@@ -1,0 +1,89 @@
+"""Which models a page offers: the bundled ones, and the one that it was started with."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from importlib.util import find_spec
+
+from ..data import VideoPreprocessing
+from ..data.moving_scenes import MOVING_CLASSES
+from ..model_spec import ModelSpec, OpenedModel
+from ..recipe import Recipe
+
+DIGITS = tuple(str(digit) for digit in range(10))
+
+
+@dataclass(frozen=True)
+class Offer:
+    """A model that can be chosen.
+
+    Attributes:
+        name: by which it is chosen.
+        about: what it says of a picture, in a sentence.
+        spec: how it is opened, under the empty recipe.
+        videos: whether it reads clips, and not pictures.
+        classes: names of its classes, where it does not know them itself.
+        proposal: the bundled network that ranks its patches.
+        recipe: the one that the page was started with.
+        opened: the model, where it is open already.
+    """
+
+    name: str
+    about: str
+    spec: ModelSpec
+    videos: bool = False
+    classes: Sequence[str] | None = None
+    proposal: str | None = None
+    recipe: Recipe | None = None
+    opened: OpenedModel | None = field(default=None, repr=False, compare=False)
+
+
+def given_offer(spec: ModelSpec) -> Offer:
+    """The model that a page was started with, under the recipe it was started with, or the default one.
+
+    It is opened once, to see whether it can be and what it reads.
+
+    Raises:
+        InputError, RecipeError, UnsupportedHost: as `ModelSpec.open`.
+    """
+    opened = spec.open()
+    videos = isinstance(opened.preprocessing, VideoPreprocessing)
+    known = [offer for offer in bundled_offers() if offer.name == spec.model]
+    offer = known[0] if known else Offer(spec.model, f"Reads {'clips' if videos else 'pictures'}.", spec, videos=videos)
+    empty = spec.sieve(opened.dense, opened.preprocessing, Recipe())
+    return replace(offer, spec=spec.with_recipe(""), recipe=opened.fast.recipe, opened=empty)
+
+
+def bundled_offers(device: str = "cpu", precision: str = "fp32") -> list[Offer]:
+    """The bundled models, the one to begin with first; that which reads clips only where its library is there."""
+
+    def spec(model: str) -> ModelSpec:
+        return ModelSpec(model, "", device=device, precision=precision)
+
+    offers = [
+        Offer(
+            "nano_vit",
+            "Names the digit in a picture: a small vision transformer. It knows digits and nothing else.",
+            spec("nano_vit"), classes=DIGITS, proposal="nano_convnet",
+        ),
+        Offer(
+            "nano_convnext",
+            "Names the digit in a picture: a small ConvNeXt, in which pixels are left out instead of tokens.",
+            spec("nano_convnext"), classes=DIGITS, proposal="nano_convnet",
+        ),
+        Offer(
+            "nano_segmenter",
+            "Names what every pixel shows: a digit, a fragment of one, or the background.",
+            spec("nano_segmenter"),
+        ),
+    ]  # fmt: skip
+    if find_spec("transformers") is not None:
+        offers.append(
+            Offer(
+                "nano_video",
+                "Names the digit in a clip, and where it goes.",
+                spec("nano_video"), videos=True, classes=MOVING_CLASSES, proposal="nano_video_proposal",
+            )
+        )  # fmt: skip
+    return offers

@@ -1,0 +1,344 @@
+"""The page itself: Gradio's components around a `Desk`. It asks nothing of another host, nor does its server."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from html import escape
+from pathlib import Path
+from time import perf_counter
+from typing import Any
+
+from ..errors import InputError, first_line
+from ..show.gallery import HOW_TO_READ, OF_STAGES, how_to_read
+from ..show.page import fragment, style
+from . import examples
+from .copied import bare, commands, python
+from .desk import Desk, Look, Source, sentence
+from .ready import Ready
+
+INTRO = """
+<h1>tokensieve</h1>
+<p>A vision model cuts a picture into small patches and reads all of them. Here it reads those that matter. Choose a
+picture, move the slider, and see what the model still reads, what it answers, and how much work that saves.</p>
+"""
+WORDS = """
+<p><strong>Dense</strong>: the model as it is. <strong>Sieved</strong>: the same model, same weights, under the recipe.
+Times are measured on the machine that runs this page, both models in turns.</p>
+"""
+FOOT = """<p>Nothing that you drop here leaves the machine that runs this page; files are removed after an hour. Look:
+<a href="?__theme=light">light</a>, <a href="?__theme=dark">dark</a>, <a href="?__theme=system">as your system</a>.</p>
+"""
+LOOK = """
+.shown {
+  --soft: var(--body-text-color-subdued); --rule: var(--border-color-primary);
+  --accent: #0b5fa5; --alert: #a84300; color: var(--body-text-color);
+}
+.dark .shown { --accent: #7cc0ff; --alert: #ffab6b; }
+.shown {
+  %s
+  h2 { font-size: 1.25rem; line-height: 1.35; font-weight: 650; margin: 0; color: inherit; overflow-wrap: anywhere; }
+  .error { border-left: 4px solid var(--alert); padding: .5rem .9rem; margin: .5rem 0; overflow-wrap: anywhere; }
+  .row { grid-template-columns: repeat(auto-fill, minmax(clamp(9rem, var(--fair), 20rem), 1fr)); }
+  figure img { margin: 0; }
+}
+.words p, .words li { font-size: .9rem; color: var(--body-text-color-subdued); margin: .3rem 0; }
+.intro h1 { font-size: 1.6rem; font-weight: 700; margin: 0 0 .25rem; }
+.intro p { max-width: 48rem; margin: 0; }
+#examples .grid-wrap { max-height: none; }
+"""
+POLICY = (
+    "default-src 'self' data: blob:; script-src 'self' 'unsafe-inline' 'unsafe-eval' blob:; "
+    "style-src 'self' 'unsafe-inline'; frame-ancestors 'self'; base-uri 'self'; form-action 'self'"
+)
+"""For the browser: whatever a version of Gradio may want from elsewhere, it does not get."""
+HOUR = 3600
+
+
+class Closed:
+    """Adds `POLICY` to every answer of the server."""
+
+    def __init__(self, app: Any) -> None:
+        self.app = app
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        async def closed(message: Any) -> None:
+            if message["type"] == "http.response.start":
+                header = (b"content-security-policy", POLICY.encode())
+                message = {**message, "headers": [*message.get("headers", []), header]}
+            await send(message)
+
+        await self.app(scope, receive, closed if scope["type"] == "http" else send)
+
+
+def library() -> Any:
+    """Gradio, told to report nothing home. Raises `InputError` where it is not installed."""
+    os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
+    os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
+    try:
+        import gradio
+    except ImportError as error:
+        raise InputError(
+            f"The page is made with Gradio ({error.name} is not here): pip install 'tokensieve[app]'."
+        ) from None
+    return gradio
+
+
+class Page:
+    """The components, and what happens when one of them is touched."""
+
+    def __init__(self, desk: Desk) -> None:
+        self.gr, self.desk = library(), desk
+        gr, first = self.gr, next(iter(desk.offers))
+        station = desk.station(first)
+        ready = next(iter(station.ready.values()))
+        with gr.Blocks(title="tokensieve", analytics_enabled=False, delete_cache=(HOUR, HOUR)) as self.blocks:
+            self.example = gr.State(0)
+            gr.HTML(INTRO, elem_classes="intro")
+            with gr.Row():
+                with gr.Column(scale=2, min_width=320):
+                    self.gallery = gr.Gallery(
+                        _thumbnails(videos=station.offer.videos), label="Examples: choose one", columns=4,
+                        allow_preview=False, interactive=False, object_fit="cover", height="auto", buttons=[],
+                        elem_id="examples",
+                    )  # fmt: skip
+                    self.file = gr.File(
+                        label="Or your own picture or clip", file_types=["image", "video"], height=110, elem_id="own"
+                    )
+                    self.model = gr.Dropdown(
+                        list(desk.offers), value=first, label="Model", info=station.offer.about, elem_id="model"
+                    )
+                    self.ready = gr.Dropdown(
+                        list(station.ready), value=ready.name, label="Recipe", info=ready.about, elem_id="ready"
+                    )
+                    self.dial = gr.Slider(elem_id="dial", buttons=[], **_dial(ready))
+                with gr.Column(scale=5, min_width=320):
+                    self.result = gr.HTML(elem_id="result")
+                    self.text = gr.Textbox(
+                        str(bare(ready.recipe())), label="Recipe as text", max_lines=6, buttons=["copy"],
+                        info="Copy it, or write your own and press Enter.", elem_id="recipe",
+                    )  # fmt: skip
+                    with gr.Accordion("The same in your own code", open=False, elem_id="code"):
+                        self.python = gr.Code(language="python", label="Python", interactive=False)
+                        self.commands = gr.Code(language="shell", label="Command line", interactive=False)
+                    with gr.Accordion("How to read this", open=False):
+                        self.words = gr.HTML(WORDS, elem_classes="words")
+            gr.HTML(FOOT, elem_classes="words")
+            self._wire()
+
+    def _wire(self) -> None:
+        source = [self.file, self.example]
+        shown = [self.text, self.result, self.python, self.commands, self.words]
+        every = [*shown, *source, self.model, self.ready, self.dial, self.gallery]
+        # One question at a time, whoever asks; while one is answered, only the last of a visitor's others waits.
+        one = {"concurrency_id": "desk", "concurrency_limit": 1, "trigger_mode": "always_last"}
+        hidden = {"api_visibility": "private", **one}
+        asked = [*source, self.model, self.ready, self.dial]
+        self.dial.input(self.on_dial, asked, shown, api_name="look", show_progress="hidden", **one)
+        self.ready.input(self.on_ready, [*source, self.model, self.ready], [*shown, self.ready, self.dial], **hidden)
+        self.text.submit(self.on_text, [*source, self.model, self.text], shown, **hidden)
+        self.model.input(self.on_model, [*source, self.model], every, **hidden)
+        self.file.upload(self.on_file, [self.file, *asked[2:], self.text], every, **hidden)
+        self.file.clear(self.on_clear, [self.model, self.text], [*shown, self.example], **hidden)
+
+        def chosen(event, model, text):  # type: ignore[no-untyped-def]
+            yield from self.on_example(event.index, model, text)
+
+        chosen.__annotations__ = {"event": self.gr.SelectData}  # by which Gradio knows what to give
+        self.gallery.select(chosen, [self.model, self.text], [*shown, *source], **hidden)
+        self.blocks.load(self.on_dial, asked, shown, **hidden)
+
+    def on_dial(self, file: str | None, example: int, model: str, ready: str, dial: float) -> Iterator[Any]:
+        """Another place of the slider."""
+        try:
+            text = str(bare(self._ready(model, ready).recipe(dial)))
+        except Exception as error:
+            yield {self.result: _error(error)}
+            return
+        yield from self._answer(_source(file, example), model, text, {self.text: text})
+
+    def on_ready(self, file: str | None, example: int, model: str, ready: str) -> Iterator[Any]:
+        """Another recipe, its slider where it stands at first."""
+        try:
+            chosen = self._ready(model, ready)
+            text = str(bare(chosen.recipe()))
+        except Exception as error:
+            yield {self.result: _error(error)}
+            return
+        changed = {self.text: text, self.ready: self.gr.Dropdown(info=chosen.about), self.dial: self._dial(chosen)}
+        yield from self._answer(_source(file, example), model, text, changed)
+
+    def on_text(self, file: str | None, example: int, model: str, text: str) -> Iterator[Any]:
+        """A recipe that was written by hand."""
+        yield from self._answer(_source(file, example), model, text, {})
+
+    def on_model(self, file: str | None, example: int, model: str) -> Iterator[Any]:
+        """Another model: it goes on with the same file if it reads such; else with an example."""
+        try:
+            offer = self.desk.station(model).offer
+            source = _source(file, example)
+            keeps = isinstance(source, Path) and self.desk.reading(model, source) == model
+            known = len(_examples(videos=offer.videos))
+            source = source if keeps else min(example or 0, known - 1)
+            changed = self._settings(model)
+        except Exception as error:
+            yield {self.result: _error(error)}
+            return
+        if not keeps:
+            changed |= {self.file: None, self.example: source}
+        yield from self._answer(source, model, changed[self.text], changed)
+
+    def on_file(self, file: str | None, model: str, ready: str, dial: float, text: str) -> Iterator[Any]:
+        """A file that was dropped: where the model does not read its kind, one that does takes over."""
+        if file is None:
+            return
+        source = Path(file)
+        try:
+            reader = self.desk.reading(model, source)
+            changed: dict[Any, Any] = {} if reader == model else {**self._settings(reader), self.model: reader}
+        except Exception as error:
+            yield {self.result: _error(error)}
+            return
+        changed |= {self.example: 0}
+        yield from self._answer(source, reader, changed.get(self.text, text), changed)
+
+    def on_clear(self, model: str, text: str) -> Iterator[Any]:
+        """The file was taken away."""
+        yield from self._answer(0, model, text, {self.example: 0})
+
+    def on_example(self, number: int, model: str, text: str) -> Iterator[Any]:
+        """An example was chosen."""
+        yield from self._answer(number, model, text, {self.example: number, self.file: None})
+
+    def _ready(self, model: str, name: str) -> Ready:
+        offered = self.desk.station(model).ready
+        if name not in offered:
+            raise InputError(f"{model} has no recipe of the name {name!r}: choose one of the list.")
+        return offered[name]
+
+    def _settings(self, model: str) -> dict[Any, Any]:
+        """All settings as they are at first for a model."""
+        gr, station = self.gr, self.desk.station(model)
+        ready = next(iter(station.ready.values()))
+        return {
+            self.model: gr.Dropdown(value=model, info=station.offer.about),
+            self.ready: gr.Dropdown(list(station.ready), value=ready.name, info=ready.about),
+            self.dial: self._dial(ready),
+            self.text: str(bare(ready.recipe())),
+            self.gallery: _thumbnails(videos=station.offer.videos),
+        }
+
+    def _dial(self, ready: Ready) -> Any:
+        return self.gr.Slider(**_dial(ready))
+
+    def _answer(self, source: Source, model: str, text: str, changed: Mapping[Any, Any]) -> Iterator[dict[Any, Any]]:
+        """What is shown at once, and then with the time; an error in a sentence."""
+        try:
+            look = self.desk.look(model, text, source)
+            yield {**changed, **self._shown(look)}
+            yield self._shown(self.desk.timed(look))
+        except Exception as error:
+            yield {**changed, self.result: _error(error)}
+
+    def _shown(self, look: Look) -> dict[Any, Any]:
+        spec, videos = look.offer.spec, look.offer.videos
+        explained = OF_STAGES if look.fast.units == "pixels" else HOW_TO_READ
+        notes = "".join(f"<li>{escape(note)}</li>" for note in how_to_read([look.section], explained))
+        return {
+            self.result: _result(look),
+            self.python: python(spec, look.recipe, videos=videos),
+            self.commands: commands(spec, look.recipe, videos=videos),
+            self.words: f"{WORDS}<ul>{notes}</ul>",
+        }
+
+
+def _result(look: Look) -> str:
+    return f'<div class="shown" aria-live="polite"><h2>{escape(look.headline)}</h2>{fragment(look.section)}</div>'
+
+
+def _error(error: Exception) -> str:
+    return f'<div class="shown"><p class="error" role="alert">{escape(sentence(error))}</p></div>'
+
+
+def _source(file: str | None, example: int | None) -> Source:
+    return (example or 0) if file is None else Path(file)
+
+
+def _examples(*, videos: bool) -> Sequence[examples.Example]:
+    return examples.clips() if videos else examples.pictures()
+
+
+def _thumbnails(*, videos: bool) -> list[Any]:
+    return [(each.picture, each.name) for each in _examples(videos=videos)]
+
+
+def _dial(ready: Ready) -> dict[str, Any]:
+    """Of a slider; without a dial it is hidden."""
+    dial = ready.dial
+    if dial is None:
+        return {"visible": False}
+    return {
+        "minimum": dial.low,
+        "maximum": dial.high,
+        "value": dial.value,
+        "step": dial.step,
+        "label": dial.label,
+        "info": dial.meaning,
+        "visible": True,
+    }
+
+
+def launch(
+    desk: Desk, *, host: str = "127.0.0.1", port: int | None = None, browser: bool = False, megabytes: int = 50,
+    waiting: int = 50,
+) -> tuple[Any, str]:  # fmt: skip
+    """Serve the page from threads of its own.
+
+    Args:
+        host: on which address; 0.0.0.0 lets others in.
+        port: None is the first that is free from 7860 up.
+        browser: open it there.
+        megabytes: of a file at most.
+        waiting: questions that may wait; later ones are told so.
+
+    Returns:
+        Gradio's blocks, whose `close()` ends it, and the address.
+
+    Raises:
+        InputError: Gradio is not installed; a model that cannot be opened.
+        OSError: no such port is free.
+    """
+    page = Page(desk)
+    gr, blocks = page.gr, page.blocks
+    blocks.queue(max_size=waiting, default_concurrency_limit=1)
+    _, url, _ = blocks.launch(
+        server_name=host, server_port=port, inbrowser=browser, share=False, quiet=True, prevent_thread_lock=True,
+        show_error=False, footer_links=[], run_history=False, enable_monitoring=False, ssr_mode=False, pwa=False,
+        mcp_server=False, max_file_size=f"{megabytes}mb", theme=gr.themes.Default(primary_hue="blue"),
+        head=f"<style>{LOOK % style()}</style>", app_kwargs={"middleware": [_middleware()]},
+    )  # fmt: skip
+    return blocks, url
+
+
+def ask(url: str) -> float:
+    """Ask the page at an address about its first example, as a browser would; gives the seconds that took.
+
+    Raises:
+        InputError: it does not answer.
+    """
+    from gradio_client import Client
+
+    client, start = Client(url, verbose=False), perf_counter()
+    try:
+        _, answer, *_ = client.predict(api_name="/look")
+    except Exception as error:  # whatever the client raises
+        raise InputError(f"The page at {url} does not answer: {first_line(error)}.") from error
+    if "<figure>" not in answer:
+        raise InputError(f"The page at {url} answers without a picture: {answer[:200]}")
+    return perf_counter() - start
+
+
+def _middleware() -> Any:
+    from starlette.middleware import Middleware
+
+    return Middleware(Closed)
