@@ -39,6 +39,7 @@ def test_a_picture_gets_both_answers_its_map_what_is_kept_and_the_costs(desk):
     told = [f"{int(each.argmax())}" for each in answers]
     assert [value.split()[0] for value in values(look)[:2]] == told
     assert look.headline.startswith(f"Same answer: {told[0]}." if told[0] == told[1] else "Another answer: ")
+    assert look.title == examples.pictures()[0].name
     assert [panel.caption for panel in look.section.panels[0]] == ["Input", "Significance map", "Kept patches"]
     ratio = macs(dense) / macs(fast)
     assert f"{ratio:.2f}x" in values(look)

@@ -83,7 +83,7 @@ def test_a_whole_visit(visit, scene):
     assert visit.captions == ["Input", "Significance map", "Kept patches", "Merged patches"]
     visit.changes(lambda: visit.choose("model", "nano_segmenter"))
     assert "Classes, sieved" in visit.captions
-    assert "my scene.png" in visit.page.inner_text("#own").replace("\n", "")
+    assert visit.page.inner_text("#result .what") == "my scene.png, read by nano_segmenter"
     visit.changes(lambda: visit.example(0))
     visit.page.click("#code button")
     assert 'ModelSpec("nano_segmenter", "dtop(threshold=0.95)")' in visit.page.inner_text("#code")
@@ -109,10 +109,9 @@ def test_bad_files_and_recipes_are_answered_in_sentences_and_the_visit_goes_on(v
     (tmp_path / "notes.jpg").write_text("no picture")
     said = visit.refused(lambda: visit.drop(tmp_path / "notes.jpg", "image/jpeg"))
     assert said == "notes.jpg is not a picture that Pillow can read."
+    visit.changes(lambda: visit.example(1))
     said = visit.refused(lambda: visit.write("papr(keep=0.5, proposal=resnet50)"))
-    visit.changes(visit.take_away)
-    said = visit.refused(lambda: visit.write("paper(keep=0.5)"))
-    assert "paper" in said
+    assert "resnet50, whose weights are not here" in said
     assert "Traceback" not in visit.page.content()
     visit.changes(lambda: visit.move(0.6))
     visit.changes(lambda: visit.drop(scene))

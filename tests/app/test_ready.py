@@ -51,7 +51,7 @@ def test_merging_and_class_attention_leave_the_share_that_the_slider_says(vit, k
         (each,) = (recipe for name, recipe in ready.items() if f"({word})" in name)
         trace = sieve(vit.dense, each.recipe(keep)).trace(torch.rand(1, 3, 112, 112))
         left = trace.tokens.x.shape[1] - trace.tokens.prefix
-        assert left / 196 == pytest.approx(keep, abs=0.02), word
+        assert left / 196 == pytest.approx(keep, abs=0.03), word  # evit adds three fused tokens
 
 
 def test_models_with_stages_are_offered_no_merging():

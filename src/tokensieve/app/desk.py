@@ -67,12 +67,14 @@ class Look:
     """What is shown.
 
     Attributes:
+        title: what was looked at.
         headline: the answer in a sentence.
         section: figures and pictures.
         offer: the model, and `recipe` what it ran under.
         images: (1, ...) what the models read, and `fast` the sieved one: for measuring its time.
     """
 
+    title: str
     headline: str
     section: Section
     offer: Offer
@@ -214,8 +216,13 @@ class Desk:
             recipe = self.recipe(name, text)
             fast = station.sieved(recipe)
             if isinstance(station.opened.preprocessing, VideoPreprocessing):
-                return _of_clip(station, fast, recipe, *self._clip(station.opened.preprocessing, source))
-            return _of_picture(station, fast, recipe, self._picture(station.opened.preprocessing, source))
+                clip, shown = self._clip(station.opened.preprocessing, source)
+                look = _of_clip(station, fast, recipe, clip, shown)
+            else:
+                look = _of_picture(station, fast, recipe, self._picture(station.opened.preprocessing, source))
+            if isinstance(source, Path):
+                return replace(look, title=source.name)
+            return replace(look, title=examples.all_of(videos=station.offer.videos)[source].name)
 
     def timed(self, look: Look) -> Look:
         """The same with its time beside the dense model's, measured once for each recipe; for each picture where the
@@ -303,7 +310,7 @@ def _with_costs(
     if fast.units == "tokens":
         facts.append(Fact(f"{tokens[-1]} of {_dense_tokens(station)}", "tokens reach the last block"))
     headline = f"{_answer(verdict, section.facts)} {_work(whole / cost)}"
-    return Look(headline, replace(section, facts=tuple(facts)), station.offer, recipe, fast, images)
+    return Look("", headline, replace(section, facts=tuple(facts)), station.offer, recipe, fast, images)
 
 
 def _dense_tokens(station: Station) -> int:

@@ -57,6 +57,11 @@ def clips() -> tuple[Example, ...]:
     )
 
 
+def all_of(*, videos: bool) -> tuple[Example, ...]:
+    """Those for models that read clips, or pictures."""
+    return clips() if videos else pictures()
+
+
 def clip(number: int, preprocessing: VideoPreprocessing) -> tuple[Tensor, Tensor]:
     """Moving scene `number` as a model reads it: (1, *clip_shape), and the times of its frames (1, frames)."""
     found, _, times = moving_scene_set(preprocessing, CLIPS, SEED).attempt_timed(number)  # type: ignore[misc]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from html import escape
 from pathlib import Path
 from time import perf_counter
@@ -40,6 +40,7 @@ LOOK = """
   h2 { font-size: 1.25rem; line-height: 1.35; font-weight: 650; margin: 0; color: inherit; overflow-wrap: anywhere; }
   .error { border-left: 4px solid var(--alert); padding: .5rem .9rem; margin: .5rem 0; overflow-wrap: anywhere; }
   .row { grid-template-columns: repeat(auto-fill, minmax(clamp(9rem, var(--fair), 20rem), 1fr)); }
+  .what { color: var(--soft); font-size: .9rem; margin: 0 0 .2rem; overflow-wrap: anywhere; }
   figure img { margin: 0; }
 }
 .words p, .words li { font-size: .9rem; color: var(--body-text-color-subdued); margin: .3rem 0; }
@@ -93,7 +94,7 @@ class Page:
         station = desk.station(first)
         ready = next(iter(station.ready.values()))
         with gr.Blocks(title="tokensieve", analytics_enabled=False, delete_cache=(HOUR, HOUR)) as self.blocks:
-            self.example = gr.State(0)
+            self.source = gr.State(0)
             gr.HTML(INTRO, elem_classes="intro")
             with gr.Row():
                 with gr.Column(scale=2, min_width=320):
@@ -127,37 +128,36 @@ class Page:
             self._wire()
 
     def _wire(self) -> None:
-        source = [self.file, self.example]
+        gr, source = self.gr, self.source
         shown = [self.text, self.result, self.python, self.commands, self.words]
-        every = [*shown, *source, self.model, self.ready, self.dial, self.gallery]
+        every = [*shown, self.file, source, self.model, self.ready, self.dial, self.gallery]
         # One question at a time, whoever asks; while one is answered, only the last of a visitor's others waits.
         one = {"concurrency_id": "desk", "concurrency_limit": 1, "trigger_mode": "always_last"}
-        hidden = {"api_visibility": "private", **one}
-        asked = [*source, self.model, self.ready, self.dial]
+        hidden = {"api_visibility": "private", "show_progress": "minimal", "show_progress_on": self.result, **one}
+        asked = [self.file, source, self.model, self.ready, self.dial]
+        self.blocks.load(self.on_dial, asked, shown, **hidden)
         self.dial.input(self.on_dial, asked, shown, api_name="look", show_progress="hidden", **one)
-        self.ready.input(self.on_ready, [*source, self.model, self.ready], [*shown, self.ready, self.dial], **hidden)
-        self.text.submit(self.on_text, [*source, self.model, self.text], shown, **hidden)
-        self.model.input(self.on_model, [*source, self.model], every, **hidden)
-        self.file.upload(self.on_file, [self.file, *asked[2:], self.text], every, **hidden)
-        self.file.clear(self.on_clear, [self.model, self.text], [*shown, self.example], **hidden)
+        self.ready.input(self.on_ready, [source, self.model, self.ready], [*shown, self.ready, self.dial], **hidden)
+        self.text.submit(self.on_text, [source, self.model, self.text], shown, **hidden)
+        self.model.input(self.on_model, [source, self.model], every, **hidden)
+        self.file.upload(self.on_file, [self.file, self.model, self.text], every, **hidden)
 
         def chosen(event, model, text):  # type: ignore[no-untyped-def]
-            yield from self.on_example(event.index, model, text)
+            yield from self.on_example(event.index or 0, model, text)
 
-        chosen.__annotations__ = {"event": self.gr.SelectData}  # by which Gradio knows what to give
-        self.gallery.select(chosen, [self.model, self.text], [*shown, *source], **hidden)
-        self.blocks.load(self.on_dial, asked, shown, **hidden)
+        chosen.__annotations__ = {"event": gr.SelectData}  # by which Gradio knows what to give
+        self.gallery.select(chosen, [self.model, self.text], [*shown, source], **hidden)
 
-    def on_dial(self, file: str | None, example: int, model: str, ready: str, dial: float) -> Iterator[Any]:
-        """Another place of the slider."""
+    def on_dial(self, file: str | None, source: str | int, model: str, ready: str, dial: float) -> Iterator[Any]:
+        """Another place of the slider. A program that asks gives the file itself; a visitor's was dropped before."""
         try:
             text = str(bare(self._ready(model, ready).recipe(dial)))
         except Exception as error:
             yield {self.result: _error(error)}
             return
-        yield from self._answer(_source(file, example), model, text, {self.text: text})
+        yield from self._answer(_source(source if file is None else file), model, text, {self.text: text})
 
-    def on_ready(self, file: str | None, example: int, model: str, ready: str) -> Iterator[Any]:
+    def on_ready(self, source: str | int, model: str, ready: str) -> Iterator[Any]:
         """Another recipe, its slider where it stands at first."""
         try:
             chosen = self._ready(model, ready)
@@ -166,49 +166,43 @@ class Page:
             yield {self.result: _error(error)}
             return
         changed = {self.text: text, self.ready: self.gr.Dropdown(info=chosen.about), self.dial: self._dial(chosen)}
-        yield from self._answer(_source(file, example), model, text, changed)
+        yield from self._answer(_source(source), model, text, changed)
 
-    def on_text(self, file: str | None, example: int, model: str, text: str) -> Iterator[Any]:
+    def on_text(self, source: str | int, model: str, text: str) -> Iterator[Any]:
         """A recipe that was written by hand."""
-        yield from self._answer(_source(file, example), model, text, {})
+        yield from self._answer(_source(source), model, text, {})
 
-    def on_model(self, file: str | None, example: int, model: str) -> Iterator[Any]:
-        """Another model: it goes on with the same file if it reads such; else with an example."""
+    def on_model(self, source: str | int, model: str) -> Iterator[Any]:
+        """Another model: it goes on with the same picture or clip if it reads such; else with an example."""
         try:
-            offer = self.desk.station(model).offer
-            source = _source(file, example)
-            keeps = isinstance(source, Path) and self.desk.reading(model, source) == model
-            known = len(_examples(videos=offer.videos))
-            source = source if keeps else min(example or 0, known - 1)
-            changed = self._settings(model)
+            found, offer = _source(source), self.desk.station(model).offer
+            if isinstance(found, Path):
+                stays = self.desk.reading(model, found) == model
+            else:
+                stays = found < len(examples.all_of(videos=offer.videos))
+            changed = {**self._settings(model), self.source: source if stays else 0}
         except Exception as error:
             yield {self.result: _error(error)}
             return
-        if not keeps:
-            changed |= {self.file: None, self.example: source}
-        yield from self._answer(source, model, changed[self.text], changed)
+        yield from self._answer(found if stays else 0, model, changed[self.text], changed)
 
-    def on_file(self, file: str | None, model: str, ready: str, dial: float, text: str) -> Iterator[Any]:
-        """A file that was dropped: where the model does not read its kind, one that does takes over."""
+    def on_file(self, file: str | None, model: str, text: str) -> Iterator[Any]:
+        """A file that was dropped: where the model does not read its kind, one that does takes over. The place where it
+        fell is free again for the next."""
         if file is None:
             return
-        source = Path(file)
         try:
-            reader = self.desk.reading(model, source)
-            changed: dict[Any, Any] = {} if reader == model else {**self._settings(reader), self.model: reader}
+            reader = self.desk.reading(model, Path(file))
+            changed: dict[Any, Any] = {} if reader == model else self._settings(reader)
         except Exception as error:
-            yield {self.result: _error(error)}
+            yield {self.result: _error(error), self.file: None}
             return
-        changed |= {self.example: 0}
-        yield from self._answer(source, reader, changed.get(self.text, text), changed)
-
-    def on_clear(self, model: str, text: str) -> Iterator[Any]:
-        """The file was taken away."""
-        yield from self._answer(0, model, text, {self.example: 0})
+        changed |= {self.source: file, self.file: None}
+        yield from self._answer(Path(file), reader, changed.get(self.text, text), changed)
 
     def on_example(self, number: int, model: str, text: str) -> Iterator[Any]:
         """An example was chosen."""
-        yield from self._answer(number, model, text, {self.example: number, self.file: None})
+        yield from self._answer(number, model, text, {self.source: number})
 
     def _ready(self, model: str, name: str) -> Ready:
         offered = self.desk.station(model).ready
@@ -253,23 +247,22 @@ class Page:
 
 
 def _result(look: Look) -> str:
-    return f'<div class="shown" aria-live="polite"><h2>{escape(look.headline)}</h2>{fragment(look.section)}</div>'
+    what = escape(f"{look.title}, read by {look.offer.name}")
+    head = f'<p class="what">{what}</p><h2>{escape(look.headline)}</h2>'
+    return f'<div class="shown" aria-live="polite">{head}{fragment(look.section)}</div>'
 
 
 def _error(error: Exception) -> str:
     return f'<div class="shown"><p class="error" role="alert">{escape(sentence(error))}</p></div>'
 
 
-def _source(file: str | None, example: int | None) -> Source:
-    return (example or 0) if file is None else Path(file)
-
-
-def _examples(*, videos: bool) -> Sequence[examples.Example]:
-    return examples.clips() if videos else examples.pictures()
+def _source(kept: str | int) -> Source:
+    """What is looked at, as it is kept for a visitor: the number of an example, or the path of a file."""
+    return kept if isinstance(kept, int) else Path(kept)
 
 
 def _thumbnails(*, videos: bool) -> list[Any]:
-    return [(each.picture, each.name) for each in _examples(videos=videos)]
+    return [(each.picture, each.name) for each in examples.all_of(videos=videos)]
 
 
 def _dial(ready: Ready) -> dict[str, Any]:

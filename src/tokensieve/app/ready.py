@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import cached_property
 from math import prod
@@ -126,12 +127,13 @@ def _papr(name: str, about: str, significance: str) -> Ready:
 
 
 def _merging(opened: OpenedModel, offer: Offer) -> Iterator[Ready]:
-    if not offer.videos:
+    budgets = _Budgets(opened)
+    if not offer.videos and (lowest := budgets.lowest()) is not None:
         yield Ready(
             "Merge what is alike, guard what matters (guarded)",
             "Patches that look alike become one; those that the model attends to are spared. Loses least of all.",
-            _Budgets(opened).recipe,
-            WORK,
+            budgets.recipe,
+            replace(WORK, low=lowest, value=max(WORK.value, lowest)),
         )
     host = opened.fast.host
     like = next(opened.dense.parameters())
@@ -165,6 +167,15 @@ class _Budgets:
     @cached_property
     def whole(self) -> Fit:
         return budget_of(self.opened.dense, self.opened.input_spec, 1.0)
+
+    def lowest(self) -> float | None:
+        """The smallest share on the dial that merging can reach; None where it reaches none."""
+        steps = round((WORK.high - WORK.low) / WORK.step)
+        for share in (round(WORK.low + step * WORK.step, 4) for step in range(steps)):
+            with suppress(SieveError):
+                self.recipe(share)
+                return share
+        return None
 
     def recipe(self, share: float) -> Recipe:
         family = Scheduled("guarded")
