@@ -95,7 +95,7 @@ def test_clips(visit):
     assert set(visit.captions) == {"Input", "Significance map", "Kept patches"}
     visit.changes(lambda: visit.example(2))
     visit.changes(lambda: visit.choose("model", "nano_convnext"))
-    assert visit.captions[-1].startswith("Kept pixels")
+    assert visit.captions[-1].startswith("Kept, stage")
 
 
 def test_a_picture_dropped_on_a_model_of_clips_is_read_by_one_of_pictures(visit, scene):
