@@ -323,7 +323,7 @@ def ask(url: str) -> float:
 
     client, start = Client(url, verbose=False), perf_counter()
     try:
-        _, answer, *_ = client.predict(api_name="/look")
+        _, answer, *_ = client.predict(file=None, api_name="/look")
     except Exception as error:  # whatever the client raises
         raise InputError(f"The page at {url} does not answer: {first_line(error)}.") from error
     if "<figure>" not in answer:
