@@ -152,8 +152,9 @@ def test_which_model_reads_a_file(desk):
 
 
 def test_broken_pictures_are_a_sentence_that_tells_no_place_on_this_machine(desk, tmp_path):
-    told = {}
-    for name, why in broken_folder(tmp_path / "all").items():
+    told, expected = {}, broken_folder(tmp_path / "all")
+    expected["strip.png"] = None  # at 112 pixels it fits in memory
+    for name, why in expected.items():
         try:
             desk.look("nano_vit", "", tmp_path / "all" / name)
         except InputError as error:
@@ -161,7 +162,7 @@ def test_broken_pictures_are_a_sentence_that_tells_no_place_on_this_machine(desk
         assert (name in told) is (why is not None), (name, told)
     for name, said in told.items():
         assert str(tmp_path) not in said
-        assert said.startswith((name, "The picture is too narrow")), said
+        assert said.startswith(name), said
         assert said.endswith("."), said
 
 
