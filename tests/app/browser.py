@@ -125,7 +125,9 @@ def browser() -> Iterator[Any]:
     from playwright.sync_api import sync_playwright
 
     with sync_playwright() as library:
-        chromium = library.chromium.launch(executable_path=shutil.which("chromium"), args=["--no-sandbox"])
+        chromium = library.chromium.launch(
+            executable_path=shutil.which("chromium"), args=["--no-sandbox", "--disable-gpu"], timeout=WAIT
+        )
         yield chromium
         chromium.close()
 
@@ -145,7 +147,7 @@ def ask_together(url: str, paths: list[Path], dials: list[float]) -> list[float]
     """
     from gradio_client import Client, handle_file
 
-    clients = [Client(url, verbose=False) for _ in paths]
+    clients = [Client(url, verbose=False, analytics_enabled=False) for _ in paths]
 
     def ask(client: Any, path: Path, dial: float) -> float:
         start = perf_counter()
@@ -155,5 +157,9 @@ def ask_together(url: str, paths: list[Path], dials: list[float]) -> list[float]
         assert TIMED in answer, answer
         return perf_counter() - start
 
-    with ThreadPoolExecutor(len(paths)) as pool:
-        return list(pool.map(ask, clients, paths, dials))
+    try:
+        with ThreadPoolExecutor(len(paths)) as pool:
+            return list(pool.map(ask, clients, paths, dials))
+    finally:
+        for client in clients:
+            client.close()

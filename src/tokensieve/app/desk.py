@@ -152,6 +152,10 @@ class Desk:
                 self._stations[name] = Station(offer, opened, named)
             return self._stations[name]
 
+    def first(self, name: str) -> Ready:
+        """The recipe that a model begins with."""
+        return next(iter(self.station(name).ready.values()))
+
     def reading(self, name: str, source: Source) -> str:
         """The model that reads a file: `name`, or the first that reads clips where `name` reads pictures alone, and the
         other way round.

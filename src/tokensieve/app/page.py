@@ -92,7 +92,7 @@ class Page:
         self.gr, self.desk = library(), desk
         gr, first = self.gr, next(iter(desk.offers))
         station = desk.station(first)
-        ready = next(iter(station.ready.values()))
+        ready = desk.first(first)
         with gr.Blocks(title="tokensieve", analytics_enabled=False, delete_cache=(HOUR, HOUR)) as self.blocks:
             self.source = gr.State(0)
             gr.HTML(INTRO, elem_classes="intro")
@@ -212,8 +212,7 @@ class Page:
 
     def _settings(self, model: str) -> dict[Any, Any]:
         """All settings as they are at first for a model."""
-        gr, station = self.gr, self.desk.station(model)
-        ready = next(iter(station.ready.values()))
+        gr, station, ready = self.gr, self.desk.station(model), self.desk.first(model)
         return {
             self.model: gr.Dropdown(value=model, info=station.offer.about),
             self.ready: gr.Dropdown(list(station.ready), value=ready.name, info=ready.about),
@@ -303,6 +302,10 @@ def launch(
     """
     page = Page(desk)
     gr, blocks = page.gr, page.blocks
+    first = next(iter(desk.offers))
+    desk.timed(
+        desk.look(first, str(bare(desk.first(first).recipe())), 0)
+    )  # so that no visitor waits for what is loaded
     blocks.queue(max_size=waiting, default_concurrency_limit=1)
     _, url, _ = blocks.launch(
         server_name=host, server_port=port, inbrowser=browser, share=False, quiet=True, prevent_thread_lock=True,
@@ -321,11 +324,13 @@ def ask(url: str) -> float:
     """
     from gradio_client import Client
 
-    client, start = Client(url, verbose=False), perf_counter()
+    client, start = Client(url, verbose=False, analytics_enabled=False), perf_counter()
     try:
         _, answer, *_ = client.predict(file=None, api_name="/look")
     except Exception as error:  # whatever the client raises
         raise InputError(f"The page at {url} does not answer: {first_line(error)}.") from error
+    finally:
+        client.close()
     if "<figure>" not in answer:
         raise InputError(f"The page at {url} answers without a picture: {answer[:200]}")
     return perf_counter() - start
