@@ -59,7 +59,7 @@ def main() -> int:
         for name in wanted:
             rows.append(tried(name, place, uv, wheel, extras.get(name, [])))
             print(rows[-1], flush=True)
-    update("extras.csv", rows, "extra")
+            update("extras.csv", rows[-1:], "extra")  # at once: making the others takes long, and may fail
     return int(any(row["exit"] or row["import_exit"] for row in rows))
 
 
