@@ -61,10 +61,10 @@ def command_of(args: argparse.Namespace, out: Path) -> list[str]:
     return [sys.executable, "-m", "tokensieve", *words]
 
 
-def wait_for_rows(process: subprocess.Popen[bytes], out: Path, times: int) -> None:
-    """Until a job reads its first item, for the so-manieth time."""
+def wait_for_rows(process: subprocess.Popen[bytes], out: Path, times: int, files: int = 0) -> None:
+    """Until a job reads its first item, for the so-manieth time, and so many files of rows are there."""
     until = time.monotonic() + PATIENCE
-    while begun(out) < times and process.poll() is None:
+    while (begun(out) < times or len(list(out.glob("rows/*.parquet"))) < files) and process.poll() is None:
         if time.monotonic() > until:
             sys.exit("the job did not begin")
         time.sleep(0.02)
@@ -82,22 +82,23 @@ def kill(args: argparse.Namespace) -> None:
         if process.wait():
             sys.exit("the job that nobody disturbs failed")
         whole = time.perf_counter() - before  # from its first item on, as the kills are timed
-        kills, files = 0, []
+        kills, files_there = 0, []
         if args.engine == "ray":
             kills = disturb_ray(args, out, whole, chance)
         else:
-            for number in range(args.kills):
+            shards = len(list((alone / "rows").iterdir()))
+            for number, files in enumerate(sorted(chance.randrange(shards) for _ in range(args.kills))):
                 process = subprocess.Popen(command_of(args, out))
-                wait_for_rows(process, out, number + 1)
-                time.sleep(chance.uniform(0, 0.8 * whole / args.kills))
+                wait_for_rows(process, out, number + 1, files)
+                time.sleep(chance.uniform(0, whole / shards))
                 if process.poll() is None:
                     os.kill(process.pid, signal.SIGKILL)
                     kills += 1
                 process.wait()
-                files.append(len(list((out / "rows").glob("*.parquet"))))
-                print(f"kill {number + 1}: {files[-1]} files of rows are there", flush=True)
+                files_there.append(len(list((out / "rows").glob("*.parquet"))))
+                print(f"kill {number + 1}: {files_there[-1]} files of rows are there", flush=True)
             subprocess.run(command_of(args, out), check=True)
-        update("jobs.csv", [compared(args, alone, out, kills, files)], "engine", "model")
+        update("jobs.csv", [compared(args, alone, out, kills, files_there)], "engine", "model")
 
 
 def disturb_ray(args: argparse.Namespace, out: Path, whole: float, chance: random.Random) -> int:
