@@ -73,15 +73,18 @@ def visit(chromium: Any, url: str, folder: Path) -> list[dict[str, Any]]:
     scene, notes = folder / "scene.png", folder / "notes.jpg"
     examples.pictures()[1].picture.save(scene)
     notes.write_text("no picture")
-    rows = []
+    rows: list[dict[str, Any]] = []
     with visitor(chromium, **DESKTOP) as seen:
 
         def step(what: str, act: Callable[[], object], told: Callable[[], str]) -> None:
-            start = perf_counter()
-            act()
-            seconds = perf_counter() - start
-            rows.append({"what": what, "seconds": seconds, "recipe": seen.recipe, "told": told(), "error": ""})
-            print(rows[-1], flush=True)
+            start, row = perf_counter(), {"what": what, "seconds": "", "recipe": "", "told": "", "error": ""}
+            try:
+                act()
+                row |= {"seconds": perf_counter() - start, "recipe": seen.recipe, "told": told()}
+            except Exception as error:  # the rest of the visit is worth knowing all the same
+                row["error"] = " ".join(str(error).split())[:200]
+            rows.append(row)
+            print(row, flush=True)
 
         def answer() -> str:
             return seen.headline
