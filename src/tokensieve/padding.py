@@ -61,6 +61,8 @@ class Packing:
 
     index: Tensor
     """(T,) int64: where the tokens are among all B N places."""
+    inverse: Tensor
+    """(B N,) int64: where each place is among the T; 0 for padding, which nobody reads."""
     batch: int
     count: int
 
@@ -70,16 +72,17 @@ class Packing:
         real = None if recording() else tokens.real
         if real is None:
             return None
-        return cls(real.flatten().nonzero()[:, 0], *real.shape)
+        flat = real.flatten()
+        inverse = (flat.cumsum(0) - 1) * flat
+        return cls(flat.nonzero()[:, 0], inverse, *real.shape)
 
     def pack(self, x: Tensor) -> Tensor:
         """(B, N, ...) -> (1, T, ...)."""
         return x.flatten(0, 1).index_select(0, self.index)[None]
 
     def unpack(self, x: Tensor) -> Tensor:
-        """(1, T, ...) -> (B, N, ...), zeros where padding is."""
-        out = x.new_zeros(self.batch * self.count, *x.shape[2:])
-        return out.index_copy_(0, self.index, x[0]).view(self.batch, self.count, *x.shape[2:])
+        """(1, T, ...) -> (B, N, ...), copies of the first token where padding is."""
+        return x[0].index_select(0, self.inverse).view(self.batch, self.count, *x.shape[2:])
 
 
 def faster_one_by_one(tokens: Tokens) -> bool:
