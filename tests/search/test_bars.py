@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 import torch
@@ -12,6 +13,7 @@ from tokensieve import Recipe, RecipeError, sieve, tune
 from tokensieve.measure import macs
 from tokensieve.search.bars import NEAR, adapted, mean_macs
 from tokensieve.search.costs import Costs
+from tokensieve.search.front import mark_dominated
 from tokensieve.search.judge import Judge
 
 SIZE = (3, 64, 64)
@@ -75,5 +77,16 @@ def test_tune_has_adaptive_points_on_its_front(
         assert point.heldout_macs is not None
     again = Recipe.from_json(points[0].recipe.to_json())
     assert again == points[0].recipe
+    at_best = [point for point in front.points if point.budget == front.best.budget]
+    assert front.best.divergence == min(point.divergence for point in at_best)
+    fixed = [point for point in front.points if not point.varies]
+    assert [point.dominated for point in fixed] == [point.dominated for point in mark_dominated(fixed)]
+    for beaten in points:
+        better = [p for p in front.points if p.macs <= beaten.macs and p.divergence < beaten.divergence]
+        assert beaten.dominated or not better
+    unasked = replace(front, best=min(fixed, key=lambda point: abs(point.budget - 1.4)))
+    closest = next(point for point in points if point.budget == unasked.best.budget)
+    told = "keeps as many tokens as it needs" in unasked.found
+    assert told == (closest.divergence < unasked.best.divergence)
     with pytest.raises(RecipeError, match="name that as well"):
         tune(judge.model, judge.images, macs=1.4, families=("adaptive",), **settings)

@@ -69,6 +69,8 @@ class Search:
     studies: dict[float, list[FamilyStudy]] = field(default_factory=dict)
     adapted: dict[float, Recipe] = field(default_factory=dict)
     """By budget the best `guarded` recipe with bars in the place of its numbers, see `bars`."""
+    recommends_adapted: bool = False
+    """Whether one of these may be the recommended recipe, which compiled and exported graphs cannot take."""
     expected: int = 0
     begun: float = field(default_factory=monotonic)
 

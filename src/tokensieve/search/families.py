@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..methods import METHODS
+from ..methods import METHODS, Adaptive
 from ..methods.base import make
 from ..recipe import Recipe
 from ..zoo import VIDEO_PROPOSALS
@@ -253,7 +253,7 @@ SINGLES: dict[str, Family] = {
 }
 """Name of the method -> family. `random` is a control: it is searched only where it is named."""
 CONTROLS = ("random",)
-ADAPTIVE = "adaptive"
+ADAPTIVE = Adaptive.name
 """The best of `scheduled-guarded` at each budget with bars in the place of its numbers; not searched by itself."""
 EXITS = ("scheduled-dtop", "dtop")
 """Families for segmenters with exits alone, see `exit_families`."""

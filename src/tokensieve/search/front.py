@@ -11,6 +11,7 @@ from typing import Any, Literal
 
 from ..measure.comparison import KINDS, divergence_title
 from ..measure.intervals import Interval
+from ..methods import Adaptive
 from ..recipe import Recipe
 from .judge import Figures
 
@@ -59,6 +60,11 @@ class Point:
     """Another recipe costs no more and loses less on the search images."""
     heldout_macs: float | None = None
     """Where tokens leave early, the mean over the images that the search did not see; else MACs are of any image."""
+
+    @property
+    def varies(self) -> bool:
+        """Whether each image keeps a number of tokens of its own, which graphs cannot take."""
+        return any(isinstance(method, Adaptive) for method in self.recipe)
 
     @property
     def divergence(self) -> float:
@@ -213,10 +219,14 @@ class Front:
 
 
 def mark_dominated(points: list[Point]) -> list[Point]:
-    """The same points, by rising MACs, those marked that another one beats in both MACs and divergence."""
+    """The same points, by rising MACs, those marked that another one beats in both MACs and divergence.
+
+    One whose count varies between images beats none that has a fixed one, which graphs can take.
+    """
     ordered = sorted(points, key=lambda point: (point.macs, point.divergence))
-    least, marked = float("inf"), []
+    least, least_fixed, marked = float("inf"), float("inf"), []
     for point in ordered:
-        marked.append(replace(point, dominated=point.divergence >= least))
+        marked.append(replace(point, dominated=point.divergence >= (least if point.varies else least_fixed)))
         least = min(least, point.divergence)
+        least_fixed = least_fixed if point.varies else min(least_fixed, point.divergence)
     return marked

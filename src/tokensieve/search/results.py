@@ -8,13 +8,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import InputError, SieveError, UnsupportedHost
-from ..methods import Corrected
+from ..methods import Adaptive, Corrected
 from ..recipe import Recipe
 from ..stream import sieve
 from .bars import mean_macs
 from .correction import LEAST, correct
 from .exit_costs import ExitCosts
-from .families import ADAPTIVE, ranked_by
+from .families import ranked_by
 from .front import Front, Point, mark_dominated
 from .judge import Figures, Judge
 from .timing import with_speed
@@ -43,7 +43,8 @@ def assemble_front(
         raise InputError(f"No recipe could be judged: {why.rstrip('.')}.")
     if "time" in target:
         points = with_speed(judge, points, points)
-    best, reached = choose(points, target)
+    eligible = [point for point in points if search.recommends_adapted or not point.varies]
+    best, reached = choose(eligible, target)
     at_budget = [
         (trial.figures.divergence, study, trial)
         for study in search.studies[best.budget]
@@ -88,7 +89,7 @@ def adapted_point(search: Search, ratio: float, recipe: Recipe, held: bool) -> P
     cost = mean_macs(judge, costs, recipe)
     return Point(
         recipe=recipe,
-        family=ADAPTIVE,
+        family=Adaptive.name,
         proposal=None,
         kind="searched",
         budget=ratio,

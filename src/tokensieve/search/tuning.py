@@ -201,6 +201,7 @@ def tune(
         except KeyboardInterrupt:
             stopped = "interrupted"
         if stopped != "interrupted" and (names is None or ADAPTIVE in names) and not staged:
+            search.recommends_adapted = names is not None
             try:
                 left_out.tell("Setting bars in the place of the best numbers.")
                 adapt_all(search)

@@ -18,6 +18,7 @@ def describe(front: Front) -> str:
         *_correction(front),
         *_measured(front),
         *_against_singles(front),
+        *_adaptive(front),
         *_proposal(front),
         *_warnings(front),
     ]
@@ -90,6 +91,19 @@ def _against_singles(front: Front) -> list[str]:
     if front.best.kind == "single":
         return ["No scheduled recipe was better than this method alone."]
     return [f"The best method alone at this budget is {rival.title}, {rival.divergence:.3g}."]
+
+
+def _adaptive(front: Front) -> list[str]:
+    """What a number of tokens of its own for each image would bring, where that is not what is recommended."""
+    better = [point for point in _beside(front) if point.varies and point.divergence < front.best.divergence]
+    if front.best.varies or not better:
+        return []
+    (point,) = better
+    return [
+        f"Where each image keeps as many tokens as it needs ({point.title}, {point.ratio:.2f}x on average) it is "
+        f"{point.divergence:.3g}; compiled and exported graphs cannot take that, so best.json is another: its file "
+        "lies beside."
+    ]
 
 
 def _proposal(front: Front) -> list[str]:
