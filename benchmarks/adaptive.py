@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import sys
 from functools import partial
+from itertools import product
 from typing import Any
 
 import torch
@@ -77,25 +78,26 @@ def measure(study: Study, precision: str) -> None:
     costs = Costs(search.empty, study.size)
     images, labels = (torch.cat(parts) for parts in zip(*study.loader, strict=True))
     dense, _ = answered(sieve(study.model), images, costs)
-    rows: list[dict[str, Any]] = []
-    for budget, schedule in schedules().items():
-        bars = adapted(search, costs, schedule, costs.dense / float(budget))
-        for method, recipe in (("adaptive", bars), ("guarded", schedule)):
-            answers, cost = answered(sieve(study.model, recipe), images, costs)
-            few = figures(answers[:UNSEEN], dense[:UNSEEN], labels[:UNSEEN])
-            row = {
-                "budget": budget, "method": method, "macs_ratio": costs.dense / cost,
-                **figures(answers, dense, labels), **{f"{name}_250": value for name, value in few.items()},
-                "precision": precision, "recipe": str(recipe),
-            }  # fmt: skip
-            before = timed.get((budget, method), {})
-            rows.append(row | {key: value for key, value in before.items() if key.startswith("time")})
-            print(
-                f"{budget}x {method:9} {row['macs_ratio']:.3f}x  KL {row['kl']:.4f}  agreement {row['agreement']:.1f}  "
-                f"top-1 {row['top1'] - row['top1_dense']:+.1f}; 250: {row['kl_250']:.4f} {row['agreement_250']:.1f} "
-                f"{row['top1_250'] - row['top1_dense_250']:+.1f}", flush=True,
-            )  # fmt: skip
-            write(RESULTS, rows)
+    known, rows = schedules(), []
+    for method, budget in product(("adaptive", "guarded"), BUDGETS):
+        recipe = known[budget]
+        if method == "adaptive":
+            recipe = adapted(search, costs, recipe, costs.dense / float(budget))
+        answers, cost = answered(sieve(study.model, recipe), images, costs)
+        few = figures(answers[:UNSEEN], dense[:UNSEEN], labels[:UNSEEN])
+        row: dict[str, Any] = {
+            "budget": budget, "method": method, "macs_ratio": costs.dense / cost,
+            **figures(answers, dense, labels), **{f"{name}_250": value for name, value in few.items()},
+            "precision": precision, "recipe": str(recipe),
+        }  # fmt: skip
+        before = timed.get((budget, method), {})
+        rows.append(row | {key: value for key, value in before.items() if key.startswith("time")})
+        print(
+            f"{budget}x {method:9} {row['macs_ratio']:.3f}x  KL {row['kl']:.4f}  agreement {row['agreement']:.1f}  "
+            f"top-1 {row['top1'] - row['top1_dense']:+.1f}; 250: {row['kl_250']:.4f} {row['agreement_250']:.1f} "
+            f"{row['top1_250'] - row['top1_dense_250']:+.1f}", flush=True,
+        )  # fmt: skip
+        write(RESULTS, sorted(rows, key=lambda row: BUDGETS.index(row["budget"])))
 
 
 @torch.no_grad()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import TYPE_CHECKING, NamedTuple
 
 import torch
@@ -12,7 +13,7 @@ from .._frozen import replace
 from ..attention import BlockQKV
 from ..errors import RecipeError
 from ..forward.token_stream import RecipeActor, TokenStream
-from ..forward.walk import through_mlp, up_to_mlp
+from ..forward.walk import Reads, through_mlp, up_to_mlp
 from ..methods import Adaptive, Guarded
 from ..methods.adaptive import drop_least
 from ..methods.base import AttentionEvidence, BaseMethod
@@ -71,8 +72,7 @@ def adapted(judge: Judge, costs: Costs, recipe: Recipe, target: float) -> Recipe
     others = Recipe(tuple(method for method in recipe if not isinstance(method, Guarded)))
     most = costs.of(others) if len(others) else costs.dense
     for _ in range(TURNS):
-        found = _calibrated(judge, recipe, factor)
-        cost = mean_macs(judge, costs, found)
+        found, cost = _calibrated(judge, costs, recipe, factor)
         if cost <= target:
             best = found
             if cost >= (1 - NEAR) * target:
@@ -99,8 +99,8 @@ def mean_macs(judge: Judge, costs: Costs, recipe: Recipe, part: Part = "search")
     return total / len(rows)
 
 
-def _calibrated(judge: Judge, recipe: Recipe, factor: float) -> Recipe:
-    """One pass in lock-step: all batches up to a block's pairs, its bar, and on."""
+def _calibrated(judge: Judge, costs: Costs, recipe: Recipe, factor: float) -> tuple[Recipe, float]:
+    """One pass in lock-step: all batches up to a block's pairs, its bar, and on. The recipe, and its mean MACs."""
     places = [i for i, method in enumerate(recipe) if isinstance(method, Guarded)]
     if len(places) != 1:
         raise RecipeError(f"Bars take the place of one guarded's numbers, and {recipe} has {len(places)} of them.")
@@ -116,15 +116,29 @@ def _calibrated(judge: Judge, recipe: Recipe, factor: float) -> Recipe:
     )
     methods[places[0]] = replace(guard, bars=0.0, drop=0.5)  # acts everywhere: what it does is decided here
     fast = judge.host_sieved(Recipe(tuple(methods)))
-    bars, shares = _walked(judge, fast, guard, schedule, factor)
+    bars, shares, lengths = _walked(judge, fast, guard, schedule, factor)
     methods[places[0]] = replace(guard, bars=tuple(bars), drop=tuple(shares))
-    return Recipe(tuple(methods))
+    return Recipe(tuple(methods)), _mean_of(costs, fast, lengths)
+
+
+def _mean_of(costs: Costs, fast: Sieved, lengths: Sequence[Tensor]) -> float:
+    """Mean MACs of images of which block i reads `lengths[i]` (I,) tokens; behind the last of these they stay."""
+    depth, total = costs.depth, 0
+    for counts in torch.stack(list(lengths), dim=1).tolist():
+        counts += [counts[-1]] * (depth + 1 - len(counts))
+        reads = []
+        for block, (keys, left) in enumerate(pairwise(counts)):
+            asked = [act.left for act in fast.plan.acts("queries", block, keys, costs.patches)]
+            queries = min([keys, *asked])
+            reads.append(Reads(keys, queries, queries, min(queries, left)))
+        total += costs.of_reads(reads, reads[-1].mlp)
+    return total / len(lengths[0])
 
 
 @torch.no_grad()
 def _walked(
     judge: Judge, fast: Sieved, guard: Adaptive, schedule: Guarded, factor: float
-) -> tuple[list[float], list[float]]:
+) -> tuple[list[float], list[float], list[Tensor]]:
     stream: TokenStream = fast.stream
     blocks = fast.host.blocks
     depth = len(blocks)
@@ -138,10 +152,11 @@ def _walked(
             tokens = actor.start(tokens, stream.significance(fast.host.covered(images, tokens.grid), tokens.grid))
         batches.append((actor, tokens))
     last = max((b for b in range(depth) if _asked(schedule, b, depth) != (0, 0)), default=-1)
-    bars, shares = [1.0] * (last + 1), [0.0] * (last + 1)
+    bars, shares, lengths = [1.0] * (last + 1), [0.0] * (last + 1), []
     for index in range(last + 1):
         merges, drops = _asked(schedule, index, depth)
         here: list[Arrived] = []
+        lengths.append(torch.cat([tokens.lengths_per_image() for _, tokens in batches]))
         for actor, tokens in batches:
             judge.check()
             read = blocks[index].enter(actor.before(index, tokens))
@@ -162,7 +177,8 @@ def _walked(
             if drops:
                 tokens = drop_least(tokens, AttentionEvidence.follow(each.attended, tokens), shares[index])
             batches[place] = actor, actor.after(index, through_mlp(blocks[index], tokens))
-    return bars, shares
+    lengths.append(torch.cat([tokens.lengths_per_image() for _, tokens in batches]))
+    return bars, shares, lengths
 
 
 def _asked(schedule: Guarded, block: int, depth: int) -> tuple[int, int]:
