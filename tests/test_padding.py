@@ -199,8 +199,8 @@ def test_images_one_by_one_are_the_padded_batch(form: str, monkeypatch: pytest.M
     with pytest.raises(UnsupportedHost, match="hook"):
         fast(images)
     hook.remove()
-    calls = Mock(wraps=padding.apart)
-    monkeypatch.setattr(padding, "apart", calls)
+    calls = Mock(wraps=padding.one_by_one)
+    monkeypatch.setattr(padding, "one_by_one", calls)
     trace = fast.trace(images)
     torch.testing.assert_close(trace.output, padded, rtol=1e-9, atol=1e-9)
     assert calls.call_count == len(model.blocks) - 2, "every block behind the first that leaves unlike lengths"
