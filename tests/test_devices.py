@@ -22,7 +22,7 @@ from tests.reference.hf_hosts import beit_forms, beit_images, hf_forms, hf_image
 from tests.reference.hf_staged import hf_staged_forms
 from tests.reference.hosts import host_forms, host_images
 from tests.reference.torchvision_hosts import torchvision_images, torchvision_staged, torchvision_vits
-from tokensieve import PaPr, RecipeError, UnsupportedHost, sieve
+from tokensieve import PaPr, RecipeError, UnsupportedHost, padding, sieve
 from tokensieve.methods import ats, papr
 from tokensieve.stream import Sieved
 from tokensieve.tokens import Tokens
@@ -124,6 +124,7 @@ def runs_on_gpu(monkeypatch: pytest.MonkeyPatch, form: str, recipe: Any) -> None
     model, shape = host(form)
     for module in (papr, ats):  # what looks at values, which fake tensors do not have
         monkeypatch.setattr(module, "recording", lambda: True)
+    monkeypatch.setattr(padding.Packing, "of", lambda tokens: None)  # as in graphs: how many there are is a value too
     fast = on_gpu(sieve(copy.deepcopy(model), recipe, mean=[0.5] * 3, std=[0.5] * 3, pretrained=False))
     images = fake(shape)
     with torch.no_grad(), FAKE, OneDevice():
