@@ -139,7 +139,9 @@ def head(model: nn.Module, stream: Stream) -> Tensor:
         pooled = x
     else:
         average = (sizes[start:, None] * x[start:]).sum(dim=0) / sizes[start:].sum()
-        maximum = x[start:].max(dim=0).values
+        maximum = (
+            torch.stack([token for token, size in zip(x, sizes, strict=True) if size > 0][start:]).max(dim=0).values
+        )
         pooled = {"avg": average, "max": maximum, "avgmax": (average + maximum) / 2}[model.global_pool]
     return model.head(model.fc_norm(pooled))
 

@@ -89,7 +89,8 @@ class TimmViT(Host):
         average = (x * share[..., None]).sum(1)
         if model.global_pool == "avg":
             return average
-        return x.amax(1) if model.global_pool == "max" else 0.5 * (x.amax(1) + average)
+        largest = x.masked_fill((size == 0)[..., None], float("-inf")).amax(1)  # padding is no patch
+        return largest if model.global_pool == "max" else 0.5 * (largest + average)
 
 
 @register_host(Eva)
