@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from . import about as about
+    from . import cascades as cascades
     from . import data as data
     from . import export as export
     from . import forward as forward
@@ -25,9 +26,11 @@ if TYPE_CHECKING:
     from . import significance as significance
     from . import train as train
     from . import zoo as zoo
+    from .cascade_recipe import CascadeRecipe
+    from .cascades.cascade import Cascade
     from .data.inputs import InputSpec
     from .errors import ExportError, InputError, RecipeError, SieveError, UnsupportedHost
-    from .export import export_onnx, export_program, prepack
+    from .export import export_cascade, export_onnx, export_program, prepack
     from .hosts import register_host
     from .methods import (
         ATS,
@@ -52,6 +55,7 @@ if TYPE_CHECKING:
     )
     from .model_spec import ModelSpec
     from .recipe import Recipe
+    from .search.cascading import cascade
     from .search.correction import correct
     from .search.slimming import slim
     from .search.tuning import tune
@@ -63,6 +67,8 @@ __version__ = "0.1.0"
 _MODULE_OF = {
     "ATS": "methods",
     "Adaptive": "methods",
+    "Cascade": "cascades.cascade",
+    "CascadeRecipe": "cascade_recipe",
     "Corrected": "methods",
     "DToP": "methods",
     "DiffRate": "methods",
@@ -90,7 +96,9 @@ _MODULE_OF = {
     "ToMe": "methods",
     "Trace": "stream",
     "UnsupportedHost": "errors",
+    "cascade": "search.cascading",
     "correct": "search.correction",
+    "export_cascade": "export",
     "export_onnx": "export",
     "export_program": "export",
     "patch_significance": "significance",
@@ -103,6 +111,7 @@ _MODULE_OF = {
 
 _SUBMODULES = {
     "about",
+    "cascades",
     "data",
     "export",
     "forward",
@@ -125,6 +134,8 @@ __all__ = [
     "MCTF",
     "RLT",
     "Adaptive",
+    "Cascade",
+    "CascadeRecipe",
     "Corrected",
     "DToP",
     "DiffRate",
@@ -149,7 +160,9 @@ __all__ = [
     "ToMe",
     "Trace",
     "UnsupportedHost",
+    "cascade",
     "correct",
+    "export_cascade",
     "export_onnx",
     "export_program",
     "measure",

@@ -52,6 +52,11 @@ def _summands(tree: ast.expr) -> Iterator[ast.expr]:
 def _method(call: ast.expr, text: str) -> BaseMethod:
     if isinstance(call, ast.Name):
         raise RecipeError(f"In the recipe {text!r}, write {call.id}(...) with its settings in brackets.")
+    if isinstance(call, ast.Call) and isinstance(call.func, ast.Name) and call.func.id == "cascade":
+        raise RecipeError(
+            f"{text!r} is a cascade of several recipes and no recipe: tokensieve.sieve(model, text) opens it alone, "
+            "and CascadeRecipe.parse(text) reads it."
+        )
     if not isinstance(call, ast.Call) or not isinstance(call.func, ast.Name):
         raise RecipeError(f"The recipe {text!r} must be calls joined by +, for example papr(keep=0.8) + tome(r=8).")
     if call.args or any(word.arg is None for word in call.keywords):

@@ -8,15 +8,17 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 
+from .cascade_recipe import CascadeRecipe, parse_recipe, read_recipe
 from .data import Preprocessing, VideoPreprocessing
 from .errors import InputError, RecipeError, SettingError, nearest
 from .methods import PaPr
 from .recipe import Recipe
 
+R = TypeVar("R", Recipe, CascadeRecipe)
 SHA256 = re.compile(r"[0-9a-fA-F]{64}")
 
 
@@ -35,11 +37,11 @@ def is_import_path(name: str) -> bool:
     return bool(colon) and all(part.isidentifier() for part in [*module.split("."), *function.split(".")])
 
 
-def recipe(value: Any) -> Recipe:
-    """A recipe that can be written as text. Raises `RecipeError` for one that holds a module or a tensor."""
-    parsed = Recipe.of(value)
+def recipe(value: Any) -> Recipe | CascadeRecipe:
+    """A recipe, or a cascade, that can be written as text. Raises `RecipeError` for one that holds a module or a tensor."""
+    parsed = read_recipe(value)
     try:
-        Recipe.parse(str(parsed))
+        parse_recipe(str(parsed))
     except RecipeError as error:
         raise RecipeError(
             f'"{parsed}" cannot be sent or kept: a ModelSpec holds its recipe as text, which names a proposal and its '
@@ -167,7 +169,7 @@ def sha256(value: object) -> dict[str, str]:
     return {file: digest.lower() for file, digest in value.items()}
 
 
-def recorded_hashes(recipe: Recipe) -> dict[str, str]:
+def recorded_hashes(recipe: Recipe | CascadeRecipe) -> dict[str, str]:
     """The paths of a recipe's weights -> SHA-256, where one is recorded."""
     return {
         file: known
@@ -177,8 +179,10 @@ def recorded_hashes(recipe: Recipe) -> dict[str, str]:
     }
 
 
-def with_hashes(recipe: Recipe, known: Mapping[str, str]) -> Recipe:
+def with_hashes(recipe: R, known: Mapping[str, str]) -> R:
     """The same recipe with these SHA-256 of its weights."""
+    if isinstance(recipe, CascadeRecipe):
+        return recipe.each(lambda each: with_hashes(each, known))
 
     def hashed(method: Any) -> Any:
         digests = {method.files[setting]: known[file] for setting, file in method.paths().items() if file in known}
@@ -187,16 +191,19 @@ def with_hashes(recipe: Recipe, known: Mapping[str, str]) -> Recipe:
     return replace(recipe, methods=tuple(map(hashed, recipe)))
 
 
-def with_proposal_weights(recipe: Recipe, file: str) -> Recipe:
+def with_proposal_weights(recipe: R, file: str) -> R:
     """The recipe with `file` as the weights of its named proposals. Raises `RecipeError` where it asks none."""
-    with_proposal = [isinstance(method, PaPr) and method.asks_proposal for method in recipe]
-    if not any(with_proposal):
+
+    def asks(method: Any) -> bool:
+        return isinstance(method, PaPr) and method.asks_proposal
+
+    def with_file(single: Recipe) -> Recipe:
+        changed = {"proposal_weights": file, "proposal_sha256": None}
+        return replace(single, methods=tuple(replace(each, **changed) if asks(each) else each for each in single))
+
+    if not any(map(asks, recipe)):
         raise RecipeError(f'The proposal\'s weights have nothing to load into: "{recipe}" asks no proposal.')
-    changed = {"proposal_weights": file, "proposal_sha256": None}
-    methods = (
-        replace(method, **changed) if asks else method for method, asks in zip(recipe, with_proposal, strict=True)
-    )
-    return replace(recipe, methods=tuple(methods))
+    return recipe.each(with_file) if isinstance(recipe, CascadeRecipe) else with_file(recipe)
 
 
 def check_files(files: Sequence[str]) -> None:

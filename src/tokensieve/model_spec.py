@@ -17,6 +17,7 @@ if TYPE_CHECKING:  # heavy imports wait until a spec is made, so that --help ans
     import torch
     from torch import nn
 
+    from .cascade_recipe import CascadeRecipe
     from .data import Preprocessing, VideoPreprocessing
     from .data.inputs import InputSpec
     from .methods import BaseMethod
@@ -82,8 +83,9 @@ class ModelSpec:
         model: a name that the zoo, timm or torchvision knows; the file of a segmenter that was trained here,
             "NAME.safetensors" with NAME.json beside it, or "nano_segmenter"; or the import path of a callable that
             returns a model, "package.module:function". `open` runs that callable: open only what you trust.
-        recipe: text, a recipe file, a method, or a `Recipe`; kept as text. None lets `open` choose what the commands
-            choose (`search.default.default_recipe`), or `papr(keep=0.65)` where `proposal_weights` are given.
+        recipe: text, a recipe file, a method, a `Recipe`, or a cascade as text, file or `CascadeRecipe`; kept as text.
+            None lets `open` choose what the commands choose (`search.default.default_recipe`), or `papr(keep=0.65)`
+            where `proposal_weights` are given.
         weights: a file of the model's weights, loaded strictly; None takes those that the name or the callable has.
         pretrained: whether weights that no file gives are downloaded, of a named model and of named proposals; they
             are random otherwise.
@@ -124,7 +126,7 @@ class ModelSpec:
         def __init__(
             self,
             model: str,
-            recipe: str | os.PathLike[str] | BaseMethod | Recipe | None = None,
+            recipe: str | os.PathLike[str] | BaseMethod | Recipe | CascadeRecipe | None = None,
             weights: str | os.PathLike[str] | None = None,
             pretrained: bool = True,
             proposal_weights: str | os.PathLike[str] | None = None,
@@ -186,15 +188,16 @@ class ModelSpec:
 
         return torch_device(self.device)
 
-    def parsed_recipe(self) -> Recipe | None:
-        """The recipe, with the proposal's weights and the recorded SHA-256 in it; None where `open` chooses one."""
+    def parsed_recipe(self) -> Recipe | CascadeRecipe | None:
+        """The recipe, or the cascade, with the proposal's weights and the recorded SHA-256 in it; None where `open`
+        chooses one."""
         from ._spec_settings import with_hashes, with_proposal_weights
-        from .recipe import Recipe
+        from .cascade_recipe import parse_recipe
         from .search.default import RANKED
 
         if self.recipe_is_default:
             return None
-        recipe = Recipe.parse(RANKED if self.recipe is None else self.recipe)
+        recipe = parse_recipe(RANKED if self.recipe is None else self.recipe)
         if self.proposal_weights is not None:
             recipe = with_proposal_weights(recipe, self.proposal_weights)
         return with_hashes(recipe, self.sha256)
@@ -246,7 +249,10 @@ class ModelSpec:
         return self.sieve(dense, preprocessing)
 
     def sieve(
-        self, dense: nn.Module, preprocessing: Preprocessing | VideoPreprocessing, recipe: Recipe | None = None
+        self,
+        dense: nn.Module,
+        preprocessing: Preprocessing | VideoPreprocessing,
+        recipe: Recipe | CascadeRecipe | None = None,
     ) -> OpenedModel:
         """The same around a model that is there: under this description's recipe, or another one.
 
@@ -267,7 +273,7 @@ class ModelSpec:
         fast = sieve(dense, recipe, mean=preprocessing.mean, std=preprocessing.std, pretrained=self.pretrained)
         return OpenedModel(dense, fast.to(next(dense.parameters()).device), preprocessing)
 
-    def with_recipe(self, recipe: str | os.PathLike[str] | BaseMethod | Recipe | None) -> ModelSpec:
+    def with_recipe(self, recipe: str | os.PathLike[str] | BaseMethod | Recipe | CascadeRecipe | None) -> ModelSpec:
         """The same under another recipe, which has its own weights: `proposal_weights` were the former one's."""
         kept = {path: digest for path, digest in self.sha256.items() if path in self._own_files()}
         changed: dict[str, Any] = {"recipe": recipe, "proposal_weights": None, "sha256": kept}
@@ -338,16 +344,16 @@ class ModelSpec:
         if not isinstance(recipe, str | None):
             raise SettingError("recipe", f"must be text such as 'papr(keep=0.5)', not {recipe!r}.")
         if recipe is not None:
-            from .recipe import Recipe
+            from .cascade_recipe import parse_recipe
 
-            data["recipe"] = Recipe.parse(recipe)  # the text itself: JSON never has another file read
+            data["recipe"] = parse_recipe(recipe)  # the text itself: JSON never has another file read
         spec = cls(**data)
         return spec if folder is None else spec._with_paths(partial(joined_path, folder=folder))
 
     def _with_paths(self, change: Callable[[str], str]) -> ModelSpec:
-        from .recipe import Recipe
+        from .cascade_recipe import parse_recipe
 
-        recipe = None if self.recipe is None else Recipe.parse(self.recipe).with_paths(change)
+        recipe = None if self.recipe is None else parse_recipe(self.recipe).with_paths(change)
         changed: dict[str, Any] = {"recipe": recipe}
         for name in ("weights", "proposal_weights"):
             path = getattr(self, name)

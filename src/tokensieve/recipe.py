@@ -95,9 +95,9 @@ class Recipe:
         Raises:
             RecipeError: the file or the text cannot be read.
         """
-        if isinstance(source, str) and not _names_a_file(source):
+        if isinstance(source, str) and not names_a_file(source):
             return cls.parse(source)
-        path, text = Path(source), _read(source)
+        path, text = Path(source), read_file(source)
         if text.lstrip().startswith("{"):
             return cls.from_json(text, path.parent)
         return cls.parse(text).with_paths(partial(joined_path, folder=path.parent))
@@ -160,7 +160,7 @@ class Recipe:
             InputError: weights are not there, or their SHA-256 is not the recorded one.
         """
         folder = Path(folder)
-        recipe = cls.from_json(_read(folder / RECIPE))
+        recipe = cls.from_json(read_file(folder / RECIPE))
         for method in recipe:
             check_stored(method, folder)
         return recipe.with_paths(partial(joined_path, folder=folder))
@@ -255,7 +255,8 @@ def _from_json_value(value: Any) -> Any:
     return value
 
 
-def _read(path: str | os.PathLike[str]) -> str:
+def read_file(path: str | os.PathLike[str]) -> str:
+    """The text of a recipe file. Raises `RecipeError`."""
     try:
         return Path(path).read_text(encoding="utf-8-sig")
     except (OSError, ValueError) as error:
@@ -263,7 +264,7 @@ def _read(path: str | os.PathLike[str]) -> str:
         raise RecipeError(f"The recipe file {os.fspath(path)!r} cannot be read: {why}.") from None
 
 
-def _names_a_file(text: str) -> bool:
+def names_a_file(text: str) -> bool:
     """Text of a recipe ends in a bracket; without any it may be a file of whatever name."""
     return text.endswith((".json", ".recipe", ".txt")) or ("(" not in text and os.path.isfile(text))
 
@@ -289,12 +290,14 @@ def _of_version_1(path: str, folder: str | os.PathLike[str]) -> str:
 
 
 def recipes_with(weights: Path) -> list[Path]:
-    """The recipe files in the folder of a file of weights that name it: what would break without it."""
+    """The recipe files in the folder of a file of weights that name it, cascades too: what would break without it."""
+    from .cascade_recipe import read_recipe
+
     recipes = []
     for path in sorted(weights.parent.iterdir()):
         with suppress(OSError, ValueError):  # what cannot be read as a recipe is none; RecipeError is a ValueError
             if path.suffix.lower() == ".json" and path.stat().st_size <= LARGE:
-                recipe = Recipe.from_json(path.read_text(encoding="utf-8-sig"), path.parent)
+                recipe = read_recipe(path)
                 if any(same_file(weights, file) for file in recipe.paths()):
                     recipes.append(path)
     return recipes

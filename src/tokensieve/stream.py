@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from .cascade_recipe import CascadeRecipe, read_recipe
 from .errors import DenseOnly, UnsupportedHost
 from .forward.intermediates import FeatureRequest
 from .forward.stage_stream import StageStream
@@ -42,7 +43,7 @@ FILTERED = "forward_with_filtered_kwargs"
 
 def sieve(
     model: nn.Module,
-    recipe: str | os.PathLike[str] | BaseMethod | Recipe = "",
+    recipe: str | os.PathLike[str] | BaseMethod | Recipe | CascadeRecipe = "",
     *,
     mean: Sequence[float] | None = None,
     std: Sequence[float] | None = None,
@@ -53,21 +54,28 @@ def sieve(
     Args:
         model: the host. It is wrapped, not copied: it shares its weights with the result and can still be used alone.
         recipe: text such as "papr(keep=0.8) + tome(r=8)", the path of a recipe file such as "best.json", a method, a
-            sum of methods, or a `Recipe`. Weights of a proposal model (the small network that scores patches, as in
+            sum of methods, or a `Recipe`; or a cascade of several recipes, text, file or `CascadeRecipe`, see
+            `tokensieve.cascade`. Weights of a proposal model (the small network that scores patches, as in
             PaPr) must match the SHA-256 in the recipe; the result's `recipe` records that of the weights loaded.
         mean, std: the normalisation of the images this model reads, three numbers each; by default what timm's
             `pretrained_cfg` says. A proposal with `proposal_norm="native"` needs to know it.
         pretrained: False: proposal models given without a weights file get random weights, to measure cost only.
 
     Returns:
-        A module that is called like the model and returns what the model returns.
+        A module that is called like the model and returns what the model returns; of a cascade a `Cascade`.
 
     Raises:
         UnsupportedHost: the model, or a block of it, cannot take this recipe.
         RecipeError: the recipe cannot be read or makes no sense.
         InputError: weights cannot be loaded, or their SHA-256 is not the one in the recipe.
     """
-    host, recipe = open_host(model), Recipe.of(recipe).with_hashes()
+    host, read = open_host(model), read_recipe(recipe).with_hashes()
+    if isinstance(read, CascadeRecipe):
+        from .cascades.cascade import Cascade
+
+        settings: dict[str, Any] = {"mean": mean, "std": std, "pretrained": pretrained}
+        return Cascade([sieve(model, each, **settings) for each in read.recipes], read)
+    recipe = read
     stream_class = STREAMS[host.units]
     stream = stream_class(host, stream_class.planned(host, recipe), significance=None, parts=nn.ModuleDict())
     config = getattr(model, "pretrained_cfg", None) or {}

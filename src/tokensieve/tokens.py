@@ -78,6 +78,10 @@ class Tokens:
         start = torch.arange(prod(self.grid), device=self.x.device) + self.prefix
         return replace(self, source=start.expand(self.x.shape[0], -1))
 
+    def images(self, which: Tensor) -> Tokens:
+        """The same of some images of the batch, (B',) int64."""
+        return self._images(which, (*PER_IMAGE, "lengths"))
+
     def nothing(self) -> Tokens:
         """The same of an empty batch: no image, and as many tokens of each."""
         return self._images(slice(0), (*PER_IMAGE, "lengths"))

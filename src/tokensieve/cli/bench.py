@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ..errors import InputError
-from ..model_spec import PRECISIONS, OpenedModel
-from .opening import Media, read_spec, record_of
+from ..model_spec import PRECISIONS, ModelSpec, OpenedModel
+from .opening import Media, is_cascade_recipe, read_spec, record_of
 from .options import ClipOptions, JsonOption, MachineOptions, ModelOptions, PretrainedOption, numbers
 from .output import print_record
 
@@ -24,6 +24,8 @@ DECODED = 8
 """Pictures that a worker prepares at a time: few, so that the rate is known soon."""
 COMPARED = 100
 """Pictures of --data on which the loss is measured, at most."""
+POOL = 128
+"""Pictures of --data on which a cascade is timed, where there are so many: each takes its own time."""
 
 
 @dataclass(frozen=True)
@@ -37,8 +39,12 @@ def bench(
     *,
     network: BenchedModel,
     batch: Annotated[
-        str, typer.Option(metavar="N,...", help="Batch sizes; of the waterfall the first and the last, default 4 N.")
-    ] = "8",
+        str | None,
+        typer.Option(
+            metavar="N,...",
+            help="Batch sizes; default 8, of a cascade 1,8,32; of the waterfall the first and the last, default 4 N.",
+        ),
+    ] = None,
     machine: MachineOptions,
     seconds: Annotated[float, typer.Option(min=0, help="Time for each batch size, the waterfall, decoding.")] = 10.0,
     waterfall: Annotated[
@@ -65,7 +71,7 @@ def bench(
 
     Weights are random by default: speed does not depend on them. With weights and --data it also measures the loss.
     """
-    batches = numbers(batch, "--batch")
+    batches = numbers(batch or "8", "--batch")
     if waterfall:
         batches = batches if batches[1:] else [batches[0], 4 * batches[0]]
         if len(batches) > 2 or batches[0] >= batches[1]:
@@ -74,7 +80,11 @@ def bench(
         raise InputError("--workers decode the pictures of --data: give both, or neither.")
     dtype = machine.dtype
     begins = "fp32" if waterfall and dtype in PRECISIONS else dtype  # --dtype says where the waterfall goes
-    spec = read_spec(network, replace(machine, dtype=begins), clips)
+    spec = read_spec(network, replace(machine, dtype=begins), clips, cascades=True)
+    cascaded = is_cascade_recipe(network)
+    if cascaded:
+        batches = numbers(batch or "1,8,32", "--batch")
+        _check_cascade(spec, data, waterfall, memory)
     if prepack and spec.torch_device().type != "cpu":
         raise InputError("--prepack is for CPUs: leave it out, or give --device cpu.")
     import torch
@@ -101,6 +111,7 @@ def bench(
         scored = not waterfall and (spec.pretrained or spec.weights is not None)
         with working(f"decoding {kind.many}") as work:
             keep = max(*batches, COMPARED) if scored else max(batches)
+            keep = max(keep, 2 * max(batches), POOL) if cascaded else keep
             decoded, images = _decode(source, keep, workers or 0, seconds)
             if scored:
                 work.update("comparing answers")
@@ -109,7 +120,7 @@ def bench(
         record |= files_record(source, decoded.pictures, decoded.failures)
     record |= {"runs": [], "waterfall": None}
     record |= on_pictures(opened.fast, opened.dense, images)
-    images = images[: max(batches)].to(opened.device, opened.dtype)
+    images = (images if cascaded else images[: max(batches)]).to(opened.device, opened.dtype)
     context = {
         "macs_ratio": record["macs"]["ratio"],
         "host_macs_ratio": record["macs"]["ratio_without_proposal"],
@@ -118,7 +129,11 @@ def bench(
         "decoded": decoded,
         "units": units(record),
     }
-    if waterfall:
+    if cascaded:
+        for count in batches:
+            with working(f"batch {count}: measuring for {seconds:g} s"):
+                record["runs"].append(_cascade_run(opened, images, count, seconds))
+    elif waterfall:
         settings = {
             "dtype": torch.float16 if dtype == "fp16" else torch.bfloat16,
             "prepacked": prepack,
@@ -156,6 +171,26 @@ def _run(opened: OpenedModel, images: Tensor, seconds: float, memory: bool, cont
         "attention": kernels,
         "verdict": verdict(result, **context, attention=kernels),
     }
+
+
+def _check_cascade(spec: ModelSpec, data: str | None, waterfall: bool, memory: bool) -> None:
+    """Refuse what says nothing of a cascade, of which the pictures decide what it costs."""
+    if data is None or not (spec.pretrained or spec.weights is not None):
+        raise InputError(
+            "What a cascade reads again depends on the pictures and on the answers: give --data FOLDER, and weights, "
+            "by --pretrained or --weights FILE."
+        )
+    if waterfall or memory:
+        raise InputError(
+            f"{'--waterfall' if waterfall else '--memory'} is of one reading: give one of the cascade's recipes."
+        )
+
+
+def _cascade_run(opened: OpenedModel, images: Tensor, batch: int, seconds: float) -> dict[str, Any]:
+    """One batch size of a cascade, beside the dense model."""
+    from ..measure.cascade_speed import cascade_speed
+
+    return asdict(cascade_speed(opened.fast, opened.dense, images, batch, seconds=seconds))  # type: ignore[arg-type]
 
 
 def _loss(opened: OpenedModel, images: Tensor) -> dict[str, Any]:

@@ -54,7 +54,8 @@ def evaluate(
     from .._files import check_place
 
     place = None if predictions is None else check_place(predictions, (".csv",))
-    spec = read_spec(network, machine, clips, preprocessing=preprocessing)
+    spec = read_spec(network, machine, clips, preprocessing=preprocessing, cascades=True)
+    from ..cascades.cascade import Cascade
     from ..data import load_batches
     from ..measure import fidelity
     from ..measure.outputs import class_count
@@ -63,7 +64,7 @@ def evaluate(
     from ..show.files import files_record
     from ..show.predictions import Predictions
     from ..show.progress import TrackedBatches, list_failures, working
-    from ..show.record import compared, on_pictures
+    from ..show.record import cascade_reads, compared, on_pictures
 
     # The data is opened first, which is soon done; how its pictures are prepared, only the model knows.
     media = Media(data, classes=classes, limit=limit, root=clips.root)
@@ -82,7 +83,9 @@ def evaluate(
     result = fidelity(averaged[0], averaged[1], tracked, k=scored, each=None if place is None else answers.see)
     if place is not None:
         answers.write(place)
-    if tracked.first is not None:
+    if isinstance(fast, Cascade):  # of all that were read: what is read again depends on the picture
+        record |= cascade_reads(fast, opened.input_spec, fast.watch.shares)
+    elif tracked.first is not None:
         images = tracked.first.images
         record |= on_pictures(fast, dense, images if views == 1 else images.flatten(0, 1))
     record |= {

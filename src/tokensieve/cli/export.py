@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from .._files import check_folder
 from ..errors import InputError
-from .opening import read_spec, record_of
+from .opening import is_cascade_recipe, read_spec, record_of
 from .options import ClipOptions, JsonOption, MachineOptions, ModelOptions
 from .output import print_record
 
@@ -22,10 +23,15 @@ FORMATS = {"onnx": ".onnx", "program": ".pt2"}
 
 def export(
     *,
-    out: Annotated[str, typer.Option(metavar="FILE", help="The file to write: .onnx, or .pt2 for torch.export.")],
+    out: Annotated[
+        str,
+        typer.Option(
+            metavar="FILE|FOLDER", help="The file to write: .onnx, or .pt2 for torch.export; of a cascade a folder."
+        ),
+    ],
     network: ModelOptions,
     format: Annotated[
-        str | None, typer.Option(metavar="|".join(FORMATS), help="What to write; default by the end of FILE.")
+        str | None, typer.Option(metavar="|".join(FORMATS), help="What to write; default by the end of FILE, or onnx.")
     ] = None,
     output: Annotated[
         str | None,
@@ -44,7 +50,8 @@ def export(
 
     ONNX is written in fp32 on the CPU; a program keeps --dtype and --device.
     """
-    kind = format or next((name for name, end in FORMATS.items() if out.endswith(end)), None)
+    cascaded = is_cascade_recipe(network)
+    kind = format or next((name for name, end in FORMATS.items() if out.endswith(end)), "onnx" if cascaded else None)
     if kind not in FORMATS:
         problem = f"--format must be one of {', '.join(FORMATS)}, not {kind!r}" if kind else f"{out} says no format"
         raise InputError(f"{problem}: let --out end in .onnx or .pt2, or give --format.")
@@ -53,14 +60,41 @@ def export(
         raise InputError(f"ONNX is written in fp32 on the CPU, not in {dtype} on {device}: only .pt2 files may differ.")
     if kind == "program" and opset is not None:
         raise InputError("--opset is for ONNX: leave it out, or let --out end in .onnx.")
-    spec = read_spec(network, replace(machine, device="cpu") if kind == "onnx" else machine, clips)
-    from ..export import OPSET, TOLERANCE, export_onnx, export_program
+    if cascaded:
+        if output is not None:
+            raise InputError("--output is of one model: a cascade decides by its scores of classes.")
+        check_folder(out)
+    spec = read_spec(network, replace(machine, device="cpu") if kind == "onnx" else machine, clips, cascades=True)
+    from ..export import OPSET, TOLERANCE, export_cascade, export_onnx, export_program
     from ..show.progress import working
 
     with working("opening the model"):
         opened = spec.open()
         record = record_of(spec, opened)
     preprocessing = opened.preprocessing
+    if cascaded:
+        with working("tracing, writing and checking each member, which takes a minute for a large model"):
+            files = export_cascade(
+                opened.fast,
+                out,
+                opened.input_spec,
+                format=kind,
+                batch=batch,
+                opset=OPSET if opset is None else opset,
+                mean=preprocessing.mean,
+                std=preprocessing.std,
+                seed=seed,
+            )
+        record |= {
+            "format": kind,
+            "preprocessing": asdict(preprocessing),
+            "path": str(files.path),
+            "bytes": files.bytes,
+        }
+        members = [{**asdict(each), "path": str(each.path)} for each in files.members]
+        record |= {"members": members, "difference": files.difference, "tolerance": TOLERANCE, "seed": seed}
+        print_record(record, "export_view.cascade_view", as_json)
+        return
     write: Callable[..., Exported] = export_program
     if kind == "onnx":
         write = partial(export_onnx, opset=OPSET if opset is None else opset)

@@ -8,6 +8,7 @@ import shlex
 import sys
 from typing import TYPE_CHECKING, Any
 
+from ..errors import InputError
 from ..model_spec import ModelSpec, OpenedModel
 from .options import ClipOptions, NetworkOptions, PlaceOptions
 
@@ -26,9 +27,17 @@ def option_for(setting: str) -> str:
 
 
 def read_spec(
-    network: NetworkOptions, place: PlaceOptions, clips: ClipOptions | None = None, **others: Any
+    network: NetworkOptions,
+    place: PlaceOptions,
+    clips: ClipOptions | None = None,
+    *,
+    cascades: bool = False,
+    **others: Any,
 ) -> ModelSpec:
-    """The `ModelSpec` that the options describe, checked before anything slow begins. Sets torch's CPU threads."""
+    """The `ModelSpec` that the options describe, checked before anything slow begins. Sets torch's CPU threads.
+
+    `cascades`: whether the command takes cascades of several recipes.
+    """
     settings = {**vars(network), **vars(place), **others}
     if clips is not None:
         settings["clips"] = {name: value for name in CLIPS if (value := getattr(clips, name, None)) is not None}
@@ -37,12 +46,28 @@ def read_spec(
     if ":" in settings["model"] and (folder := os.getcwd()) not in sys.path:
         sys.path.insert(0, folder)  # as python itself has it: the user's own module lies here, not beside this program
     spec = ModelSpec(**settings)
+    if not cascades and spec.recipe is not None:
+        from ..cascade_recipe import is_cascade
+
+        if is_cascade(spec.recipe):
+            raise InputError(
+                "A cascade is several readings, and this command is of one: give one of its recipes. eval, bench, run "
+                "and export take cascades."
+            )
     spec.check()
     if threads is not None:
         import torch
 
         torch.set_num_threads(threads)
     return spec
+
+
+def is_cascade_recipe(network: NetworkOptions) -> bool:
+    """Whether `--recipe` says a cascade of several."""
+    from ..cascade_recipe import CascadeRecipe, read_recipe
+
+    recipe = getattr(network, "recipe", None)
+    return recipe is not None and isinstance(read_recipe(recipe), CascadeRecipe)
 
 
 class Media:

@@ -91,7 +91,7 @@ def run(
     if not all(places):
         raise InputError(f"--devices must be names of devices, joined by commas, not {devices!r}.")
     cluster = _cluster(address, actors, actor_cpus, actor_gpus)
-    spec = read_spec(network, machine, clips, preprocessing=preprocessing)
+    spec = read_spec(network, machine, clips, preprocessing=preprocessing, cascades=True)
     from ..about.machine import cores
     from ..jobs import estimate, job_of
     from ..jobs import run as run_job

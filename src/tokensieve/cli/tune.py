@@ -50,7 +50,15 @@ def tune(
     divergence: Annotated[
         float | None, typer.Option(metavar="KL", help="Allowed: this divergence, and as cheap as can be.")
     ] = None,
-    limit: Annotated[int, typer.Option(min=4, metavar="N", help="At most N pictures, evenly spread.")] = 250,
+    agree: Annotated[
+        float | None,
+        typer.Option(metavar="SHARE", help="Wanted: so many answers the same, 0.98, as cheap as can be: cascades."),
+    ] = None,
+    confidence: Annotated[float, typer.Option(metavar="SHARE", help="Of --agree: how sure its promise is.")] = 0.95,
+    limit: Annotated[
+        int | None,
+        typer.Option(min=4, metavar="N", help="At most N pictures, evenly spread; default 250, with --agree 1000."),
+    ] = None,
     trials: Annotated[int, typer.Option(min=0, metavar="N", help="Recipes to try in the searches.")] = 200,
     timeout: Annotated[float | None, typer.Option(metavar="SECONDS", help="End the search after so long.")] = None,
     storage: Annotated[
@@ -69,7 +77,10 @@ def tune(
     proposal_weights: Annotated[
         list[str] | None, typer.Option(metavar="FILE", help="Weights of each --proposal, in their order.")
     ] = None,
-    holdout: Annotated[float, typer.Option(metavar="SHARE", help="Pictures that the search does not see.")] = 0.3,
+    holdout: Annotated[
+        float | None,
+        typer.Option(metavar="SHARE", help="Pictures that the search does not see; default 0.3, with --agree 0.5."),
+    ] = None,
     correct: Annotated[
         bool, typer.Option(help="Correct what the recommended recipe loses on all pictures alike.")
     ] = True,
@@ -92,7 +103,11 @@ def tune(
     from .._files import check_folder
 
     check_folder(out)
-    correction = _correction(Path(out)) if correct and segmenter is None else None
+    if agree is not None and segmenter is not None:
+        raise InputError("--agree is of classifiers; of segmenters give --macs, --time or --divergence.")
+    limit = limit or (250 if agree is None else 1000)
+    holdout = (0.3 if agree is None else 0.5) if holdout is None else holdout
+    correction = _correction(Path(out)) if correct and segmenter is None and agree is None else None
     if segmenter is None:
         window, spec = None, read_spec(network, machine, clips, recipe="", preprocessing=preprocessing)
     else:
@@ -101,6 +116,7 @@ def tune(
                 "--segmenter has its own weights, size and classes: no --weights, --size, --classes, --labels."
             )
         window, spec = _segmenter(segmenter, machine)
+    from ..cascades.cascade import Cascade
     from ..data import load_batches
     from ..measure.outputs import class_count
     from ..search.budgets import budget
@@ -108,7 +124,7 @@ def tune(
     from ..show.files import files_record
     from ..show.progress import Counting, TrackedBatches, list_failures, working
 
-    budget(macs, time, divergence)
+    budget(macs, time, divergence, agree)
     media = Media(data, classes=classes, limit=limit, root=clips.root)
     with working("opening the model"):
         dense, _, prepared = opened = spec.open()
@@ -135,8 +151,8 @@ def tune(
     with Counting("recipes tried") as counting:
 
         def report(now: Progress) -> None:
-            divergence = "" if now.divergence is None else f", best {now.divergence:.4f}"
-            counting.update(now.trials, now.of, f"{now.ratio:.2f}x {now.family}{divergence}")
+            best = "" if now.divergence is None else f", best {now.divergence:.4f}"
+            counting.update(now.trials, now.of, f"{now.ratio:.2f}x {now.family}{best}")
 
         front = tune(
             dense,
@@ -144,6 +160,8 @@ def tune(
             macs=macs,
             time=time,
             divergence=divergence,
+            agree=agree,
+            confidence=confidence,
             families=family,
             proposals=proposals,
             trials=trials,
@@ -174,7 +192,7 @@ def tune(
         "out": out,
         **files_record(pictures, images, tracked.failures),
     }
-    if opened.fast.plan.varies and tracked.first is not None:
+    if not isinstance(opened.fast, Cascade) and opened.fast.plan.varies and tracked.first is not None:
         record |= _on_pictures(front.recommended, front.dense_macs, opened, tracked.first.images)
     print_record(record, "tune_view.tune_view", as_json)
     list_failures(tracked.failures, kind)

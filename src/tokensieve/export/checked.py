@@ -17,6 +17,7 @@ from torch.torch_version import TorchVersion
 
 from .. import __version__
 from .._files import draft
+from ..cascades.cascade import Cascade
 from ..data import Preprocessing, VideoPreprocessing
 from ..data.inputs import InputSize, InputSpec, channels_of, own_input
 from ..errors import ExportError, InputError, RecipeError, SieveError, cause
@@ -121,6 +122,8 @@ def refuse(module: Any, reasons: dict[str, str]) -> None:
         raise InputError(f"{kind} is compiled: export the module that was compiled.")
     if any(isinstance(part, PackedLinear) for part in module.modules()):
         raise InputError("The model's weights are packed for this CPU: export the model that prepack() was given.")
+    if isinstance(module, Cascade):
+        raise InputError("A cascade becomes a file for each member, and a rule: export_cascade(cascade, folder).")
     if getattr(module, "model", module).training:
         raise InputError(f"{kind} is in training mode, which a file does not have: call .eval() first.")
     if getattr(module, "significance", None) is None:

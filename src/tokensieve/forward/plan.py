@@ -66,6 +66,20 @@ class Plan:
         """Whether anything acts between the block's norm and its MLP."""
         return any(self.acts(place, block, count, patches) for place in _OPENING)
 
+    def untouched(self, patches: int) -> int:
+        """How many blocks from the first on no method touches, for an image of `patches` patches.
+
+        None where a method wants to see the embedded patches (`prepare`), wherever it acts then.
+        """
+        if any(type(method).prepare is not Method.prepare for _, method in self.methods):
+            return 0
+        places: tuple[Place, ...] = ("start", "before", *_OPENING, "after")
+        blocks = range(self.depth)
+        acting = (
+            block for block in blocks for place in places if self.acts(place, block, patches + self.prefix, patches)
+        )
+        return next(acting, self.depth)
+
     def exits(self, patches: int) -> list[int]:
         """The blocks after which an auxiliary head runs, so that tokens can exit early."""
         counts = [reads.mlp for reads in self.reads(patches)]

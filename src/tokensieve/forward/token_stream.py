@@ -26,7 +26,7 @@ from .intermediates import FeatureRequest, HiddenStates, Intermediates
 from .levels import Levels, leave
 from .plan import Plan, Reduction, check
 from .trace import Trace
-from .walk import Actor, FirstTokens, Reads, Step, walk
+from .walk import Actor, Begun, FirstTokens, Reads, Step, walk
 
 
 class TokenStream(BaseStream):
@@ -59,17 +59,19 @@ class TokenStream(BaseStream):
         watch: Sequence[Callable[[Step], None]] = (),
         blocks: int | None = None,
         exits: list[Exit] | None = None,
+        begun: Begun | None = None,
     ) -> Tokens:
         """Images -> the head's input, the remaining tokens after the final norm; `blocks`: run only the first n blocks.
 
-        The outputs of auxiliary heads between blocks are appended to `exits`.
+        The outputs of auxiliary heads between blocks are appended to `exits`. With `begun` (see `begin`) what came
+        before its block is not computed again.
         """
         if is_empty(images):  # an empty batch: run a dummy one and return zero rows
             tokens = self.run(dummy_batch(images), trace, watch, blocks, exits)
             if trace is not None:
                 trace.forget()
             return tokens.nothing()
-        tokens = self.host.embed(images)
+        tokens, first = (self.host.embed(images), 0) if begun is None else begun
         if trace is not None or watch:
             tokens = tokens.tracked()  # record which token each patch ends up in
         acting = RecipeActor(self, tokens, () if trace is None else trace.looks, [] if exits is None else exits)
@@ -79,11 +81,17 @@ class TokenStream(BaseStream):
             if trace is not None:
                 trace.begin(tokens, significance)
         watching = [*watch, *([] if trace is None else [trace.see])]
-        tokens = walk(self.host.blocks[:blocks], tokens, acting, watching)
+        tokens = walk(self.host.blocks[:blocks], tokens, acting, watching, first)
         tokens = acting.end(self.host.features(tokens))
         if trace is not None:
             trace.end(tokens, acting.seen, acting.exits)
         return tokens
+
+    def begin(self, images: Tensor, blocks: int = 0, begun: Begun | None = None) -> Begun:
+        """Images -> their tokens in front of block `blocks`, none of them reduced; from `begun` on, where that is
+        given. Any recipe that leaves these blocks alone (`Plan.untouched`) goes on from there, with the same result."""
+        tokens, first = (self.host.embed(images), 0) if begun is None else begun
+        return Begun(walk(self.host.blocks[:blocks], tokens, first=first), max(first, blocks))
 
     def __call__(self, images: Tensor, **kwargs: Any) -> Any:
         """Images -> the host's own output; with `output_hidden_states`, also each block's, on the full grid."""
@@ -91,13 +99,19 @@ class TokenStream(BaseStream):
         return self.answer(images, hidden=hidden, **kwargs)
 
     def answer(
-        self, images: Tensor, trace: Trace | None = None, hidden: HiddenStates | None = None, **kwargs: Any
+        self,
+        images: Tensor,
+        trace: Trace | None = None,
+        hidden: HiddenStates | None = None,
+        begun: Begun | None = None,
+        **kwargs: Any,
     ) -> Any:
-        """Images -> the host's own output, with the `hidden` states where they are asked for."""
+        """Images -> the host's own output, with the `hidden` states where they are asked for; of a host that reads
+        the last block's tokens alone also from where another recipe has `begun`."""
         levels = Levels(self.host)
         watch = [levels.see] if self.host.levels else []
         watch += [] if hidden is None else [hidden.see]
-        tokens = self.run(images, trace, watch, exits=levels.exits)
+        tokens = self.run(images, trace, watch, exits=levels.exits, begun=begun)
         if hidden is not None:
             # An empty batch ran as a dummy one: cut its hidden states back to zero images.
             kwargs["hidden_states"] = tuple(x[: len(images)] for x in hidden.states)

@@ -86,6 +86,14 @@ class FirstTokens(Actor):
         return tokens.first(self.reads[block].mlp)
 
 
+class Begun(NamedTuple):
+    """A forward that has come as far as a block without reducing anything, from where several recipes can go on."""
+
+    tokens: Tokens
+    """What goes into that block: every patch, as the host embedded it or as the blocks before left it."""
+    block: int
+
+
 class Step(NamedTuple):
     """What the callbacks of `walk` receive after each block."""
 
@@ -102,10 +110,14 @@ def walk(
     tokens: Tokens,
     actor: Actor | None = None,
     watch: Sequence[Callable[[Step], None]] = (),
+    first: int = 0,
 ) -> Tokens:
-    """Run tokens through blocks: `actor` reduces them, each callback in `watch` is called after each block."""
+    """Run tokens through blocks: `actor` reduces them, each callback in `watch` is called after each block.
+
+    With `first` the tokens have been through the blocks before that one already.
+    """
     actor = Actor() if actor is None else actor
-    for index, block in enumerate(blocks):
+    for index, block in enumerate(blocks[first:], start=first):
         read = block.enter(actor.before(index, tokens))
         separately = actor.one_by_one(index, read)
         opens = not separately and actor.opens(index, read)

@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from .. import __version__
+from ..cascades.cascade import Cascade
 from ..data import ImageSet
 from ..errors import InputError
 from ..model_spec import OpenedModel
@@ -62,7 +63,9 @@ def versions() -> dict[str, str]:
 def weights_sha256(opened: OpenedModel) -> str:
     """SHA-256 of the model's weights, of its proposal's and of what its methods learned."""
     digest = hashlib.sha256()
-    for module in (opened.dense, opened.fast.significance, opened.fast.parts):
+    members = opened.fast.members if isinstance(opened.fast, Cascade) else (opened.fast,)
+    parts = (part for member in members for part in (member.significance, member.parts))
+    for module in (opened.dense, *parts):
         if isinstance(module, nn.Module):
             for name, tensor in module.state_dict().items():
                 digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}\n".encode())

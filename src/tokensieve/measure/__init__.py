@@ -1,6 +1,7 @@
 """What a sieved model costs and what it loses."""
 
 from .accuracy import Accuracy, accuracy, score
+from .cascade_speed import CascadeSpeed, Latency, cascade_speed
 from .fidelity import Fidelity, fidelity
 from .limit import SlicingLimit
 from .macs import macs
@@ -10,11 +11,14 @@ from .speed import Speed, speed
 
 __all__ = [
     "Accuracy",
+    "CascadeSpeed",
     "Fidelity",
+    "Latency",
     "MapScore",
     "SlicingLimit",
     "Speed",
     "accuracy",
+    "cascade_speed",
     "fidelity",
     "macs",
     "peak_memory",

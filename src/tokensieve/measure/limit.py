@@ -7,6 +7,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from ..cascades.cascade import Cascade
 from ..errors import InputError
 from ..forward.walk import Reads
 from ..stream import Sieved
@@ -28,6 +29,10 @@ class SlicingLimit(nn.Module):
         """
         super().__init__()
         fast = eager(fast)
+        if isinstance(fast, Cascade):
+            raise InputError(
+                "A cascade has no slicing limit; each of its members has: SlicingLimit(cascade.members[0])."
+            )
         if isinstance(fast, nn.Module) and not isinstance(fast, Sieved):
             raise InputError(f"The slicing limit is of what sieve() returned, not of {type(fast).__name__}.")
         self.model, self._fast, self._reads = fast.model, (fast,), reads

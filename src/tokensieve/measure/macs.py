@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from contextlib import ExitStack
 from functools import partial
+from math import prod
 from typing import Any
 
 import torch
 from timm.layers import LayerNorm2d
 from torch import Tensor, nn
 
+from ..cascades.cascade import Cascade
 from ..data.inputs import InputSize, InputSpec, check_images, own_input, reading
 from ..errors import InputError
 from ..segmentation.resize import Resize
@@ -48,17 +50,20 @@ def macs(
             where a resize of a segmenter's maps changes nothing and is not run here. Channels-first LayerNorm is left
             out, as there.
         images: (B, C, H, W), or videos as `input_size` or the model's host lays them out, to count on instead, and the
-            mean over them. Where the count depends on the data (`ats`), it is the most that can be without them.
+            mean over them. Where the count depends on the data (`ats`), it is the most that can be without them. A
+            cascade needs them: it is the mean over what each of them is read by, what two readings share counted once.
 
     Returns:
         MACs for each image.
 
     Raises:
         InputError: the model states no size, and none is given; it does not run on images of this size; it runs
-            operators that multiply matrices and for which no formula is known.
+            operators that multiply matrices and for which no formula is known; a cascade without `images`.
     """
     module = eager(module)
     has_images = images is not None
+    if images is None and isinstance(module, Cascade):
+        raise InputError("What a cascade costs depends on its images: give some, macs(cascade, images=batch).")
     if images is None:
         like = next((parameter for parameter in module.parameters() if parameter.is_floating_point()), torch.empty(0))
         spec = own_input(module, input_size)
@@ -68,6 +73,9 @@ def macs(
     if not len(check_images(images, spec.layout)):
         raise InputError("MACs are counted on at least one image, and the batch is empty.")
     with reading(module, images):
+        if isinstance(module, Cascade):
+            counted = {"proposal": proposal, "selection": selection, "fvcore_compat": fvcore_compat}
+            return _of_cascade(module, images, counted) / len(images)
         if not isinstance(module, Sieved):
             return count(module, partial(module, images), fvcore_compat=fvcore_compat) / len(images)
         # Where each image keeps its own number of tokens, zeros stand for none of them.
@@ -83,6 +91,39 @@ def macs(
                 counted = _parts(module, [(SlicingLimit.on(module, image), image)], image, True)
                 total += count(module, partial(module, image)) - counted
         return total / len(images)
+
+
+def reading_macs(cascade: Cascade, input_size: InputSize | None = None) -> tuple[float, ...]:
+    """What each reading of a cascade adds to an image that comes to it, in MACs: what it shares with the one before is
+    the one's before, and a member that is left out adds none. Arguments as of `macs`."""
+    spec = own_input(cascade, input_size)
+    like = next(cascade.dense.parameters())
+    image = torch.zeros(1, *spec, device=like.device, dtype=like.dtype)
+    added, before = [0.0] * len(cascade.members), None
+    patches = prod(cascade.sizes(image)[0]) if cascade.sharing else None
+    for index, depth in zip(cascade.active, cascade.depths(patches), strict=True):
+        member = cascade.members[index]
+        cost = macs(member, spec)
+        if before is not None:
+            cost -= count(member.model, partial(member.stream.begin, image, before))
+        added[index], before = cost, depth
+    return tuple(added)
+
+
+def _of_cascade(cascade: Cascade, images: Tensor, counted: dict[str, bool]) -> float:
+    """Of all images together: each reading on the images that it reads, less what the one before had computed."""
+    total = 0.0
+    with torch.no_grad():
+        readings = cascade.trace(images).readings
+    for each in readings:
+        member, some = cascade.members[each.member], images[each.images]
+        one = some if member.plan.varies else some[:1]  # else every image costs the same
+        cost = macs(member, images=one, **counted)
+        if each.shared:
+            begins = partial(member.stream.begin, some[:1], each.begun)
+            cost -= count(member.model, begins, fvcore_compat=counted["fvcore_compat"])
+        total += cost * len(some)
+    return total
 
 
 def _parts(

@@ -128,7 +128,7 @@ def interleaved(
 ) -> dict[str, list[float]]:
     """Seconds a call of each contestant, a value for each round; every round runs all, forwards then backwards."""
     # Not torch's benchmark Timer, which runs every single call three times to warm up.
-    timers = {name: timeit.Timer(call, timer=_clock) for name, call in contestants.items()}
+    timers = {name: timeit.Timer(call, timer=clock) for name, call in contestants.items()}
     repeats = {}
     for name, timer in timers.items():
         once = timer.timeit(1)
@@ -146,7 +146,7 @@ def interleaved(
     return times
 
 
-def _clock() -> float:
+def clock() -> float:
     """Seconds, once an accelerator has done what it was given."""
     if torch.accelerator.is_available():
         torch.accelerator.synchronize()

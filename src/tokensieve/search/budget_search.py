@@ -107,9 +107,7 @@ class Search:
 
     def best(self, ratio: float) -> float | None:
         """The smallest divergence at a budget; None where nothing was finished."""
-        scored = [
-            trial.figures.divergence for study in self.studies.get(ratio, ()) if (trial := study.best()) is not None
-        ]
+        scored = [trial.figures.value for study in self.studies.get(ratio, ()) if (trial := study.best()) is not None]
         return min(scored, default=None)
 
     @property
@@ -124,12 +122,12 @@ class Search:
         if near is None:
             return [(family, None) for family in self.families]
         started = [(study, trial) for study in self.studies[near] if (trial := study.best()) is not None]
-        singles = sorted((trial.figures.divergence for study, trial in started if not study.family.searched))
+        singles = sorted((trial.figures.value for study, trial in started if not study.family.searched))
         cut = singles[(len(singles) - 1) // 2] if singles else 0.0
         return [
             (study.family, (trial.params, trial.variant))
             for study, trial in started
-            if study.family.searched or trial.figures.divergence <= cut
+            if study.family.searched or trial.figures.value <= cut
         ]
 
     def _tell(self, study: FamilyStudy) -> None:
@@ -137,13 +135,12 @@ class Search:
         self.report(Progress(self.trials, total, study.ratio, study.family.title, self.best(study.ratio)))
 
     def _round(self, ratio: float, description: str) -> None:
-        scored = [
-            (trial.figures.divergence, study) for study in self.studies[ratio] if (trial := study.best()) is not None
-        ]
+        scored = [(trial.figures.value, study) for study in self.studies[ratio] if (trial := study.best()) is not None]
         best = ""
         if scored:
-            divergence, study = min(scored, key=lambda pair: pair[0])
-            best = f", best divergence {divergence:.4f} by {study.family.title}"
+            value, study = min(scored, key=lambda pair: pair[0])
+            name = "divergence" if self.judge.goal is None else "cost of a cascade"
+            best = f", best {name} {value:.4f} by {study.family.title}"
         minutes = (monotonic() - self.begun) / 60
         self.tell(
             f"{ratio:.2f}x, {description}{best}; {self.trials} of {max(self.expected, self.trials)} recipes tried, "

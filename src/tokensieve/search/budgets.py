@@ -1,9 +1,10 @@
-"""The three budgets that a search may have, and the one of them that must be measured on the way."""
+"""The four budgets that a search may have, and the one of them that must be measured on the way."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from ..cascade_recipe import check_share
 from ..errors import RecipeError
 from .results import points_of
 from .timing import with_speed
@@ -12,17 +13,21 @@ if TYPE_CHECKING:
     from .budget_search import Search
 
 
-def budget(macs: float | None, time: float | None, divergence: float | None) -> dict[str, float]:
-    """The one of the three that was given, by its name; raises `RecipeError` where there is not exactly one."""
-    limits = {
-        name: value for name, value in (("macs", macs), ("time", time), ("divergence", divergence)) if value is not None
-    }
+def budget(
+    macs: float | None, time: float | None, divergence: float | None, agree: float | None = None
+) -> dict[str, float]:
+    """The one of the four that was given, by its name; raises `RecipeError` where there is not exactly one."""
+    named = (("macs", macs), ("time", time), ("divergence", divergence), ("agree", agree))
+    limits = {name: value for name, value in named if value is not None}
     if len(limits) != 1:
         raise RecipeError(
-            "A search has exactly one budget, macs=, time= or divergence=; it was given "
+            "A search has exactly one budget, macs=, time=, divergence= or agree=; it was given "
             f"{' and '.join(limits) or 'none'}."
         )
     ((name, value),) = limits.items()
+    if name == "agree":
+        check_share(name, value)
+        return limits
     least = 0 if name == "divergence" else 1
     if not least < value < float("inf"):
         raise RecipeError(f"{name}={value:g} makes no sense: it must be larger than {least}.")

@@ -147,6 +147,9 @@ class Scheduled(Family):
     method: str = "guarded"
     proposal: Mapping[str, Any] | None = None
     searched: bool = True
+    spares: tuple[float, ...] = ()
+    """Shares of the depth from the first block on that may be left alone, each a variant: a second reading goes on from
+    there."""
 
     @property
     def name(self) -> str:  # type: ignore[override]
@@ -166,12 +169,13 @@ class Scheduled(Family):
         variants: list[Variant] = [{}]
         if self.method == "guarded":
             variants += [{"metric": "keys"}, {"soften": False}]
-        return [*variants, *layers(self.proposal)[1:]]
+        return [*variants, *layers(self.proposal)[1:], *({"spared": share} for share in self.spares)]
 
     def recipe(self, params: Mapping[str, float], variant: Variant, fit: Fit) -> Recipe:
         depth = fit.costs.depth
-        weights = self._weights(params, depth - 1)
-        settings = {key: value for key, value in variant.items() if key != "layer"}
+        spared = min(round(depth * variant.get("spared", 0)), depth - 2)
+        weights = [0.0] * spared + self._weights(params, depth - 1)[spared:]
+        settings = {key: value for key, value in variant.items() if key not in ("layer", "spared")}
         first = depth
         if self.method == "guarded":
             first = round(depth * min(1.0, max(0.4, LATE + 0.25 * params.get("late", 0.0))))

@@ -124,18 +124,20 @@ class FamilyStudy:
         return len(self._trials())
 
     def best(self, among: int | None = None) -> TriedRecipe | None:
-        """The recipe of the smallest divergence, among the first so many trials; None where none was finished."""
-        return min(self._finished(among), key=lambda trial: trial.figures.divergence, default=None)
+        """The recipe of the smallest divergence, or cost of a cascade; None where none was finished.
+
+        Of the first so many trials, or of all."""
+        return min(self._finished(among), key=lambda trial: trial.figures.value, default=None)
 
     def lowest(self, among: int | None = None) -> float:
         """The smallest divergence among the first so many trials; infinite where none was finished."""
         best = self.best(among)
-        return inf if best is None else best.figures.divergence
+        return inf if best is None else best.figures.value
 
     def top(self, count: int) -> list[TriedRecipe]:
         """The best finished recipes, each once."""
         by_text = {trial.text: trial for trial in self._finished()}
-        return sorted(by_text.values(), key=lambda trial: trial.figures.divergence)[:count]
+        return sorted(by_text.values(), key=lambda trial: trial.figures.value)[:count]
 
     @property
     def failures(self) -> list[Failed]:
@@ -160,15 +162,15 @@ class FamilyStudy:
             recipe = self.family.recipe(params, choice, self._fit(choice))
             attrs["recipe"] = str(recipe)
             for figures in self.judge.figures_by_step(recipe):
-                curve.append(figures.divergence)
+                curve.append(figures.value)
                 if trial is not None and not self._full(figures):
-                    trial.report(figures.divergence, len(curve) - 1)
+                    trial.report(figures.value, len(curve) - 1)
                     if trial.should_prune():
                         break
         except (SieveError, RuntimeError, ValueError) as error:
             return None, [], {**attrs, "error": " ".join(str(error).split()) or type(error).__name__}
         attrs["figures"] = vars(figures)
-        return figures.divergence * (1 if self._full(figures) else self._growth(len(curve))), curve, attrs
+        return figures.value * (1 if self._full(figures) else self._growth(len(curve))), curve, attrs
 
     def _fit(self, variant: Variant) -> Fit:
         """The budget less what the proposal takes of it."""

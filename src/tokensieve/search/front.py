@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
+from ..cascade_recipe import CascadeRecipe
 from ..measure.comparison import KINDS, divergence_title
 from ..measure.intervals import Interval
 from ..methods import Adaptive
@@ -38,12 +39,12 @@ class Measured:
 class Point:
     """One recipe of a front."""
 
-    recipe: Recipe
+    recipe: Recipe | CascadeRecipe
     family: str
     """The family it comes from: the name of a method alone, or of a scheduled family."""
     proposal: str | None
     """The network that ranks patches for it, if any."""
-    kind: Literal["searched", "single", "corrected"]
+    kind: Literal["searched", "single", "corrected", "cascade"]
     budget: float
     """The saving factor that it was made to meet."""
     macs: float
@@ -88,6 +89,8 @@ class Point:
 
     @property
     def title(self) -> str:
+        if isinstance(self.recipe, CascadeRecipe):
+            return f"{self.family}, {100 * self.budget:g} % the same"
         return self.family if self.proposal is None else f"{self.family} with {self.proposal}"
 
 
@@ -99,7 +102,8 @@ def asdict_flat(point: Point) -> dict[str, Any]:
             plain[name] = asdict(value)
         elif isinstance(value, Figures):
             ends = value.agreement_interval
-            fields = {key: field_value for key, field_value in vars(value).items() if key != "interval"}
+            hidden = ("interval", "cost")
+            fields = {key: field_value for key, field_value in vars(value).items() if key not in hidden}
             plain[name] = fields | {f"agreement_{end}": ends and getattr(ends, end) for end in Interval._fields}
     return plain
 
@@ -120,9 +124,10 @@ class Front:
     """The best of each family at each budget, by rising MACs."""
     best: Point
     """The recommended one: of those that meet the wanted budget the one of the smallest divergence on the search
-    images; for an allowed divergence the cheapest that keeps to it."""
+    images; for an allowed divergence the cheapest that keeps to it, for a wanted agreement the cheapest that keeps it
+    with certainty."""
     wanted: Mapping[str, float]
-    """The budget: {"macs": 1.9}, {"time": 1.5} or {"divergence": 0.05}."""
+    """The budget: {"macs": 1.9}, {"time": 1.5}, {"divergence": 0.05} or {"agree": 0.98}."""
     reached: bool
     objective: str
     """The minimised divergence, a `divergence_name` of `measure.comparison`: `kl` for classifiers, `1 - cosine` for

@@ -10,6 +10,7 @@ from typing import Any, Literal, TypeGuard
 import torch
 from torch import Tensor, nn
 
+from ..cascade_recipe import CascadeRecipe
 from ..data.inputs import InputSpec
 from ..errors import InputError
 from ..measure import macs
@@ -49,10 +50,18 @@ class Figures:
     """Of the outputs, a name of `measure.comparison.KINDS`."""
     interval: Interval | None = None
     """Of the agreement over pixels, in percent, 95 % by bootstrap over the images; None of other agreements."""
+    cost: float | None = None
+    """Where the search is for cascades: what a cascade costs that begins with the recipe, as a share of the dense
+    MACs."""
 
     def __post_init__(self) -> None:
         if self.interval is not None:  # a list where it comes out of JSON
             object.__setattr__(self, "interval", Interval(*self.interval))
+
+    @property
+    def value(self) -> float:
+        """What the search makes small: the divergence, or the cost of a cascade."""
+        return self.divergence if self.cost is None else self.cost
 
     @property
     def agreement_interval(self) -> Interval | None:
@@ -97,6 +106,8 @@ class Judge:
     ) -> None:
         self.model, self.batch, self.check = model, batch, check
         self.settings: dict[str, Any] = {"mean": mean, "std": std, "pretrained": pretrained}
+        self.goal: Callable[[Recipe, Tensor, Tensor], float] | None = None
+        """Of a recipe, its outputs and the dense model's the number to make small, if it is not the divergence."""
         self._maps: dict[PaPr, tuple[Tensor, float]] = {}
         self._judged: dict[tuple[str, Part], Figures] = {}
         images, self.dense, labels, self.kind = _read(model, loader, batch, kind)
@@ -147,9 +158,31 @@ class Judge:
                 recall.rows = now
                 with torch.inference_mode():
                     (batch,) = forward_batches([fast], [self.images[now]])
-                collected.add(now, self.dense[now], batch.outputs[0], keep=self.labels is not None)
+                keep = self.labels is not None or self.goal is not None
+                collected.add(now, self.dense[now], batch.outputs[0], keep=keep)
             started = step
-            yield collected.figures(self._accuracy(collected.outputs, collected.rows))
+            figures = collected.figures(self._accuracy(collected.outputs, collected.rows))
+            if self.goal is not None:
+                cost = self.goal(recipe, torch.cat(collected.outputs), self.dense[torch.cat(collected.rows)])
+                figures = replace(figures, cost=cost)
+            yield figures
+
+    def outputs(self, recipe: Recipe, part: Part) -> Tensor:
+        """What a recipe answers to all images of a part, (N, ...)."""
+        outputs, recall = [], _Recall()
+        fast = self._sieved(recipe, recall)
+        for rows in self.parts[part].split(self.batch):
+            self.check()
+            recall.rows = rows
+            with torch.inference_mode():
+                outputs += [answers.outputs[0] for answers in forward_batches([fast], [self.images[rows]])]
+        return torch.cat(outputs)
+
+    def figures_of(self, outputs: Tensor, part: Part) -> Figures:
+        """The figures of answers to all images of a part."""
+        rows, collected = self.parts[part], _Collected(self.kind)
+        collected.add(rows, self.dense[rows], outputs, keep=True)
+        return collected.figures(self._accuracy(collected.outputs, collected.rows))
 
     def macs(self, recipe: Recipe, include_proposal: bool = True) -> float:
         """MACs an image by `measure.macs`; those of a proposal are counted once."""
@@ -194,7 +227,7 @@ class Judge:
             self._maps[key] = torch.cat(maps), cost
         return self._maps[key]
 
-    def sieved(self, recipe: Recipe) -> nn.Module:
+    def sieved(self, recipe: Recipe | CascadeRecipe) -> nn.Module:
         """The recipe as the user will run it, its proposal inside."""
         return self._whole(self._host(recipe))
 
@@ -206,7 +239,7 @@ class Judge:
         """The host alone under a recipe, its proposal inside."""
         return self._host(recipe)
 
-    def _host(self, recipe: Recipe) -> Sieved:
+    def _host(self, recipe: Recipe | CascadeRecipe) -> Sieved:
         return sieve(self.host_model, recipe, **self.settings).to(next(self.model.parameters()).device)
 
     def _whole(self, fast: Sieved) -> nn.Module:

@@ -46,9 +46,7 @@ def assemble_front(
     eligible = [point for point in points if search.recommends_adapted or not point.varies]
     best, reached = choose(eligible, target)
     at_budget = [
-        (trial.figures.divergence, study, trial)
-        for study in search.studies[best.budget]
-        for trial in study.top(FINALISTS)
+        (trial.figures.value, study, trial) for study in search.studies[best.budget] for trial in study.top(FINALISTS)
     ]
     finalists = [
         point_of(search, study, trial, include_proposal, held)

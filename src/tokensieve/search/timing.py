@@ -10,7 +10,9 @@ from statistics import median
 from typing import Any
 
 import torch
+from torch import nn
 
+from ..cascades.cascade import Cascade
 from ..measure.load import WIDE, OtherWork, disturbs
 from ..measure.speed import Speed, interleaved, summarise
 from .front import Front, Measured, Point
@@ -39,7 +41,7 @@ def with_speed(judge: Judge, points: Sequence[Point], chosen: Sequence[Point], s
     """
     parameter = next(judge.model.parameters())
     images = judge.images[judge.parts["search"][:MEASURED]].to(parameter.device)
-    fasts = {str(point.recipe): judge.sieved(point.recipe) for point in chosen}
+    fasts = {str(point.recipe): _unwatched(judge.sieved(point.recipe)) for point in chosen}
     calls: dict[str, Callable[[], Any]] = {"dense": partial(judge.model, images)}
     calls |= {text: partial(fast, images) for text, fast in fasts.items()}
     rounds: list[tuple[str, float, float, dict[str, Speed]]] = []
@@ -66,6 +68,11 @@ def with_speed(judge: Judge, points: Sequence[Point], chosen: Sequence[Point], s
         replace(point, speed=measured(speeds[text])) if (text := str(point.recipe)) in fasts else point
         for point in points
     ]
+
+
+def _unwatched(fast: nn.Module) -> nn.Module:
+    """A cascade read over and over on the same images would find that they are not like its calibration's."""
+    return fast.unwatched() if isinstance(fast, Cascade) else fast
 
 
 def _busy(others: float, spread: float) -> str:

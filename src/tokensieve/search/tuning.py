@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,7 +22,7 @@ from .bars import adapt_all
 from .budgets import budget, until_fast
 from .candidates import families_for, names_of, proposals_of, refusal
 from .exit_costs import ExitCosts
-from .families import ADAPTIVE
+from .families import ADAPTIVE, Scheduled
 from .fit import Fit
 from .front import Front
 from .judge import Judge
@@ -42,6 +43,9 @@ def tune(
     macs: float | None = None,
     time: float | None = None,
     divergence: float | None = None,
+    agree: float | None = None,
+    confidence: float = 0.95,
+    score: str = "margin",
     families: Sequence[str] | None = None,
     proposals: str | Sequence[str] | Mapping[str, str | os.PathLike[str] | None] | None = ("mobileone_s0",),
     trials: int = 200,
@@ -80,9 +84,14 @@ def tune(
             memory. With labels accuracy is reported, with a label for each pixel the mean IoU of class maps, or how
             right depths are.
         macs: wanted saving factor, 1.9 for 1.9 times fewer MACs than the dense model, proposal included. Give this,
-            `time` or `divergence`.
+            `time`, `divergence` or `agree`.
         time: wanted speed-up, measured on this machine where the model is.
         divergence: largest allowed divergence on the search images.
+        agree: the share of images, between 0 and 1, that must be answered as by the dense model: searched are cascades,
+            a cheap recipe whose unsure answers are read again (see `tokensieve.cascade`), recipe and thresholds, for
+            the cheapest total. The promise is certified on the held-out images, which must be many: 0.98 takes 149 at
+            least, and the more, the cheaper. The front has cascades for several promises, and plain recipes.
+        confidence, score: of the promise, as of `tokensieve.cascade`.
         families: what to search, see `tokensieve.search.families.family_names()`, for hosts with stages
             `tokensieve.search.stages.NAMES`; None is all that the host takes.
         proposals: networks that may rank patches: names, or name -> file of weights; of videos also "motion", which
@@ -118,7 +127,7 @@ def tune(
         RecipeError: settings that make no sense.
         UnsupportedHost: the model cannot be sieved.
     """
-    target = budget(macs, time, divergence)
+    target = budget(macs, time, divergence, agree)
     if trials < 0 or not 0 <= holdout < 1 or batch < 1 or (timeout is not None and timeout <= 0):
         raise RecipeError(
             f"trials={trials} must be 0 or more, holdout={holdout:g} in [0, 1), batch={batch} at least 1, and timeout "
@@ -133,6 +142,7 @@ def tune(
         check_place(storage, new_folder=Path(storage).parent == folder)  # before anything slow begins
     optuna = import_optuna()
     from .budget_search import Clock, OutOfTime, Search, search_budgets, towards
+    from .cascade_search import SPARES, cascade_front, check_classes, search_cascades
 
     names, proposal_settings = names_of(families, host.model, staged), proposals_of(proposals)
     clock = Clock(timeout)
@@ -161,6 +171,13 @@ def tune(
         searched_families = families_for(
             names, staged, proposal_settings, judge, Fit(costs, 0.9 * costs.dense, readout), left_out
         )
+        if agree is not None:
+            check_classes(judge, backbone, score)
+            searched_families = [
+                replace(family, spares=SPARES) if isinstance(family, Scheduled) else family
+                for family in searched_families
+            ]
+            correction = None
         if correction is not None and (why := cannot_correct(judge)) is not None:
             left_out["correction"], correction = str(why), None
         spare = 0 if correction is None else judge.empty.host.width**2
@@ -177,6 +194,7 @@ def tune(
             "pretrained": pretrained,
             "backbone": backbone,
             "kind": kind,
+            **({} if agree is None else {"confidence": confidence, "score": score}),
         }
         search = Search(
             families=searched_families,
@@ -189,7 +207,9 @@ def tune(
         )
         judge.check = clock
         try:
-            if macs is not None:
+            if agree is not None:
+                search_cascades(search, agree, confidence, score, trials)
+            elif macs is not None:
                 search_budgets(search, macs, trials)
             elif divergence is not None:
                 towards(search, divergence, trials)
@@ -212,6 +232,8 @@ def tune(
         judge.check = lambda: None
 
         def front_of(held: bool) -> Front:
+            if agree is not None:
+                return cascade_front(search, agree, confidence, left_out, {**settings, "trials": trials}, stopped, held)
             return assemble_front(
                 search, target, include_proposal, left_out, {**settings, "trials": trials}, stopped, held
             )

@@ -9,6 +9,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from .cascade_view import cascade_runs
 from .eval_view import INTERVALS, lost
 from .tables import a_unit, data_word, header, new_table, short, times, units, with_spread
 
@@ -17,6 +18,8 @@ Record = dict[str, Any]
 
 def bench_view(record: Record) -> RenderableType:
     """The record of `tokensieve bench`: what ran, a row for each batch size or step, the verdicts."""
+    if record["cascade"]:
+        return Group(header(record), "", *cascade_runs(record), "", *_loss(record))
     return _waterfall_view(record) if record["waterfall"] else _runs_view(record)
 
 

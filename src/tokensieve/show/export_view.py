@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import PurePath
 from typing import Any
 
 from rich.console import Group, RenderableType
@@ -9,6 +10,20 @@ from rich.table import Table
 from rich.text import Text
 
 from .tables import header
+
+
+def cascade_view(record: dict[str, Any]) -> RenderableType:
+    """What ran, the rule and the members' files, and how far they are from PyTorch together."""
+    grid = Table.grid(padding=(0, 2))
+    kind = "exported programs" if record["format"] == "program" else "ONNX"
+    grid.add_row("rule", Text(record["path"], style="bold"))
+    for place, member in enumerate(record["members"]):
+        size = f"{member['nodes']} operators, {member['bytes'] / 2**20:.1f} MiB"
+        grid.add_row("" if place else "members", f"{PurePath(member['path']).name}, {size}")
+    grid.add_row("", f"{kind}, {record['bytes'] / 2**20:.1f} MiB in all")
+    allowed = f"(allowed {record['tolerance']:g})"
+    grid.add_row("checked", f"together, largest difference from PyTorch {record['difference']:.1e} {allowed}")
+    return Group(header(record), "", grid)
 
 
 def export_view(record: dict[str, Any]) -> RenderableType:

@@ -58,10 +58,10 @@ def front_plot(front: Front) -> Figure:
 
 def _draw(axes: Any, front: Front, points: Sequence[Point], place: Any, dense: float, spread: bool = False) -> None:
     axes.plot(dense, 0, "*", color="#000000", markersize=13, clip_on=False, zorder=5, label="dense")
-    searched = sorted({point.title for point in front.points if point.kind == "searched"})
+    searched = sorted({_line(point) for point in front.points if point.kind in ("searched", "cascade")})
     singles = sorted({point.title for point in front.points if point.kind == "single"})
     for title, colour in zip(searched, cycle(SEARCHED), strict=False):
-        series = sorted((point for point in points if point.title == title), key=place)
+        series = sorted((point for point in points if _line(point) == title), key=place)
         xs = [place(point) for point in series]
         axes.plot(xs, [_divergence(point) for point in series], "o-", color=colour, markersize=5, zorder=4, label=title)
         if spread:
@@ -78,6 +78,11 @@ def _draw(axes: Any, front: Front, points: Sequence[Point], place: Any, dense: f
     if front.best in points:
         ring = {"markerfacecolor": "none", "markeredgecolor": "#000000", "markeredgewidth": 1.4, "linestyle": "none"}
         axes.plot(place(front.best), _divergence(front.best), "o", markersize=14, zorder=6, label="recommended", **ring)
+
+
+def _line(point: Point) -> str:
+    """Which line a point is on: cascades of all promises are on one."""
+    return point.family if point.kind == "cascade" else point.title
 
 
 def _spread(axes: Any, points: Sequence[Point], colour: str) -> None:

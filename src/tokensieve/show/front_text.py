@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from ..cascade_recipe import CascadeRecipe
 from ..measure.comparison import KINDS
 
 if TYPE_CHECKING:
@@ -15,6 +16,7 @@ def describe(front: Front) -> str:
     """In plain words: what was found, and whether a proposal paid."""
     sentences = [
         _recommended(front),
+        *_promise(front),
         *_correction(front),
         *_measured(front),
         *_against_singles(front),
@@ -72,6 +74,25 @@ def _measured(front: Front) -> list[str]:
     return [text, state, *hint]
 
 
+def _promise(front: Front) -> list[str]:
+    """What a cascade keeps, and whether a plain recipe would do."""
+    recipe = front.best.recipe
+    if not isinstance(recipe, CascadeRecipe) or recipe.agree is None or recipe.shares is None:
+        return []
+    again = ", ".join(f"{100 * share:.0f} %" for share in [share for share in recipe.shares if share][1:])
+    said = (
+        f"It keeps {100 * recipe.agree:g} % of the answers with confidence {recipe.confidence:g}, certified on "
+        f"{recipe.images} held-out images, of which it reads {again or 'none'} again."
+    )
+    plain = [point for point in front.points if point.kind != "cascade" and point.heldout is not None]
+    cheaper = [point for point in plain if point.ratio >= front.best.ratio and point.heldout is not None]
+    if not cheaper:
+        return [said]
+    best = max(cheaper, key=lambda point: point.heldout.agreement or 0 if point.heldout else 0)
+    assert best.heldout is not None
+    return [said, f"The best plain recipe as cheap keeps {_keep_class(best.heldout)} of the held-out ones."]
+
+
 def _correction(front: Front) -> list[str]:
     point, best = front.corrected, front.best
     if point is None:
@@ -126,6 +147,7 @@ def _warnings(front: Front) -> list[str]:
             "macs": f"{target:g}x fewer MACs",
             "time": f"{target:g}x the speed",
             "divergence": f"a divergence of {target:g}",
+            "agree": f"{100 * target:g} % the same answers",
         }
         warnings.append(f"The wanted {requested[kind]} was not reached: this is the nearest.")
     best = front.best

@@ -15,9 +15,11 @@ import torch
 from torch import Tensor, nn
 
 from .. import __version__
+from ..cascades.cascade import Cascade
 from ..data.inputs import InputSize, own_input
 from ..measure import Fidelity, macs
 from ..measure.intervals import Interval
+from ..measure.macs import reading_macs
 from ..stream import Sieved
 
 COUNTED = 24
@@ -30,15 +32,21 @@ def describe(fast: Sieved, dense: nn.Module, size: InputSize) -> dict[str, Any]:
 
     `macs` are for each image or clip, the proposal's included in `sieved`; `tokens` has the dense count and what each
     block's MLP reads, prefix included. A host with stages has `stages` instead: the pixels of each stage's map, and
-    those that its blocks' point-wise operators run on. The other one of the two is None. Where a recipe reads as many
+    those that its blocks' point-wise operators run on. The other one of the two is None. A cascade has neither, but
+    `cascade`: its members with what each adds to an image that comes to it, and its MACs are of the shares that it was
+    calibrated with, or else of images that all are read by all. Where a recipe reads as many
     tokens as each picture needs, MACs are the most that can be, and tokens those of a black picture: `on_pictures`
     knows better.
     """
     parameter = next(dense.parameters())
     spec = own_input(dense, size)
     images = torch.zeros(1, *spec, device=parameter.device, dtype=parameter.dtype)
-    before, after = macs(dense, spec), macs(fast, spec)
-    without = macs(fast, spec, proposal=False)
+    if isinstance(fast, Cascade):
+        shares = fast.shares or tuple(float(index in fast.active) for index in range(len(fast.members)))
+        costs = cascade_reads(fast, spec, shares)
+    else:
+        after, without = macs(fast, spec), macs(fast, spec, proposal=False)
+        costs = {"macs": _macs(macs(dense, spec), after, after - without), **_reads(fast, images)}
     return {
         "recipe": str(fast.recipe),
         "input_size": list(spec),
@@ -52,20 +60,50 @@ def describe(fast: Sieved, dense: nn.Module, size: InputSize) -> dict[str, Any]:
             "timm": timm.__version__,
             "python": platform.python_version(),
         },
-        "macs": {
-            "dense": before,
-            "sieved": after,
-            "proposal": after - without,
-            "ratio": before / after,
-            "ratio_without_proposal": before / without,
-        },
-        **_reads(fast, images),
+        "cascade": None,
+        **costs,
     }
+
+
+def _macs(dense: float, sieved: float, proposal: float) -> dict[str, float]:
+    return {
+        "dense": dense,
+        "sieved": sieved,
+        "proposal": proposal,
+        "ratio": dense / sieved,
+        "ratio_without_proposal": dense / (sieved - proposal),
+    }
+
+
+def cascade_reads(fast: Cascade, spec: InputSize, shares: Sequence[float]) -> dict[str, Any]:
+    """The parts `macs`, `tokens`, `stages` and `cascade` of `describe`, where each member reads this share of the
+    images. Members whose count depends on the image count as the most that can be."""
+    added = reading_macs(fast, spec)
+    proposals = [macs(member, spec) - macs(member, spec, proposal=False) for member in fast.members]
+    sieved, proposal = (sum(s * cost for s, cost in zip(shares, each, strict=True)) for each in (added, proposals))
+    recipe = fast.recipe
+    members = [
+        {"recipe": str(member.recipe), "macs": cost, "share": share}
+        for member, cost, share in zip(fast.members, added, shares, strict=True)
+    ]
+    told = {name: getattr(recipe, name) for name in ("score", "thresholds", "agree", "confidence", "images", "shares")}
+    cascade = {**told, "members": members, "one_host": fast.one_host}
+    return {"macs": _macs(macs(fast.dense, spec), sieved, proposal), "tokens": None, "stages": None, "cascade": cascade}
 
 
 def on_pictures(fast: Sieved, dense: nn.Module, images: Tensor) -> dict[str, Any]:
     """The parts `macs` and `tokens` of `describe` as means over images (B, 3, H, W), `COUNTED` of them at most, where
-    the recipe reads as many tokens as each image needs; nothing where it does not."""
+    the recipe reads as many tokens as each image needs, and of a cascade of as many as it reads; nothing where all
+    images cost the same."""
+    if isinstance(fast, Cascade):
+        like = next(dense.parameters())
+        with torch.no_grad():
+            parts = [fast.trace(some).shares for some in images.to(like.device, like.dtype).split(COUNTED)]
+        counts = [min(COUNTED, len(images) - start) for start in range(0, len(images), COUNTED)]
+        means = [
+            sum(n * part[i] for n, part in zip(counts, parts, strict=True)) / len(images) for i in range(len(parts[0]))
+        ]
+        return cascade_reads(fast, tuple(images.shape[1:]), means)
     if not fast.plan.varies:
         return {}
     parameter = next(dense.parameters())

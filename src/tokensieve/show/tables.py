@@ -19,6 +19,20 @@ Record = dict[str, Any]
 WIDEST = 100_000
 
 
+def cascade_lines(cascade: Record) -> Iterator[tuple[str, str]]:
+    """What each member of a cascade reads and adds, and what was promised: two cells for each line."""
+    limits = [*(f", again where {cascade['score']} is below {each:.3g}" for each in cascade["thresholds"]), ""]
+    for place, (member, limit) in enumerate(zip(cascade["members"], limits, strict=True)):
+        who = brief(member["recipe"]) or "dense"
+        told = f"{who}: {percent(member['share'])} of the images, {giga(member['macs'])} G{limit}"
+        yield "" if place else "readings", told if member["macs"] else f"{who}: left out"
+    if cascade["agree"] is not None:
+        promise = f"{100 * cascade['agree']:g} % as the dense model, confidence {cascade['confidence']:g}"
+        yield "promise", f"{promise}, calibrated on {cascade['images']} images"
+    if not cascade["one_host"]:
+        yield "memory", "the members have weights of their own: each set is held"
+
+
 def between(low: float | None, high: float | None) -> str:
     """The interval of a percentage; nothing where there is none."""
     return "" if low is None else f"[{low:.1f}-{high:.1f}]"
@@ -29,7 +43,8 @@ def header(record: Record) -> RenderableType:
     grid = Table.grid(padding=(0, 2))
     kind = "weights from file" if record["weights"] else "pretrained" if record["pretrained"] else "random weights"
     grid.add_row("model", Text(f"{record['model']}, {sides(record)}, {kind}", style="bold"))
-    grid.add_row("recipe", Text(short_recipe(record["recipe"]) or "(empty)", style="bold"))
+    said = "a cascade" if record.get("cascade") else short_recipe(record["recipe"]) or "(empty)"
+    grid.add_row("recipe", Text(said, style="bold"))
     if record.get("recipe_is_default"):
         grid.add_row("", Text(f"the default: {SAID}; --recipe gives another", style="dim"))
     threads = record["threads"]
@@ -52,7 +67,10 @@ def header(record: Record) -> RenderableType:
     macs = record["macs"]
     proposal = f", proposal {giga(macs['proposal'])} included" if macs["proposal"] else ""
     grid.add_row("MACs", f"{giga(macs['dense'])} → {giga(macs['sieved'])} G {a_unit(record)}{proposal}")
-    if record["stages"]:
+    if record.get("cascade"):
+        for cells in cascade_lines(record["cascade"]):
+            grid.add_row(*cells)
+    elif record["stages"]:
         grid.add_row("pixels", _pixels(record["stages"]))
     else:
         grid.add_row("tokens", _tokens(record["tokens"]["dense"], record["tokens"]["per_block"]))
