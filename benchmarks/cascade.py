@@ -17,7 +17,7 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from hashlib import sha256
 from pathlib import Path
@@ -112,6 +112,8 @@ class Answers:
     folder: Path
     names: tuple[str, ...]
     recipes: tuple[str, ...]
+    labels: Tensor = field(init=False)
+    """(N,) after `logits` was asked for."""
 
     @cached_property
     def logits(self) -> list[Tensor]:
@@ -129,7 +131,7 @@ class Answers:
         return [torch.cat(each) for each in found]
 
     @cached_property
-    def scores(self) -> NDArray[np.floating]:
+    def scores(self) -> NDArray[np.float64]:
         return np.stack([sureness(each).double().numpy() for each in self.logits[:-1]])
 
     @cached_property

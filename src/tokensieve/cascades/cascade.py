@@ -177,7 +177,8 @@ class Cascade(Sieved):
 
     def _readings(self, images: Tensor, words: dict[str, Any]) -> Iterator[Reading]:
         """Member for member: what it read, what it said, which of it is read again."""
-        rows, begun = torch.arange(len(images), device=images.device), None
+        rows = torch.arange(len(images), device=images.device)
+        begun: Begun | None = None
         alone = bool(words) or not self.sharing  # words may be for the embedding
         if not alone:
             begun = self._members[self.active[0]]._now().begin(images)
@@ -228,7 +229,8 @@ class Cascade(Sieved):
             return [None] * len(streams)
         free = [stream.plan.untouched(patches) for stream in streams]
         # No further than any later one can go on from; the last computes for nobody else.
-        return [min(free[place:]) for place in range(len(free) - 1)] + [0]
+        shared: list[int | None] = [min(free[place:]) for place in range(len(free) - 1)]
+        return [*shared, 0]
 
     def _apply(self, fn: Any, recurse: bool = True) -> Cascade:
         """`.to()`, `.half()` and the like, applied to every member; to a shared host once."""

@@ -75,7 +75,7 @@ def images_needed(agree: float, confidence: float, share: float = 1.0) -> int | 
 
 
 def certify(
-    scores: NDArray[np.floating],
+    scores: NDArray[np.float64],
     same: NDArray[np.bool_],
     agree: float,
     confidence: float,

@@ -65,6 +65,7 @@ def export(
             raise InputError("--output is of one model: a cascade decides by its scores of classes.")
         check_folder(out)
     spec = read_spec(network, replace(machine, device="cpu") if kind == "onnx" else machine, clips, cascades=True)
+    from ..cascades.cascade import Cascade
     from ..export import OPSET, TOLERANCE, export_cascade, export_onnx, export_program
     from ..show.progress import working
 
@@ -74,6 +75,8 @@ def export(
     preprocessing = opened.preprocessing
     if cascaded:
         with working("tracing, writing and checking each member, which takes a minute for a large model"):
+            assert isinstance(opened.fast, Cascade)
+            assert kind is not None
             files = export_cascade(
                 opened.fast,
                 out,

@@ -85,7 +85,8 @@ def export_cascade(
         raise InputError("A cascade whose score is a function cannot be written for other runtimes: name a score.")
     folder, spec = make_folder(folder), own_input(itself.dense, input_size)
     thresholds = [threshold for threshold in itself.thresholds if threshold < 1]
-    written, names = [], []
+    written: list[Exported] = []
+    names: list[str] = []
     write: Callable[..., Exported] = partial(export_onnx, opset=opset) if format == "onnx" else export_program
     for place, index in enumerate(itself.active):
         names.append(f"member-{place}{FORMATS[format]}")

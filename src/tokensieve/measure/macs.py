@@ -74,8 +74,7 @@ def macs(
         raise InputError("MACs are counted on at least one image, and the batch is empty.")
     with reading(module, images):
         if isinstance(module, Cascade):
-            counted = {"proposal": proposal, "selection": selection, "fvcore_compat": fvcore_compat}
-            return _of_cascade(module, images, counted) / len(images)
+            return _of_cascade(module, images, proposal, selection, fvcore_compat) / len(images)
         if not isinstance(module, Sieved):
             return count(module, partial(module, images), fvcore_compat=fvcore_compat) / len(images)
         # Where each image keeps its own number of tokens, zeros stand for none of them.
@@ -99,7 +98,8 @@ def reading_macs(cascade: Cascade, input_size: InputSize | None = None) -> tuple
     spec = own_input(cascade, input_size)
     like = next(cascade.dense.parameters())
     image = torch.zeros(1, *spec, device=like.device, dtype=like.dtype)
-    added, before = [0.0] * len(cascade.members), None
+    added = [0.0] * len(cascade.members)
+    before: int | None = None
     patches = prod(cascade.sizes(image)[0]) if cascade.sharing else None
     for index, depth in zip(cascade.active, cascade.depths(patches), strict=True):
         member = cascade.members[index]
@@ -110,7 +110,7 @@ def reading_macs(cascade: Cascade, input_size: InputSize | None = None) -> tuple
     return tuple(added)
 
 
-def _of_cascade(cascade: Cascade, images: Tensor, counted: dict[str, bool]) -> float:
+def _of_cascade(cascade: Cascade, images: Tensor, proposal: bool, selection: bool, fvcore_compat: bool) -> float:
     """Of all images together: each reading on the images that it reads, less what the one before had computed."""
     total = 0.0
     with torch.no_grad():
@@ -118,10 +118,10 @@ def _of_cascade(cascade: Cascade, images: Tensor, counted: dict[str, bool]) -> f
     for each in readings:
         member, some = cascade.members[each.member], images[each.images]
         one = some if member.plan.varies else some[:1]  # else every image costs the same
-        cost = macs(member, images=one, **counted)
+        cost = macs(member, proposal=proposal, selection=selection, fvcore_compat=fvcore_compat, images=one)
         if each.shared:
             begins = partial(member.stream.begin, some[:1], each.begun)
-            cost -= count(member.model, begins, fvcore_compat=counted["fvcore_compat"])
+            cost -= count(member.model, begins, fvcore_compat=fvcore_compat)
         total += cost * len(some)
     return total
 

@@ -35,7 +35,7 @@ def agreement_needed(agree: float, confidence: float, images: int) -> float:
     return 1 - low / images
 
 
-def least_again(scores: NDArray[np.floating], same: NDArray[np.bool_], needed: float) -> tuple[float, float]:
+def least_again(scores: NDArray[np.float64], same: NDArray[np.bool_], needed: float) -> tuple[float, float]:
     """The smallest share of images that must be read again so that `needed` of all agree, and the threshold for it.
 
     `scores` and `same` (N,) are of one reading; all that is read again agrees.
@@ -89,7 +89,7 @@ class CascadeGoal:
         return Cascade([build(each) for each in recipes], CascadeRecipe(tuple(recipes), tuple(told), self.score))
 
 
-def answers(outputs: Tensor, dense: Tensor, score: str) -> tuple[NDArray[np.floating], NDArray[np.bool_]]:
+def answers(outputs: Tensor, dense: Tensor, score: str) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
     """How sure a reading is of each image, (N,), and whether its answer is the dense model's."""
     with torch.no_grad():
         return sureness(outputs, score).double().numpy(), (outputs.argmax(1) == dense.argmax(1)).numpy()

@@ -23,7 +23,7 @@ from .cascade_goal import CascadeGoal, agreement_needed, answers, least_again
 from .cascading import shortfall
 from .families import Scheduled
 from .front import Front, Point, mark_dominated
-from .judge import Judge, Part
+from .judge import Figures, Judge, Part
 from .results import points_of
 
 SPARES = (1 / 6, 1 / 4, 1 / 3)
@@ -176,18 +176,22 @@ def _promised(chains: Sequence[_Chain], goal: CascadeGoal, agree: float, confide
     scores, same = _told(chosen, goal, "heldout")
     inside = None if len(towards) == 1 else tuple(min(max(each, 0.01), 0.99) for each in towards)
     found = certify(scores, same, agree, confidence, inside)
-    promise = {"agree": agree, "confidence": confidence} if found.certified or bool(same[-1].all()) else {}
+    promise: dict[str, Any] = (
+        {"agree": agree, "confidence": confidence} if found.certified or bool(same[-1].all()) else {}
+    )
     recipe = CascadeRecipe(
         chosen.recipes, found.thresholds, goal.score, images=found.images, shares=found.shares, **promise
-    )  # type: ignore[arg-type]
-    figures, macs = {}, {}
-    for part in ("search", "heldout"):
-        rows, shares = _routed(chosen, goal, part, found.thresholds)  # type: ignore[arg-type]
-        figures[part] = judge.figures_of(rows, part)  # type: ignore[arg-type]
+    )
+    figures: dict[Part, Figures] = {}
+    macs: dict[Part, float] = {}
+    parts: tuple[Part, ...] = ("search", "heldout")
+    for part in parts:
+        rows, shares = _routed(chosen, goal, part, found.thresholds)
+        figures[part] = judge.figures_of(rows, part)
         macs[part] = sum(share * cost for share, cost in zip(shares, chosen.added, strict=True))
     active = [cost for cost, threshold in zip(chosen.added, (*found.thresholds, 0), strict=True) if threshold < 1]
     if len(active) == 1:  # nothing is shared with readings that are left out
-        macs = dict.fromkeys(macs, goal.added(recipe.recipes[-1:] * 2)[0])
+        macs = dict.fromkeys(parts, goal.added(recipe.recipes[-1:] * 2)[0])
     point = Point(
         recipe=recipe,
         family="cascade" if len(chosen.recipes) == 2 else "cascade of three",
@@ -203,7 +207,7 @@ def _promised(chains: Sequence[_Chain], goal: CascadeGoal, agree: float, confide
     return point, shortfall(found, agree, confidence)
 
 
-def _told(chain: _Chain, goal: CascadeGoal, part: Part) -> tuple[NDArray[np.floating], NDArray[np.bool_]]:
+def _told(chain: _Chain, goal: CascadeGoal, part: Part) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
     """What `certify` takes."""
     dense = goal.judge.dense[goal.judge.parts[part]]
     pairs = [answers(each, dense, goal.score) for each in chain.outputs[part]]

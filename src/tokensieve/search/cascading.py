@@ -92,7 +92,7 @@ def cascade(
 
 def answers_of(
     members: Sequence[Sieved], images: Iterable[Any] | Tensor, score: str | Callable[[Any], Tensor], batch: int = 32
-) -> tuple[NDArray[np.floating], NDArray[np.bool_]]:
+) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
     """How sure each member but the last is of each image, (M - 1, N), and whether each one's answer is the dense
     model's, (M, N). Raises as `cascade` does."""
     dense = members[-1].model

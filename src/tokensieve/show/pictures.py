@@ -23,7 +23,7 @@ _LUMINANCE = np.array([0.299, 0.587, 0.114])
 _LINE, _CASING = 255.0, 20.0  # a light line in a dark casing shows on every photograph
 _DROPPED = (0.3, 26.0)  # contrast and base of what was not read: dark, without colour, still recognisable
 
-Array = NDArray[np.floating]
+Array = NDArray[np.float64]
 
 
 def photo(image: Tensor, mean: Sequence[float], std: Sequence[float], height: int = HEIGHT) -> Image.Image:
