@@ -38,7 +38,7 @@ def is_import_path(name: str) -> bool:
 
 
 def recipe(value: Any) -> Recipe | CascadeRecipe:
-    """A recipe, or a cascade, that can be written as text. Raises `RecipeError` for one that holds a module or a tensor."""
+    """A recipe or cascade that can be written as text. Raises `RecipeError` for one that holds a module or a tensor."""
     parsed = read_recipe(value)
     try:
         parse_recipe(str(parsed))
