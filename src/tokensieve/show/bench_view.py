@@ -18,7 +18,7 @@ Record = dict[str, Any]
 
 def bench_view(record: Record) -> RenderableType:
     """The record of `tokensieve bench`: what ran, a row for each batch size or step, the verdicts."""
-    if record["cascade"]:
+    if record.get("cascade"):
         return Group(header(record), "", *cascade_runs(record), "", *_loss(record))
     return _waterfall_view(record) if record["waterfall"] else _runs_view(record)
 
