@@ -159,7 +159,7 @@ class Cascade(Sieved):
             check_images(self.model, images, self.host.layout)
         images, words = self._now().host.arguments(images, words)
         for word in ("labels", "output_hidden_states", "output_attentions"):
-            if words.pop(word, None) not in (None, False):
+            if words.pop(word, False) is not False:
                 raise InputError(f"A cascade gives scores of classes alone: leave out {word}=, or ask a member for it.")
         if not len(images):  # nothing to choose between
             output, none = self._members[-1](images, **words), torch.zeros(0, dtype=torch.int64, device=images.device)
