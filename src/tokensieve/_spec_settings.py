@@ -8,7 +8,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 
@@ -18,7 +18,6 @@ from .errors import InputError, RecipeError, SettingError, nearest
 from .methods import PaPr
 from .recipe import Recipe
 
-R = TypeVar("R", Recipe, CascadeRecipe)
 SHA256 = re.compile(r"[0-9a-fA-F]{64}")
 
 
@@ -179,19 +178,20 @@ def recorded_hashes(recipe: Recipe | CascadeRecipe) -> dict[str, str]:
     }
 
 
-def with_hashes(recipe: R, known: Mapping[str, str]) -> R:
+def with_hashes(recipe: Recipe | CascadeRecipe, known: Mapping[str, str]) -> Recipe | CascadeRecipe:
     """The same recipe with these SHA-256 of its weights."""
-    if isinstance(recipe, CascadeRecipe):
-        return recipe.each(lambda each: with_hashes(each, known))
 
     def hashed(method: Any) -> Any:
         digests = {method.files[setting]: known[file] for setting, file in method.paths().items() if file in known}
         return replace(method, **digests) if digests else method
 
-    return replace(recipe, methods=tuple(map(hashed, recipe)))
+    def single(plain: Recipe) -> Recipe:
+        return replace(plain, methods=tuple(map(hashed, plain)))
+
+    return recipe.each(single) if isinstance(recipe, CascadeRecipe) else single(recipe)
 
 
-def with_proposal_weights(recipe: R, file: str) -> R:
+def with_proposal_weights(recipe: Recipe | CascadeRecipe, file: str) -> Recipe | CascadeRecipe:
     """The recipe with `file` as the weights of its named proposals. Raises `RecipeError` where it asks none."""
 
     def asks(method: Any) -> bool:

@@ -181,7 +181,8 @@ class Cascade(Sieved):
         begun: Begun | None = None
         alone = bool(words) or not self.sharing  # words may be for the embedding
         if not alone:
-            begun = self._members[self.active[0]]._now().begin(images)
+            first: Any = self._members[self.active[0]]._now()
+            begun = first.begin(images)
         depths = self.depths(None if begun is None else prod(begun.tokens.grid))
         for place, (index, depth) in enumerate(zip(self.active, depths, strict=True)):
             member, before = self._members[index], begun

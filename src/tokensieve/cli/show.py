@@ -79,6 +79,7 @@ def show(
     if recipe is None and (keeps or nets or maps or files):
         recipe = RANKED  # they vary what ranks the patches
     spec = read_spec(network, machine, clips, recipe=recipe)
+    from ..cascade_recipe import CascadeRecipe
     from ..data import load_batches
     from ..show import gallery, rivals
     from ..show.explain import class_names
@@ -88,6 +89,7 @@ def show(
 
     recipes: dict[str, Recipe] = {}
     if (own_recipe := spec.parsed_recipe()) is not None:
+        assert not isinstance(own_recipe, CascadeRecipe)  # cascades are refused by `read_spec`
         recipes = rivals.choose(own_recipe, keeps=keeps, proposals=nets, maps=maps, files=files)
         spec = spec.with_recipe(next(iter(recipes.values())))
     several = bool(keeps or nets or maps)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
 
 import numpy as np
 import torch
@@ -85,8 +84,8 @@ class CascadeGoal:
     def cascade(self, recipes: Sequence[Recipe], thresholds: Sequence[float] | None = None) -> Cascade:
         """The recipes as a cascade, without a promise."""
         told = thresholds or (0.5,) * (len(recipes) - 1)
-        build = partial(sieve, self.judge.host_model, **self.judge.settings)
-        return Cascade([build(each) for each in recipes], CascadeRecipe(tuple(recipes), tuple(told), self.score))
+        members = [sieve(self.judge.host_model, each, **self.judge.settings) for each in recipes]
+        return Cascade(members, CascadeRecipe(tuple(recipes), tuple(told), self.score))
 
 
 def answers(outputs: Tensor, dense: Tensor, score: str) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:

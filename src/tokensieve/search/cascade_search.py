@@ -101,11 +101,11 @@ def cascade_front(
     if held and len(judge.parts["heldout"]):
         chains = _chains(search, goal)
         for level in sorted({*PROMISES, agree}):
-            point, why = _promised(chains, goal, level, confidence)
-            if why is None or level == agree:
+            point, lacking = _promised(chains, goal, level, confidence)
+            if lacking is None or level == agree:
                 found[level] = point
-            if why is not None:
-                left_out[f"a cascade of {100 * level:g} %"] = why
+            if lacking is not None:
+                left_out[f"a cascade of {100 * level:g} %"] = lacking
     points = mark_dominated([*plain, *found.values()])
     kept = [point for point in points if _keeps(point, agree, confidence)]
     best = min(kept, key=_macs, default=None) or found.get(agree) or max(plain, key=lambda point: point.agreement or 0)

@@ -155,6 +155,7 @@ def corrected(front: Front, judge: Judge, file: Path, include_proposal: bool, se
     What the correction does to the search images is told of each by a correction that was fitted without it.
     """
     best = front.best
+    assert isinstance(best.recipe, Recipe)  # a cascade is not corrected
     images = judge.images[judge.parts["search"]]
     try:
         correction = correct(judge.model, best.recipe, images, file, batch=judge.batch, seed=seed, **judge.settings)

@@ -220,7 +220,7 @@ def tune(
             stopped = "timeout"
         except KeyboardInterrupt:
             stopped = "interrupted"
-        if stopped != "interrupted" and (names is None or ADAPTIVE in names) and not staged:
+        if agree is None and stopped != "interrupted" and (names is None or ADAPTIVE in names) and not staged:
             search.recommends_adapted = names is not None
             try:
                 left_out.tell("Setting bars in the place of the best numbers.")

@@ -99,9 +99,9 @@ def on_pictures(fast: Sieved, dense: nn.Module, images: Tensor) -> dict[str, Any
         like = next(dense.parameters())
         with torch.no_grad():
             parts = [fast.trace(some).shares for some in images.to(like.device, like.dtype).split(COUNTED)]
-        counts = [min(COUNTED, len(images) - start) for start in range(0, len(images), COUNTED)]
+        sizes = [min(COUNTED, len(images) - start) for start in range(0, len(images), COUNTED)]
         means = [
-            sum(n * part[i] for n, part in zip(counts, parts, strict=True)) / len(images) for i in range(len(parts[0]))
+            sum(n * part[i] for n, part in zip(sizes, parts, strict=True)) / len(images) for i in range(len(parts[0]))
         ]
         return cascade_reads(fast, tuple(images.shape[1:]), means)
     if not fast.plan.varies:
