@@ -30,7 +30,7 @@ from torch import Tensor, nn
 
 from compare_methods import DATA, WEIGHTS
 from results import read, update
-from tokensieve import CascadeRecipe, sieve
+from tokensieve import CascadeRecipe, prepack, sieve
 from tokensieve.cascades import Cascade, certify, sureness
 from tokensieve.data import Preprocessing, image_set
 from tokensieve.measure import cascade_speed, macs, speed
@@ -50,6 +50,7 @@ PLAIN = (1.6, 1.5, 1.4, 1.25)
 SETS = {"val_a": "imagenet_val_a", "val": "imagenette_val.tar", "train": "imagenette_train.tar"}
 CALIBRATED, SPLITS = 500, 100
 CONFIDENCE = 0.95
+PATCHES = 196
 BATCH = 25
 CHUNK = 250
 """Photographs whose answers are written at a time."""
@@ -83,21 +84,26 @@ def file_of(folder: Path, name: str, part: int, recipe: str) -> Path:
 
 @torch.inference_mode()
 def answer(folder: Path, names: Sequence[str], recipes: Sequence[str], until: int | None) -> None:
-    """The answers of all readings to all photographs, chunk by chunk; what is there is left alone."""
-    model = deit_tiny()
-    fasts = {recipe: sieve(model, recipe) for recipe in recipes}
+    """The answers of all readings to all photographs, chunk by chunk; what is there is left alone.
+
+    As in a cascade, the blocks that all of them leave alone are computed once.
+    """
+    model = prepack(deit_tiny())
+    streams = {recipe: sieve(model, recipe).stream for recipe in recipes}
     for name in names:
         pictures = photographs(name, model)
         for part, rows in list(enumerate(chunks(len(pictures))))[:until]:
             wanted = [recipe for recipe in recipes if not file_of(folder, name, part, recipe).exists()]
+            shared = min((streams[recipe].plan.untouched(PATCHES) for recipe in wanted), default=0)
             outputs: dict[str, list[Tensor]] = {recipe: [] for recipe in wanted}
             labels: list[int] = []
             for start in range(0, len(rows) if wanted else 0, BATCH):
                 got = [pictures[row] for row in rows[start : start + BATCH]]
                 images = torch.stack([image for image, _ in got])
                 labels += [label for _, label in got]
+                begun = streams[LAST].begin(images, shared)
                 for recipe in wanted:
-                    outputs[recipe].append(fasts[recipe](images))
+                    outputs[recipe].append(streams[recipe].answer(images, begun=begun))
             for recipe, found in outputs.items():
                 told = {"recipe": recipe, "rows": rows, "labels": torch.tensor(labels), "logits": torch.cat(found)}
                 torch.save(told, file_of(folder, name, part, recipe))
