@@ -83,7 +83,7 @@ def test_weights_are_named_from_the_file(tmp_path: Path) -> None:
         ('cascade(recipes=("", ""), thresholds=(0.3,), score="sure")', "margin, probability, entropy"),
         ('cascade(recipes=("", ""), thresholds=(0.3,), agree=98)', "agree is a share"),
         ('cascade(recipes=("", ""), thresholds=(0.3,), images=0)', "images is how many"),
-        ('cascade(recipes=("", ""), threshold=(0.3,))', "no setting 'threshold'; the nearest is thresholds"),
+        ('cascade(recipes=("", ""), threshold=(0.3,))', "no setting 'threshold'; the nearest are thresholds, shares"),
         ('cascade(recipes=("", ""))', "needs thresholds="),
         ('cascade(("", ""), thresholds=(0.3,))', "every argument is named"),
         ('cascade(recipes=(tome(r=2), ""), thresholds=(0.3,))', "the recipes stand in quotes"),

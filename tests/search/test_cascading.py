@@ -6,7 +6,6 @@ import warnings
 
 import numpy as np
 import pytest
-import timm
 import torch
 from torch import nn
 
@@ -84,9 +83,8 @@ def test_a_last_reading_that_is_not_dense_must_keep_the_promise_itself() -> None
 
 
 def test_a_function_makes_scores_of_embeddings() -> None:
-    torch.manual_seed(3)
-    host = timm.models.VisionTransformer(img_size=32, patch_size=8, embed_dim=24, depth=3, num_heads=3, num_classes=0)
-    members = [sieve(host.eval(), "tome(r=(0, 5, 2))"), host]
+    host = classifier(num_classes=0)
+    members = [sieve(host, THIRD), host]
     with pytest.raises(UnsupportedHost, match="a model with a classifier, or give score="):
         cascade(members, pictures(COUNT))
     texts = torch.randn(24, 5)
