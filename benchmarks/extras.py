@@ -29,6 +29,7 @@ COMMANDS = {
     "export": f"export {NANO} --out model.onnx",
     "hf": "bench --model videomae_small --recipe tome(r=60) --batch 1 --seconds 0",
     "jobs": f"run photographs {NANO} --out job",
+    "lora": f"heal {NANO} --data scenes --limit 40 --epochs 1 --trainable lora --out healed",
     "ray": f"run photographs {NANO} --out job --engine ray",
     "train": "train nano --only nano_convnet --scenes 64",
     "tune": "tune --model nano_vit --data scenes --limit 24 --macs 1.5 --trials 3 --family tome --proposal none",

@@ -61,6 +61,8 @@ if TYPE_CHECKING:
     from .search.tuning import tune
     from .significance import patch_significance
     from .stream import Sieved, Trace, sieve
+    from .train.heal_task import HealSettings
+    from .train.healing import heal
 
 __version__ = "0.1.0"
 
@@ -79,6 +81,7 @@ _MODULE_OF = {
     "ExportError": "errors",
     "GTP": "methods",
     "Guarded": "methods",
+    "HealSettings": "train.heal_task",
     "InputError": "errors",
     "InputSpec": "data.inputs",
     "MCTF": "methods",
@@ -101,6 +104,7 @@ _MODULE_OF = {
     "export_cascade": "export",
     "export_onnx": "export",
     "export_program": "export",
+    "heal": "train.healing",
     "patch_significance": "significance",
     "prepack": "export",
     "register_host": "hosts",
@@ -145,6 +149,7 @@ __all__ = [
     "EViT",
     "ExportError",
     "Guarded",
+    "HealSettings",
     "InputError",
     "InputSpec",
     "ModelSpec",
@@ -165,6 +170,7 @@ __all__ = [
     "export_cascade",
     "export_onnx",
     "export_program",
+    "heal",
     "measure",
     "patch_significance",
     "prepack",

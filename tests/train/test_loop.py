@@ -7,6 +7,7 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from typing import ClassVar
 
 import pytest
 import timm
@@ -60,6 +61,55 @@ def kill(folder, at, task=None, **settings):
     task.loss = dying
     with pytest.raises(Killed):
         train(replace(SETTINGS, **settings), task, folder, report=quiet)
+
+
+class Scripted(Sorting):
+    """Says of each validation what it is told to, by the number of steps that have been made."""
+
+    def __init__(self, told):
+        super().__init__()
+        self.told, self.seen = told, {}
+
+    def evaluate(self, module):
+        step = self.calls
+        self.seen[step] = {key: value.clone() for key, value in module.state_dict().items()}
+        return {"score": self.told[step]}
+
+
+class TestTheBestIsKept:
+    TOLD: ClassVar = {2: 1.0, 4: 5.0, 6: 5.0, 8: 4.0, 10: 9.0, 12: 2.0, 14: 3.0}
+    """The best of the first four is that of step 4: as large later is no better."""
+
+    @pytest.mark.parametrize("ema", [None, 0.9])
+    def test_the_weights_of_the_best_validation_are_written(self, tmp_path, ema):
+        task = Scripted(self.TOLD)
+        state, rows = learn(tmp_path, task, validate_every=2, best="score", ema=ema)
+        assert len(rows) == 7
+        same(state, task.seen[10])
+        with pytest.raises(AssertionError):
+            same(state, task.seen[14])
+
+    def test_it_ends_when_nothing_has_become_better_for_so_long(self, tmp_path):
+        task = Scripted(self.TOLD)
+        state, rows = learn(tmp_path, task, validate_every=2, best="score", patience=2)
+        assert [row["step"] for row in rows] == [2, 4, 6, 8]
+        same(state, task.seen[4])
+        again = Scripted(self.TOLD)  # ended is ended: nothing is learnt, the same is written
+        same(state, learn(tmp_path, again, validate_every=2, best="score", patience=2)[0])
+        assert again.calls == 0
+
+    def test_killed_and_gone_on_it_knows_the_best_so_far(self, tmp_path):
+        settings = {"validate_every": 2, "best": "top1", "ema": 0.9}
+        whole, rows = learn(tmp_path / "whole", **settings)
+        kill(tmp_path / "parts", 9, **settings)
+        same(whole, learn(tmp_path / "parts", **settings)[0])
+        assert len({row["top1"] for row in rows}) > 1
+
+    def test_what_makes_no_sense_is_refused(self, tmp_path):
+        with pytest.raises(RecipeError, match="no metric 'miou': best must be one of"):
+            learn(tmp_path, best="miou")
+        with pytest.raises(RecipeError, match="patience waits"):
+            replace(SETTINGS, patience=2)
 
 
 def curve(folder):

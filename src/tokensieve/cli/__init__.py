@@ -21,6 +21,7 @@ from .correct import correct
 from .demo import demo
 from .evaluate import evaluate
 from .export import export
+from .heal import heal
 from .opening import option_for
 from .options import with_groups
 from .output import say
@@ -31,6 +32,7 @@ from .show import show
 from .slim import slim
 from .train import train
 from .train_options import WithKinds
+from .train_proposal import proposal
 from .train_segment import dtop
 from .train_segment import segment as train_segment
 from .tune import tune
@@ -48,7 +50,11 @@ INTERRUPTED = 128 + signal.SIGINT
 
 
 class Train(WithKinds):
-    kinds: ClassVar = {"segment": _command(with_groups(train_segment)), "dtop": _command(with_groups(dtop))}
+    kinds: ClassVar = {
+        "segment": _command(with_groups(train_segment)),
+        "dtop": _command(with_groups(dtop)),
+        "proposal": _command(with_groups(proposal)),
+    }
 
 
 app = typer.Typer(pretty_exceptions_enable=False, rich_markup_mode=None)
@@ -61,6 +67,7 @@ app.command()(methods)
 app.command()(models)
 app.command()(doctor)
 app.command()(with_groups(correct))
+app.command()(with_groups(heal))
 app.command()(with_groups(run))
 app.command()(segment)
 app.command()(with_groups(show))

@@ -9,9 +9,9 @@ METHODS = (
     "guarded", "mctf", "papr", "patch_slimming", "pitome", "readout", "rlt", "tofu", "tome",
 )  # fmt: skip
 MODELS = (
-    "nano_convnet", "nano_convnext", "nano_segmenter", "nano_video", "nano_video_proposal", "nano_vit", "videomae_base",
-    "videomae_base_ssv2", "videomae_huge", "videomae_large", "videomae_small", "vivit_base", "vjepa2_giant_ssv2",
-    "vjepa2_large_ssv2",
+    "nano_convnet", "nano_convnext", "nano_proposal", "nano_segmenter", "nano_video", "nano_video_proposal", "nano_vit",
+    "videomae_base", "videomae_base_ssv2", "videomae_huge", "videomae_large", "videomae_small", "vivit_base",
+    "vjepa2_giant_ssv2", "vjepa2_large_ssv2",
 )  # fmt: skip
 """Names of the package's own models; timm's are too many for a tab, and `tokensieve models PATTERN` lists them."""
 

@@ -25,7 +25,7 @@ def train(
     what: Annotated[
         str,
         typer.Argument(
-            metavar="nano|NAME|segment|dtop",
+            metavar="nano|NAME|segment|dtop|proposal",
             help=f"The bundled models, {' or '.join(VIDEO)}; with --images a model; or see below.",
         ),
     ],
@@ -64,8 +64,8 @@ def train(
 
     Writes NAME.safetensors, NAME.csv (the log) and NAME.checkpoint.pt for each model into the folder.
 
-    `tokensieve train segment` trains segmenters, `tokensieve train dtop` segmenters that tokens leave early; each has
-    options of its own: see its --help.
+    `tokensieve train segment` trains segmenters, `tokensieve train dtop` segmenters that tokens leave early, and
+    `tokensieve train proposal` what ranks patches for a host; each has options of its own: see its --help.
     """
     if images is None and what not in BUNDLED:
         raise InputError(

@@ -32,6 +32,8 @@ def tell(row: dict[str, Any]) -> None:
         "validation_top1": "on validation images {:.1f} %",
         "validation_miou": "validation mIoU {:.1f} %",
         "gmac": "{:.3g} GMAC a crop",
+        "heldout_likeness": "held-out pictures alike {:.1f} %",
+        "heldout_divergence": "divergence {:.4f}",
     }
     parts = [text.format(row[name]) for name, text in formats.items() if name in row]
     say(

@@ -187,10 +187,18 @@ def _logits(probabilities: Tensor) -> Tensor:
 
 
 def as_tensor(output: Any, model: nn.Module, count: int) -> Tensor:
-    """The output of a model for `count` images as a tensor on the CPU; raises InputError where it holds none.
+    """The output of a model for `count` images as a tensor on the CPU; raises InputError where it holds none, or NaN.
 
     Scores of classes that are probabilities, as a SegViT returns, become their logarithm.
     """
+    found = as_output(output, model, count)
+    if found.isnan().any():
+        raise InputError(f"{type(model).__name__} returns NaN: try another dtype, or look at its weights.")
+    return found.cpu()
+
+
+def as_output(output: Any, model: nn.Module, count: int | None = None) -> Tensor:
+    """As `as_tensor`, where it is, with its gradients; of any number of images where no count is given."""
     name = type(model).__name__
     if (field := field_of(output)) == QUERIES[0]:
         output = class_map(*(getattr(output, query_field) for query_field in QUERIES))
@@ -200,12 +208,10 @@ def as_tensor(output: Any, model: nn.Module, count: int) -> Tensor:
         output = maps[-1]
     if not isinstance(output, Tensor):
         raise InputError(f"{name} returns {type(output).__name__}: a tensor or an output with logits is needed.")
-    if output.ndim < 2 or len(output) != count:
+    if output.ndim < 2 or count not in (None, len(output)):
         raise InputError(f"{name} returns shape {tuple(output.shape)} for {count} images: one row each is needed.")
-    if output.isnan().any():
-        raise InputError(f"{name} returns NaN: try another dtype, or look at its weights.")
     if output.ndim == 4 and getattr(model, "output_fmt", None) == "NHWC":  # timm's Swin without pooling
         output = output.movedim(3, 1)
     if getattr(model, "probabilities", False):
         output = _logits(output)
-    return output.cpu()
+    return output

@@ -11,12 +11,19 @@ from rich.text import Text
 from .files import files_line
 from .tables import new_table
 
+COLUMNS = {
+    "validation_miou": "validation mIoU",
+    "validation_top1": "right on validation images",
+    "heldout_likeness": "alike at half of the tokens",
+}
+"""What a training is judged by -> what a table calls it."""
+
 
 def train_view(record: dict[str, Any]) -> RenderableType:
     """A row for each trained model, and where its weights are."""
-    dense = any("validation_miou" in trained["log"][-1] for trained in record["trained"])
-    figure = "validation_miou" if dense else "validation_top1"
-    column = "validation mIoU" if dense else "right on validation images"
+    last_row = record["trained"][0]["log"][-1]
+    figure = next(name for name in COLUMNS if name in last_row)
+    column = COLUMNS[figure]
     table = new_table("", "images", "minutes", column)
     for trained in record["trained"]:
         last = trained["log"][-1]
@@ -28,4 +35,5 @@ def train_view(record: dict[str, Any]) -> RenderableType:
     parts: list[RenderableType] = [table, ""]
     if record["data"]:
         parts += [files, ""]
-    return Group(*parts, *(Text(trained["weights"], style="bold") for trained in record["trained"]))
+    written = [trained[name] for trained in record["trained"] for name in ("weights", "recipe") if name in trained]
+    return Group(*parts, *(Text(path, style="bold") for path in written))

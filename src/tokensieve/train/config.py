@@ -38,6 +38,10 @@ class TrainConfig:
             and written. None keeps no average.
         seed: of order, augmentation and dropout.
         validate_every: steps between validations, each a row of the log.
+        best: a column of the log, a metric that the larger the better; the weights of the validation at which it was
+            largest are written. None writes the last ones.
+        patience: validations one after the other without a larger `best` after which the training ends; None never
+            ends it early.
         checkpoint_every: steps between checkpoints; None writes one at each validation.
         workers: processes that make batches ahead; 0 makes them in this one.
 
@@ -64,13 +68,15 @@ class TrainConfig:
     ema: float | None = None
     seed: int = 0
     validate_every: int = 250
+    best: str | None = None
+    patience: int | None = None
     checkpoint_every: int | None = None
     workers: int = 1
 
     def __post_init__(self) -> None:
         at_least = {
-            "batch_size": 1, "accumulation": 1, "validate_every": 1, "checkpoint_every": 1, "warmup": 0, "seed": 0,
-            "workers": 0, "weight_decay": 0, "min_lr": 0,
+            "batch_size": 1, "accumulation": 1, "validate_every": 1, "checkpoint_every": 1, "patience": 1,
+            "warmup": 0, "seed": 0, "workers": 0, "weight_decay": 0, "min_lr": 0,
         }  # fmt: skip
         for name, least in at_least.items():
             value = getattr(self, name)
@@ -87,6 +93,8 @@ class TrainConfig:
                 raise RecipeError(f"lr_scales must be above 0, not {scale} of {name}.")
         if self.ema is not None and not 0 < self.ema < 1:
             raise RecipeError(f"ema must lie between 0 and 1, not {self.ema}.")
+        if self.patience is not None and self.best is None:
+            raise RecipeError("patience waits for a better validation: say by best which metric tells.")
         for name, choices in (("schedule", SCHEDULES), ("precision", PRECISIONS)):
             value = getattr(self, name)
             if value not in choices:

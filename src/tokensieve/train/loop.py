@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 AHEAD = 8
 """Batches that each worker makes ahead."""
-KEPT = ("step", "seconds", "rows", "sums", "since")
+KEPT = ("step", "seconds", "rows", "sums", "since", "best", "waited")
 """Attributes of a training that its checkpoint holds, beside the states of its parts."""
 
 
@@ -84,7 +84,7 @@ class _Training:
                 f"batch_size {config.batch_size} cannot be shared evenly by {devices} devices in {config.accumulation} "
                 f"parts each: make it a multiple of {config.accumulation * devices}."
             )
-        self.model = self.accelerator.prepare_model(_Step(task, _computes_in_bf16(config, device), device))
+        self.model = self.accelerator.prepare_model(_Step(task, computes_in_bf16(config.precision, device), device))
         self.optimizer = make_optimizer(task.module, config)
         self.schedule = make_schedule(self.optimizer, config, self.total)
         self.average = None
@@ -93,6 +93,10 @@ class _Training:
         self.step, self.seconds, self.rows = 0, 0.0, list[dict[str, Any]]()
         self.sums, self.since = dict[str, Tensor](), 0
         """Sums of logged values since the last validation, and the number of batches."""
+        self.best: dict[str, Any] | None = None
+        """The best validation so far: its metric, its step, and the weights then; where `config.best` names one."""
+        self.waited = 0
+        """Validations since then."""
         self.norms = torch.zeros((), device=self.accelerator.device)
         """Gradient norms, only to see whether each is finite."""
         folder.mkdir(parents=True, exist_ok=True)
@@ -104,18 +108,26 @@ class _Training:
         """The module that is validated and written."""
         return self.task.module if self.average is None else self.average.module
 
+    @property
+    def _given_up(self) -> bool:
+        """Whether nothing has become better for as long as the settings wait."""
+        return self.config.patience is not None and self.waited >= self.config.patience
+
     def run(self) -> Path:
         config, batches, start = self.config, self._batches(), perf_counter() - self.seconds
-        while self.step < self.total:
+        while self.step < self.total and not self._given_up:
             self._learn(batches)
             last = self.step == self.total
             validating = last or self.step % config.validate_every == 0
             every = config.checkpoint_every
             if validating:
                 self._validate(start)
+                last = last or self._given_up
             if last or (validating if every is None else self.step % every == 0):
                 self.seconds = perf_counter() - start
                 self._save()
+        if self.best is not None:
+            self.learnt.load_state_dict(self.best["state"])
         if self.accelerator.is_main_process:
             state = self.task.weights(self.learnt)
             with draft(self.weights) as file:
@@ -186,11 +198,28 @@ class _Training:
         row |= {name: float(value / self.since) for name, value in self.sums.items()}
         self.sums, self.since = {}, 0
         row |= self.task.evaluate(self.learnt)
+        self._compare(row)
         self.rows.append(row)
         if self.accelerator.is_main_process:
             self.report({"model": self.task.name, "steps": self.total, **row})
             with draft(self.log) as file:
                 _write_csv(file, self.rows)
+
+    def _compare(self, row: dict[str, Any]) -> None:
+        """Keep the weights if this validation is the best so far."""
+        name = self.config.best
+        if name is None:
+            return
+        if name not in row:
+            raise RecipeError(f"{self.task.name} has no metric {name!r}: best must be one of {', '.join(row)}.")
+        from accelerate.utils import broadcast_object_list
+
+        value = broadcast_object_list([row[name]])[0]  # the devices must end together
+        if self.best is not None and not value > self.best["value"]:
+            self.waited += 1
+            return
+        state = {key: part.detach().cpu().clone() for key, part in self.learnt.state_dict().items()}
+        self.best, self.waited = {"value": value, "step": self.step, "state": state}, 0
 
     def _save(self) -> None:
         self._share()  # weights that are no numbers must not replace a good checkpoint
@@ -297,9 +326,10 @@ def _leave(state: PartialState) -> None:
     state.destroy_process_group()
 
 
-def _computes_in_bf16(config: TrainConfig, device: str) -> bool:
-    if config.precision != "auto":
-        return config.precision == "bf16"
+def computes_in_bf16(precision: str, device: str) -> bool:
+    """Whether a `TrainConfig`'s precision is bfloat16 on a kind of device, "cpu" or "cuda"."""
+    if precision != "auto":
+        return precision == "bf16"
     if device not in ("cuda", "cpu") or lacks_units("bf16", device):
         return False
     return device == "cuda" or (torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported())

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset
 from torchvision.transforms import v2
 
-from ..data import Batch, Preprocessing, image_set, load_batches
+from ..data import Preprocessing, image_set
 from ..data.images import ImageSet
 from ..errors import InputError, RecipeError
 from ..zoo import create
@@ -26,12 +26,11 @@ from .config import TrainConfig
 from .loop import devices
 from .task import Loss, Order, chance_of, halved
 from .teacher import Teacher, remember
+from .views import every_batch
 
 MARGIN = 1.25
 """Photographs are read so much larger than the model reads them, to be cropped from."""
 SMOOTHING, BATCH, RATE, BETAS = 0.1, 64, 2e-3, (0.9, 0.99)
-NAMED = 10
-"""Photographs that cannot be read, named in one error."""
 
 
 def open_classes(source: str, preprocessing: Preprocessing) -> ImageSet:
@@ -57,7 +56,7 @@ def check(pictures: ImageSet, workers: int = 0) -> None:
         first = next(pictures.path(i) for i, label in enumerate(pictures.items.labels) if label < 0)
         more = f" ({loose} pictures do)" if loose > 1 else ""
         raise InputError(f"{first} lies in no class folder{more}: move it into one, or remove it.")
-    for _ in _every(pictures, 100, workers):
+    for _ in every_batch(pictures, 100, workers):
         pass
 
 
@@ -70,19 +69,6 @@ def fingerprint(pictures: ImageSet) -> str:
         with open(source, "rb") if isinstance(source, str) else source as file:
             digest.update(hashlib.sha256(file.read()).digest())
     return digest.hexdigest()
-
-
-def _every(pictures: ImageSet, size: int, workers: int = 0) -> Iterator[Batch]:
-    """Batches of all the pictures; a training leaves none out in silence."""
-    batches = load_batches(pictures, size, workers)
-    yield from batches
-    failures = batches.failures
-    if len(failures) == 1:
-        raise InputError(f"{failures[0]}: mend or remove it before training.")
-    if failures:
-        names = "; ".join(map(str, failures[:NAMED])) + ("; ..." if len(failures) > NAMED else "")
-        which = f"{len(failures)} of {len(pictures)} photographs"
-        raise InputError(f"{which} cannot be read: mend or remove them before training. {names}.")
 
 
 class ClassTeacher(Teacher):
@@ -172,7 +158,7 @@ class NameClasses:
     def evaluate(self, module: Any) -> dict[str, float]:
         model, right = module.model.eval(), 0
         device = next(model.parameters()).device
-        for batch in _every(self.unseen, 100, self.workers):
+        for batch in every_batch(self.unseen, 100, self.workers):
             images = v2.functional.resize(_bytes(batch.images), [self.size, self.size], antialias=True)
             right += int((model(self._normalise(images.to(device))).argmax(1).cpu() == batch.labels).sum())
         return {"validation_top1": 100 * right / len(self.unseen)}
@@ -254,7 +240,7 @@ def _mirrored(
     """The photographs as the teacher reads them, and their mirror images."""
     pictures = open_classes(images, teacher.preprocessing)
     say(f"asking the teacher about {len(pictures)} photographs")
-    for batch in _every(pictures, 50, workers):
+    for batch in every_batch(pictures, 50, workers):
         yield batch.images, batch.images.flip(3)
 
 

@@ -32,25 +32,32 @@ class Teacher:
         name: under which it is known.
         answer: what is learnt of what the model returns; by default of logits their log-probabilities.
         device: where it runs.
+        bf16: whether it computes in bfloat16, under autocast; its weights stay what they are.
 
     Attributes:
         known_as: the name with the SHA-256 of its weights.
     """
 
     def __init__(
-        self, model: nn.Module, name: str, answer: Answer = log_probabilities, device: torch.device | str = "cpu"
+        self,
+        model: nn.Module,
+        name: str,
+        answer: Answer = log_probabilities,
+        device: torch.device | str = "cpu",
+        bf16: bool = False,
     ) -> None:
         self.model = copy.deepcopy(model).eval().requires_grad_(False).to(device)
-        self.name, self.answer, self.device = name, answer, device
+        self.name, self.answer, self.device, self.bf16 = name, answer, torch.device(device), bf16
         digest = hashlib.sha256()
         for value in model.state_dict().values():
             digest.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
-        self.known_as = f"{name} {digest.hexdigest()}"
+        self.known_as = f"{name} {digest.hexdigest()}" + (", in bf16" if bf16 else "")
 
     @torch.no_grad()
     def ask(self, images: Tensor) -> Tensor:
         """Images as the teacher reads them, (B, C, H, W) -> its answers (B, ...), on the CPU."""
-        return self.answer(self.model(images.to(self.device))).cpu()
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16):
+            return self.answer(self.model(images.to(self.device))).cpu()
 
 
 def remember(teacher: Teacher, views: Iterable[Sequence[Tensor]], about: str, cache: Path | None = None) -> Tensor:

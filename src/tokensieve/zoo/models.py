@@ -77,8 +77,9 @@ def create(
     if weights is None and pretrained and name in BUNDLED:
         weights = bundled_weights(name)
     if weights is None and pretrained and name in BUILDERS:
+        how = "proposal --model HOST --data FOLDER" if name == "nano_proposal" else name
         raise InputError(
-            f"{name} has no weights in this version: tokensieve train {name} makes them. Give them as weights=FILE, or "
+            f"{name} has no weights in this version: tokensieve train {how} makes them. Give them as weights=FILE, or "
             "pass pretrained=False for random ones."
         )
     state = None if weights is None else read_weights(weights, sha256)

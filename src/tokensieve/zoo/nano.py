@@ -12,6 +12,7 @@ from timm.models.convnext import ConvNeXt
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
+from .nano_proposal import NanoProposal
 from .nano_video import Mixer, nano_video, nano_video_proposal
 
 SIZE, CLASSES = 112, 10
@@ -103,6 +104,7 @@ BUILDERS: dict[str, Callable[..., nn.Module]] = {
     "nano_vit": nano_vit,
     "nano_convnet": NanoConvNet,
     "nano_convnext": nano_convnext,
+    "nano_proposal": NanoProposal,
     "nano_video": nano_video,
     "nano_video_proposal": nano_video_proposal,
 }

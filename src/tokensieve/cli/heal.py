@@ -1,0 +1,126 @@
+"""`tokensieve heal`: teach a model to answer under a recipe as it does without one."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from ..errors import InputError
+from .opening import Media, read_spec, record_of
+from .options import (
+    ClassesOption,
+    JsonOption,
+    NetworkOptions,
+    PlaceOptions,
+    PreprocessingOption,
+    ProposalWeightsOption,
+    RecipeOption,
+    WorkersOption,
+)
+from .output import print_record, say
+from .train_options import tell
+
+
+def heal(
+    *,
+    recipe: RecipeOption,
+    data: Annotated[str, typer.Option(metavar="FOLDER", help="Pictures, without labels: a folder, a tar, a data set.")],
+    out: Annotated[str, typer.Option(metavar="FOLDER", help="best.json, model.safetensors, and what it goes on from.")],
+    network: NetworkOptions,
+    proposal_weights: ProposalWeightsOption = None,
+    trainable: Annotated[
+        str, typer.Option(metavar="all|lora|norms", help="All parameters, adapters of peft, or norms and biases only.")
+    ] = "all",
+    epochs: Annotated[float, typer.Option(metavar="N", help="Times through the pictures.")] = 8,
+    batch: Annotated[int, typer.Option(min=1, metavar="N", help="Pictures a step.")] = 32,
+    lr: Annotated[
+        float | None, typer.Option(metavar="RATE", help="Learning rate; default 2e-5 of all, 2e-4 of lora and norms.")
+    ] = None,
+    rank: Annotated[int, typer.Option(min=1, metavar="N", help="Of adapters.")] = 16,
+    views: Annotated[
+        int, typer.Option(min=1, metavar="N", help="Ways each is seen: whole, cropped, mirrored and so on.")
+    ] = 4,
+    mixed: Annotated[bool, typer.Option(help="Mix the fourth view, and every other from there, with others.")] = True,
+    patience: Annotated[
+        int, typer.Option(min=0, metavar="N", help="Looks at held-out pictures without a gain; 0 never ends early.")
+    ] = 4,
+    others: Annotated[
+        str | None, typer.Option(metavar="FOLDER", help="Other pictures to judge on, with labels or without.")
+    ] = None,
+    classes: ClassesOption = None,
+    limit: Annotated[int | None, typer.Option(min=20, metavar="N", help="At most N pictures of each set.")] = None,
+    preprocessing: PreprocessingOption = "timm",
+    precision: Annotated[str, typer.Option(metavar="auto|fp32|bf16", help="Of the forward while it learns.")] = "auto",
+    seed: Annotated[int, typer.Option(min=0, metavar="N", help="Of order, crops and held-out pictures.")] = 0,
+    workers: WorkersOption = 0,
+    machine: PlaceOptions,
+    as_json: JsonOption = False,
+) -> None:
+    """Heal what a recipe loses: a short training towards the dense model's own answers, no labels needed.
+
+    Stopped, the same command goes on where it was. `--model NAME --weights FOLDER/model.safetensors --recipe
+    FOLDER/best.json` opens what it made.
+    """
+    if classes is not None and others is None:
+        raise InputError("--classes says which folder of --others is which class: give --others too.")
+    from .._files import check_folder
+
+    folder = check_folder(out)
+    spec = read_spec(network, machine, recipe=recipe, proposal_weights=proposal_weights, preprocessing=preprocessing)
+    from ..data import load_batches
+    from ..measure.outputs import class_count
+    from ..show.files import files_record
+    from ..show.progress import working
+    from ..show.record import compared
+    from ..train.heal_task import HealSettings
+    from ..train.healing import Judged
+    from ..train.healing import heal as healed
+    from ..train.loop import devices
+    from ..train.views import set_of
+
+    settings = HealSettings(
+        trainable=trainable, epochs=epochs, batch_size=batch, lr=lr, rank=rank, views=views, mixed=mixed,
+        patience=patience or None, precision=precision, seed=seed, workers=workers,
+    )  # fmt: skip
+    joined = devices()
+    media = Media(data, limit=limit)
+    elsewhere = None if others is None else Media(others, classes=classes, limit=limit)
+    with working("opening the model"):
+        dense, fast, prepared = opened = spec.open()
+    pictures = media.prepared(prepared)
+    judges = None if elsewhere is None else load_batches(elsewhere.prepared(prepared), batch, workers)
+    if judges is not None and classes is None and len(getattr(judges.dataset, "classes", ())) != class_count(dense):
+        judges = load_batches(set_of(judges), batch, workers)  # folders that are not the model's classes are no labels
+    found = healed(
+        dense, fast.recipe, pictures, folder, settings, others=judges, mean=prepared.mean, std=prepared.std,
+        pretrained=spec.pretrained, report=tell, say=say,
+    )  # fmt: skip
+
+    def told(judged: Judged) -> dict[str, Any]:
+        return {"before": compared(judged.before), "after": compared(judged.after)}
+
+    record: dict[str, Any] = {
+        **record_of(spec, opened),
+        "data": data,
+        "others": others,
+        "preprocessing": {"name": preprocessing, **asdict(prepared)},
+        "settings": asdict(settings),
+        "step": found.step,
+        "steps": found.steps,
+        "heldout_figures": told(found.heldout),
+        "others_figures": None if found.others is None else told(found.others),
+        "warnings": list(found.warnings),
+        "weights_mb": found.mb,
+        "log": found.log,
+        **files_record(pictures, len(pictures), ()),
+        "out": {
+            name: str(path)
+            for name, path in (("recipe", found.recipe), ("weights", found.weights), ("adapter", found.adapter))
+            if isinstance(path, Path)
+        },
+    }
+    if joined.is_main_process:
+        print_record(record, "heal_view.heal_view", as_json)

@@ -1,0 +1,44 @@
+"""What `tokensieve heal` prints."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from rich.console import Group, RenderableType
+from rich.text import Text
+
+from .eval_view import INTERVALS, signed
+from .tables import between, header, new_table
+
+WHERE = {"heldout_figures": "held-out pictures", "others_figures": "other pictures"}
+
+
+def heal_view(record: dict[str, Any]) -> RenderableType:
+    """Before and after on each set of pictures, what is to be warned of, and where recipe and weights are."""
+    sets = {title: record[key] for key, title in WHERE.items() if record[key]}
+    scored = any(told["after"]["change"] for told in sets.values())
+    kind = next(iter(sets.values()))["after"]["kind"]
+    classes = kind in ("classes", "class-map")
+    same = "same nearest neighbour" if kind == "embeddings" else "same class" if classes else "cosine"
+    table = new_table(
+        "", "pictures", same, "KL" if classes else "divergence", *(["top-1 against dense"] if scored else [])
+    )
+    for title, told in sets.items():
+        for when, name in (("before", f"{title}, before"), ("after", "healed")):
+            figures = told[when]
+            top = [signed(figures["change"]["top1"]) if figures["change"] else ""] if scored else []
+            table.add_row(name, f"{figures['images']}", _same(figures), f"{figures['divergence']:.4f}", *top)
+    parts: list[RenderableType] = [header(record), "", table, Text(INTERVALS, style="dim"), ""]
+    kept = (
+        f"The weights of step {record['step']} of {record['steps']} were kept; they are {record['weights_mb']:.0f} MB"
+    )
+    parts.append(Text(f"{kept}, beside the dense model's where both are used."))
+    parts += [Text(sentence, style="yellow") for sentence in record["warnings"]]
+    return Group(*parts, "", *(Text(path, style="bold") for path in record["out"].values()))
+
+
+def _same(figures: dict[str, Any]) -> str:
+    for name in ("agreement", "neighbours"):
+        if figures.get(name) is not None:
+            return f"{figures[name]:.1f}% {between(figures[f'{name}_low'], figures[f'{name}_high'])}"
+    return f"{figures['cosine']:.4f}"

@@ -1,0 +1,235 @@
+"""Healing: a model learns to answer under a recipe as it answered without one, from pictures without labels.
+
+A copy of the model, sieved, is taught by the dense model's own outputs; what is minimised is what is measured, KL(dense
+|| sieved) of class probabilities, or the divergence of `measure.comparison` that belongs to another kind of output.
+"""
+
+from __future__ import annotations
+
+import copy
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.data import Dataset
+
+from .._files import make_folder
+from ..data import load_batches
+from ..errors import RecipeError, nearest
+from ..measure.comparison import OutputKind, check_shapes, kind_of
+from ..measure.fidelity import Fidelity, fidelity
+from ..measure.outputs import as_output, classifies, collect_outputs, evaluating, field_of
+from ..recipe import Recipe
+from ..stream import Sieved, sieve
+from .config import TrainConfig
+from .loop import computes_in_bf16, devices
+from .lora import Adapter
+from .task import Loss
+from .teacher import Teacher, remember
+from .views import READ, ViewBatches, Views, counted, every_batch, fingerprint, set_of, split
+
+SCORE = "heldout_score"
+"""The column of the log that decides which weights are kept: `likeness` in percent, less the divergence, which tells
+apart what is alike in as many pictures."""
+ADAPTER = "adapter"
+"""The folder that adapters are kept in, beside the healed weights."""
+TRAINABLE = ("all", "lora", "norms")
+RATES = {"all": 2e-5, "lora": 2e-4, "norms": 2e-4}
+"""Learning rates by what learns. Larger ones bend the model to the pictures' own classes."""
+
+
+@dataclass(frozen=True)
+class HealSettings:
+    """Settings of healing.
+
+    Attributes:
+        trainable: "all" parameters, low-rank adapters of the linear layers ("lora", which needs peft), or "norms" and
+            biases only.
+        epochs: times through the pictures, each time in another view of each.
+        batch_size: pictures a step.
+        lr: learning rate after the warm-up; None is that of `RATES`.
+        rank: of the adapters.
+        views: ways each picture is seen: whole, cropped, mirrored, cropped and mixed, then further crops.
+        mixed: mix every other crop from the fourth view on with one of another picture.
+        ema: decay of the moving average of the weights, which is what is written; None keeps no average.
+        holdout: share of the pictures that only decide when to end, 500 at most.
+        validations: how often these are looked at.
+        patience: looks without a better agreement after which it ends early; None never does.
+        precision: of `TrainConfig`.
+        seed: of order, crops, held-out pictures and adapters.
+        workers: processes that make batches ahead.
+    """
+
+    trainable: str = "all"
+    epochs: float = 8
+    batch_size: int = 32
+    lr: float | None = None
+    rank: int = 16
+    views: int = 4
+    mixed: bool = True
+    ema: float | None = 0.995
+    holdout: float = 0.1
+    validations: int = 10
+    patience: int | None = 4
+    precision: str = "auto"
+    seed: int = 0
+    workers: int = 0
+
+    def __post_init__(self) -> None:
+        if self.trainable not in TRAINABLE:
+            raise RecipeError(
+                f"trainable must be one of {', '.join(TRAINABLE)}, not {self.trainable!r}"
+                f"{nearest(self.trainable, TRAINABLE)}."
+            )
+        for name in ("rank", "views", "validations"):
+            if getattr(self, name) < 1:
+                raise RecipeError(f"{name} must be at least 1, not {getattr(self, name)}.")
+        if not 0 < self.holdout < 1:
+            raise RecipeError(f"holdout must lie between 0 and 1, not {self.holdout}.")
+
+    def config(self, samples: int) -> TrainConfig:
+        """Settings of the loop, for so many pictures."""
+        steps = max(1, round(self.epochs * samples) // self.batch_size)
+        return TrainConfig(
+            epochs=self.epochs, batch_size=self.batch_size, optimizer_args={"betas": (0.9, 0.99)},
+            lr=self.lr or RATES[self.trainable], weight_decay=0.0, warmup=min(100, steps // 10), ema=self.ema,
+            precision=self.precision, seed=self.seed, validate_every=max(1, -(-steps // self.validations)),
+            best=SCORE, patience=self.patience, workers=self.workers,
+        )  # fmt: skip
+
+
+class Heal:
+    """The task: to answer under a recipe as the dense model does.
+
+    Args:
+        fast: a sieved copy of the host, with what may learn requiring gradients.
+        kind: of its outputs.
+        views: of the pictures to learn from.
+        taught: the dense model's answers to them (N, views, ...).
+        heldout: other pictures.
+        dense: its answers to these (M, ...).
+        identity: see `Task`.
+        adapter: where low-rank adapters learn.
+    """
+
+    name = "model"
+
+    def __init__(
+        self,
+        fast: Sieved,
+        kind: OutputKind,
+        views: Views,
+        taught: Tensor,
+        heldout: Any,
+        dense: Tensor,
+        identity: str,
+        adapter: Adapter | None = None,
+    ) -> None:
+        self.module: Any = fast
+        self.identity, self.samples = identity, len(views.pictures)
+        self.kind, self.views, self.taught, self.adapter = kind, views, taught, adapter
+        self.heldout, self.dense = heldout, dense
+
+    def batches(self, size: int, count: int, seed: int) -> Dataset[Any]:
+        return ViewBatches(self.views, self.taught, size, count, seed)
+
+    def loss(self, module: Any, batch: tuple[Tensor, Tensor]) -> Loss:
+        images, taught = batch
+        module.eval()  # as it will be used: what is dropped by chance in training is no part of the answer
+        answers = as_output(module(images), module, len(images))
+        check_shapes(taught, answers)
+        return Loss(self.kind.divergence(taught, answers).mean(), {})
+
+    def evaluate(self, module: Any) -> dict[str, float]:
+        found = fidelity(module, self.dense, load_batches(self.heldout, READ), kind=self.kind.name)
+        alike = likeness(found)
+        return {"heldout_divergence": found.divergence, "heldout_likeness": alike, SCORE: alike - found.divergence}
+
+    def weights(self, module: Any) -> dict[str, Tensor]:
+        return self.adapter.finish(module) if self.adapter is not None else own_state(module.model)
+
+
+def likeness(found: Fidelity) -> float:
+    """Percent of the same classes, of embeddings of the same nearest neighbours; of other outputs the cosine."""
+    for value in (found.agreement, found.neighbours):
+        if value is not None:
+            return value
+    return 100 * found.cosine
+
+
+def own_state(model: nn.Module) -> dict[str, Tensor]:
+    """A state dict as safetensors wants it: tensors that share memory, such as tied weights, each on their own."""
+    return {key: value.detach().clone() for key, value in model.state_dict().items()}
+
+
+def prepare(
+    model: nn.Module,
+    recipe: str | os.PathLike[str] | Recipe | Any,
+    pictures: Any,
+    folder: Path,
+    settings: HealSettings,
+    *,
+    mean: Sequence[float] | None = None,
+    std: Sequence[float] | None = None,
+    pretrained: bool = True,
+    say: Callable[[str], object] = lambda _: None,
+) -> tuple[TrainConfig, Heal]:
+    """Everything `loop.train` needs; the dense model's answers are kept in `folder`, a file for each view.
+
+    Arguments and errors as of `healing.heal`.
+    """
+    state = devices()
+    if not state.is_main_process:
+        say = lambda _: None  # noqa: E731  (the first process speaks for all)
+    host = copy.deepcopy(model)
+    host.requires_grad_(settings.trainable == "all")
+    if settings.trainable == "norms":
+        for parameter in host.parameters():
+            parameter.requires_grad_(parameter.ndim < 2)
+    torch.manual_seed(settings.seed)
+    adapter = Adapter(host, settings.rank, folder / ADAPTER) if settings.trainable == "lora" else None
+    fast = sieve(host, recipe, mean=mean, std=std, pretrained=pretrained)
+    if not fast.plan.methods:
+        raise RecipeError("The recipe is empty: the dense model has nothing to heal.")
+    pictures = set_of(pictures)
+    known, heldout = split(pictures, settings.holdout, settings.seed)
+    kind = _kind(model, known)
+    views = Views(known, settings.views, mixed=settings.mixed, seed=settings.seed)
+    say(f"reading {len(pictures)} pictures")
+    prints = fingerprint(pictures, settings.workers)
+    bf16 = computes_in_bf16(settings.precision, state.device.type)
+    name, answer = type(model).__name__, partial(_answer, model=model, kind=kind)
+    teacher = Teacher(model, name, answer, state.device, bf16=bf16)
+    asked: list[Tensor] = []
+    with state.local_main_process_first():  # one process asks, the others find its answers
+        make_folder(folder)
+        for view in range(settings.views):
+            about = f"view {view} of {views.told}, pictures {prints}, held out {len(heldout)}"
+            told = f"view {view + 1} of {settings.views}"
+            shown = counted(views.of(view, READ, settings.workers), len(known), told, say)
+            asked.append(remember(teacher, shown, about, folder / f"dense-{view}.safetensors"))
+    say(f"asking the dense model about {len(heldout)} pictures that are held out")
+    dense = collect_outputs(model, every_batch(heldout, READ))
+    course = {**asdict(settings), "workers": 0}
+    identity = f"{teacher.known_as}, {fast.recipe.to_json()}, {views.told}, pictures {prints}, {sorted(course.items())}"
+    task = Heal(fast, kind, views, torch.cat(asked, 1), heldout, dense, identity, adapter)
+    return settings.config(len(known)), task
+
+
+def _answer(output: Any, model: nn.Module, kind: OutputKind) -> Tensor:
+    """What is kept of an output, in half precision: of scores their log-probabilities, whose first is near 0."""
+    told = as_output(output, model)
+    return (told.float().log_softmax(1) if kind.classes else told).half()
+
+
+@torch.no_grad()
+def _kind(model: nn.Module, pictures: Any) -> OutputKind:
+    like, image = next(model.parameters()), pictures[0][0]
+    with evaluating(model):
+        output = model(image[None].to(like.device, like.dtype))
+    return kind_of(as_output(output, model, 1), classifies(model, output), field_of(output))

@@ -1,0 +1,303 @@
+"""A small proposal that learns to rank patches as a host does, from pictures without labels."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.data import Dataset
+
+from .._files import check_folder
+from ..errors import InputError, RecipeError, UnsupportedHost, nearest
+from ..measure.fidelity import fidelity
+from ..measure.outputs import collect_outputs
+from ..methods import PaPr
+from ..recipe import Recipe
+from ..significance.feature_map import renormalisation
+from ..significance.proposal import Proposal
+from ..stream import sieve
+from ..zoo.nano_proposal import STRIDE, NanoProposal
+from .config import TrainConfig
+from .heal_task import SCORE, likeness
+from .loop import computes_in_bf16, devices, read_log, train
+from .rankings import TARGETS, ranking
+from .task import Loss, Order, chance_of
+from .teacher import Teacher, remember
+from .views import READ, counted, every_batch, fingerprint, set_of, split
+
+NAME = "nano_proposal"
+RECIPE = "proposal.json"
+JUDGED_AT = 0.5
+"""Share of the tokens that is kept where held-out pictures judge the maps."""
+PAIRS = 8
+"""Shuffles of the patches that `pairwise` compares with their own order, each a pair of every patch."""
+
+
+@dataclass(frozen=True)
+class ProposalSettings:
+    """How a proposal learns.
+
+    Attributes:
+        target: what it learns to rank by: "gradient", "attention" or "hidden", see `rankings`.
+        loss: "regression" of the normal scores of the target's ranks, "pairwise" order, or "listwise" cross-entropy.
+        epochs: times through the pictures, each time mirrored or not.
+        batch_size, lr, weight_decay, seed, workers, precision: of `TrainConfig`.
+        holdout: share of the pictures that only judge, 500 at most.
+        validations: how often they do.
+    """
+
+    target: str = "gradient"
+    loss: str = "listwise"
+    epochs: float = 20
+    batch_size: int = 64
+    lr: float = 4e-3
+    weight_decay: float = 0.02
+    seed: int = 0
+    workers: int = 0
+    precision: str = "auto"
+    holdout: float = 0.05
+    validations: int = 10
+
+    def __post_init__(self) -> None:
+        for name, known in (("target", TARGETS), ("loss", LOSSES)):
+            value = getattr(self, name)
+            if value not in known:
+                raise RecipeError(f"{name} must be one of {', '.join(known)}, not {value!r}{nearest(value, known)}.")
+
+    def config(self, samples: int) -> TrainConfig:
+        steps = max(1, round(self.epochs * samples) // self.batch_size)
+        return TrainConfig(
+            epochs=self.epochs, batch_size=self.batch_size, lr=self.lr, weight_decay=self.weight_decay,
+            warmup=min(50, steps // 10), ema=0.99, precision="fp32", seed=self.seed,
+            validate_every=max(1, -(-steps // self.validations)), best=SCORE, workers=self.workers,
+        )  # fmt: skip
+
+
+def normal_scores(maps: Tensor) -> Tensor:
+    """(B, P) -> what a normal distribution's values of the same ranks would be: what is far out pulls no harder."""
+    ranks = maps.argsort(1).argsort(1).float()
+    return torch.special.ndtri((ranks + 0.5) / maps.shape[1])
+
+
+def regression(scores: Tensor, wanted: Tensor) -> Tensor:
+    """Mean square of what scores (B, P), whatever their level, are off the normal scores of the target (B, P)."""
+    return F.mse_loss(scores - scores.mean(1, keepdim=True), normal_scores(wanted))
+
+
+def pairwise(scores: Tensor, wanted: Tensor) -> Tensor:
+    """Cross-entropy of which of two patches matters more (Burges et al., RankNet, 2005), weighed by how much more."""
+    wanted, total, weight = normal_scores(wanted), scores.new_zeros(()), scores.new_zeros(())
+    for _ in range(PAIRS):
+        other = torch.randperm(scores.shape[1], device=scores.device)
+        more = wanted - wanted[:, other]
+        total = total + (more.abs() * F.softplus(-(scores - scores[:, other]) * more.sign())).sum()
+        weight = weight + more.abs().sum()
+    return total / weight
+
+
+def listwise(scores: Tensor, wanted: Tensor) -> Tensor:
+    """Cross-entropy of the softmax over a picture's patches (Cao et al., ListNet, 2007)."""
+    return -(normal_scores(wanted).softmax(1) * scores.log_softmax(1)).sum(1).mean()
+
+
+LOSSES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+    "regression": regression,
+    "pairwise": pairwise,
+    "listwise": listwise,
+}
+
+
+class Ranker(Teacher):
+    """A host that says which patches of a picture its answer hangs on, (B, P)."""
+
+    def __init__(self, model: nn.Module, target: str, device: Any, bf16: bool, seed: int) -> None:
+        super().__init__(model, type(model).__name__, device=device, bf16=bf16)
+        self.ranked = ranking(target, sieve(self.model), seed)
+        self.known_as += f", {target} of seed {seed}"
+
+    def ask(self, images: Tensor) -> Tensor:
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16):
+            return self.ranked(images.to(self.device)).float().cpu()
+
+
+class RankPatches:
+    """The task: to rank a picture's patches as the host does.
+
+    Args:
+        model: the host.
+        known, heldout: pictures, as it reads them.
+        targets: (N, P) of the known ones.
+        grid: height and width of P.
+        norms: mean and std that the pictures are normalised by.
+        loss: of `LOSSES`.
+        identity: see `Task`.
+    """
+
+    name = NAME
+
+    def __init__(
+        self,
+        model: nn.Module,
+        known: Any,
+        heldout: Any,
+        targets: Tensor,
+        grid: tuple[int, int],
+        norms: tuple[Sequence[float], Sequence[float]],
+        loss: str,
+        identity: str,
+    ) -> None:
+        self.module: Any = NanoProposal()
+        self.identity, self.samples = identity, len(known)
+        self.model, self.known, self.targets, self.grid = model, known, targets, grid
+        self.heldout = list(every_batch(heldout, READ))
+        self.dense = collect_outputs(model, self.heldout)
+        self._loss = LOSSES[loss]
+        self.size = (grid[0] * STRIDE, grid[1] * STRIDE)
+        config = self.module.pretrained_cfg
+        self.affine = renormalisation(*norms, Proposal(self.module, NAME, mean=config["mean"], std=config["std"]))
+
+    def maps(self, module: Any, images: Tensor) -> Tensor:
+        """Pictures as the host reads them -> what the proposal says of each patch, (B, P)."""
+        if tuple(images.shape[2:]) != self.size:
+            images = F.interpolate(images, size=self.size, mode="bilinear", align_corners=True)
+        if self.affine is not None:
+            scale, shift = (value.to(images.device) for value in self.affine)
+            images = images * scale + shift
+        return module.features(images).flatten(1)
+
+    def batches(self, size: int, count: int, seed: int) -> Dataset[Any]:
+        return _Batches(self, size, count, seed)
+
+    def loss(self, module: Any, batch: tuple[Tensor, Tensor]) -> Loss:
+        images, wanted = batch
+        return Loss(self._loss(self.maps(module, images).float(), wanted), {})
+
+    @torch.no_grad()
+    def evaluate(self, module: Any) -> dict[str, float]:
+        module.eval()
+        fast = sieve(self.model, PaPr(keep=JUDGED_AT, significance=lambda images: self.maps(module, images)))
+        found = fidelity(fast, self.dense, self.heldout)
+        alike = likeness(found)
+        return {"heldout_divergence": found.divergence, "heldout_likeness": alike, SCORE: alike - found.divergence}
+
+    def weights(self, module: Any) -> dict[str, Tensor]:
+        return dict(module.state_dict())
+
+
+class _Batches(Dataset[tuple[Tensor, Tensor]]):
+    """Pictures with their targets, each as it is or, both, mirrored."""
+
+    def __init__(self, task: RankPatches, size: int, count: int, seed: int) -> None:
+        self.task, self.size, self.count, self.seed = task, size, count, seed
+        self.order = Order(task.samples, seed)
+
+    def __len__(self) -> int:
+        return self.count
+
+    def __getitem__(self, number: int) -> tuple[Tensor, Tensor]:
+        rows = [self.order[place] for place in range(number * self.size, (number + 1) * self.size)]
+        mirrored = torch.rand(len(rows), generator=torch.Generator().manual_seed(chance_of(self.seed, number))) < 0.5
+        images = torch.stack([self.task.known[row][0] for row in rows])
+        maps = self.task.targets[rows].unflatten(1, self.task.grid)
+        turned = mirrored[:, None, None, None]
+        maps = torch.where(turned[:, 0], maps.flip(2), maps)
+        return torch.where(turned, images.flip(3), images), maps.flatten(1)
+
+
+@dataclass(frozen=True)
+class LearntProposal:
+    """What `train_proposal` made: its weights, a recipe that uses them, and the rows of its training."""
+
+    weights: Path
+    recipe: Path
+    log: list[dict[str, float]]
+
+
+def prepare(
+    model: nn.Module,
+    pictures: Any,
+    folder: Path,
+    settings: ProposalSettings,
+    *,
+    mean: Sequence[float] | None = None,
+    std: Sequence[float] | None = None,
+    say: Callable[[str], object] = lambda _: None,
+) -> tuple[TrainConfig, RankPatches]:
+    """Everything `loop.train` needs; what the host says of the pictures' patches is kept in `folder`.
+
+    Arguments and errors as of `train_proposal`.
+    """
+    state = devices()
+    if not state.is_main_process:
+        say = lambda _: None  # noqa: E731  (the first process speaks for all)
+    known, heldout = split(set_of(pictures), settings.holdout, settings.seed)
+    dense, image = sieve(model), known[0][0]
+    if dense.units != "tokens" or len(image.shape) != 3:
+        raise UnsupportedHost(
+            f"{type(model).__name__} is no plain ViT that reads pictures: no proposal is taught by it."
+        )
+    ((high, wide),) = dense.sizes(image[None])
+    config = getattr(model, "pretrained_cfg", None) or {}
+    mean, std = mean or config.get("mean"), std or config.get("std")
+    if mean is None or std is None:
+        raise InputError("A proposal must know how its pictures are normalised: give mean= and std=.")
+    say(f"reading {len(known) + len(heldout)} pictures")
+    prints = fingerprint(known, settings.workers), fingerprint(heldout, settings.workers)
+    bf16 = computes_in_bf16(settings.precision, state.device.type)
+    with state.local_main_process_first():  # one process asks, the others find its answers
+        ranker = Ranker(model, settings.target, state.device, bf16, settings.seed)
+        shown = counted(((batch.images,) for batch in every_batch(known, READ)), len(known), "for its patches", say)
+        told = remember(ranker, shown, f"pictures {prints[0]}", folder / f"patches-{settings.target}.safetensors")
+    torch.manual_seed(settings.seed)
+    course = sorted({**asdict(settings), "workers": 0}.items())
+    identity = f"{ranker.known_as}, pictures {prints}, normalised by {mean} and {std}, {course}"
+    task = RankPatches(model, known, heldout, told[:, 0], (high, wide), (mean, std), settings.loss, identity)
+    return settings.config(len(known)), task
+
+
+def train_proposal(
+    model: nn.Module,
+    pictures: Any,
+    out: str | os.PathLike[str],
+    settings: ProposalSettings | None = None,
+    *,
+    keep: float = 0.7,
+    mean: Sequence[float] | None = None,
+    std: Sequence[float] | None = None,
+    report: Callable[[dict[str, Any]], object] = lambda _: None,
+    say: Callable[[str], object] = lambda _: None,
+) -> LearntProposal:
+    """Teach a tiny ConvNet to rank patches as a host does; no labels are looked at.
+
+    The host is asked once which patches of each picture its answer hangs on; then the ConvNet learns to rank them so.
+    Interrupted, the same call goes on where it was.
+
+    Args:
+        model: the host, a plain ViT that reads pictures.
+        pictures: as of `heal`.
+        out: a folder: `nano_proposal.safetensors`, the log, what is needed to go on, and `proposal.json`, the recipe
+            `papr(keep=..., proposal=nano_proposal, proposal_weights=...)`.
+        settings: see `ProposalSettings`.
+        keep: of the recipe.
+        mean, std: that the pictures are normalised by; by default what timm's `pretrained_cfg` says.
+        report: gets each row of the log.
+        say: gets a sentence on how far it is.
+
+    Raises:
+        InputError: pictures that are too few or cannot be read, another training's files in `out`, accelerate is not
+            installed.
+        UnsupportedHost: the host is no plain ViT, or the target asks for what it has not.
+    """
+    folder, settings = check_folder(out), settings or ProposalSettings()
+    config, task = prepare(model, pictures, folder, settings, mean=mean, std=std, say=say)
+    weights = train(config, task, folder, report=report)
+    image = task.known[0][0]
+    size = None if tuple(image.shape[1:]) == task.size else task.size
+    recipe = Recipe.of(PaPr(keep=keep, proposal=NAME, proposal_weights=weights, proposal_size=size)).with_hashes()
+    return LearntProposal(weights, recipe.save(folder / RECIPE), read_log(folder, NAME))
