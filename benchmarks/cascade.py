@@ -134,7 +134,7 @@ class Answers:
                     found[place].append(each["logits"])
                 self.labels = torch.cat([self.labels, told[0]["labels"]])
                 part += 1
-        return [torch.cat(each) for each in found]
+        return [torch.cat(each) for each in found if each]
 
     @cached_property
     def scores(self) -> NDArray[np.float64]:

@@ -10,6 +10,7 @@ import torch
 
 from tests.cascades.small import HALF, classifier, pictures
 from tokensieve import CascadeRecipe, InputError, sieve
+from tokensieve.cascades import sureness
 from tokensieve.measure import Latency, cascade_speed
 
 
@@ -24,7 +25,8 @@ def test_batches_take_turns_and_every_figure_is_of_them(monkeypatch) -> None:
     model.blocks[3].mlp.register_forward_hook(took(1.0))  # once for each reading
     monkeypatch.setattr(sys.modules[cascade_speed.__module__], "clock", lambda: now[0])
     with torch.no_grad():
-        cascade = sieve(model, CascadeRecipe((HALF, ""), (0.5,), images=500, shares=(1.0, 0.01)))
+        half = float(sureness(sieve(model, HALF)(images)).sort().values[19:21].mean())
+        cascade = sieve(model, CascadeRecipe((HALF, ""), (half,), images=500, shares=(1.0, 0.01)))
         again = [bool(cascade.trace(one).shares[1]) for one in images.split(1)]
         assert 0 < sum(again) < 40
         with warnings.catch_warnings():

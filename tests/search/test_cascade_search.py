@@ -104,7 +104,7 @@ def test_a_front_of_plain_recipes_and_cascades(tmp_path) -> None:
             (order[:60], point.search, point.macs),
             (order[60:], point.heldout, point.heldout_macs),
         ):
-            told = fidelity(cascade.unwatched(), model, images[rows])
+            told = fidelity(cascade.unwatched(), model, [images[rows]])
             assert told.agreement == pytest.approx(figures.agreement)
             assert told.kl == pytest.approx(figures.divergence, abs=1e-6)
             with torch.no_grad():

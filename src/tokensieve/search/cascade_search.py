@@ -254,7 +254,8 @@ def _cheapest(chain: _Chain, goal: CascadeGoal, needed: float) -> tuple[float, t
 def _keeps(point: Point, agree: float, confidence: float) -> bool:
     """Whether a point keeps the promise with certainty, by the images that the search did not see."""
     if isinstance(point.recipe, CascadeRecipe):
-        return point.recipe.agree is not None and point.recipe.agree >= agree
+        saves = any(threshold < 1 for threshold in point.recipe.thresholds)  # to read all by the dense model is none
+        return saves and point.recipe.agree is not None and point.recipe.agree >= agree
     if point.heldout is None or point.heldout.agreement is None:
         return False
     count = point.heldout.images
