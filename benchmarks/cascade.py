@@ -5,10 +5,11 @@
     python benchmarks/cascade.py time                # on a quiet machine: measured time, into the rows that are there
 
 Calibrated on 500 photographs of imagenette_train, evenly spread, and on all that were answered; judged on those of
-imagenette_val and imagenet_val_a that were answered (the column `images`; 1,750 in all), and on the 250 of imagenet_val_a alone, at exactly 224 pixels, the size they are
-stored in (`--preprocessing papers`). `kind`: `saving`, the threshold that on the 500 gives that many times fewer MACs;
-`plain`, one recipe of as few, the best schedule known at that budget; `promise`, calibrated as `tokensieve.cascade`
-does; `splits`, 100 random splits, 500 to calibrate and the rest to judge, and how often the promise was broken.
+imagenette_val and imagenet_val_a that were answered (the column `images`; 1,750 in all), and on the 250 of
+imagenet_val_a alone, at exactly 224 pixels, the size they are stored in (`--preprocessing papers`). `kind`: `saving`,
+the threshold that on the 500 gives that many times fewer MACs; `plain`, one recipe of as few, the best schedule known
+at that budget; `promise`, calibrated as `tokensieve.cascade` does; `splits`, 100 random splits, 500 to calibrate and
+the rest to judge, and how often the promise was broken.
 MACs are those of all readings, what they share counted once.
 """
 
