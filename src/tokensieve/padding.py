@@ -4,6 +4,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import ClassVar, Protocol
 
@@ -19,6 +21,7 @@ from .tokens import PER_IMAGE, Tokens, exact_type
 CALL = 2**21
 """Padding tokens times their channels squared that take as long in a block as calling it once more."""
 ReduceFn = Callable[[Tensor, Tokens], Tokens]
+_PACKS = ContextVar("packs", default=True)
 
 
 class Attending(Protocol):
@@ -55,6 +58,16 @@ def one_by_one(tokens: Tokens, run: Callable[[Tokens], Tensor]) -> Tensor:
     return output
 
 
+@contextmanager
+def unpacked() -> Iterator[None]:
+    """Padding is read like any token, as in a graph: what is counted is then what the shapes say."""
+    token = _PACKS.set(False)
+    try:
+        yield
+    finally:
+        _PACKS.reset(token)
+
+
 @dataclass(frozen=True)
 class Packing:
     """Images of unlike lengths as one sequence without padding, for what reads each token by itself."""
@@ -69,7 +82,7 @@ class Packing:
     @classmethod
     def of(cls, tokens: Tokens) -> Packing | None:
         """None where there is no padding, and in graphs, whose sizes must not depend on images."""
-        real = None if recording() else tokens.real
+        real = None if recording() or not _PACKS.get() else tokens.real
         if real is None:
             return None
         flat = real.flatten()

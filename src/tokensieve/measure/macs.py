@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from ..cascades.cascade import Cascade
 from ..data.inputs import InputSize, InputSpec, check_images, own_input, reading
 from ..errors import InputError
+from ..padding import unpacked
 from ..segmentation.resize import Resize
 from ..significance.fold import norms_folded
 from ..stream import Sieved
@@ -88,7 +89,8 @@ def macs(
         if selection:
             for image in alone:
                 counted = _parts(module, [(SlicingLimit.on(module, image), image)], image, True)
-                total += count(module, partial(module, image)) - counted
+                with unpacked():  # a fixed number of tokens is counted whole, as above
+                    total += count(module, partial(module, image)) - counted
         return total / len(images)
 
 
