@@ -76,7 +76,7 @@ def test_tune_finds_a_cascade(run, there, brief_timing, monkeypatch):
     words = ["--family", "scheduled-guarded", "--proposal", "none", "--trials", 2, "--agree", 0.9, "--limit", 160]
     result = run("tune", *SCENES, *words)
     assert result.code == 0, result.err
-    assert "held-out images" in " ".join(result.out.split())
+    assert "of the held-out ones keep their class" in " ".join(result.out.split())
     found = json.loads((there / "tokensieve-tune" / "front.json").read_text())
     assert found["wanted"] == {"agree": 0.9}
     assert any(point["kind"] == "cascade" for point in found["points"])

@@ -18,7 +18,7 @@ pytestmark = pytest.mark.slow
 def test_files_and_rule_answer_as_the_cascade_does(tmp_path) -> None:
     model = classifier()
     cascade = sieve(model, CascadeRecipe((HALF, "tome(r=2)", ""), (0.4, 1.0), agree=0.9, confidence=0.9))
-    written = export_cascade(cascade, tmp_path / "out", format="program", batch=4)
+    written = export_cascade(cascade, tmp_path / "out", format="program", batch=4, mean=(0.5,) * 3, std=(0.5,) * 3)
     assert written.path == tmp_path / "out" / "cascade.json"
     rule = json.loads(written.path.read_text())
     assert rule["members"] == ["member-0.pt2", "member-1.pt2"]  # the one between reads nothing
@@ -36,7 +36,7 @@ def test_files_that_answer_otherwise_are_told_of(tmp_path, monkeypatch) -> None:
     cascade = sieve(classifier(), CascadeRecipe((HALF, ""), (0.4,)))
     monkeypatch.setattr(cascade_files, "_runner", lambda *_: lambda images: torch.zeros(len(images), 7))
     with pytest.raises(cascade_files.ExportError, match="answer otherwise"):
-        export_cascade(cascade, tmp_path / "out", format="program", batch=4)
+        export_cascade(cascade, tmp_path / "out", format="program", batch=4, mean=(0.5,) * 3, std=(0.5,) * 3)
     assert not (tmp_path / "out" / "cascade.json").exists()
 
 
