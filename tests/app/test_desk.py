@@ -230,7 +230,7 @@ def test_errors_in_sentences(caplog):
     assert sentence(InputError("No.")) == "No."
     assert "not enough memory" in sentence(RuntimeError("CUDA out of memory. Tried"))
     assert not caplog.records
-    said = sentence(KeyError("/root/secret"))
+    said = sentence(KeyError("/srv/secret"))
     assert said.startswith("Something went wrong here")
     assert "secret" not in said
     assert caplog.records[0].exc_info
