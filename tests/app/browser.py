@@ -25,7 +25,9 @@ DROP = """([name, type, data]) => {
   held.items.add(new File([bytes], name, { type }));
   return held;
 }"""
-WHOLE = "([before, timed]) => { const r = document.querySelector('#result').innerHTML; return r !== before && %s; }"
+SHOWN = "document.querySelector('#result .shown')?.outerHTML ?? ''"
+"""The answer without the clock that runs above it while another is made."""
+WHOLE = "([before, timed]) => { const r = " + SHOWN + "; return r !== before && %s; }"
 
 
 def missing() -> str | None:
@@ -68,7 +70,7 @@ class Visitor:
 
     def changes(self, act: Callable[[], object]) -> None:
         """Do something that gives another answer, and wait for it."""
-        before = self.page.inner_html("#result")
+        before = self.page.evaluate(SHOWN)
         act()
         self.whole(before)
 

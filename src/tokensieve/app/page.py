@@ -46,7 +46,15 @@ LOOK = """
 .words p, .words li { font-size: .9rem; color: var(--body-text-color-subdued); margin: .3rem 0; }
 .intro h1 { font-size: 1.6rem; font-weight: 700; margin: 0 0 .25rem; }
 .intro p { max-width: 48rem; margin: 0; }
-#examples .grid-wrap { max-height: none; }
+#examples, #examples .gallery-container, #examples .grid-wrap {
+  min-height: 0 !important; max-height: none; height: auto !important; overflow: hidden;
+}
+#examples .grid-wrap { padding-top: 1.6rem; }
+#examples .grid-container { grid-template-columns: repeat(4, minmax(0, 1fr)); }
+#examples .thumbnail-item { width: 100%%; height: auto; aspect-ratio: 1; }
+#examples .caption-label, #own .icon-wrap { display: none; }
+#own .upload-container { padding-top: 1.6rem; }
+#model input, #ready input { padding-right: 2rem; text-overflow: ellipsis; }
 """
 POLICY = (
     "default-src 'self' data: blob:; script-src 'self' 'unsafe-inline' 'unsafe-eval' blob:; "
@@ -104,7 +112,7 @@ class Page:
                         elem_id="examples",
                     )  # fmt: skip
                     self.file = gr.File(
-                        label="Or your own picture or clip", file_types=["image", "video"], height=110, elem_id="own"
+                        label="Or your own picture or clip", file_types=["image", "video"], height=130, elem_id="own"
                     )
                     self.model = gr.Dropdown(
                         list(desk.offers), value=first, label="Model", info=station.offer.about, elem_id="model"
