@@ -86,7 +86,8 @@ def test_a_whole_visit(visit, scene):
     assert visit.page.inner_text("#result .what") == "my scene.png, read by nano_segmenter"
     visit.changes(lambda: visit.example(0))
     visit.page.click("#code button")
-    assert 'ModelSpec("nano_segmenter", "dtop(threshold=0.95)")' in visit.page.inner_text("#code")
+    assert visit.recipe.startswith("dtop(")
+    assert f'ModelSpec("nano_segmenter", "{visit.recipe}")' in visit.page.inner_text("#code")
 
 
 def test_clips(visit):

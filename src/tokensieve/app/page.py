@@ -9,6 +9,8 @@ from pathlib import Path
 from time import perf_counter
 from typing import Any
 
+from huggingface_hub import constants as hub
+
 from ..errors import InputError, first_line
 from ..show.gallery import HOW_TO_READ, OF_STAGES, how_to_read
 from ..show.page import fragment, style
@@ -84,6 +86,7 @@ def library() -> Any:
     """Gradio, told to report nothing home. Raises `InputError` where it is not installed."""
     os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
     os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
+    hub.HF_HUB_DISABLE_TELEMETRY = True  # the library read the variable when it was imported
     try:
         import gradio
     except ImportError as error:
@@ -163,7 +166,8 @@ class Page:
         except Exception as error:
             yield {self.result: _error(error)}
             return
-        yield from self._answer(_source(source if file is None else file), model, text, {self.text: text})
+        for shown in self._answer(_source(source if file is None else file), model, text, {}):
+            yield {self.text: text, **shown}  # each time: a program that asks is given what came last
 
     def on_ready(self, source: str | int, model: str, ready: str) -> Iterator[Any]:
         """Another recipe, its slider where it stands at first."""
