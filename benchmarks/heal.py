@@ -3,6 +3,7 @@
     python benchmarks/heal.py train --mode all --folder FOLDER [--epochs 2] [--views 2] [--limit N] [--lr RATE]
     python benchmarks/heal.py judge --mode all --folder FOLDER
     python benchmarks/heal.py judge --mode none
+    python benchmarks/heal.py time --mode all --folder FOLDER    # on a quiet machine: measured time, into its rows
 
 DeiT-Tiny under results/tuned_deit_tiny.json (1.9 times fewer MACs), healed on the photographs of imagenette_train at
 exactly 224 pixels. Judged on the 1,750 of compare_methods.py, of which the 250 of imagenet_val_a stand in rows of their
@@ -26,11 +27,11 @@ from torch import Tensor, nn
 from torch.utils.data import Subset
 
 from compare_methods import DATA, WEIGHTS
-from results import ROOT, update
-from tokensieve import HealSettings, Recipe, sieve
-from tokensieve.cascades import certify, sureness
+from results import ROOT, read, update
+from tokensieve import CascadeRecipe, HealSettings, Recipe, sieve
+from tokensieve.cascades import Cascade, certify, sureness
 from tokensieve.data import Preprocessing, image_set, load_batches
-from tokensieve.measure import macs
+from tokensieve.measure import cascade_speed, macs, speed
 from tokensieve.measure.comparison import KINDS
 from tokensieve.measure.intervals import agreement_interval, share_interval
 from tokensieve.measure.outputs import collect_outputs
@@ -46,7 +47,7 @@ SETS = {
 }
 SCENES = 200
 """Of the street scenes, evenly spread."""
-CALIBRATED = 500
+CALIBRATED, BATCH = 500, 32
 PROMISES = (0.98, 0.99)
 KEY = ("mode", "pictures", "judged_on", "promise")
 
@@ -112,6 +113,30 @@ def judge(args: argparse.Namespace) -> None:
     update("heal.csv", found, *KEY)
 
 
+@torch.no_grad()
+def time(args: argparse.Namespace) -> None:
+    """Dense over healed, and over the cascades of both, at batch 32 on photographs of imagenette_val."""
+    model, healed = host(), host()
+    if args.mode != "none":
+        healed.load_state_dict(load_file(args.folder / "model.safetensors"))
+    known = pictures("imagenette_val.tar", model)
+    images = torch.stack([known[row][0] for row in range(0, len(known), len(known) // 128)][:128])
+    fast, last = sieve(healed, RECIPE), sieve(model, "readout()")
+    rows = [row for row in read("heal.csv") if row["mode"] == args.mode and row["judged_on"] != "street scenes"]
+    timed: dict[str, dict[str, Any]] = {}
+    for row in rows:
+        promise = row["promise"]
+        if promise not in timed and promise:
+            recipe = CascadeRecipe((str(fast.recipe), str(last.recipe)), (float(row["threshold"]),))
+            each = cascade_speed(Cascade([fast, last], recipe), model, images, BATCH, seconds=args.seconds)
+            timed[promise] = {"speed": each.ratio, "speed_low": each.low, "speed_high": each.high}
+        elif promise not in timed:
+            one = speed(fast, model, images[:BATCH], seconds=args.seconds, min_rounds=5)
+            timed[promise] = {"speed": one.ratio, "speed_low": one.low, "speed_high": one.high}
+        print(promise, timed[promise], flush=True)
+    update("heal.csv", [{**row, "batch_timed": BATCH, **timed[row["promise"]]} for row in rows], *KEY)
+
+
 def cascades(answers: dict[str, tuple[Tensor, Tensor, Tensor]], told: dict[str, Any]) -> list[dict[str, Any]]:
     """Rows of cascades: calibrated on some photographs of imagenette_val, judged on the rest and on imagenet_val_a."""
     count = len(answers["imagenette_val.tar"][0])
@@ -170,7 +195,7 @@ def both(model: nn.Module, fast: nn.Module, name: str, args: argparse.Namespace)
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=("train", "judge"))
+    parser.add_argument("what", choices=("train", "judge", "time"))
     parser.add_argument("--mode", choices=("none", "all", "lora", "norms"), default="all")
     parser.add_argument("--folder", type=Path, help="where the healed weights are made, or lie")
     parser.add_argument("--epochs", type=float, default=2)
@@ -183,8 +208,9 @@ def main() -> int:
     parser.add_argument("--pictures", type=int, default=6500, help="how many those were, for the row")
     parser.add_argument("--judged", type=int, help="photographs to judge on, of each set")
     parser.add_argument("--cache", type=Path, help="folder that keeps the dense model's answers")
+    parser.add_argument("--seconds", type=float, default=25.0, help="of timing, for each")
     args = parser.parse_args()
-    (heal if args.what == "train" else judge)(args)
+    {"train": heal, "judge": judge, "time": time}[args.what](args)
     return 0
 
 

@@ -11,6 +11,7 @@ import textwrap
 from collections.abc import Callable
 from functools import partial
 
+from answer_pages import ANSWERS, answers
 from command_pages import every_command
 from method_pages import (
     adaptive_rows,
@@ -436,7 +437,7 @@ The figures are those of each of these:
 
 
 PAGES: dict[str, dict[str, Callable[[], str]]] = {
-    "README.md": {"headline": headline, "measured": measured_readme},
+    "README.md": {"headline": headline, "measured": measured_readme, "answers": answers},
     "docs/index.md": {"headline": lambda: headline().replace("docs/results.md", "results.md")},
     "docs/app.md": {"app": page_measured},
     "docs/install.md": {"size": installed},
@@ -453,6 +454,7 @@ PAGES: dict[str, dict[str, Callable[[], str]]] = {
         "onnx": exported,
     },
     **RUNNING,
+    **ANSWERS,
     "docs/story.md": STORY,
     "docs/which-recipe.md": {"budgets": which},
     "docs/papr.md": {"maps": papr_maps, "loss": papr_loss, "papr and tome": papr_against_tome},
