@@ -26,7 +26,7 @@ from tokensieve import Recipe, Sieved, sieve
 from tokensieve.measure.speed import interleaved, spread
 from tokensieve.search.bars import adapted
 from tokensieve.search.costs import Costs
-from tokensieve.search.judge import Judge
+from tokensieve.search.evaluator import Evaluator
 
 BUDGETS = ("1.4333", "1.6667", "1.9")
 BATCHES = (1, 8, 32)
@@ -44,9 +44,9 @@ def schedules() -> dict[str, Recipe]:
     }
 
 
-def judge_of(images: Tensor, study: Study) -> Judge:
+def evaluator_of(images: Tensor, study: Study) -> Evaluator:
     words: dict[str, Any] = {"mean": study.mean, "std": study.std, "pretrained": True}
-    return Judge(study.model, images, holdout=0, seed=0, batch=50, check=lambda: None, **words)
+    return Evaluator(study.model, images, holdout=0, seed=0, batch=50, check=lambda: None, **words)
 
 
 def figures(answers: Tensor, dense: Tensor, labels: Tensor) -> dict[str, float]:
@@ -74,7 +74,7 @@ def answered(fast: Sieved, images: Tensor, costs: Costs) -> tuple[Tensor, float]
 
 def measure(study: Study, precision: str) -> None:
     timed = {(row["budget"], row["method"]): row for row in read(RESULTS)}
-    search = judge_of(torch.cat(study.search), study)
+    search = evaluator_of(torch.cat(study.search), study)
     costs = Costs(search.empty, study.size)
     images, labels = (torch.cat(parts) for parts in zip(*study.loader, strict=True))
     dense, _ = answered(sieve(study.model), images, costs)

@@ -13,7 +13,7 @@ import pytest
 import timm
 from safetensors.torch import save_file
 
-import tokensieve.search.judge as judge
+import tokensieve.search.evaluator as evaluator_module
 from tests.pictures import two_classes
 from tokensieve import Corrected, InputError, Recipe
 from tokensieve.segmentation.plan import SegmenterPlan
@@ -138,7 +138,7 @@ def test_a_file_gets_a_line_a_round_and_what_is_left_out_at_once(run, pictures, 
     def unreachable(*arguments, **settings):
         raise InputError("The pretrained weights of resnet18 could not be had.")
 
-    monkeypatch.setattr(judge.Judge, "map_of", unreachable)
+    monkeypatch.setattr(evaluator_module.Evaluator, "map_of", unreachable)
     families = ["--family", "tome", "--family", "scheduled-guarded", "--trials", 8]
     result = run("tune", "--data", pictures, *MODEL, *families, "--proposal", "resnet18", "--macs", 1.3)
     assert result.code == 0, result.err

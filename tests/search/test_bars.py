@@ -13,15 +13,15 @@ from tokensieve import Recipe, RecipeError, sieve, tune
 from tokensieve.measure import macs
 from tokensieve.search.bars import NEAR, adapted, mean_macs
 from tokensieve.search.costs import Costs
+from tokensieve.search.evaluator import Evaluator
 from tokensieve.search.front import mark_dominated
-from tokensieve.search.judge import Judge
 
 SIZE = (3, 64, 64)
 SCHEDULE = "guarded(r=(3, 9, 4), drop=(0, 0, 6, 0), source_guard=0.1) + readout()"
 
 
 @pytest.fixture(scope="module")
-def judge() -> Judge:
+def evaluator() -> Evaluator:
     torch.manual_seed(0)
     model = VisionTransformer(
         img_size=64, patch_size=8, embed_dim=32, depth=4, num_heads=2, num_classes=7, mlp_ratio=2.0
@@ -35,41 +35,41 @@ def judge() -> Judge:
         * torch.linspace(0.05, 2, 20)[torch.randperm(20, generator=torch.Generator().manual_seed(2)), None, None, None]
     )
     words = {"mean": (0.5,) * 3, "std": (0.5,) * 3, "pretrained": False}
-    return Judge(model, images, holdout=0.3, seed=0, batch=8, check=lambda: None, **words)
+    return Evaluator(model, images, holdout=0.3, seed=0, batch=8, check=lambda: None, **words)
 
 
-def test_the_mean_meets_the_budget(judge: Judge) -> None:
-    recipe, costs = Recipe.parse(SCHEDULE), Costs(judge.empty, SIZE)
+def test_the_mean_meets_the_budget(evaluator: Evaluator) -> None:
+    recipe, costs = Recipe.parse(SCHEDULE), Costs(evaluator.empty, SIZE)
     target = costs.of(recipe)
-    found = adapted(judge, costs, recipe, target)
-    images = judge.images[judge.parts["search"]]
-    fast = sieve(judge.model, found)
+    found = adapted(evaluator, costs, recipe, target)
+    images = evaluator.images[evaluator.parts["search"]]
+    fast = sieve(evaluator.model, found)
     counted = macs(fast, images=images)
     assert target * (1 - 2 * NEAR) <= counted <= target
-    assert mean_macs(judge, costs, found) == pytest.approx(counted, rel=1e-12)
+    assert mean_macs(evaluator, costs, found) == pytest.approx(counted, rel=1e-12)
     lengths = torch.stack(fast.trace(images).lengths).double()
     assert lengths[1].std() > 0
-    fixed = torch.tensor(sieve(judge.model, recipe).trace(images[:1]).tokens_per_block).double()
+    fixed = torch.tensor(sieve(evaluator.model, recipe).trace(images[:1]).tokens_per_block).double()
     assert (lengths.mean(1) - fixed).abs().max() < 1.5  # one factor for all, and whole tokens
     assert found.methods[1:] == recipe.methods[1:]
 
 
-def test_what_has_no_numbers_has_no_bars(judge: Judge) -> None:
-    costs = Costs(judge.empty, SIZE)
+def test_what_has_no_numbers_has_no_bars(evaluator: Evaluator) -> None:
+    costs = Costs(evaluator.empty, SIZE)
     for text in ("tome(r=3)", "guarded(r=1) + guarded(r=1)"):
         with pytest.raises(RecipeError, match="the place of one guarded's numbers"):
-            adapted(judge, costs, Recipe.parse(text), costs.dense)
+            adapted(evaluator, costs, Recipe.parse(text), costs.dense)
     with pytest.raises(RecipeError, match="No bars were found"):
-        adapted(judge, costs, Recipe.parse("guarded(r=1)"), 1000.0)
+        adapted(evaluator, costs, Recipe.parse("guarded(r=1)"), 1000.0)
 
 
 @pytest.mark.slow
 def test_tune_has_adaptive_points_on_its_front(
-    judge: Judge, brief_timing: Callable[[pytest.MonkeyPatch], None], monkeypatch: pytest.MonkeyPatch
+    evaluator: Evaluator, brief_timing: Callable[[pytest.MonkeyPatch], None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     brief_timing(monkeypatch)
     settings = {"proposals": (), "trials": 6, "seed": 0}
-    front = tune(judge.model, judge.images, macs=1.4, families=("scheduled-guarded", "adaptive"), **settings)
+    front = tune(evaluator.model, evaluator.images, macs=1.4, families=("scheduled-guarded", "adaptive"), **settings)
     points = [point for point in front.points if point.family == "adaptive"]
     assert {point.budget for point in points} == {point.budget for point in front.points}
     for point in points:
@@ -89,4 +89,4 @@ def test_tune_has_adaptive_points_on_its_front(
     told = "keeps as many tokens as it needs" in unasked.found
     assert told == (closest.divergence < unasked.best.divergence)
     with pytest.raises(RecipeError, match="name that as well"):
-        tune(judge.model, judge.images, macs=1.4, families=("adaptive",), **settings)
+        tune(evaluator.model, evaluator.images, macs=1.4, families=("adaptive",), **settings)

@@ -14,9 +14,9 @@ from tokensieve.cascades import Cascade, images_needed, lower_bound
 from tokensieve.measure import fidelity, macs
 from tokensieve.search.cascade_goal import CascadeGoal, agreement_needed, answers, least_again
 from tokensieve.search.costs import Costs
+from tokensieve.search.evaluator import Evaluator
 from tokensieve.search.families import Scheduled
 from tokensieve.search.fit import Fit
-from tokensieve.search.judge import Judge
 
 COUNT = 120
 AGREE = 0.9
@@ -58,11 +58,13 @@ def test_the_least_share_read_again_is_that_of_every_threshold_tried(needed: flo
 
 def test_the_goal_is_what_the_cascade_costs() -> None:
     model, images = classifier(), pictures(COUNT)
-    judge = Judge(model, images, holdout=0, seed=0, batch=32, mean=None, std=None, pretrained=True, check=lambda: None)
-    goal = CascadeGoal(judge, 0.97, Recipe(), macs(model), "margin")
+    evaluator = Evaluator(
+        model, images, holdout=0, seed=0, batch=32, mean=None, std=None, pretrained=True, check=lambda: None
+    )
+    goal = CascadeGoal(evaluator, 0.97, Recipe(), macs(model), "margin")
     recipe = Recipe.parse(HALF)
-    outputs = judge.outputs(recipe, "search")
-    dense = judge.dense[judge.parts["search"]]
+    outputs = evaluator.outputs(recipe, "search")
+    dense = evaluator.dense[evaluator.parts["search"]]
     scores, same = answers(outputs, dense, "margin")
     costs = []
     for part in (0.75, 1.0, 1.25, 1.5):
@@ -71,8 +73,8 @@ def test_the_goal_is_what_the_cascade_costs() -> None:
             cascade = sieve(model, CascadeRecipe((HALF, ""), (threshold,)))
             costs.append(macs(cascade, images=images) / macs(model))
     assert goal(recipe, outputs, dense) == pytest.approx(np.mean(costs), rel=1e-9)
-    judge.goal = goal
-    assert judge.judge(recipe, "search").value == pytest.approx(np.mean(costs), rel=1e-9)
+    evaluator.goal = goal
+    assert evaluator.evaluate(recipe, "search").value == pytest.approx(np.mean(costs), rel=1e-9)
 
 
 def test_first_blocks_can_be_spared() -> None:

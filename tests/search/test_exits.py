@@ -13,11 +13,11 @@ from tokensieve import RecipeError, UnsupportedHost, segmentation, sieve, tune
 from tokensieve.measure import fidelity, macs
 from tokensieve.methods.dtop import exits, rank_in_class
 from tokensieve.recipe import Recipe
+from tokensieve.search.evaluator import Evaluator
 from tokensieve.search.exit_costs import ExitCosts
 from tokensieve.search.exit_families import Exits, OneThreshold
 from tokensieve.search.exits import Arrived
 from tokensieve.search.fit import Fit
-from tokensieve.search.judge import Judge
 
 SIZE, CLASSES = (3, 32, 48), 4
 
@@ -59,11 +59,11 @@ def images():
 @cache
 def costs_of(form):
     words = {"holdout": 0.3, "seed": 0, "batch": 3, "mean": None, "std": None, "pretrained": False}
-    return ExitCosts(Judge(made(form), pictures(), check=lambda: None, **words))
+    return ExitCosts(Evaluator(made(form), pictures(), check=lambda: None, **words))
 
 
 def searched(costs):
-    return costs.judge.images[costs.judge.parts["search"]]
+    return costs.evaluator.images[costs.evaluator.parts["search"]]
 
 
 def middle(costs, share=0.6):
@@ -75,7 +75,7 @@ def middle(costs, share=0.6):
 @pytest.mark.parametrize("form", FORMS)
 def test_the_arithmetic_is_what_macs_counts_on_the_images(form):
     costs = costs_of(form)
-    model = costs.judge.model
+    model = costs.evaluator.model
     inner, threshold = costs.exits[:-1], middle(costs)
     texts = [
         f"dtop(threshold={threshold}, keep_per_class=1)",
@@ -89,7 +89,7 @@ def test_the_arithmetic_is_what_macs_counts_on_the_images(form):
         recipe = Recipe.parse(text)
         counted = macs(sieve(model, recipe), images=searched(costs))
         assert costs.of(recipe) == pytest.approx(counted, abs=0.51), text
-    held = costs.judge.images[costs.judge.parts["heldout"]]
+    held = costs.evaluator.images[costs.evaluator.parts["heldout"]]
     recipe = Recipe.parse(texts[0])
     assert costs.mean(recipe, "heldout") == pytest.approx(macs(sieve(model, recipe), images=held), rel=1e-9)
     assert costs.mean(recipe, "heldout") != costs.mean(recipe)
@@ -126,7 +126,7 @@ def test_the_largest_threshold_that_lets_enough_leave():
 @pytest.mark.parametrize("form", FORMS)
 def test_budgets_are_met_on_the_images(form):
     costs = costs_of(form)
-    model = costs.judge.model
+    model = costs.evaluator.model
     inner = costs.exits[:-1]
     everything = costs.of(Recipe.parse(f"dtop(threshold={tuple([1e-6] * len(inner))}, keep_per_class=1)"))
     fit = Fit(costs, (everything + costs.dense) / 2)

@@ -12,7 +12,7 @@ import pytest
 import torch
 from timm.models.vision_transformer import VisionTransformer
 
-import tokensieve.search.judge as judging
+import tokensieve.search.evaluator as evaluator_module
 import tokensieve.search.results as results
 import tokensieve.search.timing as timing
 import tokensieve.search.tuning as tuning
@@ -21,10 +21,10 @@ from tokensieve import InputError, PaPr, Recipe, RecipeError, ToMe, UnsupportedH
 from tokensieve.measure import fidelity, macs
 from tokensieve.search.budget_search import Clock, OutOfTime, neighbouring_budgets
 from tokensieve.search.costs import Costs
+from tokensieve.search.evaluator import Evaluator
 from tokensieve.search.families import SINGLES, Scheduled
 from tokensieve.search.family_study import FamilyStudy
 from tokensieve.search.fit import Fit
-from tokensieve.search.judge import Judge
 
 pytestmark = pytest.mark.slow
 
@@ -135,16 +135,16 @@ def test_points_are_in_order_and_the_beaten_are_marked(front):
 
 
 def test_the_held_out_images_are_others(model, images):
-    judge = make_judge(model, images)
-    search_rows, held = (set(rows.tolist()) for rows in judge.parts.values())
+    evaluator = make_evaluator(model, images)
+    search_rows, held = (set(rows.tolist()) for rows in evaluator.parts.values())
     assert not search_rows & held
     assert search_rows | held == set(range(20))
     assert len(held) == 6
 
 
-def make_judge(model, images, **settings):
+def make_evaluator(model, images, **settings):
     defaults = {"holdout": 0.3, "seed": 0, "batch": 8, "mean": (0.5,) * 3, "std": (0.5,) * 3, "pretrained": False}
-    return Judge(model, images, check=lambda: None, **{**defaults, **settings})
+    return Evaluator(model, images, check=lambda: None, **{**defaults, **settings})
 
 
 def test_the_same_seed_finds_the_same(front, model, images):
@@ -152,18 +152,18 @@ def test_the_same_seed_finds_the_same(front, model, images):
 
 
 def test_a_search_that_was_ended_goes_on_as_if_it_had_not_been(front, model, images, tmp_path, monkeypatch):
-    whole, calls = Judge.figures_by_step, itertools.count()
+    whole, calls = Evaluator.figures_by_step, itertools.count()
 
     def interrupted(self, *arguments, **settings):
         if next(calls) == 13:
             raise KeyboardInterrupt
         return whole(self, *arguments, **settings)
 
-    monkeypatch.setattr(Judge, "figures_by_step", interrupted)
+    monkeypatch.setattr(Evaluator, "figures_by_step", interrupted)
     first = search(model, images, macs=1.5, storage=tmp_path / "trials.db")
     assert first.stopped == "interrupted"
     assert first.trials < front.trials
-    monkeypatch.setattr(Judge, "figures_by_step", whole)
+    monkeypatch.setattr(Evaluator, "figures_by_step", whole)
     again = search(model, images, macs=1.5, storage=tmp_path / "trials.db")
     assert again.stopped is None
     assert texts(again) == texts(front)
@@ -203,14 +203,14 @@ def test_time_ends_the_search(model, images, monkeypatch):
 
 
 def test_a_failing_trial_does_not_end_the_search(model, images, monkeypatch):
-    whole, calls = Judge.figures_by_step, itertools.count()
+    whole, calls = Evaluator.figures_by_step, itertools.count()
 
     def failing(self, *arguments, **settings):
         if next(calls) in (1, 7, 9):
             raise RuntimeError("this one is broken")
         return whole(self, *arguments, **settings)
 
-    monkeypatch.setattr(Judge, "figures_by_step", failing)
+    monkeypatch.setattr(Evaluator, "figures_by_step", failing)
     front = search(model, images, macs=1.5)
     assert front.best.ratio >= 1.5
     assert [failed.reason for failed in front.failures] == ["this one is broken"] * 3
@@ -244,15 +244,15 @@ def test_a_proposal_is_tried_beside_none_and_its_macs_count(images):
 
 
 def test_recalled_maps_are_those_of_the_proposal(images):
-    judge = make_judge(vit(), images)
+    evaluator = make_evaluator(vit(), images)
     recipe = Recipe.parse("papr(keep=0.5, proposal=test_resnet) + tome(r=3)")
-    rows = judge.parts["search"]
+    rows = evaluator.parts["search"]
     torch.manual_seed(0)
-    recalled = judge.judge(recipe, "search")
-    ((maps, _),) = judge._maps.values()
-    fast = sieve(judge.model, PaPr(keep=0.5, significance=maps[rows]) + ToMe(r=3))
+    recalled = evaluator.evaluate(recipe, "search")
+    ((maps, _),) = evaluator._maps.values()
+    fast = sieve(evaluator.model, PaPr(keep=0.5, significance=maps[rows]) + ToMe(r=3))
     with torch.inference_mode():
-        divergence = judge.kind.divergence(judge.dense[rows], fast(judge.images[rows]))
+        divergence = evaluator.kind.divergence(evaluator.dense[rows], fast(evaluator.images[rows]))
     assert recalled.divergence == pytest.approx(float(divergence.mean()), rel=1e-5)
 
 
@@ -263,7 +263,7 @@ def test_a_proposal_that_cannot_be_had_is_left_out_and_named(model, images):
 
 
 def test_bad_trials_stop_at_a_rung(model, images, monkeypatch):
-    monkeypatch.setattr(judging, "STEPS", (4,))
+    monkeypatch.setattr(evaluator_module, "STEPS", (4,))
     seen = []
     told = FamilyStudy.run
 
@@ -382,7 +382,7 @@ def test_loaders_that_cannot_be_used(model, images):
 
 
 def test_images_that_would_not_fit_are_refused(model, images, monkeypatch):
-    monkeypatch.setattr(judging, "_free_memory", lambda: 100_000.0)
+    monkeypatch.setattr(evaluator_module, "_free_memory", lambda: 100_000.0)
     with pytest.raises(InputError, match="fill the memory"):
         search(model, images, macs=1.5)
 
@@ -443,14 +443,14 @@ def test_a_front_and_its_correction_are_one_folder_that_can_be_moved(images, the
 def test_an_interrupted_correction_does_not_lose_the_front(images, tmp_path, monkeypatch):
     """Ctrl-C while the corrected recipe is judged, when its weights are written."""
     more = torch.cat([images, images.flip(2)])
-    judged = Judge.judge
+    evaluate = Evaluator.evaluate
 
     def interrupted(self, recipe, part):
         if "corrected" in str(recipe):
             raise KeyboardInterrupt
-        return judged(self, recipe, part)
+        return evaluate(self, recipe, part)
 
-    monkeypatch.setattr(Judge, "judge", interrupted)
+    monkeypatch.setattr(Evaluator, "evaluate", interrupted)
     folder = tmp_path / "found"
     settings = {"macs": 1.6, "trials": 0, "families": ("tome",)}
     front = search(vit(), more, correction=folder / "correction.safetensors", **settings)

@@ -13,7 +13,7 @@ from torch import nn
 from tests.reference import comparison as reference
 from tokensieve import InputError, UnsupportedHost, sieve, tune
 from tokensieve.measure import fidelity, macs
-from tokensieve.search.judge import Judge
+from tokensieve.search.evaluator import Evaluator
 from tokensieve.search.wrapped import Wrapped
 from tokensieve.show.tune_view import tune_view
 from tokensieve.stream import Sieved
@@ -238,11 +238,11 @@ def test_another_part_leaves_the_model_alone(images):
 
 def test_outputs_that_would_not_fit_are_refused(images, monkeypatch):
     model = noisy(convnext(num_classes=400))
-    monkeypatch.setattr("tokensieve.search.judge._free_memory", lambda: 1.5 * images.nbytes)
+    monkeypatch.setattr("tokensieve.search.evaluator._free_memory", lambda: 1.5 * images.nbytes)
     words = {"holdout": 0.3, "seed": 0, "batch": 4, "mean": None, "std": None, "pretrained": False}
-    Judge(noisy(convnext()), images, check=lambda: None, **words)
+    Evaluator(noisy(convnext()), images, check=lambda: None, **words)
     with pytest.raises(InputError, match="with the model's outputs"):
-        Judge(model, images[:, :, :, :].repeat(1, 1, 2, 2)[:4], check=lambda: None, **{**words, "holdout": 0})
+        Evaluator(model, images[:, :, :, :].repeat(1, 1, 2, 2)[:4], check=lambda: None, **{**words, "holdout": 0})
 
 
 def test_what_the_command_prints_of_maps(images):

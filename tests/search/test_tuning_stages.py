@@ -15,8 +15,8 @@ from torch import nn
 from tests.reference.staged import staged_forms
 from tokensieve import InputSpec, PaPr, Recipe, RecipeError, UnsupportedHost, sieve, tune
 from tokensieve.measure import fidelity, macs
+from tokensieve.search.evaluator import Evaluator
 from tokensieve.search.fit import Fit
-from tokensieve.search.judge import Judge
 from tokensieve.search.stages import NAMES, Shared, StageCosts, Staged
 
 pytestmark = pytest.mark.slow
@@ -142,17 +142,17 @@ def test_a_front(make, images, tmp_path):
 def test_the_same_seed_finds_the_same_and_an_ended_search_goes_on(model, images, tmp_path, monkeypatch):
     front = search(model, images, macs=1.3)
     assert texts(search(model, images, macs=1.3)) == texts(front)
-    whole, calls = Judge.figures_by_step, itertools.count()
+    whole, calls = Evaluator.figures_by_step, itertools.count()
 
     def interrupted(self, *arguments, **settings):
         if next(calls) == 11:
             raise KeyboardInterrupt
         return whole(self, *arguments, **settings)
 
-    monkeypatch.setattr(Judge, "figures_by_step", interrupted)
+    monkeypatch.setattr(Evaluator, "figures_by_step", interrupted)
     first = search(model, images, macs=1.3, storage=tmp_path / "trials.db")
     assert first.stopped == "interrupted"
-    monkeypatch.setattr(Judge, "figures_by_step", whole)
+    monkeypatch.setattr(Evaluator, "figures_by_step", whole)
     assert texts(search(model, images, macs=1.3, storage=tmp_path / "trials.db")) == texts(front)
 
 
@@ -195,17 +195,17 @@ def test_a_proposal_is_tried_beside_none_and_its_macs_count(images):
 @pytest.mark.parametrize("make", [convnext, swin])
 def test_recalled_maps_are_those_of_the_proposal_in_every_stage(make, images):
     model = make()
-    judge = Judge(model, images, holdout=0.3, seed=0, batch=8, check=lambda: None, **NORM)
-    assert judge.input_size == InputSpec(tuple(images.shape[1:]))
+    evaluator = Evaluator(model, images, holdout=0.3, seed=0, batch=8, check=lambda: None, **NORM)
+    assert evaluator.input_size == InputSpec(tuple(images.shape[1:]))
     recipe = Recipe.parse("papr(keep=(0.8, 0.5, 0.6), stages=(0, 1, 2), proposal=test_resnet, background=keep)")
-    rows = judge.parts["search"]
+    rows = evaluator.parts["search"]
     torch.manual_seed(0)
-    recalled = judge.judge(recipe, "search")
-    ((maps, cost),) = judge._maps.values()
+    recalled = evaluator.evaluate(recipe, "search")
+    ((maps, cost),) = evaluator._maps.values()
     (method,) = recipe
     fast = sieve(model, PaPr(keep=method.keep, stages=method.stages, significance=maps[rows], background="keep"))
     with torch.inference_mode():
-        divergence = judge.kind.divergence(judge.dense[rows], fast(judge.images[rows]))
+        divergence = evaluator.kind.divergence(evaluator.dense[rows], fast(evaluator.images[rows]))
     assert recalled.divergence == pytest.approx(float(divergence.mean()), rel=1e-5)
     whole = sieve(model, recipe, **NORM)
     assert cost == macs(whole, SIZE) - macs(whole, SIZE, proposal=False)

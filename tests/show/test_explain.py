@@ -8,7 +8,7 @@ import torch
 
 from tokensieve import sieve
 from tokensieve.errors import InputError
-from tokensieve.show.explain import Answer, Verdict, class_names, dense_output, explain, judge
+from tokensieve.show.explain import Answer, Verdict, class_names, compare_answers, dense_output, explain
 from tokensieve.show.pictures import HEIGHT
 from tokensieve.show.tables import percent
 
@@ -70,7 +70,7 @@ def test_answers_are_the_models_own(images):
 
 def test_facts_say_whether_the_answer_stays():
     probabilities = torch.tensor([[0.1, 0.9], [0.8, 0.2]])
-    same, other = judge(probabilities, torch.tensor([[0.0, 3.0], [0.0, 3.0]]), ["cat", "dog"])
+    same, other = compare_answers(probabilities, torch.tensor([[0.0, 3.0], [0.0, 3.0]]), ["cat", "dog"])
     assert (same.same, other.same) == (True, False)
     assert str(same.dense) == "dog 90\u00a0%"
     assert other.confidence == pytest.approx(1 / (1 + torch.e**3), abs=1e-5)

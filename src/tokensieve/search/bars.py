@@ -23,7 +23,7 @@ from ..recipe import Recipe
 from ..stream import Sieved
 from ..tokens import Tokens
 from .costs import Costs
-from .judge import Judge, Part
+from .evaluator import Evaluator, Part
 
 if TYPE_CHECKING:
     from .budget_search import Search
@@ -53,12 +53,12 @@ def adapt_all(search: Search) -> None:
             if study.family.name != "scheduled-guarded" or study.family.proposal is not None or best is None:
                 continue
             try:
-                search.adapted[ratio] = adapted(search.judge, study.fit.costs, best.recipe, study.fit.target)
+                search.adapted[ratio] = adapted(search.evaluator, study.fit.costs, best.recipe, study.fit.target)
             except RecipeError:  # a schedule that merges so little that bars have nothing to set
                 continue
 
 
-def adapted(judge: Judge, costs: Costs, recipe: Recipe, target: float) -> Recipe:
+def adapted(evaluator: Evaluator, costs: Costs, recipe: Recipe, target: float) -> Recipe:
     """A recipe with `adaptive` in the place of `guarded`, of at most `target` MACs, the mean over the search images.
 
     In each block the bar is where as many pairs are above it, the mean over the images, as the schedule merges, all
@@ -72,7 +72,7 @@ def adapted(judge: Judge, costs: Costs, recipe: Recipe, target: float) -> Recipe
     others = Recipe(tuple(method for method in recipe if not isinstance(method, Guarded)))
     most = costs.of(others) if len(others) else costs.dense
     for _ in range(TURNS):
-        found, cost = _calibrated(judge, costs, recipe, factor)
+        found, cost = _calibrated(evaluator, costs, recipe, factor)
         if cost <= target:
             best = found
             if cost >= (1 - NEAR) * target:
@@ -87,19 +87,19 @@ def adapted(judge: Judge, costs: Costs, recipe: Recipe, target: float) -> Recipe
 
 
 @torch.no_grad()
-def mean_macs(judge: Judge, costs: Costs, recipe: Recipe, part: Part = "search") -> float:
+def mean_macs(evaluator: Evaluator, costs: Costs, recipe: Recipe, part: Part = "search") -> float:
     """MACs of a recipe whose count varies between images, the mean over a part of them, proposals left out."""
-    fast = judge.host_sieved(recipe)
+    fast = evaluator.host_sieved(recipe)
     total = 0.0
-    rows = judge.parts[part]
-    for some in rows.split(judge.batch):
-        judge.check()
-        trace = fast.trace(judge.batch_of(some))
+    rows = evaluator.parts[part]
+    for some in rows.split(evaluator.batch):
+        evaluator.check()
+        trace = fast.trace(evaluator.batch_of(some))
         total += sum(costs.of_reads(reads, reads[-1].mlp) for reads in trace.reads_per_image)
     return total / len(rows)
 
 
-def _calibrated(judge: Judge, costs: Costs, recipe: Recipe, factor: float) -> tuple[Recipe, float]:
+def _calibrated(evaluator: Evaluator, costs: Costs, recipe: Recipe, factor: float) -> tuple[Recipe, float]:
     """One pass in lock-step: all batches up to a block's pairs, its bar, and on. The recipe, and its mean MACs."""
     places = [i for i, method in enumerate(recipe) if isinstance(method, Guarded)]
     if len(places) != 1:
@@ -115,8 +115,8 @@ def _calibrated(judge: Judge, costs: Costs, recipe: Recipe, factor: float) -> tu
         norm=schedule.norm,
     )
     methods[places[0]] = replace(guard, bars=0.0, drop=0.5)  # acts everywhere: what it does is decided here
-    fast = judge.host_sieved(Recipe(tuple(methods)))
-    bars, shares, lengths = _walked(judge, fast, guard, schedule, factor)
+    fast = evaluator.host_sieved(Recipe(tuple(methods)))
+    bars, shares, lengths = _walked(evaluator, fast, guard, schedule, factor)
     methods[places[0]] = replace(guard, bars=tuple(bars), drop=tuple(shares))
     return Recipe(tuple(methods)), _mean_of(costs, fast, lengths)
 
@@ -137,15 +137,15 @@ def _mean_of(costs: Costs, fast: Sieved, lengths: Sequence[Tensor]) -> float:
 
 @torch.no_grad()
 def _walked(
-    judge: Judge, fast: Sieved, guard: Adaptive, schedule: Guarded, factor: float
+    evaluator: Evaluator, fast: Sieved, guard: Adaptive, schedule: Guarded, factor: float
 ) -> tuple[list[float], list[float], list[Tensor]]:
     stream: TokenStream = fast.stream
     blocks = fast.host.blocks
     depth = len(blocks)
     batches: list[tuple[_Waiting, Tokens]] = []
-    for rows in judge.parts["search"].split(judge.batch):
-        judge.check()
-        images = judge.batch_of(rows)
+    for rows in evaluator.parts["search"].split(evaluator.batch):
+        evaluator.check()
+        images = evaluator.batch_of(rows)
         tokens = fast.host.embed(images)
         actor = _Waiting(stream, tokens)
         if actor.starts(tokens):
@@ -158,7 +158,7 @@ def _walked(
         here: list[Arrived] = []
         lengths.append(torch.cat([tokens.lengths_per_image() for _, tokens in batches]))
         for actor, tokens in batches:
-            judge.check()
+            evaluator.check()
             read = blocks[index].enter(actor.before(index, tokens))
             inside, _, _ = up_to_mlp(index, blocks[index], actor, read)
             look = actor.evidence.class_attention()

@@ -11,11 +11,11 @@ import optuna
 
 from ..errors import RecipeError, SieveError
 from ..recipe import Recipe
+from .evaluator import Evaluator
 from .families import Family
 from .family_study import FamilyStudy
 from .fit import Fit
 from .front import Failed
-from .judge import Judge
 
 STEPS = 5
 """Budgets on a front."""
@@ -60,7 +60,7 @@ class Search:
 
     families: Sequence[Family]
     fit: Callable[[float], Fit]
-    judge: Judge
+    evaluator: Evaluator
     storage: optuna.storages.BaseStorage
     seed: int
     report: Callable[[Progress], None]
@@ -88,7 +88,7 @@ class Search:
                 study_name=f"{ratio:.6f} {family.title}", storage=self.storage, load_if_exists=True
             )
             study = FamilyStudy(
-                ratio, family, self.fit(ratio), self.judge, trials_so_far, self.seed, self._tell, neighbour
+                ratio, family, self.fit(ratio), self.evaluator, trials_so_far, self.seed, self._tell, neighbour
             )
             studies.append(study)
             study.start()
@@ -139,7 +139,7 @@ class Search:
         best = ""
         if scored:
             value, study = min(scored, key=lambda pair: pair[0])
-            name = "divergence" if self.judge.goal is None else "cost of a cascade"
+            name = "divergence" if self.evaluator.goal is None else "cost of a cascade"
             best = f", best {name} {value:.4f} by {study.family.title}"
         minutes = (monotonic() - self.begun) / 60
         self.tell(
@@ -216,7 +216,7 @@ def _bracket(search: Search, divergence: float) -> float:
                 except RecipeError:  # more than the family can save
                     high = middle
                     continue
-                if search.judge.judge(recipe, "search").divergence <= divergence:
+                if search.evaluator.evaluate(recipe, "search").divergence <= divergence:
                     low = middle
                 else:
                     high = middle

@@ -44,7 +44,7 @@ def until_fast(search: Search, target: float, trials: int) -> None:
         if not points:
             return
         speeds: dict[float, float] = {}
-        for point in with_speed(search.judge, points, points):
+        for point in with_speed(search.evaluator, points, points):
             if point.speed is not None:
                 speeds[point.budget] = max(speeds.get(point.budget, 0.0), point.speed.ratio)
         fast = [ratio for ratio, speed in speeds.items() if speed >= target]

@@ -13,11 +13,11 @@ from ..errors import InputError, RecipeError, SieveError, UnsupportedHost, neare
 from ..methods import DToP, PaPr
 from ..recipe import Recipe
 from ..stream import sieve
+from .evaluator import Evaluator
 from .exit_families import exit_families
 from .families import ADAPTIVE, CONTROLS, EXITS, Family, Scheduled, family_names, ranked_by
 from .families import families as families_of
 from .fit import Fit
-from .judge import Judge
 from .stages import NAMES, stage_families
 
 MAPS = ("motion",)
@@ -69,7 +69,7 @@ def families_for(
     names: list[str] | None,
     staged: bool,
     proposals: list[dict[str, Any]],
-    judge: Judge,
+    evaluator: Evaluator,
     mild: Fit,
     left_out: dict[str, str],
 ) -> list[Family]:
@@ -77,12 +77,12 @@ def families_for(
     usable = []
     for settings in proposals:
         try:
-            judge.check_map(PaPr(keep=0.5, **settings))
+            evaluator.check_map(PaPr(keep=0.5, **settings))
             usable.append(settings)
         except (SieveError, RuntimeError) as error:
             left_out[ranked_by(settings)] = " ".join(str(error).split())
     made_of, all_names = (stage_families, NAMES) if staged else (families_of, family_names())
-    exits = () if staged else judge.empty.host.exits
+    exits = () if staged else evaluator.empty.host.exits
     chosen_names = names or [name for name in all_names if name not in (*CONTROLS, *(EXITS if len(exits) < 2 else ()))]
     families: list[Family] = []
     for family in [
@@ -94,10 +94,10 @@ def families_for(
             continue  # the weaker of the two joins only where the host does not take the stronger, or where it is named
         why = None
         if family.name in EXITS:  # what budgets they reach depends on the images
-            why = refusal(judge, Recipe.of(DToP()))
+            why = refusal(evaluator, Recipe.of(DToP()))
         elif family.proposal is None:
             try:
-                why = refusal(judge, family.recipe({}, family.variants()[0], mild))
+                why = refusal(evaluator, family.recipe({}, family.variants()[0], mild))
             except RecipeError as error:
                 why = error
         elif family.name in left_out:
@@ -114,9 +114,9 @@ def families_for(
     return families
 
 
-def refusal(judge: Judge, recipe: Recipe) -> SieveError | None:
+def refusal(evaluator: Evaluator, recipe: Recipe) -> SieveError | None:
     try:
-        judge.sieved(recipe)
+        evaluator.sieved(recipe)
     except SieveError as error:
         return error
     return None

@@ -17,7 +17,7 @@ from ..cascades.scores import sureness
 from ..measure.macs import reading_macs
 from ..recipe import Recipe
 from ..stream import sieve
-from .judge import Judge
+from .evaluator import Evaluator
 
 AROUND = (0.75, 1.0, 1.25, 1.5)
 """Shares of the disagreement that is allowed, over which a cost is averaged: at one alone a single image decides."""
@@ -57,14 +57,14 @@ class CascadeGoal:
     keeps the promise on the images at hand.
 
     Args:
-        judge: which has the model, whose input size counts.
+        evaluator: which has the model, whose input size counts.
         needed: the share of answers the same that is aimed for.
         last: the last reading, "" or "readout()".
         dense: MACs of the dense model.
         score: as of `CascadeRecipe`.
     """
 
-    judge: Judge
+    evaluator: Evaluator
     needed: float
     last: Recipe
     dense: float
@@ -79,12 +79,12 @@ class CascadeGoal:
 
     def added(self, recipes: Sequence[Recipe]) -> tuple[float, ...]:
         """What each reading adds to an image that comes to it, in MACs, proposals included."""
-        return reading_macs(self.cascade(recipes), self.judge.input_size)
+        return reading_macs(self.cascade(recipes), self.evaluator.input_size)
 
     def cascade(self, recipes: Sequence[Recipe], thresholds: Sequence[float] | None = None) -> Cascade:
         """The recipes as a cascade, without a promise."""
         told = thresholds or (0.5,) * (len(recipes) - 1)
-        members = [sieve(self.judge.host_model, each, **self.judge.settings) for each in recipes]
+        members = [sieve(self.evaluator.host_model, each, **self.evaluator.settings) for each in recipes]
         return Cascade(members, CascadeRecipe(tuple(recipes), tuple(told), self.score))
 
 

@@ -21,9 +21,9 @@ from ..recipe import Recipe
 from .budget_search import Search
 from .cascade_goal import CascadeGoal, agreement_needed, answers, least_again
 from .cascading import shortfall
+from .evaluator import Evaluator, Figures, Part
 from .families import Scheduled
 from .front import Front, Point, mark_dominated
-from .judge import Figures, Judge, Part
 from .results import points_of
 
 SPARES = (1 / 6, 1 / 4, 1 / 3)
@@ -42,12 +42,12 @@ WORTH = 0.01
 """How much less a third reading must cost to be worth having."""
 
 
-def check_classes(judge: Judge, backbone: str | None, score: str) -> None:
+def check_classes(evaluator: Evaluator, backbone: str | None, score: str) -> None:
     """Refuse models of which no answer is sure or not."""
     check_score(score)
-    if backbone is not None or judge.kind.name != "classes" or judge.dense.shape[1] < 2:
+    if backbone is not None or evaluator.kind.name != "classes" or evaluator.dense.shape[1] < 2:
         raise UnsupportedHost(
-            f"{type(judge.model).__name__} gives no scores of classes for each image, by which a cascade tells how "
+            f"{type(evaluator.model).__name__} gives no scores of classes for each image, by which a cascade tells how "
             "sure an answer is: give another budget than agree."
         )
 
@@ -55,13 +55,13 @@ def check_classes(judge: Judge, backbone: str | None, score: str) -> None:
 def search_cascades(search: Search, agree: float, confidence: float, score: str, trials: int) -> None:
     """First readings by what a cascade costs that begins with them: half of the trials at the first saving."""
     check_share("confidence", confidence)
-    judge, fit = search.judge, search.fit(1.0)
-    held = len(judge.parts["heldout"])
+    evaluator, fit = search.evaluator, search.fit(1.0)
+    held = len(evaluator.parts["heldout"])
     needed = agreement_needed(agree, confidence, held)
     if needed == 1:  # nothing can be certified; it is said when it was tried
         needed = agree
     last = Recipe.parse("readout()") if fit.readout else Recipe()
-    judge.goal = CascadeGoal(judge, needed, last, fit.costs.dense, score)
+    evaluator.goal = CascadeGoal(evaluator, needed, last, fit.costs.dense, score)
     starts = sum(len(family.variants()) for family in search.families)
     search.expected = starts + trials + (len(FIRST) - 1) * (len(search.families) // 2 + 1)
     search.at(FIRST[0], trials // 2)
@@ -91,14 +91,14 @@ def cascade_front(
 
     Without `held` the cascades stay away: what promises is certified on held-out images alone.
     """
-    judge, goal = search.judge, search.judge.goal
+    evaluator, goal = search.evaluator, search.evaluator.goal
     assert isinstance(goal, CascadeGoal)
     plain = points_of(search, True, held)
     if not plain:
         why = search.failures[0].reason if search.failures else "the time was over before the first one; allow more"
         raise InputError(f"No recipe could be judged: {why.rstrip('.')}.")
     found: dict[float, Point] = {}
-    if held and len(judge.parts["heldout"]):
+    if held and len(evaluator.parts["heldout"]):
         chains = _chains(search, goal)
         for level in sorted({*PROMISES, agree}):
             point, lacking = _promised(chains, goal, level, confidence)
@@ -115,9 +115,9 @@ def cascade_front(
         best=best,
         wanted={"agree": agree},
         reached=bool(kept),
-        objective=judge.kind.divergence_name,
+        objective=evaluator.kind.divergence_name,
         dense_macs=goal.dense,
-        dense_accuracy=dict(judge.dense_accuracy.items()),
+        dense_accuracy=dict(evaluator.dense_accuracy.items()),
         finalists=(),
         trials=search.trials,
         stopped=stopped,
@@ -143,7 +143,7 @@ def _chains(search: Search, goal: CascadeGoal) -> list[_Chain]:
     def chain(*recipes: Recipe) -> _Chain:
         for recipe in recipes:
             if str(recipe) not in answered:
-                answered[str(recipe)] = {part: goal.judge.outputs(recipe, part) for part in parts}
+                answered[str(recipe)] = {part: goal.evaluator.outputs(recipe, part) for part in parts}
         outputs = {part: tuple(answered[str(recipe)][part] for recipe in recipes) for part in parts}
         return _Chain(tuple(recipes), goal.added(recipes), outputs)
 
@@ -162,8 +162,8 @@ def _chains(search: Search, goal: CascadeGoal) -> list[_Chain]:
 def _promised(chains: Sequence[_Chain], goal: CascadeGoal, agree: float, confidence: float) -> tuple[Point, str | None]:
     """The cheapest cascade of a promise, by the search images, its thresholds certified on the held-out ones; and why
     it keeps no promise but by reading everything again, if that is so."""
-    judge = goal.judge
-    needed = agreement_needed(agree, confidence, len(judge.parts["heldout"]))
+    evaluator = goal.evaluator
+    needed = agreement_needed(agree, confidence, len(evaluator.parts["heldout"]))
     needed = agree if needed == 1 else needed
     costs = [_cheapest(each, goal, needed) for each in chains]
     two = min(cost for (cost, _), each in zip(costs, chains, strict=True) if len(each.recipes) == 2)
@@ -187,7 +187,7 @@ def _promised(chains: Sequence[_Chain], goal: CascadeGoal, agree: float, confide
     parts: tuple[Part, ...] = ("search", "heldout")
     for part in parts:
         rows, shares = _routed(chosen, goal, part, found.thresholds)
-        figures[part] = judge.figures_of(rows, part)
+        figures[part] = evaluator.figures_of(rows, part)
         macs[part] = sum(share * cost for share, cost in zip(shares, chosen.added, strict=True))
     active = [cost for cost, threshold in zip(chosen.added, (*found.thresholds, 0), strict=True) if threshold < 1]
     if len(active) == 1:  # nothing is shared with readings that are left out
@@ -209,7 +209,7 @@ def _promised(chains: Sequence[_Chain], goal: CascadeGoal, agree: float, confide
 
 def _told(chain: _Chain, goal: CascadeGoal, part: Part) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
     """What `certify` takes."""
-    dense = goal.judge.dense[goal.judge.parts[part]]
+    dense = goal.evaluator.dense[goal.evaluator.parts[part]]
     pairs = [answers(each, dense, goal.score) for each in chain.outputs[part]]
     return np.stack([scores for scores, _ in pairs[:-1]]), np.stack([same for _, same in pairs])
 

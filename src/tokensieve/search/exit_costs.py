@@ -22,30 +22,30 @@ from ..recipe import Recipe
 from ..stream import Sieved, sieve
 from ..tokens import Tokens
 from .costs import Costs
+from .evaluator import Evaluator, Part
 from .exits import Arrived, ExitReader
-from .judge import Judge, Part
 
 
 class ExitCosts(Costs):
-    """The MACs of a segmenter under any recipe; where its tokens leave early, the mean over the judge's images.
+    """The MACs of a segmenter under any recipe; where its tokens leave early, the mean over the evaluator's images.
 
     `of` is what `measure.macs(..., images=...)` counts on them. The heads behind exits are counted once on a few
     tokens, as blocks are.
 
     Args:
-        judge: of a host with exits.
+        evaluator: of a host with exits.
 
     Raises:
         UnsupportedHost: a host whose parts cost otherwise, which recipes counted both ways have shown.
     """
 
-    def __init__(self, judge: Judge) -> None:
-        fast = judge.empty
-        super().__init__(fast, judge.input_size)
-        self.judge, self.exits = judge, tuple(fast.host.exits)
+    def __init__(self, evaluator: Evaluator) -> None:
+        fast = evaluator.empty
+        super().__init__(fast, evaluator.input_size)
+        self.evaluator, self.exits = evaluator, tuple(fast.host.exits)
         like = next(fast.model.parameters())
         with torch.no_grad():
-            tokens = fast.host.embed(torch.zeros(1, *judge.input_size, device=like.device, dtype=like.dtype))
+            tokens = fast.host.embed(torch.zeros(1, *evaluator.input_size, device=like.device, dtype=like.dtype))
         self.heads = {block: _head_cost(fast, block, tokens) for block in self.exits}
         """Block -> what its head costs, 1 and each token."""
         self.beside = 0
@@ -54,7 +54,7 @@ class ExitCosts(Costs):
         self._dense: dict[int, Arrived] = {}
         trials = [DToP(budget=0.6, keep_per_class=0), DToP(budget=0.4, keep_per_class=0, layers=self.exits[:1])]
         for trial in map(Recipe.of, trials):
-            counted = round(macs(sieve(fast.model, trial), judge.input_size))
+            counted = round(macs(sieve(fast.model, trial), evaluator.input_size))
             if trial == Recipe.of(trials[0]):
                 self.beside = counted - self.of(trial)
             elif counted != self.of(trial):
@@ -120,15 +120,15 @@ class ExitCosts(Costs):
 
     def reader(self, part: Part = "search") -> ExitReader:
         """Reads the images of a part, in the batches in which they are judged."""
-        judge = self.judge
-        like = next(judge.model.parameters())
+        evaluator = self.evaluator
+        like = next(evaluator.model.parameters())
 
         def batches() -> Iterator[Tensor]:
-            for rows in judge.parts[part].split(judge.batch):
-                judge.check()
-                yield judge.images[rows].to(like.device)
+            for rows in evaluator.parts[part].split(evaluator.batch):
+                evaluator.check()
+                yield evaluator.images[rows].to(like.device)
 
-        return ExitReader(judge.host_model, batches)
+        return ExitReader(evaluator.host_model, batches)
 
     def _head(self, block: int, tokens: Any) -> Any:
         once, per_token = self.heads[block]

@@ -15,10 +15,10 @@ from optuna.trial import FrozenTrial, TrialState, create_trial
 from ..errors import RecipeError, SieveError
 from ..methods import PaPr
 from ..recipe import Recipe
+from .evaluator import Evaluator, Figures
 from .families import Family, Variant, ranked_by
 from .fit import Fit
 from .front import Failed
-from .judge import Figures, Judge
 
 POPULATION = 10
 """Recipes of a generation: fewer than CMA-ES takes by itself (12 for 15 numbers), as a search has few trials."""
@@ -55,7 +55,7 @@ class FamilyStudy:
     ratio: float
     family: Family
     fit: Fit
-    judge: Judge
+    evaluator: Evaluator
     study: optuna.Study
     seed: int
     told: Callable[[FamilyStudy], None]
@@ -161,7 +161,7 @@ class FamilyStudy:
         try:
             recipe = self.family.recipe(params, choice, self._fit(choice))
             attrs["recipe"] = str(recipe)
-            for figures in self.judge.figures_by_step(recipe):
+            for figures in self.evaluator.figures_by_step(recipe):
                 curve.append(figures.value)
                 if trial is not None and not self._full(figures):
                     trial.report(figures.value, len(curve) - 1)
@@ -178,7 +178,7 @@ class FamilyStudy:
             return self.fit
         layer = {"layer": variant["layer"]} if "layer" in variant else {}
         with_proposal = Recipe.of(PaPr(keep=0.5, **{**self.family.proposal, **layer}))
-        cost = self.judge.proposal_macs(with_proposal) * self.fit.count_proposal
+        cost = self.evaluator.proposal_macs(with_proposal) * self.fit.count_proposal
         if cost >= self.fit.target:
             raise RecipeError(
                 f"{ranked_by(self.family.proposal)} alone takes {cost / 1e9:.3g} GMAC, and model and "
@@ -218,7 +218,7 @@ class FamilyStudy:
         return self.study.get_trials(deepcopy=False, states=(TrialState.COMPLETE, TrialState.FAIL))
 
     def _full(self, figures: Figures) -> bool:
-        return figures.images == self.judge.steps[-1]
+        return figures.images == self.evaluator.steps[-1]
 
     def _finished(self, among: int | None = None) -> list[TriedRecipe]:
         trials = []

@@ -14,7 +14,7 @@ from ..measure.comparison import KINDS, divergence_title
 from ..measure.intervals import Interval
 from ..methods import Adaptive
 from ..recipe import Recipe
-from .judge import Figures
+from .evaluator import Figures
 
 VERSION = 2
 

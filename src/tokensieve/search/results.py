@@ -13,10 +13,10 @@ from ..recipe import Recipe
 from ..stream import sieve
 from .bars import mean_macs
 from .correction import LEAST, correct
+from .evaluator import Evaluator, Figures
 from .exit_costs import ExitCosts
 from .families import ranked_by
 from .front import Front, Point, mark_dominated
-from .judge import Figures, Judge
 from .timing import with_speed
 
 if TYPE_CHECKING:
@@ -36,13 +36,13 @@ def assemble_front(
     held: bool,
 ) -> Front:
     """The front of a search; with `held` also judged on the held-out images."""
-    judge = search.judge
+    evaluator = search.evaluator
     points = mark_dominated(points_of(search, include_proposal, held))
     if not points:
         why = search.failures[0].reason if search.failures else "the time was over before the first one; allow more"
         raise InputError(f"No recipe could be judged: {why.rstrip('.')}.")
     if "time" in target:
-        points = with_speed(judge, points, points)
+        points = with_speed(evaluator, points, points)
     eligible = [point for point in points if search.recommends_adapted or not point.varies]
     best, reached = choose(eligible, target)
     at_budget = [
@@ -57,9 +57,9 @@ def assemble_front(
         best=best,
         wanted=target,
         reached=reached,
-        objective=judge.kind.divergence_name,
+        objective=evaluator.kind.divergence_name,
         dense_macs=search.fit(1.0).costs.dense,
-        dense_accuracy=dict(judge.dense_accuracy.items()),
+        dense_accuracy=dict(evaluator.dense_accuracy.items()),
         finalists=tuple(finalists),
         trials=search.trials,
         stopped=stopped,
@@ -82,9 +82,9 @@ def points_of(search: Search, include_proposal: bool, held: bool = True) -> list
 
 def adapted_point(search: Search, ratio: float, recipe: Recipe, held: bool) -> Point:
     """A recipe whose count varies between images, with the mean over them."""
-    judge, costs = search.judge, search.fit(ratio).costs
-    heldout = held and len(judge.parts["heldout"]) > 0
-    cost = mean_macs(judge, costs, recipe)
+    evaluator, costs = search.evaluator, search.fit(ratio).costs
+    heldout = held and len(evaluator.parts["heldout"]) > 0
+    cost = mean_macs(evaluator, costs, recipe)
     return Point(
         recipe=recipe,
         family=Adaptive.name,
@@ -93,17 +93,17 @@ def adapted_point(search: Search, ratio: float, recipe: Recipe, held: bool) -> P
         budget=ratio,
         macs=cost,
         ratio=costs.dense / cost,
-        search=judge.recalled(recipe, "search"),
-        heldout=judge.recalled(recipe, "heldout") if heldout else None,
-        heldout_macs=mean_macs(judge, costs, recipe, "heldout") if heldout else None,
+        search=evaluator.recalled(recipe, "search"),
+        heldout=evaluator.recalled(recipe, "heldout") if heldout else None,
+        heldout_macs=mean_macs(evaluator, costs, recipe, "heldout") if heldout else None,
     )
 
 
 def point_of(search: Search, study: Any, trial: Any, include_proposal: bool, held: bool) -> Point:
-    judge, family = search.judge, study.family
-    figures = judge.recalled(trial.recipe, "heldout") if held and len(judge.parts["heldout"]) else None
+    evaluator, family = search.evaluator, study.family
+    figures = evaluator.recalled(trial.recipe, "heldout") if held and len(evaluator.parts["heldout"]) else None
     costs, varies = study.fit.costs, isinstance(study.fit.costs, ExitCosts) and study.fit.costs.varies(trial.recipe)
-    cost = costs.mean(trial.recipe) if varies else judge.macs(trial.recipe, include_proposal)
+    cost = costs.mean(trial.recipe) if varies else evaluator.macs(trial.recipe, include_proposal)
     return Point(
         recipe=trial.recipe,
         family=family.name,
@@ -136,39 +136,41 @@ def choose(points: Sequence[Point], target: Mapping[str, float]) -> tuple[Point,
     return max(points, key=lambda point: (saving(point), point.ratio)), False
 
 
-def cannot_correct(judge: Judge) -> SieveError | None:
+def cannot_correct(evaluator: Evaluator) -> SieveError | None:
 
-    if len(judge.parts["search"]) < LEAST:
+    if len(evaluator.parts["search"]) < LEAST:
         return InputError(f"it takes {LEAST} images to search on.")
-    if judge.wrapped is not None:
+    if evaluator.wrapped is not None:
         return UnsupportedHost("it corrects what the head of a whole model reads, and here a sub-module is sieved.")
     try:
-        sieve(judge.model, Corrected(), pretrained=False)
+        sieve(evaluator.model, Corrected(), pretrained=False)
     except SieveError as error:
         return error
     return None
 
 
-def corrected(front: Front, judge: Judge, file: Path, include_proposal: bool, seed: int) -> Front:
+def corrected(front: Front, evaluator: Evaluator, file: Path, include_proposal: bool, seed: int) -> Front:
     """The front with its recommended recipe corrected beside it; as it is where no correction helps.
 
     What the correction does to the search images is told of each by a correction that was fitted without it.
     """
     best = front.best
     assert isinstance(best.recipe, Recipe)  # a cascade is not corrected
-    images = judge.images[judge.parts["search"]]
+    images = evaluator.images[evaluator.parts["search"]]
     try:
-        correction = correct(judge.model, best.recipe, images, file, batch=judge.batch, seed=seed, **judge.settings)
+        correction = correct(
+            evaluator.model, best.recipe, images, file, batch=evaluator.batch, seed=seed, **evaluator.settings
+        )
         if correction.ridge is None:
             return front
-        cost = judge.macs(correction.recipe, include_proposal)
-        held_out = judge.judge(correction.recipe, "heldout") if len(judge.parts["heldout"]) else None
+        cost = evaluator.macs(correction.recipe, include_proposal)
+        held_out = evaluator.evaluate(correction.recipe, "heldout") if len(evaluator.parts["heldout"]) else None
     except (SieveError, KeyboardInterrupt) as error:  # what the search found is not lost for it
         return replace(front, left_out={**front.left_out, "correction": str(error) or "it was interrupted"})
     point = replace(
         best, recipe=correction.recipe, kind="corrected", macs=cost, ratio=front.dense_macs / cost, heldout=held_out,
         speed=None, search=Figures(correction.corrected_divergence, correction.corrected_agreement, None,
-                                   correction.images, judge.kind.name),
+                                   correction.images, evaluator.kind.name),
     )  # fmt: skip
-    (point,) = with_speed(judge, [point], [point])
+    (point,) = with_speed(evaluator, [point], [point])
     return replace(front, corrected=point)

@@ -15,8 +15,8 @@ from torch import nn
 from ..cascades.cascade import Cascade
 from ..measure.load import WIDE, OtherWork, disturbs
 from ..measure.speed import Speed, interleaved, summarise
+from .evaluator import Evaluator
 from .front import Front, Measured, Point
-from .judge import Judge
 
 MEASURED = 16
 """Images a batch when the front's speed is measured."""
@@ -24,25 +24,27 @@ ATTEMPTS = 3
 """How often the front's speed is measured while the machine is not quiet."""
 
 
-def timed(front: Front, judge: Judge) -> Front:
+def timed(front: Front, evaluator: Evaluator) -> Front:
     """The front with measured speeds of its undominated points and of all at the recommended budget."""
     chosen = [point for point in front.points if not point.dominated or point.budget == front.best.budget]
-    points = with_speed(judge, front.points, chosen)
+    points = with_speed(evaluator, front.points, chosen)
     best = next(new for old, new in zip(front.points, points, strict=True) if old is front.best)
     return replace(front, points=tuple(points), best=best)
 
 
 @torch.no_grad()
-def with_speed(judge: Judge, points: Sequence[Point], chosen: Sequence[Point], seconds: float = 10.0) -> list[Point]:
+def with_speed(
+    evaluator: Evaluator, points: Sequence[Point], chosen: Sequence[Point], seconds: float = 10.0
+) -> list[Point]:
     """All points, the chosen ones with their speed: each against the dense model, all of them in the same rounds.
 
     Where other processes kept the machine busy, or the rounds differ much, it is measured again; the steadiest
     measurement counts.
     """
-    parameter = next(judge.model.parameters())
-    images = judge.images[judge.parts["search"][:MEASURED]].to(parameter.device)
-    fasts = {str(point.recipe): _unwatched(judge.sieved(point.recipe)) for point in chosen}
-    calls: dict[str, Callable[[], Any]] = {"dense": partial(judge.model, images)}
+    parameter = next(evaluator.model.parameters())
+    images = evaluator.images[evaluator.parts["search"][:MEASURED]].to(parameter.device)
+    fasts = {str(point.recipe): _unwatched(evaluator.sieved(point.recipe)) for point in chosen}
+    calls: dict[str, Callable[[], Any]] = {"dense": partial(evaluator.model, images)}
     calls |= {text: partial(fast, images) for text, fast in fasts.items()}
     rounds: list[tuple[str, float, float, dict[str, Speed]]] = []
     try:

@@ -21,11 +21,11 @@ from ..show.front_text import left_out as left_out_sentence
 from .bars import adapt_all
 from .budgets import budget, until_fast
 from .candidates import families_for, names_of, proposals_of, refusal
+from .evaluator import Evaluator
 from .exit_costs import ExitCosts
 from .families import ADAPTIVE, Scheduled
 from .fit import Fit
 from .front import Front
-from .judge import Judge
 from .results import assemble_front, cannot_correct, corrected
 from .stages import costs_of
 from .storage import digest, identity, import_optuna, quiet, storage_for
@@ -148,7 +148,7 @@ def tune(
     clock = Clock(timeout)
     stopped = None
     with evaluating(model), quiet(optuna):
-        judge = Judge(
+        evaluator = Evaluator(
             model,
             loader,
             holdout=holdout,
@@ -163,28 +163,28 @@ def tune(
             backbone=backbone,
         )
         exits = getattr(host, "exits", ())
-        costs = ExitCosts(judge) if len(exits) > 1 else costs_of(judge.empty, judge.input_size)
-        costs.add(judge.outside)
+        costs = ExitCosts(evaluator) if len(exits) > 1 else costs_of(evaluator.empty, evaluator.input_size)
+        costs.add(evaluator.outside)
         # a model around the host may read the patches that readout() leaves out
-        readout = backbone is None and "readout" in METHODS and refusal(judge, Recipe.parse("readout()")) is None
+        readout = backbone is None and "readout" in METHODS and refusal(evaluator, Recipe.parse("readout()")) is None
         left_out = _LeftOut(tell or (lambda _: None))
         searched_families = families_for(
-            names, staged, proposal_settings, judge, Fit(costs, 0.9 * costs.dense, readout), left_out
+            names, staged, proposal_settings, evaluator, Fit(costs, 0.9 * costs.dense, readout), left_out
         )
         if agree is not None:
-            check_classes(judge, backbone, score)
+            check_classes(evaluator, backbone, score)
             searched_families = [
                 replace(family, spares=SPARES) if isinstance(family, Scheduled) else family
                 for family in searched_families
             ]
             correction = None
-        if correction is not None and (why := cannot_correct(judge)) is not None:
+        if correction is not None and (why := cannot_correct(evaluator)) is not None:
             left_out["correction"], correction = str(why), None
-        spare = 0 if correction is None else judge.empty.host.width**2
+        spare = 0 if correction is None else evaluator.empty.host.width**2
         settings = {
             **target,
             "model": digest(model.state_dict().items()),
-            "images": digest([("images", judge.images)]),
+            "images": digest([("images", evaluator.images)]),
             "families": [family.title for family in searched_families],
             "proposals": [identity(proposal) for proposal in proposal_settings],
             "holdout": holdout,
@@ -199,13 +199,13 @@ def tune(
         search = Search(
             families=searched_families,
             fit=lambda ratio: Fit(costs, costs.dense / ratio - spare, readout, include_proposal),
-            judge=judge,
+            evaluator=evaluator,
             storage=storage_for(optuna, storage, settings, folder),
             seed=seed,
             report=report or (lambda _: None),
             tell=left_out.tell,
         )
-        judge.check = clock
+        evaluator.check = clock
         try:
             if agree is not None:
                 search_cascades(search, agree, confidence, score, trials)
@@ -229,7 +229,7 @@ def tune(
                 stopped = "timeout"
             except KeyboardInterrupt:
                 stopped = "interrupted"
-        judge.check = lambda: None
+        evaluator.check = lambda: None
 
         def front_of(held: bool) -> Front:
             if agree is not None:
@@ -246,10 +246,10 @@ def tune(
             keep(front)
         if "time" not in target:
             left_out.tell("Measuring how fast it is.")
-            front = timed(front, judge)
+            front = timed(front, evaluator)
         if correction is not None:
             left_out.tell("Fitting the correction.")
-            front = corrected(front, judge, correction, include_proposal, seed)
+            front = corrected(front, evaluator, correction, include_proposal, seed)
         return front
 
 

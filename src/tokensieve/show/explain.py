@@ -113,7 +113,7 @@ def ask(fast: Sieved, dense: nn.Module, images: Tensor, classes: Sequence[str] |
     output, kind = dense_answers(dense, images)
     trace = traced(fast, images)
     sieved = as_tensor(trace.output, fast, len(images))
-    verdicts = judge(_probabilities(output, kind), sieved, classes)
+    verdicts = compare_answers(_probabilities(output, kind), sieved, classes)
     return Asked(trace, output, sieved, verdicts, *_compared(kind, output, sieved), kind)
 
 
@@ -225,7 +225,9 @@ def traced(fast: Sieved, images: Tensor) -> Trace:
         return fast.trace(images.to(parameter.device, parameter.dtype))
 
 
-def judge(probabilities: Tensor | None, output: Tensor, classes: Sequence[str] | None) -> list[Verdict | None]:
+def compare_answers(
+    probabilities: Tensor | None, output: Tensor, classes: Sequence[str] | None
+) -> list[Verdict | None]:
     """Verdicts from `dense_output` and a sieved output (B, K); a list of None for a host without a classifier."""
     if probabilities is None:
         return [None] * len(output)

@@ -8,8 +8,8 @@ from ..cascade_recipe import CascadeRecipe
 from ..measure.comparison import KINDS
 
 if TYPE_CHECKING:
+    from ..search.evaluator import Figures
     from ..search.front import Front, Point
-    from ..search.judge import Figures
 
 
 def describe(front: Front) -> str:

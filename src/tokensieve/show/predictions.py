@@ -12,7 +12,7 @@ from torch import Tensor
 
 from .._files import draft
 from ..data import Batch
-from .explain import judge
+from .explain import compare_answers
 
 
 class Predictions:
@@ -29,7 +29,7 @@ class Predictions:
 
     def see(self, batch: Batch, dense: Tensor, sieved: Tensor) -> None:
         """Both models' scores (B, K) for a batch."""
-        verdicts = judge(dense.float().softmax(-1), sieved, self.classes)
+        verdicts = compare_answers(dense.float().softmax(-1), sieved, self.classes)
         for index, (path, label, verdict) in enumerate(zip(batch.paths, batch.labels.tolist(), verdicts, strict=True)):
             assert verdict is not None
             columns: dict[str, Any] = {"path": path}

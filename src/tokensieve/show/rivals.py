@@ -15,7 +15,7 @@ from ..methods import PaPr
 from ..methods.papr import SIGNIFICANCES
 from ..recipe import Recipe
 from ..stream import Sieved, Trace, sieve
-from .explain import Verdict, dense_output, judge, traced
+from .explain import Verdict, compare_answers, dense_output, traced
 
 MAPS = {"papr": "mean", **{name: name for name in SIGNIFICANCES if name != "mean" and "motion" not in name}}
 """Of images, which do not move: name of a map -> `significance`."""
@@ -145,7 +145,7 @@ class Rivals(Generic[Key]):
         results = {}
         for key, fast in self.fasts.items():
             trace = traced(fast, image[None])
-            (verdict,) = judge(probabilities, trace.output, self.classes)
+            (verdict,) = compare_answers(probabilities, trace.output, self.classes)
             if verdict is not None:
                 self.verdicts[key].append(verdict)
             results[key] = trace, verdict

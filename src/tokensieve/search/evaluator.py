@@ -69,7 +69,7 @@ class Figures:
         return self.interval or (percent_interval(self.agreement, self.images) if self.kind == "classes" else None)
 
 
-class Judge:
+class Evaluator:
     """Evaluates recipes on the images of a loader, against the dense model.
 
     Args:
@@ -109,7 +109,7 @@ class Judge:
         self.goal: Callable[[Recipe, Tensor, Tensor], float] | None = None
         """Of a recipe, its outputs and the dense model's the number to make small, if it is not the divergence."""
         self._maps: dict[PaPr, tuple[Tensor, float]] = {}
-        self._judged: dict[tuple[str, Part], Figures] = {}
+        self._evaluated: dict[tuple[str, Part], Figures] = {}
         images, self.dense, labels, self.kind = _read(model, loader, batch, kind)
         self.ignore_index = ignore_index
         count = len(images)
@@ -130,18 +130,18 @@ class Judge:
         """Of the dense model, as `Figures.accuracy`."""
         return {part: self._accuracy([self.dense[rows]], [rows]) for part, rows in self.parts.items()}
 
-    def judge(self, recipe: Recipe, split: Part) -> Figures:
+    def evaluate(self, recipe: Recipe, split: Part) -> Figures:
         """The figures of a recipe on all images of a part."""
         for figures in self.figures_by_step(recipe, split, [len(self.parts[split])]):
             last = figures
         return last
 
     def recalled(self, recipe: Recipe, split: Part) -> Figures:
-        """`judge`, run once for each recipe and part."""
+        """`evaluate`, run once for each recipe and part."""
         key = (str(recipe), split)
-        if key not in self._judged:
-            self._judged[key] = self.judge(recipe, split)
-        return self._judged[key]
+        if key not in self._evaluated:
+            self._evaluated[key] = self.evaluate(recipe, split)
+        return self._evaluated[key]
 
     def figures_by_step(
         self, recipe: Recipe, split: Part = "search", steps: Sequence[int] | None = None
