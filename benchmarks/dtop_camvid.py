@@ -2,7 +2,7 @@
 
     python benchmarks/dtop_camvid.py train segvit            # a base; interrupted, the same command goes on
     python benchmarks/dtop_camvid.py train segvit_finetune   # and each of RUNS; they need their base
-    python benchmarks/dtop_camvid.py evaluate                # @Direct at each threshold, the others at two, and rivals
+    python benchmarks/dtop_camvid.py evaluate                # @Direct at each threshold, the others at two, and baselines
     python benchmarks/dtop_camvid.py speed                   # fills in their time
     python benchmarks/dtop_camvid.py plot
     python benchmarks/dtop_camvid.py pictures                # ten test windows, OUT/HEAD.png, to look at
@@ -11,8 +11,8 @@ DeiT-Tiny with its ImageNet weights; 367 photographs of 480x360 to learn from, 1
 240x176; ATM heads of width 192 with 3 heads, or SETR's naive heads, at exits (5, 7, 11). Pictures are scored whole, by
 six windows each. MACs are the mean over windows of test pictures, all heads that run included. The threshold at which
 a variant is compared is the lowest of the grid that loses no more than 0.5 mIoU on the validation pictures. The row
-`longer` is the base trained on without exits, for as many steps as @Finetune takes more than the base. Rivals run on
-the base's weights with about the MACs that @Direct takes there, see dtop_rivals.py; ToMe beside every variant.
+`longer` is the base trained on without exits, for as many steps as @Finetune takes more than the base. Baselines run on
+the base's weights with about the MACs that @Direct takes there, see dtop_baselines.py; ToMe beside every variant.
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from dtop_baselines import Baselines
 from dtop_plot import plot
-from dtop_rivals import Rivals
 from results import SHARED, read, update
 from tables import LOST, TRAINED, compared_exit
 from tokensieve import SieveError, sieve
@@ -196,16 +196,16 @@ def evaluate(out: Path, heads: list[str]) -> None:
                 done.add((head, "tome", f"r={r}"))
                 row("tome", f"r={r}", sieve(base, f"tome(r={r})"))
         direct = next(each for each in chosen(head) if each["variant"] == "direct")
-        beside = Rivals(base, some, float(direct["setting"]), mean=plan.mean, std=plan.std)
+        beside = Baselines(base, some, float(direct["setting"]), mean=plan.mean, std=plan.std)
         for name, make in beside.makers.items():
             if any(each[:2] == (head, name) for each in done):
                 continue
             try:
-                rival = make()
+                baseline = make()
             except SieveError as error:
                 print(f"{head}: {name} is left out: {error}", file=sys.stderr, flush=True)
                 continue
-            row(name, rival.setting, rival.model, rival.call)
+            row(name, baseline.setting, baseline.model, baseline.call)
 
 
 def chosen(head: str) -> list[dict[str, Any]]:

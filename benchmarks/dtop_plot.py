@@ -35,7 +35,7 @@ DEPTH = 6.0
 
 
 def plot(lost: float) -> None:
-    """Lines for what was trained and for merging, marks for the rivals; dotted, `lost` points below the base."""
+    """Lines for what was trained and for merging, marks for the baselines; dotted, `lost` points below the base."""
     rows = [row for row in read("dtop.csv") if row["val_miou"]]
     heads = [head for head in HEADS if any(row["head"] == head for row in rows)]
     figure = Figure(figsize=(4.0 * len(heads) + 1.8, 3.6), dpi=160, layout="constrained")

@@ -101,7 +101,7 @@ def train(args: argparse.Namespace) -> None:
     train_proposal(model, pictures, args.folder, settings, report=say, say=say)
 
 
-def rivals(weights: str, size: Any = None) -> dict[str, Any]:
+def baselines(weights: str, size: Any = None) -> dict[str, Any]:
     learnt = {"proposal": NAME, "proposal_weights": weights, "proposal_size": size}
     return {
         "learnt": [learnt],
@@ -130,7 +130,7 @@ def judge(args: argparse.Namespace) -> None:
 def compete(
     args: argparse.Namespace, model: Any, batches: Any, dense: Tensor, size: Any, of: str, more: Any, rows: Any
 ) -> None:
-    every = rivals(str(args.folder / f"{NAME}.safetensors"), args.size) | more
+    every = baselines(str(args.folder / f"{NAME}.safetensors"), args.size) | more
     for keep in KEEPS:
         wanted = macs(sieve(model, PaPr(keep=keep, **every["learnt"][0])), size)
         for title, each in every.items():

@@ -37,7 +37,7 @@ from tables import (
     compared,
     embeddings,
     environments,
-    exit_rivals,
+    exit_baselines,
     exit_speed,
     exit_training,
     loss_and_speed,
@@ -386,14 +386,14 @@ beside the limit, each image on its own first tokens with nothing to choose.
     )
 
 
-def dtop_rivals() -> str:
+def dtop_baselines() -> str:
     return (
         missing("dtop.csv", "benchmarks/dtop_camvid.py evaluate")
         or f"""Without any training beside the base's own;
 `dtop` at the lowest threshold that loses no more than {LOST} mIoU on the validation pictures, ToMe and the others at
 about its MACs.
 
-{exit_rivals()}"""
+{exit_baselines()}"""
     )
 
 
@@ -463,7 +463,7 @@ PAGES: dict[str, dict[str, Callable[[], str]]] = {
     "docs/embeddings.md": {"embeddings": embeddings},
     "docs/segmentation.md": {"macs": segmenters},
     "docs/video.md": {"speed": speed_of_video},
-    "docs/dtop.md": {"training": dtop_training, "rivals": dtop_rivals, "speed": dtop_speed},
+    "docs/dtop.md": {"training": dtop_training, "baselines": dtop_baselines, "speed": dtop_speed},
     "docs/patch-slimming.md": {"slimming": slimming},
     **{
         f"docs/methods/{name}.md": {"row": partial(method_rows, name)}

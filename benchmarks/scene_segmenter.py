@@ -71,9 +71,9 @@ def measure(count: int) -> list[dict[str, Any]]:
     row("dense", "", "")
     for threshold in THRESHOLDS:
         cost = row("DToP", threshold, f"dtop(threshold={threshold})")
-        for method, rival in (("ToMe, restored", merge_to), ("random patches, restored", drop_to)):
+        for method, baseline in (("ToMe, restored", merge_to), ("random patches, restored", drop_to)):
             try:
-                row(method, threshold, rival(model, cost, size))
+                row(method, threshold, baseline(model, cost, size))
             except RecipeError as error:
                 print(error, file=sys.stderr)
     return rows

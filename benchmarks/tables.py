@@ -314,7 +314,7 @@ LOST = 0.5
 """Points of mIoU on the validation pictures that a variant may lose where it is compared."""
 
 
-def rivals() -> list[Row]:
+def baselines() -> list[Row]:
     """Of dtop.csv, each head's base, @Direct at the threshold where it is compared, and what has as many MACs."""
     rows = read("dtop.csv") if (ROOT / "results" / "dtop.csv").is_file() else []
     found = []
@@ -366,7 +366,7 @@ def exit_training() -> str:
 TIMES = ("macs_timed", "time_1", "limit_1", "time_8", "limit_8")
 
 
-def exit_rivals() -> str:
+def exit_baselines() -> str:
     titles = {"base": "no exits", "direct": "`dtop`", "tome": "`tome`", "papr": "`papr`, nearest patch",
               "papr, zero": "`papr`, zeros", "guarded": "`guarded`"}  # fmt: skip
     heads = {"segvit": "SegViT", "setr": "SETR, naive"}
@@ -374,7 +374,7 @@ def exit_rivals() -> str:
         [heads[row["head"]], titles.get(row["variant"], row["variant"]),
          f"threshold={row['setting']}" if row["variant"] == "direct" else row["setting"], f"{float(row['gmac']):.3f}",
          f"{float(row['macs_saved']):.1f} %", f"{float(row['val_miou']):.1f}", f"{float(row['test_miou']):.1f}"]
-        for row in rivals()
+        for row in baselines()
     ]  # fmt: skip
     return table(["heads", "what", "setting", "GMAC", "saved", "mIoU, validation", "mIoU, test"], rows)
 

@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 from tests.pictures import two_classes
 from tokensieve.segmentation import SegmenterPlan
 from tokensieve.show.compare import map_costs
-from tokensieve.show.rivals import MAPS
+from tokensieve.show.variants import MAPS
 
 MODEL = ["--model", "test_vit", "--no-pretrained", "--threads", 1]
 PAPR = ["--recipe", "papr(keep=0.5, proposal=test_resnet) + tome(r=2)"]

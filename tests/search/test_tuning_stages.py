@@ -165,8 +165,8 @@ def test_what_was_planted_is_found(images):
     (method,) = front.best.recipe
     assert method.background == "keep"
     assert method.keep[2] == min(method.keep)
-    rivals = [point for point in front.points if point.budget == 1.25 and point.kind == "single"]
-    assert front.best.divergence < 0.2 * min(point.divergence for point in rivals)
+    singles = [point for point in front.points if point.budget == 1.25 and point.kind == "single"]
+    assert front.best.divergence < 0.2 * min(point.divergence for point in singles)
 
 
 def test_a_stage_that_must_stay_whole_is_left_whole(images):

@@ -18,7 +18,7 @@ from tokensieve.show.compare import (
     grid_table,
     map_costs,
 )
-from tokensieve.show.rivals import Rivals, choose, open_rivals, with_keeps
+from tokensieve.show.variants import Variants, choose, open_variants, with_keeps
 
 MEAN = STD = (0.5, 0.5, 0.5)
 SIZE = (3, 160, 160)
@@ -39,13 +39,13 @@ def dense():
 
 @pytest.fixture(scope="module")
 def by_map(dense):
-    return open_rivals(dense, choose(RECIPE, maps=["papr", "cam", "random"]), MEAN, STD, pretrained=False)
+    return open_variants(dense, choose(RECIPE, maps=["papr", "cam", "random"]), MEAN, STD, pretrained=False)
 
 
 @pytest.fixture(scope="module")
 def cells(dense):
     recipes = choose(RECIPE, keeps=[0.8, 0.3, 1], proposals=["test_resnet", "test_efficientnet"])
-    return with_keeps(open_rivals(dense, recipes, MEAN, STD, pretrained=False), [0.8, 0.3, 1])
+    return with_keeps(open_variants(dense, recipes, MEAN, STD, pretrained=False), [0.8, 0.3, 1])
 
 
 def captions(section):
@@ -53,8 +53,8 @@ def captions(section):
 
 
 def test_a_grid_has_a_row_a_proposal_and_a_column_a_ratio(dense, cells):
-    rivals = Rivals(cells, dense, list("abcd"))
-    section, record = grid_section("a.png", torch.randn(SIZE), MEAN, STD, rivals)
+    variants = Variants(cells, dense, list("abcd"))
+    section, record = grid_section("a.png", torch.randn(SIZE), MEAN, STD, variants)
     ratios = ["keep 0.8", "keep 0.3", "keep 1"]
     assert captions(section) == [["Input", "test_resnet", *ratios], [None, "test_efficientnet", *ratios]]
     assert [cell["kept"] for cell in record["cells"]] == [80, 30, 100] * 2
@@ -68,7 +68,7 @@ def test_a_grid_has_a_row_a_proposal_and_a_column_a_ratio(dense, cells):
 
 
 def test_the_grids_maps_differ_by_proposal_and_not_by_ratio(dense, cells):
-    section, _ = grid_section("a.png", torch.randn(SIZE), MEAN, STD, Rivals(cells, dense, None))
+    section, _ = grid_section("a.png", torch.randn(SIZE), MEAN, STD, Variants(cells, dense, None))
     first, second = (row[1].image.tobytes() for row in section.panels)
     assert first != second
     kept = [row[2].image.tobytes() for row in section.panels]
@@ -76,28 +76,28 @@ def test_the_grids_maps_differ_by_proposal_and_not_by_ratio(dense, cells):
 
 
 def test_a_grid_at_1_alone_has_no_map(dense):
-    fasts = open_rivals(dense, choose(RECIPE, keeps=[1]), MEAN, STD, pretrained=False)
-    rivals = Rivals(with_keeps(fasts, [1]), dense, None)
-    section, _ = grid_section("a.png", torch.randn(SIZE), MEAN, STD, rivals)
+    fasts = open_variants(dense, choose(RECIPE, keeps=[1]), MEAN, STD, pretrained=False)
+    variants = Variants(with_keeps(fasts, [1]), dense, None)
+    section, _ = grid_section("a.png", torch.randn(SIZE), MEAN, STD, variants)
     assert captions(section) == [["Input", None, "keep 1"]]
 
 
 def test_a_grid_of_a_host_without_a_classifier_shows_patches_alone():
     dense = timm.create_model("test_vit", num_classes=0).eval()
-    fasts = open_rivals(dense, choose(RECIPE, keeps=[0.3]), MEAN, STD, pretrained=False)
-    rivals = Rivals(with_keeps(fasts, [0.3]), dense, None)
-    section, record = grid_section("a.png", torch.randn(SIZE), MEAN, STD, rivals)
+    fasts = open_variants(dense, choose(RECIPE, keeps=[0.3]), MEAN, STD, pretrained=False)
+    variants = Variants(with_keeps(fasts, [0.3]), dense, None)
+    section, record = grid_section("a.png", torch.randn(SIZE), MEAN, STD, variants)
     assert [panel.note for panel in section.panels[0]] == ["", "significance map", ""]
     assert record == {"cells": [{"proposal": "test_resnet", "keep": 0.3, "kept": 30}]}
-    table, entries = grid_table(rivals, SIZE)
+    table, entries = grid_table(variants, SIZE)
     assert table.rows[0][1:3] == ("", "")
     assert entries[0]["answers_kept"] is None
 
 
 def test_the_grids_table_is_over_all_pictures(dense, cells):
-    rivals = Rivals(cells, dense, None)
-    records = [grid_section("a", torch.randn(SIZE), MEAN, STD, rivals)[1]["cells"] for _ in range(4)]
-    table, entries = grid_table(rivals, SIZE)
+    variants = Variants(cells, dense, None)
+    records = [grid_section("a", torch.randn(SIZE), MEAN, STD, variants)[1]["cells"] for _ in range(4)]
+    table, entries = grid_table(variants, SIZE)
     assert len(table.rows) == len(entries) == 6
     for i, entry in enumerate(entries):
         assert entry["answers_kept"] == pytest.approx(sum(record[i]["same"] for record in records) / 4)
@@ -108,11 +108,11 @@ def test_the_grids_table_is_over_all_pictures(dense, cells):
 
 
 def test_comparing_has_a_column_a_map(dense, by_map):
-    rivals = Rivals(by_map, dense, list("abcd"))
-    section, record = compare_section("a.png", torch.randn(SIZE), MEAN, STD, rivals, COSTS)
+    variants = Variants(by_map, dense, list("abcd"))
+    section, record = compare_section("a.png", torch.randn(SIZE), MEAN, STD, variants, COSTS)
     assert captions(section) == [["Input", "papr, 4.00 ms", "cam, 4.00 ms", "random, 0.100 ms"]]
     start, *panels = section.panels[0]
-    assert start.note == f"dense: {rivals.verdicts['papr'][0].dense}"
+    assert start.note == f"dense: {variants.verdicts['papr'][0].dense}"
     for panel, entry in zip(panels, record["maps"], strict=True):
         assert panel.image.height > 2 * start.image.height, "the map above the patches"
         share, answer = panel.note.split("\n")
@@ -124,15 +124,15 @@ def test_comparing_has_a_column_a_map(dense, by_map):
 
 def test_comparing_needs_a_classifier(by_map):
     dense = timm.create_model("test_vit", num_classes=0).eval()
-    fasts = open_rivals(dense, choose(RECIPE, maps=["papr"]), MEAN, STD, pretrained=False)
+    fasts = open_variants(dense, choose(RECIPE, maps=["papr"]), MEAN, STD, pretrained=False)
     with pytest.raises(InputError, match="needs a host with a classifier"):
-        compare_section("a", torch.randn(SIZE), MEAN, STD, Rivals(fasts, dense, None), COSTS)
+        compare_section("a", torch.randn(SIZE), MEAN, STD, Variants(fasts, dense, None), COSTS)
 
 
 def test_the_table_of_maps_begins_with_the_dense_host(dense, by_map):
-    rivals = Rivals(by_map, dense, None)
-    records = [compare_section("a", torch.randn(SIZE), MEAN, STD, rivals, COSTS)[1]["maps"] for _ in range(3)]
-    table, (first, *entries) = compare_table(rivals, COSTS)
+    variants = Variants(by_map, dense, None)
+    records = [compare_section("a", torch.randn(SIZE), MEAN, STD, variants, COSTS)[1]["maps"] for _ in range(3)]
+    table, (first, *entries) = compare_table(variants, COSTS)
     assert first["map"] == "dense"
     assert first["confidence"] == pytest.approx(sum(record[0]["dense"]["probability"] for record in records) / 3)
     assert [entry["map"] for entry in entries] == ["papr", "cam", "random"]
@@ -152,7 +152,7 @@ def test_the_table_of_maps_begins_with_the_dense_host(dense, by_map):
 
 def test_costs_are_of_the_map_alone(dense):
     maps = ["papr", "cam", "score-cam", "random", "centre"]
-    fasts = open_rivals(dense, choose(RECIPE, maps=maps), MEAN, STD, pretrained=False)
+    fasts = open_variants(dense, choose(RECIPE, maps=maps), MEAN, STD, pretrained=False)
     image = torch.randn(SIZE)
     costs = map_costs(fasts, dense, image, seconds=0)
     assert list(costs) == ["dense", *maps]

@@ -29,8 +29,8 @@ from ..recipe import Recipe
 from ..show.clips import explain_clips
 from ..show.explain import Verdict, class_names, explain
 from ..show.page import Fact, Section
-from ..show.rivals import ranking, varied, with_keeps
 from ..show.tables import giga, short, times
+from ..show.variants import ranking, varied, with_keeps
 from ..stream import Sieved
 from ..zoo import BUNDLED
 from . import examples

@@ -16,7 +16,7 @@ from ..recipe import Recipe
 from ..search.default import budget_of
 from ..search.families import Scheduled
 from ..search.fit import Fit
-from ..show.rivals import ranking, varied
+from ..show.variants import ranking, varied
 from ..stream import sieve
 from .copied import bare
 from .offers import Offer

@@ -81,7 +81,7 @@ def show(
     spec = read_spec(network, machine, clips, recipe=recipe)
     from ..cascade_recipe import CascadeRecipe
     from ..data import load_batches
-    from ..show import gallery, rivals
+    from ..show import gallery, variants
     from ..show.explain import class_names
     from ..show.files import files_record, tell_files
     from ..show.progress import TrackedBatches, list_failures, working
@@ -90,7 +90,7 @@ def show(
     recipes: dict[str, Recipe] = {}
     if (own_recipe := spec.parsed_recipe()) is not None:
         assert not isinstance(own_recipe, CascadeRecipe)  # cascades are refused by `read_spec`
-        recipes = rivals.choose(own_recipe, keeps=keeps, proposals=nets, maps=maps, files=files)
+        recipes = variants.choose(own_recipe, keeps=keeps, proposals=nets, maps=maps, files=files)
         spec = spec.with_recipe(next(iter(recipes.values())))
     several = bool(keeps or nets or maps)
     with working("opening the model"):
@@ -108,7 +108,7 @@ def show(
         if whole or any(place.suffix.lower() in FILMS for place in places or ()):
             raise InputError(f"--whole, .mp4 and .gif are for models that read videos, and {spec.model} reads images.")
         fasts = (
-            rivals.open_rivals(dense, recipes, preprocessing.mean, preprocessing.std, pretrained=spec.pretrained)
+            variants.open_variants(dense, recipes, preprocessing.mean, preprocessing.std, pretrained=spec.pretrained)
             if several
             else {}
         )
@@ -116,10 +116,10 @@ def show(
         tell_files(pictures)
         tracked = TrackedBatches(load_batches(pictures, 1 if several else BATCH))
     if maps:
-        result = gallery.compared(rivals.Rivals(fasts, dense, names), preprocessing, tracked, pictures.names)
+        result = gallery.compared(variants.Variants(fasts, dense, names), preprocessing, tracked, pictures.names)
     elif several:
-        cells = rivals.with_keeps(fasts, keeps)
-        result = gallery.grid(rivals.Rivals(cells, dense, names), preprocessing, tracked, pictures.names)
+        cells = variants.with_keeps(fasts, keeps)
+        result = gallery.grid(variants.Variants(cells, dense, names), preprocessing, tracked, pictures.names)
     else:
         result = gallery.explained(opened, tracked, pictures.names, names)
     record |= {**result.record, "found": pictures.found}

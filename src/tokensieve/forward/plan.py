@@ -137,9 +137,9 @@ def check(host: Host, plan: Plan) -> None:
         }
         acting = [method for methods_here in places.values() for method in methods_here]
         attending = [method for method in acting if method.attends]
-        rivals = places["queries"] + places["rows"] + attending
+        exclusive = places["queries"] + places["rows"] + attending
         if attending or (places["queries"] and places["rows"]):
-            _alone(rivals, index)
+            _alone(exclusive, index)
         if acting and block.closed:
             raise UnsupportedHost(
                 f"{name} cannot take {acting[0].name}: in block {index}, {block.closed}. "

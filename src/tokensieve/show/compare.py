@@ -22,8 +22,8 @@ from ..stream import Sieved, Trace
 from .explain import Verdict
 from .page import Panel, Plot, Section, Table
 from .pictures import heat, kept, photo, stack
-from .rivals import Rivals
 from .tables import percent, short
+from .variants import Variants
 
 HEIGHT = 224
 """Pixels of a panel's height: less than where a picture has a row of its own."""
@@ -67,10 +67,10 @@ def map_costs(fasts: Mapping[str, Sieved], dense: nn.Module, image: Tensor, seco
 
 
 def grid_section(
-    title: str, image: Tensor, mean: Sequence[float], std: Sequence[float], rivals: Rivals[tuple[str, float]]
+    title: str, image: Tensor, mean: Sequence[float], std: Sequence[float], variants: Variants[tuple[str, float]]
 ) -> tuple[Section, dict[str, Any]]:
     """A picture (3, H, W) under each (proposal, keep ratio): a row a proposal, a column a ratio; and its record."""
-    results = rivals.ask(image)
+    results = variants.run(image)
     picture = photo(image, mean, std, HEIGHT)
     first = next(iter(results.values()))[1]
     rows: dict[str, list[Panel | None]] = {}
@@ -101,11 +101,11 @@ def compare_section(
     image: Tensor,
     mean: Sequence[float],
     std: Sequence[float],
-    rivals: Rivals[str],
+    variants: Variants[str],
     costs: Mapping[str, Cost],
 ) -> tuple[Section, dict[str, Any]]:
     """A picture (3, H, W) under each map, the map above the patches that it keeps; and its record."""
-    results = rivals.ask(image)
+    results = variants.run(image)
     picture = photo(image, mean, std, HEIGHT)
     panels: list[Panel] = []
     entries = []
@@ -125,15 +125,15 @@ def compare_section(
     return Section(title, panels=(tuple(panels),)), {"maps": entries}
 
 
-def grid_table(rivals: Rivals[tuple[str, float]], size: Sequence[int]) -> tuple[Table, list[dict[str, Any]]]:
+def grid_table(variants: Variants[tuple[str, float]], size: Sequence[int]) -> tuple[Table, list[dict[str, Any]]]:
     """All pictures together, for images of `size` (3, H, W): a row for each proposal and keep ratio; and its record."""
-    dense_macs, rows, entries = macs(rivals.dense, size), [], []
-    for (name, keep), fast in rivals.fasts.items():
+    dense_macs, rows, entries = macs(variants.dense, size), [], []
+    for (name, keep), fast in variants.fasts.items():
         total = macs(fast, size)
         entry = {
             "proposal": name,
             "keep": keep,
-            **rivals.summary((name, keep)),
+            **variants.summary((name, keep)),
             "macs": total,
             "ratio": dense_macs / total,
         }
@@ -143,12 +143,12 @@ def grid_table(rivals: Rivals[tuple[str, float]], size: Sequence[int]) -> tuple[
     return Table(head, tuple(rows), "All pictures; MACs with the proposal's."), entries
 
 
-def compare_table(rivals: Rivals[str], costs: Mapping[str, Cost]) -> tuple[Table, list[dict[str, Any]]]:
+def compare_table(variants: Variants[str], costs: Mapping[str, Cost]) -> tuple[Table, list[dict[str, Any]]]:
     """All pictures together, a row for the dense host and for each map; and its record, the dense host first."""
-    first = next(iter(rivals.verdicts.values()))
+    first = next(iter(variants.verdicts.values()))
     entries: list[dict[str, Any]] = [
         {"map": "dense", "answers_kept": 1.0, "confidence": fmean(verdict.dense.probability for verdict in first)},
-        *({"map": name, **rivals.summary(name)} for name in rivals.fasts),
+        *({"map": name, **variants.summary(name)} for name in variants.fasts),
     ]
     rows = []
     for entry in entries:

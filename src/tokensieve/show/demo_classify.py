@@ -19,7 +19,7 @@ from .demo_view import BASELINES, MERGING, RANDOM, RANDOM_PIXELS
 from .explain import class_names
 from .page import Panel, Section
 from .pictures import groups, heat, kept, photo
-from .rivals import Rivals, open_rivals, varied
+from .variants import Variants, open_variants, varied
 
 if TYPE_CHECKING:
     from ..model_spec import OpenedModel
@@ -32,15 +32,15 @@ def run_demo(opened: OpenedModel, settings: DemoSettings) -> tuple[Record, list[
     mean, std = preprocessing.mean, preprocessing.std
     size = (3, *preprocessing.input_size)
     recipes = baselines(dense, fast.recipe, size, mean=mean, std=std, pretrained=settings.pretrained)
-    fasts = open_rivals(dense, recipes, mean, std, pretrained=settings.pretrained)
+    fasts = open_variants(dense, recipes, mean, std, pretrained=settings.pretrained)
     names = [str(digit) for digit in range(10)] if settings.generated else class_names(dense)
-    rivals: Rivals[str] = Rivals(fasts, dense, names)
+    variants: Variants[str] = Variants(fasts, dense, names)
     scenes = scene_set(preprocessing, settings.scenes, settings.seed) if settings.generated else None
     images = demo_images(preprocessing, settings, scenes)
     record = demo_record(opened, fasts, images.evaluated, settings, "top1")
 
     def draw(title: str, lead: str, batch: Batch) -> Section:
-        return drawn(title, lead, batch, mean, std, rivals)
+        return drawn(title, lead, batch, mean, std, variants)
 
     scenes_lead = "A wrong answer is marked."
     photographs_lead = ", on which a reader of digits has only guesses."
@@ -65,13 +65,13 @@ def baselines(model: nn.Module, recipe: Recipe, input_size: Sequence[int], **set
 
 
 def drawn(
-    title: str, lead: str, batch: Batch, mean: Sequence[float], std: Sequence[float], rivals: Rivals[str]
+    title: str, lead: str, batch: Batch, mean: Sequence[float], std: Sequence[float], variants: Variants[str]
 ) -> Section:
     """A row of panels for each picture: as it is, its map, and what each recipe reads, with the answers."""
     rows = []
     for image, label in zip(batch.images, batch.labels.tolist(), strict=True):
         picture, panels = photo(image, mean, std), list[Panel]()
-        for name, (trace, verdict) in rivals.ask(image).items():
+        for name, (trace, verdict) in variants.run(image).items():
             tokens = trace.tokens
             assert tokens is not None
             grid = (tokens.grid[0], tokens.grid[1])

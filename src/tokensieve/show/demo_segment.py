@@ -23,8 +23,8 @@ from .demo_view import MERGING, RANDOM
 from .explain import class_names, dense_answers, explain
 from .page import Panel, Section
 from .record import COUNTED, on_pictures
-from .rivals import open_rivals
 from .segments import class_panel
+from .variants import open_variants
 
 if TYPE_CHECKING:
     from ..model_spec import OpenedModel
@@ -53,7 +53,7 @@ def run_demo(opened: OpenedModel, settings: DemoSettings) -> tuple[Record, list[
         raise InputError(
             f"--task segment shows models that name the class of every pixel, which {type(dense).__name__} does not."
         )
-    fasts = open_rivals(dense, baselines(dense, fast, sample), mean, std, pretrained=settings.pretrained)
+    fasts = open_variants(dense, baselines(dense, fast, sample), mean, std, pretrained=settings.pretrained)
     record = demo_record(opened, fasts, images.evaluated, settings, "miou") | on_pictures(fast, dense, sample)
     names = class_names(dense)
 

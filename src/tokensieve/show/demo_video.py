@@ -21,8 +21,8 @@ from .demo import MOST, DemoSettings, Record, demo_record, leading
 from .explain import class_names
 from .files import files_record, tell_files
 from .page import Panel, Section
-from .rivals import open_rivals, varied
 from .sources import Videos
+from .variants import open_variants, varied
 
 if TYPE_CHECKING:
     from ..model_spec import OpenedModel
@@ -60,7 +60,7 @@ def run_demo(opened: OpenedModel, settings: DemoSettings) -> tuple[Record, list[
         raise nothing_read(loader)
     mean, std = preprocessing.mean, preprocessing.std
     recipes = baselines(dense, fast.recipe, opened.input_spec, mean=mean, std=std, pretrained=settings.pretrained)
-    fasts = open_rivals(dense, recipes, mean, std, pretrained=settings.pretrained)
+    fasts = open_variants(dense, recipes, mean, std, pretrained=settings.pretrained)
     record = demo_record(opened, fasts, batches, settings, "top1")
     settings.progress("drawing")
     names = class_names(dense) if videos else list(MOVING_CLASSES)

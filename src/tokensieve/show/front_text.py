@@ -105,13 +105,13 @@ def _correction(front: Front) -> list[str]:
 
 
 def _against_singles(front: Front) -> list[str]:
-    rivals = [point for point in _beside(front) if point.kind == "single"]
-    if not rivals:
+    singles = [point for point in _beside(front) if point.kind == "single"]
+    if not singles:
         return []
-    rival = min(rivals, key=lambda point: point.divergence)
+    best = min(singles, key=lambda point: point.divergence)
     if front.best.kind == "single":
         return ["No scheduled recipe was better than this method alone."]
-    return [f"The best method alone at this budget is {rival.title}, {rival.divergence:.3g}."]
+    return [f"The best method alone at this budget is {best.title}, {best.divergence:.3g}."]
 
 
 def _adaptive(front: Front) -> list[str]:

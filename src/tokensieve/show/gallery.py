@@ -20,8 +20,8 @@ from .explain import explain
 from .page import Fact, Report, Section
 from .progress import TrackedBatches, working
 from .record import averaged
-from .rivals import Rivals, asks_proposal, ranking
 from .tables import data_word, giga, header, new_table, percent, short, sides
+from .variants import Variants, asks_proposal, ranking
 
 if TYPE_CHECKING:
     from ..model_spec import ModelSpec, OpenedModel
@@ -95,31 +95,31 @@ def answer_facts(records: Sequence[Record]) -> tuple[Fact, ...]:
 
 
 def grid(
-    rivals: Rivals[Any], preprocessing: Preprocessing, batches: TrackedBatches, names: Mapping[str, str]
+    variants: Variants[Any], preprocessing: Preprocessing, batches: TrackedBatches, names: Mapping[str, str]
 ) -> Gallery:
     """Each picture under every proposal and keep ratio, and a table of all."""
-    sections, pictures = _each(grid_section, rivals, preprocessing, batches, names)
-    table, entries = grid_table(rivals, (3, *preprocessing.input_size))
+    sections, pictures = _each(grid_section, variants, preprocessing, batches, names)
+    table, entries = grid_table(variants, (3, *preprocessing.input_size))
     return Gallery((*sections, Section("Summary", table=table)), (), {"pictures": pictures, "grid": entries})
 
 
 def compared(
-    rivals: Rivals[Any], preprocessing: Preprocessing, batches: TrackedBatches, names: Mapping[str, str]
+    variants: Variants[Any], preprocessing: Preprocessing, batches: TrackedBatches, names: Mapping[str, str]
 ) -> Gallery:
     """Each picture under every map, and a table and a chart of what each map is worth and costs."""
     if batches.first is None:
         raise nothing_read(batches)
     with working("measuring what each map costs"):
-        costs = map_costs(rivals.fasts, rivals.dense, batches.first.images[0])
-    sections, pictures = _each(partial(compare_section, costs=costs), rivals, preprocessing, batches, names)
-    table, entries = compare_table(rivals, costs)
+        costs = map_costs(variants.fasts, variants.dense, batches.first.images[0])
+    sections, pictures = _each(partial(compare_section, costs=costs), variants, preprocessing, batches, names)
+    table, entries = compare_table(variants, costs)
     summary = Section("Summary", table=table, plot=compare_plot(entries))
     return Gallery((*sections, summary), (), {"pictures": pictures, "compare": entries})
 
 
 def _each(
     section: Callable[..., tuple[Section, Record]],
-    rivals: Rivals[Any],
+    variants: Variants[Any],
     preprocessing: Preprocessing,
     batches: TrackedBatches,
     names: Mapping[str, str],
@@ -127,7 +127,7 @@ def _each(
     sections, pictures = [], []
     for images, _, paths, _ in batches:
         for image, path in zip(images, paths, strict=True):
-            section_drawn, entry = section(names[path], image, preprocessing.mean, preprocessing.std, rivals)
+            section_drawn, entry = section(names[path], image, preprocessing.mean, preprocessing.std, variants)
             sections.append(section_drawn)
             pictures.append({"path": path, "name": names[path], **entry})
     if not pictures:

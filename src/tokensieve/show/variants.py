@@ -1,4 +1,4 @@
-"""Several sieved forms of one host: recipes that differ in keep ratio, proposal or map, and what they answer."""
+"""Variants of one recipe on one host, which differ in keep ratio, proposal or map, and how they classify pictures."""
 
 from __future__ import annotations
 
@@ -18,8 +18,7 @@ from ..stream import Sieved, Trace, sieve
 from .explain import Verdict, compare_answers, dense_output, traced
 
 MAPS = {"papr": "mean", **{name: name for name in SIGNIFICANCES if name != "mean" and "motion" not in name}}
-"""Of images, which do not move: name of a map -> `significance`."""
-"""What a map is called beside others -> the `significance` setting of a recipe."""
+"""Name of a map of an image in a comparison -> the `significance` setting of a recipe; maps of motion are left out."""
 Key = TypeVar("Key", str, tuple[str, float])
 
 
@@ -50,7 +49,7 @@ def choose(
     maps: Sequence[str] = (),
     files: Mapping[str, str] | None = None,
 ) -> dict[str, Recipe]:
-    """The recipes that are shown, by the name of what ranks: the one that was given unless something varies.
+    """The recipes that are shown, by the name of the proposal or map that ranks; one, unless something varies.
 
     Args:
         keeps: ratios to show; the recipes have the smallest, for at 1 no map is made, and `with_keeps` gives all.
@@ -101,7 +100,7 @@ def _by_proposal(recipe: Recipe, names: Sequence[str], files: Mapping[str, str])
     return recipes
 
 
-def open_rivals(
+def open_variants(
     dense: nn.Module,
     recipes: Mapping[str, Recipe],
     mean: Sequence[float],
@@ -120,7 +119,7 @@ def open_rivals(
 
 
 def with_keeps(fasts: Mapping[str, Sieved], keeps: Sequence[Any]) -> dict[tuple[str, Any], Sieved]:
-    """Each of `open_rivals` at each keep ratio, by default at its own; host and map are shared, not built again."""
+    """Each variant at each keep ratio, by default at its own; host and map are shared, not built again."""
     cells: dict[tuple[str, Any], Sieved] = {}
     for name, fast in fasts.items():
         for keep in keeps or [ranking(fast.recipe).keep]:
@@ -131,16 +130,16 @@ def with_keeps(fasts: Mapping[str, Sieved], keeps: Sequence[Any]) -> dict[tuple[
     return cells
 
 
-class Rivals(Generic[Key]):
-    """Sieved forms of one host, asked about one picture after the other, and what they answered so far."""
+class Variants(Generic[Key]):
+    """Sieved variants of one host, run on one picture after the other, with their answers so far."""
 
     def __init__(self, fasts: Mapping[Key, Sieved], dense: nn.Module, classes: Sequence[str] | None) -> None:
         self.fasts: Mapping[Key, Sieved] = fasts
         self.dense, self.classes = dense, classes
         self.verdicts: dict[Key, list[Verdict]] = {key: [] for key in fasts}
 
-    def ask(self, image: Tensor) -> dict[Key, tuple[Trace, Verdict | None]]:
-        """What each does to an image (3, H, W), and what it answers."""
+    def run(self, image: Tensor) -> dict[Key, tuple[Trace, Verdict | None]]:
+        """Run every variant on an image (3, H, W): its trace, and its answer beside the dense one."""
         _, probabilities = dense_output(self.dense, image[None])
         results = {}
         for key, fast in self.fasts.items():

@@ -1,4 +1,4 @@
-"""What the options make of a recipe, and that rivals differ in nothing else."""
+"""What the options make of a recipe, and that variants differ in nothing else."""
 
 import pytest
 import timm
@@ -7,7 +7,7 @@ import torch
 from tokensieve import Recipe, sieve
 from tokensieve.errors import InputError, RecipeError
 from tokensieve.measure import macs
-from tokensieve.show.rivals import MAPS, Rivals, choose, open_rivals, ranking, varied, with_keeps
+from tokensieve.show.variants import MAPS, Variants, choose, open_variants, ranking, varied, with_keeps
 
 RECIPE = Recipe.parse(
     "papr(keep=0.5, proposal=test_resnet, layer=1, proposal_weights=w, proposal_norm=shared) + tome(r=2)"
@@ -73,7 +73,7 @@ class TestChoose:
 
 def test_random_proposals_are_the_same_network_under_every_map(dense):
     recipe = Recipe.parse("papr(keep=0.5, proposal=test_resnet)")
-    fasts = open_rivals(dense, choose(recipe, maps=["papr", "cam"]), MEAN, STD, pretrained=False)
+    fasts = open_variants(dense, choose(recipe, maps=["papr", "cam"]), MEAN, STD, pretrained=False)
     weights = [[*fast.significance.proposal.parameters()] for fast in fasts.values()]
     assert all(torch.equal(a, b) for a, b in zip(*weights, strict=True))
     images = torch.randn(1, 3, 160, 160)
@@ -81,9 +81,9 @@ def test_random_proposals_are_the_same_network_under_every_map(dense):
     assert not torch.allclose(*maps)
 
 
-def test_opening_rivals_leaves_the_random_numbers_alone(dense):
+def test_opening_variants_leaves_the_random_numbers_alone(dense):
     before = torch.get_rng_state()
-    open_rivals(
+    open_variants(
         dense, choose(Recipe.parse("papr(keep=0.5, proposal=test_resnet)"), keeps=[0.5]), MEAN, STD, pretrained=False
     )
     assert torch.equal(torch.get_rng_state(), before)
@@ -102,20 +102,20 @@ def test_keeps_share_the_map_and_equal_what_is_sieved_anew(dense):
     assert list(with_keeps({"centre": fasts[0]}, [])) == [("centre", 0.3)]
 
 
-def test_rivals_remember_what_they_answered(dense):
+def test_variants_remember_what_they_answered(dense):
     dense.head.weight.data.mul_(100)
     fasts = {"all": sieve(dense, ""), "few": sieve(dense, "random(keep=0.05)", mean=MEAN, std=STD)}
-    rivals = Rivals(fasts, dense, None)
-    assert rivals.summary("all") == {"answers_kept": None, "confidence": None}
+    variants = Variants(fasts, dense, None)
+    assert variants.summary("all") == {"answers_kept": None, "confidence": None}
     images = torch.randn(8, 3, 160, 160)
     for image in images:
-        rivals.ask(image)
+        variants.run(image)
     with torch.no_grad():
         answers = dense(images).argmax(1)
         ours = fasts["few"](images).softmax(-1)
         expected = dense(images).softmax(-1).amax(1).mean()
-    assert rivals.summary("all")["answers_kept"] == 1
-    assert rivals.summary("all")["confidence"] == pytest.approx(float(expected), abs=1e-5)
-    few = rivals.summary("few")
+    assert variants.summary("all")["answers_kept"] == 1
+    assert variants.summary("all")["confidence"] == pytest.approx(float(expected), abs=1e-5)
+    few = variants.summary("few")
     assert few["answers_kept"] == pytest.approx(float((ours.argmax(1) == answers).float().mean()))
     assert few["confidence"] == pytest.approx(float(ours.gather(1, answers[:, None]).mean()), abs=1e-5)

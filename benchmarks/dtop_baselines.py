@@ -1,4 +1,4 @@
-"""What else a trained segmenter can do with as many MACs as `dtop` takes: the rivals of dtop_camvid.py.
+"""What else a trained segmenter can do with as many MACs as `dtop` takes: the baselines of dtop_camvid.py.
 
 All run on the same weights without training, and put every patch back on the grid: merged patches share their token's
 answer; dropped ones show the nearest kept patch, or with `fill="zero"` the head reads zeros there. Clustering of tokens
@@ -28,7 +28,7 @@ FEW = 24
 """Windows on which MACs that differ between images are brought near to the wanted ones."""
 
 
-class Rival(NamedTuple):
+class Baseline(NamedTuple):
     """A sieved segmenter, how it is called with images, and what the row of dtop.csv calls its setting."""
 
     model: Sieved
@@ -48,7 +48,7 @@ class RandomExits(DToP):
         return tokens.select(ranked(noise)[:, : left - tokens.prefix].sort(dim=1).values)
 
 
-class Rivals:
+class Baselines:
     """Those of `base` with about the MACs that `dtop` takes at this threshold on these windows.
 
     Args:
@@ -62,7 +62,7 @@ class Rivals:
         self.base, self.windows, self.norm = base, windows, norm
         self.depth = len(base.host.blocks)
         self.adaptive, self.milder = sieve(base, DToP(threshold)), DToP((1 + threshold) / 2)
-        self.makers: dict[str, Callable[[], Rival]] = {
+        self.makers: dict[str, Callable[[], Baseline]] = {
             "guarded": partial(self.merged, Guarded),
             "papr": partial(self.dropped, "nearest"),
             "papr, zero": partial(self.dropped, "zero"),
@@ -88,44 +88,44 @@ class Rivals:
         counts = [torch.stack(self.adaptive.trace(some).lengths) for some in self.windows.split(9)]
         return torch.cat(counts, dim=1) - self.adaptive.host.prefix
 
-    def merged(self, method: Any) -> Rival:
+    def merged(self, method: Any) -> Baseline:
         def build(total: int) -> Any:
             return method(r=spread(total, self.depth))
 
         total = least(1, int(self.lengths[0, 0]), lambda n: self.meets(build(n)))
-        return self.rival(build(total), f"merged={total}")
+        return self.baseline(build(total), f"merged={total}")
 
-    def dropped(self, fill: str) -> Rival:
+    def dropped(self, fill: str) -> Baseline:
         def build(gone: int) -> PaPr:
             return PaPr(keep=1 - gone / 1000, **PROPOSAL)
 
         keep = build(least(1, 999, lambda n: self.meets(build(n)))).keep
         fast = sieve(self.base, PaPr(keep=keep, **PROPOSAL), **self.norm)
-        return Rival(fast, partial(fast, fill=fill), f"keep={keep:g}")
+        return Baseline(fast, partial(fast, fill=fill), f"keep={keep:g}")
 
-    def budget(self, method: Any) -> Rival:
+    def budget(self, method: Any) -> Baseline:
         """The shares of the patches that `dtop` leaves behind each exit on the mean, of every window."""
         share = self.lengths.double().mean(1) / int(self.lengths[0, 0])
         budget = tuple(round(float(share[block + 1]), 4) for block in self.base.exits[:-1])
-        return self.rival(method(budget=budget), f"budget={budget}")
+        return self.baseline(method(budget=budget), f"budget={budget}")
 
-    def merged_beside(self, method: Any) -> Rival:
+    def merged_beside(self, method: Any) -> Baseline:
         def build(total: int) -> Any:
             return self.milder + method(r=spread(total, self.depth))
 
         total = least(1, int(self.lengths[0, 0]), lambda n: self.meets_on_few(build(n)))
-        return self.rival(build(total), f"threshold={self.milder.threshold:g} merged={total}")
+        return self.baseline(build(total), f"threshold={self.milder.threshold:g} merged={total}")
 
-    def ranked_beside(self) -> Rival:
+    def ranked_beside(self) -> Baseline:
         def build(gone: int) -> Any:
             return self.milder + EViT(keep=1 - gone / 1000)
 
         gone = least(1, 999, lambda n: self.meets_on_few(build(n)))
-        return self.rival(build(gone), f"threshold={self.milder.threshold:g} keep={1 - gone / 1000:g}")
+        return self.baseline(build(gone), f"threshold={self.milder.threshold:g} keep={1 - gone / 1000:g}")
 
-    def rival(self, recipe: Any, setting: str) -> Rival:
+    def baseline(self, recipe: Any, setting: str) -> Baseline:
         fast = sieve(self.base, recipe)
-        return Rival(fast, fast, setting)
+        return Baseline(fast, fast, setting)
 
     def meets(self, recipe: Any) -> bool:
         return macs(sieve(self.base, recipe, **self.norm), images=self.windows[:1]) <= self.wanted
