@@ -228,8 +228,6 @@ def traced(fast: Sieved, images: Tensor) -> Trace:
 def compare_answers(
     probabilities: Tensor | None, output: Tensor, classes: Sequence[str] | None
 ) -> list[Verdict | None]:
-    probabilities: Tensor | None, output: Tensor, classes: Sequence[str] | None
-) -> list[Verdict | None]:
     """Verdicts from `dense_output` and a sieved output (B, K); a list of None for a host without a classifier."""
     if probabilities is None:
         return [None] * len(output)
