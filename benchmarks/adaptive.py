@@ -102,7 +102,7 @@ def measure(study: Study, precision: str) -> None:
 
 @torch.no_grad()
 def add_time(study: Study, seconds: float) -> None:
-    """Dense, fixed and adaptive in the same rounds, on photographs drawn by chance."""
+    """Dense, fixed and adaptive in the same rounds, on photographs drawn at random."""
     rows = read(RESULTS)
     images = torch.cat([images for images, _ in study.loader])
     images = images[torch.randperm(len(images), generator=torch.Generator().manual_seed(0))][: max(BATCHES)]

@@ -2,7 +2,7 @@
 
     python benchmarks/dtop_camvid.py train segvit            # a base; interrupted, the same command goes on
     python benchmarks/dtop_camvid.py train segvit_finetune   # and each of RUNS; they need their base
-    python benchmarks/dtop_camvid.py evaluate                # @Direct at each threshold, the others at two, and baselines
+    python benchmarks/dtop_camvid.py evaluate                # @Direct at each threshold, the others at two; baselines
     python benchmarks/dtop_camvid.py speed                   # fills in their time
     python benchmarks/dtop_camvid.py plot
     python benchmarks/dtop_camvid.py pictures                # ten test windows, OUT/HEAD.png, to look at

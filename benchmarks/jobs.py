@@ -72,7 +72,7 @@ def wait_for_rows(process: subprocess.Popen[bytes], out: Path, times: int, files
 
 def kill(args: argparse.Namespace) -> None:
     """One job that nobody disturbs, and one that is killed; their rows compared."""
-    chance = random.Random(args.seed)
+    rng = random.Random(args.seed)
     with tempfile.TemporaryDirectory() as scratch:
         alone, out = Path(scratch) / "alone", Path(scratch) / "killed"
         plain = argparse.Namespace(**{**vars(args), "engine": "local"})
@@ -84,13 +84,13 @@ def kill(args: argparse.Namespace) -> None:
         whole = time.perf_counter() - before  # from its first item on, as the kills are timed
         kills, files_there = 0, []
         if args.engine == "ray":
-            kills = disturb_ray(args, out, whole, chance)
+            kills = disturb_ray(args, out, whole, rng)
         else:
             shards = len(list((alone / "rows").iterdir()))
-            for number, files in enumerate(sorted(chance.randrange(shards) for _ in range(args.kills))):
+            for number, files in enumerate(sorted(rng.randrange(shards) for _ in range(args.kills))):
                 process = subprocess.Popen(command_of(args, out))
                 wait_for_rows(process, out, number + 1, files)
-                time.sleep(chance.uniform(0, whole / shards))
+                time.sleep(rng.uniform(0, whole / shards))
                 if process.poll() is None:
                     os.kill(process.pid, signal.SIGKILL)
                     kills += 1
@@ -101,7 +101,7 @@ def kill(args: argparse.Namespace) -> None:
         update("jobs.csv", [compared(args, alone, out, kills, files_there)], "engine", "model")
 
 
-def disturb_ray(args: argparse.Namespace, out: Path, whole: float, chance: random.Random) -> int:
+def disturb_ray(args: argparse.Namespace, out: Path, whole: float, rng: random.Random) -> int:
     """Kill one actor at a random moment of a job on Ray."""
     process = subprocess.Popen(command_of(args, out))
     until = time.monotonic() + PATIENCE
@@ -109,7 +109,7 @@ def disturb_ray(args: argparse.Namespace, out: Path, whole: float, chance: rando
         if time.monotonic() > until:
             sys.exit("no rows came")
         time.sleep(0.02)
-    time.sleep(chance.uniform(0, 0.3 * whole))
+    time.sleep(rng.uniform(0, 0.3 * whole))
     actors = [child for child in psutil.Process(process.pid).children(recursive=True) if is_actor(child)]
     for actor in actors[:1]:
         actor.kill()

@@ -42,11 +42,11 @@ Report = Callable[[dict[str, Any]], None]
 
 def crops(folder: Path) -> tuple[str, str]:
     """Crops of the photographs, a class folder for each photograph: 12 to learn from, 4 to look at."""
-    chance = np.random.default_rng(0)
+    rng = np.random.default_rng(0)
     for name, picture in photographs().items():
         for i in range(16):
-            side = int(chance.uniform(0.3, 0.6) * min(picture.size))
-            left, top = (int(chance.uniform(0, length - side)) for length in picture.size)
+            side = int(rng.uniform(0.3, 0.6) * min(picture.size))
+            left, top = (int(rng.uniform(0, length - side)) for length in picture.size)
             place = folder / ("train" if i < 12 else "validation") / name
             place.mkdir(parents=True, exist_ok=True)
             picture.crop((left, top, left + side, top + side)).resize((80, 80)).save(place / f"{i}.png")

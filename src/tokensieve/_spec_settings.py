@@ -195,7 +195,7 @@ def with_proposal_weights(recipe: Recipe | CascadeRecipe, file: str) -> Recipe |
     """The recipe with `file` as the weights of its named proposals. Raises `RecipeError` where it asks none."""
 
     def asks(method: Any) -> bool:
-        return isinstance(method, PaPr) and method.asks_proposal
+        return isinstance(method, PaPr) and method.needs_proposal
 
     def with_file(single: Recipe) -> Recipe:
         changed = {"proposal_weights": file, "proposal_sha256": None}

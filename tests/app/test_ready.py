@@ -106,7 +106,7 @@ def test_no_ready_recipe_of_another_model_asks_for_a_network_that_is_not_here():
     ready = ready_recipes(spec.open(), Offer("test_vit", "", spec))
     assert ready
     for each in ready.values():
-        assert not any(getattr(method, "asks_proposal", False) for method in each.recipe())
+        assert not any(getattr(method, "needs_proposal", False) for method in each.recipe())
 
 
 def test_a_host_without_a_class_token_is_offered_no_class_attention():

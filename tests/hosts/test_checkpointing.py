@@ -70,11 +70,11 @@ def first(output: Any) -> Tensor:
 
 
 def still(model: nn.Module) -> nn.Module:
-    """In training mode, with nothing left to chance."""
+    """In training mode, without dropout or stochastic depth."""
     for part in model.train().modules():
-        for chance in ("p", "drop_prob", "attention_dropout"):
-            if isinstance(getattr(part, chance, None), float):
-                setattr(part, chance, 0.0)
+        for name in ("p", "drop_prob", "attention_dropout"):
+            if isinstance(getattr(part, name, None), float):
+                setattr(part, name, 0.0)
     return model
 
 

@@ -7,7 +7,7 @@ from torch import nn
 from torch.utils.data import Dataset
 
 from tokensieve.train.config import TrainConfig
-from tokensieve.train.task import Loss, Order, chance_of
+from tokensieve.train.task import Loss, Order, batch_seed
 
 SAMPLES, CLASSES = 40, 3
 
@@ -36,9 +36,9 @@ class Batches(Dataset):
 
     def __getitem__(self, number):
         rows = [self.order[number * self.size + i] for i in range(self.size)]
-        chance = torch.Generator().manual_seed(chance_of(self.seed, number))
+        generator = torch.Generator().manual_seed(batch_seed(self.seed, number))
         x = self.x[rows]
-        return x + self.noise * torch.randn(x.shape, generator=chance), self.y[rows]
+        return x + self.noise * torch.randn(x.shape, generator=generator), self.y[rows]
 
 
 class Sorting:
@@ -49,9 +49,9 @@ class Sorting:
     def __init__(self, module: nn.Module | None = None, noise: float = 0.5) -> None:
         torch.manual_seed(0)
         self.module = Small() if module is None else module
-        chance = torch.Generator().manual_seed(5)
-        self.y = torch.randint(CLASSES, (SAMPLES,), generator=chance)
-        self.x = torch.eye(8)[self.y] * 2 + torch.randn(SAMPLES, 8, generator=chance)
+        generator = torch.Generator().manual_seed(5)
+        self.y = torch.randint(CLASSES, (SAMPLES,), generator=generator)
+        self.x = torch.eye(8)[self.y] * 2 + torch.randn(SAMPLES, 8, generator=generator)
         self.noise = noise
         self.calls = 0
 

@@ -144,7 +144,7 @@ def test_interrupted_it_ends_with_the_same_weights_and_asks_the_teacher_no_more(
     model, read = tiny(), []
     said = []
     model.register_forward_hook(lambda module, given, output: read.append(len(given[0])))
-    monkeypatch.setattr("tokensieve.train.teacher.Teacher.ask", lambda self, images: pytest.fail("asked again"))
+    monkeypatch.setattr("tokensieve.train.teacher.Teacher.predict", lambda self, images: pytest.fail("asked again"))
     parts = heal(tiny(), RECIPE, IMAGES, tmp_path / "parts", settings, say=said.append)
     same(load_file(parts.weights), load_file(whole.weights))
     assert [row["loss"] for row in parts.log] == [row["loss"] for row in whole.log]

@@ -50,10 +50,10 @@ def test_weighed_answers_are_those_of_the_formula(model):
 def test_the_gradient_is_that_of_differences(model):
     """Of each draw and its complement, by a small step up of each patch's weight."""
     found = ranking("gradient", sieve(model), seed=5)(IMAGES)
-    chance = torch.Generator().manual_seed(5)
+    generator = torch.Generator().manual_seed(5)
     expected = torch.zeros(3, 16, dtype=torch.float64)
     for _ in range(DRAWS):
-        order = torch.rand(3, 16, generator=chance).argsort(1).argsort(1)
+        order = torch.rand(3, 16, generator=generator).argsort(1).argsort(1)
         for kept in (order < 8, order >= 8):
             weights = torch.where(kept, 1.0, LEFT_OUT).double()
             for patch in range(16):

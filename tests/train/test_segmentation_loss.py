@@ -13,12 +13,12 @@ VOID = 255
 
 
 def made(choices: int, classes: int = 4, seed: int = 0) -> tuple[AtmPrediction, torch.Tensor]:
-    chance = torch.Generator().manual_seed(seed)
-    labels = torch.tensor([0, 2, VOID])[torch.randint(3, (2, 7, 5), generator=chance)].to(torch.uint8)
+    generator = torch.Generator().manual_seed(seed)
+    labels = torch.tensor([0, 2, VOID])[torch.randint(3, (2, 7, 5), generator=generator)].to(torch.uint8)
     labels[1, :3] = 3
     prediction = AtmPrediction(
-        torch.randn(2, classes, choices, generator=chance, dtype=torch.float64),
-        2 * torch.randn(2, classes, 3, 2, generator=chance, dtype=torch.float64),
+        torch.randn(2, classes, choices, generator=generator, dtype=torch.float64),
+        2 * torch.randn(2, classes, 3, 2, generator=generator, dtype=torch.float64),
     )
     return prediction, labels
 

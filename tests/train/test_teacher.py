@@ -35,10 +35,10 @@ def test_answers_are_found_by_sample_and_view(model):
 
 def test_it_stays_as_it_is_while_its_model_is_trained_and_the_model_stays_trainable(model):
     teacher = Teacher(model.train(), "small")
-    before = teacher.ask(torch.ones(1, 3, 2, 2))
+    before = teacher.predict(torch.ones(1, 3, 2, 2))
     with torch.no_grad():
         model[1].weight += 1
-    assert torch.equal(teacher.ask(torch.ones(1, 3, 2, 2)), before)
+    assert torch.equal(teacher.predict(torch.ones(1, 3, 2, 2)), before)
     assert not before.requires_grad
     assert model.training
     assert all(parameter.requires_grad for parameter in model.parameters())

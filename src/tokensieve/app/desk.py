@@ -189,12 +189,12 @@ class Desk:
             raise RecipeError(f"The recipe names the file {min(strange)}: files cannot be chosen on this page.")
         recipe = recipe.with_paths(files.__getitem__)
         known = [method for method in own if isinstance(method, PaPr)]
-        allowed = {*BUNDLED, *(method.proposal for method in known if method.asks_proposal)}
+        allowed = {*BUNDLED, *(method.proposal for method in known if method.needs_proposal)}
         sized = [(method.proposal_args, method.proposal_size) for method in known] + [(None, None)]
         for method in recipe:
             if not isinstance(method, PaPr):
                 continue
-            if method.asks_proposal and method.proposal not in allowed:
+            if method.needs_proposal and method.proposal not in allowed:
                 raise RecipeError(
                     f"The recipe ranks by {method.proposal}, whose weights are not here: this page has "
                     f"{', '.join(sorted(map(str, allowed)))}, and the maps centre and random that need none."
@@ -290,7 +290,7 @@ def _of_clip(station: Station, fast: Sieved, recipe: Recipe, clips: Tensor, show
     assert isinstance(own, VideoPreprocessing)
     (one,) = explain_clips(fast, dense, clips, shown, own, station.classes)
     section = Section("Result", facts=one.facts, panels=one.panels())
-    return _with_costs(station, fast, recipe, clips, section, one.verdict, one.asked.trace.tokens_per_block)
+    return _with_costs(station, fast, recipe, clips, section, one.verdict, one.both.trace.tokens_per_block)
 
 
 def _with_costs(

@@ -328,11 +328,11 @@ def launch(
     return blocks, url
 
 
-def ask(url: str) -> float:
-    """Ask the page at an address about its first example, as a browser would; gives the seconds that took.
+def probe(url: str) -> float:
+    """Request the page's first example, as a browser would; returns the seconds that it took.
 
     Raises:
-        InputError: it does not answer.
+        InputError: the page does not answer.
     """
     from gradio_client import Client
 

@@ -106,7 +106,7 @@ def _all(opened: OpenedModel, offer: Offer) -> Iterator[Ready]:
             CHANGE,
         )
     yield _papr("Keep the middle (control)", f"The {what} nearest the middle are kept, whatever they show.", "centre")
-    yield _papr("Keep at random (control)", f"As many {what}, drawn by chance: what choosing is worth.", "random")
+    yield _papr("Keep at random (control)", f"As many {what}, drawn at random: what choosing is worth.", "random")
 
 
 def _given(recipe: Recipe) -> Ready:

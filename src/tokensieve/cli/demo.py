@@ -9,7 +9,7 @@ from typing import Annotated, NamedTuple
 import typer
 
 from ..errors import InputError, nearest
-from ..search.default import SAID
+from ..search.default import DEFAULT_RECIPE_TEXT
 from .opening import read_spec, record_of
 from .options import JsonOption, MachineOptions, ModelOptions
 from .output import print_record
@@ -64,7 +64,7 @@ class DemoModel(ModelOptions):
         str | None,
         typer.Option(
             metavar="TEXT|FILE",
-            help=f"Default {RECIPES}; of other models {SAID}.",
+            help=f"Default {RECIPES}; of other models {DEFAULT_RECIPE_TEXT}.",
         ),
     ] = None
 

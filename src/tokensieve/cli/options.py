@@ -12,7 +12,7 @@ import typer
 
 from ..errors import InputError
 from ..model_spec import PRECISIONS, PREPROCESSINGS
-from ..search.default import SAID
+from ..search.default import DEFAULT_RECIPE_TEXT
 from .completion import MODELS, one_of
 
 ModelOption = Annotated[
@@ -31,7 +31,7 @@ OwnRecipeOption = Annotated[
     str | None,
     typer.Option(
         metavar="TEXT|FILE",
-        help=f"What to read, e.g. 'papr(keep=0.8) + tome(r=8)'. Default {SAID}.",
+        help=f"What to read, e.g. 'papr(keep=0.8) + tome(r=8)'. Default {DEFAULT_RECIPE_TEXT}.",
         show_default=False,
     ),
 ]

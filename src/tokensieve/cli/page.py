@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from ..errors import InputError
-from ..search.default import SAID
+from ..search.default import DEFAULT_RECIPE_TEXT
 from .opening import read_spec
 from .options import CLASS_FILES, MachineOptions, ModelOptions, PretrainedOption
 from .output import say
@@ -31,7 +31,7 @@ class OfferedModel(ModelOptions):
     pretrained: PretrainedOption = True
     recipe: Annotated[
         str | None,
-        typer.Option(metavar="TEXT|FILE", help=f"The one that the page begins with. Default {SAID}."),
+        typer.Option(metavar="TEXT|FILE", help=f"The one that the page begins with. Default {DEFAULT_RECIPE_TEXT}."),
     ] = None
 
 
@@ -78,7 +78,7 @@ def page(
         )
     try:
         if check:
-            say(f"the page at {url} answered in {page_module.ask(url):.2f} s.")
+            say(f"the page at {url} answered in {page_module.probe(url):.2f} s.")
             return
         say(f"the page is at {url} until Ctrl-C.")
         Event().wait()

@@ -16,7 +16,7 @@ SPLITS = ("train", "validation")
 VALIDATION = 5
 """Every fifth sample of the digits belongs to validation."""
 
-# What is drawn by chance, each a number in [0, 1): of the ground, and of the digit and every fragment.
+# What is drawn at random, each a number in [0, 1): of the ground, and of the digit and every fragment.
 GROUND = ("photograph", "side", "top", "left", "flip", "gain")
 GLYPH = ("sample", "x", "y", "scale", "turn", "shear", "aspect", "hue", "saturation", "value", "cut_x", "cut_y")
 

@@ -45,7 +45,7 @@ class Chosen(nn.Module):
             fields = fields_of(answer, self.single)
             if output in ways and not _find(fields, output):
                 self.way = ways[output]
-                fields = self.ask(images)
+                fields = self.run(images)
         if not fields:
             raise ExportError(f"{kind} returns a {type(answer).__name__} without a tensor that can be written.")
         if output is None:
@@ -64,14 +64,14 @@ class Chosen(nn.Module):
         self.plain = isinstance(answer, Tensor) and not self.way
         self.training = module.training  # train() would reach into the model
 
-    def ask(self, images: Tensor) -> Fields:
+    def run(self, images: Tensor) -> Fields:
         """All outputs of the call that has the requested one."""
         (module,) = self._module
         answer = getattr(module, self.way)(images) if self.way else module(images)
         return fields_of(answer, _NAMES.get(self.way, self.single))
 
     def forward(self, images: Tensor) -> Tensor | tuple[Tensor, ...]:
-        every = {name: tensor for field in self.ask(images).values() for name, tensor in field.items()}
+        every = {name: tensor for field in self.run(images).values() for name, tensor in field.items()}
         outputs = tuple(every[name] for name in self.names)
         return outputs[0] if len(outputs) == 1 else outputs
 

@@ -153,7 +153,7 @@ class StageStream(BaseStream):
 
     def map_call(self, images: Tensor) -> Callable[[], Any]:
         """A function that only computes the significance maps of these images, to be counted or timed."""
-        compute, sizes = self.significance.ask, self.sizes(images)
+        compute, sizes = self.significance.for_images, self.sizes(images)
         images = self.host.covered(images, sizes[0])
 
         def maps() -> list[Tensor]:
@@ -181,7 +181,7 @@ class Choosing:
         """`x` is the map that goes into stage 0."""
         self.stream, self.host, self.plan = stream, stream.host, stream.plan
         covered = self.host.covered(images, self.host.size(x))
-        self.significance = None if stream.significance is None else stream.significance.ask(covered)
+        self.significance = None if stream.significance is None else stream.significance.for_images(covered)
         self.sizes: list[tuple[int, ...]] = []
         self.chosen: list[Pixels | None] = []
         """The pixels that the last block of each stage so far ran on."""

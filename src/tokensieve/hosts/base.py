@@ -69,7 +69,7 @@ class HostBlock(ABC):
 
     @property
     def trains(self) -> bool:
-        """Whether anything is dropped by chance, which may be whole images."""
+        """Whether anything is dropped at random, which may be whole images."""
         return any(part.training for part in self.bypassed)
 
     def rest(self, attended: Tensor, attention: BlockQKV, x: Tensor) -> Tensor:

@@ -114,7 +114,7 @@ class PaPr(Scored[MapEvidence], PixelMethod):
         return min(self.keep) < 1 if isinstance(self.keep, tuple) else self.keep < 1
 
     @property
-    def asks_proposal(self) -> bool:
+    def needs_proposal(self) -> bool:
         """Whether a proposal makes the map."""
         return self.significance not in WITHOUT_NETWORK
 

@@ -215,7 +215,7 @@ def _features(
 
 
 def _views(images: Tensor, count: int, seed: int, first: int) -> Iterator[Tensor]:
-    """Whole, mirrored, then cropped by chance: half to all of the area, mirrored or not."""
+    """Whole, mirrored, then cropped at random: half to all of the area, mirrored or not."""
     yield images
     if count > 1:
         yield images.flip(3)

@@ -21,7 +21,7 @@ MOVING = "papr(keep=0.65, significance=motion)"
 """The same for hosts that read videos, where motion ranks without a network."""
 EXITS = "dtop()"
 """On segmenters with a head behind several blocks, which were trained for it."""
-SAID = (
+DEFAULT_RECIPE_TEXT = (
     f"guarded merging at {SAVING:g}x fewer MACs, no proposal; {RANKED} on hosts with stages; {EXITS} on segmenters "
     "with exits"
 )

@@ -196,12 +196,12 @@ class Evaluator:
 
     def proposal_macs(self, recipe: Recipe) -> float:
         """MACs an image of the proposals of a recipe; 0 without any."""
-        return sum(self.map_of(method)[1] for method in recipe if _asks(method))
+        return sum(self.map_of(method)[1] for method in recipe if _needs_maps(method))
 
     def check_map(self, method: PaPr) -> None:
         """Make the maps by which a method ranks, where a network makes them. Raises as `map_of` does, and `RecipeError`
         for maps that there are not on this host."""
-        if _asks(method):
+        if _needs_maps(method):
             self.map_of(method)
         else:
             self._host(Recipe.of(method))
@@ -252,7 +252,7 @@ class Evaluator:
     def _sieved_host(self, recipe: Recipe, recall: _Recall) -> Sieved:
         methods: list[BaseMethod] = []
         for method in recipe:
-            if _asks(method):
+            if _needs_maps(method):
                 recall.maps = self.map_of(method)[0]
                 kept = {name: getattr(method, name) for name in (*method.not_of_the_map, "align_corners")}
                 methods.append(PaPr(**kept, significance=recall))
@@ -315,9 +315,9 @@ class _Recall:
         return self.maps[self.rows.to(self.maps.device)]
 
 
-def _asks(method: BaseMethod) -> TypeGuard[PaPr]:
+def _needs_maps(method: BaseMethod) -> TypeGuard[PaPr]:
     """Whether a method needs maps that a network makes."""
-    return isinstance(method, PaPr) and method.asks_proposal and method.ranks
+    return isinstance(method, PaPr) and method.needs_proposal and method.ranks
 
 
 def _read(

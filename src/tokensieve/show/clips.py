@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from ..data import VideoPreprocessing
 from ..stream import Sieved
-from .explain import Asked, Verdict, ask
+from .explain import BothOutputs, Verdict, run_both
 from .page import Fact, Panel
 from .pictures import Merged, groups, heat, kept, photo
 
@@ -40,7 +40,7 @@ class ExplainedClip:
         times: when each frame is shown, in seconds from the beginning of the video.
         moments: of the grid of patches: of some frames each.
         layers: the frames; their significance map, kept and merged patches where the recipe has them.
-        asked: both models' answers to the batch of this clip, which is its number `index`.
+        both: both models' outputs on a batch, in which this clip has the index `index`.
         kept: patches (of hosts with stages, pixels) kept at each moment; None where all were.
         patches: of a moment.
     """
@@ -48,7 +48,7 @@ class ExplainedClip:
     times: tuple[float, ...]
     moments: int
     layers: tuple[Layer, ...]
-    asked: Asked
+    both: BothOutputs
     index: int
     kept: tuple[int, ...] | None
     patches: int
@@ -56,12 +56,12 @@ class ExplainedClip:
     @property
     def verdict(self) -> Verdict | None:
         """The answers; None for a host without a classifier."""
-        return self.asked.verdicts[self.index]
+        return self.both.verdicts[self.index]
 
     @property
     def facts(self) -> tuple[Fact, ...]:
         """The answers in words."""
-        return self.asked.facts(self.index)
+        return self.both.facts(self.index)
 
     def moment(self, frame: int) -> int:
         """The moment that a frame belongs to."""
@@ -88,10 +88,10 @@ class ExplainedClip:
             "start": self.times[0],
             "end": self.times[-1],
             **answers,
-            "cosine": self.asked.cosines[self.index],
+            "cosine": self.both.cosines[self.index],
             "kept": None if self.kept is None else sum(self.kept),
             "kept_per_moment": None if self.kept is None else list(self.kept),
-            "tokens_per_block": self.asked.trace.tokens_per_block,
+            "tokens_per_block": self.both.trace.tokens_per_block,
         }
 
 
@@ -119,7 +119,7 @@ def explain_clips(
     Returns:
         One `ExplainedClip` for each clip.
     """
-    result = ask(fast, dense, clips, classes)
+    result = run_both(fast, dense, clips, classes)
     frames = clips if preprocessing.layout == "TCHW" else clips.transpose(1, 2)
     return [
         _explained(result, index, tuple(frame_times.tolist()), [_photo(frame, preprocessing, height) for frame in clip])
@@ -131,7 +131,7 @@ def _photo(frame: Tensor, preprocessing: VideoPreprocessing, height: int) -> Ima
     return photo(frame, preprocessing.mean, preprocessing.std, height)
 
 
-def _explained(result: Asked, index: int, times: tuple[float, ...], photos: list[Image.Image]) -> ExplainedClip:
+def _explained(result: BothOutputs, index: int, times: tuple[float, ...], photos: list[Image.Image]) -> ExplainedClip:
     trace, tokens = result.trace, result.trace.tokens
     assert tokens is not None
     grid = tokens.grid

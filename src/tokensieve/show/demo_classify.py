@@ -52,7 +52,7 @@ def baselines(model: nn.Module, recipe: Recipe, input_size: Sequence[int], **set
     """A recipe by its text, and what it must be better than: random patches at its ratio, merging at its MACs."""
     recipes = {str(recipe): recipe}
     first = next(iter(recipe), None)
-    if isinstance(first, PaPr) and first.ranks and first.asks_proposal:
+    if isinstance(first, PaPr) and first.ranks and first.needs_proposal:
         fast = sieve(model, recipe, **settings)
         label = RANDOM_PIXELS if fast.units == "pixels" else RANDOM
         recipes[label] = varied(recipe, significance="random", proposal_weights=None)

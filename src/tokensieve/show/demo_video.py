@@ -78,7 +78,7 @@ def baselines(model: nn.Module, recipe: Recipe, spec: Sequence[int], **settings:
     """The baselines of images, and the same recipe by motion alone."""
     recipes = demo_classify.baselines(model, recipe, spec, **settings)
     first = next(iter(recipe), None)
-    if isinstance(first, PaPr) and first.ranks and first.asks_proposal:
+    if isinstance(first, PaPr) and first.ranks and first.needs_proposal:
         label, *others = recipes
         moving = varied(recipe, significance="motion", proposal_weights=None, proposal_sha256=None)
         recipes = {label: recipe, MOTION: moving, **{name: recipes[name] for name in others}}

@@ -92,7 +92,7 @@ class Explained:
 
 
 @dataclass(frozen=True)
-class Asked:
+class BothOutputs:
     """The outputs of both models on a batch, image by image, and what the recipe did; see `Explained`."""
 
     trace: Trace
@@ -108,13 +108,13 @@ class Asked:
         return _facts(self.verdicts[index], self.cosines[index], self.agreements[index], self.kind)
 
 
-def ask(fast: Sieved, dense: nn.Module, images: Tensor, classes: Sequence[str] | None = None) -> Asked:
+def run_both(fast: Sieved, dense: nn.Module, images: Tensor, classes: Sequence[str] | None = None) -> BothOutputs:
     """Run both models on images or clips, on their device and in their dtype; arguments as in `explain`."""
     output, kind = dense_answers(dense, images)
     trace = traced(fast, images)
     sieved = as_tensor(trace.output, fast, len(images))
     verdicts = compare_answers(_probabilities(output, kind), sieved, classes)
-    return Asked(trace, output, sieved, verdicts, *_compared(kind, output, sieved), kind)
+    return BothOutputs(trace, output, sieved, verdicts, *_compared(kind, output, sieved), kind)
 
 
 def explain(
@@ -139,7 +139,7 @@ def explain(
     Returns:
         One `Explained` for each image.
     """
-    result = ask(fast, dense, images, classes)
+    result = run_both(fast, dense, images, classes)
     trace, tokens = result.trace, result.trace.tokens
     assert tokens is not None
     grid = (tokens.grid[0], tokens.grid[1])

@@ -21,7 +21,7 @@ from .page import Fact, Report, Section
 from .progress import TrackedBatches, working
 from .record import averaged
 from .tables import data_word, giga, header, new_table, percent, short, sides
-from .variants import Variants, asks_proposal, ranking
+from .variants import Variants, needs_proposal, ranking
 
 if TYPE_CHECKING:
     from ..model_spec import ModelSpec, OpenedModel
@@ -144,7 +144,7 @@ def random_parts(spec: ModelSpec, recipes: Iterable[Recipe]) -> list[str]:
     """Which of host and proposal have random weights."""
     if spec.pretrained:
         return []
-    with_proposal = [ranking(recipe) for recipe in recipes if asks_proposal(recipe)]
+    with_proposal = [ranking(recipe) for recipe in recipes if needs_proposal(recipe)]
     parts = {
         "model": spec.weights is None and not spec.model_is_callable,
         "proposal": any(method.proposal_weights is None for method in with_proposal),

@@ -12,7 +12,7 @@ from rich.console import Console, Group, JustifyMethod, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from ..search.default import SAID
+from ..search.default import DEFAULT_RECIPE_TEXT
 from .files import files_line
 
 Record = dict[str, Any]
@@ -46,7 +46,7 @@ def header(record: Record) -> RenderableType:
     said = "a cascade" if record.get("cascade") else short_recipe(record["recipe"]) or "(empty)"
     grid.add_row("recipe", Text(said, style="bold"))
     if record.get("recipe_is_default"):
-        grid.add_row("", Text(f"the default: {SAID}; --recipe gives another", style="dim"))
+        grid.add_row("", Text(f"the default: {DEFAULT_RECIPE_TEXT}; --recipe gives another", style="dim"))
     threads = record["threads"]
     packed = ", weights packed once" if record.get("prepacked") and not record.get("waterfall") else ""
     grid.add_row(

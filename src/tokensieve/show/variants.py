@@ -30,9 +30,9 @@ def ranking(recipe: Recipe) -> PaPr:
     raise RecipeError(f'"{recipe}" keeps no patches by a significance map: add papr, for example papr(keep=0.5).')
 
 
-def asks_proposal(recipe: Recipe) -> bool:
+def needs_proposal(recipe: Recipe) -> bool:
     """Whether a named proposal makes the map of a recipe."""
-    return any(isinstance(method, PaPr) and method.asks_proposal for method in recipe)
+    return any(isinstance(method, PaPr) and method.needs_proposal for method in recipe)
 
 
 def varied(recipe: Recipe, **settings: Any) -> Recipe:
@@ -80,17 +80,17 @@ def choose(
 
 
 def _by_proposal(recipe: Recipe, names: Sequence[str], files: Mapping[str, str]) -> dict[str, Recipe]:
-    papr, asks = ranking(recipe), asks_proposal(recipe)
-    if (names or files) and not asks:
+    papr, with_proposal = ranking(recipe), needs_proposal(recipe)
+    if (names or files) and not with_proposal:
         raise RecipeError(f'"{recipe}" asks no proposal: leave --proposals and --proposal-weights out.')
-    names = names or [papr.proposal if asks else papr.significance]
+    names = names or [papr.proposal if with_proposal else papr.significance]
     for name in files:
         if name and name not in names:
             raise InputError(f"--proposal-weights {name}=... names no proposal here{nearest(name, names)}.")
     recipes = {}
     for name in names:
         settings: dict[str, Any] = {}
-        if asks and name != papr.proposal:
+        if with_proposal and name != papr.proposal:
             settings = {"proposal": name, "layer": None, "proposal_args": None}
             settings |= {"proposal_weights": None, "proposal_sha256": None}
         file = files.get(name, files.get(""))

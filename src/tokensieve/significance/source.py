@@ -60,16 +60,16 @@ class Significance(Frozen):
 
         Raises `InputError` for images or maps whose shapes do not fit.
         """
-        return self.ask(images)(grid)
+        return self.for_images(images)(grid)
 
-    def ask(self, images: Tensor) -> Callable[[Sequence[int]], Tensor]:
-        """The map of these images for any grid, as `forward` gives it; a network is asked once, here."""
-        asks = isinstance(self.source, (FeatureMap, CallableMap))  # torch 2.6 does not compile a test for A | B
-        maps_made = self.maps(images) if asks else None
+    def for_images(self, images: Tensor) -> Callable[[Sequence[int]], Tensor]:
+        """A function from a grid to the map of these images, as `forward` gives it; a network runs once, here."""
+        independent = isinstance(self.source, (FeatureMap, CallableMap))  # torch 2.6 does not compile a test for A | B
+        computed = self.maps(images) if independent else None
 
-        def on(grid: Sequence[int]) -> Tensor:
+        def on_grid(grid: Sequence[int]) -> Tensor:
             grid = tuple(grid)
-            maps = self.maps(images, grid) if maps_made is None else maps_made
+            maps = self.maps(images, grid) if computed is None else computed
             if maps.ndim != 2:
                 maps = resize_map(maps, grid, self.align_corners).flatten(1)
             count = images.shape[0]  # not len(): exporters with a free batch size would fix it
@@ -81,7 +81,7 @@ class Significance(Frozen):
             maps = maps.expand(count, -1).float()
             return maps * motion_map(images, grid).flatten(1).to(maps.dtype) if self.moving else maps
 
-        return on
+        return on_grid
 
     def maps(self, images: Tensor, grid: Sequence[int] | None = None) -> Tensor:
         """The maps as they are made, before they are resized: (B, h, w), or (B, P) from a source that makes those.
@@ -123,9 +123,9 @@ def build(
     """Build the significance source of a recipe's settings.
 
     Args:
-        proposal: the ConvNet that is asked: a name that timm or torchvision knows (see `named_proposal`), of video a
-            name of `zoo.VIDEO_PROPOSALS`, or the user's own module from images to features (see `module_proposal`),
-            which receives the host's tensor as it is, clips as (B, C, T, H, W).
+        proposal: the ConvNet whose features make the map: a name that timm or torchvision knows (see
+            `named_proposal`), of video a name of `zoo.VIDEO_PROPOSALS`, or the user's own module from images to
+            features (see `module_proposal`), which receives the host's tensor as it is, clips as (B, C, T, H, W).
         significance: how its features become a map: a name in `REDUCTIONS`, of video also `mean*motion` and its like,
             times the motion; without any proposal: `random` and `centre`, of video `motion`, a tensor (P,), (B, P),
             (h, w) or (B, h, w) used as the map, or a callable from images to (B, h, w) or (B, P).

@@ -1,4 +1,4 @@
-"""Crops of a segmentation set for training: resized, cropped, mirrored and recoloured by chance, labels alongside."""
+"""Crops of a segmentation set for training: resized, cropped, mirrored and recoloured at random, labels alongside."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from torchvision.transforms.v2 import functional as F
 from ..data.segmentation import SegmentationSet
 from ..data.segmentation_layouts import VOID
 from ..errors import InputError, RecipeError
-from .task import Order, chance_of
+from .task import Order, batch_seed
 
 NAMED = 10
 """Pictures that cannot be used, named in one error."""
@@ -104,7 +104,7 @@ class Crops(Dataset[tuple[Tensor, Tensor]]):
         pictures: the set.
         crop: height and width.
         fill: of what lies outside of a picture, red, green and blue from 0 to 255.
-        augmentation: what chance does.
+        augmentation: how pictures are changed at random.
         size, count, seed: as in `Task.batches`.
     """
 
@@ -128,7 +128,7 @@ class Crops(Dataset[tuple[Tensor, Tensor]]):
         rows = [self.order[place] for place in range(number * self.size, (number + 1) * self.size)]
         pairs = self.pictures.pairs(rows)
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(chance_of(self.seed, number))
+            torch.manual_seed(batch_seed(self.seed, number))
             images, labels = zip(
                 *(self.augmentation(picture, label_map, self.crop, self.fill) for picture, label_map in pairs),
                 strict=True,

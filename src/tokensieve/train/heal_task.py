@@ -140,7 +140,7 @@ class Heal:
 
     def loss(self, module: Any, batch: tuple[Tensor, Tensor]) -> Loss:
         images, taught = batch
-        module.eval()  # as it will be used: what is dropped by chance in training is no part of the answer
+        module.eval()  # as it will be used: what is dropped at random in training is no part of the answer
         answers = as_output(module(images), module, len(images))
         check_shapes(taught, answers)
         return Loss(self.kind.divergence(taught, answers).mean(), {})
@@ -216,7 +216,7 @@ def prepare(
     say(f"asking the dense model about {len(heldout)} pictures that are held out")
     dense = collect_outputs(model, every_batch(heldout, READ))
     course = {**asdict(settings), "workers": 0}
-    identity = f"{teacher.known_as}, {fast.recipe.to_json()}, {views.told}, pictures {prints}, {sorted(course.items())}"
+    identity = f"{teacher.identity}, {fast.recipe.to_json()}, {views.told}, pictures {prints}, {sorted(course.items())}"
     task = Heal(fast, kind, views, torch.cat(asked, 1), heldout, dense, identity, adapter)
     return settings.config(len(known)), task
 

@@ -25,7 +25,7 @@ from .._devices import lacks_units
 from .._files import draft
 from ..errors import InputError, RecipeError, SieveError, cause
 from .config import TrainConfig
-from .task import Task, chance_of
+from .task import Task, batch_seed
 
 if TYPE_CHECKING:
     from accelerate import Accelerator, PartialState
@@ -143,8 +143,8 @@ class _Training:
         self.task.module.train()
         for step_part in range(parts):
             number, batch = next(batches)
-            # Dropout is the batch's own, interrupted or not; below zero, so that it is no chance that makes batches.
-            torch.manual_seed(-1 - chance_of(config.seed, number))
+            # Dropout is seeded by batch: a resumed training repeats it. Negative, for `batches` uses the other seeds.
+            torch.manual_seed(-1 - batch_seed(config.seed, number))
             with nullcontext() if step_part == parts - 1 else self.accelerator.no_sync(self.model):
                 loss, logged = self.model(batch)
                 self.accelerator.backward(loss)

@@ -24,7 +24,7 @@ from ..errors import InputError, RecipeError
 from ..zoo import create
 from .config import TrainConfig
 from .loop import devices
-from .task import Loss, Order, chance_of, halved
+from .task import Loss, Order, batch_seed, halved
 from .teacher import Teacher, remember
 from .views import every_batch
 
@@ -79,7 +79,7 @@ class ClassTeacher(Teacher):
         super().__init__(model, name, device=device)
         try:
             self.preprocessing = Preprocessing.of(model, mean, std)
-            self.classes = self.ask(torch.zeros(1, 3, *self.preprocessing.input_size)).shape[1]
+            self.classes = self.predict(torch.zeros(1, 3, *self.preprocessing.input_size)).shape[1]
         except Exception as error:  # a model may return, or refuse, anything
             raise InputError(
                 f"{name} cannot teach: that takes a classifier that states its input size, and answers with a logit "
@@ -223,7 +223,7 @@ def prepare(
             taught = remember(wise, views, f"photographs {prints[0]}", folder / "teacher.safetensors")
     identity = (
         f"{name}, {size} pixels, args {json.dumps(dict(args or {}), sort_keys=True)}, teacher "
-        f"{wise and wise.known_as}, photographs {prints[0]}, validation {prints[1]}"
+        f"{wise and wise.identity}, photographs {prints[0]}, validation {prints[1]}"
     )
     task = NameClasses(name, pupil, size, known, unseen, norms, taught=taught, identity=identity, workers=workers)
     steps = max(1, epochs * len(known) // BATCH)
@@ -264,7 +264,7 @@ def _checked(name: str, model: nn.Module, teacher: ClassTeacher | None, classes:
 
 
 class _Batches(Dataset[tuple[Tensor, ...]]):
-    """Photographs read and decoded a batch at a time, each cropped, mirrored, changed and partly erased by chance."""
+    """Photographs read and decoded a batch at a time, each cropped, mirrored, changed and partly erased at random."""
 
     def __init__(self, task: NameClasses, size: int, count: int, seed: int) -> None:
         self.known, self.taught = task.known, task.taught
@@ -284,7 +284,7 @@ class _Batches(Dataset[tuple[Tensor, ...]]):
         rows = [self.order[place] for place in range(number * self.size, (number + 1) * self.size)]
         pictures, labels = zip(*(self.known[row] for row in rows), strict=True)
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(chance_of(self.seed, number))
+            torch.manual_seed(batch_seed(self.seed, number))
             mirrored = torch.rand(len(rows)) < 0.5
             batch_images = torch.stack([_bytes(picture) for picture in pictures])
             batch_images = torch.where(mirrored[:, None, None, None], batch_images.flip(3), batch_images)

@@ -27,7 +27,7 @@ from .config import TrainConfig
 from .heal_task import SCORE, likeness
 from .loop import computes_in_bf16, devices, read_log, train
 from .rankings import TARGETS, ranking
-from .task import Loss, Order, chance_of
+from .task import Loss, Order, batch_seed
 from .teacher import Teacher, remember
 from .views import READ, counted, every_batch, fingerprint, set_of, split
 
@@ -119,9 +119,9 @@ class Ranker(Teacher):
     def __init__(self, model: nn.Module, target: str, device: Any, bf16: bool, seed: int) -> None:
         super().__init__(model, type(model).__name__, device=device, bf16=bf16)
         self.ranked = ranking(target, sieve(self.model), seed)
-        self.known_as += f", {target} of seed {seed}"
+        self.identity += f", {target} of seed {seed}"
 
-    def ask(self, images: Tensor) -> Tensor:
+    def predict(self, images: Tensor) -> Tensor:
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16):
             return self.ranked(images.to(self.device)).float().cpu()
 
@@ -202,7 +202,7 @@ class _Batches(Dataset[tuple[Tensor, Tensor]]):
 
     def __getitem__(self, number: int) -> tuple[Tensor, Tensor]:
         rows = [self.order[place] for place in range(number * self.size, (number + 1) * self.size)]
-        mirrored = torch.rand(len(rows), generator=torch.Generator().manual_seed(chance_of(self.seed, number))) < 0.5
+        mirrored = torch.rand(len(rows), generator=torch.Generator().manual_seed(batch_seed(self.seed, number))) < 0.5
         images = torch.stack([self.task.known[row][0] for row in rows])
         maps = self.task.targets[rows].unflatten(1, self.task.grid)
         turned = mirrored[:, None, None, None]
@@ -256,7 +256,7 @@ def prepare(
         told = remember(ranker, shown, f"pictures {prints[0]}", folder / f"patches-{settings.target}.safetensors")
     torch.manual_seed(settings.seed)
     course = sorted({**asdict(settings), "workers": 0}.items())
-    identity = f"{ranker.known_as}, pictures {prints}, normalised by {mean} and {std}, {course}"
+    identity = f"{ranker.identity}, pictures {prints}, normalised by {mean} and {std}, {course}"
     task = RankPatches(model, known, heldout, told[:, 0], (high, wide), (mean, std), settings.loss, identity)
     return settings.config(len(known)), task
 

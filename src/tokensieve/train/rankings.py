@@ -2,7 +2,7 @@
 
 - `attention`: how much the class token attends to each patch, the mean over the last third of the blocks.
 - `gradient`: how much a patch, read a little more, brings the answer nearer to the dense one, where half of the other
-  patches are left out by chance; the mean over several such draws. The gradient is that of the divergence with respect
+  patches are left out at random; the mean over several such draws. The gradient is that of the divergence with respect
   to what each patch weighs in every attention.
 - `hidden`: how far the answer moves when a block of patches is left out.
 """
@@ -131,10 +131,10 @@ def _gradient(dense: Sieved, seed: int) -> Callable[[Tensor], Tensor]:
     def ranked(images: Tensor) -> Tensor:
         embedded, far = divergence.begin(images)
         patches = embedded.x.shape[1] - embedded.prefix
-        chance = torch.Generator().manual_seed(seed)
+        generator = torch.Generator().manual_seed(seed)
         total = torch.zeros(len(images), patches, device=images.device)
         for _ in range(DRAWS):
-            order = torch.rand(len(images), patches, generator=chance).argsort(1).argsort(1).to(images.device)
+            order = torch.rand(len(images), patches, generator=generator).argsort(1).argsort(1).to(images.device)
             for kept in (order < patches // 2, order >= patches // 2):
                 weights = torch.where(kept, 1.0, LEFT_OUT).requires_grad_()
                 with torch.enable_grad():

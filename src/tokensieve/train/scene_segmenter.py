@@ -30,7 +30,7 @@ PLAN = SegmenterPlan(
 )
 """How it is built: four heads behind which tokens may leave, and the last one, which is shown."""
 STILL = Augmentation(scale=(1, 1), one_class=1, flip=0, colours=False)
-"""Scenes are drawn by chance already, and a digit in a mirror is none."""
+"""Scenes are drawn at random already, and a digit in a mirror is none."""
 
 
 def prepare(

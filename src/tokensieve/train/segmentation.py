@@ -60,7 +60,7 @@ class SegmentSettings:
         validate_every: steps.
         checkpoint_every: steps; None writes one at each validation.
         workers: processes that make batches.
-        augmentation: what chance does to pictures.
+        augmentation: how pictures are changed at random.
     """
 
     steps: int = 20_000

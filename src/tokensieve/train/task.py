@@ -67,12 +67,12 @@ class Order:
     def __getitem__(self, place: int) -> int:
         epoch, index = divmod(place, self.count)
         if self._epoch != epoch:
-            chance = torch.Generator().manual_seed(self.seed + epoch)
-            self._epoch, self._order = epoch, torch.randperm(self.count, generator=chance)
+            generator = torch.Generator().manual_seed(self.seed + epoch)
+            self._epoch, self._order = epoch, torch.randperm(self.count, generator=generator)
         return int(self._order[index])
 
 
-def chance_of(seed: int, number: int) -> int:
+def batch_seed(seed: int, number: int) -> int:
     """The random seed of batch `number`."""
     return seed * 1_000_003 + number
 

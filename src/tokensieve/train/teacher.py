@@ -1,4 +1,4 @@
-"""A model whose answers are learnt: frozen, asked once about fixed views of every sample, its answers kept."""
+"""A frozen model that a student learns from: run once on fixed views of every sample, its outputs cached."""
 
 from __future__ import annotations
 
@@ -16,7 +16,8 @@ from torch import Tensor, nn
 from .._files import draft
 from ..errors import InputError
 
-Answer = Callable[[Any], Tensor]
+Target = Callable[[Any], Tensor]
+"""From what a model returns to the targets that are learnt (B, ...)."""
 
 
 def log_probabilities(logits: Tensor) -> Tensor:
@@ -25,24 +26,24 @@ def log_probabilities(logits: Tensor) -> Tensor:
 
 
 class Teacher:
-    """A frozen model; the one given is copied, so that it may be trained itself.
+    """A frozen copy of a model; the one given may itself be trained.
 
     Args:
         model: called with a batch of images.
-        name: under which it is known.
-        answer: what is learnt of what the model returns; by default of logits their log-probabilities.
+        name: of the model, in `identity`.
+        answer: from what the model returns to the targets that are learnt; by default from logits to log-probabilities.
         device: where it runs.
-        bf16: whether it computes in bfloat16, under autocast; its weights stay what they are.
+        bf16: whether it computes in bfloat16, under autocast; its weights keep their precision.
 
     Attributes:
-        known_as: the name with the SHA-256 of its weights.
+        identity: the name and the SHA-256 of its weights.
     """
 
     def __init__(
         self,
         model: nn.Module,
         name: str,
-        answer: Answer = log_probabilities,
+        answer: Target = log_probabilities,
         device: torch.device | str = "cpu",
         bf16: bool = False,
     ) -> None:
@@ -51,34 +52,34 @@ class Teacher:
         digest = hashlib.sha256()
         for value in model.state_dict().values():
             digest.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
-        self.known_as = f"{name} {digest.hexdigest()}" + (", in bf16" if bf16 else "")
+        self.identity = f"{name} {digest.hexdigest()}" + (", in bf16" if bf16 else "")
 
     @torch.no_grad()
-    def ask(self, images: Tensor) -> Tensor:
-        """Images as the teacher reads them, (B, C, H, W) -> its answers (B, ...), on the CPU."""
+    def predict(self, images: Tensor) -> Tensor:
+        """Preprocessed images (B, C, H, W) -> the teacher's targets (B, ...), on the CPU."""
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16):
             return self.answer(self.model(images.to(self.device))).cpu()
 
 
-def remember(teacher: Teacher, views: Iterable[Sequence[Tensor]], about: str, cache: Path | None = None) -> Tensor:
-    """A teacher's outputs on every sample in each of its views, by number of sample and view: (N, V, ...).
+def remember(teacher: Teacher, views: Iterable[Sequence[Tensor]], content: str, cache: Path | None = None) -> Tensor:
+    """A teacher's targets for every sample in each of its views: (N, V, ...), by sample and view.
 
-    With `cache` the answers are kept in that file, and read from there, page by page as they are needed, when the same
-    teacher is asked about the same again; `views` then is not even begun.
+    With `cache` they are kept in that file, and read from there (memory-mapped) when the same teacher runs on the same
+    samples again; `views` is not iterated then.
 
     Args:
         teacher: the model.
         views: the samples in order, a batch at a time: V tensors (B, C, H, W) of the same samples.
-        about: what the samples and views are, so that it is noticed when they change.
+        content: identifies the samples and views, so that the cache is not used after they change.
         cache: a file; its folder is made.
 
     Raises:
-        InputError: the file holds another teacher's answers, or answers about something else.
+        InputError: the file holds the targets of another teacher, or of other samples.
     """
-    key = f"{teacher.known_as}, {about}"
+    key = f"{teacher.identity}, {content}"
     if cache is not None and cache.is_file():
         return _recall(cache, key)
-    parts = [torch.stack([teacher.ask(view) for view in batch], 1) for batch in views]
+    parts = [torch.stack([teacher.predict(view) for view in batch], 1) for batch in views]
     answers = torch.cat(parts)
     if cache is None:
         return answers
@@ -94,7 +95,7 @@ def _recall(cache: Path, key: str) -> Tensor:
             if (file.metadata() or {}).get("asked") == key:
                 return file.get_tensor("answers")
     except SafetensorError:
-        pass  # cut short or no such file at all: no answers
+        pass  # truncated, or no safetensors file
     raise InputError(
         f"{cache} holds another teacher's answers, or answers about other photographs: delete it, or give another "
         "folder."

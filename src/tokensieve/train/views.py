@@ -1,6 +1,6 @@
 """Pictures without labels, each in a few fixed views: what a teacher is asked about once, and a pupil learns from.
 
-The first four are the picture as it is, a crop by chance, its mirror image, and a crop that is mixed with a crop of
+The first four are the picture as it is, a random crop, its mirror image, and a crop that is mixed with a crop of
 another picture, so that the model is asked about more than the pictures' own few classes; further ones are crops, and
 crops mixed, by turns.
 """
@@ -18,10 +18,10 @@ from torchvision.transforms import v2
 
 from ..data import Batch, Failure, load_batches
 from ..errors import InputError, RecipeError
-from .task import Order, chance_of
+from .task import Order, batch_seed
 
 WHOLE, MIRRORED = 0, 2
-"""Views without chance; what comes between and behind is cropped."""
+"""Views that are not random; what comes between and behind is cropped."""
 SCALE = (0.35, 1.0)
 """Of a crop's area."""
 LIGHTEST = 0.5
@@ -138,7 +138,7 @@ class Views(Dataset[Tensor]):
         if view in (WHOLE, MIRRORED):
             return image.flip(-1) if view == MIRRORED else image
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(chance_of(self.seed, index))  # by picture and view, in whatever batch it comes
+            torch.manual_seed(batch_seed(self.seed, index))  # by picture and view, in whatever batch it comes
             shown = _cropped(image)
             if self.mixed and view % 2 and view > MIRRORED:
                 other = int(torch.randint(len(self.pictures), ()))
