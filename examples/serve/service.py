@@ -28,7 +28,7 @@ from torch import Tensor
 from tokensieve import ModelSpec, SieveError
 from tokensieve.data import read_image
 from tokensieve.jobs import RowSettings
-from tokensieve.jobs.answers import Answers
+from tokensieve.jobs.columns import ColumnPredictor
 from tokensieve.show.record import describe
 
 Variant = Literal["dense", "sieved"]
@@ -70,7 +70,7 @@ class Service:
         self.model = ThreadPoolExecutor(1, "model")
         self.batchers = {
             name: Batcher(
-                Answers(pair, RowSettings(k=MOST, classes=settings.classes)),
+                ColumnPredictor(pair, RowSettings(k=MOST, classes=settings.classes)),
                 most=settings.batch,
                 wait=settings.wait,
                 queue=settings.queue,

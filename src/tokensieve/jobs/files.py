@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from .answers import Columns
+from .columns import Columns
 from .place import Place
 from .rows import pyarrow
 

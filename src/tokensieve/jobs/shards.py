@@ -16,7 +16,7 @@ from ..data import ImageSet
 from ..errors import InputError
 from ..model_spec import OpenedModel
 from . import manifest
-from .answers import Columns, Predict, blank, concatenated, open_answers
+from .columns import Columns, Predict, blank, concatenated, open_predictor
 from .files import no_rows, shard_name, write_errors, write_rows
 from .place import Place, place_of
 from .reading import Batch, Reader
@@ -99,7 +99,7 @@ def open_work(job: Job) -> Work:
 
 def describe(job: Job) -> Work:
     """A job that is opened to be counted and described, while other processes do it: its model does not run here."""
-    opened, predict = open_answers(job.spec, job.rows)
+    opened, predict = open_predictor(job.spec, job.rows)
     return Work(job, opened, open_items(job.sources, opened.preprocessing, job.reading), predict, {})
 
 

@@ -1,4 +1,4 @@
-"""From the outputs of a model on a batch to the columns of rows."""
+"""From a model's outputs on a batch to the columns of a table."""
 
 from __future__ import annotations
 
@@ -22,16 +22,16 @@ from ..show.explain import class_names
 from .settings import STORES, RowSettings
 
 Columns = dict[str, Any]
-"""Name -> a value for each item: an array (B, ...), or a list of texts, of bytes, or of None."""
+"""Column name -> the values of a batch: an array (B, ...), or a list of B texts, bytes or None."""
 Predict = Callable[[Tensor], Columns]
 """Images (B, 3, H, W), of videos (B, *clip_shape) or (B, views, *clip_shape), to columns."""
 
 
-class Answers:
-    """A model whose outputs are columns: called with a batch of items, as the data set gives them.
+class ColumnPredictor:
+    """Runs a model on a batch of items, as the data set gives them, and returns columns.
 
     Args:
-        opened: the model; of embeddings, one whose classifier `without_classifier` took off.
+        opened: the model; for embeddings, after `without_classifier`.
         rows: which of its outputs, and how they are stored.
 
     Raises:
@@ -59,24 +59,24 @@ class Answers:
 
     def _classes(self, logits: Tensor, kind: OutputKind) -> Columns:
         if kind.name != "classes":
-            raise self._other(kind, "classes of whole items")
+            raise self._wrong_kind(kind, "classes of whole items")
         probabilities = average_views(logits, self.views)
         count = min(self.rows.k, probabilities.shape[1])
-        likely, classes = probabilities.topk(count, dim=1)
+        top_probabilities, classes = probabilities.topk(count, dim=1)
         columns: Columns = {}
-        for place in range(count):
-            top = classes[:, place]
-            columns[f"top{place + 1}_class"] = top.numpy().astype(np.int32)
+        for rank in range(count):
+            top = classes[:, rank]
+            columns[f"top{rank + 1}_class"] = top.numpy().astype(np.int32)
             if self.names is not None:
-                columns[f"top{place + 1}_label"] = [self.names[index] for index in top.tolist()]
-            columns[f"top{place + 1}_probability"] = likely[:, place].numpy()
+                columns[f"top{rank + 1}_label"] = [self.names[index] for index in top.tolist()]
+            columns[f"top{rank + 1}_probability"] = top_probabilities[:, rank].numpy()
         return columns
 
     def _embeddings(self, vectors: Tensor, kind: OutputKind) -> Columns:
         if vectors.ndim == 3 and self.rows.pooling == "token":
             vectors = vectors[:, 0]
         if vectors.ndim != 2:
-            raise self._other(kind, "one vector for each item (--pooling may say how)")
+            raise self._wrong_kind(kind, "one vector for each item (--pooling may say how)")
         vectors = vectors.float().unflatten(0, (-1, self.views)).mean(1)
         if self.rows.normalize:
             vectors = F.normalize(vectors, dim=1)
@@ -94,7 +94,7 @@ class Answers:
             return {"map": [_png(class_map.numpy(), maps.shape[1]) for class_map in classes], **sides}
         if kind.name == "depth":
             return {"depth": self._stored(maps.squeeze(1) if maps.ndim == 4 else maps)}
-        raise self._other(kind, "a class or a depth of each pixel")
+        raise self._wrong_kind(kind, "a class or a depth of each pixel")
 
     def _patches(self, clips: Tensor) -> Tensor:
         """Features of every patch on the grid, behind the last block and the final norm: (B, D, h, w), of video
@@ -111,20 +111,20 @@ class Answers:
     def _stored(self, numbers: Tensor) -> np.ndarray:
         return numbers.float().numpy().astype(STORES[self.rows.store])
 
-    def _other(self, kind: OutputKind, required: str) -> InputError:
+    def _wrong_kind(self, kind: OutputKind, required: str) -> InputError:
         name = type(self.opened.dense).__name__
         return InputError(f"--output {self.rows.output} needs {required}, and {name} gives {kind.name}.")
 
 
 def _png(classes: np.ndarray, count: int) -> bytes:
-    """(H, W) class numbers as a grey PNG whose samples they are, of 8 bits, or of 16 where there are more classes."""
+    """Class indices (H, W) as a greyscale PNG, of 8 bits a pixel up to 256 classes, else of 16."""
     data = io.BytesIO()
     Image.fromarray(classes.astype(np.uint8 if count <= 256 else np.uint16)).save(data, "PNG")
     return data.getvalue()
 
 
-def open_answers(spec: ModelSpec, rows: RowSettings) -> tuple[OpenedModel, Answers]:
-    """The model of a job, and what it answers to a batch.
+def open_predictor(spec: ModelSpec, rows: RowSettings) -> tuple[OpenedModel, ColumnPredictor]:
+    """Open the model of a job, and make the function from a batch to its columns.
 
     Raises:
         InputError, RecipeError, UnsupportedHost: as `ModelSpec.open`; the model gives no output of this kind.
@@ -133,19 +133,19 @@ def open_answers(spec: ModelSpec, rows: RowSettings) -> tuple[OpenedModel, Answe
     if rows.output == "embeddings":
         without_classifier(opened.dense, rows.pooling)
         opened = spec.sieve(opened.dense, opened.preprocessing)
-    return opened, Answers(opened, rows)
+    return opened, ColumnPredictor(opened, rows)
 
 
 def without_classifier(model: Any, pooling: str | None = None) -> None:
-    """Make a model return the input of its classifier, pooled in its own way or another.
+    """Replace a model's classifier by the identity, so that it returns pooled features.
 
     Args:
-        model: of timm, torchvision or transformers; one without a classifier stays as it is.
-        pooling: of timm's models whatever their `global_pool` can be; of others "token", where they give tokens.
+        model: of timm, torchvision or transformers, changed in place; one without a classifier is left unchanged.
+        pooling: for timm models any value of their `global_pool`; for others "token", where they return tokens.
 
     Raises:
         SettingError: a pooling that the model does not have.
-        UnsupportedHost: a model whose classifier is not known.
+        UnsupportedHost: the classifier of this model is not known.
     """
     if hasattr(model, "reset_classifier"):
         try:
@@ -180,7 +180,7 @@ def _classifier(model: nn.Module) -> str | None:
 
 
 def _bare(model: Any) -> bool:
-    """Whether a model of transformers has no head, though its configuration counts labels."""
+    """Whether a transformers model has no head, although its configuration has a number of labels."""
     return hasattr(model, "config") and not type(model).__name__.endswith("Classification")
 
 
@@ -197,7 +197,7 @@ def concatenated(parts: Sequence[Columns]) -> Columns:
 
 
 def blank(opened: OpenedModel) -> Tensor:
-    """One item of nothing but zeros, as the data set would give it."""
+    """One item of zeros, of the shape that the data set gives."""
     preprocessing = opened.preprocessing
     shape = (
         preprocessing.clip_shape if isinstance(preprocessing, VideoPreprocessing) else (3, *preprocessing.input_size)

@@ -14,7 +14,7 @@ from torch import nn
 
 from tokensieve import ModelSpec
 from tokensieve.errors import InputError, SettingError, UnsupportedHost
-from tokensieve.jobs.answers import blank, concatenated, open_answers, without_classifier
+from tokensieve.jobs.columns import blank, concatenated, open_predictor, without_classifier
 from tokensieve.jobs.settings import RowSettings
 
 
@@ -27,7 +27,7 @@ def images():
 def test_embeddings_are_what_timm_pools(tiny, images, pooling):
     """On the dense model, whose own function says what they are."""
     spec = tiny("")
-    _, answers = open_answers(spec, RowSettings(output="embeddings", pooling=pooling))
+    _, answers = open_predictor(spec, RowSettings(output="embeddings", pooling=pooling))
     model = spec.open().dense
     with torch.no_grad():
         model.reset_classifier(0, pooling or model.global_pool)
@@ -37,7 +37,7 @@ def test_embeddings_are_what_timm_pools(tiny, images, pooling):
 
 def test_embeddings_of_a_sieved_model_are_what_its_classifier_reads(tiny, images):
     spec = tiny("tome(r=8)")
-    _, answers = open_answers(spec, RowSettings(output="embeddings"))
+    _, answers = open_predictor(spec, RowSettings(output="embeddings"))
     opened = spec.open()
     with torch.no_grad():
         logits = opened.fast(images)
@@ -46,16 +46,16 @@ def test_embeddings_of_a_sieved_model_are_what_its_classifier_reads(tiny, images
 
 
 def test_embeddings_are_normalised_and_stored_as_asked(tiny, images):
-    plain = open_answers(tiny(), RowSettings(output="embeddings"))[1](images)["embedding"]
+    plain = open_predictor(tiny(), RowSettings(output="embeddings"))[1](images)["embedding"]
     asked = RowSettings(output="embeddings", normalize=True, store="fp16")
-    found = open_answers(tiny(), asked)[1](images)["embedding"]
+    found = open_predictor(tiny(), asked)[1](images)["embedding"]
     assert found.dtype == np.float16
     assert found == pytest.approx(plain / np.linalg.norm(plain, axis=1, keepdims=True), abs=2e-3)
 
 
 def test_a_pooling_that_there_is_not_is_a_sentence(tiny):
     with pytest.raises(SettingError, match="'mean' is none that VisionTransformer has"):
-        open_answers(tiny(), RowSettings(output="embeddings", pooling="mean"))
+        open_predictor(tiny(), RowSettings(output="embeddings", pooling="mean"))
 
 
 @pytest.mark.parametrize(
@@ -89,7 +89,7 @@ def test_a_classifier_that_is_not_known_is_refused():
 
 def test_features_are_the_whole_grids(tiny, images):
     spec = tiny("papr(keep=0.5, significance=centre)")
-    _, answers = open_answers(spec, RowSettings(output="features"))
+    _, answers = open_predictor(spec, RowSettings(output="features"))
     found = answers(images)["features"]
     assert found.shape == (3, 4, 4, 64)
     with torch.no_grad():
@@ -101,7 +101,7 @@ def test_features_are_the_whole_grids(tiny, images):
 
 def test_maps_are_the_classes_of_pixels():
     spec = ModelSpec("nano_segmenter", "")
-    opened, answers = open_answers(spec, RowSettings(output="maps"))
+    opened, answers = open_predictor(spec, RowSettings(output="maps"))
     images = torch.randn(2, *blank(opened).shape[1:])
     columns = answers(images)
     with torch.no_grad():
@@ -113,14 +113,14 @@ def test_maps_are_the_classes_of_pixels():
 
 def test_an_output_that_the_model_does_not_have_is_a_sentence(tiny, images):
     with pytest.raises(InputError, match="--output maps needs a class or a depth of each pixel"):
-        open_answers(tiny(), RowSettings(output="maps"))[1](images)
-    opened, answers = open_answers(ModelSpec("nano_segmenter", ""), RowSettings(output="classes"))
+        open_predictor(tiny(), RowSettings(output="maps"))[1](images)
+    opened, answers = open_predictor(ModelSpec("nano_segmenter", ""), RowSettings(output="classes"))
     with pytest.raises(InputError, match="--output classes needs classes of whole items"):
         answers(blank(opened))
 
 
 def test_fewer_classes_than_asked_for_are_all_of_them():
-    opened, answers = open_answers(ModelSpec("nano_vit", ""), RowSettings(k=50))
+    opened, answers = open_predictor(ModelSpec("nano_vit", ""), RowSettings(k=50))
     columns = answers(blank(opened))
     assert len([name for name in columns if name.endswith("_class")]) == 10
     assert sum(columns[f"top{place}_probability"][0] for place in range(1, 11)) == pytest.approx(1)
