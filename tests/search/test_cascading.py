@@ -41,28 +41,28 @@ def test_thresholds_are_the_references(recipes: list[str]) -> None:
     members = [sieve(model, recipe) if recipe else model for recipe in recipes]
     batches = [(images, torch.zeros(len(images))) for images in pictures(COUNT).double().split(64)]
     for images in (pictures(COUNT).double(), batches):
-        found = cascade(members, images, agree=agree, confidence=0.9)
-        assert found.thresholds == (expected,) * (len(recipes) - 1)
-        assert found.recipe.images == COUNT
-        assert (found.recipe.agree, found.recipe.confidence) == (agree, 0.9)
-        trace = found.trace(pictures(COUNT).double())
-        assert found.shares == pytest.approx(trace.shares)
+        fast = cascade(members, images, agree=agree, confidence=0.9)
+        assert fast.thresholds == (expected,) * (len(recipes) - 1)
+        assert fast.recipe.images == COUNT
+        assert (fast.recipe.agree, fast.recipe.confidence) == (agree, 0.9)
+        trace = fast.trace(pictures(COUNT).double())
+        assert fast.shares == pytest.approx(trace.shares)
         with torch.no_grad():
             dense = model(pictures(COUNT).double())
         agreement = (trace.output.argmax(1) == dense.argmax(1)).double().mean()
-        assert found.found is not None
-        assert found.found.agreement == pytest.approx(float(agreement))
-        assert found.found.bound >= agree
+        assert fast.certificate is not None
+        assert fast.certificate.agreement == pytest.approx(float(agreement))
+        assert fast.certificate.bound >= agree
 
 
 def test_too_few_images_say_how_many_would_do() -> None:
     model = classifier()
     with pytest.warns(UserWarning, match="50 images cannot certify 98 % .* 149 at least can"):
-        found = cascade([sieve(model, HALF), model], pictures(50))
-    assert found.thresholds == (1.0,)
-    assert found.shares == (0.0, 1.0)
+        fast = cascade([sieve(model, HALF), model], pictures(50))
+    assert fast.thresholds == (1.0,)
+    assert fast.shares == (0.0, 1.0)
     with torch.no_grad():
-        assert torch.equal(found(pictures(50)), model(pictures(50)))
+        assert torch.equal(fast(pictures(50)), model(pictures(50)))
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         cascade([sieve(model, HALF), model], pictures(COUNT), agree=0.5)
@@ -71,9 +71,9 @@ def test_too_few_images_say_how_many_would_do() -> None:
 def test_a_reading_that_is_sure_and_wrong_is_left_out() -> None:
     scores = np.ones((1, COUNT))
     same = np.stack([np.zeros(COUNT, dtype=bool), np.ones(COUNT, dtype=bool)])
-    found = certify(scores, same, 0.9, 0.9)
-    assert found.thresholds == (1.0,)
-    assert "no number of images would" in (shortfall(found, 0.9, 0.9) or "")
+    certificate = certify(scores, same, 0.9, 0.9)
+    assert certificate.thresholds == (1.0,)
+    assert "no number of images would" in (shortfall(certificate, 0.9, 0.9) or "")
 
 
 def test_a_last_reading_that_is_not_dense_must_keep_the_promise_itself() -> None:
@@ -88,11 +88,11 @@ def test_a_function_makes_scores_of_embeddings() -> None:
     with pytest.raises(UnsupportedHost, match="a model with a classifier, or give score="):
         cascade(members, pictures(COUNT))
     texts = torch.randn(24, 5)
-    found = cascade(members, pictures(COUNT), agree=0.9, score=lambda embedding: embedding @ texts)
-    scores, same = answers_of(found.members, pictures(COUNT), lambda embedding: embedding @ texts)
+    fast = cascade(members, pictures(COUNT), agree=0.9, score=lambda embedding: embedding @ texts)
+    scores, same = answers_of(fast.members, pictures(COUNT), lambda embedding: embedding @ texts)
     assert scores.shape == (1, COUNT)
     with torch.no_grad():
-        output = found(pictures(COUNT))
+        output = fast(pictures(COUNT))
         agreement = ((output @ texts).argmax(1) == (host(pictures(COUNT)) @ texts).argmax(1)).double().mean()
     assert output.shape == (COUNT, 24)
     assert float(agreement) >= 0.9

@@ -79,16 +79,18 @@ class Cascade(Sieved):
 
     recipe: CascadeRecipe  # type: ignore[assignment]
 
-    def __init__(self, members: Sequence[nn.Module], recipe: CascadeRecipe, found: Certified | None = None) -> None:
-        """`members`: what `sieve` returned, or models as they are, one for each of the recipe's recipes; `found`: by
-        the calibration."""
+    def __init__(
+        self, members: Sequence[nn.Module], recipe: CascadeRecipe, certificate: Certified | None = None
+    ) -> None:
+        """`members`: what `sieve` returned, or models as they are, one for each of the recipe's recipes; `certificate`:
+        what the calibration certified."""
         sieved = [member if isinstance(member, Sieved) else sieve(member) for member in members]
         if any(isinstance(member, Cascade) for member in sieved):
             raise RecipeError("A cascade is no member of a cascade: give its own members.")
         if len(sieved) != len(recipe.recipes):
             raise RecipeError(f"A cascade of {len(recipe.recipes)} recipes has as many members, not {len(sieved)}.")
         super().__init__(sieved[-1].stream, recipe)  # type: ignore[arg-type]
-        self._members, self._found = tuple(sieved), found
+        self._members, self._certificate = tuple(sieved), certificate
         again = [share for share in (recipe.shares or ()) if share]
         used = [threshold for threshold in recipe.thresholds if threshold < 1]
         known = recipe.images is not None and len(again) > 0 and len(used) > 0
@@ -115,9 +117,9 @@ class Cascade(Sieved):
         return self.recipe.shares
 
     @property
-    def found(self) -> Certified | None:
-        """What the calibration found, with the bound of the agreement; None of a cascade that was opened."""
-        return self._found
+    def certificate(self) -> Certified | None:
+        """What the calibration certified, with the lower bound of the agreement; None for a cascade that was loaded."""
+        return self._certificate
 
     @property
     def watch(self) -> Watch:
@@ -205,7 +207,7 @@ class Cascade(Sieved):
 
     def unwatched(self) -> Cascade:
         """The same for measuring: it expects no share of images read again, and so never warns."""
-        return Cascade(self._members, replace(self.recipe, shares=None, images=None), self._found)
+        return Cascade(self._members, replace(self.recipe, shares=None, images=None), self._certificate)
 
     @property
     def active(self) -> list[int]:

@@ -8,7 +8,7 @@ of the Binomial, Biometrika 26, 1934.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from math import ceil, log
 
@@ -18,21 +18,21 @@ from numpy.typing import NDArray
 STEPS = 1000
 """Thresholds that are tested at most, one after the other."""
 EXAMINED = 10**7
-"""Images up to which it is looked how many would certify a promise."""
+"""Largest number of images that `images_needed` tries."""
 
 
 @dataclass(frozen=True)
 class Certified:
-    """The thresholds that were found, and what is known of them from the images."""
+    """Thresholds of a cascade, with the statistics that certify them on the calibration images."""
 
     thresholds: tuple[float, ...]
-    """1 where reading again is all that keeps the promise, or nothing does."""
+    """Of each member but the last; 1 where no lower threshold keeps the promise: all its images are read again."""
     certified: bool
-    """Whether the images show the promise to be kept."""
+    """Whether the bound reaches the promised agreement."""
     agreement: float
     """Share of the images with the dense model's answer under these thresholds."""
     bound: float
-    """Lower bound of the agreement on images like these, at the confidence asked for."""
+    """Lower confidence bound of the agreement on images of the same distribution."""
     shares: tuple[float, ...]
     """Share of the images that each member reads."""
     images: int
@@ -42,17 +42,16 @@ class Certified:
 
 @lru_cache(maxsize=4096)
 def lower_bound(hits: int, count: int, confidence: float) -> float:
-    """Clopper and Pearson's one-sided lower bound of a share, of which `hits` of `count` were seen: whatever the share,
-    it is below with that confidence."""
+    """Clopper and Pearson's one-sided lower bound of a proportion of which `hits` of `count` were observed."""
     from scipy.special import betaincinv  # scipy takes a while: only where it is used
 
     return 0.0 if hits == 0 else float(betaincinv(hits, count - hits + 1, 1 - confidence))
 
 
 def images_needed(agree: float, confidence: float, share: float = 1.0) -> int | None:
-    """How many images certify `agree` where `share` of them have the dense model's answer; None where none do.
+    """How many images certify `agree` where `share` of them have the dense model's answer; None if no number does.
 
-    With share 1 it is the least that can: log(1 - confidence) / log(agree).
+    With share 1 it is the smallest number that can: log(1 - confidence) / log(agree).
     """
     if share >= 1:
         return ceil(log(1 - confidence) / log(agree) - 1e-9)
@@ -99,28 +98,28 @@ def certify(
 
     def outcome(step: float) -> tuple[tuple[float, ...], NDArray[np.bool_], tuple[float, ...]]:
         thresholds = tuple(step**power if step > 0 else 0.0 for power in powers)
-        going, answer, shares = np.ones(count, dtype=bool), np.zeros(count, dtype=bool), []
+        pending, agrees, shares = np.ones(count, dtype=bool), np.zeros(count, dtype=bool), []
         for threshold, sure, right in zip(thresholds, scores, same[:-1], strict=True):
-            shares.append(float(going.mean()) if threshold < 1 else 0.0)
-            accepted = going & (sure >= threshold) & (threshold < 1)
-            answer[accepted] = right[accepted]
-            going = going & ~accepted
-        answer[going] = same[-1][going]
-        return thresholds, answer, (*shares, float(going.mean()))
+            shares.append(float(pending.mean()) if threshold < 1 else 0.0)
+            accepted = pending & (sure >= threshold) & (threshold < 1)
+            agrees[accepted] = right[accepted]
+            pending = pending & ~accepted
+        agrees[pending] = same[-1][pending]
+        return thresholds, agrees, (*shares, float(pending.mean()))
 
-    kept: Certified | None = None
+    last: Certified | None = None
     for number in range(STEPS, -1, -1):
-        thresholds, answer, shares = outcome(number / STEPS)
-        hits = int(answer.sum())
+        thresholds, agrees, shares = outcome(number / STEPS)
+        hits = int(agrees.sum())
         bound = lower_bound(hits, count, confidence)
-        if kept is not None and bound < agree:
-            return Certified(kept.thresholds, True, kept.agreement, kept.bound, kept.shares, count, hits / count)
-        found = Certified(thresholds, bound >= agree, hits / count, bound, shares, count, None)
-        if kept is None and bound < agree:
-            return found
-        kept = found
-    assert kept is not None
-    return kept
+        if last is not None and bound < agree:
+            return replace(last, refused=hits / count)
+        tested = Certified(thresholds, bound >= agree, hits / count, bound, shares, count, None)
+        if last is None and bound < agree:
+            return tested
+        last = tested
+    assert last is not None
+    return last
 
 
 def _powers(towards: Sequence[float] | None, readers: int) -> list[float]:

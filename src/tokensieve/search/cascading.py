@@ -55,8 +55,8 @@ def cascade(
 
     Returns:
         A module that is called like the dense model and returns what it returns, in the images' order, with
-        `thresholds`, `shares`, `found` and `trace(images)`. Where the images cannot certify the promise, it says so,
-        with how many would, and reads everything by the dense model.
+        `thresholds`, `shares`, `certificate` and `trace(images)`. Where the images cannot certify the promise, it warns,
+        says how many would, and reads everything by the dense model.
 
     Raises:
         RecipeError: fewer than two members, settings that make no sense.
@@ -76,18 +76,20 @@ def cascade(
     plain = CascadeRecipe(tuple(each.recipe for each in sieved), (0.0,) * (len(sieved) - 1), score)
     Cascade(sieved, plain)  # refuses what cannot be one before anything slow begins
     scores, same = answers_of(sieved, images, score, batch)
-    found = certify(scores, same, agree, confidence, towards)
+    certificate = certify(scores, same, agree, confidence, towards)
     exact = bool(same[-1].all())
-    if not found.certified and not exact and found.images >= (images_needed(agree, confidence) or 0):
+    if not certificate.certified and not exact and certificate.images >= (images_needed(agree, confidence) or 0):
         raise RecipeError(
-            f"The last member agrees with the dense model on {100 * same[-1].mean():.1f} % of these {found.images} "
-            f"images, which is not enough for {100 * agree:g} %: let the dense model itself be the last."
+            f"The last member agrees with the dense model on {100 * same[-1].mean():.1f} % of these "
+            f"{certificate.images} images, which is not enough for {100 * agree:g} %: let the dense model itself be the last."
         )
-    if (why := shortfall(found, agree, confidence)) is not None:
+    if (why := shortfall(certificate, agree, confidence)) is not None:
         warnings.warn(why, stacklevel=2)
-    promise: dict[str, Any] = {"agree": agree, "confidence": confidence} if found.certified or exact else {}
-    recipe = CascadeRecipe(plain.recipes, found.thresholds, score, images=found.images, shares=found.shares, **promise)
-    return Cascade(sieved, recipe, found)
+    promise: dict[str, Any] = {"agree": agree, "confidence": confidence} if certificate.certified or exact else {}
+    recipe = CascadeRecipe(
+        plain.recipes, certificate.thresholds, score, images=certificate.images, shares=certificate.shares, **promise
+    )
+    return Cascade(sieved, recipe, certificate)
 
 
 def answers_of(
@@ -97,17 +99,17 @@ def answers_of(
     model's, (M, N). Raises as `cascade` does."""
     dense = members[-1].model
     exact = not members[-1].plan.methods
-    asked = [_Scored(member, score) for member in (*members[:-1], *(() if exact else members[-1:]), dense)]
+    models = [_Scored(member, score) for member in (*members[:-1], *(() if exact else members[-1:]), dense)]
     scores: list[list[Tensor]] = [[] for _ in members[:-1]]
     same: list[list[Tensor]] = [[] for _ in members]
-    with evaluating(*asked):
-        for answers in forward_batches(asked, images.split(batch) if isinstance(images, Tensor) else images):
-            told = answers.outputs[-1].argmax(1)
-            for place in range(len(members)):
-                output = answers.outputs[min(place, len(asked) - 1)]
-                same[place].append(output.argmax(1) == told)
-                if place < len(scores):
-                    scores[place].append(sureness(output, score))
+    with evaluating(*models):
+        for answers in forward_batches(models, images.split(batch) if isinstance(images, Tensor) else images):
+            dense_classes = answers.outputs[-1].argmax(1)
+            for index in range(len(members)):
+                output = answers.outputs[min(index, len(models) - 1)]
+                same[index].append(output.argmax(1) == dense_classes)
+                if index < len(scores):
+                    scores[index].append(sureness(output, score))
     if not same[0]:
         raise nothing_read(images)
     return (
@@ -117,7 +119,7 @@ def answers_of(
 
 
 class _Scored(nn.Module):
-    """A model that gives the scores of classes which a cascade decides by."""
+    """A model that returns the logits by which a cascade decides."""
 
     def __init__(self, model: nn.Module, score: object) -> None:
         super().__init__()
@@ -127,20 +129,21 @@ class _Scored(nn.Module):
         return logits_of(self.model(images), self.model, self.score, len(images))
 
 
-def shortfall(found: Certified, agree: float, confidence: float) -> str | None:
-    """A sentence where nothing but reading everything by the last member keeps the promise; None otherwise."""
+def shortfall(certificate: Certified, agree: float, confidence: float) -> str | None:
+    """Why every image is read by the last member, as a sentence; None where a threshold could be certified."""
     promise = f"{100 * agree:g} % the same answers with confidence {confidence:g}"
     least = images_needed(agree, confidence)
-    if not found.certified and least is not None and found.images < least:
+    if not certificate.certified and least is not None and certificate.images < least:
         return (
-            f"{found.images} images cannot certify {promise}, however many of them agree: {least} at least can. Until "
-            "then everything is read by the last member."
+            f"{certificate.images} images cannot certify {promise}, however many of them agree: {least} at least can. "
+            "Until then everything is read by the last member."
         )
-    if all(threshold >= 1 for threshold in found.thresholds):
-        many = None if found.refused is None else images_needed(agree, confidence, found.refused)
-        would = "no number of images would" if many is None else f"about {many} images would"
+    if all(threshold >= 1 for threshold in certificate.thresholds):
+        needed = None if certificate.refused is None else images_needed(agree, confidence, certificate.refused)
+        would = "no number of images would" if needed is None else f"about {needed} images would"
         return (
-            f"No threshold certifies {promise} on these {found.images} images: of the surest answers "
-            f"{100 * (found.refused or 0):.1f} % are the same, where {would}. Everything is read by the last member."
+            f"No threshold certifies {promise} on these {certificate.images} images: of the surest answers "
+            f"{100 * (certificate.refused or 0):.1f} % are the same, where {would}. Everything is read by "
+            "the last member."
         )
     return None
