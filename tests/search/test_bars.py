@@ -11,7 +11,7 @@ from timm.models.vision_transformer import VisionTransformer
 
 from tokensieve import Recipe, RecipeError, sieve, tune
 from tokensieve.measure import macs
-from tokensieve.search.bars import NEAR, adapted, mean_macs
+from tokensieve.search.bars import BUDGET_TOLERANCE, adapted, mean_macs
 from tokensieve.search.costs import Costs
 from tokensieve.search.evaluator import Evaluator
 from tokensieve.search.front import mark_dominated
@@ -45,7 +45,7 @@ def test_the_mean_meets_the_budget(evaluator: Evaluator) -> None:
     images = evaluator.images[evaluator.parts["search"]]
     fast = sieve(evaluator.model, found)
     counted = macs(fast, images=images)
-    assert target * (1 - 2 * NEAR) <= counted <= target
+    assert target * (1 - 2 * BUDGET_TOLERANCE) <= counted <= target
     assert mean_macs(evaluator, costs, found) == pytest.approx(counted, rel=1e-12)
     lengths = torch.stack(fast.trace(images).lengths).double()
     assert lengths[1].std() > 0

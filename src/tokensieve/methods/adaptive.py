@@ -1,4 +1,4 @@
-"""Adaptive merging: guarded merging above a bar, so that each image keeps as many tokens as it has that differ."""
+"""Adaptive merging: guarded merging above a threshold, so that an image with many distinct tokens keeps more."""
 
 from __future__ import annotations
 
@@ -21,18 +21,19 @@ from .schedule import Layers, blocks, layers_field, levels_field
 @register
 @dataclass(frozen=True)
 class Adaptive(Method[AttentionEvidence]):
-    """`guarded` with a bar in the place of a number: what scores above it merges, both ways; this project's own.
+    """`guarded` with a threshold in place of a number of merges; this project's own.
 
-    An image of much the same keeps few tokens, one of many things keeps many; a batch is padded to its longest. How
-    many stay on average is what `tokensieve.tune` sets the bars for, on images like those the model will see. The idea
-    of thresholds that differ from block to block is Adaptive Token Merging's (arXiv 2505.15160).
+    Every pair that scores above the block's threshold (`bars`) merges, even tokens into odd ones and then odd into even
+    ones. Images of uniform content keep few tokens, cluttered ones many; a batch is padded to its longest image.
+    `tokensieve.tune` sets the thresholds on images like those the model will see, for a mean number of tokens.
+    Thresholds that differ from block to block are from Adaptive Token Merging (arXiv 2505.15160).
 
     Args:
-        bars: what a pair must score more than to merge, a number for every block or a tuple of one for each (what is
-            missing there is 1); 1 merges nothing.
+        bars: the score above which a pair merges: one number for every block, or a tuple of one for each block, 1 for
+            those missing; 1 merges nothing.
         layers: the blocks that act, as a slice or by their numbers; None means all.
         drop: the share of the patch tokens that each block drops after merging, in [0, 1), the least attended first;
-            the forms of `bars`, and what is missing is 0.
+            one number or a tuple, as for `bars`; 0 for those missing.
         source_guard, destination_guard, metric, soften, norm: as for `guarded`.
     """
 
@@ -62,15 +63,15 @@ class Adaptive(Method[AttentionEvidence]):
         return True
 
     def left(self, site: TokenSite) -> int:
-        """All of them: how few an image keeps is known once it is seen."""
+        """All tokens, an upper limit: how many an image keeps depends on its content."""
         return site.tokens
 
     def acts(self, site: TokenSite) -> bool:
-        bar, share = self.at(site.block, site.depth)
-        return (bar < 1 or share > 0) and site.tokens > site.prefix + 1
+        threshold, share = self.at(site.block, site.depth)
+        return (threshold < 1 or share > 0) and site.tokens > site.prefix + 1
 
     def at(self, block: int, depth: int) -> tuple[float, float]:
-        """A block's bar, and the share that it drops."""
+        """A block's threshold, and the share that it drops."""
         if block not in blocks(self.layers, depth):
             return 1.0, 0.0
         return _at(self.bars, block, 1.0), _at(self.drop, block, 0.0)
@@ -82,13 +83,13 @@ class Adaptive(Method[AttentionEvidence]):
                 "take guarded, whose numbers are fixed, or call the model as it is."
             )
         attended = evidence.class_attention()
-        bar, share = self.at(evidence.block, evidence.depth)
-        if bar < 1:
-            tokens = self.merge(tokens, self.pairs(tokens, evidence, attended), bar)
+        threshold, share = self.at(evidence.block, evidence.depth)
+        if threshold < 1:
+            tokens = self.merge(tokens, self.pairs(tokens, evidence, attended), threshold)
         return drop_least(tokens, evidence.follow(attended, tokens), share) if share else tokens
 
     def pairs(self, tokens: Tokens, evidence: AttentionEvidence, attended: Tensor) -> Pairs:
-        """What could merge in this block, by the class attention `attended` (B, N) of what came into it."""
+        """Candidate pairs in this block, given the class attention `attended` (B, N) to the tokens that it read."""
         prefix, real = tokens.prefix, tokens.real
         guard = evidence.follow(attended, tokens)
         patches = guard[:, prefix:] if real is None else guard[:, prefix:] * real[:, prefix:]
@@ -96,12 +97,12 @@ class Adaptive(Method[AttentionEvidence]):
         features = tokens.x if self.metric == "tokens" else evidence.keys(tokens)
         return all_pairs(features, prefix, self.source_guard * guard, self.destination_guard * guard, real)
 
-    def merge(self, tokens: Tokens, pairs: Pairs, bar: float) -> Tokens:
-        """All pairs above the bar merged: prefix, then even tokens that stay, then odd ones."""
+    def merge(self, tokens: Tokens, pairs: Pairs, threshold: float) -> Tokens:
+        """The tokens with all pairs above the threshold merged, in the order prefix, remaining even, remaining odd."""
         batch, count = tokens.x.shape[:2]
-        sources, destinations, similarity, merging = above(pairs, bar)
-        place = torch.arange(count, device=sources.device)
-        rank = torch.where(place < tokens.prefix, 0, 1 + place % 2).to(torch.int8).expand(batch, -1)
+        sources, destinations, similarity, merging = above(pairs, threshold)
+        index = torch.arange(count, device=sources.device)
+        rank = torch.where(index < tokens.prefix, 0, 1 + index % 2).to(torch.int8).expand(batch, -1)
         if tokens.real is not None:
             rank = rank.masked_fill(~tokens.real, 3)
         rank = rank.scatter(1, sources, torch.where(merging, 3, rank.gather(1, sources)).to(torch.int8))
@@ -112,7 +113,7 @@ class Adaptive(Method[AttentionEvidence]):
         merged = tokens.merge(
             order[:, :longest],
             sources,
-            moved_to.gather(1, destinations).clamp(max=longest - 1),  # what does not merge has no place to go to
+            moved_to.gather(1, destinations).clamp(max=longest - 1),  # any valid index for pairs that do not merge
             weigh=True,
             soften=similarity if self.soften else None,
             norm="mean" if self.norm else None,
@@ -122,7 +123,7 @@ class Adaptive(Method[AttentionEvidence]):
 
 
 def drop_least(tokens: Tokens, attended: Tensor, share: float) -> Tokens:
-    """Without this share of each image's patch tokens, the least attended (B, N), but with one of them at least."""
+    """Drop this share of each image's patch tokens, the least attended (B, N) first; at least one stays."""
     prefix, lengths = tokens.prefix, tokens.lengths_per_image()
     patches = lengths - prefix
     dropped = (patches * share + 0.5).long().minimum((patches - 1).clamp(min=0))

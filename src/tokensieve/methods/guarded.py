@@ -1,4 +1,4 @@
-"""Guarded merging: ToMe that leaves alone what the class token attends to, and drops the least attended late."""
+"""Guarded merging: ToMe that protects tokens with much class attention, and may drop the least attended late."""
 
 from __future__ import annotations
 
@@ -16,21 +16,21 @@ from .schedule import Schedule, at, schedule_field
 @register
 @dataclass(frozen=True)
 class Guarded(Merging):
-    """Merging by similarity less the price of attention, then dropping; this project's own.
+    """Merging by similarity minus a penalty for class attention, then dropping; this project's own.
 
-    A pair of source i and destination j scores cos(i, j) - source_guard * c_i - destination_guard * c_j, c the class
-    token's attention over its mean: what the class token reads stays by itself. Attention goes on counting a merged
-    token's weight times its similarity to where it went, as in DiffRate.
+    A pair of source i and destination j scores cos(i, j) - source_guard * c_i - destination_guard * c_j, with c the
+    class attention divided by its mean, so that attended tokens stay unmerged. In later attention a merged token counts
+    with its weight times its similarity to its destination, as in DiffRate.
 
     Args:
         r: tokens merged away in each block, as for `tome`.
         layers: the blocks that act, as a slice or by their numbers; None means all.
         drop: patches dropped in each block after merging, the least attended first; the forms of `r`.
-        source_guard: the price of merging an attended token away.
-        destination_guard: the price of merging something into it.
+        source_guard: penalty for merging an attended token away.
+        destination_guard: penalty for merging another token into it.
         metric: what is compared, token features between attention and MLP (`tokens`) or `keys`.
         soften: count a merged token's weight times the pair's similarity; False counts its size, as ToMe does.
-        norm: give each average the mean norm of its members, which averaging shortens: KL falls by a seventh.
+        norm: rescale each average, which is shorter than its members, to their mean norm: KL falls by a seventh.
     """
 
     drop: Schedule = schedule_field(0)

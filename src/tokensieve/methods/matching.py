@@ -19,14 +19,14 @@ class Match(NamedTuple):
     sources: Tensor
     """(B, r) int64"""
     destinations: Tensor
-    """(B, r) int64, places in the new order."""
+    """(B, r) int64, indices in the new order."""
 
 
 def metric(features: Tensor) -> Tensor:
-    """Directions to compare tokens by: (B, N, d) as it is, (B, H, N, d) summed over heads -> (B, N, d) of length one.
+    """Unit vectors (B, N, d) to compare tokens by, of features (B, N, d), or (B, H, N, d) summed over heads.
 
-    fp32 whatever the model runs in: half precision would turn near ties into other matches. The cosine of a sum over
-    heads is that of the mean.
+    In fp32 at least: half precision would turn near ties into other matches. The cosine of a sum over heads is that of
+    the mean.
     """
     exact = torch.promote_types(features.dtype, torch.float32)
     return F.normalize(features.sum(1, dtype=exact) if features.ndim == 4 else features.to(exact), dim=-1)
@@ -66,10 +66,10 @@ def bipartite_match(
         features: (B, N, d) or (B, H, N, d), compared by cosine.
         r: how many even tokens merge into their best odd token, at most half of the patch tokens.
         prefix: leading tokens that take no part.
-        source_cost, destination_cost: (B, N) taken off the cosine of a pair whose source, whose destination it is.
-        moments: (B, N) when each token is, in steps of time; pairs more than `window` steps apart come behind all
-            others, the nearest first. None: time does not matter.
-        window: see there.
+        source_cost, destination_cost: (B, N) subtracted from the cosine of pairs with this source or destination.
+        moments: (B, N) time of each token, in steps; pairs more than `window` steps apart rank below all others, the
+            nearest first. None: time does not matter.
+        window: in steps of time.
 
     Returns:
         A `Match` whose new order is: prefix, unmerged even tokens, odd tokens. Equal scores go to the lower index.
@@ -90,89 +90,92 @@ def bipartite_match(
     if prefix:  # published behaviour: without any prefix token the unmerged stay in order of their score
         unmerged = unmerged.sort(dim=-1).values
 
-    places = torch.arange(unit.shape[1], device=unit.device).expand(unit.shape[0], -1)
-    evens = places[:, even]
-    keep = torch.cat([places[:, :prefix], evens.gather(1, unmerged), places[:, odd]], dim=1)
+    indices = torch.arange(unit.shape[1], device=unit.device).expand(unit.shape[0], -1)
+    evens = indices[:, even]
+    keep = torch.cat([indices[:, :prefix], evens.gather(1, unmerged), indices[:, odd]], dim=1)
     destinations = partner.gather(1, merged) + (prefix + unmerged.shape[1])
     return Match(keep, evens.gather(1, merged), destinations)
 
 
 class Pairs(NamedTuple):
-    """All pairs of an even and an odd token, the pairs that `bipartite_match` chooses from."""
+    """All pairs of a token at an even and one at an odd position: the candidates of `bipartite_match`."""
 
     cosine: Tensor
     """(B, E, O)"""
     even: Tensor
-    """(E,) int64, places in the sequence."""
+    """(E,) int64, indices into the sequence."""
     odd: Tensor
     """(O,) int64"""
     source_cost: Tensor
-    """(B, N) taken off the cosine of a pair whose source it is; infinite for padding, which takes no part."""
+    """(B, N) subtracted from the cosine of pairs with this source; infinite for padding, which takes no part."""
     destination_cost: Tensor
-    """(B, N) the same of its destination."""
+    """(B, N) the same for the destination."""
 
 
 class Merges(NamedTuple):
-    """Which tokens merge, where that is not the same number in each image."""
+    """Which tokens merge, where the number differs between images."""
 
     sources: Tensor
-    """(B, r) int64, places in the sequence, as many as the image with the most has."""
+    """(B, r) int64, indices into the sequence, r as of the image with the most merges."""
     destinations: Tensor
-    """(B, r) int64, places in the sequence; none of them is a source that merges."""
+    """(B, r) int64, indices into the sequence; none is a source that merges."""
     similarity: Tensor
-    """(B, r) in [0, 1]: their cosine, nothing below 0."""
+    """(B, r) in [0, 1]: cosine of each pair, clamped at 0."""
     merging: Tensor
-    """(B, r) bool: False where the image has fewer."""
+    """(B, r) bool: False where an image has fewer merges."""
 
 
 @torch.no_grad()
 def all_pairs(
     features: Tensor, prefix: int, source_cost: Tensor, destination_cost: Tensor, real: Tensor | None
 ) -> Pairs:
-    """The pairs of features (B, N, d) or (B, H, N, d), of which `real` (B, N) is False for padding."""
+    """All pairs of features (B, N, d) or (B, H, N, d); `real` (B, N) is False for padding."""
     unit = metric(features)
-    places = torch.arange(unit.shape[1], device=unit.device)
-    even, odd = places[prefix + prefix % 2 :: 2], places[prefix + (prefix + 1) % 2 :: 2]
+    indices = torch.arange(unit.shape[1], device=unit.device)
+    even, odd = indices[prefix + prefix % 2 :: 2], indices[prefix + (prefix + 1) % 2 :: 2]
     if real is not None:
         source_cost, destination_cost = (cost.masked_fill(~real, torch.inf) for cost in (source_cost, destination_cost))
     return Pairs(product(unit[:, even], unit[:, odd].transpose(1, 2)), even, odd, source_cost, destination_cost)
 
 
 @torch.no_grad()
-def above(pairs: Pairs, bar: float) -> Merges:
-    """Every even token whose best pair is above the bar merges into its odd one; then every odd token that nothing has
-    merged into does the same, into one of the even tokens that are left."""
+def above(pairs: Pairs, threshold: float) -> Merges:
+    """Match all pairs that score above the threshold.
+
+    Every even token merges into its best odd token; then every odd token that none has merged into, into its best among
+    the remaining even tokens.
+    """
     cosine, even, odd, source_cost, destination_cost = pairs
     batch = cosine.shape[0]
     empty = cosine.shape[1] == 0 or cosine.shape[2] == 0
 
-    def best(cosine: Tensor, own: Tensor, others: Tensor, gone: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
-        scores = cosine - destination_cost[:, None, others]
-        scores = scores if gone is None else scores.masked_fill(gone[:, None], -torch.inf)
-        found, partner = scores.max(dim=2)
-        return found - source_cost[:, own] > bar, partner, cosine.gather(2, partner[..., None])[..., 0]
+    def match(cosine: Tensor, sources: Tensor, targets: Tensor, merged: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+        scores = cosine - destination_cost[:, None, targets]
+        scores = scores if merged is None else scores.masked_fill(merged[:, None], -torch.inf)
+        best, partner = scores.max(dim=2)
+        return best - source_cost[:, sources] > threshold, partner, cosine.gather(2, partner[..., None])[..., 0]
 
     if empty:
         none = even.new_zeros(batch, 0)
         return Merges(none, none, cosine.new_zeros(batch, 0), none.bool())
-    there, odd_partner, there_similar = best(cosine, even, odd, None)
-    received = torch.zeros_like(cosine[:, 0], dtype=torch.int64).scatter_add(1, odd_partner, there.long()) > 0
-    back, even_partner, back_similar = best(cosine.transpose(1, 2), odd, even, there)
-    merging = torch.cat([there, back & ~received], dim=1)
+    even_merges, odd_partner, even_similarity = match(cosine, even, odd, None)
+    received = torch.zeros_like(cosine[:, 0], dtype=torch.int64).scatter_add(1, odd_partner, even_merges.long()) > 0
+    odd_merges, even_partner, odd_similarity = match(cosine.transpose(1, 2), odd, even, even_merges)
+    merging = torch.cat([even_merges, odd_merges & ~received], dim=1)
     sources = torch.cat([even, odd]).expand(batch, -1)
     destinations = torch.cat([odd[odd_partner], even[even_partner]], dim=1)
-    similarity = torch.cat([there_similar, back_similar], dim=1).clamp(0, 1)
+    similarity = torch.cat([even_similarity, odd_similarity], dim=1).clamp(0, 1)
     most = int(merging.sum(1).max())
     first = merging.to(torch.int8).argsort(dim=1, descending=True, stable=True)[:, :most]
     return Merges(*(values.gather(1, first) for values in (sources, destinations, similarity, merging)))
 
 
 def in_order(tokens: Tokens, sources: Tensor, destinations: Tensor) -> Match:
-    """A match from the places of its pairs in the sequence as it is: what stays keeps its order.
+    """A match of given pairs, in which the remaining tokens keep their order.
 
     Args:
-        tokens: what is there now, N tokens.
-        sources, destinations: (B, r) int64, places in 0 ... N - 1; nothing is both.
+        tokens: N tokens.
+        sources, destinations: (B, r) int64, indices in 0 ... N - 1; none is in both.
     """
     batch, count = tokens.x.shape[:2]
     merged = torch.zeros(batch, count, dtype=torch.int64, device=sources.device).scatter(1, sources, 1)
@@ -181,7 +184,7 @@ def in_order(tokens: Tokens, sources: Tensor, destinations: Tensor) -> Match:
 
 
 def similarity(tokens: Tokens, sources: Tensor, destinations: Tensor, unit: Tensor) -> Tensor:
-    """(B, r) in [0, 1]: the cosine of each pair's directions `unit` (B, N, d), nothing below 0."""
+    """(B, r) in [0, 1]: the cosine of each pair, of unit vectors `unit` (B, N, d), clamped at 0."""
     wide = unit.shape[2]
     a, b = (unit.gather(1, index[..., None].expand(-1, -1, wide)) for index in (sources, destinations))
     return (a * b).sum(-1).clamp(0, 1)

@@ -1,4 +1,4 @@
-"""Bars for adaptive merging, set block by block so that images keep as many tokens on average as a schedule has."""
+"""Sets the bars of `adaptive`, its thresholds, so that images keep as many tokens on average as a schedule does."""
 
 from __future__ import annotations
 
@@ -28,25 +28,25 @@ from .evaluator import Evaluator, Part
 if TYPE_CHECKING:
     from .budget_search import Search
 
-NEAR = 0.002
+BUDGET_TOLERANCE = 0.002
 """How far below its budget, as a share of it, a recipe's mean MACs may be."""
-TURNS = 6
-"""How often the mean number of merges is corrected to get there."""
+MAX_CORRECTIONS = 6
+"""How often the mean number of merges is corrected at most to meet the budget."""
 DIGITS = 5
-"""Of a bar in a recipe."""
+"""Decimals of a threshold in a recipe."""
 
 
-class Arrived(NamedTuple):
-    """A batch inside a block, behind the attention."""
+class AfterAttention(NamedTuple):
+    """A batch inside a block, after the attention."""
 
     tokens: Tokens
     attended: Tensor
-    """(B, N) class attention to what came into the block."""
+    """(B, N) class attention to the tokens that the block read."""
     pairs: Pairs | None
 
 
 def adapt_all(search: Search) -> None:
-    """At each budget the best recipe of `guarded` alone, adapted, where it can be: into `search.adapted`."""
+    """At each budget adapt the best recipe of `guarded` alone, where possible, and put it in `search.adapted`."""
     for ratio, studies in search.studies.items():
         for study in studies:
             best = study.best()
@@ -54,33 +54,33 @@ def adapt_all(search: Search) -> None:
                 continue
             try:
                 search.adapted[ratio] = adapted(search.evaluator, study.fit.costs, best.recipe, study.fit.target)
-            except RecipeError:  # a schedule that merges so little that bars have nothing to set
+            except RecipeError:  # a schedule that merges too little to need thresholds
                 continue
 
 
 def adapted(evaluator: Evaluator, costs: Costs, recipe: Recipe, target: float) -> Recipe:
     """A recipe with `adaptive` in the place of `guarded`, of at most `target` MACs, the mean over the search images.
 
-    In each block the bar is where as many pairs are above it, the mean over the images, as the schedule merges, all
-    numbers times one factor, which the target decides; late drops become shares. One pass over the images sets all
-    bars, since those of the blocks before are known in each.
+    The threshold of a block is set so that the mean number of pairs above it, over the images, is the schedule's number
+    of merges times a factor, the same for all blocks, which the target decides. Late drops become shares. One pass over
+    the images sets all thresholds, block by block.
 
     Raises:
-        RecipeError: no `guarded` in it, or no factor meets the target.
+        RecipeError: the recipe has not exactly one `guarded`, or no factor meets the target.
     """
     factor, best = 1.0, None
-    others = Recipe(tuple(method for method in recipe if not isinstance(method, Guarded)))
-    most = costs.of(others) if len(others) else costs.dense
-    for _ in range(TURNS):
-        found, cost = _calibrated(evaluator, costs, recipe, factor)
+    rest = Recipe(tuple(method for method in recipe if not isinstance(method, Guarded)))
+    unmerged_macs = costs.of(rest) if len(rest) else costs.dense
+    for _ in range(MAX_CORRECTIONS):
+        calibrated, cost = _calibrated(evaluator, costs, recipe, factor)
         if cost <= target:
-            best = found
-            if cost >= (1 - NEAR) * target:
+            best = calibrated
+            if cost >= (1 - BUDGET_TOLERANCE) * target:
                 break
         # What merges save is roughly in proportion to their number.
-        if cost >= most:
+        if cost >= unmerged_macs:
             break
-        factor *= (most - (1 - NEAR / 2) * target) / (most - cost)
+        factor *= (unmerged_macs - (1 - BUDGET_TOLERANCE / 2) * target) / (unmerged_macs - cost)
     if best is None:
         raise RecipeError(f"No bars were found by which {recipe} takes {target / 1e9:.3g} GMAC on average.")
     return best
@@ -88,24 +88,27 @@ def adapted(evaluator: Evaluator, costs: Costs, recipe: Recipe, target: float) -
 
 @torch.no_grad()
 def mean_macs(evaluator: Evaluator, costs: Costs, recipe: Recipe, part: Part = "search") -> float:
-    """MACs of a recipe whose count varies between images, the mean over a part of them, proposals left out."""
+    """Mean MACs over a part of the images, of a recipe whose number of tokens varies; without those of proposals."""
     fast = evaluator.host_sieved(recipe)
     total = 0.0
     rows = evaluator.parts[part]
-    for some in rows.split(evaluator.batch):
+    for chunk in rows.split(evaluator.batch):
         evaluator.check()
-        trace = fast.trace(evaluator.batch_of(some))
+        trace = fast.trace(evaluator.batch_of(chunk))
         total += sum(costs.of_reads(reads, reads[-1].mlp) for reads in trace.reads_per_image)
     return total / len(rows)
 
 
 def _calibrated(evaluator: Evaluator, costs: Costs, recipe: Recipe, factor: float) -> tuple[Recipe, float]:
-    """One pass in lock-step: all batches up to a block's pairs, its bar, and on. The recipe, and its mean MACs."""
-    places = [i for i, method in enumerate(recipe) if isinstance(method, Guarded)]
-    if len(places) != 1:
-        raise RecipeError(f"Bars take the place of one guarded's numbers, and {recipe} has {len(places)} of them.")
+    """The recipe with thresholds for the schedule times `factor`, and its mean MACs.
+
+    All batches go through one block before the next begins.
+    """
+    indices = [i for i, method in enumerate(recipe) if isinstance(method, Guarded)]
+    if len(indices) != 1:
+        raise RecipeError(f"Bars take the place of one guarded's numbers, and {recipe} has {len(indices)} of them.")
     methods: list[BaseMethod] = list(recipe)
-    schedule = methods[places[0]]
+    schedule = methods[indices[0]]
     assert isinstance(schedule, Guarded)
     guard = Adaptive(
         source_guard=schedule.source_guard,
@@ -114,93 +117,96 @@ def _calibrated(evaluator: Evaluator, costs: Costs, recipe: Recipe, factor: floa
         soften=schedule.soften,
         norm=schedule.norm,
     )
-    methods[places[0]] = replace(guard, bars=0.0, drop=0.5)  # acts everywhere: what it does is decided here
+    methods[indices[0]] = replace(guard, bars=0.0, drop=0.5)  # acts in every block; thresholds are set below
     fast = evaluator.host_sieved(Recipe(tuple(methods)))
-    bars, shares, lengths = _walked(evaluator, fast, guard, schedule, factor)
-    methods[places[0]] = replace(guard, bars=tuple(bars), drop=tuple(shares))
+    thresholds, shares, lengths = _thresholds_of(evaluator, fast, guard, schedule, factor)
+    methods[indices[0]] = replace(guard, bars=tuple(thresholds), drop=tuple(shares))
     return Recipe(tuple(methods)), _mean_of(costs, fast, lengths)
 
 
 def _mean_of(costs: Costs, fast: Sieved, lengths: Sequence[Tensor]) -> float:
-    """Mean MACs of images of which block i reads `lengths[i]` (I,) tokens; behind the last of these they stay."""
+    """Mean MACs of I images of which block i reads `lengths[i]` (I,) tokens; later blocks read as many as the last."""
     depth, total = costs.depth, 0
     for counts in torch.stack(list(lengths), dim=1).tolist():
         counts += [counts[-1]] * (depth + 1 - len(counts))
         reads = []
         for block, (keys, left) in enumerate(pairwise(counts)):
-            asked = [act.left for act in fast.plan.acts("queries", block, keys, costs.patches)]
-            queries = min([keys, *asked])
+            limits = [act.left for act in fast.plan.acts("queries", block, keys, costs.patches)]
+            queries = min([keys, *limits])
             reads.append(Reads(keys, queries, queries, min(queries, left)))
         total += costs.of_reads(reads, reads[-1].mlp)
     return total / len(lengths[0])
 
 
 @torch.no_grad()
-def _walked(
+def _thresholds_of(
     evaluator: Evaluator, fast: Sieved, guard: Adaptive, schedule: Guarded, factor: float
 ) -> tuple[list[float], list[float], list[Tensor]]:
+    """For each block its threshold, the share it drops, and the number of tokens it reads of each image (I,)."""
     stream: TokenStream = fast.stream
     blocks = fast.host.blocks
     depth = len(blocks)
-    batches: list[tuple[_Waiting, Tokens]] = []
+    batches: list[tuple[_EvidenceRecorder, Tokens]] = []
     for rows in evaluator.parts["search"].split(evaluator.batch):
         evaluator.check()
         images = evaluator.batch_of(rows)
         tokens = fast.host.embed(images)
-        actor = _Waiting(stream, tokens)
+        actor = _EvidenceRecorder(stream, tokens)
         if actor.starts(tokens):
             tokens = actor.start(tokens, stream.significance(fast.host.covered(images, tokens.grid), tokens.grid))
         batches.append((actor, tokens))
-    last = max((b for b in range(depth) if _asked(schedule, b, depth) != (0, 0)), default=-1)
-    bars, shares, lengths = [1.0] * (last + 1), [0.0] * (last + 1), []
+    last = max((b for b in range(depth) if _scheduled(schedule, b, depth) != (0, 0)), default=-1)
+    thresholds, shares, lengths = [1.0] * (last + 1), [0.0] * (last + 1), []
     for index in range(last + 1):
-        merges, drops = _asked(schedule, index, depth)
-        here: list[Arrived] = []
+        merges, drops = _scheduled(schedule, index, depth)
+        states: list[AfterAttention] = []
         lengths.append(torch.cat([tokens.lengths_per_image() for _, tokens in batches]))
         for actor, tokens in batches:
             evaluator.check()
             read = blocks[index].enter(actor.before(index, tokens))
             inside, _, _ = up_to_mlp(index, blocks[index], actor, read)
-            look = actor.evidence.class_attention()
-            here.append(Arrived(inside, look, guard.pairs(inside, actor.evidence, look) if merges else None))
+            attended = actor.evidence.class_attention()
+            states.append(
+                AfterAttention(inside, attended, guard.pairs(inside, actor.evidence, attended) if merges else None)
+            )
         if merges:
-            bars[index] = _bar([each.pairs for each in here if each.pairs is not None], factor * merges)
-        patches = sum(float((each.tokens.lengths_per_image() - fast.host.prefix).sum()) for each in here)
-        images_count = sum(each.tokens.x.shape[0] for each in here)
+            thresholds[index] = _threshold([each.pairs for each in states if each.pairs is not None], factor * merges)
+        patches = sum(float((each.tokens.lengths_per_image() - fast.host.prefix).sum()) for each in states)
+        image_count = sum(each.tokens.x.shape[0] for each in states)
         if drops:
-            left = patches / images_count - factor * merges
+            left = patches / image_count - factor * merges
             shares[index] = round(min(0.999, factor * drops / max(left, 1.0)), DIGITS)
-        for place, (each, (actor, _)) in enumerate(zip(here, batches, strict=True)):
+        for number, (each, (actor, _)) in enumerate(zip(states, batches, strict=True)):
             tokens = each.tokens
             if each.pairs is not None:
-                tokens = guard.merge(tokens, each.pairs, bars[index])
+                tokens = guard.merge(tokens, each.pairs, thresholds[index])
             if drops:
                 tokens = drop_least(tokens, AttentionEvidence.follow(each.attended, tokens), shares[index])
-            batches[place] = actor, actor.after(index, through_mlp(blocks[index], tokens))
+            batches[number] = actor, actor.after(index, through_mlp(blocks[index], tokens))
     lengths.append(torch.cat([tokens.lengths_per_image() for _, tokens in batches]))
-    return bars, shares, lengths
+    return thresholds, shares, lengths
 
 
-def _asked(schedule: Guarded, block: int, depth: int) -> tuple[int, int]:
-    """Merges and drops of one block."""
+def _scheduled(schedule: Guarded, block: int, depth: int) -> tuple[int, int]:
+    """How many tokens the schedule merges and drops in a block."""
     return at(schedule.r, schedule.layers, block, depth), at(schedule.drop, schedule.layers, block, depth)
 
 
-def _bar(pairs: Sequence[Pairs], merges: float) -> float:
-    """The lowest bar, to `DIGITS`, that no more than `merges` tokens an image merge above, the mean over the images."""
-    wanted = merges * sum(each.cosine.shape[0] for each in pairs)
+def _threshold(pairs: Sequence[Pairs], merges: float) -> float:
+    """The lowest threshold, to `DIGITS`, above which at most `merges` tokens merge, in the mean over the images."""
+    most = merges * sum(each.cosine.shape[0] for each in pairs)
     low, high = -2.0, 1.0
     while high - low > 0.5 * 10**-DIGITS:
         middle = (low + high) / 2
-        if sum(int(above(each, middle).merging.sum()) for each in pairs) > wanted:
+        if sum(int(above(each, middle).merging.sum()) for each in pairs) > most:
             low = middle
         else:
             high = middle
     return min(1.0, round(high, DIGITS))
 
 
-class _Waiting(RecipeActor):
-    """Keeps what the methods inside a block would look at, and reduces nothing there."""
+class _EvidenceRecorder(RecipeActor):
+    """Keeps the evidence that methods inside a block would get, and reduces nothing there."""
 
     evidence: AttentionEvidence
 

@@ -55,8 +55,8 @@ def cascade(
 
     Returns:
         A module that is called like the dense model and returns what it returns, in the images' order, with
-        `thresholds`, `shares`, `certificate` and `trace(images)`. Where the images cannot certify the promise, it warns,
-        says how many would, and reads everything by the dense model.
+        `thresholds`, `shares`, `certificate` and `trace(images)`. Where the images cannot certify the promise, it
+        warns, says how many would, and reads everything by the dense model.
 
     Raises:
         RecipeError: fewer than two members, settings that make no sense.
@@ -81,7 +81,8 @@ def cascade(
     if not certificate.certified and not exact and certificate.images >= (images_needed(agree, confidence) or 0):
         raise RecipeError(
             f"The last member agrees with the dense model on {100 * same[-1].mean():.1f} % of these "
-            f"{certificate.images} images, which is not enough for {100 * agree:g} %: let the dense model itself be the last."
+            f"{certificate.images} images, which is not enough for {100 * agree:g} %: let the dense model itself "
+            "be the last."
         )
     if (why := shortfall(certificate, agree, confidence)) is not None:
         warnings.warn(why, stacklevel=2)
