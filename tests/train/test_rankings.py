@@ -8,7 +8,7 @@ from tests.train.test_healing import tiny
 from tokensieve import sieve
 from tokensieve.errors import RecipeError, UnsupportedHost
 from tokensieve.train import rankings
-from tokensieve.train.rankings import DRAWS, LEFT_OUT, SIDE, Weighed, ranking
+from tokensieve.train.rankings import DRAWS, LEFT_OUT, SIDE, WeightedHost, ranking
 
 IMAGES = torch.randn(3, 3, 32, 32, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
 
@@ -42,9 +42,9 @@ def kl(p, q):
 def test_weighed_answers_are_those_of_the_formula(model):
     weights = torch.rand(3, 16, generator=torch.Generator().manual_seed(4), dtype=torch.float64)
     dense = sieve(model)
-    found = Weighed(dense)(dense.host.embed(IMAGES), weights)
+    found = WeightedHost(dense)(dense.host.embed(IMAGES), weights)
     torch.testing.assert_close(found, answers(model, IMAGES, weights))
-    torch.testing.assert_close(Weighed(dense)(dense.host.embed(IMAGES), torch.ones_like(weights)), model(IMAGES))
+    torch.testing.assert_close(WeightedHost(dense)(dense.host.embed(IMAGES), torch.ones_like(weights)), model(IMAGES))
 
 
 def test_the_gradient_is_that_of_differences(model):

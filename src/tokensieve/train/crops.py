@@ -125,7 +125,7 @@ class Crops(Dataset[tuple[Tensor, Tensor]]):
         return self.count
 
     def __getitem__(self, number: int) -> tuple[Tensor, Tensor]:
-        rows = [self.order[place] for place in range(number * self.size, (number + 1) * self.size)]
+        rows = [self.order[position] for position in range(number * self.size, (number + 1) * self.size)]
         pairs = self.pictures.pairs(rows)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(batch_seed(self.seed, number))

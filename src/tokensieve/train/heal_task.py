@@ -1,7 +1,7 @@
-"""Healing: a model learns to answer under a recipe as it answered without one, from pictures without labels.
+"""Healing: self-distillation of a sieved model from its dense outputs, on pictures without labels.
 
-A copy of the model, sieved, is taught by the dense model's own outputs; what is minimised is what is measured, KL(dense
-|| sieved) of class probabilities, or the divergence of `measure.comparison` that belongs to another kind of output.
+The loss is the divergence that `measure.comparison` measures for this kind of output: KL(dense || sieved) of class
+probabilities, for example.
 """
 
 from __future__ import annotations
@@ -34,13 +34,13 @@ from .teacher import Teacher, remember
 from .views import READ, ViewBatches, Views, counted, every_batch, fingerprint, set_of, split
 
 SCORE = "heldout_score"
-"""The column of the log that decides which weights are kept: `likeness` in percent, less the divergence, which tells
-apart what is alike in as many pictures."""
+"""The column of the log by which the best weights are chosen: `likeness` in percent minus the divergence, which breaks
+ties."""
 ADAPTER = "adapter"
 """The folder that adapters are kept in, beside the healed weights."""
 TRAINABLE = ("all", "lora", "norms")
 RATES = {"all": 2e-5, "lora": 2e-4, "norms": 2e-4}
-"""Learning rates by what learns. Larger ones bend the model to the pictures' own classes."""
+"""Learning rate for each of `TRAINABLE`. Larger ones overfit the model to the classes of the pictures."""
 
 
 @dataclass(frozen=True)
@@ -50,19 +50,19 @@ class HealSettings:
     Attributes:
         trainable: "all" parameters, low-rank adapters of the linear layers ("lora", which needs peft), or "norms" and
             biases only.
-        epochs: times through the pictures, each time in another view of each.
-        batch_size: pictures a step.
-        lr: learning rate after the warm-up; None is that of `RATES`.
+        epochs: passes over the pictures, each with another view of every picture.
+        batch_size: pictures in a step.
+        lr: learning rate after the warm-up; None takes that of `RATES`.
         rank: of the adapters.
         views: ways each picture is seen: whole, cropped, mirrored, cropped and mixed, then further crops.
         mixed: mix every other crop from the fourth view on with one of another picture.
-        ema: decay of the moving average of the weights, which is what is written; None keeps no average.
-        holdout: share of the pictures that only decide when to end, 500 at most.
-        validations: how often these are looked at.
-        patience: looks without a better agreement after which it ends early; None never does.
+        ema: decay of the moving average of the weights, which is saved; None saves the weights themselves.
+        holdout: share of the pictures for validation, 500 at most.
+        validations: how often the training is validated.
+        patience: validations without improvement before early stopping; None never stops early.
         precision: of `TrainConfig`.
         seed: of order, crops, held-out pictures and adapters.
-        workers: processes that make batches ahead.
+        workers: processes that load batches.
     """
 
     trainable: str = "all"
@@ -93,7 +93,7 @@ class HealSettings:
             raise RecipeError(f"holdout must lie between 0 and 1, not {self.holdout}.")
 
     def config(self, samples: int) -> TrainConfig:
-        """Settings of the loop, for so many pictures."""
+        """Settings of the loop for `samples` pictures."""
         steps = max(1, round(self.epochs * samples) // self.batch_size)
         return TrainConfig(
             epochs=self.epochs, batch_size=self.batch_size, optimizer_args={"betas": (0.9, 0.99)},
@@ -104,17 +104,17 @@ class HealSettings:
 
 
 class Heal:
-    """The task: to answer under a recipe as the dense model does.
+    """The task: to give the dense model's outputs under a recipe.
 
     Args:
-        fast: a sieved copy of the host, with what may learn requiring gradients.
+        fast: a sieved copy of the host, whose trainable parameters require gradients.
         kind: of its outputs.
         views: of the pictures to learn from.
-        taught: the dense model's answers to them (N, views, ...).
-        heldout: other pictures.
-        dense: its answers to these (M, ...).
+        taught: the dense model's targets for them (N, views, ...).
+        heldout: M pictures for validation.
+        dense: its outputs on those (M, ...).
         identity: see `Task`.
-        adapter: where low-rank adapters learn.
+        adapter: the low-rank adapters, where these are trained.
     """
 
     name = "model"
@@ -140,30 +140,30 @@ class Heal:
 
     def loss(self, module: Any, batch: tuple[Tensor, Tensor]) -> Loss:
         images, taught = batch
-        module.eval()  # as it will be used: what is dropped at random in training is no part of the answer
+        module.eval()  # without dropout and stochastic depth, as it will be used
         answers = as_output(module(images), module, len(images))
         check_shapes(taught, answers)
         return Loss(self.kind.divergence(taught, answers).mean(), {})
 
     def evaluate(self, module: Any) -> dict[str, float]:
-        found = fidelity(module, self.dense, load_batches(self.heldout, READ), kind=self.kind.name)
-        alike = likeness(found)
-        return {"heldout_divergence": found.divergence, "heldout_likeness": alike, SCORE: alike - found.divergence}
+        result = fidelity(module, self.dense, load_batches(self.heldout, READ), kind=self.kind.name)
+        score = likeness(result)
+        return {"heldout_divergence": result.divergence, "heldout_likeness": score, SCORE: score - result.divergence}
 
     def weights(self, module: Any) -> dict[str, Tensor]:
         return self.adapter.finish(module) if self.adapter is not None else own_state(module.model)
 
 
-def likeness(found: Fidelity) -> float:
-    """Percent of the same classes, of embeddings of the same nearest neighbours; of other outputs the cosine."""
-    for value in (found.agreement, found.neighbours):
+def likeness(result: Fidelity) -> float:
+    """Agreement in percent: of classes, or for embeddings of nearest neighbours; otherwise the cosine times 100."""
+    for value in (result.agreement, result.neighbours):
         if value is not None:
             return value
-    return 100 * found.cosine
+    return 100 * result.cosine
 
 
 def own_state(model: nn.Module) -> dict[str, Tensor]:
-    """A state dict as safetensors wants it: tensors that share memory, such as tied weights, each on their own."""
+    """The state dict with tensors that share memory, such as tied weights, cloned: safetensors takes no others."""
     return {key: value.detach().clone() for key, value in model.state_dict().items()}
 
 
@@ -179,7 +179,7 @@ def prepare(
     pretrained: bool = True,
     say: Callable[[str], object] = lambda _: None,
 ) -> tuple[TrainConfig, Heal]:
-    """Everything `loop.train` needs; the dense model's answers are kept in `folder`, a file for each view.
+    """Everything that `loop.train` needs; the dense model's targets are saved in `folder`, a file for each view.
 
     Arguments and errors as of `healing.heal`.
     """
@@ -205,26 +205,27 @@ def prepare(
     bf16 = computes_in_bf16(settings.precision, state.device.type)
     name, answer = type(model).__name__, partial(_answer, model=model, kind=kind)
     teacher = Teacher(model, name, answer, state.device, bf16=bf16)
-    asked: list[Tensor] = []
-    with state.local_main_process_first():  # one process asks, the others find its answers
+    targets: list[Tensor] = []
+    with state.local_main_process_first():  # one process runs the teacher, the others read its file
         make_folder(folder)
         for view in range(settings.views):
-            about = f"view {view} of {views.told}, pictures {prints}, held out {len(heldout)}"
-            told = f"view {view + 1} of {settings.views}"
-            shown = counted(views.of(view, READ, settings.workers), len(known), told, say)
-            asked.append(remember(teacher, shown, about, folder / f"dense-{view}.safetensors"))
+            content = f"view {view} of {views.description}, pictures {prints}, held out {len(heldout)}"
+            description = f"view {view + 1} of {settings.views}"
+            shown = counted(views.of(view, READ, settings.workers), len(known), description, say)
+            targets.append(remember(teacher, shown, content, folder / f"dense-{view}.safetensors"))
     say(f"asking the dense model about {len(heldout)} pictures that are held out")
     dense = collect_outputs(model, every_batch(heldout, READ))
-    course = {**asdict(settings), "workers": 0}
-    identity = f"{teacher.identity}, {fast.recipe.to_json()}, {views.told}, pictures {prints}, {sorted(course.items())}"
-    task = Heal(fast, kind, views, torch.cat(asked, 1), heldout, dense, identity, adapter)
+    setting_values = {**asdict(settings), "workers": 0}
+    run = f"{views.description}, pictures {prints}, {sorted(setting_values.items())}"
+    identity = f"{teacher.identity}, {fast.recipe.to_json()}, {run}"
+    task = Heal(fast, kind, views, torch.cat(targets, 1), heldout, dense, identity, adapter)
     return settings.config(len(known)), task
 
 
 def _answer(output: Any, model: nn.Module, kind: OutputKind) -> Tensor:
-    """What is kept of an output, in half precision: of scores their log-probabilities, whose first is near 0."""
-    told = as_output(output, model)
-    return (told.float().log_softmax(1) if kind.classes else told).half()
+    """The targets of an output in half precision: of classes log-probabilities, otherwise the output itself."""
+    tensor = as_output(output, model)
+    return (tensor.float().log_softmax(1) if kind.classes else tensor).half()
 
 
 @torch.no_grad()

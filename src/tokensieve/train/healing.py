@@ -1,4 +1,4 @@
-"""`heal()`: a recipe's answers brought back to the dense model's by a short training without labels."""
+"""`heal()`: a short training without labels that recovers the dense model's answers under a recipe."""
 
 from __future__ import annotations
 
@@ -26,14 +26,14 @@ from .views import READ
 
 RECIPE = "best.json"
 FEW = 0.1
-"""Of a model's classes: pictures of fewer ones teach it that there are no others."""
+"""Share of a model's classes: pictures of fewer classes than that overfit it to them."""
 MOST = 0.9
-"""Of the answers, which classes count as those that the pictures are of."""
+"""Share of the answers that the classes which the pictures show make up."""
 
 
 @dataclass(frozen=True)
 class Judged:
-    """A recipe on some pictures, before and after healing, each beside the dense model."""
+    """Fidelity of a recipe to the dense model on a set of pictures, before and after healing."""
 
     before: Fidelity
     after: Fidelity
@@ -46,13 +46,13 @@ class Healed:
     Attributes:
         recipe: file of the recipe, `best.json`.
         weights: file of the healed host's state dict, `model.safetensors`; the adapters are part of it.
-        adapter: folder of the adapters alone, where they were what learnt.
-        step, steps: of the weights that were kept, and of those planned.
-        heldout: on pictures that were not learnt from, of the same source.
-        others: on other pictures, where they were given.
-        warnings: sentences on what the figures do not show, or show to be wrong.
-        mb: megabytes of the healed weights, which stand beside the dense model's where both are used.
-        log: the rows of the training.
+        adapter: folder of the adapters alone, where these were trained.
+        step, steps: the step of the saved weights, and the number of steps planned.
+        heldout: figures on held-out pictures of the same source.
+        others: figures on other pictures, where these were given.
+        warnings: sentences on overfitting that the figures show, or cannot show.
+        mb: megabytes of the healed weights.
+        log: the rows of the training log.
     """
 
     recipe: Path
@@ -81,22 +81,22 @@ def heal(
     report: Callable[[dict[str, Any]], object] = lambda _: None,
     say: Callable[[str], object] = lambda _: None,
 ) -> Healed:
-    """Teach a copy of a model to answer under a recipe as the model answers without one; no labels are looked at.
+    """Train a copy of a model to give the dense model's outputs under a recipe; labels are not used.
 
-    The model is asked once about each view of every picture; its answers are kept in `out`. Interrupted, the same call
-    goes on where it was. The model itself stays as it is.
+    The dense model runs once on each view of every picture; its outputs are saved in `out`. After an interruption the
+    same call resumes. The model itself is not changed.
 
     Args:
-        model: the host, a classifier or what gives features.
-        recipe: under which it shall answer.
+        model: the host, a classifier or a model of features.
+        recipe: what the copy is healed for.
         pictures: a data set whose items begin with an image (C, H, W) as the model reads it, such as `image_set` gives;
             batches of one (`load_batches`); or one tensor (N, C, H, W). Thousands are better than hundreds.
-        out: a folder: `best.json`, `model.safetensors`, the log and what is needed to go on.
+        out: a folder for `best.json`, `model.safetensors`, the log and the checkpoint.
         settings: see `HealSettings`.
-        others: other pictures to judge on, batches or a tensor; with labels also top-1 is told.
+        others: further pictures to evaluate on, batches or a tensor; with labels top-1 is measured too.
         mean, std, pretrained: as in `sieve`.
         report: gets each row of the log.
-        say: gets a sentence on how far it is.
+        say: gets sentences on the progress.
 
     Raises:
         InputError: pictures that are too few or cannot be read; another healing's files in `out`; accelerate or, for
@@ -105,18 +105,18 @@ def heal(
         UnsupportedHost: the model cannot take the recipe.
     """
     folder, settings = check_folder(out), settings or HealSettings()
-    found = Recipe.of(recipe).with_hashes()
-    words: dict[str, Any] = {"mean": mean, "std": std, "pretrained": pretrained}
-    config, task = prepare(model, found, pictures, folder, settings, **words, say=say)
+    hashed = Recipe.of(recipe).with_hashes()
+    sieve_args: dict[str, Any] = {"mean": mean, "std": std, "pretrained": pretrained}
+    config, task = prepare(model, hashed, pictures, folder, settings, **sieve_args, say=say)
     weights = train(config, task, folder, report=report)
-    found.save(folder / RECIPE)
+    hashed.save(folder / RECIPE)
     say("judging")
     host = copy.deepcopy(model)
     host.load_state_dict(load_file(weights, device=str(next(model.parameters()).device)))
-    pair = sieve(model, found, **words), sieve(host, found, **words)
+    pair = sieve(model, hashed, **sieve_args), sieve(host, hashed, **sieve_args)
     kind = task.kind.name
     heldout = Judged(*(fidelity(fast, task.dense, load_batches(task.heldout, READ), kind=kind) for fast in pair))
-    elsewhere = None if others is None else judged(model, *pair, others, kind)
+    others_figures = None if others is None else judged(model, *pair, others, kind)
     log = read_log(folder, task.name)
     best = max(log, key=lambda row: row[config.best or "step"])
     return Healed(
@@ -126,9 +126,9 @@ def heal(
         step=int(best["step"]),
         steps=config.steps(task.samples),
         heldout=heldout,
-        others=elsewhere,
+        others=others_figures,
         mb=sum(value.nbytes for value in host.state_dict().values()) / 1e6,
-        warnings=warnings_of(heldout, elsewhere, classes_shown(task)),
+        warnings=warnings_of(heldout, others_figures, classes_shown(task)),
         log=log,
     )
 
@@ -136,13 +136,13 @@ def heal(
 def judged(
     model: nn.Module, before: nn.Module, after: nn.Module, loader: Iterable[Any] | Tensor, kind: str | None = None
 ) -> Judged:
-    """Both on the same pictures, with top-1 where all of these have labels.
+    """Fidelity of both models on the same pictures, with top-1 where all of these have labels.
 
     Raises:
         InputError: nothing to read.
     """
     batches = loader.split(READ) if isinstance(loader, Tensor) else loader
-    batches = list(batches) if isinstance(batches, Iterator) else batches  # it is gone through three times
+    batches = list(batches) if isinstance(batches, Iterator) else batches  # it is iterated three times
     dense, known = [], True
     with evaluating(model):
         for answers in forward_batches([model], batches):
@@ -155,7 +155,7 @@ def judged(
 
 
 def classes_shown(task: Heal) -> tuple[int, int] | None:
-    """How many classes make up nine tenths of the dense model's answers to the pictures, and how many there are."""
+    """How many classes make up `MOST` of the dense model's answers to the pictures, and how many classes it has."""
     if not task.kind.classes or task.taught.ndim != 3:
         return None
     counts = task.taught[:, 0].argmax(1).bincount().sort(descending=True).values
@@ -163,10 +163,10 @@ def classes_shown(task: Heal) -> tuple[int, int] | None:
 
 
 def warnings_of(heldout: Judged, others: Judged | None, shown: tuple[int, int] | None) -> tuple[str, ...]:
-    """What is to be said of a healing: that it bent the model to the pictures' own classes, or that nobody can tell."""
-    said = []
+    """Sentences for the user: that healing overfitted the model to the pictures' classes, or that nothing shows it."""
+    warnings = []
     if likeness(heldout.after) <= likeness(heldout.before):
-        said.append(
+        warnings.append(
             "On pictures that were held out the answers are no more alike than before: keep the recipe without these "
             "weights, or heal on more pictures, longer, or at a smaller lr."
         )
@@ -174,19 +174,19 @@ def warnings_of(heldout: Judged, others: Judged | None, shown: tuple[int, int] |
         before, after = others.before, others.after
         lost = likeness(before) - likeness(after)
         if lost > 0 or after.divergence > before.divergence:
-            said.append(
+            warnings.append(
                 f"On the other pictures the answers are less alike than before healing ({likeness(before):.1f} to "
                 f"{likeness(after):.1f} %, divergence {before.divergence:.4f} to {after.divergence:.4f}): the model "
                 "was bent to the pictures that it was healed on. Heal on pictures like those that it will see."
             )
         if after.accuracy is not None and after.changes[1] > 0 and lost > 0:
-            said.append(
+            warnings.append(
                 f"Top-1 rose above the dense model's ({after.changes[1]:+.1f} points) while agreement fell: that is no "
                 "better model, but one that names the classes of its pictures more often."
             )
     elif shown is not None and shown[0] < FEW * shown[1]:
-        said.append(
+        warnings.append(
             f"The pictures are of few classes: {shown[0]} of {shown[1]} make up {MOST:.0%} of the dense model's "
             "answers. What was learnt may hold for these alone: judge on other pictures too (others=, --others)."
         )
-    return tuple(said)
+    return tuple(warnings)

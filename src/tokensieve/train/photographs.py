@@ -212,18 +212,18 @@ def prepare(
     torch.manual_seed(seed)
     model, *norms = create(name, pretrained=False, args={"num_classes": len(known.classes), **(args or {})})
     with state.local_main_process_first():  # one process runs the teacher, the others find its answers
-        wise = None if teacher is None else ClassTeacher(teacher, teacher_weights, state.device)
-        pupil = _checked(name, model, wise, len(known.classes), size)
+        teacher_model = None if teacher is None else ClassTeacher(teacher, teacher_weights, state.device)
+        pupil = _checked(name, model, teacher_model, len(known.classes), size)
         say(f"reading {len(known)} and {len(unseen)} photographs")
         for pictures in (known, unseen):
             check(pictures, workers)
         prints, taught = (fingerprint(known), fingerprint(unseen)), None
-        if wise is not None:
-            views = _mirrored(images, wise, workers, say)
-            taught = remember(wise, views, f"photographs {prints[0]}", folder / "teacher.safetensors")
+        if teacher_model is not None:
+            views = _mirrored(images, teacher_model, workers, say)
+            taught = remember(teacher_model, views, f"photographs {prints[0]}", folder / "teacher.safetensors")
     identity = (
         f"{name}, {size} pixels, args {json.dumps(dict(args or {}), sort_keys=True)}, teacher "
-        f"{wise and wise.identity}, photographs {prints[0]}, validation {prints[1]}"
+        f"{teacher_model and teacher_model.identity}, photographs {prints[0]}, validation {prints[1]}"
     )
     task = NameClasses(name, pupil, size, known, unseen, norms, taught=taught, identity=identity, workers=workers)
     steps = max(1, epochs * len(known) // BATCH)
@@ -281,7 +281,7 @@ class _Batches(Dataset[tuple[Tensor, ...]]):
         return self.count
 
     def __getitem__(self, number: int) -> tuple[Tensor, ...]:
-        rows = [self.order[place] for place in range(number * self.size, (number + 1) * self.size)]
+        rows = [self.order[position] for position in range(number * self.size, (number + 1) * self.size)]
         pictures, labels = zip(*(self.known[row] for row in rows), strict=True)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(batch_seed(self.seed, number))

@@ -1,4 +1,4 @@
-"""A small proposal that learns to rank patches as a host does, from pictures without labels."""
+"""Trains a small proposal to rank patches as a host does, on pictures without labels."""
 
 from __future__ import annotations
 
@@ -33,23 +33,23 @@ from .views import READ, counted, every_batch, fingerprint, set_of, split
 
 NAME = "nano_proposal"
 RECIPE = "proposal.json"
-JUDGED_AT = 0.5
-"""Share of the tokens that is kept where held-out pictures judge the maps."""
+VALIDATION_KEEP = 0.5
+"""Keep ratio of the recipe by which the maps are validated."""
 PAIRS = 8
-"""Shuffles of the patches that `pairwise` compares with their own order, each a pair of every patch."""
+"""Random partners of every patch in `pairwise`."""
 
 
 @dataclass(frozen=True)
 class ProposalSettings:
-    """How a proposal learns.
+    """Settings of the training of a proposal.
 
     Attributes:
         target: what it learns to rank by: "gradient", "attention" or "hidden", see `rankings`.
         loss: "regression" of the normal scores of the target's ranks, "pairwise" order, or "listwise" cross-entropy.
-        epochs: times through the pictures, each time mirrored or not.
+        epochs: passes over the pictures, each mirrored at random.
         batch_size, lr, weight_decay, seed, workers, precision: of `TrainConfig`.
-        holdout: share of the pictures that only judge, 500 at most.
-        validations: how often they do.
+        holdout: share of the pictures for validation, 500 at most.
+        validations: how often the training is validated.
     """
 
     target: str = "gradient"
@@ -71,6 +71,7 @@ class ProposalSettings:
                 raise RecipeError(f"{name} must be one of {', '.join(known)}, not {value!r}{nearest(value, known)}.")
 
     def config(self, samples: int) -> TrainConfig:
+        """Settings of the loop for `samples` pictures."""
         steps = max(1, round(self.epochs * samples) // self.batch_size)
         return TrainConfig(
             epochs=self.epochs, batch_size=self.batch_size, lr=self.lr, weight_decay=self.weight_decay,
@@ -80,29 +81,29 @@ class ProposalSettings:
 
 
 def normal_scores(maps: Tensor) -> Tensor:
-    """(B, P) -> what a normal distribution's values of the same ranks would be: what is far out pulls no harder."""
+    """Maps (B, P) -> the normal quantiles of their ranks (B, P), so that outliers have no larger gradient."""
     ranks = maps.argsort(1).argsort(1).float()
     return torch.special.ndtri((ranks + 0.5) / maps.shape[1])
 
 
 def regression(scores: Tensor, wanted: Tensor) -> Tensor:
-    """Mean square of what scores (B, P), whatever their level, are off the normal scores of the target (B, P)."""
+    """Mean squared error of scores (B, P), centred, to the normal scores of the target (B, P)."""
     return F.mse_loss(scores - scores.mean(1, keepdim=True), normal_scores(wanted))
 
 
 def pairwise(scores: Tensor, wanted: Tensor) -> Tensor:
-    """Cross-entropy of which of two patches matters more (Burges et al., RankNet, 2005), weighed by how much more."""
+    """Cross-entropy of which of two patches ranks higher (Burges et al., RankNet, 2005), weighted by the difference."""
     wanted, total, weight = normal_scores(wanted), scores.new_zeros(()), scores.new_zeros(())
     for _ in range(PAIRS):
-        other = torch.randperm(scores.shape[1], device=scores.device)
-        more = wanted - wanted[:, other]
-        total = total + (more.abs() * F.softplus(-(scores - scores[:, other]) * more.sign())).sum()
+        partner = torch.randperm(scores.shape[1], device=scores.device)
+        more = wanted - wanted[:, partner]
+        total = total + (more.abs() * F.softplus(-(scores - scores[:, partner]) * more.sign())).sum()
         weight = weight + more.abs().sum()
     return total / weight
 
 
 def listwise(scores: Tensor, wanted: Tensor) -> Tensor:
-    """Cross-entropy of the softmax over a picture's patches (Cao et al., ListNet, 2007)."""
+    """Cross-entropy of the softmax over the patches of a picture (Cao et al., ListNet, 2007)."""
     return -(normal_scores(wanted).softmax(1) * scores.log_softmax(1)).sum(1).mean()
 
 
@@ -114,7 +115,7 @@ LOSSES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
 
 
 class Ranker(Teacher):
-    """A host that says which patches of a picture its answer hangs on, (B, P)."""
+    """A host as a teacher whose targets are how much each patch matters to its answer, (B, P)."""
 
     def __init__(self, model: nn.Module, target: str, device: Any, bf16: bool, seed: int) -> None:
         super().__init__(model, type(model).__name__, device=device, bf16=bf16)
@@ -131,10 +132,10 @@ class RankPatches:
 
     Args:
         model: the host.
-        known, heldout: pictures, as it reads them.
-        targets: (N, P) of the known ones.
-        grid: height and width of P.
-        norms: mean and std that the pictures are normalised by.
+        known, heldout: pictures to learn from and for validation, as the host reads them.
+        targets: (N, P) for the known ones.
+        grid: height and width of the grid of P patches.
+        norms: mean and std by which the pictures are normalised.
         loss: of `LOSSES`.
         identity: see `Task`.
     """
@@ -163,7 +164,7 @@ class RankPatches:
         self.affine = renormalisation(*norms, Proposal(self.module, NAME, mean=config["mean"], std=config["std"]))
 
     def maps(self, module: Any, images: Tensor) -> Tensor:
-        """Pictures as the host reads them -> what the proposal says of each patch, (B, P)."""
+        """Pictures (B, 3, H, W) as the host reads them -> the proposal's score of each patch, (B, P)."""
         if tuple(images.shape[2:]) != self.size:
             images = F.interpolate(images, size=self.size, mode="bilinear", align_corners=True)
         if self.affine is not None:
@@ -181,17 +182,17 @@ class RankPatches:
     @torch.no_grad()
     def evaluate(self, module: Any) -> dict[str, float]:
         module.eval()
-        fast = sieve(self.model, PaPr(keep=JUDGED_AT, significance=lambda images: self.maps(module, images)))
-        found = fidelity(fast, self.dense, self.heldout)
-        alike = likeness(found)
-        return {"heldout_divergence": found.divergence, "heldout_likeness": alike, SCORE: alike - found.divergence}
+        fast = sieve(self.model, PaPr(keep=VALIDATION_KEEP, significance=lambda images: self.maps(module, images)))
+        result = fidelity(fast, self.dense, self.heldout)
+        score = likeness(result)
+        return {"heldout_divergence": result.divergence, "heldout_likeness": score, SCORE: score - result.divergence}
 
     def weights(self, module: Any) -> dict[str, Tensor]:
         return dict(module.state_dict())
 
 
 class _Batches(Dataset[tuple[Tensor, Tensor]]):
-    """Pictures with their targets, each as it is or, both, mirrored."""
+    """Pictures with their targets, both mirrored in half of the cases."""
 
     def __init__(self, task: RankPatches, size: int, count: int, seed: int) -> None:
         self.task, self.size, self.count, self.seed = task, size, count, seed
@@ -201,18 +202,18 @@ class _Batches(Dataset[tuple[Tensor, Tensor]]):
         return self.count
 
     def __getitem__(self, number: int) -> tuple[Tensor, Tensor]:
-        rows = [self.order[place] for place in range(number * self.size, (number + 1) * self.size)]
+        rows = [self.order[position] for position in range(number * self.size, (number + 1) * self.size)]
         mirrored = torch.rand(len(rows), generator=torch.Generator().manual_seed(batch_seed(self.seed, number))) < 0.5
         images = torch.stack([self.task.known[row][0] for row in rows])
         maps = self.task.targets[rows].unflatten(1, self.task.grid)
-        turned = mirrored[:, None, None, None]
-        maps = torch.where(turned[:, 0], maps.flip(2), maps)
-        return torch.where(turned, images.flip(3), images), maps.flatten(1)
+        flip = mirrored[:, None, None, None]
+        maps = torch.where(flip[:, 0], maps.flip(2), maps)
+        return torch.where(flip, images.flip(3), images), maps.flatten(1)
 
 
 @dataclass(frozen=True)
 class LearntProposal:
-    """What `train_proposal` made: its weights, a recipe that uses them, and the rows of its training."""
+    """What `train_proposal` made: the weights, a recipe that uses them, and the rows of the training log."""
 
     weights: Path
     recipe: Path
@@ -229,7 +230,7 @@ def prepare(
     std: Sequence[float] | None = None,
     say: Callable[[str], object] = lambda _: None,
 ) -> tuple[TrainConfig, RankPatches]:
-    """Everything `loop.train` needs; what the host says of the pictures' patches is kept in `folder`.
+    """Everything that `loop.train` needs; the host's targets are saved in `folder`.
 
     Arguments and errors as of `train_proposal`.
     """
@@ -242,7 +243,7 @@ def prepare(
         raise UnsupportedHost(
             f"{type(model).__name__} is no plain ViT that reads pictures: no proposal is taught by it."
         )
-    ((high, wide),) = dense.sizes(image[None])
+    ((height, width),) = dense.sizes(image[None])
     config = getattr(model, "pretrained_cfg", None) or {}
     mean, std = mean or config.get("mean"), std or config.get("std")
     if mean is None or std is None:
@@ -250,14 +251,14 @@ def prepare(
     say(f"reading {len(known) + len(heldout)} pictures")
     prints = fingerprint(known, settings.workers), fingerprint(heldout, settings.workers)
     bf16 = computes_in_bf16(settings.precision, state.device.type)
-    with state.local_main_process_first():  # one process asks, the others find its answers
+    with state.local_main_process_first():  # one process runs the teacher, the others read its file
         ranker = Ranker(model, settings.target, state.device, bf16, settings.seed)
-        shown = counted(((batch.images,) for batch in every_batch(known, READ)), len(known), "for its patches", say)
-        told = remember(ranker, shown, f"pictures {prints[0]}", folder / f"patches-{settings.target}.safetensors")
+        batches = counted(((batch.images,) for batch in every_batch(known, READ)), len(known), "for its patches", say)
+        targets = remember(ranker, batches, f"pictures {prints[0]}", folder / f"patches-{settings.target}.safetensors")
     torch.manual_seed(settings.seed)
-    course = sorted({**asdict(settings), "workers": 0}.items())
-    identity = f"{ranker.identity}, pictures {prints}, normalised by {mean} and {std}, {course}"
-    task = RankPatches(model, known, heldout, told[:, 0], (high, wide), (mean, std), settings.loss, identity)
+    setting_values = sorted({**asdict(settings), "workers": 0}.items())
+    identity = f"{ranker.identity}, pictures {prints}, normalised by {mean} and {std}, {setting_values}"
+    task = RankPatches(model, known, heldout, targets[:, 0], (height, width), (mean, std), settings.loss, identity)
     return settings.config(len(known)), task
 
 
@@ -273,26 +274,26 @@ def train_proposal(
     report: Callable[[dict[str, Any]], object] = lambda _: None,
     say: Callable[[str], object] = lambda _: None,
 ) -> LearntProposal:
-    """Teach a tiny ConvNet to rank patches as a host does; no labels are looked at.
+    """Train a tiny ConvNet to rank patches as a host does; labels are not used.
 
-    The host is asked once which patches of each picture its answer hangs on; then the ConvNet learns to rank them so.
-    Interrupted, the same call goes on where it was.
+    How much each patch matters to the host is computed once for each picture; then the ConvNet learns that ranking.
+    After an interruption the same call resumes.
 
     Args:
         model: the host, a plain ViT that reads pictures.
         pictures: as of `heal`.
-        out: a folder: `nano_proposal.safetensors`, the log, what is needed to go on, and `proposal.json`, the recipe
+        out: a folder for `nano_proposal.safetensors`, the log, the checkpoint, and `proposal.json`, the recipe
             `papr(keep=..., proposal=nano_proposal, proposal_weights=...)`.
         settings: see `ProposalSettings`.
-        keep: of the recipe.
-        mean, std: that the pictures are normalised by; by default what timm's `pretrained_cfg` says.
+        keep: keep ratio of the recipe.
+        mean, std: by which the pictures are normalised; by default what timm's `pretrained_cfg` says.
         report: gets each row of the log.
-        say: gets a sentence on how far it is.
+        say: gets sentences on the progress.
 
     Raises:
         InputError: pictures that are too few or cannot be read, another training's files in `out`, accelerate is not
             installed.
-        UnsupportedHost: the host is no plain ViT, or the target asks for what it has not.
+        UnsupportedHost: the host is no plain ViT, or has no class token for the target `attention`.
     """
     folder, settings = check_folder(out), settings or ProposalSettings()
     config, task = prepare(model, pictures, folder, settings, mean=mean, std=std, say=say)

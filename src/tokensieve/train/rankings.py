@@ -1,10 +1,9 @@
-"""What a host itself says of the patches of a picture: which its answer hangs on. The targets of learned proposals.
+"""How much each patch of a picture matters to a host: the targets of learned proposals.
 
-- `attention`: how much the class token attends to each patch, the mean over the last third of the blocks.
-- `gradient`: how much a patch, read a little more, brings the answer nearer to the dense one, where half of the other
-  patches are left out at random; the mean over several such draws. The gradient is that of the divergence with respect
-  to what each patch weighs in every attention.
-- `hidden`: how far the answer moves when a block of patches is left out.
+- `attention`: attention of the class token to each patch, the mean over the last third of the blocks.
+- `gradient`: minus the gradient of the divergence from the dense output with respect to each patch's weight in every
+  attention, where a random half of the patches is left out; the mean over several draws.
+- `hidden`: the divergence when a square of patches is left out.
 """
 
 from __future__ import annotations
@@ -27,26 +26,26 @@ from ..stream import Sieved
 from ..tokens import Tokens
 
 DRAWS = 4
-"""Sets of patches that `gradient` leaves out of a picture, each beside its complement."""
+"""Random halves of the patches that `gradient` leaves out of a picture; the complement of each is left out too."""
 LEFT_OUT = 1e-3
-"""What a patch that is left out weighs: a little, for a gradient to reach it."""
+"""Weight of a patch that is left out: above 0, so that it has a gradient."""
 SIDE = 2
-"""Patches a side of the blocks that `hidden` leaves out."""
+"""Side, in patches, of the squares that `hidden` leaves out."""
 
 
-class Open(Actor):
-    """Opens every block, so that what a token weighs counts in its attention, and a gradient reaches it."""
+class OpenBlocks(Actor):
+    """Opens every block, so that the weights of tokens enter its attention, and have a gradient."""
 
     def opens(self, block: int, tokens: Tokens) -> bool:
         return True
 
     def attend(self, block: int, tokens: Tokens, attention: BlockQKV) -> tuple[Tensor, None]:
-        with sdpa_kernel(SDPBackend.MATH):  # others know no gradient of what is added to the logits
+        with sdpa_kernel(SDPBackend.MATH):  # other backends have no gradient of an attention bias
             return attention.attend(), None
 
 
-class Weighed:
-    """A host's answers where each patch weighs so much.
+class WeightedHost:
+    """A host that runs with a weight for each patch.
 
     Raises:
         UnsupportedHost: a host with a block that cannot be opened.
@@ -60,11 +59,11 @@ class Weighed:
                 raise UnsupportedHost(f"Block {number} of {name} cannot be opened: {block.closed}.")
 
     def __call__(self, embedded: Tokens, weights: Tensor) -> Any:
-        """Embedded images, and (B, P) what each of their patches weighs, 1 as usual -> what the host returns."""
+        """Embedded images, and the weight of each of their patches (B, P), normally 1 -> what the host returns."""
         prefix = weights.new_ones(len(weights), self.host.prefix)
         every = torch.cat([prefix, weights], dim=1)
         tokens = replace(embedded, size=every, weight=every)
-        return self.host.head(self.host.features(walk(self.host.blocks, tokens, Open())))
+        return self.host.head(self.host.features(walk(self.host.blocks, tokens, OpenBlocks())))
 
 
 def ranking(target: str, dense: Sieved, seed: int = 0) -> Callable[[Tensor], Tensor]:
@@ -73,7 +72,7 @@ def ranking(target: str, dense: Sieved, seed: int = 0) -> Callable[[Tensor], Ten
     Args:
         target: "attention", "gradient" or "hidden", see above.
         dense: the host, sieved by nothing.
-        seed: of the draws.
+        seed: of the random halves.
 
     Raises:
         RecipeError: another target.
@@ -102,13 +101,13 @@ def _attention(dense: Sieved, _seed: int) -> Callable[[Tensor], Tensor]:
 
 
 class _Divergence:
-    """How far answers under weights are from the dense ones."""
+    """The divergence of outputs with weighted patches from the dense ones."""
 
     def __init__(self, dense: Sieved) -> None:
-        self.dense, self.weighed = dense, Weighed(dense)
+        self.dense, self.weighed = dense, WeightedHost(dense)
 
     def begin(self, images: Tensor) -> tuple[Tokens, Callable[[Any], Tensor]]:
-        """The embedded images, and what tells of an output how far it is from the dense answer, (B,)."""
+        """The embedded images, and a function from an output to its divergence from the dense one, (B,)."""
         with torch.no_grad():
             output = self.dense(images)
             embedded = self.weighed.host.embed(images)
@@ -116,30 +115,32 @@ class _Divergence:
         wanted = as_output(output, model).float()
         kind = kind_of(wanted, classifies(model, output), field_of(output))
 
-        def far(found: Any) -> Tensor:
-            answer = as_output(found, model)
-            if kind is KINDS["embeddings"]:  # a cosine near 1 is rounded where it matters
+        def divergence(output: Any) -> Tensor:
+            answer = as_output(output, model)
+            if kind is KINDS["embeddings"]:  # 1 - cosine loses its precision near 0
                 return (answer.double() - wanted.double()).square().sum(1) / wanted.double().square().sum(1)
             return kind.divergence(wanted, answer)
 
-        return embedded, far
+        return embedded, divergence
 
 
 def _gradient(dense: Sieved, seed: int) -> Callable[[Tensor], Tensor]:
     divergence = _Divergence(dense)
 
     def ranked(images: Tensor) -> Tensor:
-        embedded, far = divergence.begin(images)
+        embedded, divergence_of = divergence.begin(images)
         patches = embedded.x.shape[1] - embedded.prefix
         generator = torch.Generator().manual_seed(seed)
         total = torch.zeros(len(images), patches, device=images.device)
         for _ in range(DRAWS):
-            order = torch.rand(len(images), patches, generator=generator).argsort(1).argsort(1).to(images.device)
-            for kept in (order < patches // 2, order >= patches // 2):
+            rank = torch.rand(len(images), patches, generator=generator).argsort(1).argsort(1).to(images.device)
+            for kept in (rank < patches // 2, rank >= patches // 2):
                 weights = torch.where(kept, 1.0, LEFT_OUT).requires_grad_()
                 with torch.enable_grad():
-                    (slope,) = torch.autograd.grad(far(divergence.weighed(embedded, weights)).sum(), weights)
-                total -= slope.float()
+                    (gradient,) = torch.autograd.grad(
+                        divergence_of(divergence.weighed(embedded, weights)).sum(), weights
+                    )
+                total -= gradient.float()
         return total / (2 * DRAWS)
 
     return ranked
@@ -150,16 +151,16 @@ def _hidden(dense: Sieved, _seed: int) -> Callable[[Tensor], Tensor]:
 
     @torch.no_grad()
     def ranked(images: Tensor) -> Tensor:
-        embedded, far = divergence.begin(images)
-        high, wide = embedded.grid
-        found = torch.zeros(len(images), high, wide, device=images.device)
-        for top in range(0, high, SIDE):
-            for left in range(0, wide, SIDE):
-                weights = torch.ones(len(images), high, wide, device=images.device)
+        embedded, divergence_of = divergence.begin(images)
+        height, width = embedded.grid
+        scores = torch.zeros(len(images), height, width, device=images.device)
+        for top in range(0, height, SIDE):
+            for left in range(0, width, SIDE):
+                weights = torch.ones(len(images), height, width, device=images.device)
                 weights[:, top : top + SIDE, left : left + SIDE] = 0.0
-                moved = far(divergence.weighed(embedded, weights.flatten(1)))
-                found[:, top : top + SIDE, left : left + SIDE] = moved.float()[:, None, None]
-        return found.flatten(1)
+                moved = divergence_of(divergence.weighed(embedded, weights.flatten(1)))
+                scores[:, top : top + SIDE, left : left + SIDE] = moved.float()[:, None, None]
+        return scores.flatten(1)
 
     return ranked
 
@@ -169,4 +170,4 @@ TARGETS: dict[str, Callable[[Sieved, int], Callable[[Tensor], Tensor]]] = {
     "gradient": _gradient,
     "hidden": _hidden,
 }
-"""How patches are ranked by a host, by name."""
+"""Name of a target -> the function that makes its ranking."""

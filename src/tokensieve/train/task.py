@@ -1,4 +1,4 @@
-"""What a training learns: the contract between a task and the loop."""
+"""The contract between a training task and the loop."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ class Task(Protocol):
     """A training task: data, module and loss.
 
     Attributes:
-        name: of the files that are written.
-        identity: as text, what decides the result beside the `TrainConfig`: data, sizes, a teacher.
-        module: what is trained, with parts that are thrown away afterwards; the loop never calls its forward.
-        samples: how many samples an epoch has.
+        name: of the files that the training writes.
+        identity: text of all that decides the result beside the `TrainConfig`: data, sizes, a teacher.
+        module: the module that is trained, with parts that are dropped afterwards; the loop never calls its forward.
+        samples: number of samples in an epoch.
     """
 
     name: str
@@ -32,10 +32,10 @@ class Task(Protocol):
     samples: int
 
     def batches(self, size: int, count: int, seed: int) -> Dataset[Any]:
-        """`count` batches of `size` samples by number, each the same whenever and in whatever process it is made.
+        """A map-style data set of `count` batches of `size` samples.
 
-        Random augmentation must depend on seed and number alone: so a training resumes to the same curve, and devices
-        share it. Batches are made in worker processes; tensors in them are moved to the device.
+        A batch must depend on seed and index alone, random augmentation included: then a resumed training repeats, and
+        devices agree. Worker processes load the batches; the loop moves their tensors to the device.
         """
 
     def loss(self, module: Any, batch: Any) -> Loss:
@@ -49,23 +49,23 @@ class Task(Protocol):
         """The task's metrics, by column of the log; `module` may be the moving average, and is left in eval mode."""
 
     def weights(self, module: Any) -> dict[str, Tensor]:
-        """The state dict that is written in the end."""
+        """The state dict that is saved at the end."""
 
 
 class Order:
-    """Which sample has which place in a training: epoch after epoch all of them, each time in another order.
+    """The order of samples in a training: position -> sample, shuffled anew in each epoch.
 
     Args:
-        count: samples.
-        seed: of the order; that of an epoch depends on seed and epoch alone.
+        count: number of samples.
+        seed: with the epoch it decides the order.
     """
 
     def __init__(self, count: int, seed: int) -> None:
         self.count, self.seed = count, seed
         self._epoch, self._order = -1, torch.empty(0)
 
-    def __getitem__(self, place: int) -> int:
-        epoch, index = divmod(place, self.count)
+    def __getitem__(self, position: int) -> int:
+        epoch, index = divmod(position, self.count)
         if self._epoch != epoch:
             generator = torch.Generator().manual_seed(self.seed + epoch)
             self._epoch, self._order = epoch, torch.randperm(self.count, generator=generator)

@@ -1,8 +1,8 @@
-"""Pictures without labels, each in a few fixed views: what a teacher is asked about once, and a pupil learns from.
+"""Pictures without labels in a few fixed views: a teacher runs on them once, and a student learns from its outputs.
 
-The first four are the picture as it is, a random crop, its mirror image, and a crop that is mixed with a crop of
-another picture, so that the model is asked about more than the pictures' own few classes; further ones are crops, and
-crops mixed, by turns.
+The first four views are the picture itself, a random crop, its mirror image, and a crop mixed with a crop of another
+picture, so that the targets cover more than the few classes of the pictures; further views are crops and mixed crops in
+turn.
 """
 
 from __future__ import annotations
@@ -21,21 +21,21 @@ from ..errors import InputError, RecipeError
 from .task import Order, batch_seed
 
 WHOLE, MIRRORED = 0, 2
-"""Views that are not random; what comes between and behind is cropped."""
+"""Indices of the views that are not random; all others are crops."""
 SCALE = (0.35, 1.0)
-"""Of a crop's area."""
+"""Smallest and largest area of a crop, as a share of the picture's."""
 LIGHTEST = 0.5
-"""Least weight of the picture itself where it is mixed with another one."""
+"""Smallest weight of the picture itself in a mixed view."""
 READ = 50
-"""Pictures that go through together where nothing is learnt."""
+"""Batch size where nothing is learnt."""
 FEWEST, MOST_HELD = 20, 500
-"""Pictures without which nothing can be held out, and the most that are."""
+"""The fewest pictures that can be split, and the most that are held out."""
 NAMED = 10
-"""Pictures that cannot be read, named in one error."""
+"""Unreadable pictures that one error names at most."""
 
 
 def every_batch(pictures: Any, size: int, workers: int = 0) -> Iterator[Batch]:
-    """Batches of all the pictures of a set; a training leaves none out in silence.
+    """Batches of all the pictures of a set; unlike `load_batches` it raises where one cannot be read.
 
     Raises:
         InputError: pictures that cannot be read, by name.
@@ -52,22 +52,22 @@ def every_batch(pictures: Any, size: int, workers: int = 0) -> Iterator[Batch]:
 
 
 def set_of(pictures: Any) -> Any:
-    """A data set of whatever a user gave, a set, batches of one, or a tensor of images; its items are (image, -1).
+    """A map-style data set of (image, -1), from a data set, batches of one, or a tensor of images.
 
     Raises:
-        InputError: what can only be read from its beginning.
+        InputError: an iterable without length or random access.
     """
-    found = getattr(pictures, "dataset", pictures)
-    if not hasattr(found, "__len__") or not hasattr(found, "__getitem__"):
+    data = getattr(pictures, "dataset", pictures)
+    if not hasattr(data, "__len__") or not hasattr(data, "__getitem__"):
         raise InputError(
-            f"Pictures are learnt from in any order, and {type(found).__name__} only goes from beginning to end: give "
+            f"Pictures are learnt from in any order, and {type(data).__name__} only goes from beginning to end: give "
             "a data set with a length, such as image_set(...) of a folder, or a tensor."
         )
-    return _Pictures(found)
+    return _Pictures(data)
 
 
 class _Pictures(Dataset[tuple[Tensor, int]]):
-    """Images without labels of whatever can be indexed, with the names that it has for those that cannot be read."""
+    """The images of a map-style data set without its labels; failures keep the names that the set gives them."""
 
     def __init__(self, data: Any) -> None:
         self.data = data
@@ -78,38 +78,38 @@ class _Pictures(Dataset[tuple[Tensor, int]]):
         return len(self.data)
 
     def attempt(self, index: int) -> tuple[Tensor, int] | Failure:
-        """An image, or why it cannot be read."""
+        """An image, or the failure to read it."""
         try:
-            found = self._try(index)
+            item = self._try(index)
         except InputError as error:
             return Failure(self.path(index), f"cannot be read: {str(error).rstrip('.')}")
-        if isinstance(found, Failure):
-            return found
-        return found[0] if isinstance(found, tuple | list) else found, -1
+        if isinstance(item, Failure):
+            return item
+        return item[0] if isinstance(item, tuple | list) else item, -1
 
     def __getitem__(self, index: int) -> tuple[Tensor, int]:
-        found = self.attempt(index)
-        if isinstance(found, Failure):
-            raise InputError(f"{found}.")
-        return found
+        item = self.attempt(index)
+        if isinstance(item, Failure):
+            raise InputError(f"{item}.")
+        return item
 
 
 def split(pictures: Any, share: float, seed: int) -> tuple[Subset[Any], Subset[Any]]:
-    """Pictures to learn from, and those held out.
+    """Split pictures at random into those to learn from and those held out.
 
     Raises:
-        InputError: too few.
+        InputError: fewer than `FEWEST` pictures.
     """
     count = len(pictures)
     if count < FEWEST:
         raise InputError(f"{count} pictures are too few to learn from: give {FEWEST} or more, better thousands.")
-    held = min(MOST_HELD, max(1, round(share * count)))
+    heldout_count = min(MOST_HELD, max(1, round(share * count)))
     order = torch.randperm(count, generator=torch.Generator().manual_seed(seed)).tolist()
-    return Subset(pictures, sorted(order[held:])), Subset(pictures, sorted(order[:held]))
+    return Subset(pictures, sorted(order[heldout_count:])), Subset(pictures, sorted(order[:heldout_count]))
 
 
 class Views(Dataset[Tensor]):
-    """A set of pictures in `count` views each: item `row * count + view` is a tensor as the model reads it.
+    """`count` views of each picture: item `row * count + view` is an image (C, H, W) as the model reads it.
 
     Args:
         pictures: a map-style data set whose items begin with an image (C, H, W).
@@ -124,8 +124,8 @@ class Views(Dataset[Tensor]):
         self.pictures, self.count, self.mixed, self.seed = pictures, count, mixed, seed
 
     @property
-    def told(self) -> str:
-        """What decides how they look, beside the pictures."""
+    def description(self) -> str:
+        """The settings of the views, as text for a cache key."""
         mixed = f", mixed from {LIGHTEST}" if self.mixed else ""
         return f"{self.count} views of seed {self.seed}, crops {SCALE}{mixed}"
 
@@ -138,7 +138,7 @@ class Views(Dataset[Tensor]):
         if view in (WHOLE, MIRRORED):
             return image.flip(-1) if view == MIRRORED else image
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(batch_seed(self.seed, index))  # by picture and view, in whatever batch it comes
+            torch.manual_seed(batch_seed(self.seed, index))  # the same view whatever the batch
             shown = _cropped(image)
             if self.mixed and view % 2 and view > MIRRORED:
                 other = int(torch.randint(len(self.pictures), ()))
@@ -148,30 +148,32 @@ class Views(Dataset[Tensor]):
 
     def of(self, view: int, size: int, workers: int = 0) -> Iterator[tuple[Tensor]]:
         """One view of all pictures, in batches."""
-        places = range(view, len(self), self.count)
-        yield from DataLoader(_Some(self, places), batch_size=size, num_workers=workers)
+        indices = range(view, len(self), self.count)
+        yield from DataLoader(_Chosen(self, indices), batch_size=size, num_workers=workers)
 
 
-class _Some(Dataset[tuple[Tensor]]):
-    def __init__(self, views: Views, places: range) -> None:
-        self.views, self.places = views, places
+class _Chosen(Dataset[tuple[Tensor]]):
+    """The views of these indices."""
+
+    def __init__(self, views: Views, indices: range) -> None:
+        self.views, self.indices = views, indices
 
     def __len__(self) -> int:
-        return len(self.places)
+        return len(self.indices)
 
     def __getitem__(self, index: int) -> tuple[Tensor]:
-        return (self.views[self.places[index]],)
+        return (self.views[self.indices[index]],)
 
 
 class ViewBatches(Dataset[tuple[Tensor, Tensor]]):
-    """Batches of views with a teacher's answers to them, by number: images (B, C, H, W) and answers (B, ...).
+    """Batches of views with a teacher's targets, by number: images (B, C, H, W) and targets (B, ...).
 
-    Epoch after epoch every picture is seen once, each time in its next view.
+    Each epoch has every picture once, in its next view.
 
     Args:
         views: of the pictures.
-        taught: answers (N, views, ...), in whatever precision.
-        size, count, seed: as `Task.batches` is told.
+        taught: targets (N, views, ...), of any floating-point type.
+        size, count, seed: as of `Task.batches`.
     """
 
     def __init__(self, views: Views, taught: Tensor, size: int, count: int, seed: int) -> None:
@@ -183,16 +185,16 @@ class ViewBatches(Dataset[tuple[Tensor, Tensor]]):
 
     def __getitem__(self, number: int) -> tuple[Tensor, Tensor]:
         images, answers = [], []
-        for place in range(number * self.size, (number + 1) * self.size):
-            row = self.order[place]
-            view = (place // self.order.count + row) % self.views.count
+        for position in range(number * self.size, (number + 1) * self.size):
+            row = self.order[position]
+            view = (position // self.order.count + row) % self.views.count
             images.append(self.views[row * self.views.count + view])
             answers.append(self.taught[row, view])
         return torch.stack(images), torch.stack(answers).float()
 
 
 def fingerprint(pictures: Any, workers: int = 0) -> str:
-    """SHA-256 of all the pictures as a model reads them, each of which is read once, to see that it can be.
+    """SHA-256 of all the pictures as a model reads them; reads each once, so that unreadable ones are known.
 
     Raises:
         InputError: as `every_batch`.
@@ -204,18 +206,19 @@ def fingerprint(pictures: Any, workers: int = 0) -> str:
 
 
 def counted(
-    views: Iterator[tuple[Tensor]], count: int, told: str, say: Callable[[str], object]
+    views: Iterator[tuple[Tensor]], count: int, what: str, say: Callable[[str], object]
 ) -> Iterator[tuple[Tensor]]:
+    """Yield the batches, and report progress every 500 pictures."""
     done = 0
-    for shown in views:
-        yield shown
-        done += len(shown[0])
-        if done // 500 != (done - len(shown[0])) // 500 or done == count:
-            say(f"asking the dense model: {done} of {count} pictures, {told}")
+    for batch in views:
+        yield batch
+        done += len(batch[0])
+        if done // 500 != (done - len(batch[0])) // 500 or done == count:
+            say(f"asking the dense model: {done} of {count} pictures, {what}")
 
 
 def _cropped(image: Tensor) -> Tensor:
-    """A part of it at its size, mirrored or not."""
+    """A random crop (C, H, W) at the image's size, mirrored or not."""
     size = list(image.shape[-2:])
     crop = v2.RandomResizedCrop(size, scale=SCALE, antialias=True)
     return v2.functional.horizontal_flip(crop(image)) if float(torch.rand(())) < 0.5 else crop(image)
