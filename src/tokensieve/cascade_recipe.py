@@ -1,4 +1,4 @@
-"""CascadeRecipe: several recipes of one host, from cheap to dense, and the rule which of them answers an image."""
+"""CascadeRecipe: several recipes of one host, from cheap to dense, and the rule by which one of them answers."""
 
 from __future__ import annotations
 
@@ -18,28 +18,28 @@ from .methods import BaseMethod
 from .recipe import Recipe, names_a_file, read_file
 
 VERSION = 1
-"""Of the JSON that `CascadeRecipe.to_json` writes."""
+"""Version of the JSON that `CascadeRecipe.to_json` writes."""
 VERSION_KEY = "tokensieve_cascade"
-"""What its version is called, by which it is told from a recipe."""
+"""Key of the version in the JSON; it tells a cascade from a recipe."""
 NAME = "cascade"
 SCORES = ("margin", "probability", "entropy")
-"""What may say how sure an answer is; see `cascades.scores`."""
+"""Measures of how sure an answer is; see `cascades.scores`."""
 
 
 @dataclass(frozen=True)
 class CascadeRecipe:
-    """Recipes from cheap to dense, each image being read again by the next one while its answer is not sure enough.
+    """Recipes from cheap to dense; an image is read by the next one while its answer is not sure enough.
 
-    Text is one call, `cascade(recipes=("papr(keep=0.5)", ""), thresholds=(0.31,), score="margin")`; JSON, of a type of
-    its own, says the same with each recipe's JSON in it. What a calibration found goes with it, in both.
+    As text it is one call, `cascade(recipes=("papr(keep=0.5)", ""), thresholds=(0.31,), score="margin")`; as JSON an
+    object with the JSON of each recipe. Both contain the results of a calibration.
 
     Args:
         recipes: two or more, the first read first; "" is the dense model. Text, methods or recipes.
         thresholds: one for each recipe but the last, 0 to 1: an answer whose score is below is read again; 0 never
-            reads again, 1 always does, and then the reading before is left out.
-        score: how sure an answer is, 0 to 1: "margin", the first probability less the second; "probability", the
-            first; "entropy", 1 less the entropy over that of a guess. Or a function, of what the host returns -> (B, K)
-            scores of classes, whose margin counts; it cannot be written down.
+            reads again, 1 always does, and then that recipe is not run.
+        score: how sure an answer is, 0 to 1: "margin", the largest probability minus the second; "probability",
+            the largest; "entropy", 1 minus the entropy divided by its maximum. Or a function from what the host returns
+            to logits (B, K), of which the margin is taken; such a cascade cannot be saved.
         agree, confidence: the promise that the thresholds were calibrated for; None where they were not.
         images: how many images they were calibrated on.
         shares: the share of these images that each recipe read; the first is 1.
@@ -88,13 +88,13 @@ class CascadeRecipe:
         if call.args or any(word.arg is None for word in call.keywords):
             raise _unreadable(text, "every argument is named")
         try:
-            words = {str(word.arg): ast.literal_eval(word.value) for word in call.keywords}
+            settings = {str(word.arg): ast.literal_eval(word.value) for word in call.keywords}
         except (ValueError, SyntaxError):
             raise _unreadable(text, "the recipes stand in quotes, and the rest are numbers") from None
-        recipes = words.get("recipes")
+        recipes = settings.get("recipes")
         if isinstance(recipes, tuple | list) and all(isinstance(each, str) for each in recipes):
-            words["recipes"] = tuple(map(Recipe.parse, recipes))  # the text itself: never the name of a file
-        return cls._of(words)
+            settings["recipes"] = tuple(map(Recipe.parse, recipes))  # the text itself: never the name of a file
+        return cls._of(settings)
 
     @classmethod
     def from_json(cls, text: str, folder: str | os.PathLike[str] | None = None) -> CascadeRecipe:
@@ -114,28 +114,28 @@ class CascadeRecipe:
                 f"The cascade's file has version {data.get(VERSION_KEY)!r}; this release reads version {VERSION}: "
                 "update tokensieve, or write it again with this release."
             )
-        words = {key: value for key, value in data.items() if key not in (VERSION_KEY, "text")}
-        words["recipes"] = tuple(Recipe.from_json(json.dumps(each), folder) for each in words["recipes"])
-        return cls._of(words)
+        settings = {key: value for key, value in data.items() if key not in (VERSION_KEY, "text")}
+        settings["recipes"] = tuple(Recipe.from_json(json.dumps(each), folder) for each in settings["recipes"])
+        return cls._of(settings)
 
     @classmethod
     def load(cls, source: str | os.PathLike[str]) -> CascadeRecipe:
         """A cascade from text, or from a file that holds text or JSON; paths in a file begin in its folder."""
-        found = read_recipe(source)
-        if not isinstance(found, CascadeRecipe):
+        recipe = read_recipe(source)
+        if not isinstance(recipe, CascadeRecipe):
             raise RecipeError(f"{os.fspath(source)} is a recipe, and no cascade of several.")
-        return found
+        return recipe
 
     @classmethod
-    def _of(cls, words: Mapping[str, Any]) -> CascadeRecipe:
+    def _of(cls, settings: Mapping[str, Any]) -> CascadeRecipe:
         known = [each.name for each in fields(cls)]
-        for word in words:
-            if word not in known:
-                raise RecipeError(f"A cascade has no setting {word!r}{nearest(word, known)}: {', '.join(known)}.")
-        for word in ("recipes", "thresholds"):
-            if word not in words:
-                raise RecipeError(f"A cascade needs {word}=; its settings: {', '.join(known)}.")
-        return cls(**words)
+        for name in settings:
+            if name not in known:
+                raise RecipeError(f"A cascade has no setting {name!r}{nearest(name, known)}: {', '.join(known)}.")
+        for name in ("recipes", "thresholds"):
+            if name not in settings:
+                raise RecipeError(f"A cascade needs {name}=; its settings: {', '.join(known)}.")
+        return cls(**settings)
 
     def save(self, path: str | os.PathLike[str]) -> Path:
         """Write a file, JSON, whole or not at all; `sieve`, `load` and the command line's `--recipe` read it. Paths and
@@ -151,9 +151,9 @@ class CascadeRecipe:
         if callable(self.score):
             raise RecipeError("A cascade whose score is a function cannot be written to a file: name a score.")
         recipes = [json.loads(recipe.to_json(folder)) for recipe in self.recipes]
-        told = {name: value for name, value in self._told().items() if name != "recipes"}
+        settings = {name: value for name, value in self._given().items() if name != "recipes"}
         text = str(self.with_hashes().relative_to(folder))
-        return json.dumps({VERSION_KEY: VERSION, "text": text, "recipes": recipes, **told}, indent=2)
+        return json.dumps({VERSION_KEY: VERSION, "text": text, "recipes": recipes, **settings}, indent=2)
 
     def with_hashes(self) -> CascadeRecipe:
         """The same, bound to the weights as they are now; as `Recipe.with_hashes`."""
@@ -180,14 +180,14 @@ class CascadeRecipe:
         return (method for recipe in self.recipes for method in recipe)
 
     def __str__(self) -> str:
-        told = self._told() | {"recipes": tuple(map(str, self.recipes))}
-        # Double quotes, as the text is written about: recipes have none but single ones in them.
-        recipes = ", ".join(json.dumps(each, ensure_ascii=False) for each in told.pop("recipes"))
-        words = [f"recipes=({recipes})", *(f"{name}={_spell(value)}" for name, value in told.items())]
-        return f"{NAME}({', '.join(words)})"
+        settings = self._given() | {"recipes": tuple(map(str, self.recipes))}
+        # json.dumps gives double quotes: the text of a recipe has single ones only.
+        recipes = ", ".join(json.dumps(each, ensure_ascii=False) for each in settings.pop("recipes"))
+        arguments = [f"recipes=({recipes})", *(f"{name}={_spell(value)}" for name, value in settings.items())]
+        return f"{NAME}({', '.join(arguments)})"
 
-    def _told(self) -> dict[str, Any]:
-        """All settings but those that are not known."""
+    def _given(self) -> dict[str, Any]:
+        """All settings that are not None."""
         return {each.name: value for each in fields(self) if (value := getattr(self, each.name)) is not None}
 
 

@@ -73,8 +73,8 @@ class Cascade(Sieved):
 
     A drop-in replacement of the dense model, as `Sieved` is: its parameters are those of the last member's host, and it
     returns what the dense model returns, in the order of the images. `tokensieve.cascade(...)` makes one with a
-    promise, and `sieve(model, "cascade(...)")` one of known thresholds. Stateless between calls, but that it counts how
-    many images it reads again (`watch`), where it knows how many there should be.
+    promise, and `sieve(model, "cascade(...)")` one of known thresholds. It has no state between calls but the
+    count of images read again (`watch`).
     """
 
     recipe: CascadeRecipe  # type: ignore[assignment]
@@ -140,33 +140,33 @@ class Cascade(Sieved):
         pixel_values_videos: Tensor | None = None,
         **kwargs: Any,
     ) -> Any:
-        """(B, C, H, W), or clips in the host's layout, -> what the dense model returns, in their order.
+        """Images (B, C, H, W), or clips in the host's layout -> what the dense model returns, in the same order.
 
         Raises:
-            InputError: words that ask for more than scores of classes, such as `labels` or hidden states; an output
-                without a row of scores for each image.
+            InputError: arguments that need more than logits, such as `labels` or `output_hidden_states`; an output
+                without a row of logits for each image.
         """
         given = {"pixel_values": pixel_values, "pixel_values_videos": pixel_values_videos, "labels": labels, **kwargs}
         given = {name: value for name, value in given.items() if value is not None}
         return self._traced(images, given).output
 
     def trace(self, images: Tensor, *, attention: Sequence[int] = ()) -> CascadeTrace:  # type: ignore[override]
-        """Run on images and tell which member answered each of them, and how sure all were: see `CascadeTrace`."""
+        """Run on images; returns also which member answered each, and the scores: see `CascadeTrace`."""
         if attention:
             raise InputError("A cascade has no attention of its own: ask a member, cascade.members[0].trace(images).")
         return self._traced(images, {}, count=False)
 
-    def _traced(self, images: Tensor | None, words: dict[str, Any], count: bool = True) -> CascadeTrace:
+    def _traced(self, images: Tensor | None, kwargs: dict[str, Any], count: bool = True) -> CascadeTrace:
         if images is not None:
             check_images(self.model, images, self.host.layout)
-        images, words = self._now().host.arguments(images, words)
-        for word in ("labels", "output_hidden_states", "output_attentions"):
-            if words.pop(word, False) is not False:
-                raise InputError(f"A cascade gives scores of classes alone: leave out {word}=, or ask a member for it.")
-        if not len(images):  # nothing to choose between
-            output, none = self._members[-1](images, **words), torch.zeros(0, dtype=torch.int64, device=images.device)
-            return CascadeTrace(none, images.new_zeros(0, len(self.thresholds)), (), output)
-        readings = tuple(self._readings(images, words))
+        images, kwargs = self._now().host.arguments(images, kwargs)
+        for name in ("labels", "output_hidden_states", "output_attentions"):
+            if kwargs.pop(name, False) is not False:
+                raise InputError(f"A cascade gives scores of classes alone: leave out {name}=, or ask a member for it.")
+        if not len(images):  # nothing to decide
+            output, empty = self._members[-1](images, **kwargs), torch.zeros(0, dtype=torch.int64, device=images.device)
+            return CascadeTrace(empty, images.new_zeros(0, len(self.thresholds)), (), output)
+        readings = tuple(self._readings(images, kwargs))
         if count and not self.training and not torch.compiler.is_compiling():
             self._watch.see({reading.member: len(reading.images) for reading in readings})
         member = torch.zeros(len(images), dtype=torch.int64, device=images.device)
@@ -177,19 +177,19 @@ class Cascade(Sieved):
                 scores[reading.images, reading.member] = reading.scores.detach()
         return CascadeTrace(member, scores, readings, _scattered(readings))
 
-    def _readings(self, images: Tensor, words: dict[str, Any]) -> Iterator[Reading]:
-        """Member for member: what it read, what it said, which of it is read again."""
+    def _readings(self, images: Tensor, kwargs: dict[str, Any]) -> Iterator[Reading]:
+        """Run the active members in order, each on the images that none before accepted."""
         rows = torch.arange(len(images), device=images.device)
         begun: Begun | None = None
-        alone = bool(words) or not self.sharing  # words may be for the embedding
-        if not alone:
+        separate = bool(kwargs) or not self.sharing  # arguments may be for the embedding
+        if not separate:
             first: Any = self._members[self.active[0]]._now()
             begun = first.begin(images)
         depths = self.depths(None if begun is None else prod(begun.tokens.grid))
-        for place, (index, depth) in enumerate(zip(self.active, depths, strict=True)):
+        for position, (index, depth) in enumerate(zip(self.active, depths, strict=True)):
             member, before = self._members[index], begun
             if depth is None:
-                output = member(images, **words)
+                output = member(images, **kwargs)
             else:
                 stream: Any = member._now()
                 begun = stream.begin(images, depth, begun)
@@ -197,46 +197,48 @@ class Cascade(Sieved):
             scores = sureness(logits_of(output, member, self.recipe.score, len(images)), self.recipe.score)
             last = index == len(self._members) - 1
             again = torch.zeros_like(scores, dtype=torch.bool) if last else read_again(scores, self.thresholds[index])
-            shared = place > 0 and before is not None
+            shared = position > 0 and before is not None
             yield Reading(index, rows, output, scores, again, before.block if shared and before else 0, shared)
-            some = again.nonzero()[:, 0]
-            if not len(some):
+            read_again_rows = again.nonzero()[:, 0]
+            if not len(read_again_rows):
                 return
-            images, rows = images[some], rows[some]
-            begun = None if begun is None else Begun(begun.tokens.images(some), begun.block)
+            images, rows = images[read_again_rows], rows[read_again_rows]
+            begun = None if begun is None else Begun(begun.tokens.images(read_again_rows), begun.block)
 
     def unwatched(self) -> Cascade:
-        """The same for measuring: it expects no share of images read again, and so never warns."""
+        """A copy for measurements, which never warns of drift."""
         return Cascade(self._members, replace(self.recipe, shares=None, images=None), self._certificate)
 
     @property
     def active(self) -> list[int]:
-        """The members that read anything: those of a threshold below 1, and the last."""
+        """Indices of the members that read images: those with a threshold below 1, and the last."""
         return [index for index, threshold in enumerate((*self.thresholds, 0.0)) if threshold < 1]
 
     @property
     def sharing(self) -> bool:
-        """Whether a member goes on from what the one before computed: all are of one host, which has tokens from its
-        first block to its last, and no hooks that would miss a call."""
+        """Whether each member continues from what the one before has computed.
+
+        All must be of one host that has tokens from its first block to its last, and no hooks, which would miss calls.
+        """
         first = self._members[0]
         return all(_shares(member, first) for member in self._members)
 
     def depths(self, patches: int | None) -> list[int | None]:
-        """For each active member the block from which on it computes by itself, in images of so many patches.
+        """For each active member the first block that it computes by itself, for images of `patches` patches.
 
-        What is before is computed without reducing anything, so that the next member can go on from there. None for all
+        The blocks before run without reducing tokens, so that the next member can continue from there. None for all
         where they do not share (`sharing`), or `patches` is None.
         """
         streams = [self._members[index].stream for index in self.active]
         if patches is None or not self.sharing:
             return [None] * len(streams)
         free = [stream.plan.untouched(patches) for stream in streams]
-        # No further than any later one can go on from; the last computes for nobody else.
-        shared: list[int | None] = [min(free[place:]) for place in range(len(free) - 1)]
+        # As far as all later members can share; nothing continues from the last.
+        shared: list[int | None] = [min(free[index:]) for index in range(len(free) - 1)]
         return [*shared, 0]
 
     def _apply(self, fn: Any, recurse: bool = True) -> Cascade:
-        """`.to()`, `.half()` and the like, applied to every member; to a shared host once."""
+        """Apply `.to()`, `.half()` and the like to every member, once to a shared host."""
         done: set[int] = set()
         for member in self._members:
             for module in (member.model, member.parts, member.significance):
@@ -246,7 +248,7 @@ class Cascade(Sieved):
         return self
 
     def train(self, mode: bool = True) -> Cascade:
-        """Training or evaluation mode, of every member's host."""
+        """Set training or evaluation mode for every member's host."""
         for member in self._members:
             member.train(mode)
         return self
@@ -265,11 +267,11 @@ class Cascade(Sieved):
         raise self._of_members("map_call(images)")
 
     def forward_features(self, images: Tensor) -> Any:
-        """Refused: members leave unlike tokens."""
+        """Refused: members keep different tokens."""
         raise self._of_members("forward_features(images)")
 
     def forward_intermediates(self, x: Tensor, *args: Any, **kwargs: Any) -> Any:
-        """Refused: members leave unlike tokens."""
+        """Refused: members keep different tokens."""
         raise self._of_members("forward_intermediates(images)")
 
     def _of_members(self, what: str) -> UnsupportedHost:
@@ -283,36 +285,36 @@ class Cascade(Sieved):
 
 
 def _shares(member: Sieved, first: Sieved) -> bool:
-    """Whether a member may go on from what another one of the same host has computed."""
+    """Whether a member may continue from what another one of the same host has computed."""
     stream = member.stream
     plain = isinstance(stream, TokenStream) and not stream.host.levels
     return plain and member.model is first.model and not any(map(hooked, stream.host.bypassed))
 
 
 def logits_of(output: Any, model: Any, score: object, count: int) -> Tensor:
-    """The (B, K) scores of classes in what a model returned, or what `score` makes of it, where that is a function.
+    """The logits (B, K) in what a model returned, or what `score` makes of it, where that is a function.
 
     Raises:
-        UnsupportedHost: there are none.
+        UnsupportedHost: the output has no logits.
     """
     host = getattr(model, "model", model)
     if callable(score):
-        found = score(output)
+        logits = score(output)
     elif getattr(host, "num_classes", None) == 0:  # features, as many as there are channels
-        found = None
+        logits = None
     else:
-        found = output if isinstance(output, Tensor) else getattr(output, "logits", None)
-    if not isinstance(found, Tensor) or found.ndim != 2 or found.shape[1] < 2 or len(found) != count:
-        what = f"shape {tuple(found.shape)}" if isinstance(found, Tensor) else "no scores of classes"
+        logits = output if isinstance(output, Tensor) else getattr(output, "logits", None)
+    if not isinstance(logits, Tensor) or logits.ndim != 2 or logits.shape[1] < 2 or len(logits) != count:
+        what = f"shape {tuple(logits.shape)}" if isinstance(logits, Tensor) else "no scores of classes"
         raise UnsupportedHost(
             f"{type(host).__name__} gives {what}, and a cascade decides by (B, K) scores of two classes or more for "
             "each image: take a model with a classifier, or give score= a function that makes them of its outputs."
         )
-    return found
+    return logits
 
 
 def _scattered(readings: Sequence[Reading]) -> Any:
-    """The outputs as one, each image's of the member that answered it, in the order of the images."""
+    """The members' outputs merged: for each image that of the last member that read it, in the order of the images."""
     leaves, shape = tree_flatten(readings[0].output)
     for reading in readings[1:]:
         later, its_shape = tree_flatten(reading.output)

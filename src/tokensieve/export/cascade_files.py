@@ -88,8 +88,8 @@ def export_cascade(
     written: list[Exported] = []
     names: list[str] = []
     write: Callable[..., Exported] = partial(export_onnx, opset=opset) if format == "onnx" else export_program
-    for place, index in enumerate(itself.active):
-        names.append(f"member-{place}{FORMATS[format]}")
+    for number, index in enumerate(itself.active):
+        names.append(f"member-{number}{FORMATS[format]}")
         written.append(
             write(itself.members[index], folder / names[-1], spec, batch=batch, mean=mean, std=std, seed=seed)
         )
@@ -131,24 +131,24 @@ def _checked(
     """The largest difference of what the files answer under the rule from what the cascade does."""
     trace = cascade.trace(images)
     expected = logits_of(trace.output, cascade, score, len(images))
-    found, settled = torch.full_like(expected, float("nan")), torch.ones(len(images), dtype=torch.bool)
-    going = torch.arange(len(images))
+    outputs, settled = torch.full_like(expected, float("nan")), torch.ones(len(images), dtype=torch.bool)
+    pending = torch.arange(len(images))
     for call, threshold in zip(calls, (*thresholds, None), strict=True):
-        if not len(going):
+        if not len(pending):
             break
-        # A file of one batch size is given all: whatever it says of the others is not looked at.
-        asked = images if batch else images[going]
-        output = call(asked)
-        logits = logits_of(output[0] if isinstance(output, tuple | list) else output, cascade, score, len(asked))
-        logits = (logits[going] if batch else logits).to(expected.device, expected.dtype)
+        # A file of one batch size gets all images; its outputs for those already answered are not used.
+        inputs = images if batch else images[pending]
+        output = call(inputs)
+        logits = logits_of(output[0] if isinstance(output, tuple | list) else output, cascade, score, len(inputs))
+        logits = (logits[pending] if batch else logits).to(expected.device, expected.dtype)
         sure = sureness(logits, score)
-        settled[going] &= True if threshold is None else (sure - threshold).abs().cpu() > 10 * TOLERANCE
-        again = torch.zeros(len(going), dtype=torch.bool) if threshold is None else (~(sure >= threshold)).cpu()
-        found[going[~again]] = logits[~again.to(logits.device)]
-        going = going[again]
+        settled[pending] &= True if threshold is None else (sure - threshold).abs().cpu() > 10 * TOLERANCE
+        again = torch.zeros(len(pending), dtype=torch.bool) if threshold is None else (~(sure >= threshold)).cpu()
+        outputs[pending[~again]] = logits[~again.to(logits.device)]
+        pending = pending[again]
     if not settled.any():
         return 0.0
-    difference = float((found - expected)[settled].abs().max())
+    difference = float((outputs - expected)[settled].abs().max())
     if not difference <= TOLERANCE:
         raise ExportError(
             f"The cascade's files answer otherwise than it does, by {difference:.1e} where {TOLERANCE:g} is allowed."

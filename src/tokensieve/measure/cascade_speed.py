@@ -72,24 +72,24 @@ def cascade_speed(
     itself = eager(cascade)
     if not isinstance(itself, Cascade):
         raise InputError("cascade_speed is of a cascade; of one recipe speed(fast, dense, images) is.")
-    parts = [some for some in check_images(images, InputSpec.of(dense).layout).split(batch) if len(some) == batch]
-    if len(parts) < 2:
+    chunks = [chunk for chunk in check_images(images, InputSpec.of(dense).layout).split(batch) if len(chunk) == batch]
+    if len(chunks) < 2:
         raise InputError(f"{len(images)} images are no two batches of {batch}: give more.")
     models = {"dense": dense, "cascade": itself.unwatched() if cascade is itself else cascade}
     times: dict[str, list[float]] = {name: [] for name in models}
     order, reads = list(models), torch.zeros(len(itself.members))
     with reading(dense, images):
-        for some in parts:
-            reads += torch.tensor(itself.trace(some).shares) / len(parts)  # and warms up
-        dense(parts[0])
+        for chunk in chunks:
+            reads += torch.tensor(itself.trace(chunk).shares) / len(chunks)  # and warms up
+        dense(chunks[0])
         start = clock()
         for turn in range(max_passes):
             if turn and clock() - start > seconds:
                 break
-            for some in parts:
+            for chunk in chunks:
                 for name in order:
                     begun = clock()
-                    models[name](some)
+                    models[name](chunk)
                     times[name].append(clock() - begun)
                 order.reverse()
     low, _, high = spread([d / c for d, c in zip(times["dense"], times["cascade"], strict=True)])
@@ -101,7 +101,7 @@ def cascade_speed(
         cascade=Latency.of(times["cascade"]),
         shares=tuple(reads.tolist()),
         batch=batch,
-        images=len(parts) * batch,
+        images=len(chunks) * batch,
         batches=len(times["dense"]),
         threads=torch.get_num_threads(),
     )

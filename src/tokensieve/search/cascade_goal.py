@@ -1,4 +1,4 @@
-"""What a cascade costs that begins with a recipe: the number that a search for cascades makes small."""
+"""The objective of a search for cascades: the cost of a cascade that begins with a recipe."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ from ..stream import sieve
 from .evaluator import Evaluator
 
 AROUND = (0.75, 1.0, 1.25, 1.5)
-"""Shares of the disagreement that is allowed, over which a cost is averaged: at one alone a single image decides."""
+"""Multiples of the allowed disagreement over which the cost is averaged: at one of them a single image decides."""
 
 
 def agreement_needed(agree: float, confidence: float, images: int) -> float:
-    """The share of so many images that must agree for the promise to be certified; 1 where none is enough."""
-    low, high = 0, images  # the largest number of other answers
+    """The share of `images` that must agree for the promise to be certified; 1 where they are too few to certify it."""
+    low, high = 0, images  # bounds of the number of images that may disagree
     if lower_bound(images, images, confidence) < agree:
         return 1.0
     while high - low > 1:
@@ -40,10 +40,10 @@ def least_again(scores: NDArray[np.float64], same: NDArray[np.bool_], needed: fl
     `scores` and `same` (N,) are of one reading; all that is read again agrees.
     """
     order = np.argsort(scores)
-    wrong = np.cumsum((~same[order])[::-1])[::-1]  # from each image on to the surest: what is wrong if it is accepted
+    wrong = np.cumsum((~same[order])[::-1])[::-1]  # errors among the accepted, if all from this image on are
     allowed = (1 - needed) * len(scores) + 1e-9
-    places = np.flatnonzero(np.append(wrong, 0) <= allowed)
-    first = int(places[0])
+    allowed_counts = np.flatnonzero(np.append(wrong, 0) <= allowed)
+    first = int(allowed_counts[0])
     if first == 0:
         return 0.0, 0.0
     top = scores[order[first - 1]]
@@ -53,13 +53,14 @@ def least_again(scores: NDArray[np.float64], same: NDArray[np.bool_], needed: fl
 
 @dataclass
 class CascadeGoal:
-    """The MACs of a cascade of a recipe and the last reading, as a share of the dense model's, at the threshold that
-    keeps the promise on the images at hand.
+    """Objective: the MACs of a cascade of a recipe and the last reading, as a share of the dense model's.
+
+    The threshold is the lowest that keeps the promise on the given images.
 
     Args:
-        evaluator: which has the model, whose input size counts.
-        needed: the share of answers the same that is aimed for.
-        last: the last reading, "" or "readout()".
+        evaluator: of the model.
+        needed: the share of the images that must agree.
+        last: the recipe of the last reading, "" or "readout()".
         dense: MACs of the dense model.
         score: as of `CascadeRecipe`.
     """
@@ -71,24 +72,24 @@ class CascadeGoal:
     score: str
 
     def __call__(self, recipe: Recipe, outputs: Tensor, dense: Tensor) -> float:
-        """The mean over some agreements around the one that is needed."""
+        """The cost, as a mean over agreements around the needed one (see `AROUND`)."""
         first, last = self.added([recipe, self.last])
         scores, same = answers(outputs, dense, self.score)
         shares = [least_again(scores, same, 1 - (1 - self.needed) * part)[0] for part in AROUND]
         return (first + float(np.mean(shares)) * last) / self.dense
 
     def added(self, recipes: Sequence[Recipe]) -> tuple[float, ...]:
-        """What each reading adds to an image that comes to it, in MACs, proposals included."""
+        """MACs that each reading adds for an image that reaches it, proposals included."""
         return reading_macs(self.cascade(recipes), self.evaluator.input_size)
 
     def cascade(self, recipes: Sequence[Recipe], thresholds: Sequence[float] | None = None) -> Cascade:
         """The recipes as a cascade, without a promise."""
-        told = thresholds or (0.5,) * (len(recipes) - 1)
+        thresholds_used = thresholds or (0.5,) * (len(recipes) - 1)
         members = [sieve(self.evaluator.host_model, each, **self.evaluator.settings) for each in recipes]
-        return Cascade(members, CascadeRecipe(tuple(recipes), tuple(told), self.score))
+        return Cascade(members, CascadeRecipe(tuple(recipes), tuple(thresholds_used), self.score))
 
 
 def answers(outputs: Tensor, dense: Tensor, score: str) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
-    """How sure a reading is of each image, (N,), and whether its answer is the dense model's."""
+    """The score of each output (N,), and whether its class is the dense model's (N,)."""
     with torch.no_grad():
         return sureness(outputs, score).double().numpy(), (outputs.argmax(1) == dense.argmax(1)).numpy()

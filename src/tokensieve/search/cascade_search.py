@@ -1,6 +1,6 @@
-"""The search for cascades: which recipe reads first, which in between, and at which thresholds it costs least.
+"""The search for the cheapest cascade: its recipes and their thresholds.
 
-On the search images; the promise is certified on the held-out ones alone, which the choice has not seen.
+These are chosen on the search images; the promise is certified on the held-out images, which the choice has not seen.
 """
 
 from __future__ import annotations
@@ -27,23 +27,23 @@ from .front import Front, Point, mark_dominated
 from .results import points_of
 
 SPARES = (1 / 6, 1 / 4, 1 / 3)
-"""Shares of the depth that a first reading may leave alone, so that the next goes on from there."""
+"""Shares of the depth that a first reading may run without reduction, so that the next continues from there."""
 FIRST = (2.1, 1.75, 2.5)
-"""Savings that a first reading is searched at, by itself."""
+"""Savings at which a first reading is searched."""
 BETWEEN = (1.6, 1.4, 1.25)
 """Savings of readings in between, of three."""
 FINALISTS = 3
-"""First readings that are put together with others."""
+"""First readings that are combined with others."""
 PROMISES = (0.95, 0.97, 0.98, 0.99, 0.995)
-"""Agreements for which the front has a cascade each, beside the wanted one."""
+"""Agreements for each of which the front has a cascade, beside the one asked for."""
 GRID = 60
 """Thresholds that are tried for each of two readings."""
 WORTH = 0.01
-"""How much less a third reading must cost to be worth having."""
+"""How much a third reading must save, as a share of the cost of the best cascade of two."""
 
 
 def check_classes(evaluator: Evaluator, backbone: str | None, score: str) -> None:
-    """Refuse models of which no answer is sure or not."""
+    """Refuse models without logits for each image, of which no answer has a score."""
     check_score(score)
     if backbone is not None or evaluator.kind.name != "classes" or evaluator.dense.shape[1] < 2:
         raise UnsupportedHost(
@@ -53,12 +53,12 @@ def check_classes(evaluator: Evaluator, backbone: str | None, score: str) -> Non
 
 
 def search_cascades(search: Search, agree: float, confidence: float, score: str, trials: int) -> None:
-    """First readings by what a cascade costs that begins with them: half of the trials at the first saving."""
+    """Search first readings by the cost of a cascade that begins with them; half of the trials at the first saving."""
     check_share("confidence", confidence)
     evaluator, fit = search.evaluator, search.fit(1.0)
-    held = len(evaluator.parts["heldout"])
-    needed = agreement_needed(agree, confidence, held)
-    if needed == 1:  # nothing can be certified; it is said when it was tried
+    heldout_count = len(evaluator.parts["heldout"])
+    needed = agreement_needed(agree, confidence, heldout_count)
+    if needed == 1:  # too few images to certify anything, which `cascade_front` reports
         needed = agree
     last = Recipe.parse("readout()") if fit.readout else Recipe()
     evaluator.goal = CascadeGoal(evaluator, needed, last, fit.costs.dense, score)
@@ -71,7 +71,7 @@ def search_cascades(search: Search, agree: float, confidence: float, score: str,
 
 @dataclass(frozen=True)
 class _Chain:
-    """Readings, what each adds in MACs, and what they answered to all images of each part."""
+    """Readings, the MACs that each adds, and their outputs on all images of each part."""
 
     recipes: tuple[Recipe, ...]
     added: tuple[float, ...]
@@ -87,9 +87,9 @@ def cascade_front(
     stopped: str | None,
     held: bool,
 ) -> Front:
-    """All that a search found: plain recipes, and the cheapest cascade for each of several promises.
+    """The front of a search: plain recipes, and the cheapest cascade for each of several promises.
 
-    Without `held` the cascades stay away: what promises is certified on held-out images alone.
+    Cascades need `held`: a promise is certified on held-out images alone.
     """
     evaluator, goal = search.evaluator, search.evaluator.goal
     assert isinstance(goal, CascadeGoal)
@@ -97,18 +97,20 @@ def cascade_front(
     if not plain:
         why = search.failures[0].reason if search.failures else "the time was over before the first one; allow more"
         raise InputError(f"No recipe could be judged: {why.rstrip('.')}.")
-    found: dict[float, Point] = {}
+    cascades: dict[float, Point] = {}
     if held and len(evaluator.parts["heldout"]):
         chains = _chains(search, goal)
         for level in sorted({*PROMISES, agree}):
             point, lacking = _promised(chains, goal, level, confidence)
             if lacking is None or level == agree:
-                found[level] = point
+                cascades[level] = point
             if lacking is not None:
                 left_out[f"a cascade of {100 * level:g} %"] = lacking
-    points = mark_dominated([*plain, *found.values()])
+    points = mark_dominated([*plain, *cascades.values()])
     kept = [point for point in points if _keeps(point, agree, confidence)]
-    best = min(kept, key=_macs, default=None) or found.get(agree) or max(plain, key=lambda point: point.agreement or 0)
+    best = (
+        min(kept, key=_macs, default=None) or cascades.get(agree) or max(plain, key=lambda point: point.agreement or 0)
+    )
     best = next(point for point in points if point.recipe == best.recipe)
     return Front(
         points=tuple(points),
@@ -128,7 +130,7 @@ def cascade_front(
 
 
 def _chains(search: Search, goal: CascadeGoal) -> list[_Chain]:
-    """The best first readings with the last, and with milder ones of their family in between."""
+    """The best first readings, each followed by the last reading; the best also with milder ones in between."""
     tried = {
         each.text: (each, study)
         for studies in search.studies.values()
@@ -136,15 +138,15 @@ def _chains(search: Search, goal: CascadeGoal) -> list[_Chain]:
         for each in study.top(FINALISTS)
     }
     best = sorted(tried.values(), key=lambda pair: pair[0].figures.value)[:FINALISTS]
-    answered: dict[str, dict[Part, Tensor]] = {}
+    outputs_of: dict[str, dict[Part, Tensor]] = {}
 
     parts: tuple[Part, ...] = ("search", "heldout")
 
     def chain(*recipes: Recipe) -> _Chain:
         for recipe in recipes:
-            if str(recipe) not in answered:
-                answered[str(recipe)] = {part: goal.evaluator.outputs(recipe, part) for part in parts}
-        outputs = {part: tuple(answered[str(recipe)][part] for recipe in recipes) for part in parts}
+            if str(recipe) not in outputs_of:
+                outputs_of[str(recipe)] = {part: goal.evaluator.outputs(recipe, part) for part in parts}
+        outputs = {part: tuple(outputs_of[str(recipe)][part] for recipe in recipes) for part in parts}
         return _Chain(tuple(recipes), goal.added(recipes), outputs)
 
     chains = [chain(each.recipe, goal.last) for each, _ in best]
@@ -154,43 +156,50 @@ def _chains(search: Search, goal: CascadeGoal) -> list[_Chain]:
             try:
                 mild = study.family.recipe(each.params, study.family.variants()[each.variant], search.fit(ratio))
                 chains.append(chain(each.recipe, mild, goal.last))
-            except (RecipeError, SieveError):  # the family has none of this saving
+            except (RecipeError, SieveError):  # the family cannot save so little
                 continue
     return chains
 
 
 def _promised(chains: Sequence[_Chain], goal: CascadeGoal, agree: float, confidence: float) -> tuple[Point, str | None]:
-    """The cheapest cascade of a promise, by the search images, its thresholds certified on the held-out ones; and why
-    it keeps no promise but by reading everything again, if that is so."""
+    """The cheapest cascade for a promise on the search images, with thresholds certified on the held-out ones.
+
+    With it a sentence on why no threshold could be certified, or None.
+    """
     evaluator = goal.evaluator
     needed = agreement_needed(agree, confidence, len(evaluator.parts["heldout"]))
     needed = agree if needed == 1 else needed
     costs = [_cheapest(each, goal, needed) for each in chains]
     two = min(cost for (cost, _), each in zip(costs, chains, strict=True) if len(each.recipes) == 2)
-    worth = [
-        (cost if len(each.recipes) == 2 else cost + WORTH * two, place)
-        for place, ((cost, _), each) in enumerate(zip(costs, chains, strict=True))
+    totals = [
+        (cost if len(each.recipes) == 2 else cost + WORTH * two, index)
+        for index, ((cost, _), each) in enumerate(zip(costs, chains, strict=True))
     ]
-    place = min(worth)[1]
-    chosen, towards = chains[place], costs[place][1]
-    scores, same = _told(chosen, goal, "heldout")
+    index = min(totals)[1]
+    chosen, towards = chains[index], costs[index][1]
+    scores, same = _scores_and_agreement(chosen, goal, "heldout")
     inside = None if len(towards) == 1 else tuple(min(max(each, 0.01), 0.99) for each in towards)
-    found = certify(scores, same, agree, confidence, inside)
+    certificate = certify(scores, same, agree, confidence, inside)
     promise: dict[str, Any] = (
-        {"agree": agree, "confidence": confidence} if found.certified or bool(same[-1].all()) else {}
+        {"agree": agree, "confidence": confidence} if certificate.certified or bool(same[-1].all()) else {}
     )
     recipe = CascadeRecipe(
-        chosen.recipes, found.thresholds, goal.score, images=found.images, shares=found.shares, **promise
+        chosen.recipes,
+        certificate.thresholds,
+        goal.score,
+        images=certificate.images,
+        shares=certificate.shares,
+        **promise,
     )
     figures: dict[Part, Figures] = {}
     macs: dict[Part, float] = {}
     parts: tuple[Part, ...] = ("search", "heldout")
     for part in parts:
-        rows, shares = _routed(chosen, goal, part, found.thresholds)
+        rows, shares = _routed(chosen, goal, part, certificate.thresholds)
         figures[part] = evaluator.figures_of(rows, part)
         macs[part] = sum(share * cost for share, cost in zip(shares, chosen.added, strict=True))
-    active = [cost for cost, threshold in zip(chosen.added, (*found.thresholds, 0), strict=True) if threshold < 1]
-    if len(active) == 1:  # nothing is shared with readings that are left out
+    active = [cost for cost, threshold in zip(chosen.added, (*certificate.thresholds, 0), strict=True) if threshold < 1]
+    if len(active) == 1:  # the remaining member shares nothing
         macs = dict.fromkeys(parts, goal.added(recipe.recipes[-1:] * 2)[0])
     point = Point(
         recipe=recipe,
@@ -204,11 +213,13 @@ def _promised(chains: Sequence[_Chain], goal: CascadeGoal, agree: float, confide
         heldout=figures["heldout"],
         heldout_macs=macs["heldout"],
     )
-    return point, shortfall(found, agree, confidence)
+    return point, shortfall(certificate, agree, confidence)
 
 
-def _told(chain: _Chain, goal: CascadeGoal, part: Part) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
-    """What `certify` takes."""
+def _scores_and_agreement(
+    chain: _Chain, goal: CascadeGoal, part: Part
+) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
+    """Scores (M - 1, N) and agreement (M, N) of the readings, as `certify` takes them."""
     dense = goal.evaluator.dense[goal.evaluator.parts[part]]
     pairs = [answers(each, dense, goal.score) for each in chain.outputs[part]]
     return np.stack([scores for scores, _ in pairs[:-1]]), np.stack([same for _, same in pairs])
@@ -217,21 +228,21 @@ def _told(chain: _Chain, goal: CascadeGoal, part: Part) -> tuple[NDArray[np.floa
 def _routed(
     chain: _Chain, goal: CascadeGoal, part: Part, thresholds: Sequence[float]
 ) -> tuple[Tensor, tuple[float, ...]]:
-    """The cascade's outputs, and the share of the images that each reading reads."""
-    scores, _ = _told(chain, goal, part)
+    """The cascade's outputs (N, K), and the share of the images that each member reads."""
+    scores, _ = _scores_and_agreement(chain, goal, part)
     outputs = chain.outputs[part][-1].clone()
-    going, shares = torch.ones(len(outputs), dtype=torch.bool), []
-    for threshold, sure, answered in zip(thresholds, scores, chain.outputs[part][:-1], strict=True):
-        shares.append(float(going.double().mean()) if threshold < 1 else 0.0)
-        accepted = going & torch.from_numpy(sure >= threshold) & (threshold < 1)
-        outputs[accepted] = answered[accepted]
-        going = going & ~accepted
-    return outputs, (*shares, float(going.double().mean()))
+    pending, shares = torch.ones(len(outputs), dtype=torch.bool), []
+    for threshold, sure, output in zip(thresholds, scores, chain.outputs[part][:-1], strict=True):
+        shares.append(float(pending.double().mean()) if threshold < 1 else 0.0)
+        accepted = pending & torch.from_numpy(sure >= threshold) & (threshold < 1)
+        outputs[accepted] = output[accepted]
+        pending = pending & ~accepted
+    return outputs, (*shares, float(pending.double().mean()))
 
 
 def _cheapest(chain: _Chain, goal: CascadeGoal, needed: float) -> tuple[float, tuple[float, ...]]:
-    """The least MACs at which `needed` of the search images agree, with the thresholds."""
-    scores, same = _told(chain, goal, "search")
+    """The smallest MACs at which a share `needed` of the search images agrees, and the thresholds for it."""
+    scores, same = _scores_and_agreement(chain, goal, "search")
     if len(chain.recipes) == 2:
         share, threshold = least_again(scores[0], same[0], needed)
         return chain.added[0] + share * chain.added[1], (threshold,)
@@ -252,9 +263,11 @@ def _cheapest(chain: _Chain, goal: CascadeGoal, needed: float) -> tuple[float, t
 
 
 def _keeps(point: Point, agree: float, confidence: float) -> bool:
-    """Whether a point keeps the promise with certainty, by the images that the search did not see."""
+    """Whether the held-out images certify the promise for a point."""
     if isinstance(point.recipe, CascadeRecipe):
-        saves = any(threshold < 1 for threshold in point.recipe.thresholds)  # to read all by the dense model is none
+        saves = any(
+            threshold < 1 for threshold in point.recipe.thresholds
+        )  # else everything is read by the dense model
         return saves and point.recipe.agree is not None and point.recipe.agree >= agree
     if point.heldout is None or point.heldout.agreement is None:
         return False

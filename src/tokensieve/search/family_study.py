@@ -21,16 +21,16 @@ from .fit import Fit
 from .front import Failed
 
 POPULATION = 10
-"""Recipes of a generation: fewer than CMA-ES takes by itself (12 for 15 numbers), as a search has few trials."""
-ENOUGH = 6
-"""Earlier trials at a step, from which on a bad one is given up."""
+"""Population size: below the default of CMA-ES (12 for 15 parameters), as a search has few trials."""
+MIN_TRIALS = 6
+"""Earlier trials at a step before a trial may be pruned there."""
 RANGE = FloatDistribution(-1, 1)
-"""Of each parameter around the best beginning; CMA-ES begins with a sixth of it."""
+"""Range of each parameter around the best start; CMA-ES starts with a sixth of it as its sigma."""
 
 
 @dataclass(frozen=True)
 class TriedRecipe:
-    """A recipe that went over all search images."""
+    """A recipe that was evaluated on all search images."""
 
     text: str
     figures: Figures
@@ -46,10 +46,10 @@ class TriedRecipe:
 class FamilyStudy:
     """Trials of one family at one budget.
 
-    The first trials are its variants (proposal layer, metric ...) at the best numbers known, and the family's other
-    beginnings; around the best of them the numbers are searched. A trial whose divergence at a step of the images is
-    above the median of earlier ones stops there, and its divergence counts scaled by what the rest of the images did to
-    the first trial's.
+    The first trials are its variants (proposal layer, metric ...) at the best parameters known, and the family's other
+    starting points; then the parameters are searched around the best of them. A trial whose divergence after a step of
+    the images is above the median of earlier ones is pruned; its divergence is extrapolated to all images by the ratio
+    that the first trial had.
     """
 
     ratio: float
@@ -58,10 +58,10 @@ class FamilyStudy:
     evaluator: Evaluator
     study: optuna.Study
     seed: int
-    told: Callable[[FamilyStudy], None]
+    on_trial: Callable[[FamilyStudy], None]
     """Called after every trial."""
     near: tuple[Mapping[str, float], int] | None = None
-    """Params and variant of the best at a neighbouring budget, to begin with instead of all variants."""
+    """Params and variant of the best at a neighbouring budget, which replaces the trials of all variants."""
 
     @property
     def starts(self) -> int:
@@ -71,16 +71,16 @@ class FamilyStudy:
         return beginnings if self.near is not None else beginnings - 1 + len(self.family.variants())
 
     def start(self) -> None:
-        """Try the variants at the first beginning, and the best of them at the other ones; not those tried before."""
+        """Try the variants at the first starting point, and the best of them at the others; skip those tried before."""
         depth = self.fit.costs.depth
-        first, *others = self.family.beginnings(depth)
+        first, *later = self.family.beginnings(depth)
         if self.near is None:
-            for index in range(len(self.family.variants())):
-                self._start(f"variant {index}", first, index)
+            for variant in range(len(self.family.variants())):
+                self._start(f"variant {variant}", first, variant)
         else:
             self._start("near", *self.near)
-        for place, params in enumerate(others):
-            self._start(f"beginning {place}", params, self._best_start()[1])
+        for index, params in enumerate(later):
+            self._start(f"beginning {index}", params, self._best_start()[1])
 
     def _start(self, label: str, params: Mapping[str, float], variant: int) -> None:
         if any(trial.user_attrs.get("start") == label for trial in self._trials()):
@@ -97,10 +97,10 @@ class FamilyStudy:
                 user_attrs={**attrs, "start": label},
             )
         )
-        self.told(self)
+        self.on_trial(self)
 
     def run(self, until: int) -> None:
-        """Search until there are so many trials in all, those of `start` included."""
+        """Search until there are `until` trials, those of `start` included."""
         while self.alive and self.family.searched and self.count < until:
             draft = self._draft()
             trial = draft.ask()
@@ -111,11 +111,11 @@ class FamilyStudy:
             for name, attr in attrs.items():
                 trial.set_user_attr(name, attr)
             self.study.add_trial(draft.tell(trial, value, TrialState.FAIL if value is None else TrialState.COMPLETE))
-            self.told(self)
+            self.on_trial(self)
 
     @property
     def alive(self) -> bool:
-        """Whether any start could be judged."""
+        """Whether any trial has succeeded."""
         return bool(self._finished())
 
     @property
@@ -150,10 +150,9 @@ class FamilyStudy:
     def _try(
         self, params: dict[str, float], variant: int, trial: optuna.Trial | None = None
     ) -> tuple[float | None, list[float], dict[str, Any]]:
-        """The divergence that optuna is told, None if the trial failed; the divergences at its steps; what is kept
-        of it.
+        """The value of a trial for optuna, None if it failed; its values after each step; its user attributes.
 
-        A `trial` stops at the step where its study prunes it.
+        A `trial` ends at the step where its study prunes it.
         """
         choice: Variant = self.family.variants()[variant]
         attrs: dict[str, Any] = {"variant": variant, "params": params}
@@ -173,7 +172,7 @@ class FamilyStudy:
         return figures.value * (1 if self._full(figures) else self._growth(len(curve))), curve, attrs
 
     def _fit(self, variant: Variant) -> Fit:
-        """The budget less what the proposal takes of it."""
+        """The budget minus the cost of the proposal."""
         if self.family.proposal is None:
             return self.fit
         layer = {"layer": variant["layer"]} if "layer" in variant else {}
@@ -187,29 +186,29 @@ class FamilyStudy:
         return replace(self.fit, target=self.fit.target - cost)
 
     def _growth(self, steps: int) -> float:
-        """How the divergence over all images compares with that over the first so many steps, for the first trial."""
+        """The ratio of the divergence over all images to that over the first `steps` steps, in the first trial."""
         values = (trial.intermediate_values for trial in self._trials())
         first = next((list(divergences.values()) for divergences in values if divergences), [])
         return first[-1] / first[steps - 1] if len(first) >= steps and first[steps - 1] > 0 else 1.0
 
     def _best_start(self) -> tuple[Mapping[str, float], int]:
-        """Params and variant of the best beginning; the defaults where none could be judged."""
+        """Params and variant of the best start; the defaults where none succeeded."""
         starts = [trial for trial in self._trials() if trial.user_attrs.get("start") and trial.value is not None]
         best = min(starts, key=lambda trial: trial.value or 0.0, default=None)
         return ({}, 0) if best is None else (best.user_attrs["params"], best.user_attrs["variant"])
 
     def _draft(self) -> optuna.Study:
-        """The trials that have ended, in memory, where the next one is drawn: `study` gets it when it has ended.
+        """A copy of the finished trials in memory, from which the next is sampled; `study` gets it once it has ended.
 
-        So an interruption leaves nothing behind. The sampler is new and its seed the trial's own: it takes the state of
-        CMA-ES from the trials, and a search that was interrupted goes on as if it had not been.
+        So an interruption leaves no unfinished trial. The sampler is new for each trial and seeded by it: it restores
+        the state of CMA-ES from the trials, so that a resumed search repeats what an uninterrupted one does.
         """
         ended = self._trials()
         name = f"{self.seed} {self.study.study_name} {len(ended)}"
         sampler = optuna.samplers.CmaEsSampler(
             seed=zlib.crc32(name.encode()), popsize=POPULATION, warn_independent_sampling=False
         )
-        pruner = optuna.pruners.MedianPruner(n_startup_trials=0, n_min_trials=ENOUGH)
+        pruner = optuna.pruners.MedianPruner(n_startup_trials=0, n_min_trials=MIN_TRIALS)
         draft = optuna.create_study(sampler=sampler, pruner=pruner)
         draft.add_trials(ended)
         return draft
