@@ -1,4 +1,4 @@
-"""What is on the page, as text to take away: Python and command lines that do the same elsewhere."""
+"""Python code and command lines that reproduce a result of the page."""
 
 from __future__ import annotations
 
@@ -9,20 +9,20 @@ from ..model_spec import ModelSpec
 from ..recipe import Recipe
 
 PLACEHOLDER = {False: "photo.jpg", True: "clip.mp4"}
-"""What stands for the reader's own file, by whether it is a video."""
+"""File name in the code, by whether it is a video."""
 
 
 def python(spec: ModelSpec, recipe: Recipe, *, videos: bool) -> str:
     """Python that opens the same model under the same recipe. Files are named without their folders."""
-    words = [_quoted(spec.model), _quoted(str(bare(recipe)))]
+    arguments = [_quoted(spec.model), _quoted(str(bare(recipe)))]
     if spec.weights is not None:
-        words.append(f"weights={_quoted(Path(spec.weights).name)}")
+        arguments.append(f"weights={_quoted(Path(spec.weights).name)}")
     if spec.size is not None:
-        words.append(f"size={spec.size}")
+        arguments.append(f"size={spec.size}")
     if spec.precision != "fp32":
-        words.append(f"precision={_quoted(spec.precision)}")
+        arguments.append(f"precision={_quoted(spec.precision)}")
     if not spec.pretrained:
-        words.append("pretrained=False")
+        arguments.append("pretrained=False")
     if videos:
         reading = 'clips = read_clips("clip.mp4", preprocessing).clips\nanswer = fast(clips)'
         imports = "from tokensieve import ModelSpec\nfrom tokensieve.data import read_clips"
@@ -31,24 +31,24 @@ def python(spec: ModelSpec, recipe: Recipe, *, videos: bool) -> str:
         imports = "from tokensieve import ModelSpec\nfrom tokensieve.data import read_image"
     return f"""{imports}
 
-dense, fast, preprocessing = ModelSpec({", ".join(words)}).open()
+dense, fast, preprocessing = ModelSpec({", ".join(arguments)}).open()
 {reading}  # as dense would, for less work
 """
 
 
 def commands(spec: ModelSpec, recipe: Recipe, *, videos: bool) -> str:
     """Command lines that draw the same, and that measure its speed."""
-    words = ["--model", spec.model]
+    options = ["--model", spec.model]
     if spec.weights is not None:
-        words += ["--weights", Path(spec.weights).name]
-    words += [] if spec.pretrained else ["--no-pretrained"]
-    model = shlex.join(words)
+        options += ["--weights", Path(spec.weights).name]
+    options += [] if spec.pretrained else ["--no-pretrained"]
+    model = shlex.join(options)
     text = f'--recipe "{bare(recipe)}"' if '"' not in str(recipe) else f"--recipe {shlex.quote(str(bare(recipe)))}"
     return f"tokensieve show {PLACEHOLDER[videos]} {model} {text}\ntokensieve bench {model} {text}\n"
 
 
 def bare(recipe: Recipe) -> Recipe:
-    """The recipe with its files by their names alone: where they lie on this machine concerns nobody else."""
+    """The recipe with its files named without their folders, which are private."""
     return recipe.with_paths(lambda path: Path(path).name)
 
 

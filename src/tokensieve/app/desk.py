@@ -1,4 +1,4 @@
-"""Answers: a picture or a clip, a model and a recipe in; what both models say, what is kept and what it costs out."""
+"""The page's backend: runs a model on a picture or clip under a recipe, and returns answers, pictures and costs."""
 
 from __future__ import annotations
 
@@ -38,17 +38,17 @@ from .offers import Offer
 from .ready import Ready, ready_recipes
 
 Source = Path | int
-"""A file, or the number of an example."""
+"""A file, or the index of an example."""
 PIXELS = 50_000_000
-"""Of a picture at most: what a phone takes is read, what would fill the memory is not."""
+"""The most pixels of a picture: enough for a phone's, too few to fill the memory."""
 LONGEST_RECIPE = 2000
 """Characters of a recipe's text."""
 REMEMBERED = 64
-"""Recipes of a model that stay open, with what is known of them."""
+"""Recipes of a model that are cached."""
 QUICK, TOGETHER = 0.03, 8
-"""A model that takes fewer seconds for a picture is timed on so many at once: one alone leaves most of it idle."""
+"""A model that takes less than QUICK seconds for a picture is timed on a batch of TOGETHER."""
 SECONDS, ROUNDS = 0.3, 3
-"""To spend on a measurement, and rounds at least."""
+"""Seconds for a measurement, and its fewest rounds."""
 Value = TypeVar("Value")
 log = logging.getLogger(__name__)
 
@@ -64,14 +64,16 @@ class Time(NamedTuple):
 
 @dataclass(frozen=True)
 class Look:
-    """What is shown.
+    """A result to show.
 
     Attributes:
-        title: what was looked at.
+        title: name of the picture or clip.
         headline: the answer in a sentence.
         section: figures and pictures.
-        offer: the model, and `recipe` what it ran under.
-        images: (1, ...) what the models read, and `fast` the sieved one: for measuring its time.
+        offer: the model.
+        recipe: what it ran under.
+        fast: the sieved model, for measuring its time.
+        images: (1, ...) the input of both models.
     """
 
     title: str
@@ -85,7 +87,7 @@ class Look:
 
 
 class Station:
-    """A model that was opened: its ready recipes, and the sieved forms that were asked for last."""
+    """An open model: its ready recipes, and a cache of its sieved forms."""
 
     def __init__(self, offer: Offer, opened: OpenedModel, classes: Sequence[str] | None) -> None:
         self.offer, self.opened, self.classes = offer, opened, classes
@@ -94,11 +96,11 @@ class Station:
 
     @cached_property
     def macs(self) -> float:
-        """Of the dense model for a picture or clip."""
+        """MACs of the dense model for a picture or clip."""
         return macs(self.opened.dense, self.opened.input_spec)
 
     def sieved(self, recipe: Recipe) -> Sieved:
-        """The model under a recipe. Keep ratios share one map, which may take long to build."""
+        """The model under a recipe, cached. Keep ratios share one map, which may take long to build."""
         return self.remembered("sieved", str(recipe), lambda: self._sieved(recipe))
 
     def _sieved(self, recipe: Recipe) -> Sieved:
@@ -117,23 +119,23 @@ class Station:
         return self.offer.spec.sieve(dense, preprocessing, recipe).fast
 
     def remembered(self, what: str, text: str, make: Callable[[], Value]) -> Value:
-        """What was made of a recipe before, or is made now; of all that is known the oldest is forgotten."""
+        """A value from an LRU cache, made by `make` where it is missing."""
         key = what, text
         if key not in self._remembered:
             self._remembered[key] = make()
         self._remembered.move_to_end(key)
         while len(self._remembered) > 3 * REMEMBERED:
             self._remembered.popitem(last=False)
-        found: Value = self._remembered[key]
-        return found
+        value: Value = self._remembered[key]
+        return value
 
 
 class Desk:
-    """The models of a page, each opened when it is first asked for. One question is answered at a time, so that none
-    slows down what is measured for another."""
+    """The models of a page, each opened at its first use. One request runs at a time, so that none disturbs a
+    measurement."""
 
     def __init__(self, offers: Sequence[Offer], classes: str | None = None, pixels: int = PIXELS) -> None:
-        """`classes` is a file that names those of a model that was given; `pixels` how large pictures may be."""
+        """`classes` is a file with the class names of a given model; `pixels` the largest picture."""
         self.offers = {offer.name: offer for offer in offers}
         self.classes, self.pixels = classes, pixels
         self._stations: dict[str, Station] = {}
@@ -153,15 +155,14 @@ class Desk:
             return self._stations[name]
 
     def first(self, name: str) -> Ready:
-        """The recipe that a model begins with."""
+        """The first recipe of a model."""
         return next(iter(self.station(name).ready.values()))
 
     def reading(self, name: str, source: Source) -> str:
-        """The model that reads a file: `name`, or the first that reads clips where `name` reads pictures alone, and the
-        other way round.
+        """The model that reads a file: `name`, or the first that reads this kind of file.
 
         Raises:
-            InputError: none does.
+            InputError: no model reads such files.
         """
         if isinstance(source, int):
             return name
@@ -175,22 +176,22 @@ class Desk:
         raise InputError(f"{source.name} is a {kind}, and no model on this page reads {way}.")
 
     def recipe(self, name: str, text: str) -> Recipe:
-        """A recipe that somebody wrote on the page.
+        """Parse a recipe that a visitor wrote.
 
         Raises:
-            RecipeError: it cannot be read, or names files or networks that the page was not started with: a visitor
-                chooses neither what is read of this machine nor what it downloads.
+            RecipeError: it cannot be parsed, or names files or networks that the page was not started with: a visitor
+                may neither read files of this machine nor make it download.
         """
         if len(text) > LONGEST_RECIPE:
             raise RecipeError(f"The recipe has {len(text)} characters; {LONGEST_RECIPE} is the most that is read here.")
-        recipe, own = Recipe.parse(text.strip()), self.station(name).offer.recipe or Recipe()
-        files = {Path(path).name: path for path in own.paths()}  # the page shows them without their folders
+        recipe, offered = Recipe.parse(text.strip()), self.station(name).offer.recipe or Recipe()
+        files = {Path(path).name: path for path in offered.paths()}  # the page shows them without their folders
         if strange := set(recipe.paths()) - set(files):
             raise RecipeError(f"The recipe names the file {min(strange)}: files cannot be chosen on this page.")
         recipe = recipe.with_paths(files.__getitem__)
-        known = [method for method in own if isinstance(method, PaPr)]
-        allowed = {*BUNDLED, *(method.proposal for method in known if method.needs_proposal)}
-        sized = [(method.proposal_args, method.proposal_size) for method in known] + [(None, None)]
+        rankers = [method for method in offered if isinstance(method, PaPr)]
+        allowed = {*BUNDLED, *(method.proposal for method in rankers if method.needs_proposal)}
+        sized = [(method.proposal_args, method.proposal_size) for method in rankers] + [(None, None)]
         for method in recipe:
             if not isinstance(method, PaPr):
                 continue
@@ -204,12 +205,12 @@ class Desk:
         return recipe
 
     def look(self, name: str, text: str, source: Source) -> Look:
-        """What a model under a recipe makes of a picture or clip, without its time.
+        """Run a model under a recipe on a picture or clip, without measuring its time.
 
         Args:
-            name: of an offer.
+            name: of the model.
             text: the recipe.
-            source: a file, which must be of the model's kind (see `reading`), or the number of an example.
+            source: a file, which must be of the model's kind (see `reading`), or the index of an example.
 
         Raises:
             InputError: the file cannot be read.
@@ -229,8 +230,10 @@ class Desk:
             return replace(look, title=examples.all_of(videos=station.offer.videos)[source].name)
 
     def timed(self, look: Look) -> Look:
-        """The same with its time beside the dense model's, measured once for each recipe; for each picture where the
-        recipe reads as much as that needs."""
+        """The same result with its time and the dense model's.
+
+        Measured once for each recipe; for each picture where the number of tokens depends on the picture.
+        """
         with self._lock:
             station = self.station(look.offer.name)
             measured = partial(_measured, station.opened, look.fast, look.images)
@@ -242,7 +245,7 @@ class Desk:
         return replace(look, section=replace(look.section, facts=facts), time=time)
 
     def _picture(self, preprocessing: Preprocessing, source: Source) -> Tensor:
-        """(1, 3, H, W)."""
+        """A picture as the model reads it, (1, 3, H, W)."""
         if isinstance(source, int):
             picture = examples.pictures()[source].picture
         else:
@@ -257,21 +260,21 @@ class Desk:
                 width, height = picture.size
         except Image.DecompressionBombError:
             raise InputError(f"{path.name} has more pixels than the {self.pixels:,} that are read here.") from None
-        except Exception:  # what is wrong with it is found, and said, by reading it
+        except Exception:  # reading it raises the error
             return
         if width * height > self.pixels:
             raise InputError(f"{path.name} has {width} x {height} pixels; at most {self.pixels:,} are read here.")
 
     def _clip(self, preprocessing: VideoPreprocessing, source: Source) -> tuple[Tensor, Tensor]:
-        """(1, *clip_shape), and the times of its frames (1, frames): the middle of a video."""
+        """The middle clip of a video (1, *clip_shape), and the times of its frames in seconds (1, frames)."""
         if isinstance(source, int):
             return examples.clip(source, preprocessing)
-        found = _named(source, lambda: read_clips(source, preprocessing))
-        return found.clips[:1], torch.from_numpy(found.times[:1])
+        clips = _named(source, lambda: read_clips(source, preprocessing))
+        return clips.clips[:1], torch.from_numpy(clips.times[:1])
 
 
 def _named(path: Path, read: Callable[[], Value]) -> Value:
-    """What is read, or an error that calls the file as its owner does, and not by where it lies here."""
+    """What `read` returns; errors name the file without its folder."""
     try:
         return read()
     except InputError as error:
@@ -279,18 +282,18 @@ def _named(path: Path, read: Callable[[], Value]) -> Value:
 
 
 def _of_picture(station: Station, fast: Sieved, recipe: Recipe, images: Tensor) -> Look:
-    dense, _, own = station.opened
-    (one,) = explain(fast, dense, images, own.mean, own.std, station.classes)
-    section = Section("Result", facts=one.facts, panels=(one.panels,))
-    return _with_costs(station, fast, recipe, images, section, one.verdict, one.tokens_per_block)
+    dense, _, preprocessing = station.opened
+    (explained,) = explain(fast, dense, images, preprocessing.mean, preprocessing.std, station.classes)
+    section = Section("Result", facts=explained.facts, panels=(explained.panels,))
+    return _with_costs(station, fast, recipe, images, section, explained.verdict, explained.tokens_per_block)
 
 
-def _of_clip(station: Station, fast: Sieved, recipe: Recipe, clips: Tensor, shown: Tensor) -> Look:
-    dense, _, own = station.opened
-    assert isinstance(own, VideoPreprocessing)
-    (one,) = explain_clips(fast, dense, clips, shown, own, station.classes)
-    section = Section("Result", facts=one.facts, panels=one.panels())
-    return _with_costs(station, fast, recipe, clips, section, one.verdict, one.both.trace.tokens_per_block)
+def _of_clip(station: Station, fast: Sieved, recipe: Recipe, clips: Tensor, times: Tensor) -> Look:
+    dense, _, preprocessing = station.opened
+    assert isinstance(preprocessing, VideoPreprocessing)
+    (explained,) = explain_clips(fast, dense, clips, times, preprocessing, station.classes)
+    section = Section("Result", facts=explained.facts, panels=explained.panels())
+    return _with_costs(station, fast, recipe, clips, section, explained.verdict, explained.both.trace.tokens_per_block)
 
 
 def _with_costs(
@@ -302,18 +305,18 @@ def _with_costs(
     verdict: Verdict | None,
     tokens: Sequence[int],
 ) -> Look:
-    opened, whole = station.opened, station.macs
+    opened, dense_macs = station.opened, station.macs
     if fast.plan.varies:
         cost = macs(fast, images=images.to(opened.device, opened.dtype))
     else:
         cost = station.remembered("macs", str(recipe), lambda: macs(fast, opened.input_spec))
     what = "clip" if station.offer.videos else "picture"
     facts = list(section.facts)
-    said = f"multiply-accumulates for this {what}: {giga(whole)} → {giga(cost)} billion"
-    facts.append(Fact(times(whole / cost), f"fewer {said}" if cost <= whole else f"of the {said}"))
+    unit = f"multiply-accumulates for this {what}: {giga(dense_macs)} → {giga(cost)} billion"
+    facts.append(Fact(times(dense_macs / cost), f"fewer {unit}" if cost <= dense_macs else f"of the {unit}"))
     if fast.units == "tokens":
         facts.append(Fact(f"{tokens[-1]} of {_dense_tokens(station)}", "tokens reach the last block"))
-    headline = f"{_answer(verdict, section.facts)} {_work(whole / cost)}"
+    headline = f"{_answer(verdict, section.facts)} {_work(dense_macs / cost)}"
     return Look("", headline, replace(section, facts=tuple(facts)), station.offer, recipe, fast, images)
 
 
@@ -355,18 +358,18 @@ def _measured(opened: OpenedModel, fast: Sieved, images: Tensor) -> Time:
         start = perf_counter()
         opened.dense(images)
         batch = TOGETHER if perf_counter() - start < QUICK else 1
-        several = images.expand(batch, *images.shape[1:]).contiguous()
+        inputs = images.expand(batch, *images.shape[1:]).contiguous()
         calls: dict[str, Callable[[], object]] = {
-            "dense": partial(opened.dense, several),
-            "sieved": partial(fast, several),
+            "dense": partial(opened.dense, inputs),
+            "sieved": partial(fast, inputs),
         }
-        found = interleaved(calls, seconds=SECONDS, min_rounds=ROUNDS, max_rounds=100)
-    ratio = median(dense / ours for dense, ours in zip(found["dense"], found["sieved"], strict=True))
-    return Time(median(found["dense"]) / batch, median(found["sieved"]) / batch, ratio, batch)
+        seconds = interleaved(calls, seconds=SECONDS, min_rounds=ROUNDS, max_rounds=100)
+    ratio = median(dense / ours for dense, ours in zip(seconds["dense"], seconds["sieved"], strict=True))
+    return Time(median(seconds["dense"]) / batch, median(seconds["sieved"]) / batch, ratio, batch)
 
 
 def sentence(error: Exception) -> str:
-    """What a visitor is told of an error; of a defect of ours the log has the rest."""
+    """The message of an error for a visitor; unexpected errors go to the log."""
     if isinstance(error, SieveError):
         return str(error)
     if isinstance(error, RuntimeError) and "memory" in str(error):

@@ -1,4 +1,4 @@
-"""What there is to begin with: scenes that the package draws, with photographs that its libraries ship."""
+"""Examples of the page: generated scenes, and photographs that libraries ship."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ from ..data.moving_scenes import MOVING_CLASSES
 from ..data.scenes import to_picture
 
 SCENES, CLIPS, SEED = 6, 8, 5
-"""How many scenes and clips are drawn, none of which a bundled model has seen, and which."""
+"""Number of scenes and of clips, and their seed; no bundled model was trained on them."""
 PHOTOGRAPHS = ("astronaut", "cat")
 LONGEST = 512
 """Pixels of a photograph's longer side."""
 THUMBNAIL = 128
-"""Of a clip's first frame."""
+"""Pixels a side of a clip's first frame."""
 
 
 @dataclass(frozen=True)
 class Example:
-    """Something to look at: its name and a picture of it, of a clip its first frame."""
+    """An example: its name and its picture, or a clip's first frame."""
 
     name: str
     picture: Image.Image
@@ -58,11 +58,11 @@ def clips() -> tuple[Example, ...]:
 
 
 def all_of(*, videos: bool) -> tuple[Example, ...]:
-    """Those for models that read clips, or pictures."""
+    """The examples for models that read clips, or pictures."""
     return clips() if videos else pictures()
 
 
 def clip(number: int, preprocessing: VideoPreprocessing) -> tuple[Tensor, Tensor]:
     """Moving scene `number` as a model reads it: (1, *clip_shape), and the times of its frames (1, frames)."""
-    found, _, times = moving_scene_set(preprocessing, CLIPS, SEED).attempt_timed(number)  # type: ignore[misc]
-    return found[None], torch.as_tensor(times)
+    frames, _, times = moving_scene_set(preprocessing, CLIPS, SEED).attempt_timed(number)  # type: ignore[misc]
+    return frames[None], torch.as_tensor(times)

@@ -1,4 +1,4 @@
-"""Which models a page offers: the bundled ones, and the one that it was started with."""
+"""The models of the page: the bundled ones, and the one that it was started with."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ DIGITS = tuple(str(digit) for digit in range(10))
 
 @dataclass(frozen=True)
 class Offer:
-    """A model that can be chosen.
+    """A model to choose.
 
     Attributes:
-        name: by which it is chosen.
-        about: what it says of a picture, in a sentence.
-        spec: how it is opened, under the empty recipe.
-        videos: whether it reads clips, and not pictures.
-        classes: names of its classes, where it does not know them itself.
+        name: shown in the list.
+        about: what it predicts, in a sentence.
+        spec: how it is opened, with the empty recipe.
+        videos: whether it reads clips instead of pictures.
+        classes: names of its classes, where the model does not state them.
         proposal: the bundled network that ranks its patches.
         recipe: the one that the page was started with.
-        opened: the model, where it is open already.
+        opened: the model, if it is open already.
     """
 
     name: str
@@ -40,9 +40,9 @@ class Offer:
 
 
 def given_offer(spec: ModelSpec) -> Offer:
-    """The model that a page was started with, under the recipe it was started with, or the default one.
+    """The model that a page was started with, and its recipe or the default one.
 
-    It is opened once, to see whether it can be and what it reads.
+    Opens it, which shows whether it can be opened and what it reads.
 
     Raises:
         InputError, RecipeError, UnsupportedHost: as `ModelSpec.open`.
@@ -56,7 +56,7 @@ def given_offer(spec: ModelSpec) -> Offer:
 
 
 def bundled_offers(device: str = "cpu", precision: str = "fp32") -> list[Offer]:
-    """The bundled models, the one to begin with first; that which reads clips only where its library is there."""
+    """The bundled models; the one that reads clips needs transformers."""
 
     def spec(model: str) -> ModelSpec:
         return ModelSpec(model, "", device=device, precision=precision)

@@ -1,4 +1,4 @@
-"""The page itself: Gradio's components around a `Desk`. It asks nothing of another host, nor does its server."""
+"""The page: Gradio components around a `Desk`. Neither the page nor its server contacts other hosts."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ INTRO = """
 <p>A vision model cuts a picture into small patches and reads all of them. Here it reads those that matter. Choose a
 picture, move the slider, and see what the model still reads, what it answers, and how much work that saves.</p>
 """
-WORDS = """
+NOTES = """
 <p><strong>Dense</strong>: the model as it is. <strong>Sieved</strong>: the same model, same weights, under the recipe.
 Times are measured on the machine that runs this page, both models in turns.</p>
 """
@@ -62,12 +62,12 @@ POLICY = (
     "default-src 'self' data: blob:; script-src 'self' 'unsafe-inline' 'unsafe-eval' blob:; "
     "style-src 'self' 'unsafe-inline'; frame-ancestors 'self'; base-uri 'self'; form-action 'self'"
 )
-"""For the browser: whatever a version of Gradio may want from elsewhere, it does not get."""
+"""Content security policy: the browser loads nothing from other hosts, whatever Gradio asks for."""
 HOUR = 3600
 
 
 class Closed:
-    """Adds `POLICY` to every answer of the server."""
+    """ASGI middleware that adds `POLICY` to every response."""
 
     def __init__(self, app: Any) -> None:
         self.app = app
@@ -83,7 +83,7 @@ class Closed:
 
 
 def library() -> Any:
-    """Gradio, told to report nothing home. Raises `InputError` where it is not installed."""
+    """Import Gradio, with its telemetry off. Raises `InputError` where it is not installed."""
     os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
     os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
     hub.HF_HUB_DISABLE_TELEMETRY = True  # the library read the variable when it was imported
@@ -97,7 +97,7 @@ def library() -> Any:
 
 
 class Page:
-    """The components, and what happens when one of them is touched."""
+    """The components of the page and their event handlers."""
 
     def __init__(self, desk: Desk) -> None:
         self.gr, self.desk = library(), desk
@@ -134,33 +134,33 @@ class Page:
                         self.python = gr.Code(language="python", label="Python", interactive=False)
                         self.commands = gr.Code(language="shell", label="Command line", interactive=False)
                     with gr.Accordion("How to read this", open=False):
-                        self.words = gr.HTML(WORDS, elem_classes="words")
+                        self.notes = gr.HTML(NOTES, elem_classes="words")
             gr.HTML(FOOT, elem_classes="words")
             self._wire()
 
     def _wire(self) -> None:
         gr, source = self.gr, self.source
-        shown = [self.text, self.result, self.python, self.commands, self.words]
-        every = [*shown, self.file, source, self.model, self.ready, self.dial, self.gallery]
-        # One question at a time, whoever asks; while one is answered, only the last of a visitor's others waits.
-        one = {"concurrency_id": "desk", "concurrency_limit": 1, "trigger_mode": "always_last"}
-        hidden = {"api_visibility": "private", "show_progress": "minimal", "show_progress_on": self.result, **one}
-        asked = [self.file, source, self.model, self.ready, self.dial]
-        self.blocks.load(self.on_dial, asked, shown, **hidden)
-        self.dial.input(self.on_dial, asked, shown, api_name="look", show_progress="hidden", **one)
-        self.ready.input(self.on_ready, [source, self.model, self.ready], [*shown, self.ready, self.dial], **hidden)
-        self.text.submit(self.on_text, [source, self.model, self.text], shown, **hidden)
-        self.model.input(self.on_model, [source, self.model], every, **hidden)
-        self.file.upload(self.on_file, [self.file, self.model, self.text], every, **hidden)
+        outputs = [self.text, self.result, self.python, self.commands, self.notes]
+        all_outputs = [*outputs, self.file, source, self.model, self.ready, self.dial, self.gallery]
+        # One request runs at a time for all visitors; of each visitor only the latest waits.
+        queued = {"concurrency_id": "desk", "concurrency_limit": 1, "trigger_mode": "always_last"}
+        private = {"api_visibility": "private", "show_progress": "minimal", "show_progress_on": self.result, **queued}
+        inputs = [self.file, source, self.model, self.ready, self.dial]
+        self.blocks.load(self.on_dial, inputs, outputs, **private)
+        self.dial.input(self.on_dial, inputs, outputs, api_name="look", show_progress="hidden", **queued)
+        self.ready.input(self.on_ready, [source, self.model, self.ready], [*outputs, self.ready, self.dial], **private)
+        self.text.submit(self.on_text, [source, self.model, self.text], outputs, **private)
+        self.model.input(self.on_model, [source, self.model], all_outputs, **private)
+        self.file.upload(self.on_file, [self.file, self.model, self.text], all_outputs, **private)
 
         def chosen(event, model, text):  # type: ignore[no-untyped-def]
             yield from self.on_example(event.index or 0, model, text)
 
-        chosen.__annotations__ = {"event": gr.SelectData}  # by which Gradio knows what to give
-        self.gallery.select(chosen, [self.model, self.text], [*shown, source], **hidden)
+        chosen.__annotations__ = {"event": gr.SelectData}  # Gradio decides by it what to pass
+        self.gallery.select(chosen, [self.model, self.text], [*outputs, source], **private)
 
     def on_dial(self, file: str | None, source: str | int, model: str, ready: str, dial: float) -> Iterator[Any]:
-        """Another place of the slider. A program that asks gives the file itself; a visitor's was dropped before."""
+        """The slider moved. A client of the API passes the file itself; a visitor's was uploaded before."""
         try:
             text = str(bare(self._ready(model, ready).recipe(dial)))
         except Exception as error:
@@ -170,37 +170,36 @@ class Page:
             yield {self.text: text, **shown}  # each time: a program that asks is given what came last
 
     def on_ready(self, source: str | int, model: str, ready: str) -> Iterator[Any]:
-        """Another recipe, its slider where it stands at first."""
+        """Another recipe was chosen; its slider takes its default."""
         try:
-            chosen = self._ready(model, ready)
-            text = str(bare(chosen.recipe()))
+            preset = self._ready(model, ready)
+            text = str(bare(preset.recipe()))
         except Exception as error:
             yield {self.result: _error(error)}
             return
-        changed = {self.text: text, self.ready: self.gr.Dropdown(info=chosen.about), self.dial: self._dial(chosen)}
+        changed = {self.text: text, self.ready: self.gr.Dropdown(info=preset.about), self.dial: self._dial(preset)}
         yield from self._answer(_source(source), model, text, changed)
 
     def on_text(self, source: str | int, model: str, text: str) -> Iterator[Any]:
-        """A recipe that was written by hand."""
+        """A recipe was typed."""
         yield from self._answer(_source(source), model, text, {})
 
     def on_model(self, source: str | int, model: str) -> Iterator[Any]:
-        """Another model: it goes on with the same picture or clip if it reads such; else with an example."""
+        """Another model was chosen: the picture or clip stays if the model reads its kind; else the first example."""
         try:
-            found, offer = _source(source), self.desk.station(model).offer
-            if isinstance(found, Path):
-                stays = self.desk.reading(model, found) == model
+            chosen, offer = _source(source), self.desk.station(model).offer
+            if isinstance(chosen, Path):
+                keep = self.desk.reading(model, chosen) == model
             else:
-                stays = found < len(examples.all_of(videos=offer.videos))
-            changed = {**self._settings(model), self.source: source if stays else 0}
+                keep = chosen < len(examples.all_of(videos=offer.videos))
+            changed = {**self._settings(model), self.source: source if keep else 0}
         except Exception as error:
             yield {self.result: _error(error)}
             return
-        yield from self._answer(found if stays else 0, model, changed[self.text], changed)
+        yield from self._answer(chosen if keep else 0, model, changed[self.text], changed)
 
     def on_file(self, file: str | None, model: str, text: str) -> Iterator[Any]:
-        """A file that was dropped: where the model does not read its kind, one that does takes over. The place where it
-        fell is free again for the next."""
+        """A file was dropped: the model changes if it does not read such files. The upload field is cleared."""
         if file is None:
             return
         try:
@@ -223,7 +222,7 @@ class Page:
         return offered[name]
 
     def _settings(self, model: str) -> dict[Any, Any]:
-        """All settings as they are at first for a model."""
+        """The defaults of all components for a model."""
         gr, station, ready = self.gr, self.desk.station(model), self.desk.first(model)
         return {
             self.model: gr.Dropdown(value=model, info=station.offer.about),
@@ -237,7 +236,7 @@ class Page:
         return self.gr.Slider(**_dial(ready))
 
     def _answer(self, source: Source, model: str, text: str, changed: Mapping[Any, Any]) -> Iterator[dict[Any, Any]]:
-        """What is shown at once, and then with the time; an error in a sentence."""
+        """Yield the result at once, then again with its time; an error as a sentence."""
         try:
             look = self.desk.look(model, text, source)
             yield {**changed, **self._shown(look)}
@@ -253,7 +252,7 @@ class Page:
             self.result: _result(look),
             self.python: python(spec, look.recipe, videos=videos),
             self.commands: commands(spec, look.recipe, videos=videos),
-            self.words: f"{WORDS}<ul>{notes}</ul>",
+            self.notes: f"{NOTES}<ul>{notes}</ul>",
         }
 
 
@@ -268,7 +267,7 @@ def _error(error: Exception) -> str:
 
 
 def _source(kept: str | int) -> Source:
-    """What is looked at, as it is kept for a visitor: the number of an example, or the path of a file."""
+    """The source from a visitor's state: the index of an example, or the path of a file."""
     return kept if isinstance(kept, int) else Path(kept)
 
 
@@ -277,7 +276,7 @@ def _thumbnails(*, videos: bool) -> list[Any]:
 
 
 def _dial(ready: Ready) -> dict[str, Any]:
-    """Of a slider; without a dial it is hidden."""
+    """Settings of the slider; hidden without a dial."""
     dial = ready.dial
     if dial is None:
         return {"visible": False}
@@ -296,14 +295,14 @@ def launch(
     desk: Desk, *, host: str = "127.0.0.1", port: int | None = None, browser: bool = False, megabytes: int = 50,
     waiting: int = 50,
 ) -> tuple[Any, str]:  # fmt: skip
-    """Serve the page from threads of its own.
+    """Serve the page in background threads.
 
     Args:
-        host: on which address; 0.0.0.0 lets others in.
-        port: None is the first that is free from 7860 up.
-        browser: open it there.
-        megabytes: of a file at most.
-        waiting: questions that may wait; later ones are told so.
+        host: address to listen on; 0.0.0.0 for all interfaces.
+        port: None takes the first free one from 7860 up.
+        browser: open the page in a browser.
+        megabytes: size limit of an upload.
+        waiting: length of the queue; further requests are refused.
 
     Returns:
         Gradio's blocks, whose `close()` ends it, and the address.

@@ -1,4 +1,4 @@
-"""Recipes to choose from, each with one number that a slider sets; only those that a model takes are offered."""
+"""Ready recipes for a model, each with one number that a slider sets."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from .offers import Offer
 
 @dataclass(frozen=True)
 class Dial:
-    """What the slider sets: its name, what it means, where it goes and where it stands at first."""
+    """Settings of the slider: label, meaning, range, default and step."""
 
     label: str
     meaning: str
@@ -42,7 +42,7 @@ CHANGE = Dial("Threshold", "A patch is left out where it changes less than this 
 
 @dataclass(frozen=True)
 class Ready:
-    """A recipe to choose: its name, what it does, and the recipe for each place of the dial; None: there is no dial."""
+    """A recipe to choose: its name, its description, and the recipe for each value of the dial, None without a dial."""
 
     name: str
     about: str
@@ -50,7 +50,7 @@ class Ready:
     dial: Dial | None = KEEP
 
     def recipe(self, value: float | None = None) -> Recipe:
-        """The recipe with the dial at `value`, by default where it stands at first; out of its range, at its end."""
+        """The recipe with the dial at `value`, clipped to its range, or at its default."""
         if self.dial is None:
             return self.build(1.0)
         value = self.dial.value if value is None else min(max(value, self.dial.low), self.dial.high)
@@ -58,13 +58,13 @@ class Ready:
 
 
 def ready_recipes(opened: OpenedModel, offer: Offer) -> dict[str, Ready]:
-    """What the model takes, by name: first what the page was started with, then the best known for it."""
+    """The recipes that the model accepts, by name: the one that the page was started with, then the best known."""
     return {ready.name: ready for ready in _all(opened, offer) if _takes(opened, ready, offer)}
 
 
 def _takes(opened: OpenedModel, ready: Ready, offer: Offer) -> bool:
     if offer.recipe is not None and ready.name == STARTED:
-        return True  # what is wrong with it was said when the page was started
+        return True  # it was checked when the page was started
     try:
         sieve(opened.dense, ready.recipe(), mean=opened.preprocessing.mean, std=opened.preprocessing.std)
     except SieveError:
@@ -110,7 +110,7 @@ def _all(opened: OpenedModel, offer: Offer) -> Iterator[Ready]:
 
 
 def _given(recipe: Recipe) -> Ready:
-    """Its own keep ratio on the dial, where it has one number for it."""
+    """The given recipe; the dial sets its keep ratio, where that is one number."""
     about = f"{bare(recipe)}"
     try:
         keep = ranking(recipe).keep
@@ -141,7 +141,7 @@ def _merging(opened: OpenedModel, offer: Offer) -> Iterator[Ready]:
     patches, depth = prod(grid), len(host.blocks)
 
     def merged(value: float) -> Recipe:
-        """So that this share of the patches is left behind the last block."""
+        """ToMe that leaves this share of the patches after the last block."""
         return Recipe.of(even_tome(round((1 - value) * patches), depth))
 
     yield Ready(
@@ -159,17 +159,17 @@ def _merging(opened: OpenedModel, offer: Offer) -> Iterator[Ready]:
 
 
 class _Budgets:
-    """Guarded merging scaled to a share of the model's work; the model is measured when it is first asked for."""
+    """Guarded merging scaled to a share of the model's MACs, which are counted at first use."""
 
     def __init__(self, opened: OpenedModel) -> None:
         self.opened = opened
 
     @cached_property
-    def whole(self) -> Fit:
+    def dense(self) -> Fit:
         return budget_of(self.opened.dense, self.opened.input_spec, 1.0)
 
     def lowest(self) -> float | None:
-        """The smallest share on the dial that merging can reach; None where it reaches none."""
+        """The smallest share on the dial that merging can reach; None if it reaches none."""
         steps = round((WORK.high - WORK.low) / WORK.step)
         for share in (round(WORK.low + step * WORK.step, 4) for step in range(steps)):
             with suppress(SieveError):
@@ -179,4 +179,4 @@ class _Budgets:
 
     def recipe(self, share: float) -> Recipe:
         family = Scheduled("guarded")
-        return family.recipe({}, family.variants()[0], replace(self.whole, target=self.whole.target * share))
+        return family.recipe({}, family.variants()[0], replace(self.dense, target=self.dense.target * share))

@@ -45,12 +45,12 @@ def correct(
     from .._files import check_place
     from ..recipe import recipes_with
 
-    place = check_place(out, (".json",))
-    file = place.with_suffix(".safetensors")
+    recipe_file = check_place(out, (".json",))
+    file = recipe_file.with_suffix(".safetensors")
     replaced = file.exists()
-    if replaced and (owners := recipes_with(file)) != [place]:
-        others = ", ".join(owner.name for owner in owners if owner != place)
-        why = f"belongs to {others}" if others else f"does not belong to {place}"
+    if replaced and (owners := recipes_with(file)) != [recipe_file]:
+        other_names = ", ".join(owner.name for owner in owners if owner != recipe_file)
+        why = f"belongs to {other_names}" if other_names else f"does not belong to {recipe_file}"
         raise InputError(f"{file} is there and {why}: give another --out, or move the file away.")
     spec = read_spec(network, machine, recipe=recipe, proposal_weights=proposal_weights, preprocessing=preprocessing)
     from ..data import load_batches
@@ -68,7 +68,7 @@ def correct(
             dense, fast.recipe, batches, file, views=views, seed=seed, mean=prepared.mean, std=prepared.std,
             pretrained=spec.pretrained, report=status.update,
         )  # fmt: skip
-    result.recipe.save(place)
+    result.recipe.save(recipe_file)
     if replaced and result.ridge is None:  # it was of the recipe that has just been replaced
         file.unlink(missing_ok=True)
     record: dict[str, Any] = {
@@ -83,7 +83,7 @@ def correct(
         "corrected_agreement": result.corrected_agreement,
         "ridge": result.ridge,
         **files_record(pictures, result.images, batches.failures),
-        "out": str(place),
+        "out": str(recipe_file),
         "correction": str(file) if result.ridge is not None else None,
     }
     print_record(record, "correct_view.correct_view", as_json)

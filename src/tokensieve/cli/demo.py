@@ -104,7 +104,7 @@ def demo(
     from .._files import check_place
     from ..show.page import SUFFIXES
 
-    places = [check_place(place, SUFFIXES) for place in out or OUT]
+    out_paths = [check_place(path, SUFFIXES) for path in out or OUT]
     model, recipes = network.model or DEFAULT_MODELS[task], TASKS[task].recipes
     recipe = recipes.get(model) if network.recipe is None else network.recipe
     spec = read_spec(network, machine, recipe=recipe, model=model)
@@ -126,14 +126,14 @@ def demo(
         )  # fmt: skip
         record, sections, failures = run_demo(opened, settings)
         record = {"task": task, **record_of(spec, opened), **record}
-        record["out"] = [str(place) for place in places]
+        record["out"] = [str(path) for path in out_paths]
         status.update("drawing")
         report = demo_report(record, sections)
-        for place in places:
-            if place.suffix.lower() == ".html":
-                write_page(place, report)
+        for path in out_paths:
+            if path.suffix.lower() == ".html":
+                write_page(path, report)
             else:
-                write_png(place, sheet(report))
+                write_png(path, sheet(report))
     print_record(record, "demo_view.demo_view", as_json)
     list_failures(failures, VIDEOS if task == "video" else PICTURES)
 

@@ -53,7 +53,7 @@ def evaluate(
     ks = None if k is None else numbers(k, "--k")
     from .._files import check_place
 
-    place = None if predictions is None else check_place(predictions, (".csv",))
+    predictions_file = None if predictions is None else check_place(predictions, (".csv",))
     spec = read_spec(network, machine, clips, preprocessing=preprocessing, cascades=True)
     from ..cascades.cascade import Cascade
     from ..data import load_batches
@@ -76,13 +76,15 @@ def evaluate(
         tracked = TrackedBatches(load_batches(pictures, max(1, batch // views), workers))
     labels = dict(getattr(pictures, "classes", ()))
     answers = Predictions(class_names(dense), labels)
-    if place is not None and not class_count(dense):
+    if predictions_file is not None and not class_count(dense):
         raise InputError(f"--predictions are of classes, and {spec.model} has no classifier.")
     averaged = (fast, dense) if views == 1 else (AveragedViews(fast, views, batch), AveragedViews(dense, views, batch))
     scored = _scorable(ks, tracked, 0 if classes else len(labels), class_count(dense))
-    result = fidelity(averaged[0], averaged[1], tracked, k=scored, each=None if place is None else answers.see)
-    if place is not None:
-        answers.write(place)
+    result = fidelity(
+        averaged[0], averaged[1], tracked, k=scored, each=None if predictions_file is None else answers.see
+    )
+    if predictions_file is not None:
+        answers.write(predictions_file)
     if isinstance(fast, Cascade):  # of all that were read: what is read again depends on the picture
         record |= cascade_reads(fast, opened.input_spec, fast.watch.shares)
     elif tracked.first is not None:

@@ -77,7 +77,7 @@ def heal(
     from ..show.record import compared
     from ..train.heal_task import HealSettings
     from ..train.healing import Judged
-    from ..train.healing import heal as healed
+    from ..train.healing import heal as run_healing
     from ..train.loop import devices
     from ..train.views import set_of
 
@@ -87,19 +87,21 @@ def heal(
     )  # fmt: skip
     joined = devices()
     media = Media(data, limit=limit)
-    elsewhere = None if others is None else Media(others, classes=classes, limit=limit)
+    other_media = None if others is None else Media(others, classes=classes, limit=limit)
     with working("opening the model"):
         dense, fast, prepared = opened = spec.open()
     pictures = media.prepared(prepared)
-    judges = None if elsewhere is None else load_batches(elsewhere.prepared(prepared), batch, workers)
-    if judges is not None and classes is None and len(getattr(judges.dataset, "classes", ())) != class_count(dense):
-        judges = load_batches(set_of(judges), batch, workers)  # folders that are not the model's classes are no labels
-    found = healed(
-        dense, fast.recipe, pictures, folder, settings, others=judges, mean=prepared.mean, std=prepared.std,
+    other_batches = None if other_media is None else load_batches(other_media.prepared(prepared), batch, workers)
+    if other_batches is not None and classes is None:
+        folders = getattr(other_batches.dataset, "classes", ())
+        if len(folders) != class_count(dense):  # they are not the model's classes: no labels
+            other_batches = load_batches(set_of(other_batches), batch, workers)
+    healed = run_healing(
+        dense, fast.recipe, pictures, folder, settings, others=other_batches, mean=prepared.mean, std=prepared.std,
         pretrained=spec.pretrained, report=tell, say=say,
     )  # fmt: skip
 
-    def told(judged: Judged) -> dict[str, Any]:
+    def figures(judged: Judged) -> dict[str, Any]:
         return {"before": compared(judged.before), "after": compared(judged.after)}
 
     record: dict[str, Any] = {
@@ -108,17 +110,17 @@ def heal(
         "others": others,
         "preprocessing": {"name": preprocessing, **asdict(prepared)},
         "settings": asdict(settings),
-        "step": found.step,
-        "steps": found.steps,
-        "heldout_figures": told(found.heldout),
-        "others_figures": None if found.others is None else told(found.others),
-        "warnings": list(found.warnings),
-        "weights_mb": found.mb,
-        "log": found.log,
+        "step": healed.step,
+        "steps": healed.steps,
+        "heldout_figures": figures(healed.heldout),
+        "others_figures": None if healed.others is None else figures(healed.others),
+        "warnings": list(healed.warnings),
+        "weights_mb": healed.mb,
+        "log": healed.log,
         **files_record(pictures, len(pictures), ()),
         "out": {
             name: str(path)
-            for name, path in (("recipe", found.recipe), ("weights", found.weights), ("adapter", found.adapter))
+            for name, path in (("recipe", healed.recipe), ("weights", healed.weights), ("adapter", healed.adapter))
             if isinstance(path, Path)
         },
     }

@@ -78,7 +78,7 @@ class Media:
         from ..data import media_set
 
         self.data, self.settings = data, settings
-        self.found: Any = media_set(data, **settings)
+        self.media: Any = media_set(data, **settings)
 
     def prepared(self, preprocessing: Preprocessing | VideoPreprocessing) -> Any:
         """The set as the model reads it. It is said how much there is, and of what."""
@@ -86,10 +86,10 @@ class Media:
         from ..show.files import tell_files
 
         videos = isinstance(preprocessing, VideoPreprocessing)
-        if isinstance(self.found, VideoSet) is not videos:
-            self.found = media_set(self.data, preprocessing, **self.settings)
-        tell_files(self.found)
-        return self.found.prepared(preprocessing)
+        if isinstance(self.media, VideoSet) is not videos:
+            self.media = media_set(self.data, preprocessing, **self.settings)
+        tell_files(self.media)
+        return self.media.prepared(preprocessing)
 
 
 def record_of(spec: ModelSpec, opened: OpenedModel) -> dict[str, Any]:

@@ -70,9 +70,9 @@ def page(
 
     page_module.library()
     with working("opening the model"):
-        own = [] if network.model is None else [given_offer(read_spec(network, machine))]
+        given = [] if network.model is None else [given_offer(read_spec(network, machine))]
         bundled = bundled_offers(machine.device, machine.dtype)
-        desk = Desk([*own, *(offer for offer in bundled if offer.name != network.model)], classes)
+        desk = Desk([*given, *(offer for offer in bundled if offer.name != network.model)], classes)
         blocks, url = page_module.launch(
             desk, host=host, port=port, browser=browser, megabytes=megabytes, waiting=waiting
         )

@@ -87,8 +87,8 @@ def run(
     """
     if out is None and not dry_run:
         raise InputError("--out FOLDER says where the rows go; --dry-run needs none.")
-    places = [] if devices is None else [part.strip() for part in devices.split(",")]
-    if not all(places):
+    device_names = [] if devices is None else [part.strip() for part in devices.split(",")]
+    if not all(device_names):
         raise InputError(f"--devices must be names of devices, joined by commas, not {devices!r}.")
     cluster = _cluster(address, actors, actor_cpus, actor_gpus)
     spec = read_spec(network, machine, clips, preprocessing=preprocessing, cascades=True)
@@ -98,7 +98,7 @@ def run(
     from ..show.files import tell_files
     from ..show.progress import working
 
-    workers = max(1, cores() // (2 * max(1, len(places)))) if workers is None else workers
+    workers = max(1, cores() // (2 * max(1, len(device_names)))) if workers is None else workers
     settings: dict[str, Any] = {
         "output": output,
         "format": form,
@@ -118,11 +118,11 @@ def run(
     if dry_run:
         job = job_of(spec, sources, out or "", **settings)
         with working("decoding and asking a few"):
-            estimated = estimate(job, workers=workers, devices=max(1, len(places)))
+            estimated = estimate(job, workers=workers, devices=max(1, len(device_names)))
         print_record(asdict(estimated), "run_view.estimate_view", as_json)
         return
     assert out is not None
-    running: dict[str, Any] = {"workers": workers, "devices": places, "engine": engine, "max_errors": max_errors}
+    running: dict[str, Any] = {"workers": workers, "devices": device_names, "engine": engine, "max_errors": max_errors}
     running |= {"ray": cluster, "progress": True, "opened": tell_files}
     result = run_job(spec, sources, out, **running, **settings)
     print_record(asdict(result), "run_view.run_view", as_json)

@@ -75,7 +75,7 @@ def show(
     from ..show.page import SUFFIXES
     from ..show.video_file import SUFFIXES as FILMS
 
-    places = None if out is None else [check_place(place, (*SUFFIXES, *FILMS)) for place in out]
+    out_paths = None if out is None else [check_place(path, (*SUFFIXES, *FILMS)) for path in out]
     if recipe is None and (keeps or nets or maps or files):
         recipe = RANKED  # they vary what ranks the patches
     spec = read_spec(network, machine, clips, recipe=recipe)
@@ -102,10 +102,10 @@ def show(
         if "T" in opened.input_spec.layout:
             if several:
                 raise InputError("--keep, --proposals and --compare are for models that read images: leave them out.")
-            _show_videos(record, opened, images, names, limit, clips, whole, places, as_json)
+            _show_videos(record, opened, images, names, limit, clips, whole, out_paths, as_json)
             return
         assert isinstance(preprocessing, Preprocessing)
-        if whole or any(place.suffix.lower() in FILMS for place in places or ()):
+        if whole or any(path.suffix.lower() in FILMS for path in out_paths or ()):
             raise InputError(f"--whole, .mp4 and .gif are for models that read videos, and {spec.model} reads images.")
         fasts = (
             variants.open_variants(dense, recipes, preprocessing.mean, preprocessing.std, pretrained=spec.pretrained)
@@ -124,9 +124,9 @@ def show(
         result = gallery.explained(opened, tracked, pictures.names, names)
     record |= {**result.record, "found": pictures.found}
     record |= files_record(pictures, len(result.record["pictures"]), tracked.failures)
-    places = places or [check_place(place) for place in OUT]
-    record["out"] = [str(place) for place in places]
-    _write(places, gallery.report(record, result, next(iter(recipes.values()))))
+    out_paths = out_paths or [check_place(path) for path in OUT]
+    record["out"] = [str(path) for path in out_paths]
+    _write(out_paths, gallery.report(record, result, next(iter(recipes.values()))))
     print_record(record, "gallery.show_view", as_json)
     list_failures(tracked.failures)
 
@@ -139,7 +139,7 @@ def _show_videos(
     limit: int,
     options: SetOptions,
     whole: bool,
-    places: list[Path] | None,
+    out_paths: list[Path] | None,
     as_json: bool,
 ) -> None:
     """Films and strips of clips."""
@@ -155,7 +155,7 @@ def _show_videos(
     preprocessing: Any = opened.preprocessing
     if Views.parse(preprocessing.views).crops > 1 or (whole and options.views is not None):
         raise InputError("--views of show says how many clips of each video, such as 3x1, and --whole reads them all.")
-    places = places or [check_place(place) for place in FILM]
+    out_paths = out_paths or [check_place(path) for path in FILM]
     videos = Videos(sources, preprocessing, limit, options.root)
     tell_files(videos)
     own_names = names if (names := videos.class_names) and len(names) == class_count(opened.dense) else None
@@ -164,7 +164,7 @@ def _show_videos(
             opened,
             clip_gallery.clips_of(videos, videos.names, whole=whole),
             classes or own_names,
-            [place for place in places if place.suffix.lower() in SUFFIXES],
+            [path for path in out_paths if path.suffix.lower() in SUFFIXES],
             lambda done: counting.update(done, None),
         )
     result = reel.gallery()
@@ -173,26 +173,26 @@ def _show_videos(
         "found": videos.found,
         "whole": whole,
         "views": preprocessing.views,
-        "out": list(map(str, places)),
+        "out": list(map(str, out_paths)),
     }
     record |= files_record(videos, reel.videos, reel.failures)
-    _write(places, gallery.report(record, result, opened.fast.recipe))
+    _write(out_paths, gallery.report(record, result, opened.fast.recipe))
     print_record(record, "gallery.show_view", as_json)
     list_failures(reel.failures, videos.kind)
 
 
-def _write(places: Sequence[Path], report: Report) -> None:
+def _write(out_paths: Sequence[Path], report: Report) -> None:
     """Write the page and the sheet, if requested."""
     from ..show.page import write_page, write_png
     from ..show.progress import working
     from ..show.sheet import sheet
 
     with working("drawing"):
-        for place in places:
-            if place.suffix.lower() == ".html":
-                write_page(place, report)
-            elif place.suffix.lower() == ".png":
-                write_png(place, sheet(report))
+        for path in out_paths:
+            if path.suffix.lower() == ".html":
+                write_page(path, report)
+            elif path.suffix.lower() == ".png":
+                write_png(path, sheet(report))
 
 
 def _ratios(text: str | None) -> list[float]:

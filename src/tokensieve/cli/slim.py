@@ -51,8 +51,8 @@ def slim(
         raise InputError(f"--plot must name a .png file, not {plot!r}.")
     from .._files import draft
 
-    for place in filter(None, (out, plot)):
-        with draft(place):  # says at once that nothing could be written there
+    for path in filter(None, (out, plot)):
+        with draft(path):  # says at once that nothing could be written there
             pass
     spec = read_spec(network, machine, recipe="")
     from ..data import load_batches

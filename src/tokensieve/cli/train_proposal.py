@@ -58,13 +58,18 @@ def proposal(
     with working("opening the model"):
         dense, _, prepared = spec.open()
     pictures = media.prepared(prepared)
-    found = train_proposal(
+    learnt = train_proposal(
         dense, pictures, folder, settings, keep=keep, mean=prepared.mean, std=prepared.std, report=tell, say=say
     )
     plan = {"name": "nano_proposal", "host": spec.model, **asdict(settings)}
-    trained: dict[str, Any] = {"model": "nano_proposal", "weights": str(found.weights), "plan": plan, "log": found.log}
+    trained: dict[str, Any] = {
+        "model": "nano_proposal",
+        "weights": str(learnt.weights),
+        "plan": plan,
+        "log": learnt.log,
+    }
     record = {
-        "trained": [{**trained, "recipe": str(found.recipe)}],
+        "trained": [{**trained, "recipe": str(learnt.recipe)}],
         "data": {"images": files_record(pictures, len(pictures), ())},
     }
     if joined.is_main_process:

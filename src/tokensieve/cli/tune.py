@@ -232,9 +232,9 @@ def _correction(folder: Path) -> Path:
     from ..recipe import recipes_with
 
     file = folder / CORRECTION
-    others = [path.name for path in (recipes_with(file) if file.exists() else []) if path.name != "best.json"]
-    if others:
-        raise InputError(f"{file} belongs to {', '.join(others)}: give another --out.")
+    other_recipes = [path.name for path in (recipes_with(file) if file.exists() else []) if path.name != "best.json"]
+    if other_recipes:
+        raise InputError(f"{file} belongs to {', '.join(other_recipes)}: give another --out.")
     return file
 
 

@@ -78,9 +78,9 @@ class HubRecipe(ModelHubMixin):
 
     def _save_pretrained(self, save_directory: Path) -> None:
         folder = self.recipe.save_pretrained(save_directory, parts=self.parts)
-        told = {"library": LIBRARY, "type": TYPE, "version": TYPES[TYPE][-1]}
-        told |= {"model": self.model, "base_model": self.base_model, "license": self.license, "notes": self.notes}
-        _write(folder / CONFIG_NAME, {**told, "evaluation": self.evaluation is not None})
+        entries = {"library": LIBRARY, "type": TYPE, "version": TYPES[TYPE][-1]}
+        entries |= {"model": self.model, "base_model": self.base_model, "license": self.license, "notes": self.notes}
+        _write(folder / CONFIG_NAME, {**entries, "evaluation": self.evaluation is not None})
         (folder / EVALUATION).unlink(missing_ok=True)
         if self.evaluation is not None:
             _write(folder / EVALUATION, self.evaluation)
@@ -179,14 +179,16 @@ class HubRecipe(ModelHubMixin):
         local = os.path.isdir(model_id)
         if config is None and not local:
             hf_hub_download(model_id, CONFIG_NAME, **remote)  # says why it cannot be had
-        told = _checked(config, model_id)
-        folder = Path(model_id) if local else _fetch(model_id, remote, evaluated=told.get("evaluation") is True)
+        entries = _checked(config, model_id)
+        folder = Path(model_id) if local else _fetch(model_id, remote, evaluated=entries.get("evaluation") is True)
         recipe = Recipe.from_pretrained(folder)
         _check_words(recipe, model_id)
         texts = {
-            key: told[key] for key in ("model", "base_model", "license", "notes") if isinstance(told.get(key), str)
+            key: entries[key]
+            for key in ("model", "base_model", "license", "notes")
+            if isinstance(entries.get(key), str)
         }
-        return cls(recipe, evaluation=folder / EVALUATION if told.get("evaluation") is True else None, **texts)
+        return cls(recipe, evaluation=folder / EVALUATION if entries.get("evaluation") is True else None, **texts)
 
 
 _DOWNLOAD = ("revision", "cache_dir", "force_download", "local_files_only", "token")

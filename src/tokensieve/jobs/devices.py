@@ -20,7 +20,7 @@ from .settings import Job
 from .shards import Listener, ShardProgress, Work, open_work, run_shards
 
 LOOK = 1.0
-"""Seconds after which a process that sends nothing is checked to be alive."""
+"""Seconds between checks whether a silent process is alive."""
 
 
 def device_name(text: str) -> str:
@@ -29,10 +29,10 @@ def device_name(text: str) -> str:
 
 
 def check_settings(work: Work, settings: dict[str, Any]) -> None:
-    """Refuse to work on what is not the job that was begun: random weights, a folder that has changed.
+    """Check that this process sees the same job: no random weights, no changed folder.
 
     Raises:
-        InputError: it is another job.
+        InputError: a setting differs.
     """
     recorded = work.manifest()["settings"]
     for name in settings:
@@ -44,13 +44,13 @@ def check_settings(work: Work, settings: dict[str, Any]) -> None:
 
 
 class _Link:
-    """A process's side of the connection: asks for shards, and tells what goes on."""
+    """A worker process's end of the connection: requests shards, and reports progress."""
 
     def __init__(self, connection: Connection) -> None:
         self.connection = connection
 
     def request(self, how: str) -> int | None:
-        """A shard; None where there is none: now ("next"), or any more ("idle", which waits for what others lose)."""
+        """Request a shard; None if there is none now ("next"), or none to come ("idle", which waits)."""
         self.connection.send((how, None))
         number: int | None = self.connection.recv()
         return number
@@ -72,8 +72,8 @@ class _Link:
 def _work(
     job: Job, settings: dict[str, Any], device: str, workers: int, threads: int | None, connection: Connection
 ) -> None:
-    """What a process does."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the first process's affair
+    """Main function of a worker process."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the main process handles Ctrl-C
     link = _Link(connection)
     try:
         if threads is not None:
@@ -83,7 +83,7 @@ def _work(
         while (first := link.request("idle")) is not None:
             run_shards(work, chain([first], link.shards()), link, workers=workers, written=link.written)
     except (EOFError, BrokenPipeError, ConnectionResetError):
-        return  # the first process is gone
+        return  # the main process has ended
     except SieveError as error:
         with suppress(OSError):
             connection.send(("refused", str(error)))
@@ -93,12 +93,12 @@ def _work(
 
 
 class _Process:
-    """The first process's view of another one."""
+    """The main process's view of a worker process."""
 
     def __init__(self, process: Any, connection: Connection, device: str) -> None:
         self.process, self.connection, self.device = process, connection, device
         self.shards: dict[int, list[int]] = {}
-        """Shards given to it and not written yet -> items and errors reported of each."""
+        """Its shards that are not written yet -> reported items and errors of each."""
         self.idle = False
 
 
@@ -112,13 +112,13 @@ def run_devices(
     workers: int,
     threads: int | None,
 ) -> None:
-    """Run a job's shards by a process for each device. A process that ends from outside gives its shards to the others.
+    """Run a job's shards with a process for each device. If one is killed, the others take its shards.
 
     Args:
         job: what is run.
-        settings: of its manifest, which each process must find again.
-        shards: that are to be done.
-        devices: torch's names; one may stand there several times.
+        settings: of its manifest, with which each process compares its own.
+        shards: numbers of those to run.
+        devices: torch device names; repeated for several processes on one.
         listener: gets progress and messages, in this process.
         workers: processes that decode, for each device.
         threads: CPU threads of each process; None for torch's choice.
@@ -146,7 +146,7 @@ def run_devices(
 
 
 def _listen(processes: list[_Process], waiting: deque[int], listener: Listener) -> None:
-    """Answer processes until all shards are written."""
+    """Handle the workers' messages until all shards are written."""
     active, lost = list(processes), []
     while active:
         ready = wait([process.connection for process in active], LOOK)
@@ -156,7 +156,7 @@ def _listen(processes: list[_Process], waiting: deque[int], listener: Listener) 
             try:
                 while process.connection.poll():
                     kind, content = process.connection.recv()
-                    _hear(process, kind, content, waiting, listener)
+                    _handle(process, kind, content, waiting, listener)
                 alive = process.process.is_alive()
             except (EOFError, OSError):
                 alive = False
@@ -172,8 +172,8 @@ def _listen(processes: list[_Process], waiting: deque[int], listener: Listener) 
         raise InputError(f"No process is left to go on ({ends}): give the same command again.")
 
 
-def _hear(process: _Process, kind: str, content: Any, waiting: deque[int], listener: Listener) -> None:
-    """One message of a process."""
+def _handle(process: _Process, kind: str, content: Any, waiting: deque[int], listener: Listener) -> None:
+    """Handle one message of a worker."""
     if kind == "next":
         number = waiting.popleft() if waiting else None
         if number is not None:
@@ -196,7 +196,7 @@ def _hear(process: _Process, kind: str, content: Any, waiting: deque[int], liste
 
 
 def _serve(active: list[_Process], waiting: deque[int]) -> None:
-    """Give those that are idle a shard, or send them home when none is left that could come back."""
+    """Give idle workers a shard; end them once no shard is left that another worker could lose."""
     outstanding = any(process.shards for process in active)
     for process in active:
         if process.idle and (waiting or not outstanding):
@@ -210,7 +210,7 @@ def _serve(active: list[_Process], waiting: deque[int]) -> None:
 
 
 def _return(process: _Process, waiting: deque[int], listener: Listener, *, others: bool) -> None:
-    """Take back the shards of a process that has ended, and what was counted of them."""
+    """Return the shards of a worker that has ended to the queue, and subtract its reported progress."""
     for number, (items, errors) in process.shards.items():
         listener.advance(ShardProgress(number, -items, -errors, 0.0, 0.0))
     waiting.extendleft(sorted(process.shards, reverse=True))

@@ -1,4 +1,4 @@
-"""How long a job will take, from a few of its items, before anything is written."""
+"""Estimates how long a job will take, from a few of its items; writes nothing."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ from .settings import Job
 from .shards import InParts, open_work
 
 DECODED = 8
-"""Items that a worker prepares at a time: few, so that the rate is known soon."""
+"""Items that a worker decodes at a time: few, so that the rate is known soon."""
 ROUNDS = 3
-"""Batches, at least, that the model is timed on, after one to warm up."""
+"""Smallest number of batches that the model is timed on, after a warm-up."""
 
 
 @dataclass(frozen=True)
@@ -27,14 +27,14 @@ class Estimate:
     """The expected time and size of a job.
 
     Attributes:
-        items, shards: in all.
-        left: items without a row so far.
-        decoded_per_second, model_per_second: items that are decoded, and that the model answers, each alone.
-        per_second: of the job.
-        seconds: for what is left.
-        bytes: of all rows, as files.
-        failed: items of the few that could not be read.
-        said: sentences: what limits the job, what memory did not hold.
+        items, shards: numbers of all.
+        left: number of items without a row.
+        decoded_per_second, model_per_second: items per second of decoding, and of the model, each alone.
+        per_second: items per second of the job.
+        seconds: for the remaining items.
+        bytes: size of all files of rows.
+        failed: number of the items read here that could not be read.
+        said: sentences: what limits the job, whether memory was too small for the batch.
     """
 
     items: int
@@ -50,13 +50,13 @@ class Estimate:
 
 
 def estimate(job: Job, *, workers: int = 1, devices: int = 1, seconds: float = 10.0) -> Estimate:
-    """Decode items and run the model for about `seconds` each, and reckon.
+    """Measure decoding and the model for about `seconds` each.
 
     Args:
-        job: of which nothing is written; what lies in its folder counts as done.
+        job: whose finished shards are left out of the estimate.
         workers: processes that decode, for each device.
-        devices: on which the model runs; each is taken to be as fast as the one here.
-        seconds: for each of the two.
+        devices: their number; each is assumed to be as fast as this one.
+        seconds: for each of the two measurements.
 
     Raises:
         InputError: as `running.run` before it begins, also where rows of other settings lie in the folder; not one of
@@ -75,8 +75,8 @@ def estimate(job: Job, *, workers: int = 1, devices: int = 1, seconds: float = 1
     while rounds < ROUNDS or perf_counter() - began < min(seconds, 3.0):
         predict(images)
         rounds += 1
-    answered = devices * rounds * len(images) / (perf_counter() - began)
-    items_per_second = min(decoded.per_second, answered) if workers else 1 / (1 / decoded.per_second + 1 / answered)
+    model_rate = devices * rounds * len(images) / (perf_counter() - began)
+    items_per_second = min(decoded.per_second, model_rate) if workers else 1 / (1 / decoded.per_second + 1 / model_rate)
     done = finished(place, job.rows.format) if place is not None and existing is not None else set()
     left = len(work.items) - sum(work.items_of(number) for number in done)
     with tempfile.TemporaryDirectory() as folder:
@@ -88,10 +88,10 @@ def estimate(job: Job, *, workers: int = 1, devices: int = 1, seconds: float = 1
         work.shards,
         left,
         decoded.per_second,
-        answered,
+        model_rate,
         items_per_second,
         left / items_per_second,
         size,
         len(decoded.failures),
-        (*sentences, *decoding_limit(decoded, "the model", answered)),
+        (*sentences, *decoding_limit(decoded, "the model", model_rate)),
     )

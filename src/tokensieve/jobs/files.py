@@ -38,7 +38,7 @@ def write_rows(path: Path, columns: Columns, form: str) -> None:
 
 
 def _array(arrow: Any, values: Any) -> Any:
-    """A column: of vectors, maps and the like, lists of a fixed size in lists of a fixed size."""
+    """An Arrow column; arrays of more dimensions become nested lists of fixed size."""
     if isinstance(values, np.ndarray):
         array = arrow.array(np.ascontiguousarray(values).reshape(-1))
         for side in reversed(values.shape[1:]):
@@ -58,12 +58,12 @@ def _write_lines(path: Path, columns: Columns) -> None:
 
 
 def no_rows(columns: Columns) -> Columns:
-    """The same columns without a row, for a shard of which nothing could be read."""
+    """The same columns with no rows, for a shard of which no item could be read."""
     return {name: values[:0] for name, values in columns.items()}
 
 
 def write_errors(place: Place, number: int, errors: Sequence[Mapping[str, str]]) -> None:
-    """Keep what could not be read of a shard, before its rows are there."""
+    """Write the errors of a shard, before its rows are written."""
     if errors:
         place.write_text(errors_name(number), json.dumps(list(errors), ensure_ascii=False))
     else:
@@ -88,7 +88,7 @@ def write_gathered(place: Place, form: str, errors: Sequence[Mapping[str, str]])
 
 
 def finished(place: Place, form: str) -> set[int]:
-    """The shards whose rows are there."""
+    """Numbers of the shards whose rows are written."""
     ending = ENDINGS[form]
     stems = (name.removesuffix(ending) for name in place.names("rows") if name.endswith(ending))
     return {int(stem) for stem in stems if stem.isdecimal()}

@@ -1,4 +1,4 @@
-"""What a folder of rows was made of, so that a job that goes on there makes the others of the same."""
+"""The manifest of a job's folder, by which a resumed job is checked to be the same."""
 
 from __future__ import annotations
 
@@ -26,9 +26,9 @@ FILE = "manifest.json"
 
 
 def manifest_of(job: Job, opened: OpenedModel, items: ImageSet) -> dict[str, Any]:
-    """Everything that rows depend on, as plain JSON, with the versions that they may depend on in their last bits.
+    """Everything that rows depend on, as plain JSON, and library versions, which may change their last bits.
 
-    The weights are hashed as they are in memory: wherever they came from, other ones are noticed.
+    The weights are hashed in memory, so that other weights are noticed wherever they came from.
     """
     spec, rows = job.spec, job.rows
     settings = {
@@ -74,10 +74,10 @@ def weights_sha256(opened: OpenedModel) -> str:
 
 
 def read(place: Place) -> dict[str, Any] | None:
-    """The manifest in a folder; None where no job was begun.
+    """The manifest in a folder; None if there is none.
 
     Raises:
-        InputError: it is no manifest of this version.
+        InputError: it is not a manifest of this version.
     """
     content = place.read(FILE)
     if content is None:
@@ -96,13 +96,13 @@ def read(place: Place) -> dict[str, Any] | None:
 
 
 def begin(place: Place, manifest: dict[str, Any]) -> list[str]:
-    """Write the manifest of a new job, or see that the one that is there is of the same.
+    """Write the manifest of a new job, or check that the existing one is of the same job.
 
     Returns:
-        Sentences about what is not the same, and may change rows in their last bits alone.
+        A sentence on library versions that differ, if any do.
 
     Raises:
-        InputError: rows of other settings lie there, or some without a manifest.
+        InputError: the folder holds rows of other settings, or rows without a manifest.
     """
     before = read(place)
     if before is None:

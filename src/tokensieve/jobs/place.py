@@ -1,4 +1,4 @@
-"""The folder that a job writes to, on this machine or in a store: every file appears whole, or not at all."""
+"""The output folder of a job, local or in object storage; files are written atomically."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from ..data.remote import as_input_errors, filesystem, is_url
 from ..errors import InputError
 
 UNFINISHED = ".unfinished"
-"""Behind the name of a file that is being written: no reader of Parquet takes it for one."""
+"""Suffix of a file that is being written, so that readers of Parquet skip it."""
 
 
 class Place(ABC):
-    """A folder by its name, and names in it, with "/" between folders."""
+    """A folder; files in it are named by their relative paths, with "/" as separator."""
 
     def __init__(self, name: str) -> None:
         self.name = name
@@ -32,23 +32,23 @@ class Place(ABC):
 
     @abstractmethod
     def lock(self) -> None:
-        """Keep other processes from working here until this one ends. Raises `InputError` where one does."""
+        """Lock the folder until this process ends. Raises `InputError` where another process has locked it."""
 
     @abstractmethod
     def names(self, folder: str) -> list[str]:
-        """The finished files of a folder in it; none where that is not there."""
+        """The finished files of a subfolder; none if it does not exist."""
 
     @abstractmethod
     def read(self, name: str) -> bytes | None:
-        """The content of a file; None where it is not there."""
+        """The content of a file; None if it does not exist."""
 
     @abstractmethod
     def write(self, name: str, fill: Callable[[Path], None]) -> None:
-        """Have `fill` write a file, which then takes its name at once. Raises `InputError` where there is no room."""
+        """Write a file atomically: `fill` writes a temporary file. Raises `InputError` if the disk is full."""
 
     @abstractmethod
     def remove(self, name: str) -> None:
-        """Take a file away, if it is there."""
+        """Remove a file, if it exists."""
 
     @abstractmethod
     def log(self, lines: str) -> None:
@@ -90,7 +90,7 @@ class LocalPlace(Place):
         with self._sentence():
             self._locked = open(self.folder / ".lock", "w")  # noqa: SIM115 - it is held until the process ends
         try:
-            # Of this process alone: those that it starts would hold the other kind of lock on after it was killed.
+            # Not flock, which child processes inherit: they would keep the lock after this process was killed.
             fcntl.lockf(self._locked, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
             if error.errno not in (errno.EACCES, errno.EAGAIN):
@@ -115,17 +115,17 @@ class LocalPlace(Place):
             raise InputError(f"{self.folder / name} cannot be read: {error.strerror}.") from error
 
     def write(self, name: str, fill: Callable[[Path], None]) -> None:
-        place = self.folder / name
-        aside = place.with_name(f"{place.name}.{uuid4().hex[:8]}{UNFINISHED}")
+        target = self.folder / name
+        temporary = target.with_name(f"{target.name}.{uuid4().hex[:8]}{UNFINISHED}")
         with self._sentence():
             try:
-                fill(aside)
-                _to_disk(aside)
-                os.replace(aside, place)
-                _to_disk(place.parent)
+                fill(temporary)
+                _to_disk(temporary)
+                os.replace(temporary, target)
+                _to_disk(target.parent)
             finally:
                 with suppress(OSError):
-                    aside.unlink()
+                    temporary.unlink()
 
     def remove(self, name: str) -> None:
         with self._sentence(), suppress(FileNotFoundError):
@@ -137,7 +137,7 @@ class LocalPlace(Place):
 
     @contextmanager
     def _sentence(self) -> Iterator[None]:
-        """Why a file cannot be written, as a sentence that a user can act on."""
+        """Turn an `OSError` into an `InputError` that a user can act on."""
         try:
             yield
         except OSError as error:
@@ -154,7 +154,7 @@ def _reason(error: OSError) -> str:
 
 
 def _to_disk(path: Path) -> None:
-    """Have what was written survive a loss of power."""
+    """Flush a file or folder to disk."""
     if os.name != "posix":
         return
     handle = os.open(path, os.O_RDONLY)
@@ -165,7 +165,7 @@ def _to_disk(path: Path) -> None:
 
 
 class RemotePlace(Place):
-    """A folder of a store, in which a file appears when its upload is over. It has no locks and adds to no file."""
+    """A folder in object storage, where a file appears once it is uploaded; without locks or appending."""
 
     def __init__(self, name: str) -> None:
         super().__init__(name.rstrip("/"))
@@ -178,7 +178,7 @@ class RemotePlace(Place):
         self.remove(probe)
 
     def lock(self) -> None:
-        """A store has none: that two jobs write the same rows does no harm, each file being whole."""
+        """Do nothing: object storage has no locks, and two jobs that write the same rows do no harm."""
 
     def names(self, folder: str) -> list[str]:
         self.system.invalidate_cache()
@@ -198,16 +198,16 @@ class RemotePlace(Place):
 
     def write(self, name: str, fill: Callable[[Path], None]) -> None:
         with tempfile.TemporaryDirectory(prefix="tokensieve-") as folder, as_input_errors(self.name):
-            aside = Path(folder) / "file"
-            fill(aside)
-            place = f"{self.root}/{name}"
-            self.system.makedirs(place.rpartition("/")[0], exist_ok=True)
-            self.system.put_file(str(aside), place)
+            temporary = Path(folder) / "file"
+            fill(temporary)
+            target = f"{self.root}/{name}"
+            self.system.makedirs(target.rpartition("/")[0], exist_ok=True)
+            self.system.put_file(str(temporary), target)
 
     def remove(self, name: str) -> None:
         with as_input_errors(self.name):
-            if self.system.exists(place := f"{self.root}/{name}"):
-                self.system.rm_file(place)
+            if self.system.exists(target := f"{self.root}/{name}"):
+                self.system.rm_file(target)
 
     def log(self, lines: str) -> None:
         self._log += lines

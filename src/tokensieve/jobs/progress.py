@@ -1,4 +1,4 @@
-"""How far a job is, on a terminal and in its log file."""
+"""The progress of a job, on a terminal and in its log file."""
 
 from __future__ import annotations
 
@@ -18,20 +18,20 @@ from .shards import ShardProgress
 EVERY = 15.0
 """Seconds between two lines of the log file."""
 STARVED = 0.2
-"""Share of the time for which the model waits, from which on decoding is called the limit."""
+"""Share of the time spent waiting for items above which decoding is reported as the limit."""
 
 
 class TooManyErrors(InputError):
-    """More items could not be read than a job may bear."""
+    """More items than `max_errors` could not be read."""
 
 
 class Progress:
-    """Counts what is done, says how fast, and keeps the log.
+    """Counts finished items, shows their rate, and writes the log.
 
     Attributes:
-        done, errors: items, and those among them that could not be read, of earlier runs too.
-        fresh: items of this run.
-        waited, computed: seconds for which models waited for items, and computed.
+        done, errors: numbers of finished items, and of those that could not be read, earlier runs included.
+        fresh: number of items of this run.
+        waited, computed: seconds that models spent waiting for items, and computing.
     """
 
     def __init__(
@@ -54,7 +54,7 @@ class Progress:
 
     @property
     def seconds(self) -> float:
-        """Since this run began to read."""
+        """Seconds since this run began to read."""
         return monotonic() - self._began
 
     @property
@@ -103,7 +103,7 @@ class Progress:
         busy = self.waited + self.computed
         if self.fresh <= 0 or self.waited < STARVED * busy:
             return []
-        # By turns, decoding is as fast as it is while the model waits; beside the model it set the pace of all.
+        # Without workers decoding only runs while the model waits; with workers it runs all the time.
         seconds = self.waited if workers == 0 else busy
         decoded = Decoding(devices * self.fresh / seconds, self.fresh, workers * devices, (), self.kind.many)
         return decoding_limit(decoded, "the model", devices * self.fresh / max(self.computed, 1e-9))

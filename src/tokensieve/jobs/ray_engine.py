@@ -1,4 +1,4 @@
-"""The same job on a cluster: Ray Data gives shards to actors, each of which opens the model once."""
+"""The Ray engine: Ray Data gives shards to actors, each of which opens the model once."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from .settings import Job
 from .shards import Listener, ShardProgress, open_work, run_shards
 
 STARTS = 3
-"""How often Ray is started on this machine before it is given up."""
+"""Attempts to start Ray on this machine."""
 PATIENCE = 120
-"""Seconds in which its first process has to answer; Ray's own default is 20."""
+"""Seconds to wait for Ray's first process; Ray's default is 20."""
 OBJECT_STORE = 2**27
-"""Bytes of its object store: numbers of shards are all that travels. Ray would take a third of the memory."""
+"""Bytes of Ray's object store, which only carries shard numbers; its default is a third of the memory."""
 
 
 @dataclass(frozen=True)
@@ -26,10 +26,10 @@ class RaySettings:
     """The resources that Ray's actors get.
 
     Attributes:
-        address: of a running one, "auto" for that which this machine belongs to; None starts one on this machine.
-        actors: how many, or the fewest and the most between which Ray scales.
-        cpus: of each actor; None is one for the model and one for each process that decodes.
-        gpus: of each actor, also a part of one: 0.5 puts two on each GPU.
+        address: of a running cluster, "auto" for the one that this machine belongs to; None starts one on this machine.
+        actors: their number, or the smallest and largest number between which Ray scales.
+        cpus: of each actor; None takes one for the model and one for each process that decodes.
+        gpus: of each actor; 0.5 puts two actors on each GPU.
     """
 
     address: str | None = None
@@ -46,7 +46,7 @@ class RaySettings:
 
 
 class ShardActor:
-    """Opens a job once, and does the shards that it is given; to do one twice gives the same file again."""
+    """Opens a job once, and runs the shards that it is given; running one twice writes the same file."""
 
     def __init__(self, job: Job, settings: dict[str, Any], workers: int, threads: int) -> None:
         import torch
@@ -56,12 +56,12 @@ class ShardActor:
         check_settings(self.work, settings)
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
-        heard = _Recorder()
-        run_shards(self.work, [int(number) for number in batch["shard"]], heard, workers=self.workers)
+        recorder = _Recorder()
+        run_shards(self.work, [int(number) for number in batch["shard"]], recorder, workers=self.workers)
         return {
-            "shard": list(heard.progress),
-            "progress": [list(progress) for progress in heard.progress.values()],
-            "messages": [heard.messages] * len(heard.progress),
+            "shard": list(recorder.progress),
+            "progress": [list(progress) for progress in recorder.progress.values()],
+            "messages": [recorder.messages] * len(recorder.progress),
         }
 
 
@@ -101,12 +101,12 @@ def run_ray(
     *,
     workers: int,
 ) -> None:
-    """Run a job's shards by Ray Data. What retries, scales and places actors is Ray.
+    """Run a job's shards with Ray Data, which retries, scales and places the actors.
 
     Args:
         job: what is run; the paths in it must mean the same on every machine of the cluster.
-        settings: of its manifest, which each actor must find again.
-        shards: that are to be done.
+        settings: of its manifest, with which each actor compares its own.
+        shards: numbers of those to run.
         listener: gets the progress of each shard that is done.
         ray_settings: of the cluster.
         workers: processes that decode, for each actor.
@@ -150,11 +150,11 @@ def run_ray(
 
 
 def _begin(ray: Any, address: str | None, cpus: int) -> None:
-    """Reach a cluster, or start one on this machine with so many CPUs for actors, whatever it has.
+    """Connect to a cluster, or start one on this machine that offers actors `cpus` CPUs, however many it has.
 
-    On a busy machine Ray may give up its own processes before they have started: then it is tried again.
+    On a busy machine Ray's processes may time out at the start; then it is tried again.
     """
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # one that is started here tells nobody
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # no telemetry
     os.environ.setdefault("RAY_gcs_server_port_wait_time_s", str(PATIENCE))
     settings: dict[str, Any] = {"address": address or "local", "log_to_driver": False, "logging_level": "ERROR"}
     if not address:

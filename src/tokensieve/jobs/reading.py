@@ -1,4 +1,4 @@
-"""Items decoded in worker processes, and put together to full batches, shard by shard."""
+"""Decodes items in worker processes and collects them into full batches, shard by shard."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from ..data import Failure, ImageSet
 from ..errors import InputError, first_line
 
 AT_ONCE = 32
-"""Items that a worker decodes before it hands them over, at most: what waits in memory is a few times that."""
+"""The most items that a worker decodes at a time; memory holds a few times as many."""
 
 
 class Batch(NamedTuple):
@@ -24,11 +24,11 @@ class Batch(NamedTuple):
 
     Attributes:
         shard: its number.
-        indices: of the items.
-        images: (B, ...) as the model reads them; None where nothing is left to be read.
+        indices: of the B items.
+        images: (B, ...) as the model reads them; None if no item is left.
         times: of videos (B, 2) float64: when their first and last frames are shown; else None.
-        failures: items of this shard, since the batch before, that could not be read.
-        last: whether the shard is over.
+        failures: items of this shard since the previous batch that could not be read.
+        last: whether it is the shard's last batch.
     """
 
     shard: int
@@ -48,7 +48,7 @@ class _Chunk(NamedTuple):
 
 
 class _Decoded(NamedTuple):
-    """A chunk's good items, and the others."""
+    """The decoded items of a chunk, and its failures."""
 
     chunk: _Chunk
     indices: list[int]
@@ -58,7 +58,7 @@ class _Decoded(NamedTuple):
 
 
 class _Chunks(Dataset[_Decoded]):
-    """A set whose index is a chunk."""
+    """A data set that is indexed by chunks."""
 
     def __init__(self, items: ImageSet) -> None:
         self.items = items
@@ -79,7 +79,7 @@ class _Chunks(Dataset[_Decoded]):
 
 
 def _attempt(items: Any, index: int) -> Any:
-    """(image, label), of a video with the times of its frames, or a `Failure`."""
+    """(image, label), for a video also the times of its frames; or a `Failure`."""
     try:
         return items.attempt_timed(index) if hasattr(items, "attempt_timed") else items.attempt(index)
     except MemoryError:
@@ -94,17 +94,17 @@ def same(item: Any) -> Any:
 class Reader:
     """Iterable of `Batch`: the items of some shards, in order, in batches of one size.
 
-    A batch is filled up with the next items of its shard where some cannot be read; only a shard's last is smaller. So
-    what goes through the model together depends on the items alone, and not on what was done before.
+    Where items cannot be read, a batch takes the next ones of its shard; only the last batch of a shard is smaller. So
+    batches depend on the items alone, and not on where an earlier run was interrupted.
 
     Attributes:
-        waited: seconds for which nothing was there to be given out.
+        waited: seconds spent waiting for decoded items.
     """
 
     def __init__(
         self, items: ImageSet, shards: Iterable[int], *, shard: int, batch: int, workers: int, pin: bool = False
     ) -> None:
-        """Read the shards that `shards` gives, one after the other, with so many worker processes."""
+        """`shard` and `batch` are numbers of items, `workers` of processes; `pin` pins the memory of images."""
         self.items, self.shards, self.shard, self.batch = items, shards, shard, batch
         self.workers, self.waited, self.pin = workers, 0.0, pin
 
@@ -126,7 +126,7 @@ class Reader:
 
     def _decoded(self) -> Iterator[_Decoded]:
         if self.workers > 0 and "av" in sys.modules:
-            gc.collect()  # decoders end their threads here: in a forked process, which has no such thread, they hang
+            gc.collect()  # ends decoder threads, which would hang in a forked process
         loader: Any = DataLoader(
             _Chunks(self.items),
             batch_size=None,
@@ -162,17 +162,17 @@ class Reader:
 
 
 def _taken(waiting: list[_Decoded], count: int) -> tuple[list[_Decoded], list[_Decoded]]:
-    """The first `count` items, and the rest."""
-    taken: list[_Decoded] = []
-    for place, chunk in enumerate(waiting):
-        have = len(chunk.indices)
-        if have > count:
-            return [*taken, _part(chunk, 0, count)], [_part(chunk, count, have), *waiting[place + 1 :]]
-        taken.append(chunk)
-        count -= have
+    """Split decoded chunks into the first `count` items and the rest."""
+    chunks: list[_Decoded] = []
+    for index, chunk in enumerate(waiting):
+        available = len(chunk.indices)
+        if available > count:
+            return [*chunks, _part(chunk, 0, count)], [_part(chunk, count, available), *waiting[index + 1 :]]
+        chunks.append(chunk)
+        count -= available
         if count == 0:
-            return taken, waiting[place + 1 :]
-    return taken, []
+            return chunks, waiting[index + 1 :]
+    return chunks, []
 
 
 def _part(decoded: _Decoded, start: int, end: int) -> _Decoded:

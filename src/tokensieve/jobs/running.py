@@ -1,4 +1,4 @@
-"""A job from its settings to its rows: begun, or gone on with where it was interrupted."""
+"""Runs a job, or resumes it where it was interrupted."""
 
 from __future__ import annotations
 
@@ -32,16 +32,16 @@ class Result:
 
     Attributes:
         out: its folder.
-        items: pictures or videos in its sources.
-        rows: in its files.
-        errors: items without a row.
-        shards: files of rows.
-        before: items that earlier runs had done.
-        seconds: of this run, from the first item that is read to the last file.
-        per_second: items of this run a second.
-        waited: share of the models' time in which they waited for items.
-        skipped: files and folders of the sources that are no items.
-        said: sentences about the run: what decoding limits, what memory did not hold.
+        items: number of pictures or videos in its sources.
+        rows: number of rows written.
+        errors: number of items without a row.
+        shards: number of files of rows.
+        before: number of items that earlier runs had finished.
+        seconds: duration of this run, from the first item read to the last file written.
+        per_second: items of this run per second.
+        waited: share of the models' time spent waiting for items.
+        skipped: number of files and folders in the sources that are not items.
+        said: sentences about the run: whether decoding was the limit, whether memory was too small for the batch.
     """
 
     out: str
@@ -73,25 +73,25 @@ def run(
 ) -> Result:
     """Run a model over pictures or videos, and write a row for each.
 
-    Started again after it was ended in whatever way, it goes on: files of rows appear whole or not at all, and a folder
-    with rows of other settings is refused.
+    A job that was interrupted resumes when it is started again: files of rows are written atomically, and a folder with
+    rows of other settings is refused.
 
     Args:
-        model: what is run, as a `ModelSpec` or by its name.
+        model: a `ModelSpec`, or a model's name.
         sources: folders, tars, lists, Parquet files, files, data sets or URLs; see `sources.open_items`.
         out: folder, or URL of one: `rows/`, `errors.parquet` (or .jsonl), `manifest.json`, `log.txt`.
         workers: processes that decode, for each device.
-        devices: such as ("cuda:0", "cuda:1"), a process for each; by default the spec's own, in this process.
+        devices: such as ("cuda:0", "cuda:1"), with a process for each; by default the spec's own, in this process.
         engine: "local", or "ray".
-        max_errors: items that may fail before the job is given up.
+        max_errors: number of failed items above which the job stops.
         ray: settings of the cluster, see `RaySettings`.
-        progress: whether it is shown on stderr.
-        opened: called with the set of items when it is open.
+        progress: show the progress on stderr.
+        opened: called with the set of items once it is open.
         settings: those of `RowSettings` and `SourceSettings`.
 
     Raises:
-        InputError, RecipeError, UnsupportedHost: the model, a source, the folder or a setting cannot be used; or, in
-            the midst of it, there is no room left, no memory, or more errors than `max_errors`.
+        InputError, RecipeError, UnsupportedHost: the model, a source, the folder or a setting cannot be used; or, during
+            the run, disk or memory is full, or there are more errors than `max_errors`.
     """
     running = RunSettings(workers, tuple(map(device_name, devices)), engine, max_errors, dict(ray or {}))
     job = job_of(model, sources, out, **settings)
@@ -101,7 +101,7 @@ def run(
     place.prepare()
     place.lock()
     own_processes = running.devices or engine == "ray"
-    # Other processes do the work: here the model is opened only to be described, where there is most room for it.
+    # Other processes run the model; here it is only opened to be described, on the CPU, which has the most memory.
     work = describe(job._replace(spec=replace(job.spec, device="cpu"))) if own_processes else open_work(job)
     if opened is not None:
         opened(work.items)
@@ -123,7 +123,7 @@ def run(
         began = perf_counter()
         try:
             if left:
-                _go(job, work, described["settings"], left, meter, running)
+                _run_engine(job, work, described["settings"], left, meter, running)
         finally:
             complete = finished(place, job.rows.format)
             errors = gathered_errors(place, sorted(complete))
@@ -156,7 +156,7 @@ def job_of(
     out: str | os.PathLike[str],
     **settings: Any,
 ) -> Job:
-    """A job of full paths. Raises `RecipeError` for a setting that there is not."""
+    """A job with absolute paths. Raises `RecipeError` for an unknown setting."""
     spec = ModelSpec(model) if isinstance(model, str) else model
     spec.check()
     source_list = [sources] if isinstance(sources, str | os.PathLike) else list(sources)
@@ -167,20 +167,20 @@ def job_of(
             settings[name] = _full(settings[name])
     reading = {name: settings.pop(name) for name in SourceSettings.__dataclass_fields__ if name in settings}
     paths = tuple(_full(os.fspath(source)) for source in source_list)
-    place = os.fspath(out)
-    place = place if is_url(place) or not place else os.path.abspath(place)
-    return Job(spec.absolute(), paths, place, RowSettings(**settings), SourceSettings(**reading))
+    path = os.fspath(out)
+    path = path if is_url(path) or not path else os.path.abspath(path)
+    return Job(spec.absolute(), paths, path, RowSettings(**settings), SourceSettings(**reading))
 
 
 def _full(path: str) -> str:
-    """A path that means the same in another working directory; names of data sets stay as they are."""
+    """The absolute path; URLs and names of data sets are left unchanged."""
     return os.path.abspath(path) if not is_url(path) and os.path.exists(path) else path
 
 
-def _go(
+def _run_engine(
     job: Job, work: Work, settings: dict[str, Any], left: Sequence[int], meter: Progress, running: RunSettings
 ) -> None:
-    """Run the shards that are left, by the chosen engine."""
+    """Run the remaining shards with the chosen engine."""
     if running.engine == "ray":
         run_ray(job, settings, left, meter, RaySettings(**running.ray), workers=running.workers)
     elif running.devices:
@@ -191,7 +191,7 @@ def _go(
 
 
 def _check_whole(work: Work, complete: set[int], place: Place) -> None:
-    """See that every shard has come to its rows. Raises `InputError`."""
+    """Raise `InputError` unless every shard has its rows."""
     missing = [number for number in range(work.shards) if number not in complete]
     if missing:
         raise InputError(

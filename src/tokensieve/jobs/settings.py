@@ -1,4 +1,4 @@
-"""What a job is asked for: which rows of which model on which items, and how they are stored."""
+"""Settings of a job: which model, which items, which rows, and how they are stored."""
 
 from __future__ import annotations
 
@@ -14,28 +14,28 @@ FORMATS = ("parquet", "jsonl")
 STORES = {"fp32": "float32", "fp16": "float16"}
 """Precisions in which numbers are stored -> numpy's data types."""
 SHARD = {"classes": 1024, "embeddings": 1024, "features": 128, "maps": 128}
-"""Items of a shard by output: what is lost at most when a process is killed, and what is held in memory."""
+"""Items in a shard by output: the most that is lost when a process is killed, and that memory holds."""
 
 
 @dataclass(frozen=True)
 class RowSettings:
-    """Which rows: whatever changes them, or how they lie in files.
+    """Settings that change the rows or their files.
 
     Attributes:
         output: "classes", the k most likely with their probabilities; "embeddings", a vector for each item; "features",
             one for each patch, on the grid; "maps", of segmenters each pixel's class, of depth estimators its depth.
         format: "parquet" or "jsonl".
-        k: classes of each item.
+        k: number of classes for each item.
         pooling: of embeddings: "token", "avg", "max" and whatever else timm's `global_pool` has; None is the model's
             own.
         normalize: divide each embedding by its length.
         store: precision in which embeddings, features and depths are stored, "fp32" or "fp16".
-        batch: pictures, or clips, that go through the model together.
+        batch: batch size, in pictures or clips.
         shard: items of a file of rows, rounded up to whole batches; None is `SHARD`'s.
         classes: a class file whose names are written beside the class numbers; None takes those that the model has.
 
     Raises:
-        RecipeError: settings that are none, or that do not go together.
+        RecipeError: invalid settings, or settings that exclude each other.
     """
 
     output: str = "classes"
@@ -64,17 +64,17 @@ class RowSettings:
             raise RecipeError(f"classes names what classes are called, and the output is {self.output}.")
 
     def items_together(self, views: int) -> int:
-        """Items that go through together, each of so many views."""
+        """Items in a batch, if each has `views` views."""
         return max(1, self.batch // views)
 
     def shard_size(self, views: int) -> int:
-        """Items of a shard: whole batches, so that these are full."""
+        """Items in a shard: a multiple of the batch size, so that batches are full."""
         together = self.items_together(views)
         return -(-(self.shard or SHARD[self.output]) // together) * together
 
 
 class Job(NamedTuple):
-    """Everything that says which rows a job writes where: plain data, to be sent to other processes."""
+    """A job as plain data, which can be sent to other processes."""
 
     spec: ModelSpec
     sources: tuple[str, ...]
@@ -85,13 +85,13 @@ class Job(NamedTuple):
 
 @dataclass(frozen=True)
 class RunSettings:
-    """How a job runs, which changes no row.
+    """Settings that change how a job runs, but not its rows.
 
     Attributes:
-        workers: processes that decode, for each device; 0 decodes in the model's own process, by turns with it.
+        workers: processes that decode, for each device; 0 decodes in the process of the model, in turns with it.
         devices: a process for each; () is the spec's own device, in this process.
         engine: "local" or "ray".
-        max_errors: items that may fail before the job is given up; None for any number.
+        max_errors: number of failed items above which the job stops; None for no limit.
         ray: settings of the cluster; see `ray_engine.RaySettings`.
     """
 

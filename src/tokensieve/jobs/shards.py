@@ -1,4 +1,4 @@
-"""The work itself: shards are read, run through the model and written, on one device. Every engine runs this."""
+"""Runs shards on one device: reads items, runs the model, writes rows. Every engine calls this."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ from .settings import Job
 from .sources import open_items
 
 MAX_PENDING = 2
-"""Shards that may wait to be written while the model goes on."""
+"""Shards that may wait to be written while the model runs on."""
 
 
 class ShardProgress(NamedTuple):
-    """What happened in a shard since the last report: items done, those among them that failed, seconds for which the
-    model waited for items, and for which it computed."""
+    """Progress in a shard since the last report: finished items, failures among them, seconds that the model spent
+    waiting for items, and computing."""
 
     shard: int
     items: int
@@ -75,7 +75,7 @@ class Work(NamedTuple):
 
     @property
     def shards(self) -> int:
-        """How many there are."""
+        """Number of shards."""
         return -(-len(self.items) // self.shard_size)
 
     def items_of(self, number: int) -> int:
@@ -87,7 +87,7 @@ class Work(NamedTuple):
 
 
 def open_work(job: Job) -> Work:
-    """Open a job's model and sources, and run the model on one blank item, which shows whether it gives the output.
+    """Open a job's model and sources, and run the model on a blank item, to check that it gives the output.
 
     Raises:
         InputError, RecipeError, UnsupportedHost: the model cannot be opened, or gives no such output; the sources
@@ -98,13 +98,13 @@ def open_work(job: Job) -> Work:
 
 
 def describe(job: Job) -> Work:
-    """A job that is opened to be counted and described, while other processes do it: its model does not run here."""
+    """Open a job without running its model, for a process that leaves that to others."""
     opened, predict = open_predictor(job.spec, job.rows)
     return Work(job, opened, open_items(job.sources, opened.preprocessing, job.reading), predict, {})
 
 
 class InParts:
-    """Runs `predict` on parts of a batch that fit into memory: where one does not, it halves them, and says so."""
+    """Runs `predict` on parts of a batch; halves their size when memory is full, and reports it."""
 
     def __init__(self, predict: Predict, batch: int, say: Callable[[str], None]) -> None:
         self.predict, self.batch, self.say = predict, batch, say
@@ -139,7 +139,7 @@ class InParts:
 
 
 def out_of_memory(error: BaseException | None) -> bool:
-    """Whether an error, or what it comes from, is that memory is full: torch has a type for GPUs alone."""
+    """Whether an error or one of its causes is out-of-memory; torch has a type for GPUs alone."""
     while error is not None:
         if isinstance(error, MemoryError | torch.OutOfMemoryError):
             return True
@@ -162,10 +162,10 @@ def run_shards(
 
     Args:
         work: the job.
-        shards: numbers; an iterator may produce them as it goes.
+        shards: numbers; an iterator is consumed as the run proceeds.
         listener: gets a report after each batch.
         workers: processes that decode.
-        written: called, in this thread, with the number of each shard whose rows are there.
+        written: called in this thread with the number of each shard once its rows are written.
 
     Raises:
         InputError: the model does not run on the items, rows cannot be written, or one item is too much for memory.
@@ -206,7 +206,7 @@ def run_shards(
                 settle(MAX_PENDING)
             settle(0)
         except BaseException:
-            with suppress(Exception):  # what was read whole is kept
+            with suppress(Exception):  # finished shards are kept
                 settle(0)
             raise
 
@@ -215,7 +215,7 @@ def rows_of(work: Work, batch: Batch, columns: Columns) -> Columns:
     """The columns of a batch, `id` first; of videos then when their first and last frames are shown, in seconds."""
     row_columns: Columns = {"id": [work.items.path(index) for index in batch.indices]}
     if batch.times is not None:
-        row_columns |= {name: batch.times[:, place].numpy() for place, name in enumerate(("start", "end"))}
+        row_columns |= {name: batch.times[:, column].numpy() for column, name in enumerate(("start", "end"))}
     return row_columns | columns
 
 

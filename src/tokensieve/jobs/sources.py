@@ -232,8 +232,8 @@ def _find_remote(url: str, kind: Kind, settings: SourceSettings) -> _Found:
     if not names:
         raise InputError(f"{url} holds no {kind.many}. What is read: {' '.join(sorted(kind.suffixes()))}.")
     names.sort(key=lambda name: [natural(part) for part in name.split("/")])
-    others = [name for name in files if name not in set(names)]
-    skipped = [Skipped(files[name], os.path.splitext(name)[1].lower() or "no extension") for name in others]
+    ignored = [name for name in files if name not in set(names)]
+    skipped = [Skipped(files[name], os.path.splitext(name)[1].lower() or "no extension") for name in ignored]
     return _Found(url, names, [RemoteFile(files[name]) for name in names], tuple(skipped))
 
 
