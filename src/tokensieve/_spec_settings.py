@@ -194,14 +194,16 @@ def with_hashes(recipe: Recipe | CascadeRecipe, known: Mapping[str, str]) -> Rec
 def with_proposal_weights(recipe: Recipe | CascadeRecipe, file: str) -> Recipe | CascadeRecipe:
     """The recipe with `file` as the weights of its named proposals. Raises `RecipeError` where it asks none."""
 
-    def asks(method: Any) -> bool:
+    def has_proposal(method: Any) -> bool:
         return isinstance(method, PaPr) and method.needs_proposal
 
     def with_file(single: Recipe) -> Recipe:
         changed = {"proposal_weights": file, "proposal_sha256": None}
-        return replace(single, methods=tuple(replace(each, **changed) if asks(each) else each for each in single))
+        return replace(
+            single, methods=tuple(replace(each, **changed) if has_proposal(each) else each for each in single)
+        )
 
-    if not any(map(asks, recipe)):
+    if not any(map(has_proposal, recipe)):
         raise RecipeError(f'The proposal\'s weights have nothing to load into: "{recipe}" asks no proposal.')
     return recipe.each(with_file) if isinstance(recipe, CascadeRecipe) else with_file(recipe)
 

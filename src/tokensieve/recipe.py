@@ -275,8 +275,8 @@ def _of_version_1(path: str, folder: str | os.PathLike[str]) -> str:
     It was meant relative to a working directory that is not known; but commands wrote weights beside the recipe.
     """
     in_folder, as_recorded = joined_path(PureWindowsPath(path).name, folder), joined_path(path, folder)
-    places = [as_recorded, in_folder] if os.path.isabs(path) else [as_recorded, path, in_folder]
-    existing = [place for place in places if os.path.isfile(place)]
+    candidates = [as_recorded, in_folder] if os.path.isabs(path) else [as_recorded, path, in_folder]
+    existing = [candidate for candidate in candidates if os.path.isfile(candidate)]
     if (
         existing
         and not os.path.isabs(path)

@@ -72,11 +72,11 @@ def palette(count: int = 256) -> list[tuple[int, int, int]]:
     colours = []
     for index in range(count):
         red = green = blue = 0
-        for place in range(8):
-            bits = index >> (3 * place)
-            red |= (bits & 1) << (7 - place)
-            green |= ((bits >> 1) & 1) << (7 - place)
-            blue |= ((bits >> 2) & 1) << (7 - place)
+        for bit in range(8):
+            bits = index >> (3 * bit)
+            red |= (bits & 1) << (7 - bit)
+            green |= ((bits >> 1) & 1) << (7 - bit)
+            blue |= ((bits >> 2) & 1) << (7 - bit)
         colours.append((red, green, blue))
     return colours
 

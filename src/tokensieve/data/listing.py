@@ -132,8 +132,8 @@ def _notes(
         yield f"the class folder {missing[0]} holds no {tree.kind.one}{number}."
     elif missing:
         yield f"{len(missing)} class folders hold no {tree.kind.one} and keep their numbers: {_few(missing)}."
-    places = Counter(parts[-1] for parts in folders)
-    for name in sorted((name for name, times in places.items() if times > 1), key=natural):
+    counts = Counter(parts[-1] for parts in folders)
+    for name in sorted((name for name, count in counts.items() if count > 1), key=natural):
         paths = sorted("/".join(parts[base:]) for parts in folders if parts[-1] == name)
         yield f"{len(paths)} folders are one class, '{name}': {_few(paths)}."
     inside = sorted("/".join(parts[base:]) for parts in folders if parts[:-1] in folders)

@@ -142,13 +142,13 @@ def _filmed(scenery: Tensor, drawn: dict[str, Tensor], moments: Tensor, size: in
 
 def _path(drawn: dict[str, Tensor], direction: Tensor, travel: Tensor, moments: Tensor) -> tuple[Tensor, Tensor]:
     """Where the digit's centre is at each moment, (B, T) in x and in y, so that all of it stays inside the frame."""
-    half, way = 0.5 * _side(drawn), (0.28 + 0.12 * travel)[:, None]
+    half, distance = 0.5 * _side(drawn), (0.28 + 0.12 * travel)[:, None]
     angle = 2 * torch.pi / len(DIRECTIONS) * direction[:, None]
-    places = []
+    centres = []
     for name, along in (("x", angle.cos()), ("y", -angle.sin())):  # y points down
-        room = half + 0.5 * way * along.abs()
-        places.append(room + (1 - 2 * room) * drawn[name] + way * along * moments)
-    return places[0], places[1]
+        margin = half + 0.5 * distance * along.abs()
+        centres.append(margin + (1 - 2 * margin) * drawn[name] + distance * along * moments)
+    return centres[0], centres[1]
 
 
 def _side(drawn: dict[str, Tensor]) -> Tensor:

@@ -50,8 +50,8 @@ def open_file(path: str) -> BinaryIO:
     """A file of this machine or of a store, for reading bytes from anywhere in it."""
     if not is_url(path):
         return open(path, "rb")
-    system, place = filesystem(path)
-    opened: BinaryIO = system.open(place, "rb")
+    system, path = filesystem(path)
+    opened: BinaryIO = system.open(path, "rb")
     return opened
 
 
@@ -70,8 +70,8 @@ class RemoteFile(Opener):
         self.url = url
 
     def open(self) -> BinaryIO:
-        system, place = filesystem(self.url)
-        return io.BytesIO(system.cat_file(place))
+        system, path = filesystem(self.url)
+        return io.BytesIO(system.cat_file(path))
 
 
 def find(url: str) -> dict[str, str]:
@@ -80,8 +80,8 @@ def find(url: str) -> dict[str, str]:
     Raises:
         InputError: the store cannot be reached.
     """
-    system, place = filesystem(url)
-    root = place.rstrip("/")
+    system, path = filesystem(url)
+    root = path.rstrip("/")
     with as_input_errors(url):
         paths = sorted(system.find(root))
     return {path[len(root) :].lstrip("/"): system.unstrip_protocol(path) for path in paths}

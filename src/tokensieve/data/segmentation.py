@@ -204,8 +204,8 @@ def segmentation_set(
     files = scan(Path(source), FILES)
     single = rules.splits is None and split is None
     split_folder = None if single else _split(rules, split or "train")
-    places = [("images", "labels")] if single else [_named(place, split_folder) for place in rules.places]
-    root, (pictures, labels) = _place(files, places, str(source), rules)
+    folder_pairs = [("images", "labels")] if single else [_named(pair, split_folder) for pair in rules.places]
+    root, (pictures, labels) = _find_folders(files, folder_pairs, str(source), rules)
     names = _class_names(files, root, rules, classes, str(source))
     pictures_by_key = _below(files, root, pictures, rules.picture_tail)
     stems = None if rules.stems is None else _stems(files, (*root, *rules.stems.format(split=split_folder).split("/")))
@@ -251,23 +251,25 @@ def _split(layout: Layout, split: str) -> str:
     return layout.splits[split]
 
 
-def _named(place: tuple[str, str], split: str | None) -> tuple[str, str]:
-    pictures, labels = (pattern.format(split=split) for pattern in place)
+def _named(patterns: tuple[str, str], split: str | None) -> tuple[str, str]:
+    pictures, labels = (pattern.format(split=split) for pattern in patterns)
     return pictures, labels
 
 
-def _place(files: Tree, places: Iterable[tuple[str, str]], source: str, layout: Layout) -> tuple[Parts, Any]:
-    """The least deep folder that holds one of the pairs of folders, and that pair."""
-    places = list(places)
-    for pair in places:
+def _find_folders(
+    files: Tree, folder_pairs: Iterable[tuple[str, str]], source: str, layout: Layout
+) -> tuple[Parts, Any]:
+    """The shallowest folder that holds a pair of folders for pictures and labels, and that pair."""
+    folder_pairs = list(folder_pairs)
+    for pair in folder_pairs:
         pictures, labels = (tuple(path.split("/")) for path in pair)
-        ends = sorted(
+        roots = sorted(
             (parts[: -len(pictures)] for parts in files.folders if parts[-len(pictures) :] == pictures), key=len
         )
-        for root in ends:
+        for root in roots:
             if (*root, *labels) in files.folders:
                 return root, pair
-    expected = ", or ".join(f"{pictures}/ and {labels}/" for pictures, labels in places)
+    expected = ", or ".join(f"{pictures}/ and {labels}/" for pictures, labels in folder_pairs)
     raise InputError(f"{source} is not laid out as {layout.title}: expected {expected}. It is had from: {layout.get}.")
 
 

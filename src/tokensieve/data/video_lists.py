@@ -135,8 +135,8 @@ def _kinetics(cells: list[list[str]], heads: list[str], path: Path, folder: Path
             raise InputError(f"Line {number} of {path} has no time_start and time_end in seconds.") from None
         label = entry.get("label", "")
         name = f"{entry['youtube_id']}_{start:06d}_{end:06d}.mp4"
-        places = [os.path.join(label, name), os.path.join(label.replace(" ", "_"), name)] if label else []
-        yield next((place for place in places if (folder / place).exists()), name), label
+        candidates = [os.path.join(label, name), os.path.join(label.replace(" ", "_"), name)] if label else []
+        yield next((candidate for candidate in candidates if (folder / candidate).exists()), name), label
 
 
 def found_file(path: Path) -> Path:
@@ -152,11 +152,11 @@ def _numbered(labels: list[str], index: Mapping[str, int] | None, path: Path) ->
     if index is None and all(re.fullmatch(r"-?\d+", label) for label in names):
         return [int(label) if label else -1 for label in labels], {}
     classes = dict(index) if index is not None else {_plain(name): i for i, name in enumerate(names)}
-    places = {_plain(name): i for name, i in classes.items()}
+    class_numbers = {_plain(name): i for name, i in classes.items()}
     numbers = set(classes.values())
     label_numbers = []
     for label in labels:
-        number = places.get(_plain(label), int(label) if label.isdecimal() and int(label) in numbers else None)
+        number = class_numbers.get(_plain(label), int(label) if label.isdecimal() and int(label) in numbers else None)
         if label and number is None:
             raise InputError(f"The label '{label}' of {path} is not in the class index: name it there.")
         label_numbers.append(-1 if number is None else number)

@@ -152,11 +152,11 @@ class VideoPreprocessing:
         count = Views.parse(self.views).crops
         height, width = self.input_size
         down, right = clip.shape[-2] - height, clip.shape[-1] - width
-        places = [0.5] if count == 1 else [0.0, 0.5, 1.0]
+        positions = [0.5] if count == 1 else [0.0, 0.5, 1.0]
         windows = []
-        for place in places:
-            top = round(down * (place if down > right else 0.5))
-            left = round(right * (place if right >= down else 0.5))
+        for position in positions:
+            top = round(down * (position if down > right else 0.5))
+            left = round(right * (position if right >= down else 0.5))
             windows.append(clip[..., top : top + height, left : left + width])
         crops = torch.stack(windows).float() / 255
         crops = (crops - torch.tensor(self.mean)[:, None, None]) / torch.tensor(self.std)[:, None, None]

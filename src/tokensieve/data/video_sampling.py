@@ -67,8 +67,8 @@ def uniform_clips(timeline: Timeline, frames: int, clips: int) -> np.ndarray:
         (clips, frames) int64, indices of frames of the timeline.
     """
     length = _length(timeline)
-    places = (np.arange(clips)[:, None] + 0.5) / clips
-    at = np.floor((np.arange(frames) + places) * length / frames).clip(0, length - 1)
+    positions = (np.arange(clips)[:, None] + 0.5) / clips
+    at = np.floor((np.arange(frames) + positions) * length / frames).clip(0, length - 1)
     return timeline.frame_at(at / timeline.rate)
 
 

@@ -1,4 +1,4 @@
-"""What heads for dense prediction read: the tokens behind several blocks, and what was said of those that left."""
+"""Inputs of heads for dense prediction: the tokens after several blocks, and the predictions at exits."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from .walk import Step
 
 
 class Levels:
-    """Looks on at a walk, and keeps the tokens behind the blocks that the head reads."""
+    """A watcher of a walk that keeps the tokens after the blocks that the head reads."""
 
     def __init__(self, host: Host, exits: Collection[int] = ()) -> None:
-        """Behind the blocks `exits` the heads run here; a recipe's methods ask them otherwise."""
-        self.host, self.asks = host, exits
+        """`exits` are the blocks after which the heads run here; with methods that exit early, these run them."""
+        self.host, self.exit_blocks = host, exits
         self.tokens: list[Tokens] = []
         self.exits: list[Exit] = []
 
@@ -23,11 +23,11 @@ class Levels:
             self.tokens.append(step.read)
         if step.block in self.host.levels:
             self.tokens.append(step.tokens)
-        if step.block in self.asks:
+        if step.block in self.exit_blocks:
             self.exits.append(leave(self.host, step.block, step.tokens))
 
 
 def leave(host: Host, block: int, tokens: Tokens, class_probability: str = "last") -> Exit:
-    """Run the head behind a block on its tokens, which are tracked."""
+    """Run the head of a block on its tokens, whose sources are tracked."""
     assert tokens.source is not None
     return Exit(block, host.predict(block, tokens), tokens.source, class_probability)

@@ -92,13 +92,15 @@ class Trace:
 
     @property
     def reads_per_image(self) -> list[list[Reads]]:
-        """For each image what `reads` is of it alone, where no method chooses by its attention which tokens ask."""
-        found: list[list[Reads]] = [[] for _ in self.lengths[0]]
+        """`reads` of each image by itself; for recipes without a method that selects queries by its attention."""
+        per_image: list[list[Reads]] = [[] for _ in self.lengths[0]]
         for reads, read, lengths in zip(self.reads, self._read, self.lengths, strict=True):
-            for own, keys, mlp in zip(found, read.lengths_per_image().tolist(), lengths.tolist(), strict=True):
+            for image_reads, keys, mlp in zip(
+                per_image, read.lengths_per_image().tolist(), lengths.tolist(), strict=True
+            ):
                 queries = keys if reads.queries == reads.keys else reads.queries
-                own.append(Reads(keys, keys if reads.q_proj == reads.keys else reads.q_proj, queries, mlp))
-        return found
+                image_reads.append(Reads(keys, keys if reads.q_proj == reads.keys else reads.q_proj, queries, mlp))
+        return per_image
 
     @property
     def tokens_per_block(self) -> list[int]:

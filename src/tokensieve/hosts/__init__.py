@@ -170,5 +170,5 @@ def _from_outside() -> str:
     outside = [
         kind for kind, host in HOSTS.items() if not host.__module__.startswith(f"{__package__.partition('.')[0]}.")
     ]
-    others = [kind if isinstance(kind, str) else kind.__name__ for kind in outside]
-    return f"; registered here: {', '.join(others)}" if others else ""
+    names = [kind if isinstance(kind, str) else kind.__name__ for kind in outside]
+    return f"; registered here: {', '.join(names)}" if names else ""

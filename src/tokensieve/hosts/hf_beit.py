@@ -19,15 +19,15 @@ from .registry import register_host
 
 
 class HFBeitBlock(HFBlock):
-    """A layer of transformers' BEiT, with a bias of its own, one shared by all layers, both or none.
+    """A layer of transformers' BEiT; its position bias is its own, shared by all layers, both or none.
 
-    A patch keeps the bias of the place where it stood; a merged token takes that of the token it was merged into.
+    A patch keeps the bias of its position; a merged token takes that of the token it was merged into.
     """
 
     def __init__(self, layer: Any, prefix: int, shared: Any, patch: int) -> None:
         super().__init__(layer, prefix)
         self.shared, self.patch = shared, patch
-        self.own = getattr(layer, "relative_position_bias", None)
+        self.layer_bias = getattr(layer, "relative_position_bias", None)
         self.by_token = not self.biased
         # Called whole, a layer wants the bias of the whole grid: an unknown one could not take fewer tokens.
         if self.biased and self.closed:
@@ -35,7 +35,7 @@ class HFBeitBlock(HFBlock):
 
     @property
     def biased(self) -> bool:
-        return self.own is not None or self.shared is not None
+        return self.layer_bias is not None or self.shared is not None
 
     def __call__(self, tokens: Tokens) -> Tensor:
         if not self.biased or tokens.whole:
@@ -49,7 +49,7 @@ class HFBeitBlock(HFBlock):
         attention = super().qkv(tokens, query_rows)
         if not self.biased:
             return attention
-        biases = [bias(tokens.grid) for bias in (self.own, self.shared) if bias is not None]
+        biases = [bias(tokens.grid) for bias in (self.layer_bias, self.shared) if bias is not None]
         return replace(attention, bias=gathered(sum(biases)[0], tokens, query_rows))
 
     def _add(self, x: Tensor, out: Tensor, branch: int) -> Tensor:

@@ -118,10 +118,10 @@ def _rotary_rows(attention: Any, x: Tensor) -> Tensor:
     """(2, N, d_h) cosines and sines of every patch: in turn of its frame, its row and its column, on a third of the
     channels each, the frequencies twice over; what is left of the channels does not turn."""
     cos, sin = [], []
-    places = attention.get_position_ids(x)
-    for place, width in zip(places, (attention.d_dim, attention.h_dim, attention.w_dim), strict=True):
+    position_ids = attention.get_position_ids(x)
+    for positions, width in zip(position_ids, (attention.d_dim, attention.h_dim, attention.w_dim), strict=True):
         frequency = 1 / 10000 ** (torch.arange(width // 2, dtype=x.dtype, device=x.device) / (width / 2))
-        angle = place[:, None] * frequency
+        angle = positions[:, None] * frequency
         cos += [angle.cos()] * 2
         sin += [angle.sin()] * 2
     unrotated = attention.attention_head_size - sum(part.shape[1] for part in cos)

@@ -123,8 +123,8 @@ class TimmFeatureGetter(StagedHost):
         return self.inner.features(x) if self.model.norm and not self.counts_stem else x
 
     def answer(self, maps: Sequence[Tensor]) -> list[Tensor]:
-        *others, last = maps if self.counts_stem else maps[1:]
-        ready = [*others, self.features(last)]
+        *earlier, last = maps if self.counts_stem else maps[1:]
+        ready = [*earlier, self.features(last)]
         indices, _ = feature_take_indices(len(ready), self.model.out_indices, as_set=True)
         selected = [x for index, x in enumerate(ready) if index in indices]
         return selected if self.channels_first else [x.permute(0, 3, 1, 2).contiguous() for x in selected]

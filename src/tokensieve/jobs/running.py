@@ -90,8 +90,8 @@ def run(
         settings: those of `RowSettings` and `SourceSettings`.
 
     Raises:
-        InputError, RecipeError, UnsupportedHost: the model, a source, the folder or a setting cannot be used; or, during
-            the run, disk or memory is full, or there are more errors than `max_errors`.
+        InputError, RecipeError, UnsupportedHost: the model, a source, the folder or a setting cannot be used; or,
+            during the run, disk or memory is full, or there are more errors than `max_errors`.
     """
     running = RunSettings(workers, tuple(map(device_name, devices)), engine, max_errors, dict(ray or {}))
     job = job_of(model, sources, out, **settings)

@@ -24,10 +24,10 @@ class OtherWork:
         return max(0.0, (now - self._before) / seconds) if seconds > 0 else 0.0
 
 
-def disturbs(others: float, threads: int) -> bool:
+def disturbs(other_load: float, threads: int) -> bool:
     """Whether so many busy cores leave too few for `threads`."""
     free = (psutil.cpu_count() or 1) - threads
-    return others > max(0, free) + BESIDE * threads
+    return other_load > max(0, free) + BESIDE * threads
 
 
 def _others() -> float:

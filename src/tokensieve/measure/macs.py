@@ -118,13 +118,13 @@ def _of_cascade(cascade: Cascade, images: Tensor, proposal: bool, selection: boo
     with torch.no_grad():
         readings = cascade.trace(images).readings
     for each in readings:
-        member, some = cascade.members[each.member], images[each.images]
-        one = some if member.plan.varies else some[:1]  # else every image costs the same
-        cost = macs(member, proposal=proposal, selection=selection, fvcore_compat=fvcore_compat, images=one)
+        member, read_images = cascade.members[each.member], images[each.images]
+        counted = read_images if member.plan.varies else read_images[:1]  # else every image costs the same
+        cost = macs(member, proposal=proposal, selection=selection, fvcore_compat=fvcore_compat, images=counted)
         if each.shared:
-            begins = partial(member.stream.begin, some[:1], each.begun)
+            begins = partial(member.stream.begin, read_images[:1], each.begun)
             cost -= count(member.model, begins, fvcore_compat=fvcore_compat)
-        total += cost * len(some)
+        total += cost * len(read_images)
     return total
 
 

@@ -72,14 +72,14 @@ def forward_batches(
     Raises:
         InputError: a batch that is neither, an output that is no tensor, or NaN in an output.
     """
-    placed = [_place(model, device, dtype) for model in models]
+    targets = [_place(model, device, dtype) for model in models]
     for batch in batches:
         images, labels = unpack(batch)
         outputs, classes, fields = [], True, []
-        for model, (place, kind) in zip(models, placed, strict=True):
+        for model, (model_device, model_dtype) in zip(models, targets, strict=True):
             # Not inference_mode: significance by gradients needs to switch them on inside the forward.
             with torch.no_grad(), reading(model, images):
-                output = model(images.to(device=place, dtype=kind))
+                output = model(images.to(device=model_device, dtype=model_dtype))
             classes = classes and classifies(model, output)
             outputs.append(as_tensor(output, model, len(images)))
             fields.append(field_of(output))
@@ -191,10 +191,10 @@ def as_tensor(output: Any, model: nn.Module, count: int) -> Tensor:
 
     Scores of classes that are probabilities, as a SegViT returns, become their logarithm.
     """
-    found = as_output(output, model, count)
-    if found.isnan().any():
+    tensor = as_output(output, model, count)
+    if tensor.isnan().any():
         raise InputError(f"{type(model).__name__} returns NaN: try another dtype, or look at its weights.")
-    return found.cpu()
+    return tensor.cpu()
 
 
 def as_output(output: Any, model: nn.Module, count: int | None = None) -> Tensor:

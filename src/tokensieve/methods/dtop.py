@@ -164,8 +164,8 @@ def rank_in_class(prediction: Tensor, candidate: Tensor) -> Tensor:
     order = order.gather(1, predicted.gather(1, order).argsort(dim=1, stable=True))  # by class, then by confidence
     sizes = predicted.new_zeros(batch, classes + 1).scatter_add(1, predicted, torch.ones_like(predicted))
     starts = (sizes.cumsum(1) - sizes).gather(1, predicted.gather(1, order))
-    places = torch.arange(count, device=predicted.device) - starts
-    rank = torch.zeros_like(order).scatter(1, order, places)
+    positions = torch.arange(count, device=predicted.device) - starts
+    rank = torch.zeros_like(order).scatter(1, order, positions)
     return rank.masked_fill(~candidate, count)
 
 

@@ -128,5 +128,5 @@ def sparse(matrix: Tensor, share: float) -> Tensor:
 def _adjacent(grid: tuple[int, ...], like: Tensor) -> Tensor:
     """(P, P) 1 where two different patches touch, corners included."""
     axes = torch.meshgrid(*(torch.arange(n, device=like.device) for n in grid), indexing="ij")
-    places = torch.stack([axis.flatten() for axis in axes], dim=1)
-    return ((places[:, None] - places[None]).abs().amax(2) == 1).to(like.dtype)
+    positions = torch.stack([axis.flatten() for axis in axes], dim=1)
+    return ((positions[:, None] - positions[None]).abs().amax(2) == 1).to(like.dtype)

@@ -58,7 +58,7 @@ class MCTF(Merging):
     @torch.no_grad()
     def _pairs(self, unit: Tensor, pull: Tensor, r: int, prefix: int) -> tuple[Tensor, Tensor]:
         """Sources and destinations (B, r) among tokens of directions `unit` (B, N, d)."""
-        places = torch.arange(unit.shape[1], device=unit.device).expand(unit.shape[0], -1)
+        indices = torch.arange(unit.shape[1], device=unit.device).expand(unit.shape[0], -1)
         even, odd = slice(prefix + prefix % 2, None, 2), slice(prefix + (prefix + 1) % 2, None, 2)
         cosine = product(unit[:, even], unit[:, odd].transpose(1, 2))
         attraction = ((cosine + 1) / 2).clamp(min=0) ** (1 / self.tau_similarity)
@@ -72,6 +72,6 @@ class MCTF(Merging):
         busy = torch.zeros_like(attraction[:, 0]).scatter(1, into, 1) > 0
         best, partner = attraction.masked_fill(is_merged[:, :, None], -1).max(dim=1)
         back = ranked(best.masked_fill(busy, -1))[:, : r - r // 2]
-        evens, odds = places[:, even], places[:, odd]
+        evens, odds = indices[:, even], indices[:, odd]
         sources = torch.cat([evens.gather(1, merged), odds.gather(1, back)], dim=1)
         return sources, torch.cat([odds.gather(1, into), evens.gather(1, partner.gather(1, back))], dim=1)

@@ -116,8 +116,8 @@ class _Rows(nn.Module):
         super().__init__()
         arriving: Sequence[int] = range(1 + max(patches[0], default=-1))  # at block 0 a patch's place is its index
         for block, kept in enumerate(patches):
-            places = {patch: place for place, patch in enumerate(arriving)}
-            index = torch.tensor([places[patch] for patch in kept], dtype=torch.int64)
+            index_of = {patch: position for position, patch in enumerate(arriving)}
+            index = torch.tensor([index_of[patch] for patch in kept], dtype=torch.int64)
             self.register_buffer(f"block{block}", index, persistent=False)
             arriving = kept
 

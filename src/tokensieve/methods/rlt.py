@@ -68,7 +68,7 @@ class RLT(Method[MapEvidence]):
 
     def reduce(self, tokens: Tokens, left: int, evidence: MapEvidence) -> Tokens:
         stays = finite(evidence.significance) >= self.threshold
-        places = torch.arange(stays.shape[1], device=stays.device)
-        stays = stays | (places < prod(tokens.grid[1:]))
+        indices = torch.arange(stays.shape[1], device=stays.device)
+        stays = stays | (indices < prod(tokens.grid[1:]))
         stays = torch.cat([stays.new_ones(stays.shape[0], tokens.prefix), stays], dim=1)
         return compact(tokens, stays)

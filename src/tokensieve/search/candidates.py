@@ -27,9 +27,9 @@ MAPS = ("motion",)
 def names_of(requested: Sequence[str] | None, model: nn.Module, staged: bool) -> list[str] | None:
     if requested is None:
         return None
-    allowed, others = (list(NAMES), family_names()) if staged else (family_names(), list(NAMES))
+    allowed, other_names = (list(NAMES), family_names()) if staged else (family_names(), list(NAMES))
     for name in [requested] if isinstance(requested, str) else requested:
-        if name in others and name not in allowed:
+        if name in other_names and name not in allowed:
             kind = "has stages, whose maps keep their size" if staged else "has no stages"
             raise UnsupportedHost(
                 f"{type(model).__name__} cannot be tuned by {name}: it {kind}. Families for it: {', '.join(allowed)}."

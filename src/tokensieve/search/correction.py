@@ -140,8 +140,8 @@ def _left_out(sieved: Tensor, dense: Tensor, ridge: float) -> Tensor:
     from sklearn.model_selection import PredefinedSplit
 
     change = torch.zeros_like(sieved[:, 0, 0], dtype=torch.float64)
-    for others, held_out in PredefinedSplit(np.arange(len(sieved)) % FOLDS).split():
-        weight, bias = fit(sieved[others][:, :, 0].flatten(0, 1), dense[others][:, :, 0].flatten(0, 1), ridge)
+    for training, held_out in PredefinedSplit(np.arange(len(sieved)) % FOLDS).split():
+        weight, bias = fit(sieved[training][:, :, 0].flatten(0, 1), dense[training][:, :, 0].flatten(0, 1), ridge)
         change[held_out] = sieved[held_out][:, 0, 0].double() @ weight.T + bias
     return change
 

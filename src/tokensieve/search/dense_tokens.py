@@ -47,9 +47,9 @@ class DenseTokens:
         return cls(host, chunks, size)
 
     def index(self, patches: Sequence[int]) -> Tensor:
-        """Prefix tokens and `patches` as places in the sequence, (M,)."""
-        places = [*range(self.prefix), *(patch + self.prefix for patch in patches)]
-        return torch.tensor(places, device=self.chunks[0][0].x.device)
+        """Indices of the prefix tokens and of `patches` in the sequence, (M,)."""
+        indices = [*range(self.prefix), *(patch + self.prefix for patch in patches)]
+        return torch.tensor(indices, device=self.chunks[0][0].x.device)
 
 
 def _open(model: nn.Module) -> Host:

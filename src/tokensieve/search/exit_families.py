@@ -140,10 +140,10 @@ class Exits(Family):
             values = tuple(thresholds.values())
             return DToP(threshold=values, layers=tuple(thresholds), keep_per_class=keep, **settings)
 
-        for place, block in enumerate(weights):
+        for index, block in enumerate(weights):
             at = costs.arrived(block, build() if thresholds else None)
-            if place < len(weights) - 1:
-                target_shares = _wanted(costs, left, dict(list(weights.items())[place:]), fit.target)
+            if index < len(weights) - 1:
+                target_shares = _wanted(costs, left, dict(list(weights.items())[index:]), fit.target)
                 threshold = at.threshold(keep, lambda counts: float(counts.double().mean()) <= target_shares)  # noqa: B023
             else:
                 threshold = at.threshold(keep, lambda counts: costs.of_exits({**left, block: counts}) <= fit.target)  # noqa: B023

@@ -128,5 +128,5 @@ def _joined(parts: list[tuple[Tensor, Tensor]], prefix: int) -> Arrived:
     def filled(values: Tensor) -> Tensor:
         return torch.nn.functional.pad(values, (0, longest - values.shape[1]), value=-1)
 
-    confidence, rank = (torch.cat([filled(batch[place]) for batch in parts]) for place in (0, 1))
+    confidence, rank = (torch.cat([filled(batch[part_index]) for batch in parts]) for part_index in (0, 1))
     return Arrived(confidence, rank, prefix)

@@ -223,8 +223,8 @@ def ranked_by(proposal: Mapping[str, Any]) -> str:
 
 def layers(proposal: Mapping[str, Any] | None) -> list[Variant]:
     """Which feature map of a network that reads images is read: the last, or a finer one."""
-    asks = proposal is not None and proposal.get("proposal", "") not in ("", *VIDEO_PROPOSALS)
-    return [{}, {"layer": -2}] if asks else [{}]
+    with_network = proposal is not None and proposal.get("proposal", "") not in ("", *VIDEO_PROPOSALS)
+    return [{}, {"layer": -2}] if with_network else [{}]
 
 
 def kept(count: int, fit: Fit, settings: Mapping[str, Any]) -> Recipe:
@@ -233,9 +233,9 @@ def kept(count: int, fit: Fit, settings: Mapping[str, Any]) -> Recipe:
     return Recipe.of(make("papr", {"keep": round(share, 5), **settings}))
 
 
-def _over(values: Sequence[float], places: int) -> NDArray[np.float64]:
+def _over(values: Sequence[float], count: int) -> NDArray[np.float64]:
     """Values along the depth of a host, at another number of places."""
-    points = np.linspace(0, len(values) - 1, places) if places > 1 else np.array([(len(values) - 1) / 2])
+    points = np.linspace(0, len(values) - 1, count) if count > 1 else np.array([(len(values) - 1) / 2])
     return np.interp(points, range(len(values)), values)
 
 

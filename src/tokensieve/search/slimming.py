@@ -191,9 +191,11 @@ class _Search:
     ) -> tuple[tuple[int, ...], float]:
         """The patches that `block` reads, where those `alive` are kept of what it writes; and their error."""
         alive_before = set(alive)
-        others = [patch for patch in scores.argsort(descending=True, stable=True).tolist() if patch not in alive_before]
-        for more in range(0, len(others), self.granularity):
-            kept = tuple(sorted([*alive, *others[:more]]))
+        remaining = [
+            patch for patch in scores.argsort(descending=True, stable=True).tolist() if patch not in alive_before
+        ]
+        for added in range(0, len(remaining), self.granularity):
+            kept = tuple(sorted([*alive, *remaining[:added]]))
             error = self._error(block, kept, alive)
             if error <= tolerance:
                 return kept, error

@@ -51,20 +51,20 @@ def with_speed(
         while len(rounds) < ATTEMPTS and not (rounds and not rounds[-1][0]):
             work = OtherWork()
             times = interleaved(calls, seconds=seconds, min_rounds=5, max_rounds=50)
-            others = work.cores()
+            other_load = work.cores()
             speeds = {
                 text: summarise({"dense": times["dense"], "sieved": times[text], "limit": times[text]}, len(images))
                 for text in fasts
             }
             spread = median((speed.high - speed.low) / speed.ratio for speed in speeds.values())
-            rounds.append((_busy(others, spread), spread, others, speeds))
+            rounds.append((_busy(other_load, spread), spread, other_load, speeds))
     except KeyboardInterrupt:  # the user does not want to wait for this either, and gets the front without it
         if not rounds:
             return list(points)
-    busy, _, others, speeds = min(rounds, key=lambda entry: (bool(entry[0]), entry[1]))
+    busy, _, other_load, speeds = min(rounds, key=lambda entry: (bool(entry[0]), entry[1]))
 
     def measured(speed: Speed) -> Measured:
-        return Measured(speed.ratio, speed.low, speed.high, len(images), len(rounds), others, busy)
+        return Measured(speed.ratio, speed.low, speed.high, len(images), len(rounds), other_load, busy)
 
     return [
         replace(point, speed=measured(speeds[text])) if (text := str(point.recipe)) in fasts else point
@@ -77,11 +77,11 @@ def _unwatched(fast: nn.Module) -> nn.Module:
     return fast.unwatched() if isinstance(fast, Cascade) else fast
 
 
-def _busy(others: float, spread: float) -> str:
+def _busy(other_load: float, spread: float) -> str:
     """Why a measurement is unreliable; empty where the machine was quiet."""
     sentences = []
-    if disturbs(others, torch.get_num_threads()):
-        sentences.append(f"other processes used {others:.1f} of {os.cpu_count()} cores")
+    if disturbs(other_load, torch.get_num_threads()):
+        sentences.append(f"other processes used {other_load:.1f} of {os.cpu_count()} cores")
     if spread > WIDE:
         sentences.append(f"the rounds differ by {100 * spread:.0f} %")
     return ", ".join(sentences)

@@ -47,11 +47,11 @@ def slide(
         raise InputError(f"windows is a whole number from 1 up, not {windows!r}.")
     height, width = (min(side, length) for side, length in zip(crop, size, strict=True))
     tops, lefts = (starts(*axis) for axis in zip(size, (height, width), stride, strict=True))
-    places = [(slice(top, top + height), slice(left, left + width)) for top in tops for left in lefts]
+    crops = [(slice(top, top + height), slice(left, left + width)) for top in tops for left in lefts]
     total: Tensor | None = None
     covered = torch.zeros(size, device=images.device)
-    for first in range(0, len(places), windows):
-        batch = places[first : first + windows]
+    for first in range(0, len(crops), windows):
+        batch = crops[first : first + windows]
         scores = _scores(model, torch.cat([images[:, :, rows, columns] for rows, columns in batch]), flip)
         if total is None:
             total = scores.new_zeros(len(images), scores.shape[1], *size)
@@ -106,8 +106,8 @@ class OneWindow:
                 f"{self.crop[0]} x {self.crop[1]}."
             )
         tops, lefts = (starts(*axis) for axis in zip(size, self.crop, self.stride, strict=True))
-        place = zlib.crc32(picture.tobytes()) % (len(tops) * len(lefts))
-        top, left = tops[place // len(lefts)], lefts[place % len(lefts)]
+        index = zlib.crc32(picture.tobytes()) % (len(tops) * len(lefts))
+        top, left = tops[index // len(lefts)], lefts[index % len(lefts)]
         height, width = self.crop
         return self.as_tensor(picture.crop((left, top, left + width, top + height)))
 

@@ -48,12 +48,12 @@ def families_view(record: Record) -> RenderableType:
     if record["bundled"]:
         parts += [Text("bundled", style="bold"), *models_tables(record["bundled"]), ""]
     hosts = [family for family in record["families"] if family["hosts"]]
-    others = [family for family in record["families"] if not family["hosts"]]
+    unused = [family for family in record["families"] if not family["hosts"]]
     for family in hosts:
         title = Text.assemble((family["module"], "bold"), f", {_count(len(family['models']), 'model')}")
         parts += [title, Padding(Text(" ".join(family["models"])), (0, 0, 1, 2))]
-    if others:
-        names = ", ".join(f"{family['module']} {len(family['models'])}" for family in others)
+    if unused:
+        names = ", ".join(f"{family['module']} {len(family['models'])}" for family in unused)
         parts += [
             Text("Families without hosts, where proposals are found:", style="bold"),
             Padding(Text(names), (0, 2)),

@@ -69,10 +69,10 @@ def _head(clip: ExplainedClip, name: str, frame: int, width: int) -> list[tuple[
     return [(*line, round(1.35 * line[1])) for line in written]
 
 
-def _bars(draw: ImageDraw.ImageDraw, clip: ExplainedClip, frame: int, place: tuple[int, int, int]) -> None:
+def _bars(draw: ImageDraw.ImageDraw, clip: ExplainedClip, frame: int, rectangle: tuple[int, int, int]) -> None:
     """Kept at each moment; the one that is shown in another colour."""
     assert clip.kept is not None
-    x, y, width = place
+    x, y, width = rectangle
     moments, now = len(clip.kept), frame * len(clip.kept) // len(clip.times)
     for moment, count in enumerate(clip.kept):
         left, right = x + moment * width // moments, x + (moment + 1) * width // moments - 4

@@ -107,7 +107,7 @@ def show_clips(
     preprocessing, reel = opened.preprocessing, Reel()
     assert isinstance(preprocessing, VideoPreprocessing)
     with ExitStack() as files:
-        reels = [files.enter_context(film(place)) for place in films]
+        reels = [files.enter_context(film(path)) for path in films]
         for clip in clips:
             if isinstance(clip, Failure):
                 reel.failures.append(clip)

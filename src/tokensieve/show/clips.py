@@ -139,9 +139,9 @@ def _explained(result: BothOutputs, index: int, times: tuple[float, ...], photos
 
     def layer(caption: str, moments: int, draw: Callable[[int, int], Image.Image], note: Callable[[int], str]) -> Layer:
         """`draw` takes a frame and its moment."""
-        places = [frame * moments // count for frame in range(count)]
-        pictures = [draw(frame, moment) for frame, moment in enumerate(places)]
-        return Layer(caption, tuple(pictures), tuple(map(note, places)))
+        moment_of_frame = [frame * moments // count for frame in range(count)]
+        pictures = [draw(frame, moment) for frame, moment in enumerate(moment_of_frame)]
+        return Layer(caption, tuple(pictures), tuple(map(note, moment_of_frame)))
 
     layers = [Layer("Input", tuple(photos), tuple(f"{time:.2f} s" for time in times))]
     if trace.significance is not None:

@@ -170,8 +170,8 @@ def compare_plot(entries: Sequence[Mapping[str, Any]]) -> Plot:
     axes.axhline(100 * dense["confidence"], color="#59626d", linestyle="--", linewidth=1, label="dense host")
     # A shape and a colour each: points may lie close together, where names beside them would cover each other.
     for entry, marker, colour in zip(maps, cycle("os^Dv<>P"), cycle(_COLOURS), strict=False):
-        place = 1000 * entry["seconds"], 100 * entry["confidence"]
-        axes.plot(*place, marker, color=colour, markersize=8, clip_on=False, zorder=3, label=entry["map"])
+        point = 1000 * entry["seconds"], 100 * entry["confidence"]
+        axes.plot(*point, marker, color=colour, markersize=8, clip_on=False, zorder=3, label=entry["map"])
     axes.set_xscale("log")
     axes.margins(x=0.1)
     axes.set_ylim(0, 105 * max(entry["confidence"] for entry in entries))

@@ -79,9 +79,9 @@ def baselines(model: nn.Module, recipe: Recipe, spec: Sequence[int], **settings:
     recipes = demo_classify.baselines(model, recipe, spec, **settings)
     first = next(iter(recipe), None)
     if isinstance(first, PaPr) and first.ranks and first.needs_proposal:
-        label, *others = recipes
+        label, *rest = recipes
         moving = varied(recipe, significance="motion", proposal_weights=None, proposal_sha256=None)
-        recipes = {label: recipe, MOTION: moving, **{name: recipes[name] for name in others}}
+        recipes = {label: recipe, MOTION: moving, **{name: recipes[name] for name in rest}}
     return recipes
 
 
@@ -116,8 +116,8 @@ def clip_section(
 def _with_answer(strip: tuple[Panel, ...], caption: str, clip: ExplainedClip, label: int) -> tuple[Panel, ...]:
     """A recipe's strip under its name, with its answer at the first moment; a wrong one in another colour."""
     verdict = clip.verdict
-    first, *others = (replace(panel, caption=caption) for panel in strip)
+    first, *rest = (replace(panel, caption=caption) for panel in strip)
     if verdict is None:
-        return (first, *others)
+        return (first, *rest)
     wrong = verdict.sieved.index != label if label >= 0 else not verdict.same
-    return (replace(first, note=f"{verdict.sieved}\n{first.note}", alert=wrong), *others)
+    return (replace(first, note=f"{verdict.sieved}\n{first.note}", alert=wrong), *rest)

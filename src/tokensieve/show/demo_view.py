@@ -22,7 +22,7 @@ FIGURES = {"top1": ("right", "right answers"), "miou": ("mIoU", "mean IoU")}
 
 def demo_report(record: Record, sections: Sequence[Section]) -> Report:
     """The page: the figures, the table of all recipes, the pictures."""
-    sieved, *others = record["rows"]
+    sieved, *baselines = record["rows"]
     name = FIGURES[record["figure"]][1]
     included = ", proposal included" if record["macs"]["proposal"] else ""
     facts = [
@@ -35,7 +35,7 @@ def demo_report(record: Record, sections: Sequence[Section]) -> Report:
         facts.append(Fact(f"{sieved['right']:.1f} %", label))
         facts += [
             Fact(f"{row['right']:.1f} %", f"{name} with {row['label']}", alert=True)
-            for row in others
+            for row in baselines
             if row["label"] in (RANDOM, RANDOM_PIXELS)
         ]
     elif sieved["same"] is None and sieved["agreement"] is not None:

@@ -17,9 +17,9 @@ def cascade_view(record: dict[str, Any]) -> RenderableType:
     grid = Table.grid(padding=(0, 2))
     kind = "exported programs" if record["format"] == "program" else "ONNX"
     grid.add_row("rule", Text(record["path"], style="bold"))
-    for place, member in enumerate(record["members"]):
+    for index, member in enumerate(record["members"]):
         size = f"{member['nodes']} operators, {member['bytes'] / 2**20:.1f} MiB"
-        grid.add_row("" if place else "members", f"{PurePath(member['path']).name}, {size}")
+        grid.add_row("" if index else "members", f"{PurePath(member['path']).name}, {size}")
     grid.add_row("", f"{kind}, {record['bytes'] / 2**20:.1f} MiB in all")
     allowed = f"(allowed {record['tolerance']:g})"
     grid.add_row("checked", f"together, largest difference from PyTorch {record['difference']:.1e} {allowed}")

@@ -56,19 +56,21 @@ def front_plot(front: Front) -> Figure:
     return chart
 
 
-def _draw(axes: Any, front: Front, points: Sequence[Point], place: Any, dense: float, spread: bool = False) -> None:
+def _draw(
+    axes: Any, front: Front, points: Sequence[Point], coordinate: Any, dense: float, spread: bool = False
+) -> None:
     axes.plot(dense, 0, "*", color="#000000", markersize=13, clip_on=False, zorder=5, label="dense")
     searched = sorted({_line(point) for point in front.points if point.kind in ("searched", "cascade")})
     singles = sorted({point.title for point in front.points if point.kind == "single"})
     for title, colour in zip(searched, cycle(SEARCHED), strict=False):
-        series = sorted((point for point in points if _line(point) == title), key=place)
-        xs = [place(point) for point in series]
+        series = sorted((point for point in points if _line(point) == title), key=coordinate)
+        xs = [coordinate(point) for point in series]
         axes.plot(xs, [_divergence(point) for point in series], "o-", color=colour, markersize=5, zorder=4, label=title)
         if spread:
             _spread(axes, series, colour)
     for title, marker in zip(singles, cycle("s^Dv<>Pxph"), strict=False):
-        series = sorted((point for point in points if point.title == title), key=place)
-        xs = [place(point) for point in series]
+        series = sorted((point for point in points if point.title == title), key=coordinate)
+        xs = [coordinate(point) for point in series]
         style = {"color": SINGLE, "linestyle": ":", "linewidth": 0.8, "markersize": 6, "markeredgecolor": "#59626d"}
         axes.plot(
             xs, [_divergence(point) for point in series], marker=marker, zorder=3, label=f"{title} alone", **style
@@ -77,7 +79,9 @@ def _draw(axes: Any, front: Front, points: Sequence[Point], place: Any, dense: f
             _spread(axes, series, SINGLE)
     if front.best in points:
         ring = {"markerfacecolor": "none", "markeredgecolor": "#000000", "markeredgewidth": 1.4, "linestyle": "none"}
-        axes.plot(place(front.best), _divergence(front.best), "o", markersize=14, zorder=6, label="recommended", **ring)
+        axes.plot(
+            coordinate(front.best), _divergence(front.best), "o", markersize=14, zorder=6, label="recommended", **ring
+        )
 
 
 def _line(point: Point) -> str:

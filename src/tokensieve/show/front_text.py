@@ -80,17 +80,17 @@ def _promise(front: Front) -> list[str]:
     if not isinstance(recipe, CascadeRecipe) or recipe.agree is None or recipe.shares is None:
         return []
     again = ", ".join(f"{100 * share:.0f} %" for share in [share for share in recipe.shares if share][1:])
-    said = (
+    promise = (
         f"It keeps {100 * recipe.agree:g} % of the answers with confidence {recipe.confidence:g}, certified on "
         f"{recipe.images} held-out images, of which it reads {again or 'none'} again."
     )
     plain = [point for point in front.points if point.kind != "cascade" and point.heldout is not None]
     cheaper = [point for point in plain if point.ratio >= front.best.ratio and point.heldout is not None]
     if not cheaper:
-        return [said]
+        return [promise]
     best = max(cheaper, key=lambda point: point.heldout.agreement or 0 if point.heldout else 0)
     assert best.heldout is not None
-    return [said, f"The best plain recipe as cheap keeps {_keep_class(best.heldout)} of the held-out ones."]
+    return [promise, f"The best plain recipe as cheap keeps {_keep_class(best.heldout)} of the held-out ones."]
 
 
 def _correction(front: Front) -> list[str]:

@@ -16,16 +16,16 @@ WHERE = {"heldout_figures": "held-out pictures", "others_figures": "other pictur
 def heal_view(record: dict[str, Any]) -> RenderableType:
     """Before and after on each set of pictures, what is to be warned of, and where recipe and weights are."""
     sets = {title: record[key] for key, title in WHERE.items() if record[key]}
-    scored = any(told["after"]["change"] for told in sets.values())
+    scored = any(measured["after"]["change"] for measured in sets.values())
     kind = next(iter(sets.values()))["after"]["kind"]
     classes = kind in ("classes", "class-map")
     same = "same nearest neighbour" if kind == "embeddings" else "same class" if classes else "cosine"
     table = new_table(
         "", "pictures", same, "KL" if classes else "divergence", *(["top-1 against dense"] if scored else [])
     )
-    for title, told in sets.items():
+    for title, measured in sets.items():
         for when, name in (("before", f"{title}, before"), ("after", "healed")):
-            figures = told[when]
+            figures = measured[when]
             top = [signed(figures["change"]["top1"]) if figures["change"] else ""] if scored else []
             table.add_row(name, f"{figures['images']}", _same(figures), f"{figures['divergence']:.4f}", *top)
     parts: list[RenderableType] = [header(record), "", table, Text(INTERVALS, style="dim"), ""]

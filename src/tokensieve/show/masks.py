@@ -75,7 +75,7 @@ def segment_pictures(
     Raises:
         InputError: pictures of one name where they are to be written; none that can be read.
     """
-    places = None if folder is None else _places(pictures, Path(folder))
+    paths = None if folder is None else _places(pictures, Path(folder))
     labelled = isinstance(pictures, SegmentationSet)
     device = next(model.parameters()).device
     counters = [PixelClasses() for _ in range(1 if dense is None else 2)]
@@ -102,10 +102,10 @@ def segment_pictures(
             resized = [_classes_at(scores, labels.shape if labelled else image.shape[2:]) for scores in answers]
             if dense is not None:
                 same.append(100 * float((resized[0] == resized[1]).float().mean()))
-            if places is not None:
-                places[index].parent.mkdir(parents=True, exist_ok=True)
-                save_labels(resized[0], places[index], colours)
-                written.append(places[index])
+            if paths is not None:
+                paths[index].parent.mkdir(parents=True, exist_ok=True)
+                save_labels(resized[0], paths[index], colours)
+                written.append(paths[index])
     if not count:
         first = f"; the first: {failures[0]}" if failures else ""
         raise InputError(f"None of {len(pictures)} pictures could be read{first}.")

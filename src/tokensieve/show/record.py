@@ -86,8 +86,10 @@ def cascade_reads(fast: Cascade, spec: InputSize, shares: Sequence[float]) -> di
         {"recipe": str(member.recipe), "macs": cost, "share": share}
         for member, cost, share in zip(fast.members, added, shares, strict=True)
     ]
-    told = {name: getattr(recipe, name) for name in ("score", "thresholds", "agree", "confidence", "images", "shares")}
-    cascade = {**told, "members": members, "one_host": fast.one_host}
+    settings = {
+        name: getattr(recipe, name) for name in ("score", "thresholds", "agree", "confidence", "images", "shares")
+    }
+    cascade = {**settings, "members": members, "one_host": fast.one_host}
     return {"macs": _macs(macs(fast.dense, spec), sieved, proposal), "tokens": None, "stages": None, "cascade": cascade}
 
 
@@ -98,7 +100,7 @@ def on_pictures(fast: Sieved, dense: nn.Module, images: Tensor) -> dict[str, Any
     if isinstance(fast, Cascade):
         like = next(dense.parameters())
         with torch.no_grad():
-            parts = [fast.trace(some).shares for some in images.to(like.device, like.dtype).split(COUNTED)]
+            parts = [fast.trace(chunk).shares for chunk in images.to(like.device, like.dtype).split(COUNTED)]
         sizes = [min(COUNTED, len(images) - start) for start in range(0, len(images), COUNTED)]
         means = [
             sum(n * part[i] for n, part in zip(sizes, parts, strict=True)) / len(images) for i in range(len(parts[0]))

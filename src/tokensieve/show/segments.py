@@ -103,8 +103,8 @@ def _share(cells: Tensor) -> str:
 
 def stage_colours(count: int) -> list[Colour]:
     """A colour for each of `count` stages in order."""
-    places = torch.linspace(_FIRST, _LAST, count).tolist()
-    return [_rgb(colormaps[_STAGES](place)) for place in places]
+    positions = torch.linspace(_FIRST, _LAST, count).tolist()
+    return [_rgb(colormaps[_STAGES](position)) for position in positions]
 
 
 def hexadecimal(colour: Colour) -> str:

@@ -127,8 +127,8 @@ class _Paper:
         draw = ImageDraw.Draw(sheet_image)
         for step in self.drawn:
             step(draw)
-        for picture, place in self.pasted:
-            sheet_image.paste(picture, place, picture if picture.mode == "RGBA" else None)
+        for picture, position in self.pasted:
+            sheet_image.paste(picture, position, picture if picture.mode == "RGBA" else None)
         return sheet_image
 
     def _lines(self, text: str, x: int, y: int, width: int, size: int, fill: str, bold: bool) -> int:
@@ -137,13 +137,15 @@ class _Paper:
             return 0
         lines, step = wrapped(text, width, size, bold), round(1.35 * size)
         for i, line in enumerate(lines):
-            place = (x, y + i * step)
-            self.drawn.append(partial(_put, place=place, text=line, fill=fill, font=font(size, bold)))
+            position = (x, y + i * step)
+            self.drawn.append(partial(_put, position=position, text=line, fill=fill, font=font(size, bold)))
         return step * len(lines)
 
 
-def _put(draw: ImageDraw.ImageDraw, place: tuple[int, int], text: str, fill: str, font: ImageFont.FreeTypeFont) -> None:
-    draw.text(place, text, fill=fill, font=font)
+def _put(
+    draw: ImageDraw.ImageDraw, position: tuple[int, int], text: str, fill: str, font: ImageFont.FreeTypeFont
+) -> None:
+    draw.text(position, text, fill=fill, font=font)
 
 
 def wrapped(text: str, width: int, size: int, bold: bool) -> list[str]:

@@ -30,31 +30,31 @@ class Pictures(Dataset[tuple[Tensor, int]]):
     ) -> None:
         sets = [media_set(source, preprocessing, root=root) for source in sources]
         self.kind = sets[0].kind
-        self.places: list[tuple[Any, int]] = []
+        self.entries: list[tuple[Any, int]] = []
         for source, picture_set in zip(sources, sets, strict=True):
             if not isinstance(picture_set, ImageSet):
                 raise InputError(f"{source} is a stream: show takes image files, folders and tars.")
-            self.places += [(picture_set, index) for index in range(len(picture_set))]
-        self.found = len(self.places)
+            self.entries += [(picture_set, index) for index in range(len(picture_set))]
+        self.found = len(self.entries)
         self.skipped = [entry for picture_set in sets for entry in picture_set.skipped]
         self.notes = [note for picture_set in sets for note in picture_set.notes]
         if limit < self.found:
-            self.places = [self.places[i * self.found // limit] for i in range(limit)]
+            self.entries = [self.entries[i * self.found // limit] for i in range(limit)]
         paths = [self.path(index) for index in range(len(self))]
         start = _common([os.path.dirname(path) for path in paths])
         self.names = {path: PurePath(os.path.relpath(path, start) if start else path).as_posix() for path in paths}
 
     def __len__(self) -> int:
-        return len(self.places)
+        return len(self.entries)
 
     def path(self, index: int) -> str:
         """Where picture `index` comes from."""
-        owner, position = self.places[index]
+        owner, position = self.entries[index]
         return owner.path(position)
 
     def attempt(self, index: int) -> tuple[Tensor, int] | Failure:
         """Picture `index` as a tensor (3, H, W) without a label, or why it cannot be read."""
-        owner, position = self.places[index]
+        owner, position = self.entries[index]
         result = owner.attempt(position)
         return result if isinstance(result, Failure) else (result[0], -1)  # a folder's number is no class of the model
 
@@ -65,16 +65,16 @@ class Videos(Pictures):
     @property
     def class_names(self) -> list[str] | None:
         """Of moving scenes what their labels mean, which the bundled model was trained on; None of other videos."""
-        generated = [owner for owner, _ in self.places if isinstance(owner, MovingSceneSet)]
+        generated = [owner for owner, _ in self.entries if isinstance(owner, MovingSceneSet)]
         return list(generated[0].classes) if generated else None
 
     def attempt_timed(self, index: int) -> tuple[Tensor, int, Tensor] | Failure:
-        owner, position = self.places[index]
+        owner, position = self.entries[index]
         result: tuple[Tensor, int, Tensor] | Failure = owner.attempt_timed(position)
         return result
 
     def windows(self, index: int) -> Iterator[Window | Failure]:
-        owner, position = self.places[index]
+        owner, position = self.entries[index]
         yield from owner.windows(position)
 
 

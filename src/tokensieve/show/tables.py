@@ -22,10 +22,10 @@ WIDEST = 100_000
 def cascade_lines(cascade: Record) -> Iterator[tuple[str, str]]:
     """What each member of a cascade reads and adds, and what was promised: two cells for each line."""
     limits = [*(f", again where {cascade['score']} is below {each:.3g}" for each in cascade["thresholds"]), ""]
-    for place, (member, limit) in enumerate(zip(cascade["members"], limits, strict=True)):
+    for index, (member, limit) in enumerate(zip(cascade["members"], limits, strict=True)):
         who = brief(member["recipe"]) or "dense"
-        told = f"{who}: {percent(member['share'])} of the images, {giga(member['macs'])} G{limit}"
-        yield "" if place else "readings", told if member["macs"] else f"{who}: left out"
+        text = f"{who}: {percent(member['share'])} of the images, {giga(member['macs'])} G{limit}"
+        yield "" if index else "readings", text if member["macs"] else f"{who}: left out"
     if cascade["agree"] is not None:
         promise = f"{100 * cascade['agree']:g} % as the dense model, confidence {cascade['confidence']:g}"
         yield "promise", f"{promise}, calibrated on {cascade['images']} images"
@@ -43,8 +43,8 @@ def header(record: Record) -> RenderableType:
     grid = Table.grid(padding=(0, 2))
     kind = "weights from file" if record["weights"] else "pretrained" if record["pretrained"] else "random weights"
     grid.add_row("model", Text(f"{record['model']}, {sides(record)}, {kind}", style="bold"))
-    said = "a cascade" if record.get("cascade") else short_recipe(record["recipe"]) or "(empty)"
-    grid.add_row("recipe", Text(said, style="bold"))
+    recipe_text = "a cascade" if record.get("cascade") else short_recipe(record["recipe"]) or "(empty)"
+    grid.add_row("recipe", Text(recipe_text, style="bold"))
     if record.get("recipe_is_default"):
         grid.add_row("", Text(f"the default: {DEFAULT_RECIPE_TEXT}; --recipe gives another", style="dim"))
     threads = record["threads"]
@@ -160,8 +160,8 @@ def new_table(first: str, *columns: str, text: Sequence[int] = ()) -> Table:
     Where there is no room for all, words go on in a second line; figures stay whole.
     """
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False)
-    for place, name in enumerate((first, *columns)):
-        wraps = place in text or not (place or name)
+    for index, name in enumerate((first, *columns)):
+        wraps = index in text or not (index or name)
         justify: JustifyMethod = "left" if wraps else "right"
         table.add_column(name, justify=justify, no_wrap=not wraps, overflow="fold" if wraps else "ellipsis")
     return table

@@ -105,8 +105,8 @@ class _GIF(Film):
         self.spans.append(max(SHORTEST, 10 * round(100 * seconds)))
 
     def end(self) -> None:
-        first, *others = self.pictures
-        first.save(self.file, format="GIF", save_all=True, append_images=others, duration=self.spans, loop=0)
+        first, *rest = self.pictures
+        first.save(self.file, format="GIF", save_all=True, append_images=rest, duration=self.spans, loop=0)
 
 
 _KINDS: dict[str, type[Film]] = {".mp4": _MP4, ".gif": _GIF}

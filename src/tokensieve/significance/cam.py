@@ -84,8 +84,8 @@ def eigen_cam(
     features = _full(features)
     # The Gram matrix squares the singular values, which float32 is too short for; MPS has nothing longer.
     matrix = features.flatten(2).mT.to(torch.float32 if features.device.type == "mps" else torch.float64)
-    places, channels = matrix.shape[1:]
-    if places <= channels:
+    positions, channels = matrix.shape[1:]
+    if positions <= channels:
         values, vectors = torch.linalg.eigh(matrix @ matrix.mT)
         projection = vectors[..., -1] * values[:, -1:].clamp(min=0).sqrt()
     else:

@@ -77,8 +77,8 @@ class OverTime(_FlatConv3d):
         x = x.permute(0, 2, 3, 4, 1)
         weights = self.weight.flatten(1).t().contiguous()
         y = x * weights[kernel // 2] if self.bias is None else torch.addcmul(self.bias, x, weights[kernel // 2])
-        for place, weight in enumerate(weights):
-            later = place * dilation - padding
+        for position, weight in enumerate(weights):
+            later = position * dilation - padding
             if 0 < later < x.shape[1]:
                 y[:, :-later].addcmul_(x[:, later:], weight)
             elif 0 < -later < x.shape[1]:
