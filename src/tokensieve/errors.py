@@ -1,4 +1,4 @@
-"""What can go wrong, said in sentences a user can act on.
+"""The package's errors, whose messages are sentences that a user can act on.
 
 The command line turns every `SieveError` into one line and exit code 2.
 """
@@ -10,15 +10,15 @@ from collections.abc import Iterable
 
 
 class SieveError(Exception):
-    """Parent of every error that this package raises on purpose."""
+    """Base class of every error that this package raises on purpose."""
 
 
 class UnsupportedHost(SieveError, TypeError):
-    """A model, or a part of it, that a recipe cannot be applied to: says which, what is missing, what would work."""
+    """A recipe cannot be applied to a model or to a part of it."""
 
 
 class DenseOnly(UnsupportedHost, AttributeError):
-    """Something of the host that would silently run the dense model; as an AttributeError, so that hasattr is False."""
+    """An attribute of the host that would silently run the dense model. An AttributeError, so that hasattr is False."""
 
 
 class RecipeError(SieveError, ValueError):
@@ -30,9 +30,9 @@ class InputError(SieveError, ValueError):
 
 
 class SettingError(InputError):
-    """A setting that makes no sense: `setting` begins the sentence, and `problem` continues it.
+    """A setting that makes no sense; the message is `setting`, then `problem`.
 
-    The command line begins it with the option that sets it instead.
+    The command line replaces `setting` by its option.
     """
 
     def __init__(self, setting: str, problem: str) -> None:
@@ -44,12 +44,12 @@ class SettingError(InputError):
 
 
 class ExportError(SieveError, RuntimeError):
-    """A model that cannot be written for another runtime, or a file that answers otherwise than the model."""
+    """A model that cannot be exported, or a file whose outputs differ from the model's."""
 
 
-def nearest(word: object, words: Iterable[str]) -> str:
-    """The middle of an error's sentence: the valid words most like `word`; nothing if none is like it."""
-    close = difflib.get_close_matches(str(word).lower(), list(words), n=5, cutoff=0.5)
+def nearest(name: object, known: Iterable[str]) -> str:
+    """A clause for an error message with the known names most similar to `name`; empty if none is similar."""
+    close = difflib.get_close_matches(str(name).lower(), list(known), n=5, cutoff=0.5)
     if not close:
         return ""
     return f"; the nearest is {close[0]}" if len(close) == 1 else f"; the nearest are {', '.join(close)}"
@@ -63,6 +63,6 @@ def cause(error: BaseException) -> str:
 
 
 def first_line(error: BaseException) -> str:
-    """The first line of an error's message, without a full stop; its type where it says nothing."""
+    """The first line of an error's message, without a full stop; its type where the message is empty."""
     lines = str(error).strip().splitlines() or [type(error).__name__]
     return lines[0].strip().rstrip(".")

@@ -34,17 +34,17 @@ class Example:
 def pictures() -> tuple[Example, ...]:
     """Scenes, then photographs."""
     scenes = Scenes("validation", SCENES, seed=SEED).batch(range(SCENES))
-    drawn = [
+    examples = [
         Example(f"a scene with a {digit}", to_picture(image))
         for image, digit in zip(scenes.images, scenes.labels.tolist(), strict=True)
     ]
-    shipped = photographs()
+    library_photographs = photographs()
     for name in PHOTOGRAPHS:
-        if name in shipped:
-            photograph = shipped[name].convert("RGB")
+        if name in library_photographs:
+            photograph = library_photographs[name].convert("RGB")
             photograph.thumbnail((LONGEST, LONGEST))
-            drawn.append(Example(f"photograph: {name}", photograph))
-    return tuple(drawn)
+            examples.append(Example(f"photograph: {name}", photograph))
+    return tuple(examples)
 
 
 @cache

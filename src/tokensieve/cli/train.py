@@ -74,13 +74,13 @@ def train(
         )
     if images is not None and (validation is None or only or scenes):
         raise InputError("Photographs are learnt with --images and --validation, without --only and --scenes.")
-    of_photographs = {
+    photograph_options = {
         "--validation": validation, "--epochs": epochs, "--size": size, "--args": args, "--teacher": teacher,
         "--teacher-weights": teacher_weights,
     }  # fmt: skip
-    refused = [option for option, value in of_photographs.items() if value is not None]
-    if images is None and refused:
-        raise InputError(f"{refused[0]} belongs to --images.")
+    given = [option for option, value in photograph_options.items() if value is not None]
+    if images is None and given:
+        raise InputError(f"{given[0]} belongs to --images.")
     if teacher_weights and teacher is None:
         raise InputError("--teacher-weights are weights of --teacher: name it.")
     names = BUNDLED[what] if images is None else (what,)
@@ -94,7 +94,7 @@ def train(
     joined = loop.devices()
     if threads is not None:
         torch.set_num_threads(threads)
-    folder, trained, read = Path(out or what), list[dict[str, Any]](), dict[str, Any]()
+    folder, trained, files_read = Path(out or what), list[dict[str, Any]](), dict[str, Any]()
     for name in names if only is None else (only,):
         task: Task
         if images is None and name in VIDEO:
@@ -114,12 +114,12 @@ def train(
                 seed=seed, teacher=teacher, teacher_weights=teacher_weights, workers=workers, say=say,
                 opened=tell_files,
             )  # fmt: skip
-            # None of them failed, or nothing is trained.
+            # `prepare` raises where a picture cannot be read
             sets = {"images": task.known, "validation": task.unseen}
-            read = {name: files_record(image_set, len(image_set), ()) for name, image_set in sets.items()}
+            files_read = {name: files_record(image_set, len(image_set), ()) for name, image_set in sets.items()}
         weights = loop.train(config, task, folder, report=tell)
         images_seen = config.steps(task.samples) * config.batch_size
         plan = {"name": name, "images": images_seen, **asdict(config), "task": task.identity}
         trained.append({"model": name, "weights": str(weights), "plan": plan, "log": loop.read_log(folder, name)})
     if joined.is_main_process:
-        print_record({"trained": trained, "data": read}, "train_view.train_view", as_json)
+        print_record({"trained": trained, "data": files_read}, "train_view.train_view", as_json)

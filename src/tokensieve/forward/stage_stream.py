@@ -195,8 +195,8 @@ class Choosing:
         size = self.sizes[-1]
         choice = self.plan.choice(number, index, prod(size))
         if choice is not None:
-            place, method, site, count = choice
-            module = self.stream.learned(place, x)
+            position, method, site, count = choice
+            module = self.stream.learned(position, x)
             x_last = x.movedim(1, -1) if self.host.channels_first else x
             evidence = Evidence(module=module)
             if self.significance is not None:
@@ -232,10 +232,10 @@ class Choosing:
         if block.pixelwise and not training and x.device.type == "cpu" and not recorded:
             operator = partial(by_slices, block.pointwise)
         kept = pixels.index.shape[1]
-        places, change = pixels.flat, operator(take(y, pixels.flat, kept)).flatten(0, 1)
+        indices, update = pixels.flat, operator(take(y, pixels.flat, kept)).flatten(0, 1)
         if pixels.cheaper is not None:
             rest = pixels.cheaper[str(index)](take(y, pixels.flat_rest, pixels.count - kept))
-            places, change = torch.cat([places, pixels.flat_rest]), torch.cat([change, rest.flatten(0, 1)])
+            indices, update = torch.cat([indices, pixels.flat_rest]), torch.cat([update, rest.flatten(0, 1)])
         in_place = settled and not torch.is_grad_enabled() and not recorded and not block.residual_hooked
-        out = put(residual, places, change, background, in_place=in_place)
+        out = put(residual, indices, update, background, in_place=in_place)
         return self.stream.own_layout(out)

@@ -235,9 +235,9 @@ def _masked_output(tokens: Tokens, hidden: tuple[Tensor, ...] | None) -> Any:
     restore = patches
     if tokens.positions is not None:
         indices = torch.arange(tokens.positions.shape[1], device=patches.device).expand_as(tokens.positions)
-        place = (patches + indices.shape[1]).scatter(1, tokens.positions, indices)
-        mask = (place >= indices.shape[1]).to(mask.dtype)
-        restore = place.argsort(dim=1).argsort(dim=1)
+        token_of_patch = (patches + indices.shape[1]).scatter(1, tokens.positions, indices)
+        mask = (token_of_patch >= indices.shape[1]).to(mask.dtype)
+        restore = token_of_patch.argsort(dim=1).argsort(dim=1)
     return ViTMAEModelOutput(last_hidden_state=tokens.x, mask=mask, ids_restore=restore, hidden_states=hidden)
 
 

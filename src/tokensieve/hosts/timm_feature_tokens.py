@@ -1,4 +1,4 @@
-"""timm's plain vision transformers made with `features_only=True`: maps of some blocks, and no head."""
+"""timm's plain vision transformers created with `features_only=True`, which return maps of several blocks."""
 
 from __future__ import annotations
 
@@ -16,22 +16,22 @@ from .wrapping import WrappingHost
 
 
 class TimmFeatureTokens(WrappingHost, Host):
-    """A model with tokens that returns `forward_intermediates`. A dropped patch shows the nearest kept one, or
-    nothing (`fill="zero"`)."""
+    """A `features_only` wrapper of a model with tokens. Dropped patches take the features of the nearest kept patch, or
+    zeros (`fill="zero"`)."""
 
     reads_prefix = False
     read_kwargs = ("fill",)
 
     def __init__(self, model: Any) -> None:
-        kind = host_for(type(model.model))
-        assert kind is not None
+        host_class = host_for(type(model.model))
+        assert host_class is not None
         self.model = model
-        inner: Any = kind(model.model)
+        inner: Any = host_class(model.model)
         self.inner = inner
         self.width, self.prefix, self.class_token = inner.width, inner.prefix, inner.class_token
         self.cannot_drop_prefix = inner.cannot_drop_prefix
-        taken, last = feature_take_indices(len(inner.blocks), model.out_indices)
-        self.levels = sorted(set(taken))
+        indices, last = feature_take_indices(len(inner.blocks), model.out_indices)
+        self.levels = sorted(set(indices))
         self.blocks = list(inner.blocks)[: last + 1]
 
     def head(self, tokens: Tokens) -> Any:

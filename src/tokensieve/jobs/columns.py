@@ -140,7 +140,7 @@ def without_classifier(model: Any, pooling: str | None = None) -> None:
     """Replace a model's classifier by the identity, so that it returns pooled features.
 
     Args:
-        model: of timm, torchvision or transformers, changed in place; one without a classifier is left unchanged.
+        model: of timm, torchvision or transformers, changed in output; one without a classifier is left unchanged.
         pooling: for timm models any value of their `global_pool`; for others "token", where they return tokens.
 
     Raises:

@@ -12,7 +12,7 @@ from ..measure.decoding import decoding
 from ..show.verdict import decoding_limit
 from . import manifest
 from .files import ENDINGS, finished, write_rows
-from .place import place_of
+from .output_folder import open_output
 from .settings import Job
 from .shards import InParts, open_work
 
@@ -63,10 +63,10 @@ def estimate(job: Job, *, workers: int = 1, devices: int = 1, seconds: float = 1
             the items could be read.
     """
     work = open_work(job)
-    place = place_of(job.out) if job.out else None
-    existing = None if place is None else manifest.read(place)
-    if place is not None and existing is not None:
-        manifest.check_same(place, existing, work.manifest())
+    output = open_output(job.out) if job.out else None
+    existing = None if output is None else manifest.read(output)
+    if output is not None and existing is not None:
+        manifest.check_same(output, existing, work.manifest())
     sentences: list[str] = []
     batches = load_batches(work.items, DECODED, workers)
     decoded, images = decoding(batches, keep=work.batch_size, workers=workers, seconds=seconds)
@@ -77,7 +77,7 @@ def estimate(job: Job, *, workers: int = 1, devices: int = 1, seconds: float = 1
         rounds += 1
     model_rate = devices * rounds * len(images) / (perf_counter() - began)
     items_per_second = min(decoded.per_second, model_rate) if workers else 1 / (1 / decoded.per_second + 1 / model_rate)
-    done = finished(place, job.rows.format) if place is not None and existing is not None else set()
+    done = finished(output, job.rows.format) if output is not None and existing is not None else set()
     left = len(work.items) - sum(work.items_of(number) for number in done)
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / f"rows{ENDINGS[job.rows.format]}"

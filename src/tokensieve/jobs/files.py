@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from .columns import Columns
-from .place import Place
+from .output_folder import OutputFolder
 from .rows import pyarrow
 
 ENDINGS = {"parquet": ".parquet", "jsonl": ".jsonl"}
@@ -62,33 +62,33 @@ def no_rows(columns: Columns) -> Columns:
     return {name: values[:0] for name, values in columns.items()}
 
 
-def write_errors(place: Place, number: int, errors: Sequence[Mapping[str, str]]) -> None:
+def write_errors(output: OutputFolder, number: int, errors: Sequence[Mapping[str, str]]) -> None:
     """Write the errors of a shard, before its rows are written."""
     if errors:
-        place.write_text(errors_name(number), json.dumps(list(errors), ensure_ascii=False))
+        output.write_text(errors_name(number), json.dumps(list(errors), ensure_ascii=False))
     else:
-        place.remove(errors_name(number))
+        output.remove(errors_name(number))
 
 
-def gathered_errors(place: Place, shards: Sequence[int]) -> list[dict[str, str]]:
+def gathered_errors(output: OutputFolder, shards: Sequence[int]) -> list[dict[str, str]]:
     """The errors of finished shards, in the order of the items."""
-    names = set(place.names("errors"))
+    names = set(output.names("errors"))
     errors = []
     for number in shards:
         name = errors_name(number)
         if name.rpartition("/")[2] in names:
-            errors += json.loads(place.read(name) or b"[]")
+            errors += json.loads(output.read(name) or b"[]")
     return errors
 
 
-def write_gathered(place: Place, form: str, errors: Sequence[Mapping[str, str]]) -> None:
+def write_gathered(output: OutputFolder, form: str, errors: Sequence[Mapping[str, str]]) -> None:
     """errors.parquet, or errors.jsonl: `id` and `error` of each item without a row."""
     columns: Columns = {key: [error[key] for error in errors] for key in ("id", "error")}
-    place.write(f"errors{ENDINGS[form]}", lambda path: write_rows(path, columns, form))
+    output.write(f"errors{ENDINGS[form]}", lambda path: write_rows(path, columns, form))
 
 
-def finished(place: Place, form: str) -> set[int]:
+def finished(output: OutputFolder, form: str) -> set[int]:
     """Numbers of the shards whose rows are written."""
     ending = ENDINGS[form]
-    stems = (name.removesuffix(ending) for name in place.names("rows") if name.endswith(ending))
+    stems = (name.removesuffix(ending) for name in output.names("rows") if name.endswith(ending))
     return {int(stem) for stem in stems if stem.isdecimal()}

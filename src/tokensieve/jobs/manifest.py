@@ -17,7 +17,7 @@ from ..cascades.cascade import Cascade
 from ..data import ImageSet
 from ..errors import InputError
 from ..model_spec import OpenedModel
-from .place import Place
+from .output_folder import OutputFolder
 from .settings import Job
 from .sources import fingerprint
 
@@ -73,13 +73,13 @@ def weights_sha256(opened: OpenedModel) -> str:
     return digest.hexdigest()
 
 
-def read(place: Place) -> dict[str, Any] | None:
+def read(output: OutputFolder) -> dict[str, Any] | None:
     """The manifest in a folder; None if there is none.
 
     Raises:
         InputError: it is not a manifest of this version.
     """
-    content = place.read(FILE)
+    content = output.read(FILE)
     if content is None:
         return None
     try:
@@ -89,13 +89,13 @@ def read(place: Place) -> dict[str, Any] | None:
         known = False
     if not known:
         raise InputError(
-            f"{FILE} in {place.name} is not that of a job of this version of tokensieve: give another --out."
+            f"{FILE} in {output.name} is not that of a job of this version of tokensieve: give another --out."
         )
     checked: dict[str, Any] = manifest
     return checked
 
 
-def begin(place: Place, manifest: dict[str, Any]) -> list[str]:
+def begin(output: OutputFolder, manifest: dict[str, Any]) -> list[str]:
     """Write the manifest of a new job, or check that the existing one is of the same job.
 
     Returns:
@@ -104,13 +104,13 @@ def begin(place: Place, manifest: dict[str, Any]) -> list[str]:
     Raises:
         InputError: the folder holds rows of other settings, or rows without a manifest.
     """
-    before = read(place)
+    before = read(output)
     if before is None:
-        if place.names("rows"):
-            raise InputError(f"{place.name}/rows holds files that no job of tokensieve wrote: give another --out.")
-        place.write_text(FILE, json.dumps(manifest, indent=2, ensure_ascii=False) + "\n")
+        if output.names("rows"):
+            raise InputError(f"{output.name}/rows holds files that no job of tokensieve wrote: give another --out.")
+        output.write_text(FILE, json.dumps(manifest, indent=2, ensure_ascii=False) + "\n")
         return []
-    check_same(place, before, manifest)
+    check_same(output, before, manifest)
     changed = [
         f"{name} {then} then, {manifest['versions'].get(name)} now"
         for name, then in before["versions"].items()
@@ -121,14 +121,14 @@ def begin(place: Place, manifest: dict[str, Any]) -> list[str]:
     ]
 
 
-def check_same(place: Place, before: dict[str, Any], manifest: dict[str, Any]) -> None:
+def check_same(output: OutputFolder, before: dict[str, Any], manifest: dict[str, Any]) -> None:
     """Refuse a job with other settings, and name the difference. Raises `InputError`."""
     then, now = before["settings"], manifest["settings"]
     unlike = [name for name in dict.fromkeys([*then, *now]) if then.get(name) != now.get(name)]
     if unlike:
         changes = "; ".join(_difference(name, then.get(name), now.get(name)) for name in unlike)
         raise InputError(
-            f"{place.name} holds rows of a job with other settings: {changes}. Give the same ones, or another --out."
+            f"{output.name} holds rows of a job with other settings: {changes}. Give the same ones, or another --out."
         )
 
 

@@ -12,7 +12,7 @@ from ..measure.decoding import Decoding
 from ..show.messages import duration
 from ..show.progress import Counting
 from ..show.verdict import decoding_limit
-from .place import Place
+from .output_folder import OutputFolder
 from .shards import ShardProgress
 
 EVERY = 15.0
@@ -35,9 +35,17 @@ class Progress:
     """
 
     def __init__(
-        self, kind: Kind, total: int, place: Place, *, done: int, errors: int, max_errors: int | None, shown: bool
+        self,
+        kind: Kind,
+        total: int,
+        output: OutputFolder,
+        *,
+        done: int,
+        errors: int,
+        max_errors: int | None,
+        shown: bool,
     ) -> None:
-        self.kind, self.total, self.place, self.max_errors = kind, total, place, max_errors
+        self.kind, self.total, self.output, self.max_errors = kind, total, output, max_errors
         self.done, self.errors, self.fresh = done, errors, 0
         self.waited = self.computed = 0.0
         self._counting = Counting(f"{kind.many} done") if shown else None
@@ -75,7 +83,7 @@ class Progress:
         if self.max_errors is not None and self.errors > self.max_errors:
             raise TooManyErrors(
                 f"{self.errors} {self.kind.many} could not be read, and --max-errors is {self.max_errors}: "
-                f"errors/ in {self.place.name} names those of finished files."
+                f"errors/ in {self.output.name} names those of finished files."
             )
 
     def line(self) -> str:
@@ -96,7 +104,7 @@ class Progress:
         """A line of the log file alone."""
         self._logged = monotonic()
         now = datetime.now().astimezone().isoformat(timespec="seconds")
-        self.place.log(f"{now}  {' '.join(sentence.split())}\n")
+        self.output.log(f"{now}  {' '.join(sentence.split())}\n")
 
     def limit(self, workers: int, devices: int) -> list[str]:
         """A sentence where decoding was the limit."""

@@ -17,7 +17,7 @@ from ..model_spec import ModelSpec
 from . import manifest
 from .devices import device_name, run_devices
 from .files import finished, gathered_errors, write_gathered
-from .place import Place, place_of
+from .output_folder import OutputFolder, open_output
 from .progress import Progress
 from .ray_engine import RaySettings, run_ray
 from .rows import pyarrow
@@ -97,24 +97,24 @@ def run(
     job = job_of(model, sources, out, **settings)
     if job.rows.format == "parquet":
         pyarrow()
-    place = place_of(job.out)
-    place.prepare()
-    place.lock()
+    output = open_output(job.out)
+    output.prepare()
+    output.lock()
     own_processes = running.devices or engine == "ray"
     # Other processes run the model; here it is only opened to be described, on the CPU, which has the most memory.
     work = describe(job._replace(spec=replace(job.spec, device="cpu"))) if own_processes else open_work(job)
     if opened is not None:
         opened(work.items)
     described = work.manifest()
-    changed = manifest.begin(place, described)
-    done = finished(place, job.rows.format)
+    changed = manifest.begin(output, described)
+    done = finished(output, job.rows.format)
     before = sum(work.items_of(number) for number in done)
-    failed = len(gathered_errors(place, sorted(done)))
+    failed = len(gathered_errors(output, sorted(done)))
     left = [number for number in range(work.shards) if number not in done]
     kind = getattr(work.items, "kind", PICTURES)
     counts = {"done": before, "errors": failed, "max_errors": max_errors}
     sentences: list[str] = []
-    with Progress(kind, len(work.items), place, **counts, shown=progress) as meter:  # type: ignore[arg-type]
+    with Progress(kind, len(work.items), output, **counts, shown=progress) as meter:  # type: ignore[arg-type]
         meter.log(
             f"begun: {len(work.items) - before} of {len(work.items)} {kind.many} are to be done, {asdict(running)}"
         )
@@ -125,10 +125,10 @@ def run(
             if left:
                 _run_engine(job, work, described["settings"], left, meter, running)
         finally:
-            complete = finished(place, job.rows.format)
-            errors = gathered_errors(place, sorted(complete))
-            write_gathered(place, job.rows.format, errors)
-        _check_whole(work, complete, place)
+            complete = finished(output, job.rows.format)
+            errors = gathered_errors(output, sorted(complete))
+            write_gathered(output, job.rows.format, errors)
+        _check_whole(work, complete, output)
         seconds = perf_counter() - began
         sentences += [*changed, *meter.limit(running.workers, max(1, len(running.devices)))]
         result = Result(
@@ -190,10 +190,10 @@ def _run_engine(
         run_shards(work, left, meter, workers=running.workers)
 
 
-def _check_whole(work: Work, complete: set[int], place: Place) -> None:
+def _check_whole(work: Work, complete: set[int], output: OutputFolder) -> None:
     """Raise `InputError` unless every shard has its rows."""
     missing = [number for number in range(work.shards) if number not in complete]
     if missing:
         raise InputError(
-            f"{len(missing)} of {work.shards} files of rows are not in {place.name}: give the same command again."
+            f"{len(missing)} of {work.shards} files of rows are not in {output.name}: give the same command again."
         )

@@ -18,7 +18,7 @@ from ..model_spec import OpenedModel
 from . import manifest
 from .columns import Columns, Predict, blank, concatenated, open_predictor
 from .files import no_rows, shard_name, write_errors, write_rows
-from .place import Place, place_of
+from .output_folder import OutputFolder, open_output
 from .reading import Batch, Reader
 from .settings import Job
 from .sources import open_items
@@ -170,7 +170,7 @@ def run_shards(
     Raises:
         InputError: the model does not run on the items, rows cannot be written, or one item is too much for memory.
     """
-    place = place_of(work.job.out)
+    output = open_output(work.job.out)
     predict = InParts(work.predict, work.batch_size, listener.say)
     pin = work.opened.device.type == "cuda"
     reader = Reader(work.items, shards, shard=work.shard_size, batch=work.batch_size, workers=workers, pin=pin)
@@ -200,7 +200,7 @@ def run_shards(
                 waited = reader.waited
                 if batch.last:
                     columns = concatenated(parts) if parts else no_rows(_framed(work, work.example))
-                    save = partial(_save, place, batch.shard, work.job.rows.format, columns, errors)
+                    save = partial(_save, output, batch.shard, work.job.rows.format, columns, errors)
                     pending.append((batch.shard, writer.submit(save)))
                     parts, errors = [], []
                 settle(MAX_PENDING)
@@ -225,6 +225,6 @@ def _framed(work: Work, columns: Columns) -> Columns:
     return rows_of(work, Batch(0, [0], None, times, [], True), columns)
 
 
-def _save(place: Place, number: int, form: str, columns: Columns, errors: list[dict[str, str]]) -> None:
-    write_errors(place, number, errors)
-    place.write(shard_name(number, form), lambda path: write_rows(path, columns, form))
+def _save(output: OutputFolder, number: int, form: str, columns: Columns, errors: list[dict[str, str]]) -> None:
+    write_errors(output, number, errors)
+    output.write(shard_name(number, form), lambda path: write_rows(path, columns, form))

@@ -1,6 +1,6 @@
-"""How right outputs are, against labels: top-k accuracy, mean IoU of class maps, errors of depth maps.
+"""Accuracy against labels: top-k accuracy, mean IoU of class maps, errors of depth maps.
 
-A scorer counts batch by batch and keeps a few numbers for each image, of which the intervals are made.
+A scorer accumulates batches and keeps a few numbers for each image, from which confidence intervals are computed.
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ from ..errors import InputError, RecipeError
 from .intervals import Interval, change_interval, mean_interval, percent_interval, resampled_interval
 
 IGNORE_INDEX = 255
-"""The label of pixels that count nowhere, as most segmentation sets write it."""
+"""The usual label of pixels that are not scored."""
 DELTA = 1.25
-"""Depths within this factor of the label are right, as depth estimators are scored."""
+"""Depths within this factor of the label count as correct in the metric delta1."""
 
 
 class Score(Protocol):
-    """What every score has: its figures by name, and their intervals."""
+    """A result: its figures by name, and their 95 % intervals."""
 
     @property
     def count(self) -> int: ...
@@ -37,14 +37,14 @@ class Score(Protocol):
 
 
 class Scorer(Protocol):
-    """Counts over batches how right outputs are."""
+    """Accumulates a score over batches."""
 
     count: int
 
     def update(self, outputs: Tensor, labels: Tensor | None) -> None: ...
     def result(self, failures: tuple[Failure, ...] = ()) -> Any: ...
     def change_intervals(self, before: Any) -> dict[Any, Interval]:
-        """Figure -> the interval of how much higher it is here than in `before`, the same images' scorer."""
+        """Figure -> the interval of its difference to that of `before`, a scorer of the same images."""
         ...
 
 
@@ -55,8 +55,8 @@ class Accuracy:
     Attributes:
         top: k -> percent of the images whose label is among the k highest scores.
         count: images scored.
-        classes: how many classes the model tells apart.
-        failures: pictures that could not be read; they count nowhere.
+        classes: number of the model's classes.
+        failures: pictures that could not be read; they are not scored.
     """
 
     top: dict[int, float]
@@ -83,17 +83,17 @@ class Accuracy:
 
 @dataclass(frozen=True)
 class MapScore:
-    """How right maps are.
+    """The score of class maps or depth maps.
 
     Attributes:
         figures: of class maps `miou`, the mean over the classes that occur of intersection over union, both summed over
             all images, and `pixel_accuracy`, both in percent; of depth maps `abs_rel`, the mean of |depth - label| over
             label, `rmse` in the labels' unit, and `delta1`, percent of pixels within a factor of 1.25, each the mean
             over the images.
-        figure_intervals: of each figure, 95 %, by bootstrap over the images; of one image none.
-        count: images scored; those without a labelled pixel are not among them.
+        figure_intervals: 95 % interval of each figure, by bootstrap over the images; empty for one image.
+        count: images scored; those without a labelled pixel are left out.
         iou: of class maps, each class's intersection over union in percent; None for a class that never occurs.
-        failures: pictures that could not be read; they count nowhere.
+        failures: pictures that could not be read; they are not scored.
     """
 
     figures: dict[str, float]
@@ -104,7 +104,7 @@ class MapScore:
 
 
 class TopK:
-    """Counts, batch by batch, how often the label is among the first k; of equal scores the lower class comes first."""
+    """Top-k accuracy over batches; of equal scores the lower class index ranks first."""
 
     def __init__(self, k: int | Sequence[int] = (1, 5)) -> None:
         self.ks = sorted({k} if isinstance(k, int) else set(k))
@@ -138,7 +138,7 @@ class TopK:
         self.count += len(outputs)
 
     def right(self, k: int) -> Tensor:
-        """(N,) of bool: whether each image's label is among its first k."""
+        """Whether the label is among the top k, (N,) bool."""
         return torch.cat(self._correct[k])
 
     def result(self, failures: tuple[Failure, ...] = ()) -> Accuracy:
@@ -147,14 +147,14 @@ class TopK:
         return Accuracy(top, self.count, self.classes, failures)
 
     def change_intervals(self, before: TopK) -> dict[int, Interval]:
-        """k -> the interval of how much higher the accuracy is here, in percentage points, by paired bootstrap."""
+        """k -> the interval of the difference in accuracy to `before`, in percentage points, by paired bootstrap."""
         return {k: change_interval(before.right(k), self.right(k)) for k in self.ks}
 
 
 def rank_of(scores: Tensor, labels: Tensor) -> Tensor:
-    """Position (B,) of each label in a stable descending sort of its scores (B, K), from 0, without sorting.
+    """Rank (B,) of each label in a stable descending sort of its scores (B, K), from 0, computed without sorting.
 
-    torchmetrics' top-k takes any of equal scores, which are common in bf16, and has no figure for each image.
+    torchmetrics' top-k breaks ties arbitrarily, and ties are common in bf16; nor does it give a result for each image.
     """
     of_label = scores.gather(1, labels[:, None])
     earlier = torch.arange(scores.shape[1])[None] < labels[:, None]
@@ -162,10 +162,10 @@ def rank_of(scores: Tensor, labels: Tensor) -> Tensor:
 
 
 class PixelClasses:
-    """Counts each class's intersection and union in every image.
+    """Mean IoU and pixel accuracy over batches, from the intersection and union of each class in each image.
 
     Args:
-        ignore_index: the label of pixels that count nowhere, as those with a negative label do; None is no such label.
+        ignore_index: the label of pixels that are not scored, as negative labels are; None for none.
     """
 
     def __init__(self, ignore_index: int | None = IGNORE_INDEX) -> None:
@@ -173,10 +173,10 @@ class PixelClasses:
         self._overlaps: list[NDArray[np.float64]] = []
         """For each image (2, K): intersection and union."""
         self._correct: list[tuple[int, int]] = []
-        """For each image: right and labelled pixels."""
+        """For each image: numbers of correct and of labelled pixels."""
 
     def update(self, outputs: Tensor, labels: Tensor | None) -> None:
-        """Add scores (B, K, h, w) and labels (B, H, W) int; scores of another size are resized, bilinearly, to it."""
+        """Add scores (B, K, h, w) and labels (B, H, W) int; scores are resized bilinearly to the labels' size."""
         from torchmetrics.functional.classification import multiclass_confusion_matrix  # takes seconds to import
 
         labels = _labels_of_pixels(outputs, labels)
@@ -207,15 +207,17 @@ class PixelClasses:
     def result(self, failures: tuple[Failure, ...] = ()) -> MapScore:
         """The figures so far; needs at least one image."""
         overlaps, correct = self._arrays()
-        every = np.arange(self.count)[None]
-        figures = {name: float(of(every)[0]) for name, of in self._statistics(overlaps, correct).items()}
+        all_images = np.arange(self.count)[None]
+        figures = {
+            name: float(statistic(all_images)[0]) for name, statistic in self._statistics(overlaps, correct).items()
+        }
         total = overlaps.sum(0)
         iou = tuple(100 * float(hits / union) if union else None for hits, union in total.T)
         intervals = _intervals(self._statistics(overlaps, correct), self.count, self.classes)
         return MapScore(figures, self.count, intervals, iou, failures)
 
     def change_intervals(self, before: PixelClasses) -> dict[str, Interval]:
-        """Figure -> the interval of how much higher it is here, in percentage points, by paired bootstrap."""
+        """Figure -> the interval of its difference to `before`, in percentage points, by paired bootstrap."""
         statistics, statistics_before = self._statistics(*self._arrays()), self._statistics(*before._arrays())
         changes = {
             name: lambda resampled, name=name: statistics[name](resampled) - statistics_before[name](resampled)
@@ -230,7 +232,7 @@ class PixelClasses:
 
     @staticmethod
     def _statistics(overlaps: NDArray[np.float64], correct: NDArray[np.float64]) -> dict[str, Any]:
-        """Figure -> what computes it of resampled images, their indices (R, N) -> (R,)."""
+        """Figure -> a function from R resamples of the images, as indices (R, N), to its values (R,)."""
 
         def miou(resampled: NDArray[np.intp]) -> NDArray[np.float64]:
             hits, unions = np.moveaxis(overlaps[resampled].sum(-3), -2, 0)
@@ -246,7 +248,7 @@ class PixelClasses:
 
 
 class DepthErrors:
-    """Averages the errors of depth maps over each image's labelled pixels: those whose label is finite and above 0."""
+    """Errors of depth maps, as means over each image's labelled pixels: those with a finite label above 0."""
 
     def __init__(self) -> None:
         self.count = 0
@@ -262,10 +264,10 @@ class DepthErrors:
         outputs = outputs if outputs.ndim == 4 else outputs[:, None]
         labels = _labels_of_pixels(outputs, labels)
         for depth, truth in zip(outputs, labels, strict=True):
-            predicted, measured = _resized(depth[None].double(), truth.shape)[0, 0], truth.isfinite() & (truth > 0)
-            if not bool(measured.any()):
+            predicted, labelled = _resized(depth[None].double(), truth.shape)[0, 0], truth.isfinite() & (truth > 0)
+            if not bool(labelled.any()):
                 continue
-            predicted, truth = predicted[measured], truth[measured].double()
+            predicted, truth = predicted[labelled], truth[labelled].double()
             ratio = torch.maximum(predicted / truth, truth / predicted)
             close = (predicted > 0) & (ratio < DELTA)
             self._errors.append(
@@ -281,11 +283,11 @@ class DepthErrors:
         """The figures so far; needs at least one image."""
         errors = self._array()
         means = {name: float(errors[:, i].mean()) for i, name in enumerate(self.NAMES)}
-        ends = {name: mean_interval(errors[:, i]) for i, name in enumerate(self.NAMES)}
-        return MapScore(means, self.count, _known(ends), (), failures)
+        intervals = {name: mean_interval(errors[:, i]) for i, name in enumerate(self.NAMES)}
+        return MapScore(means, self.count, _known(intervals), (), failures)
 
     def change_intervals(self, before: DepthErrors) -> dict[str, Interval]:
-        """Figure -> the interval of how much higher it is here, by paired bootstrap."""
+        """Figure -> the interval of its difference to `before`, by paired bootstrap."""
         change = self._array() - before._array()
         return _known({name: mean_interval(change[:, i]) for i, name in enumerate(self.NAMES)})
 
@@ -298,7 +300,7 @@ class DepthErrors:
 
 
 def _labels_of_pixels(outputs: Tensor, labels: Tensor | None) -> Tensor:
-    """The labels (B, H, W) of maps (B, C, h, w)."""
+    """Labels as (B, H, W) for maps (B, C, h, w); raises `InputError` where they do not fit."""
     if labels is not None and labels.ndim == 4 and labels.shape[1] == 1:
         labels = labels[:, 0]
     if labels is None or labels.ndim != 3 or len(labels) != len(outputs):
@@ -311,14 +313,14 @@ def _labels_of_pixels(outputs: Tensor, labels: Tensor | None) -> Tensor:
 
 
 def _resized(maps: Tensor, size: Sequence[int]) -> Tensor:
-    """Maps (1, C, h, w) in another size, the corners of pixels aligned, as segmenters are scored."""
+    """Resize maps (1, C, h, w) bilinearly with align_corners=False, as segmenters are scored."""
     if maps.shape[2:] == tuple(size):
         return maps
     return F.interpolate(maps, size=tuple(size), mode="bilinear", align_corners=False)
 
 
 def _intervals(statistics: Mapping[str, Any], count: int, width: int) -> dict[str, Interval]:
-    return _known({name: resampled_interval(of, count, 2 * width) for name, of in statistics.items()})
+    return _known({name: resampled_interval(statistic, count, 2 * width) for name, statistic in statistics.items()})
 
 
 def _known(intervals: Mapping[str, Interval | None]) -> dict[str, Interval]:

@@ -1,4 +1,4 @@
-"""Evaluates recipes: how far their outputs are from the dense model's, on images that are held in memory."""
+"""Evaluates recipes: how far their outputs are from the dense model's, on images held in memory."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ from .wrapped import Wrapped
 
 Part = Literal["search", "heldout"]
 STEPS = (96,)
-"""After so many images a recipe may be given up; a search that has fewer goes without. A tenth of the images holds half
-of all divergence, so that 32 images say little: giving up by them led searches astray."""
+"""Numbers of images after which a recipe may be pruned; a search with fewer images does not prune. A tenth of the
+images has half of all divergence, so that 32 images are too few: pruning by them misled searches."""
 
 MAP_SCORES = {"class-map": "miou", "depth": "delta1"}
-"""Kind of output -> the figure of its `MapScore` that a search reports."""
+"""Kind of output -> the figure of its `MapScore` that counts as accuracy."""
 
 
 @dataclass(frozen=True)
@@ -45,22 +45,21 @@ class Figures:
     """Percent of the images whose label comes first; of class maps the mean IoU in percent, of depth maps the share of
     pixels within a factor of 1.25 of the label, in percent. None without labels."""
     images: int
-    """How many the figures are of."""
+    """Number of images."""
     kind: str = "classes"
-    """Of the outputs, a name of `measure.comparison.KINDS`."""
+    """Kind of the outputs, a name of `measure.comparison.KINDS`."""
     interval: Interval | None = None
-    """Of the agreement over pixels, in percent, 95 % by bootstrap over the images; None of other agreements."""
+    """95 % interval of an agreement over pixels, in percent, by bootstrap over the images; None for others."""
     cost: float | None = None
-    """Where the search is for cascades: what a cascade costs that begins with the recipe, as a share of the dense
-    MACs."""
+    """In a search for cascades: the cost of a cascade that begins with the recipe, as a share of the dense MACs."""
 
     def __post_init__(self) -> None:
-        if self.interval is not None:  # a list where it comes out of JSON
+        if self.interval is not None:  # JSON has it as a list
             object.__setattr__(self, "interval", Interval(*self.interval))
 
     @property
     def value(self) -> float:
-        """What the search makes small: the divergence, or the cost of a cascade."""
+        """The objective that the search minimises: the divergence, or the cost of a cascade."""
         return self.divergence if self.cost is None else self.cost
 
     @property
@@ -75,17 +74,17 @@ class Evaluator:
     Args:
         model: the host, in evaluation mode.
         loader: tensors of images, tuples that begin with images and labels, or one tensor (N, 3, H, W).
-        holdout: share of the images that the search never sees.
-        seed: of which images those are.
-        batch: images that go through together.
+        holdout: share of the images that are held out.
+        seed: of the split.
+        batch: batch size.
         mean, std, pretrained: as in `sieve`.
-        check: called between batches; ends the search by raising.
-        kind: what the outputs are, where they do not tell; see `measure.comparison.kind_of`.
-        ignore_index: the label of pixels that count nowhere.
-        backbone: the name of the sub-module that is the host, where the model is none; see `Wrapped`.
+        check: called between batches; may raise to end the search.
+        kind: of the outputs, where it cannot be inferred; see `measure.comparison.kind_of`.
+        ignore_index: the label of pixels that are not scored.
+        backbone: name of the sub-module that is the host, if the model itself is not; see `Wrapped`.
 
     Raises:
-        InputError: nothing to read, too few images, images of different sizes, more than memory holds.
+        InputError: no or too few images, images of different sizes, more images than memory holds.
     """
 
     def __init__(
@@ -107,7 +106,7 @@ class Evaluator:
         self.model, self.batch, self.check = model, batch, check
         self.settings: dict[str, Any] = {"mean": mean, "std": std, "pretrained": pretrained}
         self.goal: Callable[[Recipe, Tensor, Tensor], float] | None = None
-        """Of a recipe, its outputs and the dense model's the number to make small, if it is not the divergence."""
+        """The objective instead of the divergence: a function of a recipe, its outputs and the dense model's."""
         self._maps: dict[PaPr, tuple[Tensor, float]] = {}
         self._evaluated: dict[tuple[str, Part], Figures] = {}
         images, self.dense, labels, self.kind = _read(model, loader, batch, kind)
@@ -127,7 +126,7 @@ class Evaluator:
 
     @property
     def dense_accuracy(self) -> dict[Part, float | None]:
-        """Of the dense model, as `Figures.accuracy`."""
+        """The dense model's accuracy on each part, as `Figures.accuracy`."""
         return {part: self._accuracy([self.dense[rows]], [rows]) for part, rows in self.parts.items()}
 
     def evaluate(self, recipe: Recipe, split: Part) -> Figures:
@@ -137,7 +136,7 @@ class Evaluator:
         return last
 
     def recalled(self, recipe: Recipe, split: Part) -> Figures:
-        """`evaluate`, run once for each recipe and part."""
+        """`evaluate`, cached for each recipe and part."""
         key = (str(recipe), split)
         if key not in self._evaluated:
             self._evaluated[key] = self.evaluate(recipe, split)
@@ -147,20 +146,20 @@ class Evaluator:
         self, recipe: Recipe, split: Part = "search", steps: Sequence[int] | None = None
     ) -> Iterator[Figures]:
         """The figures after each step of images, by default `self.steps`: a caller may stop at any of them."""
-        rows, recall = self.parts[split], _Recall()
-        fast = self._sieved(recipe, recall)
+        rows, cached_maps = self.parts[split], _CachedMaps()
+        fast = self._sieved(recipe, cached_maps)
         collected = _Collected(self.kind)
-        started = 0
+        done = 0
         for step in self.steps if steps is None else steps:
-            for start in range(started, step, self.batch):
+            for start in range(done, step, self.batch):
                 self.check()
-                now = rows[start : min(start + self.batch, step)]
-                recall.rows = now
+                rows_now = rows[start : min(start + self.batch, step)]
+                cached_maps.rows = rows_now
                 with torch.inference_mode():
-                    (batch,) = forward_batches([fast], [self.images[now]])
+                    (batch,) = forward_batches([fast], [self.images[rows_now]])
                 keep = self.labels is not None or self.goal is not None
-                collected.add(now, self.dense[now], batch.outputs[0], keep=keep)
-            started = step
+                collected.add(rows_now, self.dense[rows_now], batch.outputs[0], keep=keep)
+            done = step
             figures = collected.figures(self._accuracy(collected.outputs, collected.rows))
             if self.goal is not None:
                 cost = self.goal(recipe, torch.cat(collected.outputs), self.dense[torch.cat(collected.rows)])
@@ -168,51 +167,50 @@ class Evaluator:
             yield figures
 
     def outputs(self, recipe: Recipe, part: Part) -> Tensor:
-        """What a recipe answers to all images of a part, (N, ...)."""
-        outputs, recall = [], _Recall()
-        fast = self._sieved(recipe, recall)
+        """The outputs of a recipe on all images of a part, (N, ...)."""
+        outputs, cached_maps = [], _CachedMaps()
+        fast = self._sieved(recipe, cached_maps)
         for rows in self.parts[part].split(self.batch):
             self.check()
-            recall.rows = rows
+            cached_maps.rows = rows
             with torch.inference_mode():
                 outputs += [answers.outputs[0] for answers in forward_batches([fast], [self.images[rows]])]
         return torch.cat(outputs)
 
     def figures_of(self, outputs: Tensor, part: Part) -> Figures:
-        """The figures of answers to all images of a part."""
+        """The figures of given outputs (N, ...) on all images of a part."""
         rows, collected = self.parts[part], _Collected(self.kind)
         collected.add(rows, self.dense[rows], outputs, keep=True)
         return collected.figures(self._accuracy(collected.outputs, collected.rows))
 
     def macs(self, recipe: Recipe, include_proposal: bool = True) -> float:
-        """MACs an image by `measure.macs`; those of a proposal are counted once."""
-        host_macs = macs(self._sieved_host(recipe, _Recall()), self.input_size, proposal=False)
+        """MACs of an image by `measure.macs`; those of a proposal are cached."""
+        host_macs = macs(self._sieved_host(recipe, _CachedMaps()), self.input_size, proposal=False)
         return host_macs + self.outside + (self.proposal_macs(recipe) if include_proposal else 0)
 
     @property
     def outside(self) -> int:
-        """MACs an image of the model around the host."""
+        """MACs of an image in the model around the host."""
         return 0 if self.wrapped is None else self.wrapped.outside
 
     def proposal_macs(self, recipe: Recipe) -> float:
-        """MACs an image of the proposals of a recipe; 0 without any."""
+        """MACs of an image in the proposals of a recipe; 0 without any."""
         return sum(self.map_of(method)[1] for method in recipe if _needs_maps(method))
 
     def check_map(self, method: PaPr) -> None:
-        """Make the maps by which a method ranks, where a network makes them. Raises as `map_of` does, and `RecipeError`
-        for maps that there are not on this host."""
+        """Check that a method's maps can be computed on this host. Raises as `map_of`, and `RecipeError`."""
         if _needs_maps(method):
             self.map_of(method)
         else:
             self._host(Recipe.of(method))
 
     def map_of(self, method: PaPr) -> tuple[Tensor, float]:
-        """The map of every image (N, h, w), of clips (N, t, h, w), and its MACs an image. Made once: it does not depend
-        on the keep ratio.
+        """The maps of all images (N, h, w), of clips (N, t, h, w), and their MACs for an image. Cached: they do not
+        depend on the keep ratio.
 
         Raises:
-            InputError: weights that cannot be had.
-            RecipeError: a proposal that has no such layer.
+            InputError: weights that cannot be loaded.
+            RecipeError: the proposal has no such layer.
         """
         key = replace(method, keep=0.5, stages=None, background=None)
         if key not in self._maps:
@@ -228,15 +226,15 @@ class Evaluator:
         return self._maps[key]
 
     def sieved(self, recipe: Recipe | CascadeRecipe) -> nn.Module:
-        """The recipe as the user will run it, its proposal inside."""
+        """The sieved model as the user will run it, proposal included."""
         return self._whole(self._host(recipe))
 
     def batch_of(self, rows: Tensor) -> Tensor:
-        """These images (B, 3, H, W), where the model is."""
+        """Images (B, 3, H, W) by their indices, on the model's device."""
         return self.images[rows].to(next(self.model.parameters()).device)
 
     def host_sieved(self, recipe: Recipe) -> Sieved:
-        """The host alone under a recipe, its proposal inside."""
+        """The host alone under a recipe, proposal included."""
         return self._host(recipe)
 
     def _host(self, recipe: Recipe | CascadeRecipe) -> Sieved:
@@ -245,17 +243,17 @@ class Evaluator:
     def _whole(self, fast: Sieved) -> nn.Module:
         return fast if self.wrapped is None else self.wrapped.with_backbone(fast)
 
-    def _sieved(self, recipe: Recipe, recall: _Recall) -> nn.Module:
-        """The recipe with the proposal's maps looked up instead of made again."""
-        return self._whole(self._sieved_host(recipe, recall))
+    def _sieved(self, recipe: Recipe, cached_maps: _CachedMaps) -> nn.Module:
+        """The sieved model with cached maps instead of the proposal."""
+        return self._whole(self._sieved_host(recipe, cached_maps))
 
-    def _sieved_host(self, recipe: Recipe, recall: _Recall) -> Sieved:
+    def _sieved_host(self, recipe: Recipe, cached_maps: _CachedMaps) -> Sieved:
         methods: list[BaseMethod] = []
         for method in recipe:
             if _needs_maps(method):
-                recall.maps = self.map_of(method)[0]
+                cached_maps.maps = self.map_of(method)[0]
                 kept = {name: getattr(method, name) for name in (*method.not_of_the_map, "align_corners")}
-                methods.append(PaPr(**kept, significance=recall))
+                methods.append(PaPr(**kept, significance=cached_maps))
             else:
                 methods.append(method)
         return sieve(self.host_model, Recipe(tuple(methods)), **self.settings)
@@ -271,14 +269,14 @@ class Evaluator:
 
 
 class _Collected:
-    """The comparison of a recipe's outputs with the dense ones so far: a few numbers an image."""
+    """Accumulates the comparison of outputs with the dense ones: a few numbers for each image."""
 
     def __init__(self, kind: OutputKind) -> None:
         self.kind = kind
         self.divergence: list[Tensor] = []
         self.shares: list[Tensor] = []
         self.outputs: list[Tensor] = []
-        """Kept for labels alone."""
+        """The outputs, where labels or a goal need them."""
         self.rows: list[Tensor] = []
 
     def add(self, rows: Tensor, dense: Tensor, sieved: Tensor, keep: bool) -> None:
@@ -303,8 +301,8 @@ class _Collected:
         )
 
 
-class _Recall:
-    """A significance that gives the maps of the images at hand."""
+class _CachedMaps:
+    """A significance that returns the cached maps of the current batch."""
 
     maps: Tensor
     rows: Tensor
@@ -323,12 +321,12 @@ def _needs_maps(method: BaseMethod) -> TypeGuard[PaPr]:
 def _read(
     model: nn.Module, loader: Iterable[Any] | Tensor, batch: int, kind: str | None
 ) -> tuple[Tensor, Tensor, Tensor | None, OutputKind]:
-    """All images (N, 3, H, W) in the model's precision, its outputs (N, ...), their labels or None, and their kind."""
+    """Read all images: (N, 3, H, W) in the model's precision, its outputs (N, ...), labels or None, and the kind."""
     kept: list[Tensor] = []
     parameter = next(model.parameters())
-    room = _free_memory()
+    free_memory = _free_memory()
 
-    def keeping() -> Iterator[Any]:
+    def kept_batches() -> Iterator[Any]:
         for item in loader.split(batch) if isinstance(loader, Tensor) else loader:
             images = item[0] if isinstance(item, tuple | list) and item else item
             if isinstance(images, Tensor):
@@ -338,18 +336,18 @@ def _read(
                         "resize them to one."
                     )
                 kept.append(images.detach().to(device="cpu", dtype=parameter.dtype))
-                if sum(tensor.nbytes for tensor in kept) > 0.7 * room:
+                if sum(tensor.nbytes for tensor in kept) > 0.7 * free_memory:
                     raise _too_many(kept)
             yield item
 
     labels: list[Tensor | None] = []
     outputs: list[Tensor] = []
     kind_of_output: OutputKind | None = None
-    for answers in forward_batches([model], keeping()):
+    for answers in forward_batches([model], kept_batches()):
         labels.append(answers.labels)
         outputs.append(answers.outputs[0])
         kind_of_output = kind_of_output or answers.kind(kind)
-        if sum(t.nbytes for t in (*kept, *outputs)) > 0.7 * room:
+        if sum(t.nbytes for t in (*kept, *outputs)) > 0.7 * free_memory:
             raise _too_many(kept)
     if kind_of_output is None:
         raise nothing_read(loader)
@@ -359,9 +357,9 @@ def _read(
             f"{type(model).__name__} returns shape {tuple(dense.shape)}: a search needs scores, an embedding or a map "
             'of each image, so pool the tokens, or put them back on the grid; a map of depths is meant by kind="depth".'
         )
-    known = [t for t in labels if t is not None]
-    complete = len(known) == len(labels) and all(map(kind_of_output.labelled, known))
-    return torch.cat(kept), dense, torch.cat(known) if complete else None, kind_of_output
+    known_labels = [t for t in labels if t is not None]
+    complete = len(known_labels) == len(labels) and all(map(kind_of_output.labelled, known_labels))
+    return torch.cat(kept), dense, torch.cat(known_labels) if complete else None, kind_of_output
 
 
 def _too_many(images: list[Tensor]) -> InputError:
@@ -372,7 +370,7 @@ def _too_many(images: list[Tensor]) -> InputError:
 
 
 def _free_memory() -> float:
-    """Bytes; without end where the system does not tell."""
+    """Free memory in bytes; infinite where the system does not report it."""
     try:
         lines = Path("/proc/meminfo").read_text(encoding="utf-8").splitlines()
         return next(float(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable"))

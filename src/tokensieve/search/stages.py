@@ -1,6 +1,6 @@
-"""Hosts with stages: what a recipe costs there, and the families that are searched.
+"""Hosts with stages: the cost of a recipe, and the families to search.
 
-Maps keep their size, so that nothing can be merged and `papr` is all there is: a share of pixels to keep in each stage.
+Their maps keep their size, so that nothing can be merged: the only method is `papr`, with a keep ratio for each stage.
 """
 
 from __future__ import annotations
@@ -24,16 +24,16 @@ from .fit import Fit
 CENTRE: Variant = {"significance": "centre"}
 """Settings of `papr` that need no network."""
 FINE = 10_000
-"""Steps of a share."""
+"""Steps into which a share is divided."""
 REACH = 0.5
-"""How much more of a stage than of the others a parameter of 1 keeps, as a share of its pixels."""
+"""Share of a stage's pixels that a parameter of 1 keeps beyond the common level."""
 
 
 class StageCosts(Costs):
     """The MACs of a model with stages under any recipe, as `measure.macs(..., proposal=False)` counts them.
 
-    They are linear in the pixels that each stage keeps. `depth` counts stages, `pixels` those of each stage's map, and
-    `per_pixel` what one of them costs in all blocks of its stage.
+    They are linear in the pixels that each stage keeps. `depth` is the number of stages, `pixels` that of each
+    stage's map, and `per_pixel` the MACs of one pixel in all blocks of its stage.
 
     Args, errors: those of `Costs`.
     """
@@ -53,7 +53,7 @@ class StageCosts(Costs):
         self._check(fast, input_size, 0.6)
 
     def kept(self, recipe: Recipe) -> list[int]:
-        """The pixels that each stage keeps under a recipe."""
+        """Number of pixels that each stage keeps under a recipe."""
         plan = StagePlan(recipe, self.host)
         return [plan.reads(stage, pixels)[0].mlp for stage, pixels in enumerate(self.pixels)]
 
@@ -64,18 +64,18 @@ class StageCosts(Costs):
 
 
 def costs_of(fast: Sieved, input_size: Sequence[int]) -> Costs:
-    """The arithmetic of a host under the empty recipe, with tokens or with stages."""
+    """The costs of a host, with tokens or with stages."""
     return StageCosts(fast, input_size) if fast.units == "pixels" else Costs(fast, input_size)
 
 
 def _variants(proposal: Mapping[str, Any] | None) -> list[Variant]:
-    """What becomes of pixels that are left out, and the layer of the proposal that is read."""
+    """Variants of `papr`: the background of dropped pixels, and the layer of the proposal."""
     return [{"background": background, **layer} for layer in layers(proposal) for background in ("zero", "keep")]
 
 
 @dataclass(frozen=True)
 class Shared(Family):
-    """`papr` with one share for all stages, as published; the budget decides it."""
+    """`papr` with one keep ratio for all stages, as published; the budget decides it."""
 
     name: str
     settings: Variant
@@ -91,10 +91,10 @@ class Shared(Family):
 
 @dataclass(frozen=True)
 class Staged(Family):
-    """`papr` with a share of its own for each stage, after a proposal or by the image's middle.
+    """`papr` with a keep ratio for each stage, ranked by a proposal or by the distance to the centre.
 
-    A stage keeps its parameter's share more than a level that all have in common, and is left whole where that is all
-    of its pixels. The budget decides the level; single pixels spend what is left of it.
+    The keep ratio of a stage is a common level plus an offset from its parameter, at most 1. The budget decides the
+    level; what is left of the budget is spent on single pixels.
     """
 
     proposal: Mapping[str, Any] | None = None
@@ -105,7 +105,7 @@ class Staged(Family):
         return [f"stage{i}" for i in range(depth)]
 
     def beginnings(self, depth: int) -> list[dict[str, float]]:
-        """The same share in every stage, and one stage left whole, each in turn."""
+        """Starting points: the same keep ratio in all stages; then one stage whole, each in turn."""
         return [{}, *({name: 1 / REACH} for name in self.param_names(depth))]
 
     def variants(self) -> Sequence[Variant]:
@@ -115,28 +115,28 @@ class Staged(Family):
         costs = fit.costs
         assert isinstance(costs, StageCosts)
         pixels, settings = costs.pixels, {**(self.proposal or CENTRE), **variant}
-        more = [REACH * params.get(name, 0.0) for name in self.param_names(costs.depth)]
+        offsets = [REACH * params.get(name, 0.0) for name in self.param_names(costs.depth)]
 
         def build(counts: Sequence[int]) -> Recipe:
             keep = tuple(_share(count, total) for count, total in zip(counts, pixels, strict=True))
             return Recipe.of(make("papr", {"keep": keep, **settings}))
 
         def at(step: int) -> Recipe:
-            level = step / FINE - max(more)
-            shares = (level + extra for extra in more)
+            level = step / FINE - max(offsets)
+            shares = (level + offset for offset in offsets)
             return build([min(n, max(1, round(n * share))) for n, share in zip(pixels, shares, strict=True)])
 
-        recipe = fit.count(0, ceil((1 + max(more) - min(more)) * FINE), at)
+        recipe = fit.count(0, ceil((1 + max(offsets) - min(offsets)) * FINE), at)
         counts, spare = costs.kept(recipe), fit.target - costs.of(recipe)
         for stage in sorted(range(costs.depth), key=lambda stage: -costs.per_pixel[stage]):
-            back = min(pixels[stage] - counts[stage], int(spare / max(1, costs.per_pixel[stage])))
-            counts[stage] += back
-            spare -= back * costs.per_pixel[stage]
+            added = min(pixels[stage] - counts[stage], int(spare / max(1, costs.per_pixel[stage])))
+            counts[stage] += added
+            spare -= added * costs.per_pixel[stage]
         return build(counts)
 
 
 def _share(count: int, pixels: int) -> float:
-    """A share, of as few digits as will do, that comes to so many pixels: it is cut off to whole ones."""
+    """The share with the fewest digits that keeps `count` of `pixels` pixels, after rounding down."""
     if count == pixels:
         return 1.0
     return next(
@@ -145,11 +145,11 @@ def _share(count: int, pixels: int) -> float:
 
 
 NAMES = ("scheduled-papr", "papr", "centre", "random")
-"""All that `families=` may name for hosts with stages. `random` is a control: it joins only where it is named."""
+"""Families for hosts with stages. `random` is a control, which is searched only where it is named."""
 
 
 def stage_families(names: Sequence[str], proposals: Sequence[Mapping[str, Any]]) -> list[Family]:
-    """The families of these names; what a network may rank for comes with each, and by the middle where that helps."""
+    """The families of these names, with each of the proposals; `scheduled-papr` also ranked by the centre."""
     families: list[Family] = []
     for name in names:
         if name == "scheduled-papr":

@@ -1,4 +1,4 @@
-"""The one training loop. accelerate knows the devices, timm optimizers, schedules and the moving average."""
+"""The training loop. accelerate handles the devices; timm has optimizers, schedules and the moving average."""
 
 from __future__ import annotations
 
@@ -30,31 +30,31 @@ from .task import Task, batch_seed
 if TYPE_CHECKING:
     from accelerate import Accelerator, PartialState
 
-AHEAD = 8
-"""Batches that each worker makes ahead."""
-KEPT = ("step", "seconds", "rows", "sums", "since", "best", "waited")
-"""Attributes of a training that its checkpoint holds, beside the states of its parts."""
+PREFETCH = 8
+"""Batches that each worker prefetches."""
+CHECKPOINTED = ("step", "seconds", "rows", "sums", "since", "best", "waited")
+"""Attributes of `_Training` that a checkpoint holds, beside the state dicts."""
 
 
 def train(config: TrainConfig, task: Task, folder: Path, *, report: Callable[[dict[str, Any]], object] = print) -> Path:
-    """Train, or go on from the checkpoint in `folder`; returns the file of weights, NAME.safetensors.
+    """Train, or resume from the checkpoint in `folder`; returns the file of weights, NAME.safetensors.
 
     Beside it `NAME.csv` gets a row at each validation: step, images, seconds, then means of the loss and of what the
-    task logs, then its metrics. `report` gets each row, before its checkpoint is written. Interrupted at any point, on
-    the CPU a training ends with the weights and the curve of an uninterrupted one, to the bit.
+    task logs, then its metrics. `report` gets each row, before its checkpoint is written. On the CPU a
+    training that was interrupted and resumed ends with the same weights and log as an uninterrupted one, to the bit.
 
     Under `accelerate launch` the devices share each batch; the first process reports and writes.
 
     Raises:
         InputError: the folder's checkpoint was made by another training; samples that cannot be read; a loss that is
-            no number any more; accelerate is not installed.
+            not finite; accelerate is not installed.
         RecipeError: a batch that cannot be shared evenly, an unknown optimizer, arguments it does not have.
     """
     return _Training(config, task, folder, report).run()
 
 
 class _Step(nn.Module):
-    """The loss as a forward, so that the wrappers of several devices see all of a step, whatever a task calls in it."""
+    """The loss as a forward, so that wrappers such as DistributedDataParallel see all that a step computes."""
 
     def __init__(self, task: Task, half: bool, device: str) -> None:
         super().__init__()
@@ -62,7 +62,7 @@ class _Step(nn.Module):
         self._half, self._device = half, device
 
     def forward(self, batch: Any) -> tuple[Tensor, dict[str, Tensor]]:
-        # torch's own autocast: accelerate's is one setting for the whole process, once and for all.
+        # torch's own autocast: accelerate's is set once for the whole process.
         with torch.autocast(self._device, torch.bfloat16, enabled=self._half):
             loss = self._loss(self.module, batch)
         return loss.value, {name: value.detach() for name, value in loss.logged.items()}
@@ -94,36 +94,36 @@ class _Training:
         self.sums, self.since = dict[str, Tensor](), 0
         """Sums of logged values since the last validation, and the number of batches."""
         self.best: dict[str, Any] | None = None
-        """The best validation so far: its metric, its step, and the weights then; where `config.best` names one."""
+        """The best validation so far, if `config.best` names a metric: its value, its step and the state dict then."""
         self.waited = 0
-        """Validations since then."""
+        """Number of validations since the best one."""
         self.norms = torch.zeros((), device=self.accelerator.device)
-        """Gradient norms, only to see whether each is finite."""
+        """Sum of gradient norms, by which non-finite gradients are noticed."""
         folder.mkdir(parents=True, exist_ok=True)
         if self.checkpoint.is_file():
             self._resume()
 
     @property
     def learnt(self) -> Any:
-        """The module that is validated and written."""
+        """The module that is validated and saved."""
         return self.task.module if self.average is None else self.average.module
 
     @property
-    def _given_up(self) -> bool:
-        """Whether nothing has become better for as long as the settings wait."""
+    def _stops_early(self) -> bool:
+        """Whether the last `config.patience` validations brought no improvement."""
         return self.config.patience is not None and self.waited >= self.config.patience
 
     def run(self) -> Path:
         config, batches, start = self.config, self._batches(), perf_counter() - self.seconds
-        while self.step < self.total and not self._given_up:
+        while self.step < self.total and not self._stops_early:
             self._learn(batches)
-            last = self.step == self.total
-            validating = last or self.step % config.validate_every == 0
-            every = config.checkpoint_every
+            finished = self.step == self.total
+            validating = finished or self.step % config.validate_every == 0
+            checkpoint_every = config.checkpoint_every
             if validating:
                 self._validate(start)
-                last = last or self._given_up
-            if last or (validating if every is None else self.step % every == 0):
+                finished = finished or self._stops_early
+            if finished or (validating if checkpoint_every is None else self.step % checkpoint_every == 0):
                 self.seconds = perf_counter() - start
                 self._save()
         if self.best is not None:
@@ -136,9 +136,9 @@ class _Training:
         return self.weights
 
     def _learn(self, batches: Iterator[tuple[int, Any]]) -> None:
-        """One step of the optimizer."""
+        """Run one optimizer step."""
         config, parts = self.config, self.config.accumulation
-        # The first step of a warm-up has a rate already; timm counts from one of 0.
+        # timm's warm-up begins with a learning rate of 0; here its first step has one above 0.
         self.schedule.step_update(self.step + 1 if self.step < config.warmup else self.step)
         self.task.module.train()
         for step_part in range(parts):
@@ -160,17 +160,17 @@ class _Training:
             self.average.update(self.task.module, step=self.step)
 
     def _batches(self) -> Iterator[tuple[int, Any]]:
-        """This process's batches from the current step on, with their numbers."""
+        """Yield this process's batches from the current step on, with their numbers."""
         config, accelerator = self.config, self.accelerator
         parts = config.accumulation * accelerator.num_processes
         dataset = self.task.batches(config.batch_size // parts, self.total * parts, config.seed)
-        first, every = self.step * parts + accelerator.process_index, accelerator.num_processes
-        numbers = range(first, self.total * parts, every)
+        first, stride = self.step * parts + accelerator.process_index, accelerator.num_processes
+        numbers = range(first, self.total * parts, stride)
         loader = DataLoader(
-            _Caught(dataset, numbers),
+            _ErrorsAsValues(dataset, numbers),
             batch_size=None,
             num_workers=config.workers,
-            prefetch_factor=AHEAD if config.workers else None,
+            prefetch_factor=PREFETCH if config.workers else None,
             pin_memory=accelerator.device.type == "cuda",
         )
         from accelerate.utils import send_to_device
@@ -184,7 +184,7 @@ class _Training:
             yield number, send_to_device(batch, accelerator.device, non_blocking=True)
 
     def _share(self) -> None:
-        """Make what was summed up the mean over the devices; raises where it, or a gradient, is no number any more."""
+        """Average the logged sums over the devices; raises `InputError` where the loss or a gradient is not finite."""
         self.sums = {name: self.accelerator.reduce(value, "mean") for name, value in self.sums.items()}
         if not bool(torch.isfinite(self.norms + self.sums.get("loss", 0))):
             raise InputError(
@@ -214,7 +214,7 @@ class _Training:
             raise RecipeError(f"{self.task.name} has no metric {name!r}: best must be one of {', '.join(row)}.")
         from accelerate.utils import broadcast_object_list
 
-        value = broadcast_object_list([row[name]])[0]  # the devices must end together
+        value = broadcast_object_list([row[name]])[0]  # all devices must stop at the same step
         if self.best is not None and not value > self.best["value"]:
             self.waited += 1
             return
@@ -222,18 +222,18 @@ class _Training:
         self.best, self.waited = {"value": value, "step": self.step, "state": state}, 0
 
     def _save(self) -> None:
-        self._share()  # weights that are no numbers must not replace a good checkpoint
+        self._share()  # raises before weights that are not finite replace a good checkpoint
         if not self.accelerator.is_main_process:
             return
         state: dict[str, Any] = {"config": self.config.course(), "identity": self.task.identity}
         state |= {"module": self.task.module.state_dict(), "optimizer": self.optimizer.state_dict()}
         state |= {"average": None if self.average is None else self.average.module.state_dict()}
-        state |= {name: getattr(self, name) for name in KEPT}
+        state |= {name: getattr(self, name) for name in CHECKPOINTED}
         with draft(self.checkpoint) as file:
             torch.save(state, file)
 
     def _resume(self) -> None:
-        file, course = self.checkpoint, self.config.course()
+        file, settings = self.checkpoint, self.config.course()
         try:
             state = torch.load(file, weights_only=True, map_location="cpu")
         except (RuntimeError, EOFError, ValueError, pickle.UnpicklingError) as error:
@@ -242,8 +242,8 @@ class _Training:
             ) from error
         state = state if isinstance(state, dict) else {}
         saved_config = state.get("config", {})
-        if saved_config != course or state.get("identity") != self.task.identity:
-            names = [name for name in course if saved_config and saved_config.get(name) != course[name]]
+        if saved_config != settings or state.get("identity") != self.task.identity:
+            names = [name for name in settings if saved_config and saved_config.get(name) != settings[name]]
             reason = f" (other {', '.join(names)})" if names else ""
             raise InputError(
                 f"{file} was made by another plan{reason}: give another folder, or delete it to start over."
@@ -252,13 +252,13 @@ class _Training:
         self.optimizer.load_state_dict(state["optimizer"])
         if self.average is not None:
             self.average.module.load_state_dict(state["average"])
-        for name in KEPT:
+        for name in CHECKPOINTED:
             setattr(self, name, state[name])
         self.sums = {name: value.to(self.accelerator.device) for name, value in self.sums.items()}
 
 
-class _Caught(Dataset[Any]):
-    """Some of the batches; what is wrong with one comes as a value, since a worker would bury its sentence."""
+class _ErrorsAsValues(Dataset[Any]):
+    """Batches by their `numbers`; errors are returned, since a worker process would wrap their messages."""
 
     def __init__(self, batches: Any, numbers: range) -> None:
         self.batches, self.numbers = batches, numbers
@@ -285,13 +285,15 @@ def need_accelerate() -> Any:
 
 
 def devices() -> PartialState:
-    """accelerate's word on the devices and processes that a training shares.
+    """The devices and processes of a training, as accelerate knows them.
 
     Raises:
         InputError: accelerate is not installed, or does not join the processes that were launched.
     """
     accelerate = need_accelerate()
-    on_cpu = accelerate.utils.parse_flag_from_env("ACCELERATE_USE_CPU")  # which a first Accelerator alone looks at
+    on_cpu = accelerate.utils.parse_flag_from_env(
+        "ACCELERATE_USE_CPU"
+    )  # PartialState does not read this variable itself
     state = accelerate.PartialState(cpu=on_cpu)
     launched = int(os.environ.get("WORLD_SIZE", 1))
     if launched > 1 and state.num_processes == 1:
@@ -304,10 +306,10 @@ def devices() -> PartialState:
 
 def _accelerator(config: TrainConfig) -> Accelerator:
     state, accelerate = devices(), need_accelerate()
-    # A sieved model may leave parts of its host unread, which DistributedDataParallel must know.
+    # A sieved model may not use all parameters of its host.
     unused = accelerate.DistributedDataParallelKwargs(find_unused_parameters=True)
     accelerator = accelerate.Accelerator(
-        # Where another Accelerator lives in this process its setting stands, and a step's own autocast goes first.
+        # An earlier Accelerator in this process has set it; the autocast of `_Step` overrides it.
         mixed_precision=None if accelerate.state.is_initialized() else "no",
         gradient_accumulation_steps=config.accumulation,
         kwargs_handlers=[unused],
@@ -321,8 +323,8 @@ def _accelerator(config: TrainConfig) -> Accelerator:
 
 
 def _leave(state: PartialState) -> None:
-    """End the process group: left to the interpreter's end, its threads abort the process now and then."""
-    sleep(0.5)  # under torch 2.6 its end holds the lock that a thread still busy with the last collective waits for
+    """Destroy the process group: at the interpreter's exit its threads sometimes abort the process."""
+    sleep(0.5)  # in torch 2.6 it deadlocks while a thread is busy with the last collective
     state.destroy_process_group()
 
 
@@ -336,11 +338,11 @@ def computes_in_bf16(precision: str, device: str) -> bool:
 
 
 def make_optimizer(module: Any, config: TrainConfig) -> torch.optim.Optimizer:
-    """timm's optimizer for what of a module is trainable; biases and norms decay only where the settings say so.
+    """timm's optimizer for the trainable parameters; biases and norms have weight decay only with `decay_all`.
 
     Raises:
         RecipeError: an unknown optimizer, arguments it does not have, nothing trainable, `layer_decay` for a module
-            that does not name its layers, or `lr_scales` of parameters that are not there.
+            without `group_matcher`, or `lr_scales` for parameters that do not exist.
     """
     if not any(parameter.requires_grad for parameter in module.parameters()):
         raise RecipeError(f"{type(module).__name__} has no parameter that requires a gradient: nothing can be learnt.")
@@ -350,7 +352,7 @@ def make_optimizer(module: Any, config: TrainConfig) -> torch.optim.Optimizer:
         )
     settings: dict[str, Any] = {"layer_decay": config.layer_decay, "filter_bias_and_bn": not config.decay_all}
     if config.lr_scales:
-        settings = {"param_group_fn": lambda parted: _scaled(parted, config)}
+        settings = {"param_group_fn": lambda module_to_group: _scaled(module_to_group, config)}
     try:
         return timm.optim.create_optimizer_v2(
             module,
@@ -362,19 +364,19 @@ def make_optimizer(module: Any, config: TrainConfig) -> torch.optim.Optimizer:
         )
     except RecipeError:
         raise
-    except Exception as error:  # each optimizer refuses in its own way
+    except Exception as error:  # optimizers raise errors of any type
         arguments = f" with {dict(config.optimizer_args)}" if config.optimizer_args else ""
         raise RecipeError(f"timm cannot make the optimizer {config.optimizer!r}{arguments}: {cause(error)}.") from error
 
 
 def _scaled(module: Any, config: TrainConfig) -> list[dict[str, Any]]:
-    """timm's groups of parameters, parted further by the scale of their learning rate."""
-    left = set(getattr(module, "no_weight_decay", set)())
+    """timm's parameter groups, split further by the scale of their learning rate."""
+    no_decay = set(getattr(module, "no_weight_decay", set)())
     if config.layer_decay is not None:
         groups = timm.optim.param_groups_layer_decay(
             module,
             config.weight_decay,
-            no_weight_decay_list=left,
+            no_weight_decay_list=no_decay,
             weight_decay_exclude_1d=not config.decay_all,
             layer_decay=config.layer_decay,
         )
@@ -382,10 +384,10 @@ def _scaled(module: Any, config: TrainConfig) -> list[dict[str, Any]]:
         trainable = [parameter for parameter in module.parameters() if parameter.requires_grad]
         groups = [{"params": trainable, "weight_decay": config.weight_decay}]
     else:
-        groups = timm.optim.param_groups_weight_decay(module, config.weight_decay, no_weight_decay_list=left)
+        groups = timm.optim.param_groups_weight_decay(module, config.weight_decay, no_weight_decay_list=no_decay)
     scales = dict.fromkeys(config.lr_scales, False)
     names = {id(parameter): name for name, parameter in module.named_parameters()}
-    parted: dict[tuple[int, float], dict[str, Any]] = {}
+    by_scale: dict[tuple[int, float], dict[str, Any]] = {}
     for number, group in enumerate(groups):
         for parameter in group["params"]:
             prefix = next(
@@ -395,18 +397,18 @@ def _scaled(module: Any, config: TrainConfig) -> list[dict[str, Any]]:
                 scales[prefix] = True
             scale = 1.0 if prefix is None else config.lr_scales[prefix]
             key = number, scale
-            if key not in parted:
-                parted[key] = {**group, "params": [], "lr_scale": group.get("lr_scale", 1.0) * scale}
-            parted[key]["params"].append(parameter)
+            if key not in by_scale:
+                by_scale[key] = {**group, "params": [], "lr_scale": group.get("lr_scale", 1.0) * scale}
+            by_scale[key]["params"].append(parameter)
     if not all(scales.values()):
-        absent = next(name for name, groups_found in scales.items() if not groups_found)
+        absent = next(name for name, was_used in scales.items() if not was_used)
         raise RecipeError(f"lr_scales names {absent!r}, and no trainable parameter begins so.")
-    return list(parted.values())
+    return list(by_scale.values())
 
 
 def make_schedule(optimizer: torch.optim.Optimizer, config: TrainConfig, steps: int) -> Any:
-    """timm's scheduler, to be asked for each step by `step_update`."""
-    length = max(2, steps - config.warmup)  # at 1 only its beginning is used, which any length has
+    """timm's scheduler; call `step_update` at each step."""
+    length = max(2, steps - config.warmup)  # timm needs 2; of one step only the start of the schedule is used
     warmup = {"warmup_t": config.warmup, "warmup_prefix": True, "t_in_epochs": False}
     if config.schedule == "cosine":
         return timm.scheduler.CosineLRScheduler(optimizer, length, lr_min=config.min_lr, **warmup)
@@ -416,7 +418,7 @@ def make_schedule(optimizer: torch.optim.Optimizer, config: TrainConfig, steps: 
 
 
 def read_log(folder: Path, name: str) -> list[dict[str, float]]:
-    """The rows that training wrote, one for each validation."""
+    """The rows of a training's log, one for each validation."""
     with (folder / f"{name}.csv").open(newline="") as file:
         return [{key: float(value) for key, value in row.items()} for row in csv.DictReader(file)]
 

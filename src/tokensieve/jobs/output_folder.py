@@ -20,7 +20,7 @@ UNFINISHED = ".unfinished"
 """Suffix of a file that is being written, so that readers of Parquet skip it."""
 
 
-class Place(ABC):
+class OutputFolder(ABC):
     """A folder; files in it are named by their relative paths, with "/" as separator."""
 
     def __init__(self, name: str) -> None:
@@ -61,12 +61,12 @@ class Place(ABC):
         self.write(name, fill)
 
 
-def place_of(out: str) -> Place:
-    """The place of a folder's path or URL."""
-    return RemotePlace(out) if is_url(out) else LocalPlace(out)
+def open_output(out: str) -> OutputFolder:
+    """The output folder of a path or URL."""
+    return RemoteOutput(out) if is_url(out) else LocalOutput(out)
 
 
-class LocalPlace(Place):
+class LocalOutput(OutputFolder):
     """A folder of this machine."""
 
     def __init__(self, name: str) -> None:
@@ -164,7 +164,7 @@ def _to_disk(path: Path) -> None:
         os.close(handle)
 
 
-class RemotePlace(Place):
+class RemoteOutput(OutputFolder):
     """A folder in object storage, where a file appears once it is uploaded; without locks or appending."""
 
     def __init__(self, name: str) -> None:
