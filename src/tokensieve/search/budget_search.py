@@ -1,4 +1,4 @@
-"""Which budgets are searched, and how the trials are shared out among budgets and families."""
+"""Which budgets are searched, and how trials are allotted to budgets and families."""
 
 from __future__ import annotations
 
@@ -18,18 +18,18 @@ from .fit import Fit
 from .front import Failed
 
 STEPS = 5
-"""Budgets on a front."""
+"""Number of budgets on a front."""
 LOWEST = 1.2
-"""Where a front begins: below, there is hardly anything to save."""
+"""The smallest saving on a front."""
 
 
 class OutOfTime(Exception):
-    """The time that the search was given is over; nothing is wrong."""
+    """The search has reached its timeout."""
 
 
 @dataclass
 class Clock:
-    """Ends the search when its time is over."""
+    """Raises `OutOfTime` once the timeout is over."""
 
     timeout: float | None
     begun: float = field(default_factory=monotonic)
@@ -44,14 +44,14 @@ class Progress:
     """The argument of `report`, after every trial."""
 
     trials: int
-    """Ended so far, also those that an earlier run left in the storage."""
+    """Trials that have ended, those of earlier runs in the storage included."""
     of: int
-    """How many there will be; an estimate where the budgets are not known beforehand."""
+    """Number of trials in all; an estimate where the budgets are not known beforehand."""
     ratio: float
     """The budget that is being searched, dense MACs over sieved."""
     family: str
     divergence: float | None
-    """The smallest at this budget so far."""
+    """The smallest at this budget so far, None before a trial has succeeded."""
 
 
 @dataclass
@@ -65,22 +65,24 @@ class Search:
     seed: int
     report: Callable[[Progress], None]
     tell: Callable[[str], object] = lambda _: None
-    """Called with a sentence when a round of a budget is over."""
+    """Called with a sentence after each round at a budget."""
     studies: dict[float, list[FamilyStudy]] = field(default_factory=dict)
     adapted: dict[float, Recipe] = field(default_factory=dict)
-    """By budget the best `guarded` recipe with bars in the place of its numbers, see `bars`."""
+    """Budget -> the best `guarded` recipe with thresholds instead of numbers, see `bars`."""
     recommends_adapted: bool = False
     """Whether one of these may be the recommended recipe, which compiled and exported graphs cannot take."""
     expected: int = 0
     begun: float = field(default_factory=monotonic)
 
     def at(self, ratio: float, trials: int, near: float | None = None) -> None:
-        """Search a budget: every family is begun, then the trials go to ever fewer of those that have parameters.
+        """Search a budget by successive halving over the families that have parameters.
 
-        In each of log2(n) + 1 rounds the n that are left share the same number of trials, and the worse half goes.
+        Each of log2(n) + 1 rounds divides the same number of trials among the remaining families, and then drops the
+        worse half.
 
         Args:
-            near: a budget searched before, whose best recipes, and better half of the singles, are where this begins.
+            near: a budget searched before, whose best recipes, and better half of the families without parameters, are
+                the starting points.
         """
         studies = self.studies.setdefault(ratio, [])
         for family, neighbour in self._begin(near):
@@ -93,20 +95,20 @@ class Search:
             studies.append(study)
             study.start()
         self._round(ratio, f"{len(studies)} families begun")
-        left = [study for study in studies if study.family.searched and study.alive]
-        rounds = ceil(log2(len(left))) + 1 if left else 0
-        shared = dict.fromkeys(map(id, left), 0)
+        active = [study for study in studies if study.family.searched and study.alive]
+        rounds = ceil(log2(len(active))) + 1 if active else 0
+        trials_given = dict.fromkeys(map(id, active), 0)
         for turn in range(rounds):
-            for study in left:
-                shared[id(study)] += trials // rounds // len(left)
-                study.run(study.starts + shared[id(study)])
+            for study in active:
+                trials_given[id(study)] += trials // rounds // len(active)
+                study.run(study.starts + trials_given[id(study)])
             self._round(ratio, f"round {turn + 1} of {rounds}")
             if turn < rounds - 1:
-                left.sort(key=lambda study: study.lowest(study.starts + shared[id(study)]))
-                left = left[: ceil(len(left) / 2)]
+                active.sort(key=lambda study: study.lowest(study.starts + trials_given[id(study)]))
+                active = active[: ceil(len(active) / 2)]
 
     def best(self, ratio: float) -> float | None:
-        """The smallest divergence at a budget; None where nothing was finished."""
+        """The smallest divergence at a budget; None where no trial has succeeded."""
         scored = [trial.figures.value for study in self.studies.get(ratio, ()) if (trial := study.best()) is not None]
         return min(scored, default=None)
 
@@ -149,7 +151,7 @@ class Search:
 
 
 def neighbouring_budgets(target: float) -> list[float]:
-    """Budgets from 1.2 to a fifth above the wanted one, the wanted one first, then each beside one before it."""
+    """Budgets from 1.2 to a fifth above the wanted one; the wanted one first, each later one next to an earlier one."""
     low = min(LOWEST, 1 + (target - 1) / 2)
     below = STEPS - 2
     steps = [low + (target - low) * i / below for i in range(below)]
@@ -157,23 +159,23 @@ def neighbouring_budgets(target: float) -> list[float]:
 
 
 def search_budgets(search: Search, target: float, trials: int) -> None:
-    """Half of the trials at the wanted budget, the rest at neighbouring ones, each begun from the one beside it."""
+    """Spend half of the trials at the wanted budget, the rest at others, each started from the nearest one searched."""
     steps = neighbouring_budgets(target)
     starts = sum(len(family.variants()) for family in search.families)
     search.expected = max(search.expected, starts + trials + (STEPS - 1) * (len(search.families) // 2 + 1))
     search.at(target, trials // 2)
     searched = [target]
     for step in steps[1:]:
-        nearest_budget = min(searched, key=lambda other: abs(other - step))
+        nearest_budget = min(searched, key=lambda budget: abs(budget - step))
         search.at(step, trials // 2 // (STEPS - 1), near=nearest_budget)
         searched.append(step)
 
 
 def towards(search: Search, divergence: float, trials: int) -> None:
-    """Budgets that close in on the one whose best recipe just keeps to an allowed divergence.
+    """Search budgets that converge on the one whose best recipe just meets an allowed divergence.
 
-    The families' beginnings alone, one evaluation each, bracket it roughly; then the budget is moved by how the
-    divergence grew between the two searched last, and each search begins from the one before.
+    Bisection with the start of one family gives the first budget; later ones are interpolated between the searched
+    budgets, and each search starts from the nearest of them.
     """
     starts = sum(len(family.variants()) for family in search.families)
     search.expected = starts + trials + STEPS * (len(search.families) // 2 + 1)
@@ -184,20 +186,19 @@ def towards(search: Search, divergence: float, trials: int) -> None:
         divergences = {step: best for step in search.studies if (best := search.best(step)) is not None}
         if not divergences:
             return
-        kept = [step for step, best in divergences.items() if best <= divergence]
-        over = [step for step, best in divergences.items() if best > divergence]
-        if kept and over:
-            low, high = max(kept), min(over)
+        within = [step for step, best in divergences.items() if best <= divergence]
+        above = [step for step, best in divergences.items() if best > divergence]
+        if within and above:
+            low, high = max(within), min(above)
             if high / low < 1.01:
                 return
-            # On a line between the two in the logarithm of the divergence, but never so close to one that nothing is
-            # learned.
+            # Linear interpolation in the logarithm of the divergence, away from both ends.
             fraction = log2(divergence / max(divergences[low], 1e-12)) / log2(
                 divergences[high] / max(divergences[low], 1e-12)
             )
             step = low + (high - low) * min(0.8, max(0.2, fraction))
         else:
-            step = max(kept) * 1.12 if kept else 1 + (min(over) - 1) / 1.25
+            step = max(within) * 1.12 if within else 1 + (min(above) - 1) / 1.25
         step = round(step, 3)
         if step <= 1 or step in search.studies:
             return
@@ -205,7 +206,7 @@ def towards(search: Search, divergence: float, trials: int) -> None:
 
 
 def _bracket(search: Search, divergence: float) -> float:
-    """The budget at which the first family that can be judged, as it begins, loses as much as is allowed."""
+    """The budget at which the start of the first family that can be evaluated has the allowed divergence."""
     low, high = 1.05, 4.0
     for family in search.families:
         try:

@@ -85,20 +85,20 @@ def cascade_front(
     left_out: dict[str, str],
     settings: dict[str, Any],
     stopped: str | None,
-    held: bool,
+    with_heldout: bool,
 ) -> Front:
     """The front of a search: plain recipes, and the cheapest cascade for each of several promises.
 
-    Cascades need `held`: a promise is certified on held-out images alone.
+    Cascades need `with_heldout`: a promise is certified on held-out images alone.
     """
     evaluator, goal = search.evaluator, search.evaluator.goal
     assert isinstance(goal, CascadeGoal)
-    plain = points_of(search, True, held)
+    plain = points_of(search, True, with_heldout)
     if not plain:
         why = search.failures[0].reason if search.failures else "the time was over before the first one; allow more"
         raise InputError(f"No recipe could be judged: {why.rstrip('.')}.")
     cascades: dict[float, Point] = {}
-    if held and len(evaluator.parts["heldout"]):
+    if with_heldout and len(evaluator.parts["heldout"]):
         chains = _chains(search, goal)
         for level in sorted({*PROMISES, agree}):
             point, lacking = _promised(chains, goal, level, confidence)

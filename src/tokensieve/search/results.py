@@ -1,4 +1,4 @@
-"""What a search found as a front: its points, the recommended one, and that one corrected."""
+"""The front of a search: its points, the recommended one, and that one corrected."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from .budget_search import Search
 
 FINALISTS = 10
-"""Recipes at the recommended one's budget that are reported beside it."""
+"""The most recipes at the budget of the recommended one that are reported beside it."""
 
 
 def assemble_front(
@@ -33,11 +33,11 @@ def assemble_front(
     left_out: dict[str, str],
     settings: dict[str, Any],
     stopped: str | None,
-    held: bool,
+    with_heldout: bool,
 ) -> Front:
-    """The front of a search; with `held` also judged on the held-out images."""
+    """The front of a search, evaluated on the held-out images too if `with_heldout`."""
     evaluator = search.evaluator
-    points = mark_dominated(points_of(search, include_proposal, held))
+    points = mark_dominated(points_of(search, include_proposal, with_heldout))
     if not points:
         why = search.failures[0].reason if search.failures else "the time was over before the first one; allow more"
         raise InputError(f"No recipe could be judged: {why.rstrip('.')}.")
@@ -49,7 +49,7 @@ def assemble_front(
         (trial.figures.value, study, trial) for study in search.studies[best.budget] for trial in study.top(FINALISTS)
     ]
     finalists = [
-        point_of(search, study, trial, include_proposal, held)
+        point_of(search, study, trial, include_proposal, with_heldout)
         for _, study, trial in sorted(at_budget, key=lambda entry: entry[0])[:FINALISTS]
     ]
     return Front(
@@ -69,21 +69,21 @@ def assemble_front(
     )
 
 
-def points_of(search: Search, include_proposal: bool, held: bool = True) -> list[Point]:
-    """The best of each study, also judged on the held-out images where that is wanted."""
+def points_of(search: Search, include_proposal: bool, with_heldout: bool = True) -> list[Point]:
+    """The best recipe of each study, evaluated on the held-out images too if `with_heldout`."""
     points = [
-        point_of(search, study, trial, include_proposal, held)
+        point_of(search, study, trial, include_proposal, with_heldout)
         for studies in search.studies.values()
         for study in studies
         if (trial := study.best()) is not None
     ]
-    return points + [adapted_point(search, ratio, recipe, held) for ratio, recipe in search.adapted.items()]
+    return points + [adapted_point(search, ratio, recipe, with_heldout) for ratio, recipe in search.adapted.items()]
 
 
-def adapted_point(search: Search, ratio: float, recipe: Recipe, held: bool) -> Point:
-    """A recipe whose count varies between images, with the mean over them."""
+def adapted_point(search: Search, ratio: float, recipe: Recipe, with_heldout: bool) -> Point:
+    """The point of a recipe whose number of tokens varies between images, with its mean MACs."""
     evaluator, costs = search.evaluator, search.fit(ratio).costs
-    heldout = held and len(evaluator.parts["heldout"]) > 0
+    heldout = with_heldout and len(evaluator.parts["heldout"]) > 0
     cost = mean_macs(evaluator, costs, recipe)
     return Point(
         recipe=recipe,
@@ -99,9 +99,9 @@ def adapted_point(search: Search, ratio: float, recipe: Recipe, held: bool) -> P
     )
 
 
-def point_of(search: Search, study: Any, trial: Any, include_proposal: bool, held: bool) -> Point:
+def point_of(search: Search, study: Any, trial: Any, include_proposal: bool, with_heldout: bool) -> Point:
     evaluator, family = search.evaluator, study.family
-    figures = evaluator.recalled(trial.recipe, "heldout") if held and len(evaluator.parts["heldout"]) else None
+    figures = evaluator.recalled(trial.recipe, "heldout") if with_heldout and len(evaluator.parts["heldout"]) else None
     costs, varies = study.fit.costs, isinstance(study.fit.costs, ExitCosts) and study.fit.costs.varies(trial.recipe)
     cost = costs.mean(trial.recipe) if varies else evaluator.macs(trial.recipe, include_proposal)
     return Point(
@@ -119,7 +119,7 @@ def point_of(search: Search, study: Any, trial: Any, include_proposal: bool, hel
 
 
 def choose(points: Sequence[Point], target: Mapping[str, float]) -> tuple[Point, bool]:
-    """The recommended point, and whether it is what was wanted; if nothing is, the nearest."""
+    """The recommended point, and whether it meets the target; if none does, the nearest."""
     ((kind, value),) = target.items()
     if kind == "divergence":
         kept = [point for point in points if point.divergence <= value]
@@ -137,7 +137,7 @@ def choose(points: Sequence[Point], target: Mapping[str, float]) -> tuple[Point,
 
 
 def cannot_correct(evaluator: Evaluator) -> SieveError | None:
-
+    """Why a recipe cannot be corrected here; None if it can."""
     if len(evaluator.parts["search"]) < LEAST:
         return InputError(f"it takes {LEAST} images to search on.")
     if evaluator.wrapped is not None:
@@ -150,9 +150,9 @@ def cannot_correct(evaluator: Evaluator) -> SieveError | None:
 
 
 def corrected(front: Front, evaluator: Evaluator, file: Path, include_proposal: bool, seed: int) -> Front:
-    """The front with its recommended recipe corrected beside it; as it is where no correction helps.
+    """The front with a corrected form of its recommended recipe; unchanged where no correction helps.
 
-    What the correction does to the search images is told of each by a correction that was fitted without it.
+    Its figures on the search images are cross-validated: each image's correction was fitted without that image.
     """
     best = front.best
     assert isinstance(best.recipe, Recipe)  # a cascade is not corrected
@@ -165,7 +165,7 @@ def corrected(front: Front, evaluator: Evaluator, file: Path, include_proposal: 
             return front
         cost = evaluator.macs(correction.recipe, include_proposal)
         held_out = evaluator.evaluate(correction.recipe, "heldout") if len(evaluator.parts["heldout"]) else None
-    except (SieveError, KeyboardInterrupt) as error:  # what the search found is not lost for it
+    except (SieveError, KeyboardInterrupt) as error:  # the front is returned nevertheless
         return replace(front, left_out={**front.left_out, "correction": str(error) or "it was interrupted"})
     point = replace(
         best, recipe=correction.recipe, kind="corrected", macs=cost, ratio=front.dense_macs / cost, heldout=held_out,

@@ -66,10 +66,10 @@ def tune(
     kind: str | None = None,
     ignore_index: int | None = IGNORE_INDEX,
 ) -> Front:
-    """Find recipes for a model within a budget, by how far its answers to unlabelled images move.
+    """Find recipes for a model within a budget, by how far its outputs on unlabelled images change.
 
-    Every recipe that is tried is scaled to take exactly the MACs it may, so that at each budget there is one number to
-    make small: the mean KL(dense || sieved) over the search images (of class maps over their pixels too; for embeddings
+    Every recipe is scaled to use its budget of MACs exactly, so that each budget has one objective to minimise: the
+    mean KL(dense || sieved) over the search images (of class maps over their pixels too; for embeddings
     and maps of features 1 - cosine, for maps of depth the relative error). CMA-ES does that over
     some ten numbers (how the schedule runs over the depth, two guards, what a proposal drops). The front comes from
     five such searches, each started from the best of the neighbouring budget, and not from one search with two
@@ -98,11 +98,11 @@ def tune(
             asks none. Whether one pays, with what it costs, is found out; one that cannot be had is left out, and the
             result says so.
         trials: recipes to try in the searches, half of them at the wanted budget.
-        timeout: seconds after which the search ends with what it has. Measuring and correcting what was found come on
+        timeout: seconds after which the search ends with the trials so far. Measuring and correcting the result come on
             top.
-        storage: SQLite file that keeps the trials: a search that was ended goes on where it was, and more trials can be
+        storage: SQLite file that keeps the trials: an interrupted search resumes, and more trials can be
             added later. Other settings are refused.
-        holdout: share of the images that the search does not see, on which what it found is reported too.
+        holdout: share of the images that the search does not see, on which its results are reported too.
         seed: of the split of the images and of CMA-ES.
         include_proposal: False leaves the proposal's MACs out of the budget, where its map comes for free.
         correction: file of weights to write, .safetensors: the recommended recipe is corrected on the search images,
@@ -114,16 +114,16 @@ def tune(
         keep: called with the front as soon as there is one, before it is measured and corrected, and for a wanted
             `time`, of which the measuring is a part, after that: so that what was found outlives an end in between.
         mean, std, pretrained: as in `sieve`.
-        batch: images that go through together.
+        batch: batch size.
         backbone: the name of the sub-module that is sieved, where the model itself is none that can be, such as a
             segmenter. The model gives it the images as they are and calls it, its `forward_features` or its
             `forward_intermediates`. MACs and speed are of the whole model; the recipes found are the sub-module's:
             `model.backbone = sieve(model.backbone, front.recommended.recipe)`.
         kind: "depth" where tensors (B, H, W) are meant as that; see `measure.comparison.KINDS`.
-        ignore_index: the label of pixels that count nowhere.
+        ignore_index: the label of pixels that are not scored.
 
     Raises:
-        InputError: images, weights or a storage that cannot be used; nothing could be judged; optuna is missing.
+        InputError: images, weights or a storage that cannot be used; no recipe could be evaluated; optuna is missing.
         RecipeError: settings that make no sense.
         UnsupportedHost: the model cannot be sieved.
     """
@@ -231,11 +231,13 @@ def tune(
                 stopped = "interrupted"
         evaluator.check = lambda: None
 
-        def front_of(held: bool) -> Front:
+        def front_of(with_heldout: bool) -> Front:
             if agree is not None:
-                return cascade_front(search, agree, confidence, left_out, {**settings, "trials": trials}, stopped, held)
+                return cascade_front(
+                    search, agree, confidence, left_out, {**settings, "trials": trials}, stopped, with_heldout
+                )
             return assemble_front(
-                search, target, include_proposal, left_out, {**settings, "trials": trials}, stopped, held
+                search, target, include_proposal, left_out, {**settings, "trials": trials}, stopped, with_heldout
             )
 
         if stopped == "interrupted" and keep is not None and "time" not in target:

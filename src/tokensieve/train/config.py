@@ -1,4 +1,4 @@
-"""How a training goes: one set of settings for whatever is learnt."""
+"""Settings of a training, the same for all tasks."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from ..errors import RecipeError, nearest
 
 SCHEDULES = ("cosine", "poly", "constant")
 PRECISIONS = ("auto", "fp32", "bf16")
-ASIDE = ("workers", "checkpoint_every")
-"""Settings that change nothing of what is learnt."""
+NEUTRAL = ("workers", "checkpoint_every")
+"""Settings that do not change the result."""
 
 
 @dataclass(frozen=True)
@@ -18,32 +18,31 @@ class TrainConfig:
     """Settings of a training.
 
     Attributes:
-        epochs: times through the samples; parts of one count.
-        batch_size: samples an optimizer step learns from, over all devices and accumulated parts together.
-        accumulation: parts that a device takes its share of a batch in, one after the other: less memory.
+        epochs: passes over the samples; may be fractional.
+        batch_size: samples in an optimizer step, over all devices and accumulation steps.
+        accumulation: gradient accumulation steps in an optimizer step, which need less memory.
         optimizer: its name in timm.
         optimizer_args: further arguments of the optimizer, such as {"betas": (0.9, 0.99)}.
         lr: learning rate after the warm-up.
         weight_decay: of weights; biases, norms and what the model excludes have none.
         decay_all: let biases and norms decay too.
         layer_decay: factor of the learning rate from each layer to the one before; None for one rate.
-        lr_scales: factor of the learning rate by the beginning of a parameter's name, such as {"decode_head": 10.0}.
+        lr_scales: factor of the learning rate by prefix of a parameter's name, such as {"decode_head": 10.0}.
         schedule: "cosine", "poly" or "constant", from the end of the warm-up to the last step.
         min_lr: learning rate at which "cosine" and "poly" end.
         power: of "poly".
         warmup: steps in which the learning rate grows linearly.
-        clip: largest norm of all gradients together; None does not clip.
+        clip: largest norm of the gradient of all parameters; None does not clip.
         precision: "bf16" or "fp32" for the forward; "auto" is bf16 where the device computes in it. Weights stay fp32.
-        ema: decay of the moving average of the weights, smaller in the first steps; the average is what is validated
-            and written. None keeps no average.
+        ema: decay of the moving average of the weights, smaller in the first steps; the average is validated and
+            saved. None keeps no average.
         seed: of order, augmentation and dropout.
         validate_every: steps between validations, each a row of the log.
-        best: a column of the log, a metric that the larger the better; the weights of the validation at which it was
-            largest are written. None writes the last ones.
-        patience: validations one after the other without a larger `best` after which the training ends; None never
-            ends it early.
+        best: a column of the log, a metric to maximise; the weights of the best validation are saved. None saves the
+            last ones.
+        patience: consecutive validations without a larger `best` before early stopping; None never stops early.
         checkpoint_every: steps between checkpoints; None writes one at each validation.
-        workers: processes that make batches ahead; 0 makes them in this one.
+        workers: processes that load batches; 0 loads them in this one.
 
     Raises:
         RecipeError: a setting that makes no sense.
@@ -103,9 +102,9 @@ class TrainConfig:
                 )
 
     def steps(self, samples: int) -> int:
-        """Optimizer steps, where an epoch has so many samples."""
+        """Number of optimizer steps, if an epoch has `samples` samples."""
         return max(1, round(self.epochs * samples) // self.batch_size)
 
     def course(self) -> dict[str, Any]:
-        """The settings that decide what is learnt: a training goes on only under the same ones."""
-        return {name: value for name, value in asdict(self).items() if name not in ASIDE}
+        """The settings that decide the result: a training resumes only with the same ones."""
+        return {name: value for name, value in asdict(self).items() if name not in NEUTRAL}

@@ -12,14 +12,14 @@ from ..errors import InputError, UnsupportedHost
 
 
 class Adapter:
-    """Adapters in a host, which is changed in place: its linear layers get two small matrices each, which alone learn.
+    """Adapters in a host, which is changed in place: only two small matrices in each linear layer are trainable.
 
-    The classifier has none. An adapter begins as nothing: the answers are as before.
+    The classifier has none. Before training the adapters do not change the outputs.
 
     Args:
         host: the model.
         rank: of the matrices.
-        folder: where they are written when they have learnt, for `peft.PeftModel.from_pretrained(model, folder)`.
+        folder: where they are saved after training, for `peft.PeftModel.from_pretrained(model, folder)`.
 
     Raises:
         InputError: peft is not installed.
@@ -38,17 +38,19 @@ class Adapter:
         self.folder = folder
 
     def finish(self, learnt: Any) -> dict[str, Tensor]:
-        """Write the adapters of the sieved model `learnt`, which may be the moving average, and give the state dict of
-        the host without adapters, what they say added to it."""
-        whole = copy.deepcopy(self.peft)
-        whole.base_model.model.load_state_dict(learnt.model.state_dict())
-        whole.save_pretrained(self.folder)
-        return {key: value.detach().clone() for key, value in whole.merge_and_unload().state_dict().items()}
+        """Save the adapters of the sieved model `learnt`, which may be the moving average.
+
+        Returns the state dict of the host with the adapters merged into its weights.
+        """
+        merged = copy.deepcopy(self.peft)
+        merged.base_model.model.load_state_dict(learnt.model.state_dict())
+        merged.save_pretrained(self.folder)
+        return {key: value.detach().clone() for key, value in merged.merge_and_unload().state_dict().items()}
 
 
 def adaptable(host: nn.Module) -> list[str]:
-    """The names of linear layers that adapters fit: torch's own class, no classifier, none whose weight is read from
-    outside (the output layer of `nn.MultiheadAttention` is of another class)."""
+    """Names of the linear layers that take adapters: exactly `nn.Linear`, no classifier, and none whose weight is read
+    directly, such as the output layer of `nn.MultiheadAttention`."""
     heads = {"head", "heads", "classifier", "fc", "head_dist", "fc_norm"}
     return [name for name, part in host.named_modules() if type(part) is nn.Linear and name.split(".")[0] not in heads]
 
