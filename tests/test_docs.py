@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 import typer
 
+from tests import fresh
 from tokensieve.cli import app
 
 pytestmark = pytest.mark.slow
@@ -48,8 +49,8 @@ def test_a_row_of_the_results_comes_from_the_command_under_it(shared: Path) -> N
     """With the command's own defaults."""
     (command,) = [words for words in told_commands(ROOT / "docs" / "results.md") if words[1] == "eval"]
     local = [word.replace("../shared", str(shared)) for word in command[1:]]
-    told = subprocess.run([sys.executable, "-m", "tokensieve", *local, "--json"], capture_output=True, check=True)
-    found = json.loads(told.stdout)
+    told = run(f"import sys\nfrom tokensieve.cli import main\nsys.argv[1:] = {[*local, '--json']}\nsys.exit(main())")
+    found = json.loads(told)
     recipe = command[command.index("--recipe") + 1]
     with (ROOT / "results" / "accuracy.csv").open(newline="") as file:
         rows = [row for row in csv.DictReader(file) if (row["table"], row["recipe"]) == ("tome", recipe)]
@@ -68,7 +69,7 @@ timing.ATTEMPTS, timing.interleaved = 1, lambda calls, **_: interleaved(calls, s
 
 def run(code: str) -> str:
     code = (BRIEFLY if "tune" in code else "") + code
-    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    done = fresh.run(code)
     assert done.returncode == 0, done.stderr
     return done.stdout
 
