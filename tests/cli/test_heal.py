@@ -22,7 +22,7 @@ def test_it_writes_what_other_commands_take(run, tmp_path):
     assert told["out"] == {name: str(out / file) for name, file in FILES.items()}
     assert told["others_figures"]["after"]["change"].keys() == {"top1"}
     assert "held-out pictures alike" in result.err
-    recipe = ["--recipe", out / "best.json", "--limit", 100, "--json"]
+    recipe = ["--recipe", out / "best.json", "--limit", 40, "--json"]
     weights = ["--weights", out / "model.safetensors"]
     found = run("eval", "--model", "nano_vit", "--data", "scenes", *weights, *recipe)
     assert found.code == 0, found.err
@@ -31,7 +31,7 @@ def test_it_writes_what_other_commands_take(run, tmp_path):
     assert "held-out pictures, before" in again.out
     assert "other pictures, before" in again.out
     assert "top-1 against dense" in again.out
-    assert "model.safetensors" in again.out
+    assert "model.safetensors" in "".join(again.out.split())  # a long folder breaks lines anywhere
 
 
 def test_what_makes_no_sense_is_said(refused, run, tmp_path):

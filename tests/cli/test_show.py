@@ -220,7 +220,7 @@ def test_a_segmenter_is_shown_by_its_exits(run, pictures, segmenter, there):
     result = run("show", pictures / "cat", *options)
     assert result.code == 0, result.err
     for word in ("48 x 64", "pixels as in the dense map", "fewer MACs", "0.png"):
-        assert word in result.out
+        assert word in " ".join(result.out.split())  # a long folder breaks lines anywhere
     page = (there / "tokensieve-show.html").read_text()
     assert page.count("<figure>") == 3 * 4
     assert "leaves behind block 1" in page

@@ -53,7 +53,7 @@ def test_the_proposal_takes_its_weights_by_every_way(tmp_path: Path) -> None:
         assert torch.equal(video_classifier("nano_video_proposal", file)(clips), whole(clips))
         assert torch.equal(create("nano_video_proposal", weights=file).model(clips), whole(clips))
         assert whole(clips).shape == (1, 80)
-    with pytest.raises(InputError, match=r"not its own \(features\.\.\.\), but blocks\.0\.conv"):
+    with pytest.raises(InputError, match=r"names do not begin with features, but blocks\.0\.conv"):
         video_proposal("nano_video_proposal", {"blocks.0.conv": torch.zeros(1)})
 
 

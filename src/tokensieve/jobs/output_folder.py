@@ -54,6 +54,9 @@ class OutputFolder(ABC):
     def log(self, lines: str) -> None:
         """Add lines to log.txt."""
 
+    def tidy(self) -> None:  # noqa: B027 - a store has nothing of this kind
+        """Take away what processes that were killed have left half written; no process writes meanwhile."""
+
     def write_text(self, name: str, text: str) -> None:
         def fill(path: Path) -> None:
             path.write_text(text, encoding="utf-8")
@@ -73,6 +76,7 @@ class LocalOutput(OutputFolder):
         super().__init__(name)
         self.folder = Path(name)
         self._locked: Any = None
+        self._alone = False
 
     def prepare(self) -> None:
         check_folder(self.folder)
@@ -98,9 +102,14 @@ class LocalOutput(OutputFolder):
             raise InputError(
                 f"Another process is at work in {self.name}: wait for it, or give another --out."
             ) from None
-        for left in self.folder.rglob(f"*{UNFINISHED}"):
-            with suppress(OSError):
-                left.unlink()
+        self._alone = True
+        self.tidy()
+
+    def tidy(self) -> None:
+        if self._alone:
+            for left in self.folder.rglob(f"*{UNFINISHED}"):
+                with suppress(OSError):
+                    left.unlink()
 
     def names(self, folder: str) -> list[str]:
         path = self.folder / folder

@@ -124,6 +124,7 @@ def run(
         try:
             if left:
                 _run_engine(job, work, described["settings"], left, meter, running)
+                output.tidy()
         finally:
             complete = finished(output, job.rows.format)
             errors = gathered_errors(output, sorted(complete))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import cache
+
 from torch import nn
 
 from ..data.inputs import InputSize
@@ -38,6 +40,7 @@ def merge_to(
     def recipe(total: int) -> Recipe:
         return start + even_tome(total, depth)
 
+    @cache
     def cost(total: int) -> float:
         return macs(sieve(model, recipe(total), pretrained=pretrained), input_size, proposal=False)
 
