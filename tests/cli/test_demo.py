@@ -30,7 +30,7 @@ def photographs(tmp_path_factory):
 
 def test_the_bundled_pair_reads_fresh_scenes(run, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    result = run("demo", "--scenes", 120, *QUICK, "--json")
+    result = run("demo", "--scenes", 60, *QUICK, "--json")
     assert result.code == 0
     record = json.loads(result.out)
     ours, random, merging = record["rows"]
@@ -39,7 +39,7 @@ def test_the_bundled_pair_reads_fresh_scenes(run, tmp_path, monkeypatch):
         "random patches",
         "merging alone",
     )
-    assert record["pictures"] == 120
+    assert record["pictures"] == 60
     assert ours["dense_right"] > 90
     assert ours["right"] >= ours["dense_right"] - 5
     assert random["right"] < ours["right"] - 15, "the contrast is the demonstration"
@@ -55,8 +55,8 @@ def test_the_bundled_pair_reads_fresh_scenes(run, tmp_path, monkeypatch):
 def test_every_seed_draws_other_scenes(run, tmp_path):
     rows = []
     for seed in (1, 1, 5):
-        options = ["--scenes", 24, "--seed", seed, "--out", tmp_path / "d.html", *QUICK, "--json"]
-        row = json.loads(run("demo", *options).out)["rows"][1]
+        options = ["--scenes", 8, "--seed", seed, "--out", tmp_path / "d.html", *QUICK, "--json"]
+        (row,) = json.loads(run("demo", "--recipe", "tome(r=24)", *options).out)["rows"]
         rows.append((row["right"], row["cosine"]))
     assert rows[0] == rows[1] != rows[2]
 
@@ -83,7 +83,7 @@ def test_the_bundled_segmenter_is_left_early(run, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert task_of("nano_segmenter") == task_of("base/segvit.safetensors") == "segment"
     assert task_of(None) == task_of("nano_vit") == task_of("deit_tiny_patch16_224") == "classify"
-    result = run("demo", "--task", "segment", "--scenes", 24, *QUICK, "--json")
+    result = run("demo", "--task", "segment", "--scenes", 12, *QUICK, "--json")
     assert result.code == 0, result.err
     record = json.loads(result.out)
     rows = {row["label"]: row for row in record["rows"]}
@@ -112,7 +112,7 @@ def test_the_bundled_segmenter_is_left_early(run, tmp_path, monkeypatch):
 def test_videos_are_shown_over_time(run, tmp_path, monkeypatch):
     pytest.importorskip("transformers")
     monkeypatch.chdir(tmp_path)
-    result = run("demo", "--task", "video", "--scenes", 12, *QUICK, "--json")
+    result = run("demo", "--task", "video", "--scenes", 8, *QUICK, "--json")
     assert result.code == 0, result.err
     record = json.loads(result.out)
     assert [row["label"] for row in record["rows"]] == [
@@ -121,14 +121,14 @@ def test_videos_are_shown_over_time(run, tmp_path, monkeypatch):
         "random patches",
         "merging alone",
     ]
-    assert (record["task"], record["model"], record["pictures"]) == ("video", "nano_video", 12)
+    assert (record["task"], record["model"], record["pictures"]) == ("video", "nano_video", 8)
     ours, motion, random, merging = record["rows"]
     assert motion["macs"] == random["macs"] < ours["macs"]  # by what the proposal costs
     assert merging["macs"] == pytest.approx(ours["macs"], rel=0.03)
     assert None not in (ours["right"], ours["dense_right"])
     page = (tmp_path / "tokensieve-demo.html").read_text()
     assert page.count("<figure>") == 2 * 4 * 6  # clips, moments, columns
-    assert "12 videos" in page
+    assert "8 videos" in page
 
 
 def test_ones_own_videos(run, refused, tmp_path, monkeypatch):

@@ -309,19 +309,25 @@ def test_it_compiles_in_one_graph(name: str, recipe: str) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["videomae", "vjepa2"])
-def test_it_compiles_by_inductor(name: str) -> None:
+@pytest.mark.parametrize(("name", "backend"), [("videomae", "inductor"), ("vjepa2", "aot_eager_decomp_partition")])
+def test_it_compiles_by_inductor(name: str, backend: str) -> None:
+    """And another host down to the operators that inductor is given."""
     model = FORMS[name]()
     clips = still_clips(model)
     fast = sieve(model, "papr(keep=0.5, significance=motion) + tome(r=3)")
     with torch.no_grad():
-        compiled = torch.compile(fast, fullgraph=True)(clips)
+        compiled = torch.compile(fast, fullgraph=True, backend=backend)(clips)
         torch.testing.assert_close(compiled.logits, fast(clips).logits, atol=1e-4, rtol=0)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("recipe", ["papr(keep=0.5, significance=motion) + tome(r=3)", "rlt(threshold=0.1)"])
-@pytest.mark.parametrize("name", CLASSIFIERS)
+@pytest.mark.parametrize(
+    ("name", "recipe"),
+    [
+        *((name, "papr(keep=0.5, significance=motion) + tome(r=3)") for name in CLASSIFIERS),
+        ("vivit", "rlt(threshold=0.1)"),
+    ],
+)
 def test_it_is_exported_to_onnx(name: str, recipe: str, tmp_path: Any) -> None:
     pytest.importorskip("onnxruntime")
     model = FORMS[name]()
