@@ -9,6 +9,8 @@ import pytest
 
 import tokensieve
 
+pytestmark = pytest.mark.slow
+
 FOLDERS = (
     *("data", "export", "hosts", "hub", "jobs", "measure", "methods", "search", "segmentation"),
     *("show", "significance", "train", "zoo"),

@@ -9,6 +9,8 @@ from tokensieve.app.offers import Offer, bundled_offers, given_offer
 from tokensieve.app.ready import STARTED, ready_recipes
 from tokensieve.measure import macs
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def vit():

@@ -13,6 +13,8 @@ import timm
 from PIL import Image
 from safetensors.torch import save_file
 
+pytestmark = pytest.mark.slow
+
 MODEL = ["--model", "test_vit", "--no-pretrained", "--threads", 1]
 SOURCE = {"eval": ["--data"], "bench": ["--data"], "show": [], "demo": []}
 """Commands that read pictures, and the option, if any, that names them."""

@@ -84,5 +84,5 @@ def test_tune_finds_a_cascade(run, there, brief_timing, monkeypatch):
     found = json.loads((there / "tokensieve-tune" / "front.json").read_text())
     assert found["wanted"] == {"agree": 0.9}
     assert any(point["kind"] == "cascade" for point in found["points"])
-    told = run("eval", *SCENES, "--limit", 50, "--recipe", "tokensieve-tune/best.json", "--json")
+    told = run("eval", *SCENES, "--limit", 20, "--recipe", "tokensieve-tune/best.json", "--json")
     assert told.code == 0, told.err

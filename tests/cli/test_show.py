@@ -14,6 +14,8 @@ from tokensieve.segmentation import SegmenterPlan
 from tokensieve.show.compare import map_costs
 from tokensieve.show.variants import MAPS
 
+pytestmark = pytest.mark.slow
+
 MODEL = ["--model", "test_vit", "--no-pretrained", "--threads", 1]
 PAPR = ["--recipe", "papr(keep=0.5, proposal=test_resnet) + tome(r=2)"]
 

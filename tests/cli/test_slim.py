@@ -10,6 +10,8 @@ import tokensieve
 from tokensieve import PatchSlimming, Recipe
 from tokensieve.data import Preprocessing, image_set, load_batches
 
+pytestmark = pytest.mark.slow
+
 MODEL = ["--model", "nano_vit", "--threads", 1]
 
 

@@ -13,6 +13,8 @@ from tests.hub.conftest import StandIn
 from tokensieve import InputError
 from tokensieve.hub import HubRecipe
 
+pytestmark = pytest.mark.slow
+
 RECIPE = "papr(keep=0.4, proposal=nano_convnet)"
 
 

@@ -17,6 +17,8 @@ from tokensieve.measure import macs
 from tokensieve.search.path_scores import significance_scores
 from tokensieve.search.slimming import slim
 
+pytestmark = pytest.mark.slow
+
 FORMS = host_forms()
 
 

@@ -5,6 +5,8 @@ from hypothesis import strategies as st
 
 from tokensieve.significance.controls import centre_map, random_map
 
+pytestmark = pytest.mark.slow
+
 GRID = (14, 14)
 
 
