@@ -5,7 +5,8 @@
     python benchmarks/heal.py judge --mode none
     python benchmarks/heal.py time --mode all --folder FOLDER    # on a quiet machine: measured time, into its rows
 
-DeiT-Tiny under results/tuned_deit_tiny.json (1.9 times fewer MACs), healed on the photographs of imagenette_train at
+DeiT-Tiny under results/tuned_deit_tiny.json (1.9 times fewer MACs), or with `--recipe adaptive` under the adaptive
+recipe of results/adaptive.csv that saves as much, healed on the photographs of imagenette_train at
 exactly 224 pixels. Judged on the 1,750 of compare_methods.py, of which the 250 of imagenet_val_a stand in rows of their
 own, and on street scenes (CamVid), of none of the ten classes: whether the model was bent to those. Rows with a promise
 are of a cascade, the dense model behind the healed one, calibrated on 500 photographs of imagenette_val and judged on
@@ -49,7 +50,15 @@ SCENES = 200
 """Of the street scenes, evenly spread."""
 CALIBRATED, BATCH = 500, 32
 PROMISES = (0.98, 0.99)
-KEY = ("mode", "pictures", "judged_on", "promise")
+KEY = ("recipe", "mode", "pictures", "judged_on", "promise")
+
+
+def recipe_of(name: str) -> Recipe:
+    """`tuned`: exactly so many tokens in each block; `adaptive`: as many on average."""
+    if name == "tuned":
+        return Recipe.load(RECIPE)
+    (row,) = (row for row in read("adaptive.csv") if (row["budget"], row["method"]) == ("1.9", "adaptive"))
+    return Recipe.parse(row["recipe"])
 
 
 def host() -> nn.Module:
@@ -76,7 +85,7 @@ def heal(args: argparse.Namespace) -> None:
     def say(told: Any) -> None:
         print(told, file=sys.stderr, flush=True)
 
-    config, task = prepare(model, Recipe.load(RECIPE), known, args.folder, settings, say=say)
+    config, task = prepare(model, recipe_of(args.recipe), known, args.folder, settings, say=say)
     train(config, task, args.folder, report=say)
 
 
@@ -84,15 +93,17 @@ def heal(args: argparse.Namespace) -> None:
 def judge(args: argparse.Namespace) -> None:
     """Rows for one set of weights; with --cache the dense model's answers are kept for the next one."""
     model, healed = host(), host()
-    told: dict[str, Any] = {"mode": args.mode, "pictures": 0, "promise": ""}
+    told: dict[str, Any] = {"recipe": args.recipe, "mode": args.mode, "pictures": 0, "promise": ""}
     if args.mode != "none":
         healed.load_state_dict(load_file(args.folder / "model.safetensors"))
         state = torch.load(args.folder / "model.checkpoint.pt", weights_only=True)
         config, rows = state["config"], state["rows"]
         told |= {"pictures": args.pictures, "epochs": config["epochs"], "lr": config["lr"], "views": args.views}
         told |= {"batch": config["batch_size"], "minutes": rows[-1]["seconds"] / 60, "step": state["best"]["step"]}
-    fast = sieve(healed, RECIPE)
-    told["macs_ratio"] = macs(model, (3, 224, 224)) / macs(fast, (3, 224, 224))
+    fast = sieve(healed, recipe_of(args.recipe))
+    known = pictures("imagenet_val_a", model)
+    some = torch.stack([known[row][0] for row in range(len(known))])  # what an adaptive recipe costs depends on them
+    told["macs_ratio"] = macs(model, (3, 224, 224)) / macs(fast, images=some)
     answers = {name: both(model, fast, name, args) for names in SETS.values() for name in names}
     kind, found = KINDS["classes"], []
     for title, names in SETS.items():
@@ -121,8 +132,12 @@ def time(args: argparse.Namespace) -> None:
         healed.load_state_dict(load_file(args.folder / "model.safetensors"))
     known = pictures("imagenette_val.tar", model)
     images = torch.stack([known[row][0] for row in range(0, len(known), len(known) // 128)][:128])
-    fast, last = sieve(healed, RECIPE), sieve(model, "readout()")
-    rows = [row for row in read("heal.csv") if row["mode"] == args.mode and row["judged_on"] != "street scenes"]
+    fast, last = sieve(healed, recipe_of(args.recipe)), sieve(model, "readout()")
+    rows = [
+        row
+        for row in read("heal.csv")
+        if (row["recipe"], row["mode"]) == (args.recipe, args.mode) and row["judged_on"] != "street scenes"
+    ]
     timed: dict[str, dict[str, Any]] = {}
     for row in rows:
         promise = row["promise"]
@@ -197,6 +212,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("what", choices=("train", "judge", "time"))
     parser.add_argument("--mode", choices=("none", "all", "lora", "norms"), default="all")
+    parser.add_argument("--recipe", choices=("tuned", "adaptive"), default="tuned")
     parser.add_argument("--folder", type=Path, help="where the healed weights are made, or lie")
     parser.add_argument("--epochs", type=float, default=2)
     parser.add_argument("--views", type=int, default=2)
