@@ -23,7 +23,8 @@ SHARED = ROOT.parent / "shared"
 
 def provenance() -> dict[str, str]:
     """Columns that every row carries."""
-    arguments = shlex.join(["python", str(Path(sys.argv[0]).resolve().relative_to(ROOT)), *sys.argv[1:]])
+    words = ["FOLDER" if Path(word).is_absolute() else word for word in sys.argv[1:]]  # nobody else has that one
+    arguments = shlex.join(["python", str(Path(sys.argv[0]).resolve().relative_to(ROOT)), *words])
     return {
         "command": arguments,
         "machine": f"{processor()}, {torch.get_num_threads()} threads",
