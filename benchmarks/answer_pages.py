@@ -4,6 +4,11 @@ from __future__ import annotations
 
 from tables import Row, change, commands, missing, read, table, times
 
+TAUGHT = {
+    "photographs": "`learnt` was taught on 700 photographs of imagenette_train, without labels, by the gradient and "
+    "listwise; `equal` is as many MACs as `learnt` has in all.",
+    "scenes": "`learnt` was taught on other scenes, without labels; `equal` is as many MACs as `learnt` has in all.",
+}
 WHOLE = "imagenette_val + imagenet_val_a"
 PHOTOGRAPHS = "photographs of the ten classes"
 NAMES = {
@@ -156,7 +161,7 @@ def proposals() -> str:
                 for row in sorted(judged, key=lambda row: (row["at"][-3:], float(row["kl"])))
             ]  # fmt: skip
             head = ["proposal", "at", "GMACs", "KL", "same answer"]
-            told.append(f"{name}, {int(judged[0]['images']):,} images:\n\n{table(head, cells)}")
+            told.append(f"{name}, {int(judged[0]['images']):,} images. {TAUGHT[title]}\n\n{table(head, cells)}")
     timed = [row for row in rows if row["set"].startswith("time")]
     if timed:
         cells = [
