@@ -44,6 +44,8 @@ LOOK = """
   .row { grid-template-columns: repeat(auto-fill, minmax(clamp(9rem, var(--fair), 20rem), 1fr)); }
   .what { color: var(--soft); font-size: .9rem; margin: 0 0 .2rem; overflow-wrap: anywhere; }
   figure img { margin: 0; }
+  figure ul { padding: 0; margin: 0; }
+  figure li { list-style: none !important; }
 }
 .words p, .words li { font-size: .9rem; color: var(--body-text-color-subdued); margin: .3rem 0; }
 .intro h1 { font-size: 1.6rem; font-weight: 700; margin: 0 0 .25rem; }
