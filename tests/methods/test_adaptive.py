@@ -116,7 +116,7 @@ def test_a_graph_is_refused() -> None:
     model = FORMS["class-token"]().eval()
     fast, images = sieve(model, TEXT), host_images(model, 1).float()
     with pytest.raises(UnsupportedHost, match=r"adaptive.*take guarded"):
-        torch.export.export(fast, (images,))
+        torch.export.export(fast, (images,), strict=False)  # strict wraps what it meets in its own error
 
 
 def test_settings_are_checked() -> None:
