@@ -128,7 +128,8 @@ def healing() -> str:
     rows = read("heal.csv")
     cells = [
         [row["recipe"], MODES[row["mode"]], row["judged_on"], f"{int(row['images']):,}", f"{float(row['kl']):.4f}",
-         _same(row), _change(row) if row["top1"] else "-", f"{float(row['minutes'] or 0):.0f}"]
+         _same(row), _change(row) if row["top1"] else "-",
+         f"{float(row['minutes']):.0f}" if row["minutes"] else "-"]
         for row in rows if not row["promise"]
     ]  # fmt: skip
     head = ["recipe", "", "judged on", "images", "KL", "same answer [95 %]", "top-1", "minutes"]

@@ -139,15 +139,13 @@ def time(args: argparse.Namespace) -> None:
         if (row["recipe"], row["mode"]) == (args.recipe, args.mode) and row["judged_on"] != "street scenes"
     ]
     timed: dict[str, dict[str, Any]] = {}
-    for row in rows:
-        promise = row["promise"]
-        if promise not in timed and promise:
+    for promise, row in {row["promise"]: row for row in rows}.items():
+        if promise:
             recipe = CascadeRecipe((str(fast.recipe), str(last.recipe)), (float(row["threshold"]),))
-            each = cascade_speed(Cascade([fast, last], recipe), model, images, BATCH, seconds=args.seconds)
-            timed[promise] = {"speed": each.ratio, "speed_low": each.low, "speed_high": each.high}
-        elif promise not in timed:
-            one = speed(fast, model, images[:BATCH], seconds=args.seconds, min_rounds=5)
-            timed[promise] = {"speed": one.ratio, "speed_low": one.low, "speed_high": one.high}
+            took: Any = cascade_speed(Cascade([fast, last], recipe), model, images, BATCH, seconds=args.seconds)
+        else:
+            took = speed(fast, model, images[:BATCH], seconds=args.seconds, min_rounds=5)
+        timed[promise] = {"speed": took.ratio, "speed_low": took.low, "speed_high": took.high}
         print(promise, timed[promise], flush=True)
     update("heal.csv", [{**row, "batch_timed": BATCH, **timed[row["promise"]]} for row in rows], *KEY)
 
