@@ -155,7 +155,7 @@ def compare(
 
 
 def classes_shown(task: Heal) -> tuple[int, int] | None:
-    """How many classes make up `CLASS_COVERAGE` of the dense model's answers to the pictures, and how many classes it has."""
+    """How many classes make up `CLASS_COVERAGE` of the dense model's answers, and how many classes it has."""
     if not task.kind.classes or task.taught.ndim != 3:
         return None
     counts = task.taught[:, 0].argmax(1).bincount().sort(descending=True).values
@@ -187,6 +187,7 @@ def warnings_of(heldout: BeforeAfter, test: BeforeAfter | None, shown: tuple[int
     elif shown is not None and shown[0] < FEW * shown[1]:
         warnings.append(
             f"The pictures are of few classes: {shown[0]} of {shown[1]} make up {CLASS_COVERAGE:.0%} of the dense "
-            "model's answers. What was learnt may hold for these alone: judge on other pictures too (test_images=, --test-data)."
+            "model's answers. What was learnt may hold for these alone: give test pictures of other classes too "
+            "(test_images=, --test-data)."
         )
     return tuple(warnings)
