@@ -92,7 +92,7 @@ def visit(chromium: Any, url: str, folder: Path) -> list[dict[str, Any]]:
         step("open the page", lambda: seen.open(url), answer)
         step("drop a picture", lambda: seen.changes(lambda: seen.drop(scene)), answer)
         step("move the slider to 0.3", lambda: seen.changes(lambda: seen.move(0.3)), answer)
-        step("choose another recipe", lambda: seen.changes(lambda: seen.choose("ready", "(tome)")), answer)
+        step("choose another recipe", lambda: seen.changes(lambda: seen.choose("preset", "(tome)")), answer)
         step("copy the recipe", lambda: None, lambda: f"copied: {Recipe.parse(seen.copied())}")
         mixed = "papr(keep=0.5, proposal=nano_convnet) + tome(r=4)"
         step("write a recipe", lambda: seen.changes(lambda: seen.write(mixed)), answer)
@@ -124,10 +124,10 @@ def together(url: str, folder: Path) -> list[dict[str, Any]]:
     for number in range(TOGETHER):
         paths.append(folder / f"{number}.png")
         examples.pictures()[number % examples.SCENES].picture.rotate(number).save(paths[-1])
-    dials = [(2 + number % 10) / 20 for number in range(TOGETHER)]
+    slider_values = [(2 + number % 10) / 20 for number in range(TOGETHER)]
     rows = []
     for count in (1, TOGETHER):
-        waited = ask_together(url, paths[:count], dials[:count])
+        waited = ask_together(url, paths[:count], slider_values[:count])
         rows.append(
             {
                 "what": f"{count} at once",

@@ -175,7 +175,7 @@ def speed(args: argparse.Namespace) -> None:
                 alone.append(count / (time.perf_counter() - before))
                 result = run(spec, str(args.images), f"{scratch}/{number}", workers=args.workers, **settings)
                 running.append(result.per_second)
-                said = result.said
+                said = result.notes
                 print(f"{model}: alone {alone[-1]:.4g}, run {running[-1]:.4g} a second; {' '.join(said)}", flush=True)
         shares = sorted(b / a for a, b in zip(alone, running, strict=True))
         rows.append(

@@ -52,7 +52,7 @@ def search(study: Study, trials: int, storage: str | None) -> dict[str, Any]:
         mean=study.mean, std=study.std,
         report=lambda told: print(told, file=sys.stderr, flush=True),
     )  # fmt: skip
-    print(front.found)
+    print(front.summary)
     return front.record()
 
 

@@ -84,7 +84,7 @@ class Visitor:
         """Let a file fall on the page."""
         data = base64.b64encode(path.read_bytes()).decode()
         held = self.page.evaluate_handle(DROP, [path.name, kind, data])
-        self.page.dispatch_event("#own button", "drop", {"dataTransfer": held})
+        self.page.dispatch_event("#upload button", "drop", {"dataTransfer": held})
 
     def choose(self, where: str, words: str) -> None:
         """An entry of a list by a part of its text."""
@@ -93,7 +93,7 @@ class Visitor:
 
     def move(self, value: float) -> None:
         """The slider."""
-        self.page.locator("#dial input[type=range]").fill(f"{value:g}")
+        self.page.locator("#slider input[type=range]").fill(f"{value:g}")
 
     def example(self, number: int) -> None:
         self.page.locator("#examples .thumbnail-item").nth(number).click()
@@ -126,8 +126,8 @@ def browser() -> Iterator[Any]:
     """Chromium, without a window."""
     from playwright.sync_api import sync_playwright
 
-    with sync_playwright() as library:
-        chromium = library.chromium.launch(
+    with sync_playwright() as playwright:
+        chromium = playwright.chromium.launch(
             executable_path=shutil.which("chromium"), args=["--no-sandbox", "--disable-gpu"], timeout=WAIT
         )
         yield chromium
@@ -142,7 +142,7 @@ def visitor(chromium: Any, **settings: Any) -> Iterator[Visitor]:
     context.close()
 
 
-def ask_together(url: str, paths: list[Path], dials: list[float]) -> list[float]:
+def ask_together(url: str, paths: list[Path], slider_values: list[float]) -> list[float]:
     """Each asks about its own picture at the same moment; gives the seconds that each waited, upload included.
 
     They speak to the server as the page in the browser does.
@@ -151,17 +151,17 @@ def ask_together(url: str, paths: list[Path], dials: list[float]) -> list[float]
 
     clients = [Client(url, verbose=False, analytics_enabled=False) for _ in paths]
 
-    def ask(client: Any, path: Path, dial: float) -> float:
+    def ask(client: Any, path: Path, slider: float) -> float:
         start = perf_counter()
-        recipe, answer, *_ = client.predict(file=handle_file(str(path)), dial=dial, api_name="/look")
-        assert f"keep={dial:g}" in recipe, recipe
+        recipe, answer, *_ = client.predict(file=handle_file(str(path)), slider=slider, api_name="/run")
+        assert f"keep={slider:g}" in recipe, recipe
         assert "<figure>" in answer, answer
         assert TIMED in answer, answer
         return perf_counter() - start
 
     try:
         with ThreadPoolExecutor(len(paths)) as pool:
-            return list(pool.map(ask, clients, paths, dials))
+            return list(pool.map(ask, clients, paths, slider_values))
     finally:
         for client in clients:
             client.close()

@@ -9,9 +9,9 @@ from tests.app.browser import ask_together, browser, missing, visitor
 from tests.oddities import photo
 from tokensieve import Recipe
 from tokensieve.app import page as page_module
-from tokensieve.app.desk import Desk
+from tokensieve.app.backend import Backend
 from tokensieve.app.examples import pictures
-from tokensieve.app.offers import bundled_offers
+from tokensieve.app.models import bundled_entries
 
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(missing() is not None, reason=missing() or "")]
 HERE = {"127.0.0.1"}
@@ -38,7 +38,7 @@ def url(asked):
 
     whole.setattr(socket, "getaddrinfo", noted_lookup)
     whole.setattr(socket.socket, "connect", noted_connect)
-    blocks, url = page_module.launch(Desk(bundled_offers()), megabytes=1)
+    blocks, url = page_module.launch(Backend(bundled_entries()), megabytes=1)
     yield url
     blocks.close(verbose=False)
     whole.undo()
@@ -76,7 +76,7 @@ def test_a_whole_visit(visit, scene):
     visit.changes(lambda: visit.move(0.3))
     assert visit.recipe == "papr(keep=0.3, proposal=nano_convnet)"
     assert visit.copied() == visit.recipe
-    visit.changes(lambda: visit.choose("ready", "(tome)"))
+    visit.changes(lambda: visit.choose("preset", "(tome)"))
     assert visit.captions == ["Input", "Merged patches"]
     assert [method.name for method in Recipe.parse(visit.copied())] == ["tome"]
     visit.changes(lambda: visit.write("papr(keep=0.2, significance=centre) + tome(r=2)"))

@@ -59,7 +59,7 @@ def test_json_tells_what_the_pictures_show(run, pictures, there):
         assert picture["kept"] == 50
         assert picture["tokens_per_block"] == found["tokens"]["per_block"]
         assert set(picture["dense"]) == set(picture["sieved"]) == {"index", "name", "probability"}
-    assert (found["found"], found["failures"]) == (4, [])
+    assert (found["total"], found["failures"]) == (4, [])
 
 
 def test_the_empty_recipe_keeps_every_answer(run, pictures, there):
@@ -72,7 +72,7 @@ def test_pictures_are_limited_evenly_and_broken_ones_named(run, pictures, there)
     result = run("show", pictures, *MODEL, "--recipe", "tome(r=2)", "--limit", 3, "--json")
     found = record(result)
     assert [picture["name"] for picture in found["pictures"]] == ["cat/0.png", "cat/2.png", "dog/1.png"]
-    assert found["found"] == 7
+    assert found["total"] == 7
     assert "3 of 7 pictures" in (there / "tokensieve-show.html").read_text()
     result = run("show", pictures, *MODEL, "--recipe", "tome(r=2)", "--json")
     assert len(record(result)["pictures"]) == 6

@@ -54,7 +54,7 @@ def test_each_oddity_gives_what_it_must(opened, root, oddity):
     batches = load_batches(found, 8)
     assert sum(len(batch.images) for batch in batches) == expected.read
     assert len(batches.failures) == expected.failed
-    assert found.found == expected.read + expected.failed
+    assert found.total == expected.read + expected.failed
     assert kinds(found) == expected.skipped
     assert found.classes == {name: i for i, name in enumerate(expected.classes)}
     for i in range(len(found)):
@@ -220,7 +220,7 @@ class TestLinks:
         (root / "a" / "self.png").symlink_to("self.png")
         found = opened()
         assert isinstance(found.attempt(2), Failure)
-        assert found.found == 5
+        assert found.total == 5
 
     def test_links_to_hidden_pictures_are_read(self, opened, root):
         place(root / ".store" / "0.png")
@@ -333,7 +333,7 @@ class TestFormats:
         check = features.check
         monkeypatch.setattr(features, "check", lambda name: name != library and check(name))
         found = opened()
-        assert (found.found, kinds(found)) == (4, {ending: 1})
+        assert (found.total, kinds(found)) == (4, {ending: 1})
 
     def test_avif_where_pillow_has_it(self, opened, root, monkeypatch):
         known = {end: name for end, name in Image.registered_extensions().items() if name != "AVIF"}
@@ -343,7 +343,7 @@ class TestFormats:
         assert kinds(opened()) == {".avif": 1}
         monkeypatch.setattr(Image, "registered_extensions", lambda: {**known, ".avif": "AVIF"})
         monkeypatch.setitem(Image.OPEN, "AVIF", Image.OPEN["PNG"])
-        assert opened().found == 5
+        assert opened().total == 5
 
     def test_formats_of_plugins_are_read(self, opened, root, monkeypatch):
         """As those that register HEIF."""
@@ -351,7 +351,7 @@ class TestFormats:
         place(root / "a" / "x.heic", b"whatever")
         monkeypatch.setitem(Image.EXTENSION, ".heic", "HEIF")
         monkeypatch.setitem(Image.OPEN, "HEIF", Image.OPEN["PNG"])
-        assert opened().found == 5
+        assert opened().total == 5
         assert "HEIF" in FORMATS
 
     def test_of_a_gif_the_first_frame_is_read(self, tmp_path):

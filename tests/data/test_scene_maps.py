@@ -21,7 +21,7 @@ def some():
 
 def test_items_are_scenes_of_the_validation_split(some):
     made = Scenes("validation", 12).label_maps(range(12))
-    assert (len(some), some.classes, some.found) == (12, MAP_CLASSES, 12)
+    assert (len(some), some.classes, some.total) == (12, MAP_CLASSES, 12)
     for index in (0, 7):
         image, labels = some[index]
         assert (image - made.images[index]).abs().max() < 0.003, "of 8 bits"

@@ -38,7 +38,7 @@ def test_labels_become_the_classes_that_are_scored(name, packing, tmp_path) -> N
     make(tmp_path / "set")
     source = tmp_path / "set" if packing == "folder" else packed(tmp_path / "set", tmp_path / "set.tar")
     found = segmentation_set(source, name, split)
-    assert len(found) == found.found == count
+    assert len(found) == found.total == count
     assert found.num_classes == classes
     assert found.classes[-1] == last
     image, labels = found[0]
@@ -124,7 +124,7 @@ class TestPlain:
             made.labels(tmp_path / "labels" / f"{number}.png", [0])
         found = segmentation_set(tmp_path, classes=1, limit=3)
         assert [found.parts(i)[0] for i in range(3)] == ["0", "3", "6"]
-        assert found.found == 10
+        assert found.total == 10
 
 
 def spoil(root):

@@ -113,7 +113,7 @@ def test_other_versions_are_told_and_the_job_goes_on(tiny, photos, tmp_path):
     kept = json.loads((out / manifest.FILE).read_text())
     kept["versions"]["timm"] = "0.9"
     (out / manifest.FILE).write_text(json.dumps(kept))
-    (said,) = run(tiny(), root, out, **SMALL).said
+    (said,) = run(tiny(), root, out, **SMALL).notes
     assert "timm 0.9 then" in said
 
 

@@ -86,7 +86,7 @@ def test_tune_has_adaptive_points_on_its_front(
         assert beaten.dominated or not better
     unasked = replace(front, best=min(fixed, key=lambda point: abs(point.budget - 1.4)))
     closest = next(point for point in points if point.budget == unasked.best.budget)
-    told = "keeps as many tokens as it needs" in unasked.found
+    told = "keeps as many tokens as it needs" in unasked.summary
     assert told == (closest.divergence < unasked.best.divergence)
     with pytest.raises(RecipeError, match="name that as well"):
         tune(evaluator.model, evaluator.images, macs=1.4, families=("adaptive",), **settings)

@@ -194,4 +194,4 @@ def test_tune_searches_exits_without_labels(images, tmp_path, brief_timing, monk
     assert sum(part.divergence * part.images for part in parts) / len(images) == pytest.approx(whole.kl, rel=1e-4)
     record = json.loads((front.save(tmp_path / "front") / "front.json").read_text())
     assert "heldout_macs" in record["best"]
-    assert "x held out)" in front.found or front.best.family == "tome"
+    assert "x held out)" in front.summary or front.best.family == "tome"

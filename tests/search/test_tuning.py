@@ -195,7 +195,7 @@ def test_time_ends_the_search(model, images, monkeypatch):
     monkeypatch.setattr(Clock, "__call__", over)
     front = search(model, images, macs=1.5, timeout=1.0, trials=10**6)
     assert front.stopped == "timeout"
-    assert "ended early (timeout)" in front.found
+    assert "ended early (timeout)" in front.summary
     assert front.best.ratio >= 1.5
     counts = itertools.count(100)
     with pytest.raises(InputError, match="time was over before the first"):
@@ -224,7 +224,7 @@ def test_a_proposal_is_tried_beside_none_and_its_macs_count(images):
     )
     titles = {point.title for point in front.points if point.budget == 1.3}
     assert titles == {"scheduled-tome", "scheduled-tome with test_resnet", "papr with test_resnet"}
-    assert "roposal paid" in front.found
+    assert "roposal paid" in front.summary
     point = next(point for point in front.points if point.title == "papr with test_resnet")
     fast = sieve(wide, point.recipe, **settings)
     assert point.macs == macs(fast, (3, 64, 64)) > macs(fast, (3, 64, 64), proposal=False)
@@ -259,7 +259,7 @@ def test_recalled_maps_are_those_of_the_proposal(images):
 def test_a_proposal_that_cannot_be_had_is_left_out_and_named(model, images):
     norm = {"mean": (0.5,) * 3, "std": (0.5,) * 3}
     front = search(model, images, macs=1.5, proposals={"resnet5000": None}, trials=0, **norm)
-    assert "resnet5000 was left out: Neither timm nor torchvision knows" in front.found
+    assert "resnet5000 was left out: Neither timm nor torchvision knows" in front.summary
 
 
 def test_bad_trials_stop_at_a_rung(model, images, monkeypatch):
@@ -310,7 +310,7 @@ def test_embeddings_are_compared_by_cosine(images):
     assert front.best.kl is None
     assert front.best.agreement is None
     assert 0 < front.best.divergence < 1
-    assert "1 - cosine" in front.found
+    assert "1 - cosine" in front.summary
 
 
 def test_labels_give_accuracy(model, images):
@@ -412,8 +412,8 @@ def test_the_recommended_recipe_is_corrected_within_its_budget(images, tmp_path)
     )
     better = point.heldout.divergence < best.heldout.divergence
     assert front.recommended is (point if better else best)
-    assert ("is no better" in front.found) == (not better)
-    assert "Corrected: a KL of" in front.found
+    assert ("is no better" in front.summary) == (not better)
+    assert "Corrected: a KL of" in front.summary
     folder = front.save(tmp_path / "front")
     assert Recipe.load(folder / "best.json") == front.recommended.recipe
     assert json.loads((folder / "front.json").read_text())["corrected"]["recipe"] == str(
@@ -480,7 +480,7 @@ def test_what_cannot_be_corrected_is_tuned_all_the_same(images, tmp_path, monkey
             patch.setattr(results, "correct", Mock(side_effect=error))
             front = search(vit(), images, macs=1.4, trials=0, families=("tome",), correction=file)
         assert why in front.left_out["correction"]
-        assert why in front.found
+        assert why in front.summary
         assert front.recommended is front.best
     with pytest.raises(InputError, match="must end in"):
         search(vit(), images, macs=1.4, correction=tmp_path / "c.json")
@@ -515,9 +515,9 @@ def test_a_busy_machine_is_said_and_measured_again(model, images, monkeypatch, c
     front = search(model, images, macs=1.5, trials=0)
     assert front.best.speed.attempts == attempts
     assert front.best.speed.ratio == 2
-    assert said in front.found
-    assert "Measured here at batch 14: 2.00x the dense speed [2.00-2.00], where it has 1.5" in front.found
-    assert "To search for a speed instead of MACs: --time X, in Python time=X." in front.found
+    assert said in front.summary
+    assert "Measured here at batch 14: 2.00x the dense speed [2.00-2.00], where it has 1.5" in front.summary
+    assert "To search for a speed instead of MACs: --time X, in Python time=X." in front.summary
 
 
 def test_rounds_that_differ_are_no_quiet_machine(model, images, monkeypatch):
@@ -530,7 +530,7 @@ def test_rounds_that_differ_are_no_quiet_machine(model, images, monkeypatch):
     monkeypatch.setattr(Others, "seen", [0.0] * 3, raising=False)
     front = search(model, images, macs=1.5, trials=0)
     assert front.best.speed.attempts == 3
-    assert "the rounds differ by" in front.found
+    assert "the rounds differ by" in front.summary
 
 
 def test_what_was_found_is_kept_before_it_is_measured_and_corrected(model, images, monkeypatch):
@@ -546,11 +546,11 @@ def test_what_was_found_is_kept_before_it_is_measured_and_corrected(model, image
     (front,) = kept
     assert front.best.ratio >= 1.5
     assert front.best.heldout is not None
-    assert "Its speed was not measured." in front.found
+    assert "Its speed was not measured." in front.summary
 
 
 def test_agreement_has_its_interval(front):
     record = front.record()["best"]["heldout"]
     assert record["agreement_low"] <= record["agreement"] <= record["agreement_high"]
     assert record["agreement_high"] - record["agreement_low"] > 10, "six images tell little"
-    assert f"{record['agreement']:.1f}% [{record['agreement_low']:.1f}-" in front.found
+    assert f"{record['agreement']:.1f}% [{record['agreement_low']:.1f}-" in front.summary

@@ -96,8 +96,8 @@ def test_class_maps_by_the_kl_of_each_pixel(images, tmp_path):
     assert whole(front, "divergence") == pytest.approx(divergence, rel=1e-4)
     assert whole(front, "agreement") == pytest.approx(100 * same)
     assert front.best.kl == front.best.divergence > 0
-    assert "of the held-out pixels keep their class" in front.found
-    assert "KL per pixel of" in front.found
+    assert "of the held-out pixels keep their class" in front.summary
+    assert "KL per pixel of" in front.summary
     record = json.loads((front.save(tmp_path / "front") / "front.json").read_text())
     best = record["best"]["heldout"]
     assert (best["kind"], "interval" in best) == ("class-map", False)
@@ -145,7 +145,7 @@ def test_depths_by_their_relative_error(images):
     settings = {"backbone": "body.vit", "families": ("tome",), "trials": 0}
     front = search(model, images, kind="depth", **settings)
     assert (front.objective, front.best.kl) == ("relative error", None)
-    assert "held-out pixels keep their depth within a factor of 1.25" in front.found
+    assert "held-out pixels keep their depth within a factor of 1.25" in front.summary
     with pytest.raises(InputError, match='kind="depth"'):
         search(model, images, **settings)
 

@@ -185,7 +185,7 @@ def test_a_proposal_is_tried_beside_none_and_its_macs_count(images):
     front = tune(model, images, macs=1.2, proposals=("test_resnet",), trials=8, **NORM)
     at = {point.title: point for point in front.points if point.budget == 1.2}
     assert set(at) == {"scheduled-papr", "scheduled-papr with test_resnet", "papr with test_resnet", "centre"}
-    assert "roposal paid" in front.found
+    assert "roposal paid" in front.summary
     for title in ("scheduled-papr with test_resnet", "papr with test_resnet"):
         fast = sieve(model, at[title].recipe, **NORM)
         assert at[title].macs == macs(fast, SIZE) > macs(fast, SIZE, proposal=False)

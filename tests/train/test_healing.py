@@ -13,7 +13,7 @@ from tokensieve.errors import InputError, RecipeError
 from tokensieve.measure.fidelity import Fidelity
 from tokensieve.train import healing
 from tokensieve.train.heal_task import HealSettings, likeness, prepare
-from tokensieve.train.healing import Judged, heal, warnings_of
+from tokensieve.train.healing import BeforeAfter, heal, warnings_of
 from tokensieve.train.loop import train
 from tokensieve.train.task import Order
 from tokensieve.train.views import Views, set_of, split
@@ -173,17 +173,17 @@ def test_embeddings_are_healed_by_their_cosine(tmp_path):
 
 def test_other_pictures_judge_it_too_with_their_labels(tmp_path):
     model = tiny()
-    others = torch.randn(30, 3, 32, 32, generator=torch.Generator().manual_seed(2))
-    labels = model(others).argmax(1)
-    loader = DataLoader(TensorDataset(others, labels), batch_size=7)
-    found = heal(model, RECIPE, DataLoader(TensorDataset(IMAGES), 8), tmp_path, PLAIN, others=loader)
-    after = found.others.after
+    test_images = torch.randn(30, 3, 32, 32, generator=torch.Generator().manual_seed(2))
+    labels = model(test_images).argmax(1)
+    loader = DataLoader(TensorDataset(test_images, labels), batch_size=7)
+    found = heal(model, RECIPE, DataLoader(TensorDataset(IMAGES), 8), tmp_path, PLAIN, test_images=loader)
+    after = found.test.after
     assert after.count == 30
     assert after.dense_accuracy.top[1] == 100
     assert after.accuracy.top[1] == pytest.approx(after.agreement), "where the dense model is always right"
-    plain = heal(model, RECIPE, IMAGES, tmp_path, PLAIN, others=others)
-    assert plain.others.after.agreement == after.agreement
-    assert plain.others.after.accuracy is None
+    plain = heal(model, RECIPE, IMAGES, tmp_path, PLAIN, test_images=test_images)
+    assert plain.test.after.agreement == after.agreement
+    assert plain.test.after.accuracy is None
 
 
 def fidelity_of(agreement, divergence=0.1, change=None):
@@ -194,19 +194,19 @@ def fidelity_of(agreement, divergence=0.1, change=None):
 
 def test_it_warns_where_the_figures_hide_something():
     fine, better = fidelity_of(90.0), fidelity_of(92.0, 0.05)
-    good = Judged(fine, better)
+    good = BeforeAfter(fine, better)
     assert warnings_of(good, good, (3, 1000)) == ()
     assert warnings_of(good, None, (200, 1000)) == ()
     assert warnings_of(good, None, None) == ()
     (few,) = warnings_of(good, None, (30, 1000))
     assert "few classes: 30 of 1000" in few
-    (same_as_before,) = warnings_of(Judged(fine, fine), good, None)
+    (same_as_before,) = warnings_of(BeforeAfter(fine, fine), good, None)
     assert "no more alike" in same_as_before
-    bent = Judged(fidelity_of(90.0, 0.1, -1.0), fidelity_of(88.0, 0.2, +0.7))
+    bent = BeforeAfter(fidelity_of(90.0, 0.1, -1.0), fidelity_of(88.0, 0.2, +0.7))
     lost, rose = warnings_of(good, bent, (30, 1000))
     assert "90.0 to 88.0 %" in lost
     assert "+0.7 points" in rose
-    assert len(warnings_of(good, Judged(fine, fidelity_of(91.0, 0.2)), None)) == 1, "a larger divergence is a loss"
+    assert len(warnings_of(good, BeforeAfter(fine, fidelity_of(91.0, 0.2)), None)) == 1, "a larger divergence is a loss"
     assert likeness(fine) == 90.0
 
 

@@ -14,7 +14,7 @@ PLACEHOLDER = {False: "photo.jpg", True: "clip.mp4"}
 
 def python(spec: ModelSpec, recipe: Recipe, *, videos: bool) -> str:
     """Python that opens the same model under the same recipe. Files are named without their folders."""
-    arguments = [_quoted(spec.model), _quoted(str(bare(recipe)))]
+    arguments = [_quoted(spec.model), _quoted(str(without_folders(recipe)))]
     if spec.weights is not None:
         arguments.append(f"weights={_quoted(Path(spec.weights).name)}")
     if spec.size is not None:
@@ -24,15 +24,15 @@ def python(spec: ModelSpec, recipe: Recipe, *, videos: bool) -> str:
     if not spec.pretrained:
         arguments.append("pretrained=False")
     if videos:
-        reading = 'clips = read_clips("clip.mp4", preprocessing).clips\nanswer = fast(clips)'
+        read = 'clips = read_clips("clip.mp4", preprocessing).clips\nanswer = fast(clips)'
         imports = "from tokensieve import ModelSpec\nfrom tokensieve.data import read_clips"
     else:
-        reading = 'image = preprocessing.transform()(read_image("photo.jpg"))\nanswer = fast(image[None])'
+        read = 'image = preprocessing.transform()(read_image("photo.jpg"))\nanswer = fast(image[None])'
         imports = "from tokensieve import ModelSpec\nfrom tokensieve.data import read_image"
     return f"""{imports}
 
 dense, fast, preprocessing = ModelSpec({", ".join(arguments)}).open()
-{reading}  # as dense would, for less work
+{read}  # as dense would, for less work
 """
 
 
@@ -43,11 +43,12 @@ def commands(spec: ModelSpec, recipe: Recipe, *, videos: bool) -> str:
         options += ["--weights", Path(spec.weights).name]
     options += [] if spec.pretrained else ["--no-pretrained"]
     model = shlex.join(options)
-    text = f'--recipe "{bare(recipe)}"' if '"' not in str(recipe) else f"--recipe {shlex.quote(str(bare(recipe)))}"
+    text = str(without_folders(recipe))
+    text = f"--recipe {shlex.quote(text)}" if '"' in text else f'--recipe "{text}"'
     return f"tokensieve show {PLACEHOLDER[videos]} {model} {text}\ntokensieve bench {model} {text}\n"
 
 
-def bare(recipe: Recipe) -> Recipe:
+def without_folders(recipe: Recipe) -> Recipe:
     """The recipe with its files named without their folders, which are private."""
     return recipe.with_paths(lambda path: Path(path).name)
 

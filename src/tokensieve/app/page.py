@@ -1,4 +1,4 @@
-"""The page: Gradio components around a `Desk`. Neither the page nor its server contacts other hosts."""
+"""The page: Gradio components around a `Backend`. Neither the page nor its server contacts other hosts."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from ..errors import InputError, first_line
 from ..show.gallery import HOW_TO_READ, OF_STAGES, how_to_read
 from ..show.page import fragment, style
 from . import examples
-from .copied import bare, commands, python
-from .desk import Desk, Look, Source, sentence
-from .ready import Ready
+from .backend import Backend, Result, Source, message_for
+from .copied import commands, python, without_folders
+from .presets import Preset
 
 INTRO = """
 <h1>tokensieve</h1>
@@ -28,10 +28,10 @@ NOTES = """
 <p><strong>Dense</strong>: the model as it is. <strong>Sieved</strong>: the same model, same weights, under the recipe.
 Times are measured on the machine that runs this page, both models in turns.</p>
 """
-FOOT = """<p>Nothing that you drop here leaves the machine that runs this page; files are removed after an hour. Look:
+FOOT = """<p>Nothing that you drop here leaves the machine that runs this page; files are removed after an hour. Theme:
 <a href="?__theme=light">light</a>, <a href="?__theme=dark">dark</a>, <a href="?__theme=system">as your system</a>.</p>
 """
-LOOK = """
+CSS = """
 .shown {
   --soft: var(--body-text-color-subdued); --rule: var(--border-color-primary);
   --accent: #0b5fa5; --alert: #a84300; color: var(--body-text-color);
@@ -56,11 +56,11 @@ LOOK = """
 #examples .grid-wrap { padding-top: 1.6rem; }
 #examples .grid-container { grid-template-columns: repeat(4, minmax(0, 1fr)); }
 #examples .thumbnail-item { width: 100%%; height: auto; aspect-ratio: 1; }
-#examples .caption-label, #own .icon-wrap { display: none; }
-#own .upload-container { padding-top: 1.6rem; }
-#model input, #ready input { padding-right: 2rem; text-overflow: ellipsis; }
+#examples .caption-label, #upload .icon-wrap { display: none; }
+#upload .upload-container { padding-top: 1.6rem; }
+#model input, #preset input { padding-right: 2rem; text-overflow: ellipsis; }
 """
-POLICY = (
+CONTENT_SECURITY_POLICY = (
     "default-src 'self' data: blob:; script-src 'self' 'unsafe-inline' 'unsafe-eval' blob:; "
     "style-src 'self' 'unsafe-inline'; frame-ancestors 'self'; base-uri 'self'; form-action 'self'"
 )
@@ -68,8 +68,8 @@ POLICY = (
 HOUR = 3600
 
 
-class Closed:
-    """ASGI middleware that adds `POLICY` to every response."""
+class SecurityHeaders:
+    """ASGI middleware that adds `CONTENT_SECURITY_POLICY` to every response."""
 
     def __init__(self, app: Any) -> None:
         self.app = app
@@ -77,14 +77,14 @@ class Closed:
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         async def closed(message: Any) -> None:
             if message["type"] == "http.response.start":
-                header = (b"content-security-policy", POLICY.encode())
+                header = (b"content-security-policy", CONTENT_SECURITY_POLICY.encode())
                 message = {**message, "headers": [*message.get("headers", []), header]}
             await send(message)
 
         await self.app(scope, receive, closed if scope["type"] == "http" else send)
 
 
-def library() -> Any:
+def import_gradio() -> Any:
     """Import Gradio, with its telemetry off. Raises `InputError` where it is not installed."""
     os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
     os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
@@ -101,35 +101,35 @@ def library() -> Any:
 class Page:
     """The components of the page and their event handlers."""
 
-    def __init__(self, desk: Desk) -> None:
-        self.gr, self.desk = library(), desk
-        gr, first = self.gr, next(iter(desk.offers))
-        station = desk.station(first)
-        ready = desk.first(first)
+    def __init__(self, backend: Backend) -> None:
+        self.gr, self.backend = import_gradio(), backend
+        gr, first = self.gr, next(iter(backend.models))
+        loaded = backend.loaded(first)
+        preset = backend.default_preset(first)
         with gr.Blocks(title="tokensieve", analytics_enabled=False, delete_cache=(HOUR, HOUR)) as self.blocks:
             self.source = gr.State(0)
             gr.HTML(INTRO, elem_classes="intro")
             with gr.Row():
                 with gr.Column(scale=2, min_width=320):
                     self.gallery = gr.Gallery(
-                        _thumbnails(videos=station.offer.videos), label="Examples: choose one", columns=4,
+                        _thumbnails(videos=loaded.entry.videos), label="Examples: choose one", columns=4,
                         allow_preview=False, interactive=False, object_fit="cover", height="auto", buttons=[],
                         elem_id="examples",
                     )  # fmt: skip
                     self.file = gr.File(
-                        label="Or your own picture or clip", file_types=["image", "video"], height=130, elem_id="own"
+                        label="Or your own picture or clip", file_types=["image", "video"], height=130, elem_id="upload"
                     )
                     self.model = gr.Dropdown(
-                        list(desk.offers), value=first, label="Model", info=station.offer.about, elem_id="model"
+                        list(backend.models), value=first, label="Model", info=loaded.entry.about, elem_id="model"
                     )
-                    self.ready = gr.Dropdown(
-                        list(station.ready), value=ready.name, label="Recipe", info=ready.about, elem_id="ready"
+                    self.preset = gr.Dropdown(
+                        list(loaded.presets), value=preset.name, label="Recipe", info=preset.about, elem_id="preset"
                     )
-                    self.dial = gr.Slider(elem_id="dial", buttons=[], **_dial(ready))
+                    self.slider = gr.Slider(elem_id="slider", buttons=[], **_slider(preset))
                 with gr.Column(scale=5, min_width=320):
                     self.result = gr.HTML(elem_id="result")
                     self.text = gr.Textbox(
-                        str(bare(ready.recipe())), label="Recipe as text", max_lines=6, buttons=["copy"],
+                        str(without_folders(preset.recipe())), label="Recipe as text", max_lines=6, buttons=["copy"],
                         info="Copy it, or write your own and press Enter.", elem_id="recipe",
                     )  # fmt: skip
                     with gr.Accordion("The same in your own code", open=False, elem_id="code"):
@@ -143,14 +143,16 @@ class Page:
     def _wire(self) -> None:
         gr, source = self.gr, self.source
         outputs = [self.text, self.result, self.python, self.commands, self.notes]
-        all_outputs = [*outputs, self.file, source, self.model, self.ready, self.dial, self.gallery]
+        all_outputs = [*outputs, self.file, source, self.model, self.preset, self.slider, self.gallery]
         # One request runs at a time for all visitors; of each visitor only the latest waits.
-        queued = {"concurrency_id": "desk", "concurrency_limit": 1, "trigger_mode": "always_last"}
+        queued = {"concurrency_id": "backend", "concurrency_limit": 1, "trigger_mode": "always_last"}
         private = {"api_visibility": "private", "show_progress": "minimal", "show_progress_on": self.result, **queued}
-        inputs = [self.file, source, self.model, self.ready, self.dial]
-        self.blocks.load(self.on_dial, inputs, outputs, **private)
-        self.dial.input(self.on_dial, inputs, outputs, api_name="look", show_progress="hidden", **queued)
-        self.ready.input(self.on_ready, [source, self.model, self.ready], [*outputs, self.ready, self.dial], **private)
+        inputs = [self.file, source, self.model, self.preset, self.slider]
+        self.blocks.load(self.on_slider, inputs, outputs, **private)
+        self.slider.input(self.on_slider, inputs, outputs, api_name="run", show_progress="hidden", **queued)
+        self.preset.input(
+            self.on_preset, [source, self.model, self.preset], [*outputs, self.preset, self.slider], **private
+        )
         self.text.submit(self.on_text, [source, self.model, self.text], outputs, **private)
         self.model.input(self.on_model, [source, self.model], all_outputs, **private)
         self.file.upload(self.on_file, [self.file, self.model, self.text], all_outputs, **private)
@@ -161,25 +163,25 @@ class Page:
         chosen.__annotations__ = {"event": gr.SelectData}  # Gradio decides by it what to pass
         self.gallery.select(chosen, [self.model, self.text], [*outputs, source], **private)
 
-    def on_dial(self, file: str | None, source: str | int, model: str, ready: str, dial: float) -> Iterator[Any]:
+    def on_slider(self, file: str | None, source: str | int, model: str, preset: str, slider: float) -> Iterator[Any]:
         """The slider moved. A client of the API passes the file itself; a visitor's was uploaded before."""
         try:
-            text = str(bare(self._ready(model, ready).recipe(dial)))
+            text = str(without_folders(self._preset(model, preset).recipe(slider)))
         except Exception as error:
             yield {self.result: _error(error)}
             return
         for shown in self._answer(_source(source if file is None else file), model, text, {}):
             yield {self.text: text, **shown}  # each time: a program that asks is given what came last
 
-    def on_ready(self, source: str | int, model: str, ready: str) -> Iterator[Any]:
+    def on_preset(self, source: str | int, model: str, name: str) -> Iterator[Any]:
         """Another recipe was chosen; its slider takes its default."""
         try:
-            preset = self._ready(model, ready)
-            text = str(bare(preset.recipe()))
+            preset = self._preset(model, name)
+            text = str(without_folders(preset.recipe()))
         except Exception as error:
             yield {self.result: _error(error)}
             return
-        changed = {self.text: text, self.ready: self.gr.Dropdown(info=preset.about), self.dial: self._dial(preset)}
+        changed = {self.text: text, self.preset: self.gr.Dropdown(info=preset.about), self.slider: self._slider(preset)}
         yield from self._answer(_source(source), model, text, changed)
 
     def on_text(self, source: str | int, model: str, text: str) -> Iterator[Any]:
@@ -189,11 +191,11 @@ class Page:
     def on_model(self, source: str | int, model: str) -> Iterator[Any]:
         """Another model was chosen: the picture or clip stays if the model reads its kind; else the first example."""
         try:
-            chosen, offer = _source(source), self.desk.station(model).offer
+            chosen, entry = _source(source), self.backend.loaded(model).entry
             if isinstance(chosen, Path):
-                keep = self.desk.reading(model, chosen) == model
+                keep = self.backend.model_for(model, chosen) == model
             else:
-                keep = chosen < len(examples.all_of(videos=offer.videos))
+                keep = chosen < len(examples.all_of(videos=entry.videos))
             changed = {**self._settings(model), self.source: source if keep else 0}
         except Exception as error:
             yield {self.result: _error(error)}
@@ -205,7 +207,7 @@ class Page:
         if file is None:
             return
         try:
-            reader = self.desk.reading(model, Path(file))
+            reader = self.backend.model_for(model, Path(file))
             changed: dict[Any, Any] = {} if reader == model else self._settings(reader)
         except Exception as error:
             yield {self.result: _error(error), self.file: None}
@@ -217,55 +219,55 @@ class Page:
         """An example was chosen."""
         yield from self._answer(number, model, text, {self.source: number})
 
-    def _ready(self, model: str, name: str) -> Ready:
-        offered = self.desk.station(model).ready
-        if name not in offered:
+    def _preset(self, model: str, name: str) -> Preset:
+        presets = self.backend.loaded(model).presets
+        if name not in presets:
             raise InputError(f"{model} has no recipe of the name {name!r}: choose one of the list.")
-        return offered[name]
+        return presets[name]
 
     def _settings(self, model: str) -> dict[Any, Any]:
         """The defaults of all components for a model."""
-        gr, station, ready = self.gr, self.desk.station(model), self.desk.first(model)
+        gr, loaded, preset = self.gr, self.backend.loaded(model), self.backend.default_preset(model)
         return {
-            self.model: gr.Dropdown(value=model, info=station.offer.about),
-            self.ready: gr.Dropdown(list(station.ready), value=ready.name, info=ready.about),
-            self.dial: self._dial(ready),
-            self.text: str(bare(ready.recipe())),
-            self.gallery: _thumbnails(videos=station.offer.videos),
+            self.model: gr.Dropdown(value=model, info=loaded.entry.about),
+            self.preset: gr.Dropdown(list(loaded.presets), value=preset.name, info=preset.about),
+            self.slider: self._slider(preset),
+            self.text: str(without_folders(preset.recipe())),
+            self.gallery: _thumbnails(videos=loaded.entry.videos),
         }
 
-    def _dial(self, ready: Ready) -> Any:
-        return self.gr.Slider(**_dial(ready))
+    def _slider(self, preset: Preset) -> Any:
+        return self.gr.Slider(**_slider(preset))
 
     def _answer(self, source: Source, model: str, text: str, changed: Mapping[Any, Any]) -> Iterator[dict[Any, Any]]:
         """Yield the result at once, then again with its time; an error as a sentence."""
         try:
-            look = self.desk.look(model, text, source)
-            yield {**changed, **self._shown(look)}
-            yield self._shown(self.desk.timed(look))
+            result = self.backend.run(model, text, source)
+            yield {**changed, **self._outputs(result)}
+            yield self._outputs(self.backend.with_time(result))
         except Exception as error:
             yield {**changed, self.result: _error(error)}
 
-    def _shown(self, look: Look) -> dict[Any, Any]:
-        spec, videos = look.offer.spec, look.offer.videos
-        explained = OF_STAGES if look.fast.units == "pixels" else HOW_TO_READ
-        notes = "".join(f"<li>{escape(note)}</li>" for note in how_to_read([look.section], explained))
+    def _outputs(self, result: Result) -> dict[Any, Any]:
+        spec, videos = result.entry.spec, result.entry.videos
+        explained = OF_STAGES if result.fast.units == "pixels" else HOW_TO_READ
+        notes = "".join(f"<li>{escape(note)}</li>" for note in how_to_read([result.section], explained))
         return {
-            self.result: _result(look),
-            self.python: python(spec, look.recipe, videos=videos),
-            self.commands: commands(spec, look.recipe, videos=videos),
+            self.result: _result(result),
+            self.python: python(spec, result.recipe, videos=videos),
+            self.commands: commands(spec, result.recipe, videos=videos),
             self.notes: f"{NOTES}<ul>{notes}</ul>",
         }
 
 
-def _result(look: Look) -> str:
-    what = escape(f"{look.title}, read by {look.offer.name}")
-    head = f'<p class="what">{what}</p><h2>{escape(look.headline)}</h2>'
-    return f'<div class="shown" aria-live="polite">{head}{fragment(look.section)}</div>'
+def _result(result: Result) -> str:
+    what = escape(f"{result.title}, read by {result.entry.name}")
+    head = f'<p class="what">{what}</p><h2>{escape(result.headline)}</h2>'
+    return f'<div class="shown" aria-live="polite">{head}{fragment(result.section)}</div>'
 
 
 def _error(error: Exception) -> str:
-    return f'<div class="shown"><p class="error" role="alert">{escape(sentence(error))}</p></div>'
+    return f'<div class="shown"><p class="error" role="alert">{escape(message_for(error))}</p></div>'
 
 
 def _source(kept: str | int) -> Source:
@@ -277,24 +279,24 @@ def _thumbnails(*, videos: bool) -> list[Any]:
     return [(each.picture, each.name) for each in examples.all_of(videos=videos)]
 
 
-def _dial(ready: Ready) -> dict[str, Any]:
-    """Settings of the slider; hidden without a dial."""
-    dial = ready.dial
-    if dial is None:
+def _slider(preset: Preset) -> dict[str, Any]:
+    """Settings of the slider; hidden where a preset has none."""
+    slider = preset.slider
+    if slider is None:
         return {"visible": False}
     return {
-        "minimum": dial.low,
-        "maximum": dial.high,
-        "value": dial.value,
-        "step": dial.step,
-        "label": dial.label,
-        "info": dial.meaning,
+        "minimum": slider.low,
+        "maximum": slider.high,
+        "value": slider.value,
+        "step": slider.step,
+        "label": slider.label,
+        "info": slider.meaning,
         "visible": True,
     }
 
 
 def launch(
-    desk: Desk, *, host: str = "127.0.0.1", port: int | None = None, browser: bool = False, megabytes: int = 50,
+    backend: Backend, *, host: str = "127.0.0.1", port: int | None = None, browser: bool = False, megabytes: int = 50,
     waiting: int = 50,
 ) -> tuple[Any, str]:  # fmt: skip
     """Serve the page in background threads.
@@ -313,18 +315,18 @@ def launch(
         InputError: Gradio is not installed; a model that cannot be opened.
         OSError: no such port is free.
     """
-    page = Page(desk)
+    page = Page(backend)
     gr, blocks = page.gr, page.blocks
-    first = next(iter(desk.offers))
-    desk.timed(
-        desk.look(first, str(bare(desk.first(first).recipe())), 0)
+    first = next(iter(backend.models))
+    backend.with_time(
+        backend.run(first, str(without_folders(backend.default_preset(first).recipe())), 0)
     )  # so that no visitor waits for what is loaded
     blocks.queue(max_size=waiting, default_concurrency_limit=1)
     _, url, _ = blocks.launch(
         server_name=host, server_port=port, inbrowser=browser, share=False, quiet=True, prevent_thread_lock=True,
         show_error=False, footer_links=[], run_history=False, enable_monitoring=False, ssr_mode=False, pwa=False,
         mcp_server=False, max_file_size=f"{megabytes}mb", theme=gr.themes.Default(primary_hue="blue"),
-        head=f"<style>{LOOK % style()}</style>", app_kwargs={"middleware": [_middleware()]},
+        head=f"<style>{CSS % style()}</style>", app_kwargs={"middleware": [_middleware()]},
     )  # fmt: skip
     return blocks, url
 
@@ -339,7 +341,7 @@ def probe(url: str) -> float:
 
     client, start = Client(url, verbose=False, analytics_enabled=False), perf_counter()
     try:
-        _, answer, *_ = client.predict(file=None, api_name="/look")
+        _, answer, *_ = client.predict(file=None, api_name="/run")
     except Exception as error:  # whatever the client raises
         raise InputError(f"The page at {url} does not answer: {first_line(error)}.") from error
     finally:
@@ -352,4 +354,4 @@ def probe(url: str) -> float:
 def _middleware() -> Any:
     from starlette.middleware import Middleware
 
-    return Middleware(Closed)
+    return Middleware(SecurityHeaders)

@@ -47,8 +47,8 @@ def heal(
     patience: Annotated[
         int, typer.Option(min=0, metavar="N", help="Looks at held-out pictures without a gain; 0 never ends early.")
     ] = 4,
-    others: Annotated[
-        str | None, typer.Option(metavar="FOLDER", help="Other pictures to judge on, with labels or without.")
+    test_data: Annotated[
+        str | None, typer.Option(metavar="FOLDER", help="Further pictures to evaluate on, with labels or without.")
     ] = None,
     classes: ClassesOption = None,
     limit: Annotated[int | None, typer.Option(min=20, metavar="N", help="At most N pictures of each set.")] = None,
@@ -59,13 +59,13 @@ def heal(
     machine: PlaceOptions,
     as_json: JsonOption = False,
 ) -> None:
-    """Heal what a recipe loses: a short training towards the dense model's own answers, no labels needed.
+    """Train a copy of the model to answer under a recipe as the dense model does, without labels.
 
-    Stopped, the same command goes on where it was. `--model NAME --weights FOLDER/model.safetensors --recipe
-    FOLDER/best.json` opens what it made.
+    The same command resumes a training that was stopped. `--model NAME --weights FOLDER/model.safetensors --recipe
+    FOLDER/best.json` opens the result.
     """
-    if classes is not None and others is None:
-        raise InputError("--classes says which folder of --others is which class: give --others too.")
+    if classes is not None and test_data is None:
+        raise InputError("--classes says which folder of --test-data is which class: give --test-data too.")
     from .._files import check_folder
 
     folder = check_folder(out)
@@ -76,7 +76,7 @@ def heal(
     from ..show.progress import working
     from ..show.record import compared
     from ..train.heal_task import HealSettings
-    from ..train.healing import Judged
+    from ..train.healing import BeforeAfter
     from ..train.healing import heal as run_healing
     from ..train.loop import devices
     from ..train.views import set_of
@@ -87,33 +87,33 @@ def heal(
     )  # fmt: skip
     joined = devices()
     media = Media(data, limit=limit)
-    other_media = None if others is None else Media(others, classes=classes, limit=limit)
+    test_media = None if test_data is None else Media(test_data, classes=classes, limit=limit)
     with working("opening the model"):
         dense, fast, prepared = opened = spec.open()
     pictures = media.prepared(prepared)
-    other_batches = None if other_media is None else load_batches(other_media.prepared(prepared), batch, workers)
-    if other_batches is not None and classes is None:
-        folders = getattr(other_batches.dataset, "classes", ())
+    test_batches = None if test_media is None else load_batches(test_media.prepared(prepared), batch, workers)
+    if test_batches is not None and classes is None:
+        folders = getattr(test_batches.dataset, "classes", ())
         if len(folders) != class_count(dense):  # they are not the model's classes: no labels
-            other_batches = load_batches(set_of(other_batches), batch, workers)
+            test_batches = load_batches(set_of(test_batches), batch, workers)
     healed = run_healing(
-        dense, fast.recipe, pictures, folder, settings, others=other_batches, mean=prepared.mean, std=prepared.std,
+        dense, fast.recipe, pictures, folder, settings, test_images=test_batches, mean=prepared.mean, std=prepared.std,
         pretrained=spec.pretrained, report=tell, say=say,
     )  # fmt: skip
 
-    def figures(judged: Judged) -> dict[str, Any]:
-        return {"before": compared(judged.before), "after": compared(judged.after)}
+    def figures(pair: BeforeAfter) -> dict[str, Any]:
+        return {"before": compared(pair.before), "after": compared(pair.after)}
 
     record: dict[str, Any] = {
         **record_of(spec, opened),
         "data": data,
-        "others": others,
+        "test_data": test_data,
         "preprocessing": {"name": preprocessing, **asdict(prepared)},
         "settings": asdict(settings),
         "step": healed.step,
         "steps": healed.steps,
         "heldout_figures": figures(healed.heldout),
-        "others_figures": None if healed.others is None else figures(healed.others),
+        "test_figures": None if healed.test is None else figures(healed.test),
         "warnings": list(healed.warnings),
         "weights_mb": healed.mb,
         "log": healed.log,

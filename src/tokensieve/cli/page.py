@@ -24,7 +24,7 @@ PageModelOption = Annotated[
 
 
 @dataclass(frozen=True)
-class OfferedModel(ModelOptions):
+class PageModelOptions(ModelOptions):
     """A model of one's own, or none."""
 
     model: PageModelOption = None  # type: ignore[assignment]  # the bundled ones are offered without one
@@ -37,7 +37,7 @@ class OfferedModel(ModelOptions):
 
 def page(
     *,
-    network: OfferedModel,
+    network: PageModelOptions,
     classes: Annotated[
         str | None, typer.Option(metavar="FILE", help=f"Names of the model's classes. {CLASS_FILES}")
     ] = None,
@@ -64,17 +64,17 @@ def page(
     if network.model is None and any((network.weights, network.recipe, network.proposal_weights, classes)):
         raise InputError("--weights, --proposal-weights, --recipe and --classes are of a model: give --model too.")
     from ..app import page as page_module
-    from ..app.desk import Desk
-    from ..app.offers import bundled_offers, given_offer
+    from ..app.backend import Backend
+    from ..app.models import bundled_entries, given_entry
     from ..show.progress import working
 
-    page_module.library()
+    page_module.import_gradio()
     with working("opening the model"):
-        given = [] if network.model is None else [given_offer(read_spec(network, machine))]
-        bundled = bundled_offers(machine.device, machine.dtype)
-        desk = Desk([*given, *(offer for offer in bundled if offer.name != network.model)], classes)
+        given = [] if network.model is None else [given_entry(read_spec(network, machine))]
+        bundled = bundled_entries(machine.device, machine.dtype)
+        backend = Backend([*given, *(entry for entry in bundled if entry.name != network.model)], classes)
         blocks, url = page_module.launch(
-            desk, host=host, port=port, browser=browser, megabytes=megabytes, waiting=waiting
+            backend, host=host, port=port, browser=browser, megabytes=megabytes, waiting=waiting
         )
     try:
         if check:

@@ -127,7 +127,7 @@ def run(
     result = run_job(spec, sources, out, **running, **settings)
     print_record(asdict(result), "run_view.run_view", as_json)
     if not as_json:
-        for sentence in result.said:
+        for sentence in result.notes:
             say(sentence)
 
 

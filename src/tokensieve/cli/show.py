@@ -122,7 +122,7 @@ def show(
         result = gallery.grid(variants.Variants(cells, dense, names), preprocessing, tracked, pictures.names)
     else:
         result = gallery.explained(opened, tracked, pictures.names, names)
-    record |= {**result.record, "found": pictures.found}
+    record |= {**result.record, "total": pictures.total}
     record |= files_record(pictures, len(result.record["pictures"]), tracked.failures)
     out_paths = out_paths or [check_place(path) for path in OUT]
     record["out"] = [str(path) for path in out_paths]
@@ -170,7 +170,7 @@ def _show_videos(
     result = reel.gallery()
     record |= {
         **result.record,
-        "found": videos.found,
+        "total": videos.total,
         "whole": whole,
         "views": preprocessing.views,
         "out": list(map(str, out_paths)),

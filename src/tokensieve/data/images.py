@@ -57,7 +57,7 @@ class ImageSet(Dataset[tuple[Tensor, int]]):
 
     Attributes:
         classes: folder name -> class index; empty for sets without class folders.
-        found: how many pictures there are, those that a limit leaves out included.
+        total: how many pictures there are, those that a limit leaves out included.
         skipped: files and folders beside them that are not read.
         notes: sentences about what changes labels, or is read in part.
         kind: of what it holds, pictures or videos.
@@ -94,7 +94,7 @@ class ImageSet(Dataset[tuple[Tensor, int]]):
         self.classes = dict(classes or {})
         self._names = names
         self._labels = labels
-        self.found = count = len(items)
+        self.total = count = len(items)
         self.skipped, self.notes = tuple(skipped), tuple(notes)
         # The items are sorted by class: the first ones would all be of one class.
         self._indices = range(count) if limit is None or limit >= count else [i * count // limit for i in range(limit)]
@@ -177,7 +177,7 @@ class StreamSet(IterableDataset[tuple[Tensor, int]]):
         self.transform = transform
         self.name = name
         self.limit = limit
-        self.found, self.unlabelled = None, 0
+        self.total, self.unlabelled = None, 0
         self.skipped: tuple[Skipped, ...] = ()
         self.notes: tuple[str, ...] = ()
 

@@ -67,7 +67,7 @@ class SegmentationSet(Dataset[tuple[Tensor, Tensor]]):
     Attributes:
         classes: their names in order; numbers where nothing names them.
         transform: from an RGB picture to a tensor (3, h, w). Labels keep the picture's own size.
-        found: how many pictures there are, those that a limit leaves out included.
+        total: how many pictures there are, those that a limit leaves out included.
         skipped: label pictures that belong to no picture.
         notes: sentences about the set as a whole.
     """
@@ -86,7 +86,7 @@ class SegmentationSet(Dataset[tuple[Tensor, Tensor]]):
         """`table` (256,) int64: value of a label picture -> class, 255 for none, -1 for a value that is wrong."""
         self.classes, self._table = tuple(classes), table
         self.transform = AsTensor() if transform is None else transform
-        self.found, count = len(pairs), len(pairs)
+        self.total, count = len(pairs), len(pairs)
         self.skipped, self.notes = tuple(skipped), tuple(notes)
         chosen = range(count) if limit is None or limit >= count else [i * count // limit for i in range(limit)]
         self._pairs = [pairs[i] for i in chosen]

@@ -34,7 +34,7 @@ class Estimate:
         seconds: for the remaining items.
         bytes: size of all files of rows.
         failed: number of the items read here that could not be read.
-        said: sentences: what limits the job, whether memory was too small for the batch.
+        notes: sentences: what limits the job, whether memory was too small for the batch.
     """
 
     items: int
@@ -46,7 +46,7 @@ class Estimate:
     seconds: float
     bytes: int
     failed: int
-    said: tuple[str, ...]
+    notes: tuple[str, ...]
 
 
 def estimate(job: Job, *, workers: int = 1, devices: int = 1, seconds: float = 10.0) -> Estimate:

@@ -41,7 +41,7 @@ class Result:
         per_second: items of this run per second.
         waited: share of the models' time spent waiting for items.
         skipped: number of files and folders in the sources that are not items.
-        said: sentences about the run: whether decoding was the limit, whether memory was too small for the batch.
+        notes: sentences about the run: whether decoding was the limit, whether memory was too small for the batch.
     """
 
     out: str
@@ -54,7 +54,7 @@ class Result:
     per_second: float
     waited: float
     skipped: int
-    said: tuple[str, ...]
+    notes: tuple[str, ...]
 
 
 def run(

@@ -1,4 +1,4 @@
-"""What a search found: recipes with what they cost and lose, and the one to take."""
+"""The result of a search: recipes with their cost and divergence, and the recommended one."""
 
 from __future__ import annotations
 
@@ -194,7 +194,7 @@ class Front:
             "failures": [asdict(failed) for failed in self.failures],
             "left_out": dict(self.left_out),
             "settings": dict(self.settings),
-            "found": self.found,
+            "summary": self.summary,
         }
 
     @property
@@ -203,8 +203,8 @@ class Front:
         return divergence_title(self.objective)
 
     @property
-    def found(self) -> str:
-        """In plain words: what was found, and whether a proposal paid."""
+    def summary(self) -> str:
+        """A paragraph in plain words: the best recipe, and whether a proposal paid."""
         from ..show.front_text import describe
 
         return describe(self)

@@ -29,7 +29,7 @@ def files_record(pictures: Any, read: int, failures: Sequence[Failure]) -> dict[
     return {
         "files": {
             "of": getattr(pictures, "kind", PICTURES).many,
-            "found": getattr(pictures, "found", None),
+            "total": getattr(pictures, "total", None),
             "read": read,
             "failed": len(failures),
             "skipped": dict(Counter(entry.reason for entry in skipped).most_common()),
@@ -42,8 +42,8 @@ def files_record(pictures: Any, read: int, failures: Sequence[Failure]) -> dict[
 def files_line(files: dict[str, Any]) -> str:
     """The counts of a record's `files` in words: "12 of 40 pictures read, 1 failed, 3 skipped (.txt 2, ...)"."""
     many: str = files.get("of", PICTURES.many)
-    read, failed, count_found, skipped = files["read"], files["failed"], files["found"], files["skipped"]
-    of = f" of {count_found}" if count_found is not None and count_found > read + failed else ""
+    read, failed, total, skipped = files["read"], files["failed"], files["total"], files["skipped"]
+    of = f" of {total}" if total is not None and total > read + failed else ""
     pictures = many.removesuffix("s") if f"{read}{of}" == "1" else many
     kinds = ", ".join(f"{reason} {count}" for reason, count in skipped.items())
     return f"{read}{of} {pictures} read, {failed} failed, {sum(skipped.values())} skipped" + (kinds and f" ({kinds})")

@@ -168,8 +168,8 @@ def report(record: Record, gallery: Gallery, recipe: Recipe) -> Report:
     lead += (
         ", with the significance maps below." if "compare" in record else "." if per_picture else ", varied as below."
     )
-    if count < record["found"]:
-        lead += f" {count} of {record['found']} {data_word(record)}."
+    if count < record["total"]:
+        lead += f" {count} of {record['total']} {data_word(record)}."
     explained = OF_STAGES if record["stages"] else HOW_TO_READ
     reading_notes = (
         how_to_read(gallery.sections, explained)

@@ -10,7 +10,7 @@ from rich.text import Text
 from .eval_view import INTERVALS, signed
 from .tables import between, header, new_table
 
-WHERE = {"heldout_figures": "held-out pictures", "others_figures": "other pictures"}
+WHERE = {"heldout_figures": "held-out pictures", "test_figures": "test pictures"}
 
 
 def heal_view(record: dict[str, Any]) -> RenderableType:

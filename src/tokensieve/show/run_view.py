@@ -32,6 +32,6 @@ def estimate_view(record: dict[str, Any]) -> RenderableType:
     grid.add_row("time", Text(f"{duration(record['seconds'])}, at {record['per_second']:.4g} a second", style="bold"))
     grid.add_row("rows", f"{record['bytes'] / 2**20:.1f} MiB in all")
     parts: list[RenderableType] = [grid]
-    if record["said"]:
-        parts += ["", *map(Text, record["said"])]
+    if record["notes"]:
+        parts += ["", *map(Text, record["notes"])]
     return Group(*parts)

@@ -35,11 +35,11 @@ class Pictures(Dataset[tuple[Tensor, int]]):
             if not isinstance(picture_set, ImageSet):
                 raise InputError(f"{source} is a stream: show takes image files, folders and tars.")
             self.entries += [(picture_set, index) for index in range(len(picture_set))]
-        self.found = len(self.entries)
+        self.total = len(self.entries)
         self.skipped = [entry for picture_set in sets for entry in picture_set.skipped]
         self.notes = [note for picture_set in sets for note in picture_set.notes]
-        if limit < self.found:
-            self.entries = [self.entries[i * self.found // limit] for i in range(limit)]
+        if limit < self.total:
+            self.entries = [self.entries[i * self.total // limit] for i in range(limit)]
         paths = [self.path(index) for index in range(len(self))]
         start = _common([os.path.dirname(path) for path in paths])
         self.names = {path: PurePath(os.path.relpath(path, start) if start else path).as_posix() for path in paths}

@@ -60,7 +60,7 @@ def tune_view(record: Record) -> RenderableType:
     )
     if labelled:
         legend += f" Dense {right}: {front['dense']['accuracy'][scored]:.1f}%."
-    parts: list[RenderableType] = [header(record), "", table, Text(legend, style="dim"), "", Text(front["found"])]
+    parts: list[RenderableType] = [header(record), "", table, Text(legend, style="dim"), "", Text(front["summary"])]
     if record["out"]:
         parts += ["", Text(f"{record['out']}/best.json", style="bold")]
     return Group(*parts)

@@ -27,12 +27,12 @@ from .views import READ
 RECIPE = "best.json"
 FEW = 0.1
 """Share of a model's classes: pictures of fewer classes than that overfit it to them."""
-MOST = 0.9
+CLASS_COVERAGE = 0.9
 """Share of the answers that the classes which the pictures show make up."""
 
 
 @dataclass(frozen=True)
-class Judged:
+class BeforeAfter:
     """Fidelity of a recipe to the dense model on a set of pictures, before and after healing."""
 
     before: Fidelity
@@ -49,7 +49,7 @@ class Healed:
         adapter: folder of the adapters alone, where these were trained.
         step, steps: the step of the saved weights, and the number of steps planned.
         heldout: figures on held-out pictures of the same source.
-        others: figures on other pictures, where these were given.
+        test: figures on the test pictures, where these were given.
         warnings: sentences on overfitting that the figures show, or cannot show.
         mb: megabytes of the healed weights.
         log: the rows of the training log.
@@ -60,8 +60,8 @@ class Healed:
     adapter: Path | None
     step: int
     steps: int
-    heldout: Judged
-    others: Judged | None
+    heldout: BeforeAfter
+    test: BeforeAfter | None
     mb: float
     warnings: tuple[str, ...] = ()
     log: list[dict[str, float]] = field(default_factory=list)
@@ -74,7 +74,7 @@ def heal(
     out: str | os.PathLike[str],
     settings: HealSettings | None = None,
     *,
-    others: Iterable[Any] | Tensor | None = None,
+    test_images: Iterable[Any] | Tensor | None = None,
     mean: Sequence[float] | None = None,
     std: Sequence[float] | None = None,
     pretrained: bool = True,
@@ -93,7 +93,7 @@ def heal(
             batches of one (`load_batches`); or one tensor (N, C, H, W). Thousands are better than hundreds.
         out: a folder for `best.json`, `model.safetensors`, the log and the checkpoint.
         settings: see `HealSettings`.
-        others: further pictures to evaluate on, batches or a tensor; with labels top-1 is measured too.
+        test_images: further pictures to evaluate on, batches or a tensor; with labels top-1 is measured too.
         mean, std, pretrained: as in `sieve`.
         report: gets each row of the log.
         say: gets sentences on the progress.
@@ -115,8 +115,8 @@ def heal(
     host.load_state_dict(load_file(weights, device=str(next(model.parameters()).device)))
     pair = sieve(model, hashed, **sieve_args), sieve(host, hashed, **sieve_args)
     kind = task.kind.name
-    heldout = Judged(*(fidelity(fast, task.dense, load_batches(task.heldout, READ), kind=kind) for fast in pair))
-    others_figures = None if others is None else judged(model, *pair, others, kind)
+    heldout = BeforeAfter(*(fidelity(fast, task.dense, load_batches(task.heldout, READ), kind=kind) for fast in pair))
+    test_figures = None if test_images is None else compare(model, *pair, test_images, kind)
     log = read_log(folder, task.name)
     best = max(log, key=lambda row: row[config.best or "step"])
     return Healed(
@@ -126,16 +126,16 @@ def heal(
         step=int(best["step"]),
         steps=config.steps(task.samples),
         heldout=heldout,
-        others=others_figures,
+        test=test_figures,
         mb=sum(value.nbytes for value in host.state_dict().values()) / 1e6,
-        warnings=warnings_of(heldout, others_figures, classes_shown(task)),
+        warnings=warnings_of(heldout, test_figures, classes_shown(task)),
         log=log,
     )
 
 
-def judged(
+def compare(
     model: nn.Module, before: nn.Module, after: nn.Module, loader: Iterable[Any] | Tensor, kind: str | None = None
-) -> Judged:
+) -> BeforeAfter:
     """Fidelity of both models on the same pictures, with top-1 where all of these have labels.
 
     Raises:
@@ -151,18 +151,18 @@ def judged(
     if not dense:
         raise nothing_read(batches)
     k = 1 if known and dense[0].ndim == 2 else None
-    return Judged(*(fidelity(fast, torch.cat(dense), batches, k=k, kind=kind) for fast in (before, after)))
+    return BeforeAfter(*(fidelity(fast, torch.cat(dense), batches, k=k, kind=kind) for fast in (before, after)))
 
 
 def classes_shown(task: Heal) -> tuple[int, int] | None:
-    """How many classes make up `MOST` of the dense model's answers to the pictures, and how many classes it has."""
+    """How many classes make up `CLASS_COVERAGE` of the dense model's answers, and how many classes it has."""
     if not task.kind.classes or task.taught.ndim != 3:
         return None
     counts = task.taught[:, 0].argmax(1).bincount().sort(descending=True).values
-    return int((counts.cumsum(0) < MOST * counts.sum()).sum()) + 1, task.taught.shape[2]
+    return int((counts.cumsum(0) < CLASS_COVERAGE * counts.sum()).sum()) + 1, task.taught.shape[2]
 
 
-def warnings_of(heldout: Judged, others: Judged | None, shown: tuple[int, int] | None) -> tuple[str, ...]:
+def warnings_of(heldout: BeforeAfter, test: BeforeAfter | None, shown: tuple[int, int] | None) -> tuple[str, ...]:
     """Sentences for the user: that healing overfitted the model to the pictures' classes, or that nothing shows it."""
     warnings = []
     if likeness(heldout.after) <= likeness(heldout.before):
@@ -170,12 +170,12 @@ def warnings_of(heldout: Judged, others: Judged | None, shown: tuple[int, int] |
             "On pictures that were held out the answers are no more alike than before: keep the recipe without these "
             "weights, or heal on more pictures, longer, or at a smaller lr."
         )
-    if others is not None:
-        before, after = others.before, others.after
+    if test is not None:
+        before, after = test.before, test.after
         lost = likeness(before) - likeness(after)
         if lost > 0 or after.divergence > before.divergence:
             warnings.append(
-                f"On the other pictures the answers are less alike than before healing ({likeness(before):.1f} to "
+                f"On the test pictures the answers are less alike than before healing ({likeness(before):.1f} to "
                 f"{likeness(after):.1f} %, divergence {before.divergence:.4f} to {after.divergence:.4f}): the model "
                 "was bent to the pictures that it was healed on. Heal on pictures like those that it will see."
             )
@@ -186,7 +186,8 @@ def warnings_of(heldout: Judged, others: Judged | None, shown: tuple[int, int] |
             )
     elif shown is not None and shown[0] < FEW * shown[1]:
         warnings.append(
-            f"The pictures are of few classes: {shown[0]} of {shown[1]} make up {MOST:.0%} of the dense model's "
-            "answers. What was learnt may hold for these alone: judge on other pictures too (others=, --others)."
+            f"The pictures are of few classes: {shown[0]} of {shown[1]} make up {CLASS_COVERAGE:.0%} of the dense "
+            "model's answers. What was learnt may hold for these alone: give test pictures of other classes too "
+            "(test_images=, --test-data)."
         )
     return tuple(warnings)

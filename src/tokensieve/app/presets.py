@@ -1,4 +1,4 @@
-"""Ready recipes for a model, each with one number that a slider sets."""
+"""Preset recipes for a model, each with one number that a slider sets."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from ..search.families import Scheduled
 from ..search.fit import Fit
 from ..show.variants import ranking, varied
 from ..stream import sieve
-from .copied import bare
-from .offers import Offer
+from .copied import without_folders
+from .models import ModelEntry
 
 
 @dataclass(frozen=True)
-class Dial:
+class Slider:
     """Settings of the slider: label, meaning, range, default and step."""
 
     label: str
@@ -34,106 +34,107 @@ class Dial:
     step: float = 0.05
 
 
-KEEP = Dial("Keep", "Share of the patches that the model goes on reading.", 0.1, 1.0, 0.5)
-WORK = Dial("Compute to keep", "Share of the model's multiply-accumulates.", 0.35, 0.95, 0.65)
-SURE = Dial("Confidence", "A patch leaves as soon as the model is surer of it than this.", 0.5, 1.0, 0.95, 0.01)
-CHANGE = Dial("Threshold", "A patch is left out where it changes less than this between frames.", 0.0, 1.0, 0.1)
+KEEP = Slider("Keep", "Share of the patches that the model goes on reading.", 0.1, 1.0, 0.5)
+COMPUTE = Slider("Compute to keep", "Share of the model's multiply-accumulates.", 0.35, 0.95, 0.65)
+CONFIDENCE = Slider("Confidence", "A patch leaves as soon as the model is surer of it than this.", 0.5, 1.0, 0.95, 0.01)
+MOTION = Slider("Threshold", "A patch is left out where it changes less than this between frames.", 0.0, 1.0, 0.1)
 
 
 @dataclass(frozen=True)
-class Ready:
-    """A recipe to choose: its name, its description, and the recipe for each value of the dial, None without a dial."""
+class Preset:
+    """A recipe to choose: its name, its description, and the recipe for each value of the slider; `slider` is None
+    where nothing can be set."""
 
     name: str
     about: str
     build: Callable[[float], Recipe]
-    dial: Dial | None = KEEP
+    slider: Slider | None = KEEP
 
     def recipe(self, value: float | None = None) -> Recipe:
-        """The recipe with the dial at `value`, clipped to its range, or at its default."""
-        if self.dial is None:
+        """The recipe with the slider at `value`, clipped to its range, or at its default."""
+        if self.slider is None:
             return self.build(1.0)
-        value = self.dial.value if value is None else min(max(value, self.dial.low), self.dial.high)
+        value = self.slider.value if value is None else min(max(value, self.slider.low), self.slider.high)
         return self.build(round(value, 4))
 
 
-def ready_recipes(opened: OpenedModel, offer: Offer) -> dict[str, Ready]:
+def presets_for(opened: OpenedModel, entry: ModelEntry) -> dict[str, Preset]:
     """The recipes that the model accepts, by name: the one that the page was started with, then the best known."""
-    return {ready.name: ready for ready in _all(opened, offer) if _takes(opened, ready, offer)}
+    return {preset.name: preset for preset in _candidates(opened, entry) if _accepts(opened, preset, entry)}
 
 
-def _takes(opened: OpenedModel, ready: Ready, offer: Offer) -> bool:
-    if offer.recipe is not None and ready.name == STARTED:
+def _accepts(opened: OpenedModel, preset: Preset, entry: ModelEntry) -> bool:
+    if entry.recipe is not None and preset.name == STARTING_RECIPE:
         return True  # it was checked when the page was started
     try:
-        sieve(opened.dense, ready.recipe(), mean=opened.preprocessing.mean, std=opened.preprocessing.std)
+        sieve(opened.dense, preset.recipe(), mean=opened.preprocessing.mean, std=opened.preprocessing.std)
     except SieveError:
         return False
     return True
 
 
-STARTED = "The recipe this page was started with"
+STARTING_RECIPE = "The recipe this page was started with"
 
 
-def _all(opened: OpenedModel, offer: Offer) -> Iterator[Ready]:
-    host, given = opened.fast.host, offer.recipe
+def _candidates(opened: OpenedModel, entry: ModelEntry) -> Iterator[Preset]:
+    host, given = opened.fast.host, entry.recipe
     staged = opened.fast.units == "pixels"
     what = "pixels" if staged else "patches"
     if given is not None:
-        yield _given(given)
+        yield _starting_preset(given)
     if getattr(host, "exits", ()) and len(host.exits) > 1:
-        yield Ready(
+        yield Preset(
             "Early exits: patches leave when the model is sure (dtop)",
             "Easy patches leave the model at its first or second head; hard ones go on to the last.",
             lambda value: Recipe.parse(f"dtop(threshold={value:g})"),
-            SURE,
+            CONFIDENCE,
         )
-    if offer.videos:
+    if entry.videos:
         yield _papr("Keep what moves (papr, motion)", "Patches that change from frame to frame are kept.", "motion")
-    if offer.proposal is not None:
-        yield Ready(
-            f"Keep what matters (papr, ranked by {offer.proposal})",
+    if entry.proposal is not None:
+        yield Preset(
+            f"Keep what matters (papr, ranked by {entry.proposal})",
             f"A tiny network looks first and ranks the {what}; the model reads the top ones.",
-            lambda value: Recipe.of(PaPr(keep=value, proposal=offer.proposal)),
+            lambda value: Recipe.of(PaPr(keep=value, proposal=entry.proposal)),
         )
     if not staged:
-        yield from _merging(opened, offer)
-    if offer.videos:
-        yield Ready(
+        yield from _merging(opened, entry)
+    if entry.videos:
+        yield Preset(
             "Leave out what stands still (rlt)",
             "A patch that looks as it did a moment ago is left out; how many are read depends on the clip.",
             lambda value: Recipe.parse(f"rlt(threshold={value:g})"),
-            CHANGE,
+            MOTION,
         )
     yield _papr("Keep the middle (control)", f"The {what} nearest the middle are kept, whatever they show.", "centre")
     yield _papr("Keep at random (control)", f"As many {what}, drawn at random: what choosing is worth.", "random")
 
 
-def _given(recipe: Recipe) -> Ready:
-    """The given recipe; the dial sets its keep ratio, where that is one number."""
-    about = f"{bare(recipe)}"
+def _starting_preset(recipe: Recipe) -> Preset:
+    """The given recipe; the slider sets its keep ratio, where that is one number."""
+    about = f"{without_folders(recipe)}"
     try:
         keep = ranking(recipe).keep
     except SieveError:
-        return Ready(STARTED, about, lambda _: recipe, None)
+        return Preset(STARTING_RECIPE, about, lambda _: recipe, None)
     if isinstance(keep, tuple):
-        return Ready(STARTED, about, lambda _: recipe, None)
-    dial = replace(KEEP, value=keep, low=min(KEEP.low, keep), step=0.05 if round(20 * keep, 6).is_integer() else 0.01)
-    return Ready(STARTED, about, lambda value: varied(recipe, keep=value), dial)
+        return Preset(STARTING_RECIPE, about, lambda _: recipe, None)
+    slider = replace(KEEP, value=keep, low=min(KEEP.low, keep), step=0.05 if round(20 * keep, 6).is_integer() else 0.01)
+    return Preset(STARTING_RECIPE, about, lambda value: varied(recipe, keep=value), slider)
 
 
-def _papr(name: str, about: str, significance: str) -> Ready:
-    return Ready(name, about, lambda value: Recipe.of(PaPr(keep=value, significance=significance)))
+def _papr(name: str, about: str, significance: str) -> Preset:
+    return Preset(name, about, lambda value: Recipe.of(PaPr(keep=value, significance=significance)))
 
 
-def _merging(opened: OpenedModel, offer: Offer) -> Iterator[Ready]:
+def _merging(opened: OpenedModel, entry: ModelEntry) -> Iterator[Preset]:
     budgets = _Budgets(opened)
-    if not offer.videos and (lowest := budgets.lowest()) is not None:
-        yield Ready(
+    if not entry.videos and (lowest := budgets.lowest()) is not None:
+        yield Preset(
             "Merge what is alike, guard what matters (guarded)",
             "Patches that look alike become one; those that the model attends to are spared. Loses least of all.",
             budgets.recipe,
-            replace(WORK, low=lowest, value=max(WORK.value, lowest)),
+            replace(COMPUTE, low=lowest, value=max(COMPUTE.value, lowest)),
         )
     host = opened.fast.host
     like = next(opened.dense.parameters())
@@ -144,14 +145,14 @@ def _merging(opened: OpenedModel, offer: Offer) -> Iterator[Ready]:
         """ToMe that leaves this share of the patches after the last block."""
         return Recipe.of(even_tome(round((1 - value) * patches), depth))
 
-    yield Ready(
+    yield Preset(
         "Merge what is alike (tome)",
         "In every block the patches that are most alike become one.",
         merged,
         replace(KEEP, low=0.2),
     )
     if host.class_token:
-        yield Ready(
+        yield Preset(
             "Keep what the model attends to (evit)",
             "Three times on its way the model keeps the patches that it attends to most.",
             lambda value: Recipe.of(EViT(keep=round(value ** (1 / 3), 3))),
@@ -169,9 +170,9 @@ class _Budgets:
         return budget_of(self.opened.dense, self.opened.input_spec, 1.0)
 
     def lowest(self) -> float | None:
-        """The smallest share on the dial that merging can reach; None if it reaches none."""
-        steps = round((WORK.high - WORK.low) / WORK.step)
-        for share in (round(WORK.low + step * WORK.step, 4) for step in range(steps)):
+        """The smallest share on the slider that merging can reach; None if it reaches none."""
+        steps = round((COMPUTE.high - COMPUTE.low) / COMPUTE.step)
+        for share in (round(COMPUTE.low + step * COMPUTE.step, 4) for step in range(steps)):
             with suppress(SieveError):
                 self.recipe(share)
                 return share

@@ -15,7 +15,7 @@ DIGITS = tuple(str(digit) for digit in range(10))
 
 
 @dataclass(frozen=True)
-class Offer:
+class ModelEntry:
     """A model to choose.
 
     Attributes:
@@ -39,7 +39,7 @@ class Offer:
     opened: OpenedModel | None = field(default=None, repr=False, compare=False)
 
 
-def given_offer(spec: ModelSpec) -> Offer:
+def given_entry(spec: ModelSpec) -> ModelEntry:
     """The model that a page was started with, and its recipe or the default one.
 
     Opens it, which shows whether it can be opened and what it reads.
@@ -49,41 +49,45 @@ def given_offer(spec: ModelSpec) -> Offer:
     """
     opened = spec.open()
     videos = isinstance(opened.preprocessing, VideoPreprocessing)
-    known = [offer for offer in bundled_offers() if offer.name == spec.model]
-    offer = known[0] if known else Offer(spec.model, f"Reads {'clips' if videos else 'pictures'}.", spec, videos=videos)
+    known = [entry for entry in bundled_entries() if entry.name == spec.model]
+    entry = (
+        known[0]
+        if known
+        else ModelEntry(spec.model, f"Reads {'clips' if videos else 'pictures'}.", spec, videos=videos)
+    )
     empty = spec.sieve(opened.dense, opened.preprocessing, Recipe())
-    return replace(offer, spec=spec.with_recipe(""), recipe=opened.fast.recipe, opened=empty)
+    return replace(entry, spec=spec.with_recipe(""), recipe=opened.fast.recipe, opened=empty)
 
 
-def bundled_offers(device: str = "cpu", precision: str = "fp32") -> list[Offer]:
+def bundled_entries(device: str = "cpu", precision: str = "fp32") -> list[ModelEntry]:
     """The bundled models; the one that reads clips needs transformers."""
 
     def spec(model: str) -> ModelSpec:
         return ModelSpec(model, "", device=device, precision=precision)
 
-    offers = [
-        Offer(
+    entries = [
+        ModelEntry(
             "nano_vit",
             "Names the digit in a picture: a small vision transformer. It knows digits and nothing else.",
             spec("nano_vit"), classes=DIGITS, proposal="nano_convnet",
         ),
-        Offer(
+        ModelEntry(
             "nano_convnext",
             "Names the digit in a picture: a small ConvNeXt, in which pixels are left out instead of tokens.",
             spec("nano_convnext"), classes=DIGITS, proposal="nano_convnet",
         ),
-        Offer(
+        ModelEntry(
             "nano_segmenter",
             "Names what every pixel shows: a digit, a fragment of one, or the background.",
             spec("nano_segmenter"),
         ),
     ]  # fmt: skip
     if find_spec("transformers") is not None:
-        offers.append(
-            Offer(
+        entries.append(
+            ModelEntry(
                 "nano_video",
                 "Names the digit in a clip, and where it goes.",
                 spec("nano_video"), videos=True, classes=MOVING_CLASSES, proposal="nano_video_proposal",
             )
         )  # fmt: skip
-    return offers
+    return entries

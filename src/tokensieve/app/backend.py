@@ -34,19 +34,19 @@ from ..show.variants import ranking, varied, with_keeps
 from ..stream import Sieved
 from ..zoo import BUNDLED
 from . import examples
-from .offers import Offer
-from .ready import Ready, ready_recipes
+from .models import ModelEntry
+from .presets import Preset, presets_for
 
 Source = Path | int
 """A file, or the index of an example."""
-PIXELS = 50_000_000
+MAX_PIXELS = 50_000_000
 """The most pixels of a picture: enough for a phone's, too few to fill the memory."""
-LONGEST_RECIPE = 2000
+MAX_RECIPE_LENGTH = 2000
 """Characters of a recipe's text."""
-REMEMBERED = 64
+CACHE_SIZE = 64
 """Recipes of a model that are cached."""
-QUICK, TOGETHER = 0.03, 8
-"""A model that takes less than QUICK seconds for a picture is timed on a batch of TOGETHER."""
+FAST_SECONDS, TIMING_BATCH = 0.03, 8
+"""A model that takes less than FAST_SECONDS seconds for a picture is timed on a batch of TIMING_BATCH."""
 SECONDS, ROUNDS = 0.3, 3
 """Seconds for a measurement, and its fewest rounds."""
 Value = TypeVar("Value")
@@ -63,7 +63,7 @@ class Time(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Look:
+class Result:
     """A result to show.
 
     Attributes:
@@ -79,20 +79,20 @@ class Look:
     title: str
     headline: str
     section: Section
-    offer: Offer
+    entry: ModelEntry
     recipe: Recipe
     fast: Sieved
     images: Tensor
     time: Time | None = None
 
 
-class Station:
-    """An open model: its ready recipes, and a cache of its sieved forms."""
+class LoadedModel:
+    """An open model: its presets, and a cache of its sieved forms."""
 
-    def __init__(self, offer: Offer, opened: OpenedModel, classes: Sequence[str] | None) -> None:
-        self.offer, self.opened, self.classes = offer, opened, classes
-        self.ready: dict[str, Ready] = ready_recipes(opened, offer)
-        self._remembered: OrderedDict[tuple[str, str], Any] = OrderedDict()
+    def __init__(self, entry: ModelEntry, opened: OpenedModel, classes: Sequence[str] | None) -> None:
+        self.entry, self.opened, self.classes = entry, opened, classes
+        self.presets: dict[str, Preset] = presets_for(opened, entry)
+        self._cache: OrderedDict[tuple[str, str], Any] = OrderedDict()
 
     @cached_property
     def macs(self) -> float:
@@ -101,7 +101,7 @@ class Station:
 
     def sieved(self, recipe: Recipe) -> Sieved:
         """The model under a recipe, cached. Keep ratios share one map, which may take long to build."""
-        return self.remembered("sieved", str(recipe), lambda: self._sieved(recipe))
+        return self.cached("sieved", str(recipe), lambda: self._sieved(recipe))
 
     def _sieved(self, recipe: Recipe) -> Sieved:
         try:
@@ -111,54 +111,54 @@ class Station:
         if isinstance(keep, tuple) or keep == 1:
             return self._made(recipe)
         shared = varied(recipe, keep=0.5)
-        fast = self.remembered("sieved", str(shared), lambda: self._made(shared))
+        fast = self.cached("sieved", str(shared), lambda: self._made(shared))
         return with_keeps({"": fast}, [keep])["", keep]
 
     def _made(self, recipe: Recipe) -> Sieved:
         dense, _, preprocessing = self.opened
-        return self.offer.spec.sieve(dense, preprocessing, recipe).fast
+        return self.entry.spec.sieve(dense, preprocessing, recipe).fast
 
-    def remembered(self, what: str, text: str, make: Callable[[], Value]) -> Value:
+    def cached(self, what: str, text: str, make: Callable[[], Value]) -> Value:
         """A value from an LRU cache, made by `make` where it is missing."""
         key = what, text
-        if key not in self._remembered:
-            self._remembered[key] = make()
-        self._remembered.move_to_end(key)
-        while len(self._remembered) > 3 * REMEMBERED:
-            self._remembered.popitem(last=False)
-        value: Value = self._remembered[key]
+        if key not in self._cache:
+            self._cache[key] = make()
+        self._cache.move_to_end(key)
+        while len(self._cache) > 3 * CACHE_SIZE:
+            self._cache.popitem(last=False)
+        value: Value = self._cache[key]
         return value
 
 
-class Desk:
+class Backend:
     """The models of a page, each opened at its first use. One request runs at a time, so that none disturbs a
     measurement."""
 
-    def __init__(self, offers: Sequence[Offer], classes: str | None = None, pixels: int = PIXELS) -> None:
+    def __init__(self, models: Sequence[ModelEntry], classes: str | None = None, pixels: int = MAX_PIXELS) -> None:
         """`classes` is a file with the class names of a given model; `pixels` the largest picture."""
-        self.offers = {offer.name: offer for offer in offers}
+        self.models = {entry.name: entry for entry in models}
         self.classes, self.pixels = classes, pixels
-        self._stations: dict[str, Station] = {}
+        self._loaded: dict[str, LoadedModel] = {}
         self._lock = RLock()
 
-    def station(self, name: str) -> Station:
-        """The model called `name`. Raises `InputError` for one that is not offered."""
-        if name not in self.offers:
-            known = ", ".join(self.offers)
-            raise InputError(f"There is no model {name!r} here{nearest(name, self.offers)}. Choose one of: {known}.")
+    def loaded(self, name: str) -> LoadedModel:
+        """The model called `name`. Raises `InputError` for one that is not on this page."""
+        if name not in self.models:
+            known = ", ".join(self.models)
+            raise InputError(f"There is no model {name!r} here{nearest(name, self.models)}. Choose one of: {known}.")
         with self._lock:
-            if name not in self._stations:
-                offer = self.offers[name]
-                opened = offer.opened or offer.spec.open()
-                named = offer.classes or class_names(opened.dense, self.classes if offer.opened else None)
-                self._stations[name] = Station(offer, opened, named)
-            return self._stations[name]
+            if name not in self._loaded:
+                entry = self.models[name]
+                opened = entry.opened or entry.spec.open()
+                named = entry.classes or class_names(opened.dense, self.classes if entry.opened else None)
+                self._loaded[name] = LoadedModel(entry, opened, named)
+            return self._loaded[name]
 
-    def first(self, name: str) -> Ready:
-        """The first recipe of a model."""
-        return next(iter(self.station(name).ready.values()))
+    def default_preset(self, name: str) -> Preset:
+        """The first preset of a model."""
+        return next(iter(self.loaded(name).presets.values()))
 
-    def reading(self, name: str, source: Source) -> str:
+    def model_for(self, name: str, source: Source) -> str:
         """The model that reads a file: `name`, or the first that reads this kind of file.
 
         Raises:
@@ -167,10 +167,10 @@ class Desk:
         if isinstance(source, int):
             return name
         videos = source.suffix.lower() in SUFFIXES
-        if name in self.offers and self.offers[name].videos is videos:
+        if name in self.models and self.models[name].videos is videos:
             return name
-        for other, offer in self.offers.items():
-            if offer.videos is videos:
+        for other, entry in self.models.items():
+            if entry.videos is videos:
                 return other
         kind, way = ("clip", "clips") if videos else ("picture", "pictures")
         raise InputError(f"{source.name} is a {kind}, and no model on this page reads {way}.")
@@ -182,9 +182,11 @@ class Desk:
             RecipeError: it cannot be parsed, or names files or networks that the page was not started with: a visitor
                 may neither read files of this machine nor make it download.
         """
-        if len(text) > LONGEST_RECIPE:
-            raise RecipeError(f"The recipe has {len(text)} characters; {LONGEST_RECIPE} is the most that is read here.")
-        recipe, offered = Recipe.parse(text.strip()), self.station(name).offer.recipe or Recipe()
+        if len(text) > MAX_RECIPE_LENGTH:
+            raise RecipeError(
+                f"The recipe has {len(text)} characters; {MAX_RECIPE_LENGTH} is the most that is read here."
+            )
+        recipe, offered = Recipe.parse(text.strip()), self.loaded(name).entry.recipe or Recipe()
         files = {Path(path).name: path for path in offered.paths()}  # the page shows them without their folders
         if strange := set(recipe.paths()) - set(files):
             raise RecipeError(f"The recipe names the file {min(strange)}: files cannot be chosen on this page.")
@@ -204,45 +206,45 @@ class Desk:
                 raise RecipeError("proposal_args and proposal_size cannot be set on this page.")
         return recipe
 
-    def look(self, name: str, text: str, source: Source) -> Look:
+    def run(self, name: str, text: str, source: Source) -> Result:
         """Run a model under a recipe on a picture or clip, without measuring its time.
 
         Args:
             name: of the model.
             text: the recipe.
-            source: a file, which must be of the model's kind (see `reading`), or the index of an example.
+            source: a file, which must be of the model's kind (see `model_for`), or the index of an example.
 
         Raises:
             InputError: the file cannot be read.
             RecipeError, UnsupportedHost: the recipe cannot be read, or the model cannot take it.
         """
         with self._lock:
-            station = self.station(name)
+            loaded = self.loaded(name)
             recipe = self.recipe(name, text)
-            fast = station.sieved(recipe)
-            if isinstance(station.opened.preprocessing, VideoPreprocessing):
-                clip, shown = self._clip(station.opened.preprocessing, source)
-                look = _of_clip(station, fast, recipe, clip, shown)
+            fast = loaded.sieved(recipe)
+            if isinstance(loaded.opened.preprocessing, VideoPreprocessing):
+                clip, shown = self._clip(loaded.opened.preprocessing, source)
+                result = _of_clip(loaded, fast, recipe, clip, shown)
             else:
-                look = _of_picture(station, fast, recipe, self._picture(station.opened.preprocessing, source))
+                result = _of_picture(loaded, fast, recipe, self._picture(loaded.opened.preprocessing, source))
             if isinstance(source, Path):
-                return replace(look, title=source.name)
-            return replace(look, title=examples.all_of(videos=station.offer.videos)[source].name)
+                return replace(result, title=source.name)
+            return replace(result, title=examples.all_of(videos=loaded.entry.videos)[source].name)
 
-    def timed(self, look: Look) -> Look:
+    def with_time(self, result: Result) -> Result:
         """The same result with its time and the dense model's.
 
         Measured once for each recipe; for each picture where the number of tokens depends on the picture.
         """
         with self._lock:
-            station = self.station(look.offer.name)
-            measured = partial(_measured, station.opened, look.fast, look.images)
-            if look.fast.plan.varies:
+            loaded = self.loaded(result.entry.name)
+            measured = partial(_measured, loaded.opened, result.fast, result.images)
+            if result.fast.plan.varies:
                 time = measured()
             else:
-                time = station.remembered("time", str(look.recipe), measured)
-        facts = (*look.section.facts, _time_fact(time, "clip" if look.offer.videos else "picture"))
-        return replace(look, section=replace(look.section, facts=facts), time=time)
+                time = loaded.cached("time", str(result.recipe), measured)
+        facts = (*result.section.facts, _time_fact(time, "clip" if result.entry.videos else "picture"))
+        return replace(result, section=replace(result.section, facts=facts), time=time)
 
     def _picture(self, preprocessing: Preprocessing, source: Source) -> Tensor:
         """A picture as the model reads it, (1, 3, H, W)."""
@@ -250,7 +252,7 @@ class Desk:
             picture = examples.pictures()[source].picture
         else:
             self._check_size(source)
-            picture = _named(source, lambda: read_image(source))
+            picture = _without_folder(source, lambda: read_image(source))
         return preprocessing.transform()(picture)[None]
 
     def _check_size(self, path: Path) -> None:
@@ -269,11 +271,11 @@ class Desk:
         """The middle clip of a video (1, *clip_shape), and the times of its frames in seconds (1, frames)."""
         if isinstance(source, int):
             return examples.clip(source, preprocessing)
-        clips = _named(source, lambda: read_clips(source, preprocessing))
+        clips = _without_folder(source, lambda: read_clips(source, preprocessing))
         return clips.clips[:1], torch.from_numpy(clips.times[:1])
 
 
-def _named(path: Path, read: Callable[[], Value]) -> Value:
+def _without_folder(path: Path, read: Callable[[], Value]) -> Value:
     """What `read` returns; errors name the file without its folder."""
     try:
         return read()
@@ -281,49 +283,49 @@ def _named(path: Path, read: Callable[[], Value]) -> Value:
         raise InputError(str(error).replace(str(path), path.name)) from None
 
 
-def _of_picture(station: Station, fast: Sieved, recipe: Recipe, images: Tensor) -> Look:
-    dense, _, preprocessing = station.opened
-    (explained,) = explain(fast, dense, images, preprocessing.mean, preprocessing.std, station.classes)
+def _of_picture(loaded: LoadedModel, fast: Sieved, recipe: Recipe, images: Tensor) -> Result:
+    dense, _, preprocessing = loaded.opened
+    (explained,) = explain(fast, dense, images, preprocessing.mean, preprocessing.std, loaded.classes)
     section = Section("Result", facts=explained.facts, panels=(explained.panels,))
-    return _with_costs(station, fast, recipe, images, section, explained.verdict, explained.tokens_per_block)
+    return _with_costs(loaded, fast, recipe, images, section, explained.verdict, explained.tokens_per_block)
 
 
-def _of_clip(station: Station, fast: Sieved, recipe: Recipe, clips: Tensor, times: Tensor) -> Look:
-    dense, _, preprocessing = station.opened
+def _of_clip(loaded: LoadedModel, fast: Sieved, recipe: Recipe, clips: Tensor, times: Tensor) -> Result:
+    dense, _, preprocessing = loaded.opened
     assert isinstance(preprocessing, VideoPreprocessing)
-    (explained,) = explain_clips(fast, dense, clips, times, preprocessing, station.classes)
+    (explained,) = explain_clips(fast, dense, clips, times, preprocessing, loaded.classes)
     section = Section("Result", facts=explained.facts, panels=explained.panels())
-    return _with_costs(station, fast, recipe, clips, section, explained.verdict, explained.both.trace.tokens_per_block)
+    return _with_costs(loaded, fast, recipe, clips, section, explained.verdict, explained.both.trace.tokens_per_block)
 
 
 def _with_costs(
-    station: Station,
+    loaded: LoadedModel,
     fast: Sieved,
     recipe: Recipe,
     images: Tensor,
     section: Section,
     verdict: Verdict | None,
     tokens: Sequence[int],
-) -> Look:
-    opened, dense_macs = station.opened, station.macs
+) -> Result:
+    opened, dense_macs = loaded.opened, loaded.macs
     if fast.plan.varies:
         cost = macs(fast, images=images.to(opened.device, opened.dtype))
     else:
-        cost = station.remembered("macs", str(recipe), lambda: macs(fast, opened.input_spec))
-    what = "clip" if station.offer.videos else "picture"
+        cost = loaded.cached("macs", str(recipe), lambda: macs(fast, opened.input_spec))
+    what = "clip" if loaded.entry.videos else "picture"
     facts = list(section.facts)
     unit = f"multiply-accumulates for this {what}: {giga(dense_macs)} → {giga(cost)} billion"
     facts.append(Fact(times(dense_macs / cost), f"fewer {unit}" if cost <= dense_macs else f"of the {unit}"))
     if fast.units == "tokens":
-        facts.append(Fact(f"{tokens[-1]} of {_dense_tokens(station)}", "tokens reach the last block"))
+        facts.append(Fact(f"{tokens[-1]} of {_dense_tokens(loaded)}", "tokens reach the last block"))
     headline = f"{_answer(verdict, section.facts)} {_work(dense_macs / cost)}"
-    return Look("", headline, replace(section, facts=tuple(facts)), station.offer, recipe, fast, images)
+    return Result("", headline, replace(section, facts=tuple(facts)), loaded.entry, recipe, fast, images)
 
 
-def _dense_tokens(station: Station) -> int:
-    like = next(station.opened.dense.parameters())
-    image = like.new_zeros(1, *station.opened.input_spec)
-    reads = station.remembered("reads", "", lambda: station.opened.fast.reads(image))
+def _dense_tokens(loaded: LoadedModel) -> int:
+    like = next(loaded.opened.dense.parameters())
+    image = like.new_zeros(1, *loaded.opened.input_spec)
+    reads = loaded.cached("reads", "", lambda: loaded.opened.fast.reads(image))
     return reads[-1].mlp
 
 
@@ -357,7 +359,7 @@ def _measured(opened: OpenedModel, fast: Sieved, images: Tensor) -> Time:
         opened.dense(images)  # warms up
         start = perf_counter()
         opened.dense(images)
-        batch = TOGETHER if perf_counter() - start < QUICK else 1
+        batch = TIMING_BATCH if perf_counter() - start < FAST_SECONDS else 1
         inputs = images.expand(batch, *images.shape[1:]).contiguous()
         calls: dict[str, Callable[[], object]] = {
             "dense": partial(opened.dense, inputs),
@@ -368,7 +370,7 @@ def _measured(opened: OpenedModel, fast: Sieved, images: Tensor) -> Time:
     return Time(median(seconds["dense"]) / batch, median(seconds["sieved"]) / batch, ratio, batch)
 
 
-def sentence(error: Exception) -> str:
+def message_for(error: Exception) -> str:
     """The message of an error for a visitor; unexpected errors go to the log."""
     if isinstance(error, SieveError):
         return str(error)
