@@ -56,6 +56,8 @@ TIMES = (
     "dominated",
 )
 """Parts of names of times, of sentences about these, and of what is no figure."""
+INTERVALS = ("agreement", "kl", "dense_", "sieved_")
+"""Beginnings of names of figures whose `low` and `high` are no times."""
 
 
 def main() -> int:
