@@ -1,7 +1,7 @@
 # make demo          see it work: the bundled pair on fresh scenes and on photographs, a picture and a page
 # make test          all tests
 # make test-fast     the tests but the slow ones: what a developer runs at each change
-# make test-lowest   the tests but the slow ones, under the lowest versions that pyproject.toml admits
+# make test-lowest   the tests of test-fast and those marked `versions`, under the lowest versions that pyproject.toml admits
 # make lint          ruff and mypy
 # make docs          the documentation site, in build/website/site
 # make sbom          what the wheel pulls in, with versions and licences: build/tokensieve.cdx.json (CycloneDX)
@@ -28,7 +28,7 @@ test-fast: $(VENV)/installed-dev
 	$(BIN)/python -m pytest $(WORKERS) -m "not slow"
 
 test-lowest: $(LOWEST)/installed
-	$(LOWEST)/bin/python -m pytest $(WORKERS) -m "not slow"
+	$(LOWEST)/bin/python -m pytest $(WORKERS) -m "not slow or versions"
 
 lint: $(VENV)/installed-dev
 	$(BIN)/ruff check .

@@ -103,9 +103,9 @@ def refused(run):
 
 
 def pytest_collection_modifyitems(items):
-    """Whatever reads real weights is slow."""
+    """Whatever reads real weights is slow, and so is what is marked for `make test-lowest`."""
     for item in items:
-        if item.get_closest_marker("shared"):
+        if item.get_closest_marker("shared") or item.get_closest_marker("versions"):
             item.add_marker(pytest.mark.slow)
 
 

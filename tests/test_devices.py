@@ -137,7 +137,7 @@ SHARE = 8
 """Each form takes every eighth recipe, the next form those beside them: a method never learns its host."""
 
 
-@pytest.mark.slow
+@pytest.mark.versions
 @pytest.mark.parametrize(
     ("recipe", "form"),
     [(recipe, form) for number, form in enumerate(TOKENS) for recipe in RECIPES[number % SHARE :: SHARE]],

@@ -21,6 +21,7 @@ from tests.reference.hosts import host_forms, host_images
 from tests.reference.torchvision_hosts import torchvision_vits, vit_as_timm
 from tests.reference.video_hosts import Tubelets, video_as_timm, video_clips, video_forms
 from tests.reference.vit import reference_forward
+from tests.turns import in_turn
 from tokensieve import RecipeError, UnsupportedHost, sieve
 from tokensieve.stream import Sieved
 
@@ -82,8 +83,7 @@ def written(text: str, patches: tuple[tuple[int, ...], ...]) -> str:
     return text.replace("{slimming}", repr(patches))
 
 
-@pytest.mark.parametrize("form", FORMS)
-@pytest.mark.parametrize("recipe", CASES)
+@pytest.mark.parametrize(("recipe", "form"), in_turn(CASES, FORMS))
 def test_a_cell(recipe: str, form: str, record_property: Callable[[str, object], None]) -> None:
     def note(outcome: str) -> None:
         record_property("cell", outcome)

@@ -93,7 +93,7 @@ def in_worker():
         yield lambda *arguments: pool.apply(answers, arguments)
 
 
-@pytest.mark.slow
+@pytest.mark.versions
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_a_worker_process_gives_the_same_answers_bit_for_bit(in_worker, weights, proposal, precision):
     spec = ModelSpec(

@@ -9,7 +9,7 @@ import pytest
 
 import tokensieve
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.versions
 
 FOLDERS = (
     *("data", "export", "hosts", "hub", "jobs", "measure", "methods", "search", "segmentation"),

@@ -200,7 +200,7 @@ def test_gradients_reach_the_host_through_the_kept_tokens() -> None:
     assert model.patch_embed.proj.weight.grad.abs().sum() > 0
 
 
-@pytest.mark.slow
+@pytest.mark.versions
 def test_eight_threads_share_one_model_bit_equal_to_serial() -> None:
     fast = sieve(
         small_vit(), "papr(keep=0.6, proposal=resnet18) + tome(r=4)", mean=[0.5] * 3, std=[0.5] * 3, pretrained=False
@@ -218,7 +218,7 @@ def test_eight_threads_share_one_model_bit_equal_to_serial() -> None:
                 assert torch.equal(got, expected)
 
 
-@pytest.mark.slow
+@pytest.mark.versions
 @pytest.mark.parametrize(
     "recipe",
     [
@@ -247,7 +247,7 @@ def test_one_graph_for_every_batch_size(recipe: str) -> None:
     assert len(graphs) == 1
 
 
-@pytest.mark.slow
+@pytest.mark.versions
 def test_export_has_a_dynamic_batch() -> None:
     fast = sieve(
         small_vit(), "papr(keep=0.6, proposal=resnet18) + tome(r=4)", mean=[0.5] * 3, std=[0.5] * 3, pretrained=False

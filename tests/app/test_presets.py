@@ -9,7 +9,7 @@ from tokensieve.app.models import ModelEntry, bundled_entries, given_entry
 from tokensieve.app.presets import STARTING_RECIPE, presets_for
 from tokensieve.measure import macs
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.versions
 
 
 @pytest.fixture(scope="module")

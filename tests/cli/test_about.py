@@ -66,7 +66,7 @@ def test_models_by_family(run) -> None:
     assert "vgg11" not in said
 
 
-@pytest.mark.slow
+@pytest.mark.versions
 def test_models_by_family_with_weights(run) -> None:
     families = {family["module"]: family for family in json.loads(run("models", "--json").out)["families"]}
     with_weights = {
@@ -104,7 +104,7 @@ def test_models_refused_are_shown_with_reasons_when_asked_for(run) -> None:
     assert "VisionTransformerRelPos" in model["reason"]
 
 
-@pytest.mark.slow
+@pytest.mark.versions
 def test_models_that_cannot_merge_say_so(run) -> None:
     said = words(run("models", "vit_small_patch16_18x2_224").out)
     assert "No merging: vit_small_patch16_18x2_224" in said

@@ -13,7 +13,7 @@ import timm
 from PIL import Image
 from safetensors.torch import save_file
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.versions
 
 MODEL = ["--model", "test_vit", "--no-pretrained", "--threads", 1]
 SOURCE = {"eval": ["--data"], "bench": ["--data"], "show": [], "demo": []}

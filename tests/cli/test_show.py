@@ -14,7 +14,7 @@ from tokensieve.segmentation import SegmenterPlan
 from tokensieve.show.compare import map_costs
 from tokensieve.show.variants import MAPS
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.versions
 
 MODEL = ["--model", "test_vit", "--no-pretrained", "--threads", 1]
 PAPR = ["--recipe", "papr(keep=0.5, proposal=test_resnet) + tome(r=2)"]

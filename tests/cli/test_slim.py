@@ -10,7 +10,7 @@ import tokensieve
 from tokensieve import PatchSlimming, Recipe
 from tokensieve.data import Preprocessing, image_set, load_batches
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.versions
 
 MODEL = ["--model", "nano_vit", "--threads", 1]
 

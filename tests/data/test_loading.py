@@ -18,7 +18,7 @@ def folder(save, tmp_path):
     return tmp_path / "set"
 
 
-@pytest.mark.slow
+@pytest.mark.versions
 @pytest.mark.parametrize("workers", [0, 2])
 def test_good_ones_go_on_and_bad_ones_are_on_record(folder, small, workers):
     batches = load_batches(image_set(folder, small), 4, workers=workers)
@@ -49,7 +49,7 @@ class Stream(IterableDataset):
             yield torch.full((3, 2, 2), float(number)), number
 
 
-@pytest.mark.slow
+@pytest.mark.versions
 @pytest.mark.parametrize("workers", [0, 3])
 def test_stream_comes_once_and_in_order(workers):
     batches = load_batches(Stream(), 2, workers=workers)

@@ -92,7 +92,7 @@ def test_the_digit_stays_inside_and_keeps_its_shape(some: MovingScene) -> None:
     assert 0.01 < some.masks.float().mean() < 0.15
 
 
-@pytest.mark.slow
+@pytest.mark.versions
 def test_the_camera_stands_still_in_half_of_the_clips(scenes: MovingScenes) -> None:
     clips, _, masks = scenes.batch(range(200, 328))
     near = torch.nn.functional.max_pool2d(masks.float().amax(1), 17, 1, 8) > 0  # where the digit or its halo ever is

@@ -64,7 +64,7 @@ def test_the_mask_is_the_digit_wholly_inside_and_clear_of_fragments(some):
     assert (some.masks & rim).float().sum((1, 2)).max() < 8
 
 
-@pytest.mark.slow
+@pytest.mark.versions
 def test_digit_and_ground_are_guaranteed_to_differ(scenes):
     images, _, masks = scenes.batch(range(500))
     luminance = (images * LUMINANCE[:, None, None]).sum(1)
@@ -76,7 +76,7 @@ def test_digit_and_ground_are_guaranteed_to_differ(scenes):
     assert contrast.abs().median() > 0.4
 
 
-@pytest.mark.slow
+@pytest.mark.versions
 def test_the_digit_stands_anywhere_and_in_many_sizes(scenes):
     masks = scenes.batch(range(300)).masks
     rows, columns = masks.any(2).float(), masks.any(1).float()

@@ -75,7 +75,7 @@ def test_an_answer_is_the_models_own(variant: str, named: bool, call: Any, tmp_p
     assert told["batch"] == 1
 
 
-@pytest.mark.slow
+@pytest.mark.versions
 def test_many_at_once_get_their_own_answers(call: Any) -> None:
     pictures = [png(photo((60, 60), seed=seed)) for seed in range(8)]
 

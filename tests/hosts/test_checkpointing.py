@@ -78,7 +78,7 @@ def still(model: nn.Module) -> nn.Module:
     return model
 
 
-@pytest.mark.slow
+@pytest.mark.versions
 @pytest.mark.parametrize(("build", "draw", "recipe", "path"), CASES.values(), ids=CASES)
 def test_gradients_stay_and_blocks_are_computed_again(
     build: Callable[[], nn.Module], draw: Callable[[nn.Module], Tensor], recipe: str, path: str

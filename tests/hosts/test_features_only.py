@@ -92,7 +92,7 @@ def assert_equal(ours: Any, whole: Any) -> None:
         assert one.stride() == other.stride()
 
 
-@pytest.mark.slow
+@pytest.mark.versions
 @each
 @forms
 @pytest.mark.parametrize("training", [False, True])
@@ -117,7 +117,7 @@ def test_identity_settings_are_the_host_bit_for_bit(name: str, form: str, traini
             assert all(torch.equal(value, state[key]) for key, value in held.items())
 
 
-@pytest.mark.slow
+@pytest.mark.versions
 @each
 @pytest.mark.parametrize(("background", "training"), [(None, False), ("zero", False), ("keep", False), (None, True)])
 def test_it_is_the_reference(name: str, background: str | None, training: bool) -> None:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from tests.reference.hf_hosts import seeded
 from tests.reference.hf_staged import CONVNEXT, SWIN, as_timm, base_of, hf_staged_forms
 from tests.reference.staged import Staged, choice_of, enlarged, significance, staged_reference
+from tests.turns import forms
 from tokensieve import InputError, PaPr, UnsupportedHost, measure, sieve
 from tokensieve.hosts import open_host
 from tokensieve.measure import SlicingLimit
@@ -19,7 +20,9 @@ pytest.importorskip("transformers")
 
 FORMS = hf_staged_forms()
 KINDS = ("ConvNext", "ConvNextV2", "Swin", "Swinv2")
-each = pytest.mark.parametrize("name", FORMS)
+CHOSEN = ("ConvNextModel", "ConvNextForImageClassification", "ConvNextBackbone", "ConvNextV2Model", "SwinModel")
+CHOSEN += ("Swinv2Model", "Swinv2ForImageClassification", "Swinv2Backbone", "SwinBackbone some")
+each = pytest.mark.parametrize("name", forms(FORMS, CHOSEN))
 TIGHT = {"atol": 1e-9, "rtol": 1e-9}
 
 

@@ -15,12 +15,14 @@ from torch import Tensor, nn
 
 from tests.reference.hf_hosts import seeded
 from tests.reference.staged import Staged, centre, choice_of, enlarged, significance, staged_forms, staged_reference
+from tests.turns import forms
 from tokensieve import PaPr, RecipeError, UnsupportedHost, sieve
 from tokensieve.measure.budget import merge_to
 from tokensieve.search.slimming import slim
 
 FORMS = staged_forms()
-each = pytest.mark.parametrize("name", FORMS)
+CHOSEN = ("convnext", "convnext-conv", "convnext-v2", "swin", "swin-v2", "swin-v2-pretrained")
+each = pytest.mark.parametrize("name", forms(FORMS, CHOSEN))
 convnexts = pytest.mark.parametrize("name", [name for name in FORMS if name.startswith("convnext")])
 TIGHT = {"atol": 1e-9, "rtol": 1e-9}
 

@@ -13,7 +13,7 @@ from tests.hub.conftest import StandIn
 from tokensieve import InputError
 from tokensieve.hub import HubRecipe
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.versions
 
 RECIPE = "papr(keep=0.4, proposal=nano_convnet)"
 

@@ -63,7 +63,7 @@ def test_selection_adds_the_similarity_scores() -> None:
     assert macs(fast, (3, 64, 64), selection=True) - macs(fast, (3, 64, 64)) == scores
 
 
-@pytest.mark.slow
+@pytest.mark.versions
 @pytest.mark.parametrize("significance", ["mean", "cam", "grad-cam", "'grad-cam++'", "eigen-cam", "score-cam"])
 def test_maps_of_all_kinds_are_counted(significance: str) -> None:
     recipe = f"papr(keep=0.5, proposal=resnet18, significance={significance})"
@@ -105,7 +105,7 @@ def test_compat_leaves_out_channels_first_layer_norm_and_counts_batch_norm() -> 
     assert extra == 2 * 4 * 25 + 4 * 4 * 36
 
 
-@pytest.mark.slow
+@pytest.mark.versions
 @pytest.mark.parametrize(
     ("name", "recipe", "compat", "printed"),
     [

@@ -157,7 +157,7 @@ def test_readout_after_it_changes_rounding_alone() -> None:
         assert (sieve(model, recipe)(images) - expected).abs().max() <= 1e-9
 
 
-@pytest.mark.slow
+@pytest.mark.versions
 @pytest.mark.parametrize("form", ["A", "B"])
 @torch.no_grad()
 def test_it_compiles_into_one_graph_without_sorting(form: str) -> None:

@@ -65,7 +65,7 @@ def test_evit_leaves_the_papers_tokens() -> None:
     assert [read.mlp for read in reads] == [197] * 3 + [140] * 3 + [100] * 3 + [72] * 3
 
 
-@pytest.mark.slow
+@pytest.mark.versions
 @pytest.mark.parametrize(
     ("name", "printed", "digits"), [("deit_small_patch16_224", 3.42, 2), ("deit_base_patch16_224", 13.10, 2)]
 )

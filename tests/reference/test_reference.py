@@ -30,6 +30,8 @@ from tests.reference.significance import (
 from tests.reference.staged import absent_staged_forms, staged_forms
 from tests.reference.vit import match, reference_forward, schedule, select
 
+pytestmark = pytest.mark.versions  # references change seldom
+
 FORMS = host_forms()
 EXACT = {"rtol": 0, "atol": 1e-10}
 

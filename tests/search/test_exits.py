@@ -19,7 +19,7 @@ from tokensieve.search.exit_families import Exits, OneThreshold
 from tokensieve.search.exits import Arrived
 from tokensieve.search.fit import Fit
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.versions
 
 SIZE, CLASSES = (3, 32, 48), 4
 

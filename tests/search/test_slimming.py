@@ -17,7 +17,7 @@ from tokensieve.measure import macs
 from tokensieve.search.path_scores import significance_scores
 from tokensieve.search.slimming import slim
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.versions
 
 FORMS = host_forms()
 

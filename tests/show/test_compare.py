@@ -150,7 +150,7 @@ def test_the_table_of_maps_begins_with_the_dense_host(dense, by_map):
     assert "<script" not in plot.svg
 
 
-@pytest.mark.slow
+@pytest.mark.versions
 def test_costs_are_of_the_map_alone(dense):
     maps = ["papr", "cam", "score-cam", "random", "centre"]
     fasts = open_variants(dense, choose(RECIPE, maps=maps), MEAN, STD, pretrained=False)

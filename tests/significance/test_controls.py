@@ -5,7 +5,7 @@ from hypothesis import strategies as st
 
 from tokensieve.significance.controls import centre_map, random_map
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.versions
 
 GRID = (14, 14)
 

@@ -18,7 +18,7 @@ from tokensieve.train.loop import train
 from tokensieve.train.task import Order
 from tokensieve.train.views import Views, set_of, split
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.versions
 
 RECIPE = "papr(keep=0.4, significance=centre)"
 PLAIN = HealSettings(epochs=8, batch_size=8, lr=1e-3, ema=None, validations=3, precision="fp32", patience=None)

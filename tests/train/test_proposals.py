@@ -97,7 +97,7 @@ def test_a_mirrored_picture_comes_with_its_mirrored_map(tmp_path):
     assert seen == {False, True}
 
 
-@pytest.mark.slow
+@pytest.mark.versions
 def test_it_learns_the_order_and_writes_a_recipe_that_uses_it(tmp_path):
     model = tiny()
     pictures = IMAGES.clone()

@@ -47,7 +47,7 @@ def test_weighed_answers_are_those_of_the_formula(model):
     torch.testing.assert_close(WeightedHost(dense)(dense.host.embed(IMAGES), torch.ones_like(weights)), model(IMAGES))
 
 
-@pytest.mark.slow
+@pytest.mark.versions
 def test_the_gradient_is_that_of_differences(model):
     """Of each draw and its complement, by a small step up of each patch's weight."""
     found = ranking("gradient", sieve(model), seed=5)(IMAGES)
