@@ -160,7 +160,7 @@ def test_other_weights_than_the_recorded_ones_are_refused(hub: StandIn, tmp_path
     pushed(hub, tmp_path)
     (file,) = hub.commit(REPO).glob("*.safetensors")
     save_file({name: value + 1 for name, value in load_file(file).items()}, file)
-    with pytest.raises(InputError, match="is not the file that was asked for: its SHA-256"):
+    with pytest.raises(InputError, match="is not the file that was expected: its SHA-256"):
         HubRecipe.from_pretrained(REPO)
 
 
