@@ -244,11 +244,11 @@ def test_what_cannot_be_opened_says_why() -> None:
             open_host(model)
 
     for kind, reason in (
-        ("SegformerForSemanticSegmentation", "its keys are read from maps that strided convolutions shrink"),
+        ("SegformerForSemanticSegmentation", "its keys come from maps that strided convolutions shrink"),
         ("VitDetBackbone", "its windows or strides need the whole grid"),
         (
             "Mask2FormerForUniversalSegmentation",
-            r"sieve its backbone, in its place: .*pixel_level_module\.encoder = sieve",
+            r"sieve its backbone instead: .*pixel_level_module\.encoder = sieve",
         ),
         ("BeitModel", "timm's Beit"),
         ("YolosModel", "sieve the YolosForObjectDetection around it"),
@@ -267,7 +267,7 @@ def test_what_cannot_be_opened_says_why() -> None:
         sieve(HEADS["uper-swin"](), "tome(r=2)")
     dpt = HEADS["dpt-depth"]()
     dpt.config.is_hybrid = True
-    refused(dpt, "is a hybrid, whose head reads maps of its convolutional stem")
+    refused(dpt, "is a hybrid, whose head also reads maps of its convolutional stem")
 
 
 def test_the_signature_says_what_may_be_given() -> None:

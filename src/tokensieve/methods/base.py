@@ -325,7 +325,7 @@ def register(cls: type[BaseMethod]) -> type[BaseMethod]:
 
 
 def make(name: str, settings: dict[str, Any]) -> BaseMethod:
-    """Create a method by its name in recipes. Raises `RecipeError` for unknown or missing settings or an unknown name."""
+    """Create a method by its name in recipes; raises `RecipeError` for a wrong name or wrong or missing settings."""
     methods: dict[str, Callable[..., BaseMethod]] = {**METHODS, **SHORTHANDS}
     if name not in methods:
         raise RecipeError(f"There is no method {name!r}{nearest(name, methods)}. Known: {', '.join(sorted(methods))}.")

@@ -39,7 +39,8 @@ class Significance(Frozen):
     def __init__(
         self, source: nn.Module, name: str, *, kind: str = "", align_corners: bool = True, moving: bool = False
     ) -> None:
-        """
+        """Wrap a source of maps.
+
         Args:
             source: a module from images and a grid to maps.
             name: a description of the source, for messages.
