@@ -154,9 +154,8 @@ class Cascade(Sieved):
             InputError: arguments that need more than logits, such as `labels` or `output_hidden_states`.
             UnsupportedHost: the output does not have a row of logits for each image.
         """
-        named = {"pixel_values": pixel_values, "pixel_values_videos": pixel_values_videos, "labels": labels, **kwargs}
-        named = {name: value for name, value in named.items() if value is not None}
-        return self._traced(images, named).output
+        kwargs |= {"pixel_values": pixel_values, "pixel_values_videos": pixel_values_videos, "labels": labels}
+        return self._traced(images, {name: value for name, value in kwargs.items() if value is not None}).output
 
     def trace(self, images: Tensor, *, attention: Sequence[int] = ()) -> CascadeTrace:  # type: ignore[override]
         """Run on images, and also return the member used for each image, and the scores: see `CascadeTrace`."""

@@ -106,8 +106,10 @@ def video_classifier(
         _describe(model, network, OWN)
         return model
     state, layout = _unwrapped(state_dict, name, network)
-    last = name_in(layout, "head.fc2.bias" if network.family == "x3d" else "head.fc.bias", x3d=network.family == "x3d")
-    stored_classes = len(state[last]) if last in state else network.classes
+    bias_key = name_in(
+        layout, "head.fc2.bias" if network.family == "x3d" else "head.fc.bias", x3d=network.family == "x3d"
+    )
+    stored_classes = len(state[bias_key]) if bias_key in state else network.classes
     if num_classes not in (None, stored_classes):
         raise InputError(f"The weights of {name} are for {stored_classes} classes, not {num_classes}.")
     model = VideoClassifier(network.features(has_first_shortcut_norm(state)), network.head(stored_classes))

@@ -123,15 +123,15 @@ def name_in(layout: str, key: str, *, x3d: bool) -> str:
     """The name in `layout` of a weight of this package, such as "stages.0.1.conv2.weight" or "head.fc.bias"."""
     if layout == OWN:
         return key
-    module, _, last = key.rpartition(".")
+    module, _, parameter = key.rpartition(".")
     if module == "stem.norm" and layout == MMACTION2:
-        return f"{'conv1_t' if x3d else 'conv1'}.bn.{last}"
+        return f"{'conv1_t' if x3d else 'conv1'}.bn.{parameter}"
     block = re.fullmatch(r"stages\.(\d+)\.(\d+)\.(.+)", module)
     if block is None:
-        return f"{_STEM[layout][module]}.{last}"
+        return f"{_STEM[layout][module]}.{parameter}"
     stage, index, part = block.groups()
     if part == "norm2" and layout == PYTORCHVIDEO:
         layer = "branch2.norm_b.0" if x3d else "branch2.norm_b"
     else:
         layer = _BLOCK[layout][part]
-    return f"{_STAGE[layout].format(int(stage) + 1, index)}.{layer}.{last}"
+    return f"{_STAGE[layout].format(int(stage) + 1, index)}.{layer}.{parameter}"

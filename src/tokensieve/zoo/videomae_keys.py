@@ -60,12 +60,12 @@ def from_mmaction2(state: Mapping[str, Tensor], positions: Tensor) -> dict[str, 
     """
     converted: dict[str, Tensor] = {}
     for name, value in unwrapped(state).items():
-        module, _, last = name.rpartition(".")
+        module, _, parameter = name.rpartition(".")
         block = re.fullmatch(r"blocks\.(\d+)\.(.+)", name)
         if name == POSITIONS:
             _check_positions(value, positions)
         elif block is None:
-            converted[f"{_OUTSIDE[module]}.{last}" if module in _OUTSIDE else name] = value
+            converted[f"{_OUTSIDE[module]}.{parameter}" if module in _OUTSIDE else name] = value
         else:
             layer, part = f"videomae.encoder.layer.{block[1]}", block[2]
             inner = part.rpartition(".")[0]
@@ -75,7 +75,7 @@ def from_mmaction2(state: Mapping[str, Tensor], positions: Tensor) -> dict[str, 
             elif part in _BIASES:
                 converted[f"{layer}.attention.attention.{_BIASES[part]}.bias"] = value
             else:
-                converted[f"{layer}.{_BLOCK[inner]}.{last}" if inner in _BLOCK else name] = value
+                converted[f"{layer}.{_BLOCK[inner]}.{parameter}" if inner in _BLOCK else name] = value
     return converted
 
 
