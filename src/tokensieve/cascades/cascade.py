@@ -308,7 +308,7 @@ def logits_of(output: Any, model: Any, score: object, count: int) -> Tensor:
     host = getattr(model, "model", model)
     if callable(score):
         logits = score(output)
-    elif getattr(host, "num_classes", None) == 0:  # the output are features, not logits
+    elif getattr(host, "num_classes", None) == 0:  # the output is features, not logits
         logits = None
     else:
         logits = output if isinstance(output, Tensor) else getattr(output, "logits", None)

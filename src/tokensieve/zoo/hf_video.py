@@ -109,7 +109,7 @@ def build(
     else:
         config = transformers.AutoConfig.from_pretrained(source, **args)
         kind = _kind(transformers, config, source)
-    # from_pretrained then loads the checkpoint's own configuration, which has more in it, such as names of classes.
+    # For a short name, from_pretrained loads the checkpoint's own configuration, which also has names of classes.
     settings = args if entry else {"config": config}
     if state is not None:
         model = _loaded(kind, config, state, name)
