@@ -346,7 +346,7 @@ def test_no_code_is_run(there: Path) -> None:
     for where in ({"checkpoint_path": "folder/w.pt"}, {"pretrained_cfg_overlay": {"file": "folder/w.pt"}}):
         Recipe.of(PaPr(keep=0.5, proposal="test_resnet", proposal_norm="shared")).save_pretrained("folder")
         altered(Path("folder"), proposal_args=where)
-        with pytest.raises(RecipeError, match="which says where weights come from: name their file"):
+        with pytest.raises(RecipeError, match="which would load weights unchecked: give their file"):
             sieve(small(), Recipe.from_pretrained("folder"))
     assert not Path("harmed").exists()
     pickle.loads(pickle.dumps(Harmful()))
