@@ -128,7 +128,7 @@ ODD_CLIPS = {
     "text named .mp4": OddClip(lambda path: path.write_text("no video\n" * 9), "is not a video that can be read"),
     "truncated": OddClip(_cut_in_half, "is cut short"),
     "truncated before its index": OddClip(_cut_before_the_index, "is not a video that can be read"),
-    "audio only": OddClip(write_sound, "holds no video, only sound (aac)"),
+    "audio only": OddClip(write_sound, "holds no video, only audio (aac)"),
     "one frame": OddClip(lambda path: write(path, numbered(1)), frames=1),
     "8x8 pixels": OddClip(lambda path: write(path, numbered(20, (8, 8))), frames=20),
     "odd sizes": OddClip(

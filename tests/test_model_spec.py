@@ -161,7 +161,7 @@ class TestTrainedSegmenters:
         other.write_bytes(trained.read_bytes())
         other.with_suffix(".json").write_text(built.read_text().replace('"c"', '"d"'))
         moved = ModelSpec.from_json(text, folder=tmp_path)
-        with pytest.raises(InputError, match=r"small\.json is not the file that was asked for"):
+        with pytest.raises(InputError, match=r"small\.json is not the file that was expected"):
             moved.open()
 
     def test_what_it_does_not_take_is_refused(self, trained, tmp_path):
@@ -310,7 +310,7 @@ def test_files_that_have_changed_are_refused(tmp_path, weights, proposal, change
     save_file(timm.create_model(name).state_dict(), tmp_path / f"{changed}.safetensors")
     spec.open()
     for each in (recorded, kept, pickle.loads(pickle.dumps(recorded))):
-        with pytest.raises(InputError, match=f"{changed}.safetensors is not the file that was asked for"):
+        with pytest.raises(InputError, match=f"{changed}.safetensors is not the file that was expected"):
             each.open()
 
 
@@ -322,7 +322,7 @@ def test_what_a_recipe_file_records_is_still_checked(tmp_path, proposal, weights
     spec = ModelSpec("test_vit", file, weights=weights)
     assert spec.sha256 == {str(net): file_sha256(net)}
     save_file(timm.create_model("test_resnet").state_dict(), net)
-    with pytest.raises(InputError, match="is not the file that was asked for"):
+    with pytest.raises(InputError, match="is not the file that was expected"):
         spec.open()
     # another proposal's weights take its place, and the record goes with it
     assert ModelSpec("test_vit", file, weights=weights, proposal_weights=proposal).sha256 == {}

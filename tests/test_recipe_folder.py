@@ -213,7 +213,7 @@ def test_what_cannot_be_stored_is_refused_and_leaves_no_folder(there: Path) -> N
         (PaPr(keep=0.5, significance=torch.ones(16)), {}, RecipeError, "significance is a Tensor"),
         (Corrected(weights="absent.st"), {}, InputError, "no weights file absent.st"),
         (Corrected(weights="a file"), {}, InputError, "a file cannot be read as weights"),
-        (Corrected(weights="a file", sha256="00"), {}, InputError, "is not the file that was asked for"),
+        (Corrected(weights="a file", sha256="00"), {}, InputError, "is not the file that was expected"),
         (fast.recipe, {}, RecipeError, r"corrected names no weights: give those.*parts=fast\.parts"),
         (vit.recipe, {"parts": {}}, RecipeError, "dynamicvit names no weights"),
         (fast.recipe, {"parts": {"1": nn.Linear(2, 2)}}, RecipeError, "method '1', and the recipe has 1 methods"),
@@ -308,7 +308,7 @@ def test_folders_that_are_not_as_they_were_written_are_refused(there: Path) -> N
         Recipe.from_pretrained(folder)
     file = written()
     file.write_bytes(file.read_bytes()[:-1] + b"\x01")
-    with pytest.raises(InputError, match=rf"is not the file that was asked for: .* expected {digest}"):
+    with pytest.raises(InputError, match=rf"is not the file that was expected: .* expected {digest}"):
         Recipe.from_pretrained(folder)
     written()
     for old, new, sentence in [
@@ -346,7 +346,7 @@ def test_no_code_is_run(there: Path) -> None:
     for where in ({"checkpoint_path": "folder/w.pt"}, {"pretrained_cfg_overlay": {"file": "folder/w.pt"}}):
         Recipe.of(PaPr(keep=0.5, proposal="test_resnet", proposal_norm="shared")).save_pretrained("folder")
         altered(Path("folder"), proposal_args=where)
-        with pytest.raises(RecipeError, match="which says where weights come from: name their file"):
+        with pytest.raises(RecipeError, match="which would load weights unchecked: give their file"):
             sieve(small(), Recipe.from_pretrained("folder"))
     assert not Path("harmed").exists()
     pickle.loads(pickle.dumps(Harmful()))

@@ -156,13 +156,13 @@ def test_no_compiler_is_none() -> None:
 
 def test_bundled_weights_that_do_not_load_are_told(monkeypatch) -> None:
     def refuse(name, **_):
-        raise InputError(f"{name} is not the file that was asked for.")
+        raise InputError(f"{name} is not the file that was expected.")
 
     monkeypatch.setattr(machine.zoo, "create", refuse)
     monkeypatch.setattr(machine, "bundled_names", lambda: ["nano_vit"])
     (told,) = machine_facts()["bundled"]
     assert (told["loads"], told["sha256"]) == (False, None)
-    assert told["reason"] == "nano_vit is not the file that was asked for."
+    assert told["reason"] == "nano_vit is not the file that was expected."
 
 
 def test_bundled_weights_that_load_are_told_with_their_checksum(monkeypatch, tmp_path) -> None:

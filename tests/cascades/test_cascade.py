@@ -157,7 +157,7 @@ def test_hosts_of_transformers_are_read_as_they_are() -> None:
     for words in ({"labels": torch.zeros(12, dtype=torch.int64)}, {"output_hidden_states": True}):
         with pytest.raises(InputError, match=f"leave out {next(iter(words))}="):
             cascade(pixel_values=images, **words)
-    with pytest.raises(UnsupportedHost, match="no scores of classes"):
+    with pytest.raises(UnsupportedHost, match="no logits"):
         sieve(transformers.ViTModel(config).eval(), CascadeRecipe(recipes, (0.5,)))(images.float())
 
 
@@ -184,7 +184,7 @@ def test_a_cascade_stands_for_its_host() -> None:
     assert torch.equal(twin(images), cascade(images))
     assert twin.members[0].model is twin.members[1].model is not model
     for call in (cascade.forward_features, cascade.forward_intermediates, cascade.reads, cascade.map_call):
-        with pytest.raises(UnsupportedHost, match=r"ask one of them, cascade.members\[0\]"):
+        with pytest.raises(UnsupportedHost, match=r"use one of them, cascade.members\[0\]"):
             call(images)
     with pytest.raises(UnsupportedHost, match="plan"):
         _ = cascade.plan
@@ -199,14 +199,14 @@ def test_a_cascade_stands_for_its_host() -> None:
 def test_what_can_be_no_member() -> None:
     model = classifier()
     cascade = sieve(model, CascadeRecipe((HALF, ""), (0.3,)))
-    with pytest.raises(RecipeError, match="no member of a cascade"):
+    with pytest.raises(RecipeError, match="cannot be a member of a cascade"):
         Cascade([cascade, model], CascadeRecipe((HALF, ""), (0.3,)))
-    with pytest.raises(RecipeError, match="2 recipes has as many members, not 1"):
+    with pytest.raises(RecipeError, match="2 recipes needs as many members, not 1"):
         Cascade([model], CascadeRecipe((HALF, ""), (0.3,)))
     features = timm.models.VisionTransformer(
         img_size=32, patch_size=8, embed_dim=24, depth=2, num_heads=3, num_classes=0
     )
-    with pytest.raises(UnsupportedHost, match="a model with a classifier, or give score="):
+    with pytest.raises(UnsupportedHost, match="a model with a classifier, or pass as score="):
         sieve(features.eval(), CascadeRecipe(("tome(r=2)", ""), (0.3,)))(pictures(2))
 
 

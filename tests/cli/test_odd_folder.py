@@ -62,8 +62,8 @@ def told(result, expected):
     assert f"{sum(expected.skipped.values())} skipped, which are not read:" in result.err
     assert f"{expected.failed} pictures were left out:" in result.err
     assert "2 class folders hold no picture and keep their numbers: b, c." in result.err
-    assert "the first frame is read of 2 .gif." in result.err
-    assert "pictures lie in no class folder and have no label." in result.err
+    assert "only the first frame is read of 2 .gif." in result.err
+    assert "pictures are in no class folder and have no label." in result.err
 
 
 @pytest.mark.parametrize("kind", ["folder", "tar"])
@@ -184,7 +184,7 @@ def test_accuracy_is_left_out_where_a_picture_has_no_label_wherever_it_comes(run
     (there / "classes.csv").write_text("folder,index\na,3\nd,5\n")
     result = call(run, "eval", "set", "--classes", "classes.csv", "--batch", 1, "--json")
     assert json.loads(result.out)["dense"] is None
-    assert "1 of 5 pictures lie in no class folder" in result.err
+    assert "1 of 5 pictures are in no class folder" in result.err
     result = run("tune", "--data", "set", *MODEL, *QUICK, "--classes", "classes.csv")
     assert (result.code, result.out) == (2, "")
     assert "1 lie in no class folder" in result.err

@@ -55,7 +55,7 @@ def test_a_dry_run_tells_the_time_and_writes_nothing(run, folder, tmp_path):
         (["--out", "out", "--engine", "ray", "--actors", "few"], "--actors must be a number"),
         (["--out", "out", "--actors", "2"], "actors is a setting of the ray engine"),
         (["--out", "nowhere/out"], "there is no folder"),
-        (["--out", "out", "--output", "embeddings", "--pooling", "mean"], "--pooling 'mean' is none that"),
+        (["--out", "out", "--output", "embeddings", "--pooling", "mean"], "--pooling 'mean' is not supported by"),
     ],
 )
 def test_what_makes_no_sense_is_a_sentence(refused, folder, there, options, told):

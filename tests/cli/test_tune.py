@@ -136,14 +136,14 @@ def test_a_search_that_finds_nothing_writes_nothing(run, pictures, there):
 
 def test_a_file_gets_a_line_a_round_and_what_is_left_out_at_once(run, pictures, there, monkeypatch):
     def unreachable(*arguments, **settings):
-        raise InputError("The pretrained weights of resnet18 could not be had.")
+        raise InputError("The pretrained weights of resnet18 could not be loaded.")
 
     monkeypatch.setattr(evaluator_module.Evaluator, "map_of", unreachable)
     families = ["--family", "tome", "--family", "scheduled-guarded", "--trials", 8]
     result = run("tune", "--data", pictures, *MODEL, *families, "--proposal", "resnet18", "--macs", 1.3)
     assert result.code == 0, result.err
     lines = result.err.splitlines()
-    left_out = lines.index("tokensieve: resnet18 was left out: The pretrained weights of resnet18 could not be had.")
+    left_out = lines.index("tokensieve: resnet18 was left out: The pretrained weights of resnet18 could not be loaded.")
     rounds = [line for line in lines if "recipes tried" in line]
     assert left_out < lines.index(rounds[0])
     assert rounds[0].startswith("tokensieve: 1.30x, 2 families begun, best divergence ")

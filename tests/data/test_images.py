@@ -268,7 +268,7 @@ class TestTimmSets:
     def test_torchvision_set(self, opens, noise, small):
         opens([(noise("L"), 4)])
         assert image_set("torch/cifar10", small)[0][1] == 4
-        with pytest.raises(InputError, match="class numbers of its own"):
+        with pytest.raises(InputError, match="has its own class indices"):
             image_set("torch/cifar10", small, classes=["a"])
 
     def test_what_timm_cannot_open(self, opens, small):

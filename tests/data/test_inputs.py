@@ -158,15 +158,15 @@ def test_a_spec_says_which_side_is_which() -> None:
 @pytest.mark.parametrize(
     ("shape", "layout", "words"),
     [
-        ((3, 32, 48), "HWC", "layout is CHW, TCHW, CTHW: one of them, not 'HWC'"),
-        ((3, 32), "CHW", r"shape of CHW is \(channels, height, width\), not \(3, 32\)"),
-        ((3, 32, 48), "TCHW", r"shape of TCHW is \(frames, channels, height, width\), not"),
-        ((16, 3, 32, 48), "CHW", "shape of CHW is"),
-        ((3, 0, 48), "CHW", "shape of CHW is"),
-        ((3, 32.0, 48), "CHW", "shape of CHW is"),
-        ((True, 32, 48), "CHW", "shape of CHW is"),
-        (224, "CHW", "shape of CHW is"),
-        ("abc", "CHW", "shape of CHW is"),
+        ((3, 32, 48), "HWC", "layout must be one of CHW, TCHW, CTHW, not 'HWC'"),
+        ((3, 32), "CHW", r"shape of CHW must be \(channels, height, width\), not \(3, 32\)"),
+        ((3, 32, 48), "TCHW", r"shape of TCHW must be \(frames, channels, height, width\), not"),
+        ((16, 3, 32, 48), "CHW", "shape of CHW must be"),
+        ((3, 0, 48), "CHW", "shape of CHW must be"),
+        ((3, 32.0, 48), "CHW", "shape of CHW must be"),
+        ((True, 32, 48), "CHW", "shape of CHW must be"),
+        (224, "CHW", "shape of CHW must be"),
+        ("abc", "CHW", "shape of CHW must be"),
     ],
 )
 def test_a_spec_that_is_none(shape: Any, layout: str, words: str) -> None:

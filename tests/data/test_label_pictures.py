@@ -35,8 +35,8 @@ def test_colours_differ() -> None:
 @pytest.mark.parametrize(
     ("labels", "name", "sentence"),
     [
-        (torch.zeros(2, 2, 2, dtype=torch.int64), "x.png", "whole numbers"),
-        (torch.zeros(2, 2), "x.png", "whole numbers"),
+        (torch.zeros(2, 2, 2, dtype=torch.int64), "x.png", "integers"),
+        (torch.zeros(2, 2), "x.png", "integers"),
         (torch.tensor([[-1]]), "x.png", "from 0 to 255"),
         (torch.tensor([[256]]), "x.png", "up to 255, not 256"),
         (torch.tensor([[1]]), "x.jpg", "must end in .png"),

@@ -115,8 +115,8 @@ class TestClasses:
             "the class folder none holds no picture; it stays class 2.",
             "2 folders are one class, 'img': x/img, y/img.",
             "a folder inside a class folder is a class of its own, by its own name: z/more.",
-            "1 of 6 pictures lie in no class folder and have no label.",
-            "the first frame is read of 1 .gif.",
+            "1 of 6 pictures are in no class folder and have no label.",
+            "only the first frame is read of 1 .gif.",
         ]
 
     def test_how_many_have_no_label_is_known_before_they_are_read(self, opened, root):
@@ -136,7 +136,7 @@ class TestNothingToRead:
         place(root / ".git" / "0.png")
         place(root / "a" / "clip.mp4", b"text")
         with pytest.raises(
-            InputError, match=r"set holds no pictures \(hidden folder 1, \.mp4 1\)\. What is read: \.apng"
+            InputError, match=r"set holds no pictures \(hidden folder 1, \.mp4 1\)\. Extensions that are read: \.apng"
         ):
             image_set(root, small)
 
@@ -172,7 +172,7 @@ class TestPermissions:
         base(root)
         monkeypatch.setattr(Image, "open", denied(Image.open, root / "a" / "0.png"))
         found = image_set(root, small)
-        assert found.attempt(0) == Failure(str(root / "a" / "0.png"), "may not be read: permission denied")
+        assert found.attempt(0) == Failure(str(root / "a" / "0.png"), "cannot be read: permission denied")
 
     @pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() == 0, reason="permissions do not hold for root")
     def test_real_ones(self, root, small):

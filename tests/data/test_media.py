@@ -82,7 +82,7 @@ def test_the_model_says_which_is_read(both: Path) -> None:
 def test_a_root_is_of_a_list(both: Path, tmp_path: Path) -> None:
     (tmp_path / "list.txt").write_text("clip.mp4 0\n")
     assert isinstance(media_set(tmp_path / "list.txt", VIDEOS, root=both)[0], tuple)
-    with pytest.raises(InputError, match="is no list of videos"):
+    with pytest.raises(InputError, match="is not a list of videos"):
         media_set(both, VIDEOS, root=both)
 
 

@@ -142,7 +142,7 @@ def test_other_channels_than_three_are_stated_and_no_pictures(channels):
     with pytest.raises(InputError, match=f"Pictures have 3 channels, and this preprocessing is for {channels}"):
         own.transform()
     for mean in ((), (0.5,) * (channels + 1)):
-        with pytest.raises(RecipeError, match="a number each for every channel"):
+        with pytest.raises(RecipeError, match="one number for each channel"):
             Preprocessing((32, 32), mean, own.std)
 
 

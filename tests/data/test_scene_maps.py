@@ -57,5 +57,5 @@ def test_scenes_is_the_name_of_a_source():
     for settings in ({"layout": "camvid"}, {"classes": 3}):
         with pytest.raises(RecipeError, match="classes of their own: leave layout and classes out"):
             segmentation_set("scenes", **settings)
-    with pytest.raises(InputError, match="Scenes have no split 'test': train or val"):
+    with pytest.raises(InputError, match="Scenes have no split 'test': choose train or val"):
         segmentation_set("scenes", split="test")

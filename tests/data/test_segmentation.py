@@ -69,7 +69,7 @@ def test_other_forms_of_layouts(tmp_path) -> None:
 def test_a_list_names_pictures_that_are_not_there(tmp_path) -> None:
     made.pascal_context(tmp_path)
     (note,) = segmentation_set(tmp_path, "pascal-context", "val").notes
-    assert "1 pictures of the list are not there: 2008_7" in note
+    assert "1 pictures of the list are missing: 2008_7" in note
     assert segmentation_set(tmp_path, "pascal-context").notes == ()
 
 
@@ -89,7 +89,7 @@ class TestPlain:
         assert segmentation_set(root, classes=3).classes == ("0", "1", "2")
         assert segmentation_set(root, classes="3").classes == ("0", "1", "2")
         assert segmentation_set(root, classes=["sky", "road", "car"]).classes == ("sky", "road", "car")
-        with pytest.raises(InputError, match="have is not known: give their number or a file"):
+        with pytest.raises(InputError, match="is not known: pass the number, or a file"):
             segmentation_set(root)
         (root / "classes.txt").write_text("sky\nroad\ncar\n")
         assert segmentation_set(root).classes == ("sky", "road", "car")
@@ -148,8 +148,8 @@ SENTENCES = {
     "b": "labels/b.png holds the labels 7, 9, beyond the 2 classes",
     "c": "labels/c.png is 30 x 10 pixels, and its picture {root}/images/c.png is 30 x 20",
     "d": "images/d.png has no label picture labels/d.png",
-    "e": "labels/e.png holds 16 bits a pixel or more: save labels with 8 bits, a class index for each pixel",
-    "f": "labels/f.png is a picture of colours (RGB): labels are 8-bit grey or palette pictures",
+    "e": "labels/e.png has 16 or more bits per pixel: save labels with 8 bits, a class index for each pixel",
+    "f": "labels/f.png is a colour picture (RGB): labels must be 8-bit grey or palette pictures",
     "g": "labels/g.png is not a picture that Pillow can read",
     "h": "images/h.png is not a picture that Pillow can read",
     "i": "labels/i.jpg is a JPEG, which does not keep labels exactly",
@@ -178,7 +178,7 @@ def test_pictures_of_unlike_sizes_go_through_one_by_one(tmp_path) -> None:
     made.labels(tmp_path / "labels" / "a.png", [0], (8, 9))
     found = segmentation_set(tmp_path, classes=3)
     assert [batch.labels.shape for batch in load_batches(found, 1)] == [(1, 8, 9), (1, *made.SIZE), (1, *made.SIZE)]
-    with pytest.raises(InputError, match="unlike sizes cannot go through together: read them with batch_size=1"):
+    with pytest.raises(InputError, match="different sizes cannot be in one batch: read them with batch_size=1"):
         list(load_batches(found, 3))
 
 
@@ -199,7 +199,7 @@ def test_the_transform_normalises_and_resizes_pictures_alone(tmp_path) -> None:
         ({"layout": "ade20k"}, InputError, r"not laid out as ADE20K, SceneParse150: expected images/training/ and ann"),
         ({"layout": "camvid", "classes": 3}, RecipeError, "has its own classes"),
         ({"layout": "camvid", "split": "dev"}, InputError, "CamVid, 11 classes has no split 'dev': one of train, val"),
-        ({"classes": 0}, RecipeError, "has 1 to 254 classes, not 0"),
+        ({"classes": 0}, RecipeError, "must have 1 to 254 classes, not 0"),
         ({"classes": 2, "limit": 0}, RecipeError, "must be at least 1"),
     ],
 )
@@ -216,7 +216,7 @@ def test_nothing_there(tmp_path) -> None:
         segmentation_set(tmp_path, classes=2)
     made.plain(tmp_path)
     made.picture(tmp_path / "images" / "a.png")
-    with pytest.raises(InputError, match="have one name"):
+    with pytest.raises(InputError, match="have the same name"):
         segmentation_set(tmp_path, classes=3)
 
 

@@ -284,7 +284,7 @@ class TestSets:
         scores = torch.randn(18, 5)
         expected = torch.stack([scores[6 * i : 6 * i + 6].softmax(1).mean(0) for i in range(3)])
         assert torch.allclose(average_views(scores, 6), expected)
-        with pytest.raises(InputError, match="18 clips are not those of videos of 4 views each"):
+        with pytest.raises(InputError, match="18 clips cannot be divided into videos of 4 views each"):
             average_views(scores, 4)
 
     def test_one_view_stays_a_batch(self, root):
@@ -298,7 +298,7 @@ class TestSets:
 
     def test_nothing_there(self, tmp_path):
         (tmp_path / "empty").mkdir()
-        with pytest.raises(InputError, match=r"holds no videos\. What is read: \.3g2 "):
+        with pytest.raises(InputError, match=r"holds no videos\. Extensions that are read: \.3g2 "):
             video_set(tmp_path / "empty", prepared())
         with pytest.raises(InputError, match="does not exist: give a folder"):
             video_set(tmp_path / "none", prepared())

@@ -123,5 +123,5 @@ class TestErrors:
             listed(text, name)
 
     def test_a_list_that_is_not_there(self, tmp_path):
-        with pytest.raises(InputError, match=r"cannot be read: .* Expected is one of"):
+        with pytest.raises(InputError, match=r"cannot be read: .* Expected one of"):
             list_annotated(tmp_path / "none.csv")

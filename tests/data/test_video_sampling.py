@@ -27,7 +27,7 @@ class TestViews:
 
     @pytest.mark.parametrize("text", ["5", "4x5", "0x3", "3x0", "", "x3", "5x-3"])
     def test_what_makes_no_views(self, text):
-        with pytest.raises(RecipeError, match="views are clips x crops"):
+        with pytest.raises(RecipeError, match="views must be clips x crops"):
             Views.parse(text)
 
 

@@ -244,7 +244,7 @@ def test_it_is_called_as_the_host_is() -> None:
         torch.testing.assert_close(loss, nn.functional.cross_entropy(whole.logits, labels))
         assert isinstance(sieve(FORMS["vit-model"]())(images, return_dict=False), tuple)
     for words, reason in (
-        ({"output_attentions": True}, "output_attentions cannot be had"),
+        ({"output_attentions": True}, "cannot return output_attentions"),
         ({"pixel_values": images}, "images once"),
         ({"attention_mask": labels}, "takes no attention_mask= once it is sieved"),
         ({"lables": labels}, "labels"),

@@ -221,12 +221,12 @@ def test_labelled_masks_of_eomt_give_its_own_loss() -> None:
 def test_words_that_cannot_be_had_are_refused() -> None:
     model = HEADS["eomt"]()
     images = dense_images(model)
-    with pytest.raises(InputError, match="output_hidden_states cannot be had"):
+    with pytest.raises(InputError, match="cannot return output_hidden_states"):
         sieve(model)(images, output_hidden_states=True)
     with pytest.raises(InputError, match=r"reads \(B, 3, 40, 40\)"):
         sieve(model)(torch.randn(1, 3, 48, 48))
     model = HEADS["depth-anything"]()
-    with pytest.raises(InputError, match="output_attentions cannot be had"):
+    with pytest.raises(InputError, match="cannot return output_attentions"):
         sieve(model)(dense_images(model), output_attentions=True)
     with pytest.raises(InputError, match="takes no mask= once it is sieved"):
         sieve(model)(dense_images(model), mask=1)
@@ -244,11 +244,11 @@ def test_what_cannot_be_opened_says_why() -> None:
             open_host(model)
 
     for kind, reason in (
-        ("SegformerForSemanticSegmentation", "its keys are read from maps that strided convolutions shrink"),
+        ("SegformerForSemanticSegmentation", "its keys come from maps that strided convolutions shrink"),
         ("VitDetBackbone", "its windows or strides need the whole grid"),
         (
             "Mask2FormerForUniversalSegmentation",
-            r"sieve its backbone, in its place: .*pixel_level_module\.encoder = sieve",
+            r"sieve its backbone instead: .*pixel_level_module\.encoder = sieve",
         ),
         ("BeitModel", "timm's Beit"),
         ("YolosModel", "sieve the YolosForObjectDetection around it"),
@@ -267,7 +267,7 @@ def test_what_cannot_be_opened_says_why() -> None:
         sieve(HEADS["uper-swin"](), "tome(r=2)")
     dpt = HEADS["dpt-depth"]()
     dpt.config.is_hybrid = True
-    refused(dpt, "is a hybrid, whose head reads maps of its convolutional stem")
+    refused(dpt, "is a hybrid, whose head also reads maps of its convolutional stem")
 
 
 def test_the_signature_says_what_may_be_given() -> None:

@@ -185,8 +185,8 @@ def test_it_is_called_as_the_host_is(kind: str) -> None:
         if kind.startswith("Swin"):
             assert torch.equal(fast(images, interpolate_pos_encoding=True).logits, whole.logits)
     for words, reason in (
-        ({"output_attentions": True}, "output_attentions cannot be had of a sieved model, whose blocks"),
-        ({"output_hidden_states": [1]}, "output_hidden_states is True or False"),
+        ({"output_attentions": True}, "A sieved model cannot return output_attentions, since its blocks"),
+        ({"output_hidden_states": [1]}, "output_hidden_states must be True or False"),
         ({"pixel_values": images}, "images once"),
         ({"bool_masked_pos": labels}, r"takes no bool_masked_pos= once it is sieved.*return_dict and labels\.$"),
         *([({"interpolate_pos_encoding": True}, "takes no interp")] if kind.startswith("Conv") else []),
@@ -200,7 +200,7 @@ def test_it_is_called_as_the_host_is(kind: str) -> None:
     if kind == "Swin":
         model.set_attn_implementation("eager")
     model.config.output_attentions = True
-    with pytest.raises(InputError, match="output_attentions cannot be had"):
+    with pytest.raises(InputError, match="cannot return output_attentions"):
         fast(images)
 
 

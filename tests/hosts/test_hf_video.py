@@ -235,7 +235,7 @@ def test_vjepa2_predicts_only_from_everything() -> None:
         assert output.last_hidden_state.shape == (2, 13, 40)
         assert torch.equal(fast(clips, skip_predictor=True).last_hidden_state, output.last_hidden_state)
         assert isinstance(fast(clips, return_dict=False), tuple)
-        with pytest.raises(InputError, match="skip_predictor=False cannot be had"):
+        with pytest.raises(InputError, match="skip_predictor=False is not possible"):
             fast(clips, skip_predictor=False)
 
 

@@ -314,12 +314,12 @@ def test_a_class_may_be_named_by_text() -> None:
 
 def test_what_cannot_be_registered_is_said() -> None:
     refused = UnsupportedHost
-    with pytest.raises(refused, match=r"given no class of models: write @register_host\(ModelClass\)"):
+    with pytest.raises(refused, match=r"got no model class: write @register_host\(ModelClass\)"):
         register_host()
     with pytest.raises(refused, match=r"not OpenLittleViT: write @register_host\(ModelClass\) above"):
         register_host(OpenLittleViT)  # type: ignore[arg-type]  # without parentheses
     for wrong in (LittleViT(), "LittleViT", None):
-        with pytest.raises(refused, match="is given classes of models, or text such as"):
+        with pytest.raises(refused, match="takes model classes, or strings such as"):
             register_host(wrong)  # type: ignore[arg-type]
     for thing in (LittleViT, LittleViT()):
         with pytest.raises(refused, match="decorates a Host or a StagedHost, not LittleViT"):
@@ -332,7 +332,7 @@ def test_what_cannot_be_registered_is_said() -> None:
         def embed(self, images: Tensor) -> Tokens:
             raise NotImplementedError
 
-    with pytest.raises(refused, match="Half lacks features, head, without which it is no host"):
+    with pytest.raises(refused, match="Half lacks features, head, which every host must have"):
         register_host(LittleViT)(Half)
     assert host_for(LittleViT) is None
 
@@ -343,7 +343,7 @@ def test_a_host_that_does_not_say_what_it_must_is_refused() -> None:
         def __init__(self, model: nn.Module) -> None:
             self.model, self.blocks = model, []
 
-    with pytest.raises(UnsupportedHost, match="Silent does not say width: set it"):
+    with pytest.raises(UnsupportedHost, match="Silent does not set width: set it"):
         sieve(LittleViT())
 
     @register_host(LittleNet)
@@ -351,7 +351,7 @@ def test_a_host_that_does_not_say_what_it_must_is_refused() -> None:
         def __init__(self, model: nn.Module) -> None:
             self.model = model
 
-    with pytest.raises(UnsupportedHost, match="SilentNet does not say stages: set it"):
+    with pytest.raises(UnsupportedHost, match="SilentNet does not set stages: set it"):
         sieve(LittleNet())
 
 

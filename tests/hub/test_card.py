@@ -96,9 +96,9 @@ def test_no_folder_of_this_machine_is_published(record: dict[str, Any], tmp_path
 @pytest.mark.parametrize(
     ("change", "told"),
     [
-        ({"recipe_json": {"tokensieve": 2, "methods": [{"name": "tome", "r": 8}]}}, r"of the recipe tome\(r=8\), and"),
+        ({"recipe_json": {"tokensieve": 2, "methods": [{"name": "tome", "r": 8}]}}, r"of the recipe tome\(r=8\), but"),
         ({"machine": ...}, "this one has no 'machine'"),
-        ({"model": "other_vit"}, "is of the model other_vit, and the recipe is said to be for nano_vit"),
+        ({"model": "other_vit"}, "is of the model other_vit, but model='nano_vit'"),
     ],
 )
 def test_another_ones_figures_are_refused(record: dict[str, Any], change: dict[str, Any], told: str) -> None:

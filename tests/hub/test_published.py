@@ -110,7 +110,7 @@ CONFIGS: dict[str, tuple[Callable[[dict[str, Any]], Any], str]] = {
     "true": (lambda told: {**told, "version": True}, "a recipe of version True"),
     "another library": (lambda told: {**told, "library": "timm"}, "holds no recipe of tokensieve"),
     "nothing": (lambda told: {}, "holds no recipe of tokensieve"),
-    "a list": (lambda told: [told], "could not be had"),
+    "a list": (lambda told: [told], "could not be loaded"),
 }
 
 
@@ -160,7 +160,7 @@ def test_other_weights_than_the_recorded_ones_are_refused(hub: StandIn, tmp_path
     pushed(hub, tmp_path)
     (file,) = hub.commit(REPO).glob("*.safetensors")
     save_file({name: value + 1 for name, value in load_file(file).items()}, file)
-    with pytest.raises(InputError, match="is not the file that was asked for: its SHA-256"):
+    with pytest.raises(InputError, match="is not the file that was expected: its SHA-256"):
         HubRecipe.from_pretrained(REPO)
 
 
@@ -190,9 +190,9 @@ def test_a_pickle_in_the_place_of_weights_is_not_opened(hub: StandIn, tmp_path: 
 
 
 def test_what_is_not_there_is_a_sentence(hub: StandIn, tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=r"The recipe you/nothing could not be had: 404 Client Error"):
+    with pytest.raises(InputError, match=r"The recipe you/nothing could not be loaded: 404 Client Error"):
         HubRecipe.from_pretrained("you/nothing")
-    with pytest.raises(InputError, match="could not be had"):
+    with pytest.raises(InputError, match="could not be loaded"):
         HubRecipe.from_pretrained(tmp_path / "nothing here")
     (tmp_path / "folder").mkdir()
     with pytest.raises(RecipeError, match="holds no recipe of tokensieve"):

@@ -54,7 +54,7 @@ def test_embeddings_are_normalised_and_stored_as_asked(tiny, images):
 
 
 def test_a_pooling_that_there_is_not_is_a_sentence(tiny):
-    with pytest.raises(SettingError, match="'mean' is none that VisionTransformer has"):
+    with pytest.raises(SettingError, match="'mean' is not supported by VisionTransformer"):
         open_predictor(tiny(), RowSettings(output="embeddings", pooling="mean"))
 
 
@@ -83,7 +83,7 @@ def test_a_classifier_that_is_not_known_is_refused():
     class Own(nn.Module):
         num_classes = 10
 
-    with pytest.raises(UnsupportedHost, match="cannot be taken off"):
+    with pytest.raises(UnsupportedHost, match="cannot be removed"):
         without_classifier(Own())
 
 

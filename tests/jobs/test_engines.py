@@ -51,7 +51,7 @@ def test_two_devices(tiny, undisturbed, tmp_path, disturbed):
     result = run(tiny(), root, out, devices=["cpu", "cpu"], **SMALL)
     if disturbed:
         thread.join()
-        assert "was ended by SIGKILL" in (out / "log.txt").read_text()
+        assert "was killed by SIGKILL" in (out / "log.txt").read_text()
     assert table(out) == rows
     assert errors(out) == failed
     assert (result.rows, result.errors) == (38, 2)

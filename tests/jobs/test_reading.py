@@ -102,5 +102,5 @@ class Deadly(NumberSet):
 
 def test_a_worker_that_is_killed_is_a_sentence():
     reader = Reader(Deadly(8), [0], shard=8, batch=2, workers=1)
-    with pytest.raises(InputError, match="A process that decodes was ended from outside"):
+    with pytest.raises(InputError, match="A decoding process was killed"):
         list(reader)

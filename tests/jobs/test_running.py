@@ -95,7 +95,7 @@ def test_random_weights_are_others_the_next_time(photos, tmp_path, tiny):
     object.__setattr__(other, "weights", None)
     object.__setattr__(other, "pretrained", False)
     object.__setattr__(other, "sha256", {})
-    with pytest.raises(InputError, match="the weights are others"):
+    with pytest.raises(InputError, match="the weights are different"):
         run(other, root, out, **SMALL)
 
 
@@ -103,7 +103,7 @@ def test_other_pictures_are_refused(tiny, photos, tmp_path):
     root, out = photos(4), tmp_path / "out"
     run(tiny(), root, out, **SMALL)
     (root / "cat" / "0.png").rename(root / "cat" / "8.png")
-    with pytest.raises(InputError, match="the names of the items are others"):
+    with pytest.raises(InputError, match="the names of the items are different"):
         run(tiny(), root, out, **SMALL)
 
 
@@ -120,7 +120,7 @@ def test_other_versions_are_told_and_the_job_goes_on(tiny, photos, tmp_path):
 def test_a_folder_of_somebody_elses_rows_is_left_alone(tiny, photos, tmp_path):
     (tmp_path / "out" / "rows").mkdir(parents=True)
     (tmp_path / "out" / "rows" / "mine.parquet").write_bytes(b"")
-    with pytest.raises(InputError, match="no job of tokensieve wrote"):
+    with pytest.raises(InputError, match="not written by a job"):
         run(tiny(), photos(2), tmp_path / "out", **SMALL)
 
 
@@ -154,7 +154,7 @@ def test_a_full_disk_is_a_sentence_and_finished_files_stay(tiny, photos, tmp_pat
 
     with monkeypatch.context() as patch:
         patch.setattr(os, "replace", full)
-        with pytest.raises(InputError, match=r"no room left to write to .*out .*give the same command again"):
+        with pytest.raises(InputError, match=r"no space left to write to .*out .*give the same command again"):
             run(tiny(), root, out, **SMALL)
     assert [file.name for file in (out / "rows").iterdir()] == ["00000.parquet"]
     assert run(tiny(), root, out, **SMALL).before == 4
@@ -179,7 +179,7 @@ def test_two_jobs_do_not_work_in_one_folder(tiny, photos, tmp_path):
     ) as other:
         assert other.stdout is not None
         assert other.stdout.readline() == b"1\n"
-        with pytest.raises(InputError, match="Another process is at work"):
+        with pytest.raises(InputError, match="Another process is writing"):
             run(tiny(), photos(2), out, **SMALL)
         other.communicate(b"\n")
 
@@ -227,9 +227,9 @@ def test_settings_that_make_no_sense_are_sentences(tiny, photos, tmp_path):
     for wrong, told in (
         ({"output": "class"}, "output must be one of classes"),
         ({"format": "csv"}, "format must be one of parquet"),
-        ({"batch": 0}, "batch must be a whole number"),
-        ({"normalize": True}, "are of embeddings"),
-        ({"engine": "ray", "devices": ("cpu",)}, "devices are of the local engine"),
+        ({"batch": 0}, "batch must be an integer"),
+        ({"normalize": True}, "are only for embeddings"),
+        ({"engine": "ray", "devices": ("cpu",)}, "devices are only for the local engine"),
         ({"ray": {"actors": 2}}, "actors is a setting of the ray engine"),
         ({"engine": "spark"}, "engine must be local or ray"),
     ):

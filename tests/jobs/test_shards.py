@@ -44,8 +44,8 @@ def test_a_batch_that_does_not_fit_is_halved_and_it_is_said(error):
     assert columns["name"] == [f"{i}" for i in range(10)]
     assert ask.sizes == [10, 5, 2, 2, 2, 2, 2]
     assert said == [
-        "Out of memory with a batch of 10: 5 go through together from now on.",
-        "Out of memory with a batch of 5: 2 go through together from now on.",
+        "Out of memory with a batch of 10: the batch size is 5 from now on.",
+        "Out of memory with a batch of 5: the batch size is 2 from now on.",
     ]
     ask.sizes.clear()
     parts(images[:4])
@@ -53,7 +53,7 @@ def test_a_batch_that_does_not_fit_is_halved_and_it_is_said(error):
 
 
 def test_one_item_that_does_not_fit_is_a_sentence():
-    with pytest.raises(InputError, match="with one item at a time"):
+    with pytest.raises(InputError, match="even with one item at a time"):
         InParts(Holds(0, FULL[0]), 2, print)(torch.zeros(2, 1))
 
 

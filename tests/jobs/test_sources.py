@@ -66,7 +66,7 @@ def test_several_sources_are_told_apart_by_what_they_do_not_share(photos):
 
 def test_an_item_that_is_there_twice_is_refused(photos):
     root = photos(2)
-    with pytest.raises(InputError, match=r"cat/0\.png is there twice"):
+    with pytest.raises(InputError, match=r"Two items have the id cat/0\.png"):
         opened(root, root / "cat")
 
 

@@ -56,5 +56,5 @@ def test_a_moved_recipe_answers_the_same_and_one_with_other_weights_is_refused(
         sieve(model, recipe)
     file = tmp_path / "there" / file.name
     save_file({key: value * 1.5 for key, value in load_file(file).items()}, file)
-    with pytest.raises(InputError, match="is not the file that was asked for: its SHA-256"):
+    with pytest.raises(InputError, match="is not the file that was expected: its SHA-256"):
         sieve(model, "there/best.json")

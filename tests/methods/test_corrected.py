@@ -103,7 +103,7 @@ def test_weights_that_have_changed_since_are_refused(written, tmp_path):
             assert torch.equal(sieve(model, again)(images), fast(images))
         written(16, scale=0.2)
         for again in (path, str(path), Recipe.load(path), fast.recipe):
-            with pytest.raises(InputError, match=r"correction\.safetensors is not the file that was asked for"):
+            with pytest.raises(InputError, match=r"correction\.safetensors is not the file that was expected"):
                 sieve(model, again)
         assert not torch.equal(sieve(model, recipe)(images), fast(images))  # by path alone: whatever lies there
         with pytest.raises(InputError, match="is not the file"):

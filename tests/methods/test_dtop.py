@@ -217,9 +217,9 @@ def test_what_makes_no_sense_is_refused() -> None:
         sieve(vit(), "dtop()")
     with pytest.raises(UnsupportedHost, match="has no heads between its blocks"):
         sieve(segmentation.linear(vit(), CLASSES), "dtop()")
-    with pytest.raises(RecipeError, match="behind block 2 there is no head"):
+    with pytest.raises(RecipeError, match="there is no head after block 2"):
         sieve(model, "dtop(layers=(2,))")
-    with pytest.raises(RecipeError, match="3 values, and tokens leave behind 2"):
+    with pytest.raises(RecipeError, match="3 values, but tokens exit after 2"):
         sieve(model, "dtop(threshold=(0.9, 0.9, 0.9))")
     for wrong in ("threshold=1.5", "threshold=0", "keep_per_class=-1", "class_probability=first", "budget=2"):
         with pytest.raises(RecipeError, match="dtop"):

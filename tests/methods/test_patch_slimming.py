@@ -103,10 +103,10 @@ def test_text_and_json_give_the_recipe_back(form: str) -> None:
         ({"patches": ((1.5,),)}, "must be a tuple with one tuple"),
         ({"patches": ((-1,),)}, "must be a tuple with one tuple"),
         ({"patches": ((True,),)}, "must be a tuple with one tuple"),
-        ({"patches": ((1, 1),)}, "block 0 names a patch twice"),
+        ({"patches": ((1, 1),)}, "block 0 has a patch twice"),
         ({"patches": ((1, 2), (2, 5))}, "block 1 keeps patch 5, which block 0 has dropped"),
         ({"patches": ((1,),), "form": "C"}, "form must be A or B, not 'C'"),
-        ({"patches": ((1,),), "grid": 14}, "grid must be made of whole numbers"),
+        ({"patches": ((1,),), "grid": 14}, "grid must be a tuple of integers"),
         ({"patches": ((4,),), "grid": (2, 2)}, "a grid of 2 x 2 has no patch 4"),
     ],
 )
@@ -116,7 +116,7 @@ def test_settings_that_make_no_sense_are_refused(settings: dict, sentence: str) 
 
 
 def test_another_number_of_blocks_is_refused() -> None:
-    with pytest.raises(RecipeError, match="names the patches of 2 blocks and this model has 4"):
+    with pytest.raises(RecipeError, match="has the patches of 2 blocks and this model has 4"):
         sieve(FORMS["class-token"](), PatchSlimming(((1,), (1,))))
 
 

@@ -88,7 +88,7 @@ def test_a_window_in_time_holds_as_long_as_it_can() -> None:
 
 @pytest.mark.parametrize("window", [-1, 0.5, True, "1"])
 def test_a_window_is_a_number_of_steps(window: object) -> None:
-    with pytest.raises(RecipeError, match="window must be a whole number of steps from 0 up, or None"):
+    with pytest.raises(RecipeError, match="window must be an integer number of steps from 0 up, or None"):
         ToMe(r=2, window=window)
 
 

@@ -85,7 +85,7 @@ def test_a_last_reading_that_is_not_dense_must_keep_the_promise_itself() -> None
 def test_a_function_makes_scores_of_embeddings() -> None:
     host = classifier(num_classes=0)
     members = [sieve(host, THIRD), host]
-    with pytest.raises(UnsupportedHost, match="a model with a classifier, or give score="):
+    with pytest.raises(UnsupportedHost, match="a model with a classifier, or pass as score="):
         cascade(members, pictures(COUNT))
     texts = torch.randn(24, 5)
     fast = cascade(members, pictures(COUNT), agree=0.9, score=lambda embedding: embedding @ texts)

@@ -199,8 +199,8 @@ def test_layers_by_number_and_by_name(images, name, layer, shape):
     [
         ("resnet18", 9, "resnet18 has no stage 9; its stages are 0 act1, 1 layer1, 2 layer2, 3 layer3, 4 layer4"),
         ("resnet18", -6, "resnet18 has no stage -6"),
-        ("resnet18", "layer5", "no layer 'layer5' that makes a feature map; the nearest are layer"),
-        ("resnet18", "zzz", "no layer 'zzz' that makes a feature map; its stages are act1, layer1"),
+        ("resnet18", "layer5", "no layer 'layer5' that returns a feature map; the nearest are layer"),
+        ("resnet18", "zzz", "no layer 'zzz' that returns a feature map; its stages are act1, layer1"),
         ("resnet18", "fc", r"output of fc of resnet18 has shape \(1, 1000\).*layers that do: act1, layer1"),
         ("squeezenet1_1", 13, "no stage 13; its stages are 0 features.0,"),
     ],

@@ -102,7 +102,7 @@ def test_features_of_another_rank(shape):
 
 
 def test_a_grid_that_does_not_fit():
-    with pytest.raises(RecipeError, match=r"a grid of 3 .*pictures need"):
+    with pytest.raises(RecipeError, match=r"a grid of 3 .*images need"):
         patch_significance(torch.zeros(1, 2, 7, 7), (8, 14, 14))
     with pytest.raises(RecipeError, match="no patches"):
         patch_significance(torch.zeros(1, 2, 7, 7), (0, 14))

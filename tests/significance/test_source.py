@@ -57,11 +57,11 @@ def test_equal_statistics_cost_nothing():
 def test_native_needs_to_know_the_host():
     with pytest.raises(RecipeError, match=r"pass mean= and std= to sieve\(\)"):
         build(**SMALL)
-    with pytest.raises(RecipeError, match="are no normalisation"):
+    with pytest.raises(RecipeError, match="are invalid: expected 3 numbers"):
         build(**SMALL, mean=(0.5, 0.5), std=(1, 1, 1))
     with pytest.raises(RecipeError, match=r"test_resnet reads 3 channels, the host 2 \(mean=\)\. Give a network"):
         build(**SMALL, mean=(0.5, 0.5), std=(1, 1))
-    with pytest.raises(RecipeError, match="are no normalisation"):
+    with pytest.raises(RecipeError, match="are invalid: expected 3 numbers"):
         build(**SMALL, mean=(0.5, 0.5, 0.5), std=(1, 0, 1))
 
 

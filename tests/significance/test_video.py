@@ -144,7 +144,7 @@ def test_x3d_by_name_is_the_network_on_the_clip_resized_and_normalised(tmp_path:
             expected = patch_significance(net(given), (3, 4, 4))
         torch.testing.assert_close(made(some, (3, 4, 4)), expected, atol=1e-5, rtol=1e-4)
     assert made.name == "x3d_s"
-    with pytest.raises(InputError, match="not the file that was asked for"):
+    with pytest.raises(InputError, match="not the file that was expected"):
         build(proposal="x3d_s", proposal_norm="shared", proposal_sha256="0" * 64, **settings)
 
 
@@ -183,8 +183,8 @@ def test_the_words_of_recipes_are_those_that_are_built() -> None:
         ({"significance": "motion"}, "between frames"),
         ({"significance": "mean*motion"}, "between frames"),
         ({"proposal": "x3d_s", "video": True, "layer": 2, "proposal_norm": "shared"}, "layer= and proposal_args="),
-        ({"proposal": "resnet18", "proposal_size": (8, 32, 32), "proposal_norm": "shared"}, "names frames"),
-        ({"proposal": "resnet18", "proposal_size": "hosts", "proposal_norm": "shared"}, "is no size"),
+        ({"proposal": "resnet18", "proposal_size": (8, 32, 32), "proposal_norm": "shared"}, "has frames"),
+        ({"proposal": "resnet18", "proposal_size": "hosts", "proposal_norm": "shared"}, "is not a size"),
         ({"proposal": "x3d_s", "video": True, "significance": "cam", "proposal_norm": "shared"}, "no known classifier"),
     ],
 )

@@ -94,7 +94,7 @@ def test_weights_of_a_file_are_loaded_strictly(folder: Path) -> None:
 
 
 def test_what_cannot_be_opened_is_said(folder: Path) -> None:
-    with pytest.raises(InputError, match=r"says in no preprocessor_config\.json"):
+    with pytest.raises(InputError, match=r"has no preprocessor_config\.json"):
         create(f"transformers/{folder}", pretrained=False)
     with pytest.raises(InputError, match="There is no folder"):
         create("transformers/./nowhere", pretrained=False)
@@ -103,7 +103,7 @@ def test_what_cannot_be_opened_is_said(folder: Path) -> None:
         create(f"transformers/{folder}", pretrained=False)
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps({**config, "architectures": ["ViTForImageClassification"]}))
-    with pytest.raises(RecipeError, match="models open that read videos"):
+    with pytest.raises(RecipeError, match="opens video models only"):
         create(f"transformers/{folder}", pretrained=False)
     with pytest.raises(RecipeError, match="nearest are videomae_base"):
         create("videomae_bas")

@@ -98,7 +98,7 @@ def test_a_failing_download_says_what_to_do(monkeypatch):
         raise OSError("no route to host\nand more")
 
     monkeypatch.setattr("timm.create_model", offline)
-    with pytest.raises(InputError, match=r"of test_resnet could not be had \(no route to host\): give weights=FILE"):
+    with pytest.raises(InputError, match=r"of test_resnet could not be loaded \(no route to host\): give weights=FILE"):
         create(SMALL)
 
 

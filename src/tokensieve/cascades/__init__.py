@@ -1,4 +1,5 @@
-"""Cascades: cheap readings first, dearer ones where the answer is not sure, under a promise of agreement."""
+"""Cascades: a cheap recipe runs first, and costlier ones only for images of low confidence, with a certified agreement
+with the dense model."""
 
 from .cascade import Cascade, CascadeTrace, Reading
 from .certifying import Certified, certify, images_needed, lower_bound

@@ -1,7 +1,7 @@
-"""Cascade: every image is read by the cheapest recipe, and again by dearer ones while the answer is not sure enough.
+"""Cascade: the cheapest recipe runs on every image, and costlier ones on images for which its confidence is too low.
 
-Members that share a host share its weights, and what they compute alike is computed once: the embedding, and the blocks
-from the first on that two readings in a row leave alone.
+Members with the same host share its weights. They also share computation: the embedding, and the first blocks in which
+neither of two consecutive members reduces tokens, are computed once.
 """
 
 from __future__ import annotations
@@ -27,33 +27,34 @@ from .watching import Watch
 
 
 class Reading(NamedTuple):
-    """What one member of a cascade did with a batch."""
+    """The run of one member of a cascade on a batch."""
 
     member: int
+    """Index of the member."""
     images: Tensor
-    """(B',) int64: the images that it read, by their places in the batch."""
+    """(B',) int64: indices in the batch of the images that it read."""
     output: Any
-    """What it answered to these, in their order."""
+    """Its output for these images, in their order."""
     scores: Tensor
-    """(B',) how sure it was."""
+    """(B',) its confidence for each of these images."""
     again: Tensor
-    """(B',) bool: which of these are read again by the next."""
+    """(B',) bool: which of these images the next member reads again."""
     begun: int
-    """From which block on it computed: what came before had been computed by the member before. 0 where that is the
-    first block, or nothing is shared."""
+    """The first block that this member computed; the previous member computed the blocks before it. 0 if it computed
+    all blocks."""
     shared: bool
-    """Whether the embedding, and the blocks before `begun`, had been computed by the member before."""
+    """Whether the previous member computed the embedding, and the blocks before `begun`."""
 
 
 @dataclass(frozen=True)
 class CascadeTrace:
-    """What a cascade did with a batch of B images.
+    """The run of a cascade on a batch of B images.
 
     Attributes:
-        member: (B,) int64, the member that gave each answer, counted from 0.
-        scores: (B, M - 1) float, how sure each member but the last was of each image; NaN where it did not read it.
-        readings: for each member that read anything, in order, what it did.
-        output: as the dense model gives it, in the images' order.
+        member: (B,) int64, index of the member whose output was used for each image.
+        scores: (B, M - 1) float, confidence of each member but the last for each image; NaN if it did not read it.
+        readings: the run of each member that read any images, in order.
+        output: the output in the form of the dense model's, in the order of the images.
     """
 
     member: Tensor
@@ -64,17 +65,18 @@ class CascadeTrace:
     @property
     def shares(self) -> tuple[float, ...]:
         """The share of the images that each member read."""
-        count, read = max(len(self.member), 1), {each.member: len(each.images) for each in self.readings}
-        return tuple(read.get(index, 0) / count for index in range(self.scores.shape[1] + 1))
+        count = max(len(self.member), 1)
+        images_of_member = {reading.member: len(reading.images) for reading in self.readings}
+        return tuple(images_of_member.get(index, 0) / count for index in range(self.scores.shape[1] + 1))
 
 
 class Cascade(Sieved):
-    """Members from cheap to dense; each image is answered by the first whose score reaches its threshold.
+    """Members from cheap to dense; the output for an image is that of the first one whose score reaches its threshold.
 
-    A drop-in replacement of the dense model, as `Sieved` is: its parameters are those of the last member's host, and it
-    returns what the dense model returns, in the order of the images. `tokensieve.cascade(...)` makes one with a
-    promise, and `sieve(model, "cascade(...)")` one of known thresholds. It has no state between calls but the
-    count of images read again (`watch`).
+    Like `Sieved` it is a drop-in replacement of the dense model: its parameters are those of the last member's host,
+    and it returns what the dense model returns, in the order of the images. `tokensieve.cascade(...)` creates a cascade
+    with a certified agreement, `sieve(model, "cascade(...)")` one with known thresholds. Its only state between calls
+    is the count of images read by each member (`watch`).
     """
 
     recipe: CascadeRecipe  # type: ignore[assignment]
@@ -82,54 +84,60 @@ class Cascade(Sieved):
     def __init__(
         self, members: Sequence[nn.Module], recipe: CascadeRecipe, certificate: Certified | None = None
     ) -> None:
-        """`members`: what `sieve` returned, or models as they are, one for each of the recipe's recipes; `certificate`:
-        what the calibration certified."""
+        """Combine members into a cascade.
+
+        Args:
+            members: sieved or dense models, from cheap to dense, one for each of the recipe's recipes.
+            recipe: recipes, thresholds and score.
+            certificate: the result of the calibration, if there was one.
+        """
         sieved = [member if isinstance(member, Sieved) else sieve(member) for member in members]
         if any(isinstance(member, Cascade) for member in sieved):
-            raise RecipeError("A cascade is no member of a cascade: give its own members.")
+            raise RecipeError("A cascade cannot be a member of a cascade: give its own members.")
         if len(sieved) != len(recipe.recipes):
-            raise RecipeError(f"A cascade of {len(recipe.recipes)} recipes has as many members, not {len(sieved)}.")
+            raise RecipeError(f"A cascade of {len(recipe.recipes)} recipes needs as many members, not {len(sieved)}.")
         super().__init__(sieved[-1].stream, recipe)  # type: ignore[arg-type]
         self._members, self._certificate = tuple(sieved), certificate
-        again = [share for share in (recipe.shares or ()) if share]
-        used = [threshold for threshold in recipe.thresholds if threshold < 1]
-        known = recipe.images is not None and len(again) > 0 and len(used) > 0
-        self._watch = Watch(len(sieved), sum(again[1:2]) if known else None, recipe.images or 0)
+        active_shares = [share for share in (recipe.shares or ()) if share]
+        active_thresholds = [threshold for threshold in recipe.thresholds if threshold < 1]
+        calibrated = recipe.images is not None and len(active_shares) > 0 and len(active_thresholds) > 0
+        self._watch = Watch(len(sieved), sum(active_shares[1:2]) if calibrated else None, recipe.images or 0)
 
     @property
     def members(self) -> tuple[Sieved, ...]:
-        """From cheap to dense, each what `sieve` makes: `cascade.members[0](images)` is the first reading alone."""
+        """The members from cheap to dense, all sieved models; `cascade.members[0](images)` runs only the first."""
         return self._members
 
     @property
     def dense(self) -> nn.Module:
-        """The dense model that the last member stands for."""
+        """The dense model, which is the host of the last member."""
         return self.model
 
     @property
     def thresholds(self) -> tuple[float, ...]:
-        """For each member but the last the score below which an image is read again; at 1 it is left out."""
+        """For each member but the last, the score below which an image is read again; a member with threshold 1 is
+        skipped."""
         return self.recipe.thresholds
 
     @property
     def shares(self) -> tuple[float, ...] | None:
-        """The share of the calibration's images that each member read; None where it was not calibrated."""
+        """The share of the calibration images that each member read; None if the cascade was not calibrated."""
         return self.recipe.shares
 
     @property
     def certificate(self) -> Certified | None:
-        """What the calibration certified, with the lower bound of the agreement; None for a cascade that was loaded."""
+        """The result of the calibration, with the lower bound of the agreement; None if the cascade was loaded."""
         return self._certificate
 
     @property
     def watch(self) -> Watch:
-        """How many images each member has read in use, in evaluation mode; where the calibration's share is known, it
-        warns (`DriftWarning`) when the share read again is another."""
+        """Counts the images that each member reads in evaluation mode. If the calibration's shares are known it warns
+        (`DriftWarning`) when the share of images read again differs from them."""
         return self._watch
 
     @property
     def one_host(self) -> bool:
-        """Whether all members are recipes of one model, with one set of weights."""
+        """Whether all members are recipes of the same model, with the same weights."""
         return all(member.model is self.model for member in self._members)
 
     def forward(
@@ -143,17 +151,16 @@ class Cascade(Sieved):
         """Images (B, C, H, W), or clips in the host's layout -> what the dense model returns, in the same order.
 
         Raises:
-            InputError: arguments that need more than logits, such as `labels` or `output_hidden_states`; an output
-                without a row of logits for each image.
+            InputError: arguments that need more than logits, such as `labels` or `output_hidden_states`.
+            UnsupportedHost: the output does not have a row of logits for each image.
         """
-        given = {"pixel_values": pixel_values, "pixel_values_videos": pixel_values_videos, "labels": labels, **kwargs}
-        given = {name: value for name, value in given.items() if value is not None}
-        return self._traced(images, given).output
+        kwargs |= {"pixel_values": pixel_values, "pixel_values_videos": pixel_values_videos, "labels": labels}
+        return self._traced(images, {name: value for name, value in kwargs.items() if value is not None}).output
 
     def trace(self, images: Tensor, *, attention: Sequence[int] = ()) -> CascadeTrace:  # type: ignore[override]
-        """Run on images; returns also which member answered each, and the scores: see `CascadeTrace`."""
+        """Run on images, and also return the member used for each image, and the scores: see `CascadeTrace`."""
         if attention:
-            raise InputError("A cascade has no attention of its own: ask a member, cascade.members[0].trace(images).")
+            raise InputError("A cascade has no attention of its own: use a member, cascade.members[0].trace(images).")
         return self._traced(images, {}, count=False)
 
     def _traced(self, images: Tensor | None, kwargs: dict[str, Any], count: bool = True) -> CascadeTrace:
@@ -162,8 +169,8 @@ class Cascade(Sieved):
         images, kwargs = self._now().host.arguments(images, kwargs)
         for name in ("labels", "output_hidden_states", "output_attentions"):
             if kwargs.pop(name, False) is not False:
-                raise InputError(f"A cascade gives scores of classes alone: leave out {name}=, or ask a member for it.")
-        if not len(images):  # nothing to decide
+                raise InputError(f"A cascade returns only logits: leave out {name}=, or call a member with it.")
+        if not len(images):  # an empty batch
             output, empty = self._members[-1](images, **kwargs), torch.zeros(0, dtype=torch.int64, device=images.device)
             return CascadeTrace(empty, images.new_zeros(0, len(self.thresholds)), (), output)
         readings = tuple(self._readings(images, kwargs))
@@ -178,10 +185,10 @@ class Cascade(Sieved):
         return CascadeTrace(member, scores, readings, _scattered(readings))
 
     def _readings(self, images: Tensor, kwargs: dict[str, Any]) -> Iterator[Reading]:
-        """Run the active members in order, each on the images that none before accepted."""
+        """Run the active members in order, each on the images for which no earlier member's score was high enough."""
         rows = torch.arange(len(images), device=images.device)
         begun: Begun | None = None
-        separate = bool(kwargs) or not self.sharing  # arguments may be for the embedding
+        separate = bool(kwargs) or not self.sharing  # keyword arguments may be for the embedding
         if not separate:
             first: Any = self._members[self.active[0]]._now()
             begun = first.begin(images)
@@ -206,7 +213,7 @@ class Cascade(Sieved):
             begun = None if begun is None else Begun(begun.tokens.images(read_again_rows), begun.block)
 
     def unwatched(self) -> Cascade:
-        """A copy for measurements, which never warns of drift."""
+        """A copy that never warns of drift, for measurements."""
         return Cascade(self._members, replace(self.recipe, shares=None, images=None), self._certificate)
 
     @property
@@ -216,29 +223,30 @@ class Cascade(Sieved):
 
     @property
     def sharing(self) -> bool:
-        """Whether each member continues from what the one before has computed.
+        """Whether each member continues from the tokens computed by the previous one.
 
-        All must be of one host that has tokens from its first block to its last, and no hooks, which would miss calls.
+        All must have the same host. It must have tokens, a head that reads only the last block, and no hooks, which
+        would miss calls.
         """
         first = self._members[0]
         return all(_shares(member, first) for member in self._members)
 
     def depths(self, patches: int | None) -> list[int | None]:
-        """For each active member the first block that it computes by itself, for images of `patches` patches.
+        """For each active member, the number of first blocks to run without reducing tokens, for images of `patches`
+        patches, so that the next member can continue from there.
 
-        The blocks before run without reducing tokens, so that the next member can continue from there. None for all
-        where they do not share (`sharing`), or `patches` is None.
+        None for all members if they do not share computation (see `sharing`), or if `patches` is None.
         """
         streams = [self._members[index].stream for index in self.active]
         if patches is None or not self.sharing:
             return [None] * len(streams)
-        free = [stream.plan.untouched(patches) for stream in streams]
-        # As far as all later members can share; nothing continues from the last.
-        shared: list[int | None] = [min(free[index:]) for index in range(len(free) - 1)]
+        untouched = [stream.plan.untouched(patches) for stream in streams]
+        # As many blocks as all later members can share; no member continues from the last one.
+        shared: list[int | None] = [min(untouched[index:]) for index in range(len(untouched) - 1)]
         return [*shared, 0]
 
     def _apply(self, fn: Any, recurse: bool = True) -> Cascade:
-        """Apply `.to()`, `.half()` and the like to every member, once to a shared host."""
+        """Apply `.to()`, `.half()` and the like to every member; a shared host is converted only once."""
         done: set[int] = set()
         for member in self._members:
             for module in (member.model, member.parts, member.significance):
@@ -255,81 +263,83 @@ class Cascade(Sieved):
 
     @property
     def plan(self) -> Any:
-        """Refused: each member has one."""
+        """Raises UnsupportedHost: each member has its own plan."""
         raise self._of_members("plan")
 
     def reads(self, images: Tensor) -> Any:
-        """Refused: each member reads as many tokens as its recipe says."""
+        """Raises UnsupportedHost: members read different numbers of tokens."""
         raise self._of_members("reads(images)")
 
     def map_call(self, images: Tensor) -> Any:
-        """Refused: each member has a significance map, or none."""
+        """Raises UnsupportedHost: each member has its own significance map, or none."""
         raise self._of_members("map_call(images)")
 
     def forward_features(self, images: Tensor) -> Any:
-        """Refused: members keep different tokens."""
+        """Raises UnsupportedHost: members keep different tokens."""
         raise self._of_members("forward_features(images)")
 
     def forward_intermediates(self, x: Tensor, *args: Any, **kwargs: Any) -> Any:
-        """Refused: members keep different tokens."""
+        """Raises UnsupportedHost: members keep different tokens."""
         raise self._of_members("forward_intermediates(images)")
 
-    def _of_members(self, what: str) -> UnsupportedHost:
-        return UnsupportedHost(f"A cascade has several readings: ask one of them, cascade.members[0].{what}.")
+    def _of_members(self, name: str) -> UnsupportedHost:
+        return UnsupportedHost(f"A cascade has several members: use one of them, cascade.members[0].{name}.")
 
     def _replicate_for_data_parallel(self) -> Cascade:
-        raise UnsupportedHost("nn.DataParallel copies one model, and a cascade has several: run a process on each GPU.")
+        raise UnsupportedHost("nn.DataParallel copies one model, but a cascade has several: run a process on each GPU.")
 
     def extra_repr(self) -> str:
         return f"recipe={self.recipe}"
 
 
 def _shares(member: Sieved, first: Sieved) -> bool:
-    """Whether a member may continue from what another one of the same host has computed."""
+    """Whether a member can continue from the tokens computed by `first`: see `Cascade.sharing`."""
     stream = member.stream
-    plain = isinstance(stream, TokenStream) and not stream.host.levels
-    return plain and member.model is first.model and not any(map(hooked, stream.host.bypassed))
+    reads_last_block = isinstance(stream, TokenStream) and not stream.host.levels
+    return reads_last_block and member.model is first.model and not any(map(hooked, stream.host.bypassed))
 
 
 def logits_of(output: Any, model: Any, score: object, count: int) -> Tensor:
-    """The logits (B, K) in what a model returned, or what `score` makes of it, where that is a function.
+    """The logits (B, K) in a model's output, or the result of `score(output)` if `score` is a function.
 
     Raises:
-        UnsupportedHost: the output has no logits.
+        UnsupportedHost: there are no logits for `count` images.
     """
     host = getattr(model, "model", model)
     if callable(score):
         logits = score(output)
-    elif getattr(host, "num_classes", None) == 0:  # features, as many as there are channels
+    elif getattr(host, "num_classes", None) == 0:  # the output is features, not logits
         logits = None
     else:
         logits = output if isinstance(output, Tensor) else getattr(output, "logits", None)
     if not isinstance(logits, Tensor) or logits.ndim != 2 or logits.shape[1] < 2 or len(logits) != count:
-        what = f"shape {tuple(logits.shape)}" if isinstance(logits, Tensor) else "no scores of classes"
+        description = f"shape {tuple(logits.shape)}" if isinstance(logits, Tensor) else "no logits"
         raise UnsupportedHost(
-            f"{type(host).__name__} gives {what}, and a cascade decides by (B, K) scores of two classes or more for "
-            "each image: take a model with a classifier, or give score= a function that makes them of its outputs."
+            f"{type(host).__name__} returns {description}, but a cascade needs logits (B, K) of two or more classes "
+            "for each image: use a model with a classifier, or pass as score= a function that computes them from the "
+            "output."
         )
     return logits
 
 
 def _scattered(readings: Sequence[Reading]) -> Any:
-    """The members' outputs merged: for each image that of the last member that read it, in the order of the images."""
-    leaves, shape = tree_flatten(readings[0].output)
+    """Merge the members' outputs: for each image that of the last member that read it, in the order of the images."""
+    leaves, structure = tree_flatten(readings[0].output)
     for reading in readings[1:]:
-        later, its_shape = tree_flatten(reading.output)
-        if its_shape != shape:
-            raise InputError("The members of a cascade return unlike things, which cannot be put together.")
-        leaves = [_placed(old, reading.images, new) for old, new in zip(leaves, later, strict=True)]
-    return tree_unflatten(leaves, shape)
+        later_leaves, later_structure = tree_flatten(reading.output)
+        if later_structure != structure:
+            raise InputError("The members of a cascade return outputs of different structure, which cannot be merged.")
+        leaves = [_replaced(leaf, reading.images, new) for leaf, new in zip(leaves, later_leaves, strict=True)]
+    return tree_unflatten(leaves, structure)
 
 
-def _placed(whole: Any, rows: Tensor, part: Any) -> Any:
+def _replaced(whole: Any, rows: Tensor, part: Any) -> Any:
+    """A copy of the tensor `whole` with `part` in these rows; other values are returned unchanged."""
     if not isinstance(whole, Tensor) or not isinstance(part, Tensor):
         return whole
     if part.shape[1:] != whole.shape[1:] or len(part) != len(rows):
         raise InputError(
-            f"The members of a cascade return shapes {tuple(whole.shape)} and {tuple(part.shape)}, which cannot be put "
-            "together: ask for scores of classes alone."
+            f"The members of a cascade return shapes {tuple(whole.shape)} and {tuple(part.shape)}, which cannot be "
+            "merged: use models that return only logits."
         )
     return whole.index_copy(0, rows, part.to(whole.dtype))

@@ -1,4 +1,4 @@
-"""Thresholds that keep a promise: "learn then test" over a fixed sequence, with the exact bound of a binomial.
+"""Certified thresholds: "learn then test" over a fixed sequence of thresholds, with the exact binomial bound.
 
 Angelopoulos, Bates, Candes, Jordan and Lei, Learn then Test: Calibrating Predictive Algorithms to Achieve Risk Control
 (arXiv 2110.01052), 1.2 and 3.2; Clopper and Pearson, The Use of Confidence or Fiducial Limits Illustrated in the Case
@@ -16,8 +16,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 STEPS = 1000
-"""Thresholds that are tested at most, one after the other."""
-EXAMINED = 10**7
+"""Number of steps in the sequence of thresholds, which are tested one after the other."""
+MAX_IMAGES = 10**7
 """Largest number of images that `images_needed` tries."""
 
 
@@ -26,32 +26,35 @@ class Certified:
     """Thresholds of a cascade, with the statistics that certify them on the calibration images."""
 
     thresholds: tuple[float, ...]
-    """Of each member but the last; 1 where no lower threshold keeps the promise: all its images are read again."""
+    """The threshold of each member but the last; 1 if no lower threshold could be certified: all images are read
+    again."""
     certified: bool
-    """Whether the bound reaches the promised agreement."""
+    """Whether the bound reaches the requested agreement."""
     agreement: float
-    """Share of the images with the dense model's answer under these thresholds."""
+    """Share of the images whose predicted class is that of the dense model, with these thresholds."""
     bound: float
     """Lower confidence bound of the agreement on images of the same distribution."""
     shares: tuple[float, ...]
     """Share of the images that each member reads."""
     images: int
+    """Number of calibration images."""
     refused: float | None
-    """Agreement at the next threshold, which was not certified; None where none was left, or the first was not."""
+    """Agreement at the next threshold, which was not certified; None if there is no lower one, or if none was
+    certified."""
 
 
 @lru_cache(maxsize=4096)
 def lower_bound(hits: int, count: int, confidence: float) -> float:
-    """Clopper and Pearson's one-sided lower bound of a proportion of which `hits` of `count` were observed."""
-    from scipy.special import betaincinv  # scipy takes a while: only where it is used
+    """Clopper and Pearson's one-sided lower bound of a proportion, for `hits` successes in `count` trials."""
+    from scipy.special import betaincinv  # here, since importing scipy is slow
 
     return 0.0 if hits == 0 else float(betaincinv(hits, count - hits + 1, 1 - confidence))
 
 
 def images_needed(agree: float, confidence: float, share: float = 1.0) -> int | None:
-    """How many images certify `agree` where `share` of them have the dense model's answer; None if no number does.
+    """The number of calibration images needed to certify the agreement `agree`, if the observed agreement is `share`.
 
-    With share 1 it is the smallest number that can: log(1 - confidence) / log(agree).
+    None if no number is enough. For share 1 it is log(1 - confidence) / log(agree), rounded up.
     """
     if share >= 1:
         return ceil(log(1 - confidence) / log(agree) - 1e-9)
@@ -64,7 +67,7 @@ def images_needed(agree: float, confidence: float, share: float = 1.0) -> int | 
     high = images_needed(agree, confidence) or 1
     while not enough(high):
         high *= 2
-        if high > EXAMINED:
+        if high > MAX_IMAGES:
             return None
     low = high // 2
     while high - low > 1:
@@ -80,29 +83,30 @@ def certify(
     confidence: float,
     towards: Sequence[float] | None = None,
 ) -> Certified:
-    """The lowest thresholds of a sequence, fixed beforehand, up to which each one keeps the promise.
+    """Find the lowest thresholds that can be certified, in a fixed sequence of thresholds.
 
-    From "read everything again" downwards each threshold is tested against the hypothesis that it agrees too seldom,
-    by the exact bound, until one cannot be certified: as the order is fixed before any image is seen, the last one
-    that was certified keeps the promise with the confidence of a single test.
+    The sequence starts at 1, where all images are read again, and goes down. Each threshold is tested, by the exact
+    bound, against the hypothesis that the agreement is below `agree`, until one cannot be certified. Since the order is
+    fixed before any image is seen, the last certified threshold is valid with the confidence of a single test.
 
     Args:
-        scores: (M - 1, N) how sure each member but the last is of each image, 0 to 1.
-        same: (M, N) whether each member has the dense model's answer.
-        agree, confidence: the promise: at least that share of answers the same, with that confidence.
-        towards: thresholds of several members that the sequence passes through, found on other images; without them
-            all members have the same one.
+        scores: (M - 1, N) confidence of each member but the last for each image, 0 to 1.
+        same: (M, N) whether each member predicts the class of the dense model.
+        agree, confidence: the agreement to certify, at least this share of the images, with this confidence.
+        towards: thresholds of the members, found on other images, through which the sequence passes; None: all members
+            have the same threshold.
     """
     readers, count = scores.shape
     powers = _powers(towards, readers)
 
     def outcome(step: float) -> tuple[tuple[float, ...], NDArray[np.bool_], tuple[float, ...]]:
+        """Thresholds at a step of the sequence, whether each image agrees, and the share that each member reads."""
         thresholds = tuple(step**power if step > 0 else 0.0 for power in powers)
         pending, agrees, shares = np.ones(count, dtype=bool), np.zeros(count, dtype=bool), []
-        for threshold, sure, right in zip(thresholds, scores, same[:-1], strict=True):
+        for threshold, member_scores, member_same in zip(thresholds, scores, same[:-1], strict=True):
             shares.append(float(pending.mean()) if threshold < 1 else 0.0)
-            accepted = pending & (sure >= threshold) & (threshold < 1)
-            agrees[accepted] = right[accepted]
+            accepted = pending & (member_scores >= threshold) & (threshold < 1)
+            agrees[accepted] = member_same[accepted]
             pending = pending & ~accepted
         agrees[pending] = same[-1][pending]
         return thresholds, agrees, (*shares, float(pending.mean()))
@@ -123,8 +127,9 @@ def certify(
 
 
 def _powers(towards: Sequence[float] | None, readers: int) -> list[float]:
-    """Each threshold as a power of the first, so that all begin at 1, end at 0 and pass through `towards`."""
+    """Exponents with which each threshold is a power of the first, so that all start at 1, end at 0 and pass through
+    `towards`."""
     if towards is None:
         return [1.0] * readers
-    inside = [min(max(each, 1e-6), 1 - 1e-6) for each in towards]
-    return [log(each) / log(inside[0]) for each in inside]
+    clamped = [min(max(threshold, 1e-6), 1 - 1e-6) for threshold in towards]
+    return [log(threshold) / log(clamped[0]) for threshold in clamped]

@@ -1,4 +1,4 @@
-"""How sure an answer is, from its logits: this decides whether an image is read again."""
+"""Confidence scores of logits, which decide whether an image is read again by the next member of a cascade."""
 
 from __future__ import annotations
 
@@ -11,8 +11,10 @@ from torch import Tensor
 def sureness(logits: Tensor, score: object = "margin") -> Tensor:
     """Confidence of logits (B, K), K at least 2: (B,) float32 or float64, from 0 to 1.
 
-    "margin" is the largest probability minus the second, "probability" the largest, "entropy" 1 minus the entropy of
-    the probabilities divided by log K; for a function the margin is taken. Half precision is computed in float32.
+    Args:
+        logits: (B, K). Half precision is computed in float32.
+        score: "margin" is the largest probability minus the second largest, "probability" the largest, "entropy" 1
+            minus the entropy of the probabilities divided by log K. For a function (see `logits_of`) it is the margin.
     """
     exact = logits if logits.dtype == torch.float64 else logits.float()
     if score == "entropy":
@@ -23,5 +25,5 @@ def sureness(logits: Tensor, score: object = "margin") -> Tensor:
 
 
 def read_again(scores: Tensor, threshold: float) -> Tensor:
-    """Which images to read again, (B,) bool: scores (B,) below the threshold, or NaN; all at a threshold of 1."""
+    """Which images to read again, (B,) bool: those with a score (B,) below the threshold, or NaN; all if it is 1."""
     return torch.ones_like(scores, dtype=torch.bool) if threshold >= 1 else ~(scores >= threshold)

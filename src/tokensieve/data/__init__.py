@@ -1,4 +1,4 @@
-"""Images and videos in, batches out: thin over the readers and transforms of timm, Pillow and PyAV."""
+"""Datasets of images and videos, their preprocessing, and batches; built on timm, Pillow and PyAV."""
 
 from .classes import class_descriptions, class_index
 from .images import Failure, ImageSet, StreamSet, image_set, photograph_set, read_image, scene_set

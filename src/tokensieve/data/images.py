@@ -1,4 +1,4 @@
-"""Pictures from a folder, a tar, a file or any data set that timm can open."""
+"""Datasets of pictures from a folder, a tar, a file or any dataset that timm can open."""
 
 import os
 import sys
@@ -25,9 +25,9 @@ from .scanning import PICTURES, Kind
 from .scene_drawing import photographs
 from .scenes import ScenePictures, Scenes
 
-Read = TypeVar("Read")
+Result = TypeVar("Result")
 SCENES = 1000
-"""Scenes in a set of them, unless it is limited."""
+"""Default number of generated scenes."""
 _TIMM_PREFIXES = ("hfds", "hfids", "tfds", "wds", "torch")
 _TURNS: dict[Any, Image.Transpose] = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -38,12 +38,12 @@ _TURNS: dict[Any, Image.Transpose] = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
-"""EXIF orientation -> the transposition that turns the picture upright; 1 is upright."""
+"""EXIF orientation -> the transposition that turns the picture upright; orientation 1 needs none."""
 
 
 @dataclass(frozen=True)
 class Failure:
-    """A picture that was left out, and why; `reason` continues the sentence that `path` begins."""
+    """A picture or video that could not be read. `path` and `reason` together make a sentence without a full stop."""
 
     path: str
     reason: str
@@ -53,14 +53,14 @@ class Failure:
 
 
 class ImageSet(Dataset[tuple[Tensor, int]]):
-    """Pictures in a fixed order, each as (image (3, H, W) float32, label); the label is -1 where there is none.
+    """Pictures in a fixed order, each as (image (3, H, W) float32, label); the label is -1 if there is none.
 
     Attributes:
         classes: folder name -> class index; empty for sets without class folders.
-        total: how many pictures there are, those that a limit leaves out included.
-        skipped: files and folders beside them that are not read.
-        notes: sentences about what changes labels, or is read in part.
-        kind: of what it holds, pictures or videos.
+        total: number of pictures without the limit.
+        skipped: files and folders in the source that are not read.
+        notes: sentences for the user about anything that affects labels, or about files that are read in part.
+        kind: whether the set holds pictures or videos.
     """
 
     kind: ClassVar[Kind] = PICTURES
@@ -77,15 +77,15 @@ class ImageSet(Dataset[tuple[Tensor, int]]):
         skipped: Sequence[Skipped] = (),
         notes: Sequence[str] = (),
     ) -> None:
-        """Wrap anything with a length whose items are (file, or PIL image; label).
+        """Wrap a sequence of (file or PIL image, label).
 
         Args:
-            items: indexable, with a length.
+            items: the sequence: indexable, with a length.
             transform: from an RGB image to a tensor (3, H, W).
-            names: under which each item is reported; one name for all becomes "NAME[i]".
-            labels: of each item, where they are known before it is read.
+            names: a name for each item, for messages; or one name for all, which becomes "NAME[i]".
+            labels: the label of each item, if known before it is read.
             classes: see above.
-            limit: at most so many pictures, spread evenly over the items.
+            limit: the largest number of pictures, spread evenly over the items.
             skipped: see above.
             notes: see above.
         """
@@ -96,11 +96,11 @@ class ImageSet(Dataset[tuple[Tensor, int]]):
         self._labels = labels
         self.total = count = len(items)
         self.skipped, self.notes = tuple(skipped), tuple(notes)
-        # The items are sorted by class: the first ones would all be of one class.
+        # Items are sorted by class, so the first ones would all be of one class.
         self._indices = range(count) if limit is None or limit >= count else [i * count // limit for i in range(limit)]
 
     def prepared(self, preprocessing: Preprocessing) -> Self:
-        """The same pictures, made tensors by another preprocessing."""
+        """The same set with another preprocessing."""
         other = copy(self)
         other.transform = preprocessing.transform()
         return other
@@ -110,43 +110,44 @@ class ImageSet(Dataset[tuple[Tensor, int]]):
 
     @property
     def unlabelled(self) -> int:
-        """How many pictures are known to have no label."""
+        """Number of pictures known to have no label."""
         return 0 if self._labels is None else sum(self._labels[i] < 0 for i in self._indices)
 
     def __getitem__(self, index: int) -> tuple[Tensor, int]:
-        """Picture `index`; raises InputError when it cannot be read."""
+        """Picture `index` and its label; raises InputError if it cannot be read."""
         result = self.attempt(index)
         if isinstance(result, Failure):
             raise InputError(f"{result}.")
         return result
 
     def path(self, index: int) -> str:
-        """Where picture `index` comes from."""
+        """The path or name of picture `index`."""
         position = self._indices[index]
         return f"{self._names}[{position}]" if isinstance(self._names, str) else self._names[position]
 
     def attempt(self, index: int) -> tuple[Tensor, int] | Failure:
-        """Picture `index`, or why it cannot be read: batch work goes on with the others."""
+        """Picture `index` and its label, or a `Failure` if it cannot be read, so that the rest can go on."""
         return self._attempt(index, self._read)
 
-    def _attempt(self, index: int, read: Callable[[Any], Read]) -> tuple[Read, int] | Failure:
-        """`read` applied to one item's file or PIL image, and its label; or why it failed."""
+    def _attempt(self, index: int, read: Callable[[Any], Result]) -> tuple[Result, int] | Failure:
+        """`read` applied to an item's file or PIL image, and the item's label; or a `Failure`."""
         position = self._indices[index]
         try:
             source, label = self.items[position][:2]
             return read(source), -1 if label is None else int(label)
         except UnusableError as error:
             return Failure(self.path(index), str(error))
-        except Exception as error:  # whatever a reader or a resize may raise concerns this picture alone
+        except Exception as error:  # any exception of a reader or a resize concerns only this picture
             return Failure(self.path(index), f"cannot be read: {reason_of(error)}")
 
     def _read(self, source: Any) -> Tensor:
-        """One item's file or PIL image as the set returns it."""
+        """An item's file or PIL image as a tensor."""
         return self.transform(_to_rgb(source) if isinstance(source, Image.Image) else decode(source))
 
 
 class Listed:
-    """Items of a listing: (path, or what an `Opener` gives, such as a tar's member; label)."""
+    """The items of a listing as (source, label); a source is a path, or the result of an `Opener`, such as a file in a
+    tar."""
 
     def __init__(self, listing: Listing) -> None:
         self.sources, self.labels = listing.sources, listing.labels
@@ -162,10 +163,10 @@ class Listed:
 
 
 class StreamSet(IterableDataset[tuple[Tensor, int]]):
-    """Pictures of a set that can only be read from its beginning: (image (3, H, W) float32, label or -1).
+    """A set of pictures that can only be read in order: (image (3, H, W) float32, label or -1).
 
-    What happens to a picture that cannot be decoded is the reader's affair: webdataset logs it and leaves it out, the
-    others end with an InputError that says how far they came.
+    The reader decides what happens to a picture that cannot be decoded: webdataset logs it and goes on; other readers
+    end with an InputError that has the number of pictures read so far.
     """
 
     kind: ClassVar[Kind] = PICTURES
@@ -182,7 +183,7 @@ class StreamSet(IterableDataset[tuple[Tensor, int]]):
         self.notes: tuple[str, ...] = ()
 
     def prepared(self, preprocessing: Preprocessing) -> Self:
-        """The same pictures, made tensors by another preprocessing."""
+        """The same set with another preprocessing."""
         other = copy(self)
         other.transform = preprocessing.transform()
         return other
@@ -209,23 +210,25 @@ def image_set(
     """Open a set of pictures.
 
     Args:
-        source: a folder of class folders (the folder that holds a picture names its class), a flat folder (no labels:
-            -1), a tar of either, one image file, or a data set that timm opens: "hfds/NAME", "hfids/NAME", "tfds/NAME",
-            "wds/NAME", "torch/NAME". "folder/PATH" is PATH. "scenes" generates pictures of digits (see `Scenes`).
-            Hidden files and folders are skipped, links are followed, and nothing is read twice. A class folder without
-            pictures keeps its number. What is skipped is listed in `skipped`, what else matters in `notes`.
-        preprocessing: what makes a picture a tensor.
-        classes: a class-index file, or its content (see `class_index`), so that ten folders of ImageNet are scored
-            1000-way. Without it the class folders count in natural order ("2" before "10"), from 0.
-        limit: at most so many pictures, spread evenly over the sorted list (of a stream: the first).
-        root: where timm's data sets lie or are cached; folders do not need it.
-        split: which part of a timm data set.
+        source: a folder of class folders (the folder that directly holds a picture is its class), a flat folder (no
+            labels: -1), a tar of either, one image file, or a dataset that timm opens: "hfds/NAME", "hfids/NAME",
+            "tfds/NAME", "wds/NAME", "torch/NAME". "folder/PATH" is PATH. "scenes" generates pictures of digits (see
+            `Scenes`). Hidden files and folders are skipped, links are followed, and no file is read twice. A class
+            folder without pictures keeps its class index. `skipped` lists what was skipped; `notes` has remarks on the
+            labels.
+        preprocessing: converts a picture to a tensor.
+        classes: a class-index file, or its content (see `class_index`), so that, for example, ten folders of ImageNet
+            get their indices among 1000 classes. Without it class folders are numbered from 0 in natural order ("2"
+            before "10").
+        limit: the largest number of pictures, spread evenly over the sorted list (of a stream: the first ones).
+        root: the folder or cache of timm's datasets; not needed for folders.
+        split: the split of a timm dataset.
 
     Returns:
-        A data set of (image (3, H, W) float32, label); folders in order of class folder, then name, recursively.
+        A dataset of (image (3, H, W) float32, label); folders are sorted by class folder, then name, recursively.
 
     Raises:
-        InputError: nothing at `source`, no picture in it, or a class folder that `classes` does not name.
+        InputError: `source` does not exist or holds no picture, or a class folder is not in `classes`.
         RecipeError: a limit below 1.
     """
     if limit is not None and limit < 1:
@@ -250,20 +253,20 @@ def image_set(
         return ImageSet([(path, -1)], transform, names=[str(path)])
     prefixes = ", ".join(f"{prefix}/" for prefix in _TIMM_PREFIXES)
     raise InputError(
-        f"{source} does not exist: give a folder, an image file, a timm data set ({prefixes}), or scenes to have "
-        "pictures generated."
+        f"{source} does not exist: give a folder, an image file, a timm dataset ({prefixes}), or scenes for "
+        "generated pictures."
     )
 
 
 def scene_set(preprocessing: Preprocessing, count: int = SCENES, seed: int = 0) -> ImageSet:
-    """The first `count` scenes of the validation split as a set of pictures, with their digits as labels."""
+    """The first `count` generated scenes of the validation split as a set of pictures; labels are the digits."""
     pictures = ScenePictures(Scenes("validation", count, seed=seed))
     digits = {str(digit): digit for digit in range(10)}
     return ImageSet(pictures, preprocessing.transform(), names="scenes", classes=digits)
 
 
 def photograph_set(preprocessing: Preprocessing) -> ImageSet:
-    """The photographs that scikit-image and scikit-learn ship, as a set of pictures without labels."""
+    """The photographs included in scikit-image and scikit-learn, as a set of pictures without labels."""
     pictures = photographs()
     return ImageSet([(picture, -1) for picture in pictures.values()], preprocessing.transform(), names=list(pictures))
 
@@ -271,11 +274,11 @@ def photograph_set(preprocessing: Preprocessing) -> ImageSet:
 def read_image(path: str | os.PathLike[str] | IO[bytes]) -> Image.Image:
     """Read a picture as 8-bit RGB.
 
-    It is turned as its EXIF orientation says. Transparency is dropped, of several frames the first is read, and 16-bit
+    It is rotated by its EXIF orientation. Transparency is dropped, only the first of several frames is read, and 16-bit
     grey keeps its upper eight bits (Pillow alone would clip it to white).
 
     Raises:
-        InputError: no such file, not a picture, damaged, or float samples whose range is unknown.
+        InputError: the file does not exist, is not a picture, is damaged, or has float samples of unknown range.
     """
     try:
         return decode(path)
@@ -284,11 +287,11 @@ def read_image(path: str | os.PathLike[str] | IO[bytes]) -> Image.Image:
 
 
 class UnusableError(Exception):
-    """Why a picture or video cannot be used, as the end of a sentence that begins with its path."""
+    """A picture or video cannot be used. The message is the end of a sentence that begins with its path."""
 
 
 def decode(source: Any) -> Image.Image:
-    """A file, or what one holds, as 8-bit RGB; raises UnusableError."""
+    """Decode a file, given by path or opened, as 8-bit RGB; raises UnusableError."""
     try:
         with Image.open(source) as picture:
             return _to_rgb(picture)
@@ -297,7 +300,7 @@ def decode(source: Any) -> Image.Image:
     except FileNotFoundError:
         raise UnusableError("does not exist") from None
     except PermissionError:
-        raise UnusableError("may not be read: permission denied") from None
+        raise UnusableError("cannot be read: permission denied") from None
     except UnidentifiedImageError:
         raise UnusableError("is not a picture that Pillow can read") from None
     except Exception as error:  # Pillow's decoders raise OSError, SyntaxError, ValueError, struct.error and others
@@ -314,7 +317,7 @@ def _to_rgb(picture: Image.Image) -> Image.Image:
             raise UnusableError("holds 32-bit samples: save it with 8 or 16 bits")
         picture = Image.fromarray((samples >> 8).astype(np.uint8))
     elif picture.mode == "P" and "transparency" in picture.info:
-        picture = picture.convert("RGBA")  # the same pixels as straight to RGB, without Pillow's warning
+        picture = picture.convert("RGBA")  # gives the same pixels as direct conversion to RGB, without Pillow's warning
     picture = picture.convert("RGB")
     return picture if turn is None else picture.transpose(turn)
 
@@ -322,17 +325,17 @@ def _to_rgb(picture: Image.Image) -> Image.Image:
 def _turn(picture: Image.Image) -> Image.Transpose | None:
     """The transposition that turns a picture upright, or None.
 
-    Pillow's `exif_transpose` also rewrites the EXIF data, and fails where it cannot.
+    Pillow's `exif_transpose` is not used: it also rewrites the EXIF data, and fails if it cannot.
     """
-    picture.load()  # the readers of some formats turn the picture themselves, and take the orientation away
+    picture.load()  # the readers of some formats rotate the picture themselves and remove the orientation
     try:
         return _TURNS.get(picture.getexif().get(ExifTags.Base.Orientation))
-    except Exception:  # damaged EXIF data raises whatever its parser meets; the picture itself is whole
+    except Exception:  # the parser can raise any exception for damaged EXIF data; the picture itself can be used
         return None
 
 
 def reason_of(error: BaseException) -> str:
-    """The message of an error, on one line without a full stop."""
+    """The message of an error, on one line and without a full stop; the name of its class if it has no message."""
     return " ".join(str(error).split()).rstrip(".") or type(error).__name__
 
 
@@ -349,12 +352,12 @@ def _timm_set(
     split: str,
 ) -> ImageSet | StreamSet:
     if index is not None and name.lower().startswith("torch/"):
-        raise InputError(f"{name} has class numbers of its own: leave the class index out.")
+        raise InputError(f"{name} has its own class indices: leave the class index out.")
     folder = None if root is None else str(root)
     try:
-        with redirect_stdout(sys.stderr):  # timm prints which library is missing; stdout may be somebody's JSON
+        with redirect_stdout(sys.stderr):  # timm prints the name of a missing library; stdout may be used for JSON
             dataset = timm.data.create_dataset(name, root=folder, split=split, class_map=index)
-    except Exception as error:  # each reader has its own library behind it, with its own errors
+    except Exception as error:  # each reader uses another library, with its own errors
         raise InputError(f"timm cannot open {name} (split {split}, root {root}): {reason_of(error)}.") from error
     if isinstance(dataset, timm.data.IterableImageDataset):
         return StreamSet(dataset.reader, transform, name=name, limit=limit)

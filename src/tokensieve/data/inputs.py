@@ -1,4 +1,4 @@
-"""What a model reads: how many channels, how high, how wide; how many frames, where it reads videos."""
+"""The input of a model: its channels, height and width, and for video its frames."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ LAYOUTS["CTHW"] = "channels, frames, height, width"
 
 @dataclass(frozen=True)
 class InputSpec(Sequence[int]):
-    """The shape of one input, an image or a video, and the meaning of its axes.
+    """The shape of one input, an image or a video, and the order of its axes.
 
-    A sequence of its sizes, such as `torch.zeros(batch, *spec)` takes.
+    It is a sequence of the sizes, so that `torch.zeros(batch, *spec)` works.
 
     Args:
-        shape: without the batch.
-        layout: "CHW", an image; "TCHW" or "CTHW", a video, frame by frame or channel by channel. T are its frames.
+        shape: the sizes without the batch.
+        layout: "CHW" for an image; "TCHW" or "CTHW" for a video, where T are the frames.
 
     Raises:
-        InputError: another layout, or a shape that is not of as many whole numbers from 1 up.
+        InputError: an unknown layout, or a shape that is not one positive integer per axis.
     """
 
     shape: tuple[int, ...]
@@ -35,23 +35,23 @@ class InputSpec(Sequence[int]):
 
     def __post_init__(self) -> None:
         if self.layout not in LAYOUTS:
-            raise InputError(f"layout is {', '.join(LAYOUTS)}: one of them, not {self.layout!r}.")
+            raise InputError(f"layout must be one of {', '.join(LAYOUTS)}, not {self.layout!r}.")
         if not _are_counts(self.shape) or len(self.shape) != len(self.layout):
-            raise InputError(f"The shape of {self.layout} is ({LAYOUTS[self.layout]}), not {self.shape!r}.")
+            raise InputError(f"The shape of {self.layout} must be ({LAYOUTS[self.layout]}), not {self.shape!r}.")
         object.__setattr__(self, "shape", tuple(self.shape))
 
     @classmethod
     def of(cls, model: nn.Module) -> Self:
-        """The input that the model's host states; of models without a host the image that they most likely read."""
-        stated = _stated_by_host(model)
-        return cls.image(model) if stated is None else cls(stated.shape, stated.layout)
+        """The input defined by the model's host; for models without a host see `image`."""
+        host_spec = _spec_of_host(model)
+        return cls.image(model) if host_spec is None else cls(host_spec.shape, host_spec.layout)
 
     @classmethod
     def image(cls, model: nn.Module) -> Self:
-        """The image that a model most likely reads, whatever its host states.
+        """The image that a model most likely reads, found without its host.
 
-        A model that states no channels gets 3, one that states no size 224 x 224 pixels; torchvision's ConvNets, for
-        example, state none.
+        The default is 3 channels and 224 x 224 pixels, for models that do not store these; torchvision's ConvNets, for
+        example, store no size.
         """
         return cls((_channels(model) or 3, *(_size(model) or (224, 224))))
 
@@ -71,7 +71,7 @@ class InputSpec(Sequence[int]):
 
     @property
     def frames(self) -> int:
-        """Frames of a video; 1 of an image."""
+        """Number of frames; 1 for an image."""
         return self.shape[self.layout.index("T")] if "T" in self.layout else 1
 
     @property
@@ -80,53 +80,53 @@ class InputSpec(Sequence[int]):
         return self.shape[-2], self.shape[-1]
 
     def resized(self, height: int, width: int) -> Self:
-        """The same of another size in pixels."""
+        """The same spec with another height and width in pixels."""
         return replace(self, shape=(*self.shape[:-2], height, width))
 
 
 InputSize = int | Sequence[int]
-"""A side in pixels, (H, W), the whole shape, or an `InputSpec`."""
+"""A side in pixels, (height, width), the whole shape, or an `InputSpec`."""
 
 SPEC_PROVIDERS: list[Callable[[nn.Module], InputSpec | None]] = []
-"""Functions from a module to the input that its host states, or None. `hosts` registers its own here, since this module
-cannot import it."""
+"""Functions from a module to the input that its host defines, or None. `hosts` adds a function here, since this module
+cannot import `hosts`."""
 
 
-def _stated_by_host(model: nn.Module) -> InputSpec | None:
-    """The input that the host of the model, or of a part of it, states."""
+def _spec_of_host(model: nn.Module) -> InputSpec | None:
+    """The input defined by the host of the model or of one of its submodules, or None."""
     for module in model.modules():
         for provider in SPEC_PROVIDERS:
             with suppress(UnsupportedHost):
                 if (spec := provider(module)) is not None:
                     return spec
-    # What no host opens: the zoo's networks of video state the frames, height and width of their clips.
+    # Video networks of `zoo` have no host; their `clip_size` has the frames, height and width of clips.
     clips = (clip for module in model.modules() if isinstance(clip := getattr(module, "clip_size", None), tuple))
     return next((InputSpec((3, *clip), "CTHW") for clip in clips), None)
 
 
 def own_input(model: nn.Module, size: InputSize | None = None) -> InputSpec:
-    """What a model reads: as it was built, or of the size that is given.
+    """The input of a model, in the size for which it was built or in a given size.
 
     Args:
-        model: of timm, torchvision, transformers or open_clip; one whose registered host states its `input_spec`; what
-            `sieve`, `torch.compile` or a wrapper made of one; any other module where the whole of `size` is given.
-        size: a side in pixels, (H, W), or the whole shape: (C, H, W), of a model that reads videos as its host lays
-            them out; or an `InputSpec`. None is what the model was built for.
+        model: a model of timm, torchvision, transformers or open_clip, one whose registered host defines `input_spec`,
+            or one of these sieved, compiled or wrapped; any other module if `size` is the whole shape.
+        size: a side in pixels, (height, width), or the whole shape: (C, H, W), or for video in the layout of the host;
+            or an `InputSpec`. None: the size for which the model was built.
 
     Raises:
-        InputError: the model does not state what is not given; a size that is none.
+        InputError: `size` is not valid, or leaves out something that the model does not store.
     """
     if isinstance(size, InputSpec):
         return size
-    stated = _stated_by_host(model)
-    layout = "CHW" if stated is None else stated.layout
+    host_spec = _spec_of_host(model)
+    layout = "CHW" if host_spec is None else host_spec.layout
     sides = (size, size) if isinstance(size, int) else size
     if sides is not None and (not _are_counts(sides) or len(sides) not in (2, len(layout)) or isinstance(size, bool)):
         raise InputError(f"input_size is a side in pixels, (height, width) or ({LAYOUTS[layout]}), not {size!r}.")
     if sides is not None and len(sides) > 2:
         return InputSpec(tuple(sides), layout)
-    if stated is not None:
-        return stated if sides is None else stated.resized(*sides)
+    if host_spec is not None:
+        return host_spec if sides is None else host_spec.resized(*sides)
     sides, channels = size_of(model) if sides is None else sides, channels_of(model)
     if sides is None or channels is None:
         missing = "size of its images" if sides is None else "number of channels"
@@ -135,7 +135,7 @@ def own_input(model: nn.Module, size: InputSize | None = None) -> InputSpec:
 
 
 def is_count(number: Any) -> bool:
-    """Whether it is a whole number from 1 up."""
+    """Whether `number` is an integer of at least 1."""
     return type(number) is int and number > 0
 
 
@@ -144,19 +144,19 @@ def _are_counts(sides: Any) -> bool:
 
 
 def own_input_size(model: nn.Module, size: InputSize | None = None) -> tuple[int, ...]:
-    """The shape of `own_input`: (C, H, W) of an image."""
+    """The shape of `own_input`: (C, H, W) for an image."""
     return own_input(model, size).shape
 
 
 def size_of(model: nn.Module) -> tuple[int, int] | None:
-    """Height and width that a model was built for, in pixels; None where it states none."""
-    stated = _stated_by_host(model)
-    return _size(model) if stated is None else stated.size
+    """(height, width) in pixels for which a model was built, or None if it does not store them."""
+    host_spec = _spec_of_host(model)
+    return _size(model) if host_spec is None else host_spec.size
 
 
 def _size(model: nn.Module) -> tuple[int, int] | None:
-    """The same by the model alone."""
-    for size in _stated_sizes(model):
+    """As `size_of`, without the host."""
+    for size in _possible_sizes(model):
         if isinstance(size, int):
             return size, size
         if isinstance(size, tuple | list) and len(size) == 2:
@@ -165,50 +165,50 @@ def _size(model: nn.Module) -> tuple[int, int] | None:
 
 
 def channels_of(model: nn.Module) -> int | None:
-    """Channels of what a model reads: as its host states, or of its first convolution, whatever its weights were for.
+    """Number of input channels, by the host or the first convolution (the config may be that of other weights).
 
-    None where that cannot be told.
+    None if it cannot be found.
     """
-    stated = _stated_by_host(model)
-    return _channels(model) if stated is None else stated.channels
+    host_spec = _spec_of_host(model)
+    return _channels(model) if host_spec is None else host_spec.channels
 
 
 def _channels(model: nn.Module) -> int | None:
-    """The same by the model alone."""
-    stated = _stated(model)
+    """As `channels_of`, without the host."""
+    config = _timm_config(model)
     folded = 1
-    for module in model.modules() if stated.get("first_conv", True) else ():
+    for module in model.modules() if config.get("first_conv", True) else ():
         if isinstance(module, SpaceToDepth):
             folded = module.bs**2
         if isinstance(module, nn.Conv2d):
             return module.in_channels // folded
     configured = getattr(getattr(model, "config", None), "num_channels", None)
-    return configured or next(iter(stated.get("input_size", ())), None)
+    return configured or next(iter(config.get("input_size", ())), None)
 
 
-def _stated_sizes(model: nn.Module) -> Iterator[Any]:
-    """Input sizes that a model states, the most certain first."""
-    for name, module in model.named_modules():  # as it was built, where its weights may be for another size
+def _possible_sizes(model: nn.Module) -> Iterator[Any]:
+    """Input sizes found in a model, the most reliable first."""
+    for name, module in model.named_modules():  # the size the model was built with; its weights may be for another one
         if name.rpartition(".")[2] == "patch_embed":
             yield getattr(module, "img_size", None)
     for module in model.modules():
         yield getattr(getattr(module, "config", None), "image_size", None)
         yield getattr(module, "image_size", None)
-        yield _own(module).get("input_size", ())[1:]
+        yield _pretrained_cfg(module).get("input_size", ())[1:]
 
 
-def _stated(model: nn.Module) -> dict[str, Any]:
-    """timm's configuration of the model, or of the model that it wraps."""
-    return next((stated for module in model.modules() if (stated := _own(module))), {})
+def _timm_config(model: nn.Module) -> dict[str, Any]:
+    """timm's configuration of the model, or of the model that it wraps; empty if there is none."""
+    return next((config for module in model.modules() if (config := _pretrained_cfg(module))), {})
 
 
-def _own(module: nn.Module) -> dict[str, Any]:
-    stated = getattr(module, "pretrained_cfg", None)
-    return stated if isinstance(stated, dict) else {}
+def _pretrained_cfg(module: nn.Module) -> dict[str, Any]:
+    config = getattr(module, "pretrained_cfg", None)
+    return config if isinstance(config, dict) else {}
 
 
 def check_images(images: Any, layout: str = "CHW") -> Tensor:
-    """The images, if they are one tensor (B, C, H, W), or a batch of another layout, of floating-point numbers.
+    """Return the images, if they are one floating-point tensor (B, C, H, W), or a batch of another layout.
 
     Raises:
         InputError: they are not.
@@ -226,15 +226,15 @@ def check_images(images: Any, layout: str = "CHW") -> Tensor:
 
 @contextmanager
 def reading(model: nn.Module, images: Tensor) -> Iterator[None]:
-    """Turn whatever fails while a model reads these images into an `InputError` that says what it was built for."""
+    """A context that turns any exception of a model's forward into an `InputError` with the expected input shape."""
     try:
         yield
     except SieveError:
         raise
     except Exception as error:
-        built = ""
-        with suppress(InputError):  # it does not say
-            built = f" It was built for {own_input_size(model)}."
+        expected = ""
+        with suppress(InputError):  # raised if the model does not store its input size
+            expected = f" It was built for {own_input_size(model)}."
         raise InputError(
-            f"{type(model).__name__} does not run on images of shape {tuple(images.shape)}: {cause(error)}.{built}"
+            f"{type(model).__name__} does not run on images of shape {tuple(images.shape)}: {cause(error)}.{expected}"
         ) from error

@@ -1,4 +1,4 @@
-"""Batches in order, with the pictures and videos that had to be left out on record."""
+"""Reads a dataset in batches, in order, and records pictures and videos that cannot be read."""
 
 import gc
 import sys
@@ -15,13 +15,13 @@ from .scanning import PICTURES, Kind
 
 
 class Batch(NamedTuple):
-    """Pictures, or videos, that go through a model together.
+    """A batch of pictures or videos.
 
     Attributes:
-        images: (B, 3, H, W) float32; of videos (B, *clip_shape), with several views (B, views, *clip_shape).
-        labels: (B,) int64, -1 where there is none; (B, H, W) of a segmentation set.
-        paths: where each comes from.
-        times: of videos (B, clips, frames) float64, when each frame is shown, in seconds from the beginning; else None.
+        images: (B, 3, H, W) float32; videos (B, *clip_shape), with several views (B, views, *clip_shape).
+        labels: (B,) int64, -1 for no label; (B, H, W) for a segmentation set.
+        paths: path or name of each picture or video.
+        times: for videos (B, clips, frames) float64, the time of each frame in seconds from the beginning; else None.
     """
 
     images: Tensor
@@ -31,12 +31,12 @@ class Batch(NamedTuple):
 
 
 class Batches:
-    """Iterable of `Batch`, in the order of the data set.
+    """Iterable of `Batch`, in the order of the dataset.
 
-    A batch is smaller than `batch_size` where pictures had to be left out, and absent if all of them had to.
+    Pictures that cannot be read are left out: such a batch is smaller than `batch_size`, or omitted if none is left.
 
     Attributes:
-        failures: the pictures left out so far in the latest pass.
+        failures: the pictures that could not be read so far in the latest pass.
     """
 
     def __init__(self, dataset: Dataset[Any], batch_size: int, workers: int = 0) -> None:
@@ -47,19 +47,19 @@ class Batches:
         self.failures: list[Failure] = []
         streamed = isinstance(dataset, IterableDataset)
         attempts: Dataset[Any] = _StreamAttempts(dataset) if streamed else _Attempts(dataset)
-        # A second worker on a stream would repeat it, or change its order.
+        # With a second worker, items of a stream would be repeated or reordered.
         self._loader = DataLoader(
             attempts, batch_size, num_workers=min(workers, 1) if streamed else workers, collate_fn=_collate
         )
 
     @property
     def kind(self) -> Kind:
-        """Whether pictures or videos are read."""
-        result: Kind = getattr(self.dataset, "kind", PICTURES)
-        return result
+        """Whether the dataset holds pictures or videos."""
+        kind: Kind = getattr(self.dataset, "kind", PICTURES)
+        return kind
 
     def __len__(self) -> int:
-        """Number of batches, those that may come to nothing included; a stream has no length (TypeError)."""
+        """Number of batches, including any that turn out empty. Raises TypeError for a stream, which has no length."""
         if not isinstance(self.dataset, Sized):
             raise TypeError("a stream of pictures has no length")
         return -(-len(self.dataset) // self.batch_size)
@@ -67,7 +67,7 @@ class Batches:
     def __iter__(self) -> Iterator[Batch]:
         self.failures = []
         if self._loader.num_workers > 0 and "av" in sys.modules:
-            gc.collect()  # decoders end their threads here: in a forked process, which has no such thread, they hang
+            gc.collect()  # ends the threads of decoders here; in a forked process, without these threads, it would hang
         for batch, failures in self._loader:
             self.failures += failures
             if batch is not None:
@@ -75,15 +75,16 @@ class Batches:
 
 
 def load_batches(dataset: Dataset[Any], batch_size: int, workers: int = 0) -> Batches:
-    """Read a data set in batches; what cannot be read is recorded in `.failures` and the rest goes on.
+    """Read a dataset in batches. Items that cannot be read are recorded in `.failures`, and the rest goes on.
 
     Args:
-        dataset: of `image_set`, or any map-style data set of (image, label) that raises InputError for a bad item.
-        batch_size: pictures a batch.
-        workers: processes that read ahead; 0 reads in this one. A stream is read by one at most.
+        dataset: a result of `image_set`, or any map-style dataset of (image, label) that raises InputError for an item
+            that cannot be read.
+        batch_size: pictures per batch.
+        workers: number of worker processes; 0 reads in this process. A stream uses at most one.
 
     Raises:
-        RecipeError: a batch size below 1, or fewer workers than none.
+        RecipeError: a batch size below 1, or a negative number of workers.
     """
     return Batches(dataset, batch_size, workers)
 
@@ -96,7 +97,7 @@ class _Item(NamedTuple):
 
 
 class _Attempts(Dataset[_Item | Failure]):
-    """Turns failures into values: an exception in a worker process would end the pass."""
+    """Returns a `Failure` for an item that cannot be read, since an exception in a worker process ends the pass."""
 
     def __init__(self, dataset: Any) -> None:
         self.dataset = dataset
@@ -132,12 +133,12 @@ class _StreamAttempts(IterableDataset[_Item]):
 
 def _collate(items: list[_Item | Failure]) -> tuple[Batch | None, list[Failure]]:
     failures = [item for item in items if isinstance(item, Failure)]
-    good = [item for item in items if isinstance(item, _Item)]
-    if not good:
+    read_items = [item for item in items if isinstance(item, _Item)]
+    if not read_items:
         return None, failures
-    images, labels, paths, times = zip(*good, strict=True)
+    images, labels, paths, times = zip(*read_items, strict=True)
     if len({image.shape for image in images}) > 1:
-        raise InputError("Pictures of unlike sizes cannot go through together: read them with batch_size=1.")
+        raise InputError("Pictures of different sizes cannot be in one batch: read them with batch_size=1.")
     label_batch = torch.stack(labels) if isinstance(labels[0], Tensor) else torch.tensor(labels, dtype=torch.int64)
     time_batch = None if times[0] is None else torch.stack(times)
     return Batch(torch.stack(images), label_batch, paths, time_batch), failures

@@ -1,4 +1,4 @@
-"""Pictures or videos, whichever a model reads or a source holds."""
+"""Opens a set of pictures or of videos, depending on the preprocessing or the source."""
 
 from __future__ import annotations
 
@@ -26,32 +26,32 @@ def media_set(
     limit: int | None = None,
     root: str | Path | None = None,
 ) -> ImageSet | StreamSet:
-    """Open a set of pictures or of videos, as `image_set` and `video_set` do.
+    """Open a set of pictures by `image_set`, or of videos by `video_set`.
 
     Args:
-        source: as of these two.
-        preprocessing: says by its kind which is meant. Without one it is what the source holds, pictures where it
-            holds both, made tensors in some way: `prepared()` on what is returned comes later.
+        source: as in these functions.
+        preprocessing: `Preprocessing` opens pictures, `VideoPreprocessing` videos. None: whichever the source holds,
+            pictures if it holds both, with a placeholder preprocessing, to be replaced by `prepared()` of the result.
         classes: a class-index file, or its content.
-        limit: at most so many.
-        root: folder that the paths of a list of videos are relative to.
+        limit: the largest number of pictures or videos.
+        root: the folder to which paths in a list of videos are relative.
 
     Raises:
-        InputError: as of these two; a `root` for anything but a list.
+        InputError: as in these functions; also a `root` for a source that is not a list.
         RecipeError: a limit below 1.
     """
     settings: dict[str, Any] = {"classes": classes, "limit": limit}
     if root is not None and Path(source).suffix.lower() not in LISTS:
-        raise InputError(f"{source} is no list of videos, whose paths could begin in {root}.")
+        raise InputError(f"{source} is not a list of videos: leave out root={root}, the folder of a list's paths.")
     if isinstance(preprocessing, VideoPreprocessing) or (preprocessing is None and holds_videos(source)):
         return video_set(source, preprocessing or VideoPreprocessing((32, 32), _GREY, _GREY), root=root, **settings)
     return image_set(source, preprocessing or Preprocessing((1, 1), _GREY, _GREY), **settings)
 
 
 def holds_videos(source: str | Path) -> bool:
-    """Whether a source is a video, a list of them, moving scenes, or a folder or tar of videos and no pictures."""
+    """Whether a source is a video, a list of videos, moving scenes, or a folder or tar of videos without pictures."""
     path = Path(source)
-    listed = list_folder if path.is_dir() else list_tar
+    list_files = list_folder if path.is_dir() else list_tar
     if str(source) == MOVING_SCENES and not path.exists():
         return True
     if path.is_file() and path.suffix.lower() in SUFFIXES | LISTS:
@@ -59,11 +59,11 @@ def holds_videos(source: str | Path) -> bool:
     if not path.is_dir() and not (path.is_file() and path.suffix.lower() == ".tar"):
         return False
     try:
-        listed(path)
+        list_files(path)
         return False
     except InputError:
         try:
-            listed(path, kind=VIDEOS)
+            list_files(path, kind=VIDEOS)
             return True
         except InputError:
             return False

@@ -1,8 +1,7 @@
 """Moving scenes: generated clips of one handwritten digit that crosses a photograph, with exact labels and masks.
 
-The small video data of tests, documentation and demo, drawn as `scenes` are. In half of the clips the camera stands
-still, in the others it pans over the photograph, so that what changes between frames is not the digit alone. Nothing is
-downloaded.
+They are the video data of tests, documentation and demo, drawn like `scenes`. In half of the clips the camera is still;
+in the others it pans over the photograph, so that not only the digit changes between frames. Nothing is downloaded.
 """
 
 from __future__ import annotations
@@ -20,19 +19,19 @@ from ..errors import RecipeError
 from .scene_drawing import GLYPH, GROUND, SPLITS, colours_of, crops, glyphs_of, halo_of, is_bright, paint, strokes
 
 SIZE, FRAMES = 64, 8
-"""Side in pixels, and frames, of a clip, unless asked for otherwise."""
+"""Default side in pixels and number of frames of a clip."""
 DIRECTIONS = ("right", "up right", "up", "up left", "left", "down left", "down", "down right")
 MOVING_CLASSES = tuple(f"{digit} {direction}" for digit in range(10) for direction in DIRECTIONS)
-"""What the labels of moving scenes mean: the digit, and where it goes as seen in the frame."""
+"""Names of the classes: the digit, and the direction in which it moves in the frame."""
 FRAGMENTS = 2
-"""Fragments of other digits, which lie on the photograph."""
+"""Number of fragments of other digits on the photograph."""
 MARGIN = 8
-"""The photograph is drawn larger than a frame by a part of its side on each edge, over which the camera pans."""
+"""On each edge, the photograph exceeds the frame by the frame's side divided by this; the camera pans over it."""
 AT_ONCE = 16
-"""Clips drawn together: more leave the processor's cache."""
+"""Clips drawn together; more would not fit in the processor's cache."""
 
 CAMERA, PATH = ("still", "pan", "towards"), ("way", "travel")
-"""Names of the random numbers of a clip, beside those of `GROUND` and `GLYPH`."""
+"""Names of the random numbers of a clip, in addition to those of `GROUND` and `GLYPH`."""
 
 
 class MovingScene(NamedTuple):
@@ -50,14 +49,14 @@ class MovingScene(NamedTuple):
 
 
 class MovingScenes(Dataset[MovingScene]):
-    """Generated clips. Clip i depends on seed, split, i, size and frames alone, not on the batch it is made in.
+    """A dataset of generated clips. Clip i depends only on seed, split, i, size and frames, not on its batch.
 
     Args:
         split: "train" or "validation"; the two share photographs, but no handwritten digit.
         count: number of clips.
         size: side in pixels.
-        frames: of each clip; the way that the digit goes is the same.
-        seed: of everything drawn.
+        frames: frames per clip; the path of the digit does not depend on it.
+        seed: seed of the random numbers.
 
     Raises:
         RecipeError: an unknown split, a count below 1, a size below 32 or fewer than two frames.
@@ -84,12 +83,12 @@ class MovingScenes(Dataset[MovingScene]):
         return MovingScene(*(part[0] for part in self.batch([index])))
 
     def __getitems__(self, indices: Sequence[int]) -> list[MovingScene]:
-        """For data loaders: many at once are cheaper than one by one."""
+        """Several scenes, for PyTorch's data loader: drawing them together is faster."""
         return [MovingScene(*parts) for parts in zip(*self.batch(indices), strict=True)]
 
     @torch.no_grad()
     def batch(self, indices: Sequence[int], frames: slice = slice(None)) -> MovingScene:
-        """The moving scenes with these numbers; `frames` draws some of their frames alone."""
+        """The moving scenes with these indices; `frames` selects the frames to draw."""
         parts = [self._render(indices[start : start + AT_ONCE], frames) for start in range(0, len(indices), AT_ONCE)]
         return MovingScene(*(torch.cat(part) for part in zip(*parts, strict=True)))
 
@@ -101,8 +100,10 @@ class MovingScenes(Dataset[MovingScene]):
         samples = (drawn["sample"] * len(glyphs)).long()
         digit, fragments = ({name: values[:, part] for name, values in drawn.items()} for part in (_FIRST, _OTHERS))
 
-        wide = self.size + 2 * (self.size // MARGIN)
-        scenery = _scenery(dict(zip(GROUND, ground.unbind(1), strict=True)), glyphs[samples[:, 1:]], fragments, wide)
+        scenery_size = self.size + 2 * (self.size // MARGIN)
+        scenery = _scenery(
+            dict(zip(GROUND, ground.unbind(1), strict=True)), glyphs[samples[:, 1:]], fragments, scenery_size
+        )
         moments = torch.linspace(-0.5, 0.5, self.frames)
         direction = (path[:, 0] * len(DIRECTIONS)).long()
         x, y = _path(digit, direction, path[:, 1], moments)
@@ -114,7 +115,7 @@ class MovingScenes(Dataset[MovingScene]):
         return MovingScene(clips, digits[samples[:, 0]] * len(DIRECTIONS) + direction, alpha > 0.5)
 
     def _draw(self, index: int) -> np.ndarray:
-        # The third counter tells these draws from those of `Scenes`.
+        # The second counter separates these random numbers from those of `Scenes`.
         stream = np.random.Philox(key=self.seed, counter=[0, 1, int(index), SPLITS.index(self.split)])
         return np.random.Generator(stream).random(sum(_COUNTS), dtype=np.float32)
 
@@ -124,7 +125,7 @@ _FIRST, _OTHERS = slice(1), slice(1, None)
 
 
 def _scenery(ground: dict[str, Tensor], glyphs: Tensor, drawn: dict[str, Tensor], size: int) -> Tensor:
-    """What stands still, (B, 3, size, size): crops of photographs with fragments of digits on them."""
+    """The static background (B, 3, size, size): crops of photographs with fragments of digits on them."""
     images = crops(ground, size)
     x, y = (0.1 + 0.8 * drawn[axis] for axis in ("x", "y"))
     side, turn = 0.3 + 0.15 * drawn["scale"], torch.pi * (2 * drawn["turn"] - 1)
@@ -133,31 +134,31 @@ def _scenery(ground: dict[str, Tensor], glyphs: Tensor, drawn: dict[str, Tensor]
 
 
 def _filmed(scenery: Tensor, drawn: dict[str, Tensor], moments: Tensor, size: int) -> Tensor:
-    """The scenery through the camera, (B, T, 3, size, size): still in half of the clips, panning in the others."""
+    """Frames of the scenery (B, T, 3, size, size): the camera is still in half of the clips, and pans in the others."""
     reach = torch.where(drawn["still"] < 0.5, 0, drawn["pan"]) * (1 - size / scenery.shape[-1])
     angle = 2 * torch.pi * drawn["towards"]
-    x, y = (reach[:, None] * along[:, None] * moments for along in (angle.cos(), angle.sin()))
+    x, y = (reach[:, None] * component[:, None] * moments for component in (angle.cos(), angle.sin()))
     return _moved(scenery, x, y, size)
 
 
 def _path(drawn: dict[str, Tensor], direction: Tensor, travel: Tensor, moments: Tensor) -> tuple[Tensor, Tensor]:
-    """Where the digit's centre is at each moment, (B, T) in x and in y, so that all of it stays inside the frame."""
+    """x and y of the digit's centre at each moment, (B, T) each, chosen so that the digit stays inside the frame."""
     half, distance = 0.5 * _side(drawn), (0.28 + 0.12 * travel)[:, None]
     angle = 2 * torch.pi / len(DIRECTIONS) * direction[:, None]
     centres = []
-    for name, along in (("x", angle.cos()), ("y", -angle.sin())):  # y points down
-        margin = half + 0.5 * distance * along.abs()
-        centres.append(margin + (1 - 2 * margin) * drawn[name] + distance * along * moments)
+    for name, component in (("x", angle.cos()), ("y", -angle.sin())):  # y points down
+        margin = half + 0.5 * distance * component.abs()
+        centres.append(margin + (1 - 2 * margin) * drawn[name] + distance * component * moments)
     return centres[0], centres[1]
 
 
 def _side(drawn: dict[str, Tensor]) -> Tensor:
-    """The side of the digit's box, as a share of the frame's."""
+    """Side of the digit's box, as a fraction of the frame's side."""
     return 0.4 + 0.15 * drawn["scale"]
 
 
 def _digit(glyphs: Tensor, drawn: dict[str, Tensor], x: Tensor, y: Tensor, size: int) -> tuple[Tensor, Tensor]:
-    """The digit and its halo on their way: glyphs (B, 1, 60, 60) -> opacities (B, T, size, size) of both."""
+    """The moving digit and its halo: glyphs (B, 1, 60, 60) -> opacities (B, T, size, size) of both."""
     middle, turn = torch.full_like(drawn["x"], 0.5), 0.2 * (2 * drawn["turn"] - 1)
     alpha = strokes(glyphs, drawn, middle, middle, _side(drawn), turn, torch.tensor([True]), size)
     both = _moved(torch.cat([alpha, halo_of(alpha)], dim=1), 0.5 - x, 0.5 - y, size)
@@ -165,29 +166,28 @@ def _digit(glyphs: Tensor, drawn: dict[str, Tensor], x: Tensor, y: Tensor, size:
 
 
 def _moved(images: Tensor, x: Tensor, y: Tensor, size: int) -> Tensor:
-    """Frames (B, T, C, size, size) out of images (B, C, wide, wide), nothing beyond their edges.
+    """Crop frames (B, T, C, size, size) from images (B, C, side, side); zeros outside the images.
 
-    `x`, `y` (B, T) are how far to the right of the middle and below it a frame's middle lies, shares of `wide`.
+    `x`, `y` (B, T) are the offsets of a frame's centre to the right and downwards from the image's centre, as fractions
+    of `side`.
     """
     line = (2 * torch.arange(size) + 1 - size) / images.shape[-1]
-    across, down = (line + 2 * offset[..., None] for offset in (x, y))
-    grid = torch.stack(
-        [across[:, :, None, :].expand(-1, -1, size, -1), down[..., None].expand(-1, -1, -1, size)], dim=-1
-    )
+    columns, rows = (line + 2 * offset[..., None] for offset in (x, y))
+    grid = torch.stack([columns[:, :, None, :].expand(-1, -1, size, -1), rows[..., None].expand(-1, -1, -1, size)], -1)
     frames = F.grid_sample(images, grid.flatten(1, 2), align_corners=False)
     return frames.unflatten(2, (-1, size)).transpose(1, 2)
 
 
 def _middle(scenery: Tensor, size: int) -> Tensor:
-    """What the camera sees of the scenery where it does not pan."""
+    """The central part of the scenery, as a still camera sees it."""
     margin = (scenery.shape[-1] - size) // 2
     return scenery[..., margin : margin + size, margin : margin + size]
 
 
 def _with_digit(clips: Tensor, alpha: Tensor, halo: Tensor, colours: Tensor, dark: Tensor) -> Tensor:
-    """The digit on clips (B, T, 3, H, W), in one colour of (B, 1, 2, 3) from the first frame to the last.
+    """Paint the digit on clips (B, T, 3, H, W), in the same colour in all frames of a clip.
 
-    `dark` (B, 1) says which of them.
+    `colours` (B, 1, 2, 3) are a light and a dark colour, and `dark` (B, 1) selects one.
     """
     frames = clips.shape[1]
     halos = torch.stack([torch.where(mask[..., None], halo, 0) for mask in (dark[:, :, None], ~dark[:, :, None])], 2)

@@ -1,4 +1,4 @@
-"""How a picture becomes the tensor that a model was trained to read."""
+"""Preprocessing of pictures for inference: resize, crop and normalisation."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -17,17 +17,17 @@ _CROP_MODES = ("center", "squash", "border")
 
 @dataclass(frozen=True)
 class Preprocessing:
-    """Resize, crop and normalisation of images at inference; timm's evaluation transform carries it out.
+    """Resize, crop and normalisation of images for inference, by timm's evaluation transform.
 
-    Everything in it is plain JSON: `Preprocessing(**json.loads(json.dumps(dataclasses.asdict(p)))) == p`.
+    All attributes can be stored as JSON: `Preprocessing(**json.loads(json.dumps(dataclasses.asdict(p)))) == p`.
 
     Attributes:
         input_size: height and width of the tensor, in pixels.
-        mean: per channel, of values in [0, 1]; three (R, G, B) for whatever reads pictures.
-        std: per channel, of values in [0, 1].
-        interpolation: as timm names it: "bicubic", "bilinear", "nearest", "lanczos", "box" or "hamming".
-        crop_pct: side of the crop as a share of the resized side, in (0, 1].
-        crop_mode: "center" keeps the aspect ratio and crops, "squash" warps, "border" pads.
+        mean: mean per channel, for values in [0, 1]; three numbers (R, G, B) to read pictures.
+        std: standard deviation per channel, for values in [0, 1].
+        interpolation: timm's name: "bicubic", "bilinear", "nearest", "lanczos", "box" or "hamming".
+        crop_pct: side of the crop as a fraction of the resized side, in (0, 1].
+        crop_mode: "center" keeps the aspect ratio and crops, "squash" changes the aspect ratio, "border" pads.
     """
 
     input_size: tuple[int, int]
@@ -41,7 +41,7 @@ class Preprocessing:
         check_input_size(self)
         if not self.mean or len(self.mean) != len(self.std) or min(self.std) <= 0:
             raise RecipeError(
-                f"mean and std must be a number each for every channel, std positive, not {self.mean} and {self.std}."
+                f"mean and std must have one number for each channel, std positive, not {self.mean} and {self.std}."
             )
         if not 0 < self.crop_pct <= 1:
             raise RecipeError(f"crop_pct must lie in (0, 1], not {self.crop_pct}.")
@@ -50,7 +50,7 @@ class Preprocessing:
         try:
             str_to_pil_interp(self.interpolation)
         except KeyError:
-            raise RecipeError(f"interpolation '{self.interpolation}' is not one that Pillow has.") from None
+            raise RecipeError(f"Pillow has no interpolation '{self.interpolation}'.") from None
 
     @classmethod
     def of(
@@ -60,16 +60,16 @@ class Preprocessing:
         std: Sequence[float] | None = None,
         size: int | Sequence[int] | None = None,
     ) -> Self:
-        """The model's own preprocessing, as timm's `pretrained_cfg` states it.
+        """The preprocessing for which a model was trained, from timm's `pretrained_cfg`.
 
         Args:
-            model: a timm model, a sieved one, or any module with `mean` and `std` given.
-            mean: instead of the configured one.
-            std: instead of the configured one.
-            size: side, or height and width, in pixels; by default what the model was built for.
+            model: a timm model, a sieved one, or any module if `mean` and `std` are given.
+            mean: replaces the mean in `pretrained_cfg`.
+            std: replaces the standard deviation in `pretrained_cfg`.
+            size: side, or (height, width), in pixels; by default the size for which the model was built.
 
         Raises:
-            InputError: the model states no normalisation or no input size, and none is given.
+            InputError: the model has no mean and standard deviation, or no input size, and none is given.
         """
         host = _host(model)
         has_config = bool(getattr(host, "pretrained_cfg", None))
@@ -77,7 +77,7 @@ class Preprocessing:
             raise InputError(
                 f"{type(host).__name__} states no normalisation (timm's pretrained_cfg): give mean= and std=."
             )
-        # `pretrained_cfg` keeps the size of the weights; a model built with img_size= reads another.
+        # `pretrained_cfg` has the size of the pretrained weights; a model built with img_size= has another one.
         if size is None:
             size = size_of(host)
         if size is None and not has_config:
@@ -100,24 +100,25 @@ class Preprocessing:
         std: Sequence[float] | None = None,
         size: int | Sequence[int] | None = None,
     ) -> Self:
-        """What the PaPr evaluations do: bicubic, short side to exactly the input size, centre crop.
+        """The preprocessing of PaPr's evaluations: bicubic, short side resized to the input size, centre crop.
 
-        From 384 pixels on the whole picture is warped to the input size instead. Hierarchical models (ConvNeXt, Swin)
-        below that keep the usual margin: 256 to 224, crop_pct 0.875. Arguments and errors as in `of`.
+        For input sizes of 384 pixels and more, the whole picture is resized to the input size without keeping its
+        aspect ratio. Below that, hierarchical models (ConvNeXt, Swin) use crop_pct 0.875, such as 256 to 224 pixels.
+        Arguments and errors are those of `of`.
         """
         preprocessing = cls.of(model, mean, std, size)
-        warp = min(preprocessing.input_size) >= 384
-        exact = warp or not _is_hierarchical(_host(model))
+        squash = min(preprocessing.input_size) >= 384
+        whole = squash or not _is_hierarchical(_host(model))
         return replace(
             preprocessing,
             interpolation="bicubic",
-            crop_pct=1.0 if exact else 0.875,
-            crop_mode="squash" if warp else "center",
+            crop_pct=1.0 if whole else 0.875,
+            crop_mode="squash" if squash else "center",
         )
 
     @classmethod
     def named(cls, name: str, model: nn.Module, **overrides: Any) -> Self:
-        """`of` for "timm" and `papers` for "papers", as command lines spell them.
+        """The preprocessing `of` for the name "timm", `papers` for "papers"; the values of `--preprocessing`.
 
         Raises:
             RecipeError: another name.
@@ -131,28 +132,28 @@ class Preprocessing:
 
     @property
     def reads(self) -> tuple[int, int]:
-        """What a model reads: one image of this height and width."""
+        """(height, width) of the model's input; for a clip see `VideoPreprocessing.reads`."""
         return self.input_size
 
     def transform(self) -> Callable[[Image.Image], Tensor]:
-        """A function from an RGB image to a float32 tensor (3, H, W); it can be sent to worker processes.
+        """A picklable function from an RGB image to a float32 tensor (3, H, W).
 
-        The function raises InputError for a picture so narrow that resizing it would not fit in memory.
+        It raises InputError for a picture so narrow that resizing it would need too much memory.
 
         Raises:
-            InputError: the model reads other than three channels, which pictures do not have.
+            InputError: the preprocessing is not for three channels.
         """
         if len(self.mean) != 3:
             raise InputError(
-                f"Pictures have 3 channels, and this preprocessing is for {len(self.mean)}: give tensors instead."
+                f"Pictures have 3 channels, and this preprocessing is for {len(self.mean)}: pass tensors instead."
             )
         return _Transform(self)
 
 
 def check_input_size(preprocessing: Any) -> None:
-    """Refuse an `input_size` that is no height and width; it, `mean` and `std` become tuples.
+    """Convert `input_size`, `mean` and `std` to tuples; raises RecipeError if `input_size` is not (height, width).
 
-    Lists come from JSON; tuples keep the object hashable and equal to what it was written from.
+    JSON has lists; tuples keep the object hashable, and equal to the one that was written.
     """
     for field in ("input_size", "mean", "std"):
         object.__setattr__(preprocessing, field, tuple(getattr(preprocessing, field)))
@@ -176,7 +177,7 @@ class _Transform:
 
     def __call__(self, image: Image.Image) -> Tensor:
         height, width = self.preprocessing.input_size
-        # Keeping the aspect ratio of a 1 x 60000 strip asks for gigabytes: Pillow's own limit for a picture holds here.
+        # Resizing a 1 x 60000 picture at its aspect ratio would need gigabytes: apply Pillow's own limit on pixels.
         if self.preprocessing.crop_mode == "center" and Image.MAX_IMAGE_PIXELS is not None:
             scale = max(height / image.height, width / image.width) / self.preprocessing.crop_pct
             if scale**2 * image.height * image.width > Image.MAX_IMAGE_PIXELS:
@@ -187,10 +188,10 @@ class _Transform:
 
 
 def _host(model: nn.Module) -> nn.Module:
-    """The model that states its own settings: a sieved one carries its host as `model`."""
+    """The module that has a config: the host of a sieved model, or the model inside a wrapper, else the model."""
     inner = getattr(model, "model", None)
-    states = hasattr(model, "pretrained_cfg") or hasattr(model, "config")
-    return inner if isinstance(inner, nn.Module) and not states else model
+    has_config = hasattr(model, "pretrained_cfg") or hasattr(model, "config")
+    return inner if isinstance(inner, nn.Module) and not has_config else model
 
 
 def _pair(size: int | Sequence[int]) -> tuple[int, int]:

@@ -1,4 +1,4 @@
-"""Files of object stores, named by URLs that fsspec knows: s3://, gs://, hf://, https://, memory:// and others."""
+"""Files in object stores, by URLs that fsspec supports: s3://, gs://, hf://, https://, memory:// and others."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ _URL = re.compile(r"[a-z][a-z0-9+.-]+://")
 
 
 def is_url(path: str | os.PathLike[str]) -> bool:
-    """Whether this names a file by a protocol, and not one on this machine."""
+    """Whether this is a URL with a protocol, not the path of a local file."""
     return isinstance(path, str) and _URL.match(path) is not None
 
 
 def filesystem(url: str) -> tuple[Any, str]:
-    """The fsspec file system of a URL, and the path there.
+    """The fsspec file system of a URL, and the path in it.
 
     Raises:
-        InputError: no library for its protocol is installed, or the store refuses.
+        InputError: no library for its protocol is installed, or the store cannot be reached.
     """
     import fsspec
 
@@ -35,7 +35,7 @@ def filesystem(url: str) -> tuple[Any, str]:
 
 @contextmanager
 def as_input_errors(url: str) -> Iterator[None]:
-    """Turn whatever a store's client raises into an `InputError` that names the URL."""
+    """A context that turns any exception of a store's client into an `InputError` with the URL."""
     try:
         yield
     except (ImportError, ValueError) as error:
@@ -47,7 +47,7 @@ def as_input_errors(url: str) -> Iterator[None]:
 
 
 def open_file(path: str) -> BinaryIO:
-    """A file of this machine or of a store, for reading bytes from anywhere in it."""
+    """Open a local file, or a file in a store, for reading bytes at any position."""
     if not is_url(path):
         return open(path, "rb")
     system, path = filesystem(path)
@@ -56,15 +56,15 @@ def open_file(path: str) -> BinaryIO:
 
 
 class Opener(ABC):
-    """An item of a set that is no file of this machine: it is opened by itself, anew each time, in any process."""
+    """A picture or video that is not a local file. `open` can be called in any process, and opens it anew each time."""
 
     @abstractmethod
     def open(self) -> Any:
-        """A file, or a PIL image."""
+        """An open file, or a PIL image."""
 
 
 class RemoteFile(Opener):
-    """A file of a store; opened anew each time, so that worker processes share no connection."""
+    """A file in a store; opened anew each time, so that worker processes do not share a connection."""
 
     def __init__(self, url: str) -> None:
         self.url = url
@@ -75,7 +75,7 @@ class RemoteFile(Opener):
 
 
 def find(url: str) -> dict[str, str]:
-    """The files below a folder of a store: path below it -> URL, in order of path.
+    """The files in a folder of a store, recursively: path relative to the folder -> URL, in order of path.
 
     Raises:
         InputError: the store cannot be reached.

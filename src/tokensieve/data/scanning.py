@@ -1,4 +1,4 @@
-"""What lies in a folder or a tar: pictures or videos by their ending, visible folders, what is skipped and why."""
+"""Scans a folder or a tar for pictures or videos, by file extension, and records what is skipped and why."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ from .remote import Opener, open_file
 FORMATS = frozenset(
     ("AVIF", "BMP", "DIB", "GIF", "HEIF", "JPEG", "JPEG2000", "JXL", "PNG", "PPM", "QOI", "TIFF", "WEBP")
 )
-"""Of Pillow's formats, and of those that plugins add, the ones in which people keep photographs."""
+"""The formats of Pillow and its plugins that are used for photographs."""
 SYSTEM_FOLDERS = frozenset(("__macosx", "@eadir", "__pycache__", "$recycle.bin", "system volume information"))
-"""Folders that systems and tools make beside pictures; hidden too, like those that begin with a dot."""
+"""Folders created by operating systems and tools; treated as hidden, like names that begin with a dot."""
 HIDDEN_FOLDER, HIDDEN_FILE = "hidden folder", "hidden file"
 FOLDER_ABOVE, FOLDER_AGAIN = "link to a folder above it", "folder that is read already"
 OLDER, BROKEN_TAR = "older version in the tar", "tar that cannot be read"
@@ -28,11 +28,11 @@ LINK_TO_NOTHING, NO_FILE = "link to nothing", "not a regular file"
 NOT_OPENED, NO_SUFFIX = "folder that cannot be opened", "no extension"
 
 Parts = tuple[str, ...]
-"""A path below its source, part by part."""
+"""The parts of a path relative to its source."""
 
 
 class TarMember(Opener):
-    """A file in an uncompressed tar, here or in a store; opened anew each time, so that processes share no position."""
+    """A file in an uncompressed tar, local or in a store; opened anew each time, so processes share no position."""
 
     def __init__(self, path: str, start: int, size: int) -> None:
         self.path, self.start, self.size = path, start, size
@@ -44,15 +44,17 @@ class TarMember(Opener):
 
 
 def picture_suffixes() -> frozenset[str]:
-    """Endings, in lower case, of the files that are read: what this Pillow, with its plugins, can open of `FORMATS`."""
-    # Formats whose library is missing still register their endings.
+    """File extensions, in lower case, of the `FORMATS` that the installed Pillow and its plugins can open."""
+    # Formats whose library is missing still register their extensions.
     missing = {name for name, library in (("JPEG2000", "jpg_2000"), ("WEBP", "webp")) if not features.check(library)}
     extensions = Image.registered_extensions()  # loads the plugins that Image.OPEN lists
-    return frozenset(end for end, name in extensions.items() if name in FORMATS - missing and name in Image.OPEN)
+    return frozenset(
+        extension for extension, name in extensions.items() if name in FORMATS - missing and name in Image.OPEN
+    )
 
 
 class Kind(NamedTuple):
-    """A kind of files: its name in singular and plural, and the endings of its files in lower case."""
+    """A kind of files, pictures or videos: its name in singular and plural, and its extensions in lower case."""
 
     one: str
     many: str
@@ -63,23 +65,26 @@ PICTURES = Kind("picture", "pictures", picture_suffixes)
 
 
 class Tree:
-    """Everything below a source, by path: visible folders, files of a kind and what opens them, what was skipped."""
+    """The content of a source, by relative path: visible folders, files of a kind, and what was skipped.
+
+    `files` maps the path to something that can be opened: a path, or a `TarMember`.
+    """
 
     def __init__(self, kind: Kind, path: Callable[[Parts], str]) -> None:
-        """`path` is the full name of what lies at some parts below the source."""
+        """`path` is a function from the parts of a relative path to the full path."""
         self.kind, self.path = kind, path
         self.files: dict[Parts, Any] = {}
         self.folders: set[Parts] = set()
         self.skipped: list[tuple[Parts, str]] = []
         self.rooted = False
-        """Whether a tar lists "." itself: then it holds what is in a folder, and not that folder."""
+        """Whether a tar lists ".": it then has the content of a folder, not the folder itself."""
         self._suffixes = kind.suffixes()
 
     def skip(self, parts: Parts, reason: str) -> None:
         self.skipped.append((parts, reason))
 
     def reads(self, parts: Parts) -> bool:
-        """Whether a file's ending is one of the kind's; if not, it is skipped."""
+        """Whether a file has an extension of the kind; if not, it is recorded as skipped."""
         suffix = os.path.splitext(parts[-1])[1].lower()
         if suffix not in self._suffixes:
             self.skip(parts, suffix or NO_SUFFIX)
@@ -87,10 +92,10 @@ class Tree:
 
 
 def scan(path: Path, kind: Kind = PICTURES) -> Tree:
-    """Everything below a folder, or in an uncompressed tar and in tars inside it.
+    """Scan a folder recursively, or an uncompressed tar and the tars inside it.
 
     Raises:
-        InputError: neither is at `path`, or it cannot be opened.
+        InputError: `path` is neither, or cannot be opened.
     """
     if path.is_dir():
         tree = Tree(kind, lambda parts: os.path.join(path, *parts))
@@ -113,20 +118,20 @@ def _hidden(name: str) -> bool:
 
 
 def printable(name: str) -> str:
-    """A file name whose bytes are no UTF-8, as text that can be printed and written."""
+    """A file name with bytes that are not UTF-8 replaced by escapes, so that it can be printed and written."""
     return name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
 
 
 def scan_folder(tree: Tree, root: str) -> None:
-    """Add what lies below a folder; raises InputError where it cannot be opened."""
-    entered: dict[str, Parts] = {}  # real path of a folder -> where in the tree
+    """Add the content of a folder to the tree, recursively; raises InputError if the folder cannot be opened."""
+    entered: dict[str, Parts] = {}  # real path of a folder -> its path in the tree
     folder_links: deque[tuple[str, Parts, str]] = deque()
     file_links: list[tuple[str, Parts]] = []
 
     def enter(start: str, start_parts: Parts, start_real: str) -> None:
-        waiting = [(start, start_parts, start_real)]
-        while waiting:
-            path, parts, real = waiting.pop()
+        pending = [(start, start_parts, start_real)]
+        while pending:
+            path, parts, real = pending.pop()
             if real in entered:
                 tree.skip(parts, FOLDER_AGAIN)
                 continue
@@ -142,24 +147,24 @@ def scan_folder(tree: Tree, root: str) -> None:
                 tree.skip(parts, NOT_OPENED)
                 continue
             for entry in sorted_entries:
-                below, kind = (*parts, printable(entry.name)), _kind(entry)
+                entry_parts, kind = (*parts, printable(entry.name)), _kind(entry)
                 if _hidden(entry.name):
-                    tree.skip(below, HIDDEN_FOLDER if kind == "folder" else HIDDEN_FILE)
+                    tree.skip(entry_parts, HIDDEN_FOLDER if kind == "folder" else HIDDEN_FILE)
                 elif kind == "folder" and entry.is_symlink():
-                    folder_links.append((entry.path, below, real))
+                    folder_links.append((entry.path, entry_parts, real))
                 elif kind == "folder":
-                    waiting.append((entry.path, below, os.path.join(real, entry.name)))
+                    pending.append((entry.path, entry_parts, os.path.join(real, entry.name)))
                 elif kind == "other":
-                    tree.skip(below, NO_FILE)
+                    tree.skip(entry_parts, NO_FILE)
                 elif kind == "nothing" and not os.path.splitext(entry.name)[1]:
-                    tree.skip(below, LINK_TO_NOTHING)
-                elif tree.reads(below):
+                    tree.skip(entry_parts, LINK_TO_NOTHING)
+                elif tree.reads(entry_parts):
                     if entry.is_symlink():
-                        file_links.append((entry.path, below))
+                        file_links.append((entry.path, entry_parts))
                     else:
-                        tree.files[below] = entry.path
+                        tree.files[entry_parts] = entry.path
 
-    # What really lies here comes before links to it, and what links to folders lead to before links to files.
+    # Real folders and files come first, then links to folders, then links to files, so that links are the duplicates.
     enter(root, (), os.path.realpath(root))
     while folder_links:
         path, parts, parent = folder_links.popleft()
@@ -171,34 +176,34 @@ def scan_folder(tree: Tree, root: str) -> None:
     for path, parts in file_links:
         folder, name = os.path.split(os.path.realpath(path))
         if folder in entered and (*entered[folder], printable(name)) in tree.files:
-            tree.skip(parts, _again(tree))
+            tree.skip(parts, _already_read(tree))
         else:
             tree.files[parts] = path
 
 
-def _again(tree: Tree) -> str:
+def _already_read(tree: Tree) -> str:
     return f"link to a {tree.kind.one} that is read already"
 
 
 def _kind(entry: os.DirEntry[str]) -> str:
-    """ "folder", "file", "nothing" (a link that leads nowhere) or "other" (a pipe, a device), links followed."""
+    """ "folder", "file", "nothing" (a broken link) or "other" (a pipe, a device), with links followed."""
     try:
         if entry.is_dir():
             return "folder"
         return "file" if entry.is_file() else "other" if os.path.exists(entry.path) else "nothing"
-    except OSError:  # a link in a circle, or into a folder that may not be entered
+    except OSError:  # a circular link, or a link into a folder without permission
         return "nothing"
 
 
 def scan_tar(tree: Tree, path: str, file: Any) -> None:
-    """Add what a tar, opened as `file`, holds; raises tarfile.TarError where it is none."""
+    """Add the content of a tar, opened as `file`, to the tree; raises tarfile.TarError if it is not a tar."""
     files: dict[Parts, TarMember] = {}
-    links: dict[Parts, Parts | None] = {}  # symbolic link -> where it leads; None out of the tar
+    links: dict[Parts, Parts | None] = {}  # symbolic link -> its target; None if that is outside the tar
     hidden: set[Parts] = set()
 
-    def look(tar: tarfile.TarFile, offset: int, above: Parts) -> None:
+    def scan_members(tar: tarfile.TarFile, offset: int, parent: Parts) -> None:
         for member in tar:
-            parts = (*above, *_split(member.name))
+            parts = (*parent, *_split(member.name))
             if not parts:
                 tree.rooted = True
                 continue
@@ -212,17 +217,17 @@ def scan_tar(tree: Tree, path: str, file: Any) -> None:
             else:
                 tree.folders.update(parts[:i] for i in range(1, len(parts) + member.isdir()))
             if member.isreg() and not member.issparse():
-                keep(parts, TarMember(path, offset + member.offset_data, member.size), depth is None, tar, member)
-            elif member.islnk():  # a second name of a file: a file like any other once it is unpacked
-                target = files.get((*above, *_split(member.linkname)))
-                keep(parts, target, depth is None, tar, member)
+                add(parts, TarMember(path, offset + member.offset_data, member.size), depth is None, tar, member)
+            elif member.islnk():  # a hard link: an ordinary file once it is unpacked
+                target = files.get((*parent, *_split(member.linkname)))
+                add(parts, target, depth is None, tar, member)
             elif depth is None and member.issym():
-                leads = os.path.normpath(os.path.join(*parts[:-1], member.linkname))
-                links[parts] = None if leads.startswith(("/", "..")) else _split(leads)
+                target_path = os.path.normpath(os.path.join(*parts[:-1], member.linkname))
+                links[parts] = None if target_path.startswith(("/", "..")) else _split(target_path)
             elif depth is None and not member.isdir():
                 tree.skip(parts, NO_FILE)
 
-    def keep(
+    def add(
         parts: Parts, content: TarMember | None, visible: bool, tar: tarfile.TarFile, member: tarfile.TarInfo
     ) -> None:
         if content is not None:
@@ -230,12 +235,12 @@ def scan_tar(tree: Tree, path: str, file: Any) -> None:
         if not visible:
             return
         if content is not None and parts[-1].lower().endswith(".tar") and member.isreg():
-            inner, above = tar.extractfile(member), (*parts[:-1], parts[-1][:-4])
+            inner, folder = tar.extractfile(member), (*parts[:-1], parts[-1][:-4])
             assert inner is not None
             try:
-                with tarfile.open(fileobj=inner, mode="r:") as child:
-                    look(child, content.start, above)
-                tree.folders.add(above)
+                with tarfile.open(fileobj=inner, mode="r:") as inner_tar:
+                    scan_members(inner_tar, content.start, folder)
+                tree.folders.add(folder)
             except (tarfile.TarError, EOFError):
                 tree.skip(parts, BROKEN_TAR)
         elif tree.reads(parts):
@@ -243,11 +248,11 @@ def scan_tar(tree: Tree, path: str, file: Any) -> None:
                 tree.skip(parts, OLDER)
             tree.files[parts] = content
 
-    with tarfile.open(fileobj=file, mode="r:") as outer:
-        look(outer, 0, ())
+    with tarfile.open(fileobj=file, mode="r:") as outer_tar:
+        scan_members(outer_tar, 0, ())
     for parts, start in links.items():
         target, steps = start, 0
-        while target in links and steps <= len(links):  # from link to link, and not for ever
+        while target in links and steps <= len(links):  # follow links to links; the bound ends circles
             target, steps = links[target], steps + 1
         if target is not None and target == parts[: len(target)] != parts:
             tree.skip(parts, FOLDER_ABOVE)
@@ -257,7 +262,7 @@ def scan_tar(tree: Tree, path: str, file: Any) -> None:
             tree.skip(parts, LINK_TO_NOTHING)
         elif tree.reads(parts):
             if target in tree.files and target not in links:
-                tree.skip(parts, _again(tree))
+                tree.skip(parts, _already_read(tree))
             else:
                 tree.files[parts] = None if target is None else files.get(target)
 

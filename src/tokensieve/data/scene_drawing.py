@@ -1,4 +1,4 @@
-"""What scenes are made of: photographs, handwritten digits, their strokes and their colours."""
+"""Drawing of generated scenes: photographs as background, handwritten digits, their strokes and their colours."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ from torch import Tensor
 
 SPLITS = ("train", "validation")
 VALIDATION = 5
-"""Every fifth sample of the digits belongs to validation."""
+"""Every fifth sample of the digits belongs to the validation split."""
 
-# What is drawn at random, each a number in [0, 1): of the ground, and of the digit and every fragment.
+# Names of the random numbers in [0, 1): those of the background, and those of the digit and of each fragment.
 GROUND = ("photograph", "side", "top", "left", "flip", "gain")
 GLYPH = ("sample", "x", "y", "scale", "turn", "shear", "aspect", "hue", "saturation", "value", "cut_x", "cut_y")
 
 
 def photographs() -> dict[str, Image.Image]:
-    """The colour photographs that scikit-image and scikit-learn ship, by name."""
+    """The colour photographs included in scikit-image and scikit-learn, by name."""
     from skimage import data
     from sklearn.datasets import load_sample_image
 
@@ -41,7 +41,7 @@ def photographs() -> dict[str, Image.Image]:
 
 @cache
 def grounds_of(size: int) -> list[Tensor]:
-    """Photographs (1, 3, h, w) in [0, 1], their short side twice a scene's."""
+    """The photographs (1, 3, h, w) in [0, 1], with a short side of twice the side of a scene."""
     grounds = []
     for picture in photographs().values():
         pixels = torch.from_numpy(np.array(picture)).permute(2, 0, 1)[None].float() / 255
@@ -52,7 +52,7 @@ def grounds_of(size: int) -> list[Tensor]:
 
 @cache
 def glyphs_of(split: str) -> tuple[Tensor, Tensor]:
-    """Opacities (S, 60, 60) and classes (S,) of a split's handwritten digits, the strokes made smooth."""
+    """Opacities (S, 60, 60), with smoothed strokes, and classes (S,) of the handwritten digits of a split."""
     from sklearn.datasets import load_digits
 
     pixels, digits = load_digits(return_X_y=True)
@@ -94,33 +94,33 @@ def crops(drawn: dict[str, Tensor], size: int) -> Tensor:
 def strokes(
     glyphs: Tensor, drawn: dict[str, Tensor], x: Tensor, y: Tensor, side: Tensor, turn: Tensor, whole: Tensor, size: int
 ) -> Tensor:
-    """Glyphs (B, G, 60, 60) on the canvas: opacities (B, G, size, size).
+    """Place glyphs (B, G, 60, 60) on the canvas: opacities (B, G, size, size).
 
-    `x`, `y` of their centres and `side` of their boxes are shares of the canvas's side, `turn` is in radians, each
-    (B, G). Of glyphs that are not `whole` (G,) only what shows through a window over part of them is there.
+    The centres `x`, `y` and the `side` of the boxes are fractions of the canvas's side, `turn` is in radians, each
+    (B, G). Of glyphs that are not `whole` (G,) only a square part is drawn.
     """
     shear, aspect = 0.3 * (drawn["shear"] - 0.5), 0.85 + 0.3 * drawn["aspect"]
 
-    # From the canvas back to the glyph, both in [-1, 1].
+    # The affine map from canvas coordinates to glyph coordinates, both in [-1, 1].
     line = (2 * torch.arange(size) + 1) / size - 1
     cos, sin = turn.cos() / side, turn.sin() / side
-    across = cos / aspect + shear * sin, sin / aspect - shear * cos
+    u_factors = cos / aspect + shear * sin, sin / aspect - shear * cos
     dx, dy = (line[None, :] - (2 * centre.flatten() - 1)[:, None] for centre in (x, y))
     u, v = (
-        along.flatten()[:, None, None] * dx[:, None, :] + beside.flatten()[:, None, None] * dy[:, :, None]
-        for along, beside in (across, (-sin, cos))
+        x_factor.flatten()[:, None, None] * dx[:, None, :] + y_factor.flatten()[:, None, None] * dy[:, :, None]
+        for x_factor, y_factor in (u_factors, (-sin, cos))
     )
     grid = torch.stack([u, v], dim=-1)
     alpha = F.grid_sample(glyphs.flatten(0, 1)[:, None], grid, align_corners=False)[:, 0]
     if not whole.all():
         cut_x, cut_y = (1.2 * drawn[cut].flatten()[:, None, None] - 0.6 for cut in ("cut_x", "cut_y"))
-        through = ((0.42 - torch.maximum((u - cut_x).abs_(), (v - cut_y).abs_())) * 12).clamp_(0, 1)
-        alpha = torch.where(whole.repeat(len(x))[:, None, None], alpha, alpha * through)
+        window = ((0.42 - torch.maximum((u - cut_x).abs_(), (v - cut_y).abs_())) * 12).clamp_(0, 1)
+        alpha = torch.where(whole.repeat(len(x))[:, None, None], alpha, alpha * window)
     return alpha.unflatten(0, (-1, len(whole)))
 
 
 def colours_of(drawn: dict[str, Tensor]) -> Tensor:
-    """(B, G, 2, 3): for each glyph a light and a dark colour of its hue."""
+    """(B, G, 2, 3): for each glyph a light and a dark RGB colour of its hue."""
     table = []
     hue, saturation, value = (drawn[name].flatten().tolist() for name in ("hue", "saturation", "value"))
     for h, s, v in zip(hue, saturation, value, strict=True):
@@ -131,17 +131,17 @@ def colours_of(drawn: dict[str, Tensor]) -> Tensor:
 
 
 def is_bright(images: Tensor, alpha: Tensor) -> Tensor:
-    """(B, G) whether the ground under each glyph is."""
+    """(B, G) bool: whether the background under each glyph is bright."""
     luminance = (images * images.new_tensor([0.299, 0.587, 0.114])[:, None, None]).sum(1)
-    below = torch.einsum("bghw,bhw->bg", alpha, luminance) / alpha.sum((2, 3)).clamp(min=1)
-    return below > 0.5
+    mean_luminance = torch.einsum("bghw,bhw->bg", alpha, luminance) / alpha.sum((2, 3)).clamp(min=1)
+    return mean_luminance > 0.5
 
 
 def paint(images: Tensor, alpha: Tensor, colours: Tensor, dark: Tensor, halo: Tensor | None = None) -> Tensor:
-    """Glyphs on grounds (B, 3, H, W), light or `dark` ones (B, G), each in a halo of its opposite.
+    """Paint glyphs on images (B, 3, H, W), in their dark colour where `dark` (B, G), else in their light one.
 
-    The halo guarantees the contrast: where a stroke is light, the ground around it is not. `halo` (B, 2, H, W) is that
-    of the dark glyphs and of the light ones, by default made here.
+    Each glyph has a halo of the opposite brightness, which guarantees its contrast to the background. `halo`
+    (B, 2, H, W) has the opacities of the halos of dark and of light glyphs; by default they are computed here.
     """
     colour = torch.where(dark[..., None], colours[:, :, 1], colours[:, :, 0])
     if halo is None:
@@ -153,19 +153,22 @@ def paint(images: Tensor, alpha: Tensor, colours: Tensor, dark: Tensor, halo: Te
 
 
 def halo_of(alpha: Tensor) -> Tensor:
-    """Opacities (B, G, H, W) of strokes -> those of the halos around them."""
+    """Opacities (B, G, H, W) of strokes -> opacities (B, G, H, W) of the halos around them."""
     halo = grown(alpha, alpha.shape[-1] // 56)
     return 0.7 * F.avg_pool2d(halo, 5, stride=1, padding=2, count_include_pad=False)
 
 
 def _over(images: Tensor, alpha: Tensor, paint: Tensor) -> Tensor:
-    """`paint`, already weighed by the layers' opacities (B, G, H, W), over images; layers that overlap share."""
+    """Composite `paint`, already multiplied by the opacities (B, G, H, W) of the layers, over images (B, 3, H, W).
+
+    Layers that overlap share a pixel in proportion to their opacities.
+    """
     cover = alpha.sum(1, keepdim=True)
     scale = cover.clamp(min=1)
     return images * (1 - cover / scale) + paint / scale
 
 
 def grown(alpha: Tensor, radius: int) -> Tensor:
-    """The largest opacity within a square of `radius` pixels around, one axis after the other."""
-    wide = F.max_pool2d(alpha, (1, 2 * radius + 1), stride=1, padding=(0, radius))
-    return F.max_pool2d(wide, (2 * radius + 1, 1), stride=1, padding=(radius, 0))
+    """Dilate opacities: the maximum over a square of `radius` pixels on each side, one axis after the other."""
+    row_max = F.max_pool2d(alpha, (1, 2 * radius + 1), stride=1, padding=(0, radius))
+    return F.max_pool2d(row_max, (2 * radius + 1, 1), stride=1, padding=(radius, 0))

@@ -1,4 +1,4 @@
-"""Generated scenes with the class of each pixel, for whatever reads segmentation sets."""
+"""Generated scenes as a segmentation set, with the class of each pixel."""
 
 from __future__ import annotations
 
@@ -13,23 +13,23 @@ from .scenes import MAP_CLASSES, SIZE, Scenes, to_picture
 from .segmentation import Pair, SegmentationSet
 
 SPLITS = {"train": "train", "val": "validation", "validation": "validation"}
-"""What a split of a segmentation set is called -> that of `Scenes`."""
+"""Name of a split of a segmentation set -> name of the split of `Scenes`."""
 COUNT = 1000
-"""Scenes of a set, unless asked for otherwise."""
+"""Default number of scenes."""
 
 
 class SceneMaps(SegmentationSet):
-    """Scenes as a segmentation set: the background, fragments of digits, and a digit; see `Scenes.label_maps`.
+    """Scenes as a segmentation set. The classes are background, fragment and the digits; see `Scenes.label_maps`.
 
     Args:
         split: "train" or "val".
         count: number of scenes.
-        seed, size: of `Scenes`.
+        seed, size: as in `Scenes`.
         transform: from an RGB picture to a tensor (3, h, w).
 
     Raises:
         InputError: another split.
-        RecipeError: a count, a size or a seed that `Scenes` does not take.
+        RecipeError: an invalid count, size or seed; see `Scenes`.
     """
 
     def __init__(
@@ -41,7 +41,7 @@ class SceneMaps(SegmentationSet):
         size: int = SIZE,
     ) -> None:
         if split not in SPLITS:
-            raise InputError(f"Scenes have no split {split!r}: train or val.")
+            raise InputError(f"Scenes have no split {split!r}: choose train or val.")
         self.scenes = Scenes(SPLITS[split], count, size, seed)
         digits = len(str(count - 1))
         names = [f"scene-{index:0{digits}}" for index in range(count)]
@@ -50,11 +50,11 @@ class SceneMaps(SegmentationSet):
 
     @property
     def identity(self) -> str:
-        """Text that identifies these scenes."""
+        """Text that identifies these scenes, such as for a cache key."""
         return f"{self.scenes.count} scenes of {self.scenes.split}, seed {self.scenes.seed}, {self.scenes.size} pixels"
 
     def pairs(self, indices: Sequence[int]) -> list[tuple[Image.Image, Tensor]]:
-        images, maps = self.scenes.label_maps(indices)  # many at once are cheaper than one by one
+        images, maps = self.scenes.label_maps(indices)  # drawing them together is faster
         return [(to_picture(image), labels) for image, labels in zip(images, maps, strict=True)]
 
     def _read(self, index: int) -> tuple[Image.Image, Tensor] | Failure:

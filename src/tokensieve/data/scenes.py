@@ -1,8 +1,8 @@
 """Scenes: generated pictures of one handwritten digit on a photograph, with exact labels and masks.
 
-The small data of tests, documentation and demo, made from what scikit-learn and scikit-image ship. The digit is placed,
-sized, turned and coloured at random over a crop of a photograph; fragments of other digits lie around it, so that a
-stroke alone tells nothing. Nothing is downloaded.
+They are the data of tests, documentation and demo, made from the digits and photographs included in scikit-learn and
+scikit-image. The digit is placed, scaled, rotated and coloured at random on a crop of a photograph. Fragments of other
+digits surround it, so that single strokes do not give the class away. Nothing is downloaded.
 """
 
 from __future__ import annotations
@@ -31,11 +31,11 @@ from .scene_drawing import (
 )
 
 SIZE = 112
-"""Side of a scene in pixels, unless asked for otherwise."""
+"""Default side of a scene in pixels."""
 FRAGMENTS = 6
-"""Fragments of other digits around the digit."""
+"""Number of fragments of other digits around the digit."""
 AT_ONCE = 32
-"""Scenes drawn together: more leave the processor's cache."""
+"""Scenes drawn together; more would not fit in the processor's cache."""
 MAP_CLASSES = ("background", "fragment", *(f"digit {digit}" for digit in range(10)))
 """Classes of the pixels, in the order of `Scenes.label_maps`."""
 
@@ -59,7 +59,7 @@ class LabelledScene(NamedTuple):
 
     Attributes:
         images: (B, 3, H, W) float32 in [0, 1], RGB.
-        maps: (B, H, W) uint8, an index into `MAP_CLASSES`: what covers more than half of the pixel.
+        maps: (B, H, W) uint8, an index into `MAP_CLASSES`: the class that covers more than half of the pixel.
     """
 
     images: Tensor
@@ -67,13 +67,13 @@ class LabelledScene(NamedTuple):
 
 
 class Scenes(Dataset[Scene]):
-    """Generated scenes. Scene i depends on the seed, the split, i and the size alone, not on the batch it is made in.
+    """A dataset of generated scenes. Scene i depends only on seed, split, i and size, not on its batch.
 
     Args:
         split: "train" or "validation"; the two share photographs, but no handwritten digit.
         count: number of scenes.
         size: side in pixels.
-        seed: of everything drawn.
+        seed: seed of the random numbers.
 
     Raises:
         RecipeError: an unknown split, a count below 1 or a size below 32.
@@ -98,23 +98,23 @@ class Scenes(Dataset[Scene]):
         return Scene(*(part[0] for part in self.batch([index])))
 
     def __getitems__(self, indices: Sequence[int]) -> list[Scene]:
-        """For data loaders: many at once are cheaper than one by one."""
+        """Several scenes, for PyTorch's data loader: drawing them together is faster."""
         return [Scene(*parts) for parts in zip(*self.batch(indices), strict=True)]
 
     def batch(self, indices: Sequence[int]) -> Scene:
-        """The scenes with these numbers."""
-        images, digits, masks, _ = self._drawn(indices)
+        """The scenes with these indices."""
+        images, digits, masks, _ = self._render_all(indices)
         return Scene(images, digits, masks)
 
     def label_maps(self, indices: Sequence[int]) -> LabelledScene:
-        """The scenes with these numbers, as sets for segmentation have them: the class of each pixel, exactly."""
-        images, digits, masks, fragments = self._drawn(indices)
+        """The scenes with these indices, with the exact class of each pixel, as in a segmentation set."""
+        images, digits, masks, fragments = self._render_all(indices)
         classes = (MAP_CLASSES.index("digit 0") + digits).byte()
         return LabelledScene(images, torch.where(masks, classes[:, None, None], fragments.byte()))
 
     @torch.no_grad()
-    def _drawn(self, indices: Sequence[int]) -> tuple[Tensor, ...]:
-        """Images, digits (B,), and the pixels of the digit and of all fragments, both (B, H, W) bool."""
+    def _render_all(self, indices: Sequence[int]) -> tuple[Tensor, ...]:
+        """Images, digits (B,), and masks of the digit and of all fragments, both (B, H, W) bool."""
         parts = [self._render(indices[start : start + AT_ONCE]) for start in range(0, len(indices), AT_ONCE)]
         return tuple(torch.cat(part) for part in zip(*parts, strict=True))
 
@@ -136,7 +136,7 @@ class Scenes(Dataset[Scene]):
 
 
 class ScenePictures:
-    """Scenes as (PIL image, label) pairs, for readers of pictures such as `ImageSet`."""
+    """Scenes as (PIL image, label), the items of an `ImageSet`."""
 
     def __init__(self, scenes: Scenes) -> None:
         self.scenes = scenes
@@ -155,13 +155,14 @@ def to_picture(image: Tensor) -> Image.Image:
 
 
 def _placed(glyphs: Tensor, drawn: dict[str, Tensor], size: int) -> Tensor:
-    """Glyphs (B, G, 60, 60) on the canvas: opacities (B, G, size, size), the digit first, fragments clear of it."""
-    first = torch.arange(glyphs.shape[1]) == 0
-    # Shares of the canvas's side. A glyph's strokes fill eight tenths of its box.
-    side = torch.where(first, 0.47 + 0.27 * drawn["scale"], 0.38 + 0.26 * drawn["scale"])
-    margin = torch.where(first, 0.5 * side, 0.1)
+    """Place glyphs (B, G, 60, 60) on the canvas: opacities (B, G, size, size). The first is the digit, and fragments do
+    not touch it."""
+    is_digit = torch.arange(glyphs.shape[1]) == 0
+    # Fractions of the canvas's side. The strokes of a glyph fill eight tenths of its box.
+    side = torch.where(is_digit, 0.47 + 0.27 * drawn["scale"], 0.38 + 0.26 * drawn["scale"])
+    margin = torch.where(is_digit, 0.5 * side, 0.1)
     x, y = (margin + (1 - 2 * margin) * drawn[axis] for axis in ("x", "y"))
-    turn = torch.where(first, 0.28, torch.pi) * (2 * drawn["turn"] - 1)
-    alpha = strokes(glyphs, drawn, x, y, side, turn, first, size)
+    turn = torch.where(is_digit, 0.28, torch.pi) * (2 * drawn["turn"] - 1)
+    alpha = strokes(glyphs, drawn, x, y, side, turn, is_digit, size)
     clear = 1 - grown(alpha[:, :1], size // 12)
     return torch.cat([alpha[:, :1], alpha[:, 1:] * clear], dim=1)

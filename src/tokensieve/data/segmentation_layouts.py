@@ -1,6 +1,6 @@
-"""How segmentation sets lie on disk: where their pictures and label pictures are, and which label value is which class.
+"""Layouts of segmentation sets: the folders of pictures and label pictures, and the class of each label value.
 
-Labels that count nowhere become 255 (`VOID`), whatever value a set gives them.
+Pixels to ignore get the label 255 (`VOID`), whatever value they have in a set.
 """
 
 from __future__ import annotations
@@ -11,16 +11,17 @@ from dataclasses import dataclass, field
 from ..errors import RecipeError, nearest
 
 VOID = 255
-"""The label of pixels that count nowhere."""
+"""The label of pixels that are ignored in losses and scores."""
 
 
 @dataclass(frozen=True)
 class LabelFormat:
-    """One way in which a set's label pictures are written.
+    """A format of label pictures.
 
     Attributes:
-        tail: how the name of a label picture ends, before its file extension.
-        values: value of a pixel -> class index, or `VOID`; other values are wrong. None: classes from 0 and `VOID`.
+        tail: end of a label picture's name, before the file extension.
+        values: value of a pixel -> class index, or `VOID`; other values are invalid. None: class indices from 0, and
+            `VOID`.
     """
 
     tail: str = ""
@@ -29,19 +30,20 @@ class LabelFormat:
 
 @dataclass(frozen=True)
 class Layout:
-    """A segmentation set's folders, names and labels.
+    """Folders, file names, classes and label values of a segmentation set.
 
     Attributes:
-        name: under which it is opened.
-        title: its usual name.
-        get: one line that says where a user gets it.
-        places: folders of pictures and of label pictures, "{split}" in the place of a split; the first that is there.
-        splits: what train, val and test are called; None where any name is a split.
-        classes: names of the classes in order; or how many they are, where a file in the set names them.
-        picture_tail: how the name of a picture ends, before its file extension.
-        formats: of labels; the first whose files are there.
-        stems: a text file with the name of a picture a line, which says what belongs to a split; None takes all.
-        names_file: a file in the set that names the classes.
+        name: the value of `layout` in `segmentation_set`.
+        title: the usual name of the set.
+        get: where to get it, in one line.
+        places: possible (folder of pictures, folder of label pictures), where "{split}" is the name of the split; the
+            first pair that exists is used.
+        splits: train, val or test -> the set's name of the split; None if any name is allowed.
+        classes: names of the classes in order; or their number, if a file in the set has the names.
+        picture_tail: end of a picture's name, before the file extension.
+        formats: possible formats of labels; the first that has files is used.
+        stems: a text file with the names of the pictures of a split, one per line; None: the split has all pictures.
+        names_file: a file in the set with the names of the classes.
     """
 
     name: str
@@ -57,7 +59,7 @@ class Layout:
 
 
 def shifted(classes: int) -> dict[int, int]:
-    """0 counts nowhere, 1 is the first class."""
+    """Label values where 0 is ignored and 1 is the first class: value -> class index."""
     return {0: VOID, **{value: value - 1 for value in range(1, classes + 1)}}
 
 
@@ -66,7 +68,7 @@ CITYSCAPES = (
     "sky", "person", "rider", "car", "truck", "bus", "train", "motorcycle", "bicycle",
 )  # fmt: skip
 CITYSCAPES_IDS = (7, 8, 11, 12, 13, 17, 19, 20, 21, 22, 23, 24, 25, 26, 27, 28, 31, 32, 33)
-"""The scored ones of the 34 label ids, in the order of the classes."""
+"""The label ids of the classes, in their order, among the 34 ids of Cityscapes; the others are ignored."""
 PASCAL_CONTEXT = (
     "aeroplane", "bag", "bed", "bedclothes", "bench", "bicycle", "bird", "boat", "book", "bottle", "building", "bus",
     "cabinet", "car", "cat", "ceiling", "chair", "cloth", "computer", "cow", "cup", "curtain", "dog", "door", "fence",
@@ -78,7 +80,7 @@ CAMVID = (
     "sky", "building", "pole", "road", "pavement", "tree", "sign symbol", "fence", "car", "pedestrian", "bicyclist",
 )  # fmt: skip
 COCO_MISSING = (11, 25, 28, 29, 44, 65, 67, 68, 70, 82, 90)
-"""Values of 0 to 181 that no pixel of COCO-Stuff has: the ids, less one, that COCO never used."""
+"""Values from 0 to 181 that do not occur in COCO-Stuff: COCO's unused category ids, minus one."""
 
 SPLITS = {"train": "train", "val": "val", "test": "test"}
 
@@ -94,7 +96,7 @@ LAYOUTS: dict[str, Layout] = {
         Layout(
             "folders",
             "a pair of folders",
-            "your own: images/NAME.jpg and labels/NAME.png, or both of them below or above a folder for each split",
+            "your own: images/NAME.jpg and labels/NAME.png, with a folder for each split inside or around both of them",
             places=(("images/{split}", "labels/{split}"), ("{split}/images", "{split}/labels")),
             splits=None,
             classes=None,
@@ -175,7 +177,7 @@ LAYOUTS: dict[str, Layout] = {
 
 
 def layout_of(name: str) -> Layout:
-    """The layout of this name; raises RecipeError where there is none."""
+    """The layout of this name; raises RecipeError if there is none."""
     if name not in LAYOUTS:
-        raise RecipeError(f"There is no layout {name!r}{nearest(name, LAYOUTS)}: one of {', '.join(LAYOUTS)}.")
+        raise RecipeError(f"There is no layout {name!r}{nearest(name, LAYOUTS)}: choose one of {', '.join(LAYOUTS)}.")
     return LAYOUTS[name]

@@ -1,4 +1,4 @@
-"""Sets of videos from a folder, a tar, a list or a file, or generated; several views of a video."""
+"""Datasets of videos from a folder, a tar, a list or a file, or generated; and batches of several views per video."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ from .video_reading import VIDEOS, Clips, VideoSet, Window
 from .video_sampling import Views
 
 MOVING_SCENES, GENERATED = "moving-scenes", 500
-"""The name of a set of generated clips, and how many it has unless it is limited."""
+"""The name of the set of generated clips, and its default size."""
 RATE = 4.0
-"""Frames a second at which a moving scene is shown."""
+"""Frame rate of moving scenes, per second."""
 
 
 def video_set(
@@ -41,16 +41,16 @@ def video_set(
         source: a folder of class folders, a flat folder (no labels: -1) or a tar of either, by the rules of
             `image_set`; a list of videos and labels (`.csv`, `.tsv`, `.txt`, `.json`, see `list_annotated`); one file;
             "moving-scenes", which generates clips of digits (see `MovingScenes`).
-        preprocessing: what makes a video a tensor.
+        preprocessing: selects frames and converts them to a tensor.
         classes: a class-index file, or its content (see `class_index`).
-        limit: at most so many videos, spread evenly over the sorted list.
-        root: folder that the paths of a list are relative to, by default that of the list.
+        limit: the largest number of videos, spread evenly over the sorted list.
+        root: the folder to which paths of a list are relative; by default the folder of the list.
 
     Returns:
-        A data set for `load_batches`: what cannot be read is left out there, on record, and the rest goes on.
+        A dataset for `load_batches`, which records videos that cannot be read and goes on with the rest.
 
     Raises:
-        InputError: nothing at `source`, no video in it, or a class that `classes` does not name; PyAV is missing.
+        InputError: `source` does not exist or holds no video; a class is not in `classes`; PyAV is not installed.
         RecipeError: a limit below 1.
     """
     if limit is not None and limit < 1:
@@ -65,7 +65,7 @@ def video_set(
     elif not path.is_file():
         raise InputError(
             f"{source} does not exist: give a folder, a tar, a video file, a list of videos and labels, or "
-            f"{MOVING_SCENES} to have clips generated."
+            f"{MOVING_SCENES} for generated clips."
         )
     elif path.suffix.lower() == ".tar":
         listing = list_tar(path, index, VIDEOS)
@@ -77,7 +77,7 @@ def video_set(
 
 
 class MovingSceneSet(VideoSet):
-    """Moving scenes as a set of videos: clips made for a preprocessing's frames and size, of one view."""
+    """Moving scenes as a set of videos: clips in the size and number of frames of the preprocessing, with one view."""
 
     def __init__(self, preprocessing: VideoPreprocessing, count: int, seed: int = 0) -> None:
         self.preprocessing, self.count, self.seed = preprocessing, count, seed
@@ -86,8 +86,8 @@ class MovingSceneSet(VideoSet):
         ImageSet.__init__(self, _Generated(scenes), torch.as_tensor, names=MOVING_SCENES, classes=classes)
 
     def prepared(self, preprocessing: Any) -> Self:
-        """As many scenes, made for another `VideoPreprocessing`."""
-        return type(self)(_of_one_view(preprocessing), self.count, self.seed)
+        """The same number of scenes, generated for another `VideoPreprocessing`."""
+        return type(self)(_check_one_view(preprocessing), self.count, self.seed)
 
     def _clips(self, source: Any) -> Clips:
         clip = self.preprocessing.crops((source * 255).round().byte())
@@ -113,34 +113,34 @@ class _Generated:
 
 
 def moving_scene_set(preprocessing: VideoPreprocessing, count: int = GENERATED, seed: int = 0) -> MovingSceneSet:
-    """The first `count` moving scenes of the validation split as a set of videos, with their classes as labels.
+    """The first `count` moving scenes of the validation split as a set of videos, with their class labels.
 
     Raises:
-        RecipeError: more views than one, of a clip that is as long and as large as what is read.
+        RecipeError: more than one view. Clips are generated in the size that the model reads, so they have one view.
     """
-    return MovingSceneSet(_of_one_view(preprocessing), count, seed)
+    return MovingSceneSet(_check_one_view(preprocessing), count, seed)
 
 
-def _of_one_view(preprocessing: VideoPreprocessing) -> VideoPreprocessing:
+def _check_one_view(preprocessing: VideoPreprocessing) -> VideoPreprocessing:
     if Views.parse(preprocessing.views).total != 1:
         raise RecipeError(
-            f"Moving scenes are made as long and as large as the model reads: they have one view, not "
+            f"Moving scenes are generated in the length and size that the model reads: they have one view, not "
             f"{preprocessing.views}."
         )
     return preprocessing
 
 
 def views_as_batch(clips: Tensor, preprocessing: VideoPreprocessing) -> Tensor:
-    """A batch of videos (B, views, *clip_shape) as the batch of clips (B * views, *clip_shape) that a model reads."""
+    """A batch of videos (B, views, *clip_shape) -> the batch of clips (B * views, *clip_shape) for a model."""
     return clips if Views.parse(preprocessing.views).total == 1 else clips.flatten(0, 1)
 
 
 def average_views(logits: Tensor, views: int) -> Tensor:
-    """Class scores of clips (B * views, K) -> probabilities of videos (B, K): the mean of the clips' softmax.
+    """Logits of clips (B * views, K) -> probabilities of videos (B, K): the mean over a video's clips of the softmax.
 
     Raises:
-        InputError: as many clips are not those of whole videos.
+        InputError: the number of clips is not a multiple of `views`.
     """
     if views < 1 or len(logits) % views:
-        raise InputError(f"{len(logits)} clips are not those of videos of {views} views each.")
+        raise InputError(f"{len(logits)} clips cannot be divided into videos of {views} views each.")
     return logits.float().softmax(-1).unflatten(0, (-1, views)).mean(1)

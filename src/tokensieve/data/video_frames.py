@@ -1,4 +1,4 @@
-"""Frames of a video file by their time, upright and in RGB; PyAV decodes."""
+"""Reads frames of a video file by their time, rotated upright and in RGB, with PyAV."""
 
 from __future__ import annotations
 
@@ -15,19 +15,19 @@ from ..errors import InputError
 from .images import UnusableError
 
 CUT_SHORT = 0.9
-"""A file that holds a smaller share than this of the frames it announces is cut short."""
+"""A file with less than this fraction of the frames that its header announces counts as truncated."""
 
 
 @dataclass(frozen=True)
 class Timeline:
-    """When the frames of a video are shown, known without decoding them.
+    """The times at which the frames of a video are shown, known without decoding them.
 
     Attributes:
-        stamps: (n,) int64, the time of each frame in ticks, in the order of showing.
-        keys: the stamps of those that can be decoded without others.
+        stamps: (n,) int64, the time stamp of each frame in ticks, in display order.
+        keys: the time stamps of the key frames, which can be decoded without other frames.
         tick: length of a tick in seconds.
-        rate: frames a second, the mean where it varies.
-        timed: whether the file says when frames are shown; if not, they come at `rate`.
+        rate: frames per second; the mean if it varies.
+        timed: whether the file has time stamps; if not, frames are assumed to follow at `rate`.
     """
 
     stamps: np.ndarray
@@ -41,24 +41,24 @@ class Timeline:
 
     @property
     def seconds(self) -> np.ndarray:
-        """(n,) float64, from the beginning of the first frame."""
+        """(n,) float64, the time of each frame in seconds from the beginning of the first frame."""
         return (self.stamps - self.stamps[0]) * self.tick
 
     @property
     def duration(self) -> float:
-        """In seconds, to the end of the last frame."""
+        """Duration in seconds, to the end of the last frame."""
         return float(self.seconds[-1]) + 1 / self.rate
 
     def frame_at(self, seconds: np.ndarray) -> np.ndarray:
-        """Index of the frame that is shown at each time; half a frame of grace evens out rounded stamps."""
-        usual = float(np.median(np.diff(self.seconds))) if len(self) > 1 else 1 / self.rate
-        grace = 0.5 * min(usual, 1 / self.rate)
-        indices = np.searchsorted(self.seconds, np.asarray(seconds) + grace, side="right") - 1
+        """Index of the frame shown at each time, with a tolerance of half a frame for rounded time stamps."""
+        median_gap = float(np.median(np.diff(self.seconds))) if len(self) > 1 else 1 / self.rate
+        tolerance = 0.5 * min(median_gap, 1 / self.rate)
+        indices = np.searchsorted(self.seconds, np.asarray(seconds) + tolerance, side="right") - 1
         return indices.clip(0, len(self) - 1)
 
 
 def library() -> Any:
-    """PyAV. Raises `InputError` where it is not installed."""
+    """Import PyAV. Raises `InputError` if it is not installed."""
     try:
         import av
     except ModuleNotFoundError as error:
@@ -67,24 +67,24 @@ def library() -> Any:
 
 
 def timeline_of(source: Any) -> Timeline:
-    """When each frame of a file is shown; nothing is decoded.
+    """Read the times of all frames of a file, without decoding.
 
     Args:
         source: a path, or a file opened for reading bytes.
 
     Raises:
-        UnusableError: no such file, no video in it, or less than it announces.
+        UnusableError: the file does not exist, has no video, or is truncated.
     """
     with opened(source) as (container, stream):
         packets = []
         for packet in container.demux(stream):
             if packet.size and not packet.is_discard:
                 packets.append((packet.pts, packet.is_keyframe))
-        announced = stream.frames
+        announced_frames = stream.frames
         tick = float(stream.time_base or Fraction(1, 90000))
-        stated = None if container.duration is None else container.duration / 1e6
+        announced_seconds = None if container.duration is None else container.duration / 1e6
         rate = stream.average_rate or stream.guessed_rate
-        alone = not container.streams.audio
+        has_audio = bool(container.streams.audio)
     if not packets:
         raise UnusableError("holds no frame of video")
     timed = all(stamp is not None for stamp, _ in packets)
@@ -96,31 +96,32 @@ def timeline_of(source: Any) -> Timeline:
     length = float(stamps[-1] - stamps[0]) * tick
     if len(stamps) > 1 and length > 0:
         mean = (len(stamps) - 1) / length
-        # What a file states may be the rate of its ticks: where frames come otherwise, they are believed.
+        # The rate in a file may be that of its ticks: if the frames have another rate, use theirs.
         rate = float(rate) if rate and abs(float(rate) / mean - 1) < 0.02 else mean
     keys = np.array(sorted(stamp for stamp, key in packets if key), dtype=np.int64)
     timeline = Timeline(stamps, keys, tick, float(rate or 25), timed)
-    if announced and len(stamps) < CUT_SHORT * announced:
-        raise UnusableError(f"is cut short: {len(stamps)} of the {announced} frames that it announces are there")
-    end = max(timeline.duration, stamps[-1] * tick + 1 / timeline.rate)  # Matroska counts from 0, whatever comes first
-    if not announced and alone and stated and end < CUT_SHORT * stated:
-        raise UnusableError(f"is cut short: {end:.1f} of the {stated:.1f} seconds it announces are there")
+    if announced_frames and len(stamps) < CUT_SHORT * announced_frames:
+        raise UnusableError(f"is cut short: it has {len(stamps)} of the {announced_frames} frames in its header")
+    # the duration of a Matroska file counts from 0, even if its first frame is later
+    end = max(timeline.duration, stamps[-1] * tick + 1 / timeline.rate)
+    if not announced_frames and not has_audio and announced_seconds and end < CUT_SHORT * announced_seconds:
+        raise UnusableError(f"is cut short: it has {end:.1f} of the {announced_seconds:.1f} seconds in its header")
     return timeline
 
 
 def frames_at(source: Any, timeline: Timeline, indices: Sequence[int]) -> Iterator[tuple[int, np.ndarray]]:
-    """Decode chosen frames, in the order of showing; between them the file is skipped from key frame to key frame.
+    """Decode selected frames, in display order; between them it seeks from key frame to key frame.
 
     Args:
         source: as in `timeline_of`.
-        timeline: of this file.
-        indices: of the frames, ascending and each once.
+        timeline: the timeline of this file.
+        indices: indices of the frames, ascending and without duplicates.
 
     Yields:
-        The index, and the frame (H, W, 3) uint8, upright: as the display matrix of a phone's recording turns it.
+        The index, and the frame (H, W, 3) uint8, rotated by the file's display matrix, as phones record it.
 
     Raises:
-        UnusableError: a frame that is announced cannot be decoded.
+        UnusableError: a frame of the timeline cannot be decoded.
     """
     with opened(source) as (container, stream):
         decoder = _Decoder(container, stream, timeline)
@@ -129,26 +130,26 @@ def frames_at(source: Any, timeline: Timeline, indices: Sequence[int]) -> Iterat
 
 
 class _Decoder:
-    """Goes forward through a file; what lies between is skipped where that is shorter."""
+    """Decodes a file forwards, and seeks to the next key frame if that skips frames."""
 
     def __init__(self, container: Any, stream: Any, timeline: Timeline) -> None:
         self.container, self.stream, self.timeline = container, stream, timeline
-        self.skips = timeline.timed
+        self.seeks = timeline.timed
         self._frames = self._decode()
         self._stamp: int | None = None
         self._frame: Any = None
 
     def reach(self, index: int) -> Any:
-        """The frame of that index, or the next one that is there; its errors name the time of the one wanted."""
+        """The frame of this index, or the next existing one. Errors have the time of the requested frame."""
         stamp = int(self.timeline.stamps[index])
-        if self.skips:
+        if self.seeks:
             before = self.timeline.keys[self.timeline.keys <= stamp]
             if len(before) and before[-1] > (self.timeline.stamps[0] if self._stamp is None else self._stamp):
                 key = int(before[-1])
                 self._seek(key)
                 self._next(index, needed=False)
-                if self._stamp is None or self._stamp > key:  # led too far, among frames that need those before them
-                    self.skips = False
+                if self._stamp is None or self._stamp > key:  # it went too far, to frames that depend on skipped ones
+                    self.seeks = False
                     self._seek(int(self.timeline.stamps[0]))
         while self._stamp is None or self._stamp < stamp:
             self._next(index)
@@ -170,19 +171,19 @@ class _Decoder:
         except av.error.FFmpegError as error:
             if not needed:
                 return
-            raise UnusableError(f"cannot be decoded up to {seconds:.2f} s: {_said(error)}") from error
+            raise UnusableError(f"cannot be decoded up to {seconds:.2f} s: {_message(error)}") from error
         if decoded is not None:
             self._stamp, self._frame = decoded
             if self._frame.is_corrupt:
                 raise UnusableError(f"is damaged before {seconds:.2f} s")
         elif needed:
             end = self.timeline.duration
-            raise UnusableError(f"is cut short: no frame can be decoded at {seconds:.2f} of {end:.2f} s")
+            raise UnusableError(f"is cut short: no frame can be decoded at {seconds:.2f} s of {end:.2f} s")
 
 
 @contextmanager
 def opened(source: Any) -> Iterator[tuple[Any, Any]]:
-    """A file's container and its video stream, for PyAV. Raises `UnusableError` where there is none."""
+    """Open a file with PyAV: its container and its video stream. Raises `UnusableError` if there is none."""
     av = library()
     if hasattr(source, "read"):
         source.seek(0)
@@ -198,29 +199,29 @@ def opened(source: Any) -> Iterator[tuple[Any, Any]]:
     except FileNotFoundError:
         raise UnusableError("does not exist") from None
     except PermissionError:
-        raise UnusableError("may not be read: permission denied") from None
+        raise UnusableError("cannot be read: permission denied") from None
     except av.error.FFmpegError as error:
-        raise UnusableError(f"is not a video that can be read: {_said(error)}") from error
+        raise UnusableError(f"is not a video that can be read: {_message(error)}") from error
     with container:
         streams = [stream for stream in container.streams.video if not _is_cover(stream)]
         if not streams:
-            sound = ", ".join(stream.codec_context.name for stream in container.streams.audio)
-            raise UnusableError(f"holds no video, only sound ({sound})" if sound else "holds no video")
+            audio = ", ".join(stream.codec_context.name for stream in container.streams.audio)
+            raise UnusableError(f"holds no video, only audio ({audio})" if audio else "holds no video")
         yield container, streams[0]
 
 
 def _is_cover(stream: Any) -> bool:
-    """Whether it is the picture on the cover of a piece of music."""
+    """Whether a video stream is only the cover picture of an audio file."""
     attached = 1 << 10  # AV_DISPOSITION_ATTACHED_PIC
     return bool(int(getattr(stream.disposition, "value", stream.disposition)) & attached)
 
 
-def _said(error: Exception) -> str:
+def _message(error: Exception) -> str:
     return str(getattr(error, "strerror", None) or error).strip().rstrip(".")
 
 
 def _upright(frame: Any) -> np.ndarray:
-    """(H, W, 3) uint8, turned and mirrored as the display matrix says."""
+    """A frame as (H, W, 3) uint8, rotated and mirrored by the display matrix."""
     picture = frame.to_ndarray(format="rgb24")
     matrix = frame.side_data.get("DISPLAYMATRIX")
     if matrix is None:

@@ -1,4 +1,4 @@
-"""Lists of videos with their labels: Kinetics', Something-Something's, and plain ones of a path and a label."""
+"""Reads lists of videos with labels: Kinetics' CSV, Something-Something's JSON, and plain lists of path and label."""
 
 from __future__ import annotations
 
@@ -14,32 +14,32 @@ from ..errors import InputError
 from .listing import Listing, natural
 
 LISTS = frozenset((".csv", ".tsv", ".txt", ".json"))
-"""Endings of files that may list videos."""
+"""Extensions of files that may list videos."""
 EXPECTED = (
-    "Expected is one of: a path and a label a line, separated by a comma, a tab or a space; Kinetics' CSV with a "
-    "header of label,youtube_id,time_start,time_end; Something-Something's JSON of objects with id and template."
+    "Expected one of: a path and a label per line, separated by a comma, a tab or a space; Kinetics' CSV with the "
+    "header label,youtube_id,time_start,time_end; Something-Something's JSON of objects with id and template."
 )
 _NAMES = ("path", "video", "video_path", "filename", "file", "name", "video_id", "id")
 _LABELS = ("label", "label_index", "class", "class_name", "target", "category")
-_ENDINGS = (".mp4", ".webm", ".avi", ".mkv")
-"""In the order in which they are looked for where a list names videos without an ending."""
+_EXTENSIONS = (".mp4", ".webm", ".avi", ".mkv")
+"""Extensions to try, in this order, for names in a list that have none."""
 
 
 def list_annotated(path: Path, index: Mapping[str, int] | None = None, root: str | Path | None = None) -> Listing:
-    """The videos that a list names, in its order.
+    """The videos named in a list file, in its order.
 
     Args:
-        path: of the list.
-        index: class index by label; by default labels that are numbers are indices, and names are numbered in natural
-            order. Something-Something writes labels with their placeholders in brackets, and its index without: both
-            are the same here.
-        root: folder that the paths are relative to; by default that of the list.
+        path: the list file.
+        index: class index by label. By default numeric labels are the indices, and other labels are numbered in natural
+            order. Brackets around placeholders, which Something-Something has in its labels but not in its index, are
+            ignored.
+        root: the folder to which paths are relative; by default the folder of the list.
 
     Returns:
-        A listing; videos without a label (test sets) get -1. Files that are not there fail when they are read.
+        A listing; videos without a label (test sets) get -1. Missing files fail only when they are read.
 
     Raises:
-        InputError: the list cannot be read, is of none of these kinds, or has a label that is not in `index`.
+        InputError: the list cannot be read, has an unknown format, or has a label that is not in `index`.
     """
     rows = read_list(path, root)
     folder = Path(root) if root is not None else path.parent
@@ -56,9 +56,9 @@ def list_annotated(path: Path, index: Mapping[str, int] | None = None, root: str
 
 
 def read_list(path: Path, root: str | Path | None = None) -> list[tuple[str, str]]:
-    """What a list names, in its order: paths as they are spelled there, and labels, "" of none.
+    """The (path, label) of each video in a list file, in its order; the path as written there, "" for no label.
 
-    Arguments and errors as in `list_annotated`.
+    Arguments and errors are those of `list_annotated`.
     """
     try:
         text = path.read_text(encoding="utf-8-sig")
@@ -75,7 +75,7 @@ def read_list(path: Path, root: str | Path | None = None) -> list[tuple[str, str
 
 
 def _json(text: str, path: Path) -> Iterable[tuple[str, str]]:
-    """Something-Something's, and any other list of objects with an id or a path."""
+    """The rows of Something-Something's JSON, or of any other JSON list of objects with an id or a path."""
     try:
         content = json.loads(text)
     except json.JSONDecodeError as error:
@@ -84,7 +84,7 @@ def _json(text: str, path: Path) -> Iterable[tuple[str, str]]:
         name = _first(entry, _NAMES) if isinstance(entry, Mapping) else None
         if name is None:
             raise InputError(f"Entry {number + 1} of {path} names no video. {EXPECTED}")
-        # "label" is the sentence about this one video; the class is its template.
+        # In Something-Something "label" is the caption of the video, and "template" the class.
         yield name, _first(entry, ("template", *_LABELS)) or ""
 
 
@@ -93,29 +93,29 @@ def _table(text: str, path: Path, folder: Path) -> Iterable[tuple[str, str]]:
     if not lines:
         return
     delimiter = next((sign for sign in ("\t", ",", ";") if sign in lines[0]), None)
-    cells = [next(csv.reader([line], delimiter=delimiter)) if delimiter else _spaced(line) for line in lines]
-    heads = [cell.strip().lower() for cell in cells[0]]
-    if "youtube_id" in heads:
-        yield from _kinetics(cells, heads, path, folder)
+    rows = [next(csv.reader([line], delimiter=delimiter)) if delimiter else _split_spaces(line) for line in lines]
+    header = [cell.strip().lower() for cell in rows[0]]
+    if "youtube_id" in header:
+        yield from _kinetics(rows, header, path, folder)
         return
-    named, labelled = (
-        next((heads.index(name) for name in names if name in heads), None) for names in (_NAMES, _LABELS)
+    path_column, label_column = (
+        next((header.index(name) for name in names if name in header), None) for names in (_NAMES, _LABELS)
     )
-    first = 0 if named is None else 1
-    for number, row in enumerate(cells[first:], first + 1):
-        if named is None and len(row) > 2:
+    has_header = path_column is not None
+    for number, row in enumerate(rows[int(has_header) :], int(has_header) + 1):
+        if not has_header and len(row) > 2:
             raise InputError(
                 f"Line {number} of {path} has {len(row)} columns under no header: lists of folders of frames "
-                f"(path, frames, label) are not read. {EXPECTED}"
+                f"(path, frames, label) are not supported. {EXPECTED}"
             )
-        if max(named or 0, labelled or 0) >= len(row):
-            raise InputError(f"Line {number} of {path} has {len(row)} columns, its header {len(heads)}.")
-        label = row[labelled] if labelled is not None else row[1] if named is None and len(row) > 1 else ""
-        yield row[named or 0].strip(), label.strip()
+        if max(path_column or 0, label_column or 0) >= len(row):
+            raise InputError(f"Line {number} of {path} has {len(row)} columns, its header {len(header)}.")
+        label = row[label_column] if label_column is not None else row[1] if not has_header and len(row) > 1 else ""
+        yield row[path_column or 0].strip(), label.strip()
 
 
-def _spaced(line: str) -> list[str]:
-    """ "some path/a b.mp4 12": the label is behind the last space, if something that looks like a label is there."""
+def _split_spaces(line: str) -> list[str]:
+    """Split a line such as "some path/a b.mp4 12": the label follows the last space, unless that looks like a path."""
     folder_of_frames = re.fullmatch(r"([^\s.]+)\s+(\d+)\s+(\d+)", line.strip())
     if folder_of_frames:
         return list(folder_of_frames.groups())
@@ -123,12 +123,13 @@ def _spaced(line: str) -> list[str]:
     return list(match.groups()) if match and not re.search(r"\.\w{2,4}$", match[2]) else [line.strip()]
 
 
-def _kinetics(cells: list[list[str]], heads: list[str], path: Path, folder: Path) -> Iterable[tuple[str, str]]:
-    """Files are called ID_START_END.mp4, seconds in six digits, and lie flat or in folders of their labels."""
-    for number, row in enumerate(cells[1:], 2):
-        if len(row) != len(heads):
-            raise InputError(f"Line {number} of {path} has {len(row)} columns, its header {len(heads)}.")
-        entry = dict(zip(heads, (cell.strip() for cell in row), strict=True))
+def _kinetics(rows: list[list[str]], header: list[str], path: Path, folder: Path) -> Iterable[tuple[str, str]]:
+    """The rows of Kinetics' CSV. Files are named ID_START_END.mp4, with seconds in six digits, in one folder or in a
+    folder for each label."""
+    for number, row in enumerate(rows[1:], 2):
+        if len(row) != len(header):
+            raise InputError(f"Line {number} of {path} has {len(row)} columns, its header {len(header)}.")
+        entry = dict(zip(header, (cell.strip() for cell in row), strict=True))
         try:
             start, end = (int(float(entry[key])) for key in ("time_start", "time_end"))
         except (KeyError, ValueError):
@@ -140,14 +141,15 @@ def _kinetics(cells: list[list[str]], heads: list[str], path: Path, folder: Path
 
 
 def found_file(path: Path) -> Path:
-    """The video's file, under one of the usual endings where none is given."""
-    if path.suffix.lower() in _ENDINGS or path.exists():
+    """The path of a video; if it has no extension, the first existing file with one of the usual extensions."""
+    if path.suffix.lower() in _EXTENSIONS or path.exists():
         return path
-    return next((with_ending for end in _ENDINGS if (with_ending := path.with_name(path.name + end)).exists()), path)
+    candidates = (path.with_name(path.name + extension) for extension in _EXTENSIONS)
+    return next((candidate for candidate in candidates if candidate.exists()), path)
 
 
 def _numbered(labels: list[str], index: Mapping[str, int] | None, path: Path) -> tuple[list[int], dict[str, int]]:
-    """The index of each label, -1 of none, and the names of the classes."""
+    """The class index of each label, -1 for no label; and class index by class name, empty for numeric labels."""
     names = sorted({label for label in labels if label}, key=natural)
     if index is None and all(re.fullmatch(r"-?\d+", label) for label in names):
         return [int(label) if label else -1 for label in labels], {}
@@ -158,13 +160,13 @@ def _numbered(labels: list[str], index: Mapping[str, int] | None, path: Path) ->
     for label in labels:
         number = class_numbers.get(_plain(label), int(label) if label.isdecimal() and int(label) in numbers else None)
         if label and number is None:
-            raise InputError(f"The label '{label}' of {path} is not in the class index: name it there.")
+            raise InputError(f"The label '{label}' of {path} is not in the class index: add it there.")
         label_numbers.append(-1 if number is None else number)
     return label_numbers, classes
 
 
 def _plain(label: str) -> str:
-    """Without the brackets around placeholders, which Something-Something's own index leaves out."""
+    """The label without brackets around placeholders, which Something-Something's own index does not have."""
     return label.replace("[", "").replace("]", "")
 
 

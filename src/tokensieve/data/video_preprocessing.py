@@ -1,4 +1,4 @@
-"""How the frames of a video become the clips that a model was trained to read."""
+"""Preprocessing of videos for inference: choice of frames, resize, crop and normalisation."""
 
 from __future__ import annotations
 
@@ -21,30 +21,30 @@ from .video_sampling import Views, dense_clips, uniform_clips
 
 SAMPLINGS = ("dense", "uniform")
 LAYOUTS = ("TCHW", "CTHW")
-STATED = ("frames", "stride", "sampling", "short_side")
-"""Keys of a model's `pretrained_cfg` about the clips that it was trained on."""
+CONFIG_KEYS = ("frames", "stride", "sampling", "short_side")
+"""Keys of a model's `pretrained_cfg` about the clips on which it was trained."""
 
 
 @dataclass(frozen=True)
 class VideoPreprocessing:
     """Which frames of a video a model reads at inference, and how they are resized, cropped and normalised.
 
-    Everything in it is plain JSON: `VideoPreprocessing(**json.loads(json.dumps(dataclasses.asdict(p)))) == p`.
+    All attributes can be stored as JSON: `VideoPreprocessing(**json.loads(json.dumps(dataclasses.asdict(p)))) == p`.
 
     Attributes:
         input_size: height and width of the clips, in pixels.
-        mean: per channel (R, G, B), of values in [0, 1].
-        std: per channel, of values in [0, 1].
-        frames: of a clip.
-        stride: frames of the video from one frame of a clip to the next, where sampling is "dense".
-        sampling: "dense" takes clips of neighbouring frames (Kinetics), "uniform" a frame from each of equal parts of
-            the whole video (Something-Something V2).
-        views: clips x crops of a video: "1x1", "1x3", "5x3", "1x10" (see `Views.parse`). Three crops lie side by side
-            along the longer side, one in the middle.
-        short_side: to which the shorter side is resized before cropping, in pixels; by default just so that the crop
-            fits.
-        layout: "TCHW" (frames, channels, height, width), as transformers' models read clips, or "CTHW", as
-            torchvision's and mmaction2's do.
+        mean: mean per channel (R, G, B), for values in [0, 1].
+        std: standard deviation per channel, for values in [0, 1].
+        frames: number of frames in a clip.
+        stride: for "dense" sampling, the step from one frame of a clip to the next, in frames of the video.
+        sampling: "dense" takes clips of neighbouring frames (Kinetics); "uniform" divides the whole video into equal
+            parts and takes a frame from each (Something-Something V2).
+        views: clips x crops of a video: "1x1", "1x3", "5x3", "1x10" (see `Views.parse`). Three crops are placed along
+            the longer side, at its start, middle and end; a single crop is in the middle.
+        short_side: the shorter side is resized to this many pixels before cropping; by default to the smallest size
+            that holds the crop.
+        layout: "TCHW" (frames, channels, height, width) for transformers' models, or "CTHW" for those of torchvision
+            and mmaction2.
     """
 
     input_size: tuple[int, int]
@@ -65,7 +65,7 @@ class VideoPreprocessing:
                 f"and {self.std}."
             )
         if not is_count(self.frames) or not is_count(self.stride):
-            raise RecipeError(f"frames and stride must be whole numbers from 1 up, not {self.frames}, {self.stride}.")
+            raise RecipeError(f"frames and stride must be integers from 1 up, not {self.frames}, {self.stride}.")
         if self.sampling not in SAMPLINGS:
             raise RecipeError(f"sampling must be one of {', '.join(SAMPLINGS)}, not '{self.sampling}'.")
         if self.layout not in LAYOUTS:
@@ -85,57 +85,57 @@ class VideoPreprocessing:
         std: Sequence[float] | None = None,
         **settings: Any,
     ) -> Self:
-        """The frames, size and layout that a model reads, as its host states them.
+        """The preprocessing for a model: frames, size and layout from its host, the rest from its `pretrained_cfg`.
 
         Args:
-            model: of a host that reads videos, or a sieved one. Its `pretrained_cfg`, a dictionary, may state `mean`,
-                `std`, `frames`, `stride`, `sampling`, `short_side`.
-            mean: per channel; by default what the model states as `mean` or in its `pretrained_cfg`.
-            std: as `mean`.
-            settings: further attributes, such as `views="5x3"`; of a model that states nothing of its own the
-                `input_size`, `frames` and `layout`.
+            model: a video model, or a sieved one. Its `pretrained_cfg`, a dictionary, may have `mean`, `std`,
+                `frames`, `stride`, `sampling` and `short_side`.
+            mean: mean per channel; by default the model's attribute `mean`, or that of its `pretrained_cfg`.
+            std: standard deviation per channel, found like `mean`.
+            settings: further attributes, such as `views="5x3"`; for a model without a host also `input_size`, `frames`
+                and `layout`.
 
         Raises:
-            InputError: the model reads images, or states no normalisation and none is given.
+            InputError: the model reads images; or it has no mean and standard deviation, and none is given.
         """
         spec = InputSpec.of(model)
         if "T" not in settings.get("layout", spec.layout):
-            raise InputError(f"{type(model).__name__} reads images, not videos: give it frames by Preprocessing.")
+            raise InputError(f"{type(model).__name__} reads images, not videos: use Preprocessing for it.")
         host = getattr(model, "model", model)
         config = getattr(host, "pretrained_cfg", None) or {}
         mean = mean or getattr(host, "mean", None) or config.get("mean")
         std = std or getattr(host, "std", None) or config.get("std")
         if mean is None or std is None:
             raise InputError(f"{type(host).__name__} states no normalisation: give mean= and std=.")
-        stated: dict[str, Any] = {}
+        attributes: dict[str, Any] = {}
         if "T" in spec.layout:
-            stated = {"input_size": spec.size, "frames": spec.frames, "layout": spec.layout}
-        stated |= {name: config[name] for name in STATED if name in config}
-        return cls(mean=tuple(mean), std=tuple(std), **{**stated, **settings})
+            attributes = {"input_size": spec.size, "frames": spec.frames, "layout": spec.layout}
+        attributes |= {name: config[name] for name in CONFIG_KEYS if name in config}
+        return cls(mean=tuple(mean), std=tuple(std), **{**attributes, **settings})
 
     @property
     def clip_shape(self) -> tuple[int, ...]:
-        """The shape of one clip, in this layout."""
+        """The shape of one clip, in this `layout`."""
         return self.reads.shape
 
     @property
     def reads(self) -> InputSpec:
-        """What a model reads: one clip."""
+        """The shape and layout of the model's input: one clip."""
         sides = {"T": self.frames, "C": 3, "H": self.input_size[0], "W": self.input_size[1]}
         return InputSpec(tuple(sides[side] for side in self.layout), self.layout)
 
     def indices(self, timeline: Timeline) -> np.ndarray:
-        """(clips, frames) int64: which frames of a video are read."""
+        """Indices of the frames of a video to read: (clips, frames) int64."""
         clips = Views.parse(self.views).clips
         if self.sampling == "uniform":
             return uniform_clips(timeline, self.frames, clips)
         return dense_clips(timeline, self.frames, self.stride, clips)
 
     def resize(self, frame: np.ndarray) -> Tensor:
-        """(H, W, 3) uint8 -> (3, h, w) uint8 that covers the crop, bilinearly and antialiased.
+        """Resize a frame (H, W, 3) uint8 -> (3, h, w) uint8, at least as large as the crop; bilinear, antialiased.
 
         Raises:
-            UnusableError: a frame so narrow that it would not fit in memory.
+            UnusableError: a frame so narrow that the result would need too much memory.
         """
         height, width = frame.shape[:2]
         scale = max(self.input_size[0] / height, self.input_size[1] / width)

@@ -1,4 +1,4 @@
-"""Clips of one video, and sets of videos: frames by their time, as tensors."""
+"""Reads videos as clips, which are tensors of frames chosen by their time; and sets of videos."""
 
 from __future__ import annotations
 
@@ -36,9 +36,9 @@ class Clips:
 
     Attributes:
         clips: (views, *clip_shape) float32; the crops of a clip follow each other.
-        times: (clips, frames) float64, when each frame is shown, in seconds from the beginning.
-        duration: of the video, in seconds.
-        rate: frames a second, the mean where it varies.
+        times: (clips, frames) float64, the time of each frame in seconds from the beginning.
+        duration: duration of the video in seconds.
+        rate: frames per second; the mean if it varies.
     """
 
     clips: Tensor
@@ -49,11 +49,11 @@ class Clips:
 
 @dataclass(frozen=True)
 class Window:
-    """A clip of a longer video.
+    """A clip of a longer video, with its times.
 
     Attributes:
         clip: (*clip_shape) float32; with three crops (3, *clip_shape).
-        times: (frames,) float64, when each is shown, in seconds from the beginning.
+        times: (frames,) float64, the time of each frame in seconds from the beginning.
     """
 
     clip: Tensor
@@ -61,27 +61,27 @@ class Window:
 
     @property
     def start(self) -> float:
-        """When its first frame is shown."""
+        """Time of the first frame, in seconds."""
         return float(self.times[0])
 
     @property
     def end(self) -> float:
-        """When its last frame is shown."""
+        """Time of the last frame, in seconds."""
         return float(self.times[-1])
 
 
 def read_clips(source: Source, preprocessing: VideoPreprocessing) -> Clips:
-    """Read a video as the clips that a model averages its answers over.
+    """Read the clips of a video, over which the outputs of a model are averaged.
 
-    Frames are taken by their time, so that a rate that varies does no harm; they are turned upright as a phone's
-    recording says, whatever their depth become 8-bit RGB, and their pixels are taken as square.
+    Frames are chosen by their time, so that a variable frame rate is handled. They are rotated by the file's display
+    matrix (phone recordings), converted to 8-bit RGB, and their pixels are assumed to be square.
 
     Args:
         source: a path, or a file opened for reading bytes.
-        preprocessing: which frames, and how they become tensors.
+        preprocessing: selects frames and converts them to tensors.
 
     Raises:
-        InputError: no such file, no video in it, damaged, or cut short.
+        InputError: the file does not exist, has no video, is damaged, or truncated.
     """
     try:
         return _read(source, preprocessing)
@@ -90,16 +90,17 @@ def read_clips(source: Source, preprocessing: VideoPreprocessing) -> Clips:
 
 
 def sliding_clips(source: Source, preprocessing: VideoPreprocessing, step: float | None = None) -> Iterator[Window]:
-    """Read a long video clip by clip, with their times; only the frames of one clip are held in memory.
+    """Read a long video as consecutive clips with their times; only the frames of one clip are in memory.
 
     Args:
         source: as in `read_clips`.
-        preprocessing: frames, stride and size; of its views, the crops count.
-        step: seconds from clip to clip; by default they lie end to end. The last one ends with the video.
+        preprocessing: frames, stride and size; of its `views` only the crops are used.
+        step: seconds from the start of a clip to that of the next; by default clips follow without gap or overlap. The
+            last clip ends with the video.
 
     Raises:
-        InputError: as `read_clips`, when the clip is reached.
-        RecipeError: a step that leads nowhere.
+        InputError: as in `read_clips`, raised when the clip is reached.
+        RecipeError: a step that is not positive.
     """
     try:
         yield from _slide(source, preprocessing, step)
@@ -122,11 +123,11 @@ def _slide(source: Any, preprocessing: VideoPreprocessing, step: float | None) -
 
 
 class VideoSet(ImageSet):
-    """Videos in a fixed order, each as (clip float32, label); the label is -1 where there is none.
+    """Videos in a fixed order, each as (clip float32, label); the label is -1 if there is none.
 
-    A clip has the preprocessing's layout, (frames, 3, H, W) or (3, frames, H, W); with more views than one they are
-    stacked in front: (views, ...), see `views_as_batch` and `average_views`. What `ImageSet` says of limits, failures
-    and labels holds. `load_batches` also gives the times of the frames.
+    A clip has the preprocessing's layout, (frames, 3, H, W) or (3, frames, H, W). Several views are stacked along a
+    first axis, (views, ...); see `views_as_batch` and `average_views`. Limits, failures and labels are as in
+    `ImageSet`. `load_batches` also returns the times of the frames.
     """
 
     kind = VIDEOS
@@ -136,14 +137,14 @@ class VideoSet(ImageSet):
         self.preprocessing = preprocessing
 
     def prepared(self, preprocessing: Any) -> Self:
-        """The same videos, made clips by another `VideoPreprocessing`."""
+        """The same set with another `VideoPreprocessing`."""
         other = copy(self)
         other.preprocessing = preprocessing
         return other
 
     def attempt_timed(self, index: int) -> tuple[Tensor, int, Tensor] | Failure:
-        """Video `index`, its label, and (clips, frames) float64, when each frame is shown, in seconds from the
-        beginning; or why it cannot be read."""
+        """Video `index`, its label, and the time of each frame in seconds from the beginning, (clips, frames) float64;
+        or a `Failure` if it cannot be read."""
         result = self._attempt(index, self._clips)
         if isinstance(result, Failure):
             return result
@@ -151,12 +152,12 @@ class VideoSet(ImageSet):
         return self._views(clips), label, torch.from_numpy(clips.times)
 
     def windows(self, index: int, step: float | None = None) -> Iterator[Window | Failure]:
-        """Video `index` clip by clip, as `sliding_clips` reads it; at last, where it goes no further, why."""
+        """The consecutive clips of video `index`, as in `sliding_clips`; a `Failure` at the end if reading fails."""
         try:
             yield from self._windows(self.items[self._indices[index]][0], step)
         except UnusableError as error:
             yield Failure(self.path(index), str(error))
-        except Exception as error:  # whatever a reader or a resize may raise concerns this video alone
+        except Exception as error:  # any exception of a reader or a resize concerns only this video
             yield Failure(self.path(index), f"cannot be read: {reason_of(error)}")
 
     def _clips(self, source: Any) -> Clips:
@@ -182,9 +183,9 @@ def _read(source: Any, preprocessing: VideoPreprocessing) -> Clips:
 
 
 def _stack(frames: list[Tensor]) -> Tensor:
-    """(T, 3, h, w). Raises `UnusableError` where the size changes within the video."""
+    """Stack frames, (T, 3, h, w). Raises `UnusableError` if the size changes within the video."""
     if len({frame.shape for frame in frames}) > 1:
-        raise UnusableError("changes the shape of its picture half way")
+        raise UnusableError("changes its frame size half way")
     return torch.stack(frames)
 
 

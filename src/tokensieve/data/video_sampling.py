@@ -14,19 +14,19 @@ CROPS = (1, 3)
 
 
 class Views(NamedTuple):
-    """How many clips are taken from a video, and how many crops from each of them."""
+    """Number of clips per video, and of crops per clip."""
 
     clips: int = 1
     crops: int = 1
 
     @classmethod
     def parse(cls, text: str) -> Views:
-        """From "5x3", five clips of three crops, or "1x10" as other papers write ten clips of one crop.
+        """Parse "5x3" (five clips of three crops) or "1x10" (ten clips of one crop, as written in other papers).
 
-        Crops are 1 or 3. The second number is theirs where it can be; else the first is.
+        The number of crops is 1 or 3: the second number if it is one of these, else the first.
 
         Raises:
-            RecipeError: neither number can be that of crops.
+            RecipeError: neither number is a valid number of crops.
         """
         match = re.fullmatch(r"\s*(\d+)\s*[x×]\s*(\d+)\s*", text)
         first, second = (int(group) for group in match.groups()) if match else (0, 0)
@@ -34,7 +34,7 @@ class Views(NamedTuple):
             return cls(first, second)
         if min(first, second) >= 1 and first in CROPS:
             return cls(second, first)
-        raise RecipeError(f"views are clips x crops, with 1 or 3 crops, such as 5x3, 1x3 or 1x10, not '{text}'.")
+        raise RecipeError(f"views must be clips x crops, with 1 or 3 crops, such as 5x3, 1x3 or 1x10, not '{text}'.")
 
     @property
     def total(self) -> int:
@@ -42,57 +42,57 @@ class Views(NamedTuple):
 
 
 def dense_clips(timeline: Timeline, frames: int, stride: int, clips: int) -> np.ndarray:
-    """Clips of `frames` frames, each `stride` frames of the mean rate after the one before it (VideoMAE's on Kinetics).
+    """Clips of `frames` frames that are `stride` frames apart at the mean rate (as VideoMAE on Kinetics).
 
-    One clip lies in the middle, several from the beginning to the end at even distances. Of a video that is too short
-    the last frame is repeated. Moments are counted at the mean rate, so that a clip of a video whose rate varies lasts
-    as long as of another.
+    A single clip is in the middle of the video; several are evenly spaced from its beginning to its end. If the video
+    is too short its last frame is repeated. Times are counted at the mean rate, so that clips have the same duration
+    even if the rate varies.
 
     Returns:
         (clips, frames) int64, indices of frames of the timeline.
     """
     length = _length(timeline)
-    room = max(length - ((frames - 1) * stride + 1), 0)
-    starts = np.array([room // 2]) if clips == 1 else np.floor(np.linspace(0, room, clips) + 0.5)
-    at = (starts[:, None] + np.arange(frames) * stride).clip(0, length - 1)
-    return timeline.frame_at(at / timeline.rate)
+    last_start = max(length - ((frames - 1) * stride + 1), 0)
+    starts = np.array([last_start // 2]) if clips == 1 else np.floor(np.linspace(0, last_start, clips) + 0.5)
+    positions = (starts[:, None] + np.arange(frames) * stride).clip(0, length - 1)
+    return timeline.frame_at(positions / timeline.rate)
 
 
 def uniform_clips(timeline: Timeline, frames: int, clips: int) -> np.ndarray:
-    """One frame from each of `frames` equal parts of the whole video (as on Something-Something V2).
+    """Clips with one frame from each of `frames` equal parts of the whole video (as on Something-Something V2).
 
-    From the middle of each part for one clip; several take it from different places of the part, at even distances.
+    A single clip takes the middle of each part; several clips take evenly spaced positions in the part.
 
     Returns:
         (clips, frames) int64, indices of frames of the timeline.
     """
     length = _length(timeline)
-    positions = (np.arange(clips)[:, None] + 0.5) / clips
-    at = np.floor((np.arange(frames) + positions) * length / frames).clip(0, length - 1)
-    return timeline.frame_at(at / timeline.rate)
+    offsets = (np.arange(clips)[:, None] + 0.5) / clips
+    positions = np.floor((np.arange(frames) + offsets) * length / frames).clip(0, length - 1)
+    return timeline.frame_at(positions / timeline.rate)
 
 
 def sliding_windows(timeline: Timeline, frames: int, stride: int, step: float | None) -> np.ndarray:
-    """Dense clips one after the other over the whole video, `step` seconds apart, by default end to end.
+    """Dense clips over the whole video, `step` seconds apart; by default without gap or overlap.
 
-    The last one starts earlier where needed, so that it ends with the video.
+    The last clip starts earlier if needed, so that it ends with the video.
 
     Returns:
         (clips, frames) int64, indices of frames of the timeline.
 
     Raises:
-        RecipeError: a step that leads nowhere.
+        RecipeError: a step that is not positive.
     """
     length, span = _length(timeline), frames * stride
     if step is not None and not step > 0:
-        raise RecipeError(f"The step between sliding clips is a number of seconds above 0, not {step}.")
-    wide = span if step is None else max(step * timeline.rate, 1)
-    room = max(length - span, 0)
-    starts = np.floor(np.arange(int(np.ceil(room / wide)) + 1) * wide + 0.5).clip(0, room)
-    at = (np.unique(starts)[:, None] + np.arange(frames) * stride).clip(0, length - 1)
-    return timeline.frame_at(at / timeline.rate)
+        raise RecipeError(f"The step between sliding clips must be a number of seconds above 0, not {step}.")
+    step_frames = span if step is None else max(step * timeline.rate, 1)
+    last_start = max(length - span, 0)
+    starts = np.floor(np.arange(int(np.ceil(last_start / step_frames)) + 1) * step_frames + 0.5).clip(0, last_start)
+    positions = (np.unique(starts)[:, None] + np.arange(frames) * stride).clip(0, length - 1)
+    return timeline.frame_at(positions / timeline.rate)
 
 
 def _length(timeline: Timeline) -> int:
-    """In frames of the mean rate."""
+    """Length of the video in frames at the mean rate, at least 1."""
     return max(round(timeline.duration * timeline.rate), 1)

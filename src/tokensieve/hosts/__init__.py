@@ -45,23 +45,27 @@ __all__ = [
 ]
 
 BUILT_IN = tuple(HOSTS)
-"""The kinds of models that are opened without a registered host."""
+"""The model classes that tokensieve opens by itself; users can add others with `register_host`."""
 
 _WHOLE_GRID = "its windows or strides need the whole grid"
 _DIVIDED = (
-    "its divided attention reads each place in every frame and each frame in every place, so that no patch can be "
-    "missing (transformers' VideoMAE, ViViT and V-JEPA 2 attend to all patches jointly, and can)"
+    "its divided attention reads each position across all frames and each frame across all positions, so that no patch "
+    "may be missing (transformers' VideoMAE, ViViT and V-JEPA 2 attend to all patches jointly, and can be sieved)"
 )
-_TOWERS = "it reads text too: sieve its model.vision_model, and give that one's pooler_output to what follows"
+_TOWERS = "it reads text too: sieve its model.vision_model, and pass its pooler_output to the layers that follow"
 
-_SHRINKS = "its keys are read from maps that strided convolutions shrink, and its MLPs look around: they need the grid"
+_SHRINKS = (
+    "its keys come from maps that strided convolutions shrink, and its MLPs contain convolutions: both need the "
+    "whole grid"
+)
 _PIXEL_LEVEL = (
-    "sieve its backbone, in its place: model.model.pixel_level_module.encoder = "
+    "sieve its backbone instead: model.model.pixel_level_module.encoder = "
     "sieve(model.model.pixel_level_module.encoder, recipe)"
 )
 
 _HOOKED = (
-    "it takes features by hooks or from a traced graph, which a sieve would go past: build it with feature_cls='list'"
+    "it collects features by hooks or from a traced graph, which a sieved forward bypasses: build it with "
+    "feature_cls='list'"
 )
 
 _HINTS = {
@@ -84,8 +88,8 @@ _HINTS = {
     "MaxVit": _WHOLE_GRID,
     "MViT": "its attention pools queries, keys and values over the grid, which must be whole (torchvision's "
     "SwinTransformer3d takes PaPr, transformers' VideoMAE every method)",
-    "VideoResNet": "it has no tokens; as a module it can be the proposal of a model that has",
-    "S3D": "it has no tokens; as a module it can be the proposal of a model that has",
+    "VideoResNet": "it has no tokens; it can be the proposal of a model that has tokens",
+    "S3D": "it has no tokens; it can be the proposal of a model that has tokens",
     # transformers
     **dict.fromkeys(("TimesformerModel", "TimesformerForVideoClassification"), _DIVIDED),
     "VideoMAEForPreTraining": "its decoder needs all patches: sieve model.videomae",
@@ -97,7 +101,7 @@ _HINTS = {
     "Swinv2ForMaskedImageModeling": "its decoder needs the masked patches: sieve model.swinv2",
     **dict.fromkeys(
         ("TimmWrapperModel", "TimmWrapperForImageClassification"),
-        "sieve the model in it, in its place: model.timm_model = sieve(model.timm_model, recipe)",
+        "sieve the timm model inside it: model.timm_model = sieve(model.timm_model, recipe)",
     ),
     **dict.fromkeys(
         (
@@ -113,13 +117,13 @@ _HINTS = {
     **dict.fromkeys(("MaskFormerForInstanceSegmentation", "Mask2FormerForUniversalSegmentation"), _PIXEL_LEVEL),
     "YolosModel": "sieve the YolosForObjectDetection around it",
     "DPTModel": "sieve the DPTForDepthEstimation or DPTForSemanticSegmentation around it",
-    "BeitModel": "timm's Beit, with the same weights, can be",
-    "BeitForImageClassification": "timm's Beit, with the same weights, can be",
+    "BeitModel": "timm's Beit, with the same weights, can be sieved",
+    "BeitForImageClassification": "timm's Beit, with the same weights, can be sieved",
     # open_clip
     "CLIP": "it reads text too: sieve its model.visual",
     "CustomTextCLIP": "it reads text too: sieve its model.visual",
     "CoCa": "it reads text too: sieve its model.visual",
-    "TimmModel": "it is wrapped: sieve its model.trunk, in its place",
+    "TimmModel": "it wraps a timm model: model.trunk = sieve(model.trunk, recipe)",
 }
 
 
@@ -132,25 +136,32 @@ def open_host(model: nn.Module) -> Host | StagedHost:
     host = host_for(type(model))
     if host is None:
         name = type(model).__name__
-        names = [kind.__name__ for kind in type(model).__mro__]  # a traced graph's own class is called as its model
-        missing = next(
+        names = [cls.__name__ for cls in type(model).__mro__]  # the class of a traced graph has the name of its model
+        reason = next(
             (_HINTS[model_name] for model_name in names if model_name in _HINTS),
             f"no opener is written for {type(model).__module__}.{name}",
         )
-        timms = _known("timm.models", but="_features")
+        timm_names = _built_in_names("timm.models", excluding="_features")
+        torchvision_names = _built_in_names("torchvision.models")
         raise UnsupportedHost(
-            f"{name} cannot be sieved: {missing}. Models that can: timm's {timms}, and ConvNeXt and Swin with "
-            f"features_only=True; torchvision's {_known('torchvision.models')}; transformers' ViT, DeiT, DINOv2, "
+            f"{name} cannot be sieved: {reason}. Models that can: timm's {timm_names}, and ConvNeXt and Swin with "
+            f"features_only=True; torchvision's {torchvision_names}; transformers' ViT, DeiT, DINOv2, "
             "DINOv3, CLIP, SigLIP and MAE encoders, its VideoMAE, ViViT and V-JEPA 2, its ConvNeXt and Swin (V2 too), "
             "the backbones of DINOv2, DINOv3, BEiT, ConvNeXt and Swin, with Depth Anything, DPT, ZoeDepth and UperNet "
             "around them, BEiT's segmenter, EoMT and YOLOS; "
-            f"open_clip's VisionTransformer{_from_outside()}; used as they are."
+            f"open_clip's VisionTransformer{_registered_names()}; used as they are."
         )
     return complete(host.opened(model))
 
 
 def open_tokens(model: nn.Module, operation: str) -> Host:
-    """`open_host` for what works on tokens alone; `operation` is the participle for the error, such as "tuned"."""
+    """`open_host` for operations that need a host with tokens.
+
+    `operation` is a participle for the error message, such as "tuned".
+
+    Raises:
+        UnsupportedHost: the model cannot be opened, or is a hierarchical model (stages) without tokens.
+    """
     host = open_host(model)
     if not isinstance(host, Host):
         raise UnsupportedHost(
@@ -159,16 +170,15 @@ def open_tokens(model: nn.Module, operation: str) -> Host:
     return host
 
 
-def _known(library: str, but: str = "") -> str:
-    """The classes of a library that open here by themselves; `but` names a module whose classes stay unsaid."""
-    kinds = [kind for kind in BUILT_IN if isinstance(kind, type) and kind.__module__.startswith(library)]
-    return ", ".join(kind.__name__ for kind in kinds if kind.__module__ != f"{library}.{but}")
+def _built_in_names(library: str, excluding: str = "") -> str:
+    """Names of the built-in model classes of a library, joined by commas, without those of the module `excluding`."""
+    classes = [cls for cls in BUILT_IN if isinstance(cls, type) and cls.__module__.startswith(library)]
+    return ", ".join(cls.__name__ for cls in classes if cls.__module__ != f"{library}.{excluding}")
 
 
-def _from_outside() -> str:
-    """The end of a sentence: what somebody has registered beside these."""
-    outside = [
-        kind for kind, host in HOSTS.items() if not host.__module__.startswith(f"{__package__.partition('.')[0]}.")
-    ]
-    names = [kind if isinstance(kind, str) else kind.__name__ for kind in outside]
+def _registered_names() -> str:
+    """The end of a sentence that names the model classes which other code has registered; may be empty."""
+    package = f"{__package__.partition('.')[0]}."
+    registered = [cls for cls, host in HOSTS.items() if not host.__module__.startswith(package)]
+    names = [cls if isinstance(cls, str) else cls.__name__ for cls in registered]
     return f"; registered here: {', '.join(names)}" if names else ""

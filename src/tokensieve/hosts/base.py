@@ -1,4 +1,4 @@
-"""The contract of a host: the user's model, opened and not copied."""
+"""The base classes of hosts: adapters that give access to the parts of the user's model without copying it."""
 
 from __future__ import annotations
 
@@ -16,47 +16,53 @@ from .checks import channels_first, covered
 
 
 class Exit(NamedTuple):
-    """The output of a head between blocks on the tokens there, some of which then left."""
+    """The output of a classification head between two blocks; some of the tokens it read exit there."""
 
     block: int
     prediction: Any
     """The result of `Host.predict`."""
     source: Tensor
-    """(B, P) int64: the token that stands for each patch there, -1 where it had left before."""
+    """(B, P) int64: the index of each patch's token at this block, -1 for patches that exited earlier."""
     class_probability: str
-    """Which head's class probability counts for the tokens that left: the `last` one's, or that of the `stage`."""
+    """Which head gives the class probability of the tokens that exit: the `last` one, or the one of this `stage`."""
 
 
 class HostBlock(ABC):
-    """One block of the host. Called whole where nothing acts in it; else through its three verbs."""
+    """One transformer block of the host.
+
+    A block in which no method acts is called as a whole; otherwise its parts `qkv`, `attention_out` and `mlp` are
+    called one after the other.
+    """
 
     closed: str | None = None
     """Why no method can act inside this block, or None."""
     by_token = False
-    """Whether `qkv` and `attention_out` compute each token from itself alone, wherever it stands: then images of unlike
-    lengths go through them as one sequence without padding, as they do through any `mlp`."""
+    """Whether `qkv` and `attention_out` compute each token independently of the others and of its position. Images with
+    different numbers of tokens then pass through them concatenated, without padding, as through any `mlp`."""
     checkpoints = False
-    """Whether gradient checkpointing is switched on: the stream keeps what goes in, and computes the rest again."""
+    """Whether gradient checkpointing is on: the stream saves the block's input and recomputes the rest in backward."""
     checkpoints_itself = False
-    """Whether the block does so by itself where it is called whole."""
+    """Whether the block applies gradient checkpointing by itself when it is called as a whole."""
     bypassed: Sequence[nn.Module] = ()
-    """Modules that are not called once the block is opened: itself, its attention."""
+    """Modules whose own forward is not called when a method acts in the block: the block, its attention."""
 
     def enter(self, tokens: Tokens) -> Tokens:
-        """What the host adds to the tokens in front of the block, such as positions; nothing by default."""
+        """The tokens with everything the host adds before this block, such as positions; unchanged by default."""
         return tokens
 
     @abstractmethod
     def __call__(self, tokens: Tokens) -> Tensor:
-        """The block as it is: tokens.x -> (B, N, d)."""
+        """The whole block, by its own forward: tokens.x -> (B, N, d)."""
 
     @abstractmethod
     def qkv(self, tokens: Tokens, query_rows: Tensor | None = None) -> BlockQKV:
-        """Norm, projections, key norm, positions.
+        """Queries, keys and values: norm, projections, key norm and positions.
 
-        `query_rows` (B, M) int64: the tokens whose queries are needed, prefix first; keys and values are of all. A
-        block may project those alone, or leave it to the caller: `self.qkv(tokens).only_queries(query_rows)` is the
-        same.
+        Args:
+            tokens: the input of the block.
+            query_rows: (B, M) int64, the tokens whose queries are needed, prefix first; None is all. Keys and values
+                are computed for all tokens. A block may project only these queries, or compute all and select:
+                `self.qkv(tokens).only_queries(query_rows)` gives the same result.
         """
 
     @abstractmethod
@@ -69,34 +75,34 @@ class HostBlock(ABC):
 
     @property
     def trains(self) -> bool:
-        """Whether anything is dropped at random, which may be whole images."""
+        """Whether the block is in training mode, in which dropout and drop path act (drop path on whole images)."""
         return any(part.training for part in self.bypassed)
 
     def rest(self, attended: Tensor, attention: BlockQKV, x: Tensor) -> Tensor:
-        """Everything behind the attention itself."""
+        """The rest of the block after the attention itself: `attention_out`, then `mlp`."""
         return self.mlp(self.attention_out(attended, attention, x))
 
 
 class BaseHost(ABC):
-    """The contract that hosts with tokens and hosts with stages share."""
+    """The interface that hosts with tokens (`Host`) and hierarchical hosts (`StagedHost`) share."""
 
     layout = "CHW"
-    """Which side of what it reads is which, without the batch; "TCHW" or "CTHW" where it reads video."""
+    """The axes of the model's input, without the batch; "TCHW" or "CTHW" for models that read video."""
     model: Any
-    """The host itself, an `nn.Module` whose parts the opener knows by name."""
+    """The user's model, an `nn.Module` whose submodules the host accesses by name."""
 
     @abstractmethod
     def __init__(self, model: nn.Module) -> None:
-        """Open `model`; raises `UnsupportedHost` for what would go wrong silently."""
+        """Open `model`; raises `UnsupportedHost` if the result would be silently wrong."""
 
     @classmethod
     def opened(cls, model: nn.Module) -> Any:
-        """The host that opens `model`: this one, unless it depends on a part of the model which one it is."""
+        """An instance for `model`: of this class, unless a part of the model (its backbone) calls for another one."""
         return cls(model)
 
     @property
     def input_spec(self) -> InputSpec:
-        """What the model reads; a host that knows better than the model says it here, as a property or an attribute."""
+        """Shape and layout of the model's input. A host that knows it better than the model's config overrides this."""
         return InputSpec.image(self.model)
 
     @property
@@ -106,81 +112,88 @@ class BaseHost(ABC):
 
     @property
     def patch(self) -> Sequence[int] | None:
-        """Height and width in pixels of what a token, or a pixel of stage 0, stands for, of video its frames before
-        them; None where patches overlap, or are not known."""
+        """Patch size, (height, width) in pixels, for video (frames, height, width); with stages that of a pixel of
+        stage 0's map. None if patches overlap or the size is unknown."""
         return None
 
     def covered(self, images: Tensor, grid: Sequence[int]) -> Tensor:
-        """What of the images the grid of patches covers: what a significance map is made of. Of clips in any layout
-        (B, C, T, H, W)."""
+        """The part of the images that the grid of patches covers, from which a significance map is computed:
+        (B, C, H, W), for clips of any layout (B, C, T, H, W)."""
         return covered(channels_first(images, self.layout), grid, self.patch)
 
 
 class Host(BaseHost):
-    """A model opened into the parts of the stream. Holds references to its sub-modules and nothing else."""
+    """A model with tokens, opened into the parts that the stream calls. It holds only references to submodules."""
 
     units = "tokens"
-    """What recipes reduce."""
+    """What a recipe reduces on this host."""
     blocks: Sequence[HostBlock]
     width: int
     """Channels of a token."""
     prefix: int
     """Class, distillation and register tokens in front of the patch tokens."""
     class_token: bool
-    """Whether the first of these is a class token."""
+    """Whether the first prefix token is a class token."""
     reads_prefix: bool
-    """Whether the head reads nothing but prefix tokens."""
+    """Whether the head reads only prefix tokens."""
     levels: Sequence[int] = ()
-    """Blocks behind which the head reads tokens, in rising order: `read` is called. Empty: `head` reads the last. -1 is
-    what block 0 reads."""
+    """Indices of the blocks whose output the head reads, ascending; -1 is the input of block 0. If any are given the
+    stream calls `read`; if empty it calls `head` on the output of the last block."""
     exits: Sequence[int] = ()
-    """Blocks behind which a head classifies each token, the last one included; `predict` runs it."""
+    """Indices of the blocks after which a head classifies each token, the last one included; `predict` runs it."""
     read_kwargs: Sequence[str] = ()
-    """Arguments that `read` takes beside the images, by name."""
+    """Names of the keyword arguments that `read` takes besides the images."""
     rebound: Sequence[str] = ()
-    """Methods of the model that do nothing but call the model, and so are called on what `sieve` returns."""
+    """Names of model methods that only call the model; on a sieved model they call the sieved forward."""
     dense_only: Sequence[str] = ()
-    """Methods of the model that would run the dense model past the recipe: a sieved model refuses them."""
+    """Names of model methods that would run the dense model and ignore the recipe; a sieved model refuses them."""
     cannot_merge: str | None = None
     """Why this host's head cannot pool merged tokens, or None."""
     cannot_drop_prefix: str | None = None
-    """Why its blocks cannot do without a token in front, or None; nor can those that get a positional table."""
+    """Why its blocks need every prefix token, or None. Blocks with a positional table need them in any case."""
 
     @property
     def facts(self) -> tuple[Any, ...]:
-        """All of the host that a plan depends on: while it stays the same, so does the plan."""
+        """Everything about the host that a plan depends on: a plan stays valid as long as this does not change."""
         closed = tuple(block.closed for block in self.blocks)
         return self.width, self.prefix, self.class_token, self.reads_prefix, self.cannot_merge, closed
 
     @abstractmethod
     def embed(self, images: Tensor) -> Tokens:
-        """Everything before block 0: (B, 3, H, W) -> tokens of all patches, with position, prefix and pre-norm."""
+        """Everything before block 0: images (B, 3, H, W) -> the tokens of all patches, with positions, prefix tokens
+        and pre-norm."""
 
     @abstractmethod
     def features(self, tokens: Tokens) -> Tokens:
-        """Everything after the last block that is still a token: the final norm."""
+        """The layers after the last block that still return tokens: the final norm."""
 
     @abstractmethod
     def head(self, tokens: Tokens) -> Any:
-        """Pooling, which minds sizes, and classifier: what `features` gave -> the host's own output."""
+        """Pooling, weighted by token sizes, and classifier: the result of `features` -> the host's own output."""
 
     def predict(self, block: int, tokens: Tokens) -> Any:
-        """The output of the head behind one of the `exits` on any of that block's tokens: an object with `probability`,
-        (B, K, N) of each class."""
+        """Classify tokens by the head after a block of `exits`: an object with `probability`, (B, K, N) for K classes
+        and the N tokens given, which may be a part of the block's tokens."""
         raise NotImplementedError
 
     def read(self, levels: Sequence[Tokens], exits: Sequence[Exit], size: Sequence[int], **kwargs: Any) -> Any:
-        """The tokens behind each of `levels`, and the outputs on those that left before -> the host's own output for
-        images of this height and width. Dropped and merged patches have to be put back."""
+        """The host's own output where its head reads several blocks. Dropped and merged patches must be put back.
+
+        Args:
+            levels: the tokens after each block of `self.levels`.
+            exits: the predictions for tokens that exited between blocks.
+            size: height and width of the images, in pixels.
+            kwargs: those of `read_kwargs`.
+        """
         raise NotImplementedError
 
     def arguments(self, images: Tensor | None, kwargs: dict[str, Any]) -> tuple[Tensor, dict[str, Any]]:
-        """What a sieved model was called with -> the images, and the arguments that go to `head` or `read`.
+        """The arguments of a call of the sieved model -> the images, and the keyword arguments of `head` or `read`.
 
         Raises:
-            InputError: no images, or words that the host does not know; most know none.
+            InputError: no images, or keyword arguments that the host does not take; most hosts take none.
         """
-        if images is None and "x" in kwargs:  # what timm and open_clip call it
+        if images is None and "x" in kwargs:  # the name of timm's and open_clip's parameter
             images = kwargs.pop("x")
         read_arguments = {name: kwargs.pop(name) for name in self.read_kwargs if name in kwargs}
         if images is None or kwargs:

@@ -1,4 +1,4 @@
-"""What openers refuse alike."""
+"""Checks that several hosts share: sizes and shapes of images, patches, hooks."""
 
 from __future__ import annotations
 
@@ -13,35 +13,35 @@ from ..errors import InputError, UnsupportedHost
 
 
 def plain_patch(projection: nn.Module | None) -> tuple[int, ...] | None:
-    """Sides of the patches that a convolution embeds, (frames,) height and width, if they lie side by side, or None."""
+    """Patch size of an embedding convolution, ([frames,] height, width); None if patches overlap or are padded."""
     if not isinstance(projection, (nn.Conv2d, nn.Conv3d)) or any(projection.padding):
         return None
     return tuple(projection.stride) if projection.stride == projection.kernel_size else None
 
 
 def covered(images: Tensor, grid: Sequence[int], patch: Sequence[int] | None) -> Tensor:
-    """The part of the images (B, C, H, W), or clips (B, C, T, H, W), that a grid of patches covers, from its start on.
+    """The part of the images (B, C, H, W), or clips (B, C, T, H, W), that a grid of patches covers.
 
-    Hosts leave out what is no whole patch at the far edges, or fill it up with zeros: so is it done here. `patch` None
-    is not known, and the whole image stands for the grid.
+    An incomplete patch at the right or bottom edge is cropped or padded with zeros, as hosts do. If `patch` is None
+    (unknown) the images are returned unchanged.
     """
     if patch is None:
         return images
-    filled: list[int] = []  # from the last side on, as `pad` takes them
+    padding: list[int] = []  # from the last axis to the first, the order of `pad`
     for axis, (count, side) in enumerate(zip(grid, patch, strict=True), start=2):
         side_length, grid_length = as_int(images.shape[axis]), count * side
         images = images if side_length <= grid_length else images.narrow(axis, 0, grid_length)
-        filled = [0, max(0, grid_length - side_length), *filled]
-    return F.pad(images, filled) if any(filled) else images
+        padding = [0, max(0, grid_length - side_length), *padding]
+    return F.pad(images, padding) if any(padding) else images
 
 
 def channels_first(images: Tensor, layout: str) -> Tensor:
-    """Images or clips of a layout of `InputSpec`, with their channels in front: (B, C, H, W) or (B, C, T, H, W)."""
+    """Images or clips in a layout of `InputSpec` -> channels first: (B, C, H, W) or (B, C, T, H, W)."""
     return images.transpose(1, 2) if layout == "TCHW" else images
 
 
 def check_size(model: nn.Module, images: Tensor, size: Sequence[int]) -> Tensor:
-    """The images (B, C, H, W), if they have the one size (height, width) that the model reads."""
+    """Return the images (B, C, H, W); raises InputError if they do not have the model's size (height, width)."""
     if tuple(images.shape[2:]) != tuple(size):
         raise InputError(
             f"Images have shape {tuple(images.shape)}; this {type(model).__name__} reads (B, 3, {size[0]}, {size[1]})."
@@ -53,22 +53,22 @@ _HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_
 
 
 def hooked(module: nn.Module) -> bool:
-    """Whether a module has hooks or a forward put in the place of its own.
+    """Whether a module has hooks, or a `forward` that replaces that of its class.
 
-    transformers collects hidden states by hooks that it leaves on its layers: they are no user's, and do not count.
+    Hooks of transformers, which it leaves on its layers to collect hidden states, do not count.
     """
     if "forward" in module.__dict__:
         return True
     hooks = [hook for name in _HOOKS for hook in (getattr(module, name) or {}).values()]
-    return any(not _own(getattr(hook, "func", hook)) for hook in hooks)
+    return any(not _of_transformers(getattr(hook, "func", hook)) for hook in hooks)
 
 
-def _own(hook: object) -> bool:
+def _of_transformers(hook: object) -> bool:
     return str(getattr(hook, "__module__", "")).startswith("transformers.")
 
 
 def refuse_hooks(model: nn.Module, bypassed: Iterable[nn.Module]) -> None:
-    """Refuse hooks and replaced forwards on modules which the stream does not call as a whole: they would not run."""
+    """Raise UnsupportedHost if a bypassed module has hooks or a replaced `forward`: neither would run."""
     for module in bypassed:
         if not hooked(module):
             continue
@@ -79,7 +79,7 @@ def refuse_hooks(model: nn.Module, bypassed: Iterable[nn.Module]) -> None:
                 f"{path} was placed by accelerate (device_map=), whose hooks would not run: load the model on one "
                 "device, without device_map=."
             )
-        reason = "a forward of its own" if "forward" in module.__dict__ else "a hook"
+        reason = "a replaced forward" if "forward" in module.__dict__ else "a hook"
         raise UnsupportedHost(
             f"{path} has {reason}, which would not run, because the recipe acts inside {type(module).__name__}: put it "
             "on a module inside that is called as it is (a norm, an MLP), or remove it."
@@ -87,12 +87,12 @@ def refuse_hooks(model: nn.Module, bypassed: Iterable[nn.Module]) -> None:
 
 
 def plain_linear(layer: nn.Module) -> bool:
-    """Whether rows of a linear layer's weight may be used by themselves: nothing of it is replaced or hooked."""
+    """Whether the weight of a layer may be used without calling it: a plain `nn.Linear` without hooks."""
     return type(layer) is nn.Linear and not hooked(layer)
 
 
 def check_images(model: nn.Module, images: Tensor, layout: str = "CHW") -> Tensor:
-    """The images, or the clips of another layout, if they are a tensor of the rank of these."""
+    """Return the images, or clips of a video layout; raises InputError unless they are a tensor of the right rank."""
     noun, name = "Images" if layout == "CHW" else "Clips", type(model).__name__
     reads = "(B, 3, H, W)" if layout == "CHW" else f"(batch, {LAYOUTS[layout]})"
     if not isinstance(images, Tensor):

@@ -1,4 +1,4 @@
-"""transformers' BEiT as a backbone and as a segmenter; its attention adds a bias that belongs to pairs of places."""
+"""transformers' BEiT as a backbone and as a segmenter; its attention adds a relative position bias."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ from .registry import register_host
 
 
 class HFBeitBlock(HFBlock):
-    """A layer of transformers' BEiT; its position bias is its own, shared by all layers, both or none.
+    """A layer of transformers' BEiT. Its relative position bias can be the layer's, shared by all layers, both or none.
 
-    A patch keeps the bias of its position; a merged token takes that of the token it was merged into.
+    A patch keeps the bias of its position; a merged token has that of the token it was merged into.
     """
 
     def __init__(self, layer: Any, prefix: int, shared: Any, patch: int) -> None:
@@ -29,7 +29,7 @@ class HFBeitBlock(HFBlock):
         self.shared, self.patch = shared, patch
         self.layer_bias = getattr(layer, "relative_position_bias", None)
         self.by_token = not self.biased
-        # Called whole, a layer wants the bias of the whole grid: an unknown one could not take fewer tokens.
+        # Called as a whole, a layer adds the bias of the whole grid, so it cannot take fewer tokens: it must be opened.
         if self.biased and self.closed:
             raise UnsupportedHost(f"BEiT cannot be sieved: {self.closed}.")
 
@@ -58,7 +58,7 @@ class HFBeitBlock(HFBlock):
 
 
 class _HFBeit(HFDense):
-    """A model whose layers are held by a `BeitModel`."""
+    """A model whose layers are in a `BeitModel`."""
 
     path = "layers"
 
@@ -78,7 +78,7 @@ class _HFBeit(HFDense):
         return HFBeitBlock(layer, self.prefix, self.holder.shared_position_bias, self.holder.config.patch_size)
 
     def arguments(self, images: Tensor | None, kwargs: dict[str, Any]) -> tuple[Tensor, dict[str, Any]]:
-        # the bias is always that of the images' own grid, so that interpolating it once more changes nothing
+        # the bias is always computed for the grid of these images, so this argument would change nothing
         kwargs.pop("interpolate_pos_encoding", None)
         return super().arguments(images, kwargs)
 
@@ -90,12 +90,12 @@ class _HFBeit(HFDense):
 
 @register_host("transformers.models.BeitBackbone")
 class HFBeitBackbone(_HFBeit, HFBackbone):
-    """Maps of several layers, with the config's `add_fpn` at four sizes."""
+    """BEiT as a backbone: maps of several layers, resized to four scales if the config's `add_fpn` is set."""
 
 
 @register_host("transformers.models.BeitForSemanticSegmentation")
 class HFBeitSegmenter(_HFBeit):
-    """Four layers' maps at four sizes, and an UperNet head."""
+    """BEiT for semantic segmentation: an UperNet head on the maps of four layers, resized to four scales."""
 
     def read_levels(self) -> Sequence[int]:
-        return [index - 2 for index in self.model.config.out_indices]  # 1 is what block 0 reads
+        return [index - 2 for index in self.model.config.out_indices]  # index 1 is the input of block 0

@@ -1,4 +1,4 @@
-"""transformers' vision layers, opened at the seam between attention and MLP. Nothing of transformers is imported."""
+"""transformers' vision layers, split between attention and MLP. This file does not import transformers."""
 
 from __future__ import annotations
 
@@ -14,34 +14,36 @@ from .base import HostBlock
 from .hf_calls import is_transformers
 
 KERNELS = (None, "eager", "sdpa", "flash_attention_2", "flash_attention_3", "flex_attention")
-"""transformers' ways to compute one and the same attention; any other may compute another one."""
+"""Attention implementations of transformers that all compute standard attention; others may compute something else."""
 
 
 @dataclass(frozen=True)
 class Seam:
-    """The names of the parts of one kind of layer."""
+    """The attribute names of the parts of one class of layers. Dotted names start at the layer."""
 
     attention: str
-    """Class of the attention; the names of the parts follow, those with dots from the layer on."""
+    """Class name of the attention module."""
     inner: str = "attention"
-    """Where it is in the layer; in older layers inside another one, which projects."""
+    """Path of the attention module; in older layers it is inside another module, which has the output projection."""
     before: str = "norm1"
+    """Name of the norm before attention."""
     after: str = "norm2"
+    """Name of the norm before the MLP."""
     projections: tuple[str, str, str] = ("q_proj", "k_proj", "v_proj")
     out: str = "attention.o_proj"
     head_size: str = "head_dim"
     scaling: str = "scaling"
     dropout: str = "attention_dropout"
     scales: tuple[str, ...] = ()
-    """The layer scales behind attention and MLP."""
+    """Names of the layer scales after attention and after the MLP."""
     drop: str | None = None
-    """The drop path in front of both residuals."""
+    """Name of the drop path, applied before each of the two residual additions."""
     mlp: tuple[str, ...] = ("mlp",)
-    """The MLP, or its first half and then the second, which adds the residual itself."""
+    """Name of the MLP, or names of its two halves, of which the second adds the residual itself."""
     rotary: Literal["half", "pairs"] | None = None
-    """Which channels turn together: one of either half, or two neighbours."""
+    """Which channels rotary embedding rotates together: channel i with i + half the width, or neighbouring pairs."""
     older: bool = False
-    """The layer takes no mask, and the output projection its own input twice."""
+    """The layer takes no mask argument, and its output projection takes its input twice."""
 
 
 def _vit(name: str) -> Seam:
@@ -54,7 +56,7 @@ def _dino(name: str, dropout: str = "attention_dropout", rotary: Literal["half"]
 
 
 def _older(attention: str, **parts: Any) -> Seam:
-    """Layers whose attention is called by another module, which projects."""
+    """Layers whose attention module is inside another module, which has the output projection."""
     return Seam(
         attention,
         inner="attention.attention",
@@ -93,7 +95,7 @@ SEAMS: dict[str, tuple[Seam, ...]] = {
     "ViTLayer": (_vit("ViT"),),
     "DeiTLayer": (_vit("DeiT"),),
     "ViTMAELayer": (_vit("ViTMAE"),),
-    # up to transformers 5.13 the older one
+    # transformers up to 5.13 has the older form
     **{f"{name}Layer": (_older_dino(name), _dino(name)) for name in ("Dinov2", "Dinov2WithRegisters")},
     "DINOv3ViTLayer": (_dino("DINOv3ViT", "dropout", rotary="half"),),
     "EomtLayer": (replace(_dino("Eomt", "dropout"), out="attention.out_proj", scaling="scale"),),
@@ -118,11 +120,11 @@ SEAMS: dict[str, tuple[Seam, ...]] = {
         ),
     ),
 }
-"""By class of the layer; of several that one whose attention is where it says."""
+"""Class name of a layer -> its possible forms; the one that applies is the first whose attention module exists."""
 
 
 class HFBlock(HostBlock):
-    """A layer of a transformers vision encoder. Types are matched exactly: a subclass may compute anything."""
+    """A layer of a transformers vision encoder. Types are matched exactly: a subclass may compute something else."""
 
     checkpoints_itself = True
 
@@ -141,12 +143,12 @@ class HFBlock(HostBlock):
             self.closed = f"its attention {type(inner).__name__} is unknown here (known: {self.seam.attention})"
         elif kernel not in KERNELS:
             self.closed = (
-                f'its attention runs as "{kernel}", which may compute anything: '
-                'model.set_attn_implementation("sdpa") makes it one that is known'
+                f'its attention runs as "{kernel}", which may compute something else than standard attention: '
+                'call model.set_attn_implementation("sdpa") first'
             )
 
     def __call__(self, tokens: Tokens) -> Tensor:
-        if self.seam.rotary == "pairs":  # it makes its rows by itself
+        if self.seam.rotary == "pairs":  # such a layer computes its rotary embedding from the positions
             return self.layer(tokens.x, tokens.positions)[0]
         if self.seam.rotary == "half":
             return self.layer(tokens.x, None, position_embeddings=self._rope(tokens))
@@ -166,7 +168,7 @@ class HFBlock(HostBlock):
             cos, sin = self._rope(tokens)
             k = self._rotate(k, cos, sin)
             if query_rows is not None:
-                cos, sin = (_some(projected, query_rows[:, self.prefix :] - self.prefix) for projected in (cos, sin))
+                cos, sin = (_table_rows(table, query_rows[:, self.prefix :] - self.prefix) for table in (cos, sin))
             q = self._rotate(q, cos, sin)
         dropout = getattr(inner, seam.dropout) if inner.training else 0.0
         return BlockQKV(q, k, v, keys, dropout=dropout, scale=getattr(inner, seam.scaling))
@@ -184,7 +186,7 @@ class HFBlock(HostBlock):
         return _part(self.layer, path)
 
     def _add(self, x: Tensor, out: Tensor, branch: int) -> Tensor:
-        """The residual around attention (part 0) or MLP (part 1), behind layer scale and dropout."""
+        """Add `out` to x after layer scale and drop path; `branch` is 0 for attention, 1 for the MLP."""
         if self.seam.scales:
             out = getattr(self.layer, self.seam.scales[branch])(out)
         if self.seam.drop is not None:
@@ -192,7 +194,7 @@ class HFBlock(HostBlock):
         return x + out
 
     def _rope(self, tokens: Tokens) -> tuple[Tensor, Tensor]:
-        """Cosines and sines where the tokens stand, (P, D) for all patches or (B, 1, n, D)."""
+        """Cosines and sines at the positions of the tokens, (P, D) for all patches or (B, 1, n, D)."""
         assert tokens.table is not None
         cos, sin = tokens.table
         if tokens.positions is None:
@@ -204,29 +206,29 @@ class HFBlock(HostBlock):
         patches = heads[:, :, self.prefix :]
         if self.seam.rotary == "pairs":
             even, odd = patches.unflatten(-1, (-1, 2)).unbind(-1)
-            quarter = torch.stack([-odd, even], dim=-1).flatten(-2)
+            quarter_turn = torch.stack([-odd, even], dim=-1).flatten(-2)
         else:
             low, high = patches.chunk(2, dim=-1)
-            quarter = torch.cat([-high, low], dim=-1)
-        turned = patches * cos + quarter * sin
-        return torch.cat([heads[:, :, : self.prefix], turned], dim=2)
+            quarter_turn = torch.cat([-high, low], dim=-1)
+        rotated = patches * cos + quarter_turn * sin
+        return torch.cat([heads[:, :, : self.prefix], rotated], dim=2)
 
 
 def _part(layer: Any, path: str) -> Any:
-    """A part of a layer by its dotted name, or None."""
+    """The submodule of a layer at a dotted path, or None."""
     for name in path.split("."):
         layer = getattr(layer, name, None)
     return layer
 
 
 def _along(layer: Any, path: str) -> list[Any]:
-    """The parts on the way to `path`, none behind the first that is missing or not transformers' own; None for that."""
+    """The modules along a dotted path. After a module that is missing or not of transformers, the entries are None."""
     parts = [layer]
     for name in path.split("."):
         parts.append(getattr(parts[-1], name, None) if is_transformers(parts[-1]) else None)
     return parts[1:]
 
 
-def _some(table: Tensor, query_rows: Tensor) -> Tensor:
+def _table_rows(table: Tensor, query_rows: Tensor) -> Tensor:
     """Rows `query_rows` (B, M) of a table (P, D) or (B, 1, n, D) -> (B, 1, M, D)."""
     return (table[query_rows] if table.ndim == 2 else rows(table[:, 0], query_rows)).unsqueeze(1)

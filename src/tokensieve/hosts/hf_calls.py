@@ -1,4 +1,4 @@
-"""How models of transformers are called, and what their openers refuse alike; imported with the first of them."""
+"""Calls of transformers models: their arguments, checks of these, and replacements for parts of a model."""
 
 from __future__ import annotations
 
@@ -11,26 +11,26 @@ from torch import Tensor
 from ..errors import InputError, UnsupportedHost
 
 OLDEST = "5.9"
-"""The first version of transformers in which ViT's layers have these parts."""
+"""The oldest supported version of transformers: the first whose ViT layers have the parts named in `hf_block.py`."""
 
 
 COUNT = "num_items_in_batch"
-"""The argument that transformers' Trainer adds to `labels=`, for the loss alone."""
+"""The argument that transformers' Trainer adds to `labels=`; only the loss uses it."""
 
 
 def is_transformers(module: Any) -> bool:
-    """Whether a module's class is transformers' own."""
+    """Whether the class of a module is defined in transformers."""
     return type(module).__module__.startswith("transformers.models.")
 
 
 def check_model(model: Any) -> None:
-    """Refuse a version whose models have other parts."""
+    """Raise UnsupportedHost if the installed transformers is older than `OLDEST`."""
     import transformers
 
     name = type(model).__name__
     if Version(transformers.__version__) < Version(OLDEST):
         raise UnsupportedHost(
-            f"{name} is of transformers {transformers.__version__}, whose layers have other parts; "
+            f"{name} is from transformers {transformers.__version__}, whose layers are built differently; "
             f"version {OLDEST} or newer is needed: pip install 'transformers>={OLDEST}'."
         )
 
@@ -41,7 +41,7 @@ def called_with(model: Any, images: Tensor | None, kwargs: dict[str, Any]) -> tu
     Raises:
         InputError: no images, or images twice.
     """
-    kwargs = {word: value for word, value in kwargs.items() if value is not None}
+    kwargs = {name: value for name, value in kwargs.items() if value is not None}
     named_input = kwargs.pop(model.main_input_name, None)
     if (images is None) == (named_input is None):
         raise InputError(
@@ -52,17 +52,21 @@ def called_with(model: Any, images: Tensor | None, kwargs: dict[str, Any]) -> tu
     return images, kwargs
 
 
-def refuse(model: Any, kwargs: dict[str, Any], word: str, why: str) -> None:
-    """Remove an argument for an output that a sieved model lacks; an InputError where it or the config is True."""
-    if kwargs.pop(word, getattr(model.config, word, False)):
+def refuse(model: Any, kwargs: dict[str, Any], name: str, why: str) -> None:
+    """Remove an argument that requests an output which a sieved model lacks.
+
+    Raises:
+        InputError: the argument, or the config's default of it, is True.
+    """
+    if kwargs.pop(name, getattr(model.config, name, False)):
         raise InputError(
-            f"{word} cannot be had of a sieved model, {why}: "
-            "leave it out, and ask the dense model or fast.trace(images) instead."
+            f"A sieved model cannot return {name}, {why}: leave it out, and use the dense model or fast.trace(images) "
+            "instead."
         )
 
 
 def check_size(model: Any, images: Tensor, size: tuple[int, int]) -> None:
-    """Refuse images of another size than (height, width), which the host reads unless it is told to interpolate."""
+    """Raise InputError if images are not of the model's size (height, width); for calls without interpolation."""
     if tuple(images.shape[2:]) != size:
         raise InputError(
             f"Images have {images.shape[2]} x {images.shape[3]} pixels, {type(model).__name__} reads "
@@ -71,19 +75,19 @@ def check_size(model: Any, images: Tensor, size: tuple[int, int]) -> None:
 
 
 def check_kwargs(model: Any, kwargs: dict[str, Any], takes: list[str]) -> None:
-    """Refuse keyword arguments that the sieved model does not take."""
-    for word in kwargs:
-        if word not in takes and not (word == COUNT and "labels" in takes):
+    """Raise InputError for keyword arguments that are not in `takes`, the names that the sieved model accepts."""
+    for name in kwargs:
+        if name not in takes and not (name == COUNT and "labels" in takes):
             raise InputError(
-                f"{type(model).__name__} takes no {word}= once it is sieved; it takes "
+                f"{type(model).__name__} takes no {name}= once it is sieved; it takes "
                 f"{', '.join([model.main_input_name, *takes[:-1]])} and {takes[-1]}."
             )
 
 
 class WithParts:
-    """A model as its own forward sees it, but with other parts, by name, in the place of some of its own.
+    """Runs a model's own forward with some of its submodules replaced, by name; the model itself is not changed.
 
-    It is made for one call, so that nothing is kept, and nothing of the model is changed.
+    It is created for one call and keeps nothing.
     """
 
     def __init__(self, model: Any, /, **parts: Any) -> None:
@@ -99,10 +103,10 @@ class WithParts:
 
 
 class StandIn:
-    """A part of a model as the forward around it sees it, which answers with what is there already."""
+    """Replaces a submodule in a call: it has the submodule's attributes, but returns a precomputed output."""
 
     def __init__(self, module: Any, answer: Callable[..., Any]) -> None:
-        """`answer` is given the words that the part is called with, and none of the inputs."""
+        """`answer` is called with the keyword arguments of the call, without its positional inputs."""
         self._part, self._answer = module, answer
 
     def __getattr__(self, name: str) -> Any:
@@ -114,12 +118,12 @@ class StandIn:
     forward_with_filtered_kwargs = __call__
 
 
-def pass_through(pixel_values: Any = None, *, pixel_values_videos: Any = None, **_words: Any) -> Any:
-    """A module that returns its input unchanged."""
+def pass_through(pixel_values: Any = None, *, pixel_values_videos: Any = None, **_kwargs: Any) -> Any:
+    """Stands in for a module in a call, and returns its input unchanged."""
     return pixel_values_videos if pixel_values is None else pixel_values
 
 
 def pair(side: Any) -> tuple[int, int]:
-    """Height and width, of which a config may give one for both."""
+    """(height, width) of a config entry, which may be one number for both."""
     height, width = side if isinstance(side, Iterable) else (side, side)
     return height, width

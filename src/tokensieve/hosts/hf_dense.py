@@ -1,7 +1,8 @@
 """transformers' models for dense prediction: their heads read the hidden states of several layers on the whole grid.
 
-Of such a model its own forward runs, on parts that answer with the hidden states which the stream has made and put back
-on the grid, each with its own source map. Nothing of transformers is imported before one is opened.
+The model's own forward runs with stand-ins for its embeddings and encoder. These return the hidden states that the
+stream computed, with dropped and merged patches put back on the grid. transformers is imported only when a model is
+opened.
 """
 
 from __future__ import annotations
@@ -25,22 +26,28 @@ from .hf_calls import StandIn, WithParts, called_with, check_kwargs, check_model
 from .registry import register_host
 
 States = Sequence[Tensor | None]
-"""What block 0 reads, and what each block gives, (B, prefix + P, d) each; None where nobody reads it."""
+"""The input of block 0 and the output of each block, (B, prefix + P, d) each; None for those that the head ignores."""
 
 REFUSED = ("self", "pixel_values", "attention_mask", "bool_masked_pos", "output_attentions")
-"""Parameters of such a model's forward that are passed otherwise, or refused."""
+"""Parameters of the model's forward that a sieved model does not take as keyword arguments."""
 
 
 def arguments_of(
     model: Any, images: Tensor | None, kwargs: dict[str, Any], *more: str
 ) -> tuple[Tensor, dict[str, Any]]:
-    """A call's arguments -> the images, and the keyword arguments of the model's own forward, and `more` of them.
+    """A call's arguments -> the images, and the keyword arguments for the model's own forward.
+
+    Args:
+        model: the model.
+        images: the positional argument, if any.
+        kwargs: the keyword arguments of the call.
+        more: names of further keyword arguments that are allowed.
 
     Raises:
-        InputError: a word that is none of these, or that needs what a sieved model does not have.
+        InputError: an unknown keyword argument, or one that requests an output which a sieved model lacks.
     """
     images, kwargs = called_with(model, images, kwargs)
-    refuse(model, kwargs, "output_attentions", "in which each block has other tokens")
+    refuse(model, kwargs, "output_attentions", "since its blocks have different tokens")
     hidden = kwargs.pop("output_hidden_states", getattr(model.config, "output_hidden_states", False))
     parameters = inspect.signature(type(model).forward).parameters.values()
     known = [p.name for p in parameters if p.kind is not p.VAR_KEYWORD and p.name not in REFUSED]
@@ -49,16 +56,17 @@ def arguments_of(
 
 
 class HFDense(Host):
-    """The common base of such hosts. Dropped patches show the nearest kept one (`fill="zero"`: nothing)."""
+    """Base class of hosts for dense prediction. A dropped patch takes the features of the nearest kept patch, or zeros
+    with `fill="zero"`."""
 
     reads_prefix = False
     class_token = True
     norm: Any
-    """The norm behind the last layer."""
+    """The norm after the last layer."""
     holder: Any
-    """The module that holds embeddings and layers: the model, or a part of it."""
+    """The module that holds embeddings and layers: the model or a submodule of it."""
     path = "encoder.layer"
-    """The path of the layers, from the holder on."""
+    """Dotted path of the layers in `holder`."""
 
     def __init__(self, model: Any) -> None:
         check_model(model)
@@ -72,20 +80,20 @@ class HFDense(Host):
         self.levels = sorted(set(self.read_levels()))
 
     def holder_of(self, model: Any) -> Any:
-        """The part of the model that holds embeddings and layers."""
+        """The module of the model that holds embeddings and layers."""
         return model
 
     def block(self, index: int, layer: Any) -> HFBlock:
-        """A layer, opened."""
+        """The host block of a layer."""
         return HFBlock(layer, self.prefix)
 
     @abstractmethod
     def read_levels(self) -> Sequence[int]:
-        """The blocks behind which the head reads hidden states; -1 is what block 0 reads."""
+        """Indices of the blocks whose output the head reads; -1 is the input of block 0."""
 
     @abstractmethod
     def answer(self, states: States, images: Tensor, **kwargs: Any) -> Any:
-        """The model's own output; `images` have the shape of those that were embedded, and nothing in them."""
+        """The model's own output for these hidden states; only the shape of `images` is used."""
 
     @property
     def bypassed(self) -> Sequence[nn.Module]:
@@ -101,7 +109,7 @@ class HFDense(Host):
         """A call's arguments -> the images, and the keyword arguments of `read`.
 
         Raises:
-            InputError: a word that the host does not know, or that needs what a sieved model does not have.
+            InputError: an unknown keyword argument, or one that requests an output which a sieved model lacks.
         """
         return arguments_of(self.model, images, kwargs, "fill")
 
@@ -113,16 +121,17 @@ class HFDense(Host):
         x = self.embedded(images.to(next(self.holder.embeddings.parameters()).dtype))
         if x.shape[1] != prod(grid) + self.prefix:
             raise UnsupportedHost(
-                f"{self.name} embeds {prod(grid)} patches as {x.shape[1]} tokens, so that none is known."
+                f"{self.name} embeds {prod(grid)} patches as {x.shape[1]} tokens, so tokens cannot be assigned to "
+                "patches."
             )
         return Tokens(x, self.prefix, grid, table=self.table(images))
 
     def embedded(self, images: Tensor) -> Tensor:
-        """Images in the embeddings' own precision -> tokens (B, prefix + P, d), prefix first."""
+        """Images in the dtype of the embeddings -> tokens (B, prefix + P, d), prefix first."""
         return self.holder.embeddings(images)
 
     def table(self, images: Tensor) -> Tensor | None:
-        """The positional table over the whole grid of patches, where there is one."""
+        """The positional table over the whole grid of patches, or None if the model has none."""
         rope = getattr(self.holder, "rope_embeddings", None)
         return None if rope is None else torch.stack(rope(images))
 
@@ -130,7 +139,7 @@ class HFDense(Host):
         return replace(tokens, x=self.norm(tokens.x))
 
     def head(self, tokens: Tokens) -> Any:
-        raise NotImplementedError("a model for dense prediction is read level by level")
+        raise NotImplementedError("the head of a model for dense prediction reads several blocks: call read()")
 
     def read(
         self,
@@ -148,30 +157,30 @@ class HFDense(Host):
             states[level + 1] = tokens.whole_grid(fill).x
         output = self.answer(states, blank(levels[0].x, size), output_hidden_states=hidden_states is not None, **kwargs)
         if hidden_states is None and getattr(output, "hidden_states", None) is not None:
-            # an older DPT gives them wherever its config asks, also where the call says no
+            # an older DPT returns them if its config says so, even if the call does not
             return type(output)(**{name: value for name, value in output.items() if name != "hidden_states"})
         return output
 
 
 def blank(x: Tensor, size: Sequence[int]) -> Tensor:
-    """Images (B, 3, H, W) of which nothing but their shape is read, of as many as x."""
+    """Images of zeros (B, 3, *size) in the batch size of x, without memory of their own; only their shape is used."""
     return x.new_zeros(()).expand(x.shape[0], 3, *size)
 
 
 def any_state(states: States) -> Tensor:
-    """Any of the states: only its shape is read."""
+    """The first state that is not None, for callers that need only its shape."""
     return next(state for state in states if state is not None)
 
 
 def encoder_output(states: States, **_kwargs: Any) -> Any:
-    """The output of an encoder: a `ModelOutput` with these states."""
+    """The output of an encoder for these states: a `BaseModelOutput`."""
     from transformers.modeling_outputs import BaseModelOutput
 
     return BaseModelOutput(last_hidden_state=states[-1], hidden_states=tuple(states))
 
 
 class HFBackbone(HFDense):
-    """A backbone whose config names the stages of which it returns maps; a stage is a layer."""
+    """A backbone: it returns the maps of the stages named in its config, where each layer is a stage."""
 
     def read_levels(self) -> Sequence[int]:
         return [self.model.stage_names.index(name) - 1 for name in self.model.out_features]
@@ -182,7 +191,7 @@ class HFBackbone(HFDense):
     "transformers.models.Dinov2WithRegistersBackbone",
 )
 class HFDinov2Backbone(HFBackbone):
-    """Maps of several layers, each through the final norm where the config says so."""
+    """DINOv2 as a backbone: maps of several layers, with the final norm if the config says so."""
 
     def __init__(self, model: Any) -> None:
         super().__init__(model)
@@ -197,7 +206,7 @@ class HFDinov2Backbone(HFBackbone):
 
 @register_host("transformers.models.DINOv3ViTBackbone")
 class HFDinov3Backbone(HFBackbone):
-    """The same with rotary positions; the last layer's map is always normed."""
+    """DINOv3 as a backbone, with rotary positions; the last layer's map always passes the final norm."""
 
     path = "model.layer"
 
@@ -206,7 +215,7 @@ class HFDinov3Backbone(HFBackbone):
         self.norm = model.norm
 
     def read_levels(self) -> Sequence[int]:
-        return [*super().read_levels(), len(self.blocks) - 1]  # its `last_hidden_state` is that of the last layer
+        return [*super().read_levels(), len(self.blocks) - 1]  # `last_hidden_state` needs the last layer
 
     def answer(self, states: States, images: Tensor, **kwargs: Any) -> Any:
         model = self.model
@@ -215,19 +224,19 @@ class HFDinov3Backbone(HFBackbone):
             embeddings=StandIn(model.embeddings, lambda **_kwargs: any_state(states)),
             rope_embeddings=StandIn(model.rope_embeddings, lambda **_kwargs: None),
             model=StandIn(model.model, lambda **_kwargs: encoder_output(states)),
-            norm=lambda state: None if state is None else model.norm(state),  # it also norms states that are not read
+            norm=lambda state: None if state is None else model.norm(state),  # called for all states, unused ones too
         )(images, **kwargs)
 
 
 @register_host("transformers.models.DPTForSemanticSegmentation")
 class HFDPT(HFDense):
-    """DPT over its own vision transformer: four layers' states, its neck and a head for classes or depth."""
+    """DPT with its own vision transformer: its neck and head (classes or depth) read the states of four layers."""
 
     def holder_of(self, model: Any) -> Any:
         if model.config.is_hybrid:
             raise UnsupportedHost(
-                f"{self.name} is a hybrid, whose head reads maps of its convolutional stem too: a DPT without "
-                "is_hybrid can be sieved."
+                f"{self.name} is a hybrid, whose head also reads maps of its convolutional stem: use a DPT without "
+                "is_hybrid."
             )
         if not is_transformers(model.dpt) or type(model.dpt).__name__ != "DPTModel":
             raise UnsupportedHost(f"{self.name} holds a {type(model.dpt).__name__}, for which no opener is written.")

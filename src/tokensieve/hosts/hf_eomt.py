@@ -1,4 +1,4 @@
-"""transformers' EoMT, over DINOv2 and over DINOv3: segmenters whose last layers read queries beside the patches."""
+"""transformers' EoMT with DINOv2 or DINOv3: segmenters whose last layers process mask queries with the patches."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ from .registry import register_host
     "transformers.models.EomtDinov3ForUniversalSegmentation",
 )
 class HFEomt(HFDense):
-    """The layers before the queries enter; all patches are put back on the grid in front of the others, since masks of
-    all patches say there what each query attends to."""
+    """EoMT. Tokens are reduced only in the layers before the queries enter. All patches are then put back on the grid,
+    because the later layers restrict each query's attention by a mask over all patches."""
 
     path = "layers"
 
@@ -30,7 +30,8 @@ class HFEomt(HFDense):
         if self.first < 1:
             raise UnsupportedHost(
                 f"{type(model).__name__} reads its queries from the first layer on (num_blocks is "
-                f"{model.config.num_blocks} of {model.config.num_hidden_layers}): tokens are reduced before that alone."
+                f"{model.config.num_blocks} of {model.config.num_hidden_layers}): tokens can be reduced only before "
+                "the queries enter."
             )
         super().__init__(model)
         self.blocks = self.blocks[: self.first]
@@ -40,8 +41,8 @@ class HFEomt(HFDense):
         return [self.first - 1]
 
     def arguments(self, images: Tensor | None, kwargs: dict[str, Any]) -> tuple[Tensor, dict[str, Any]]:
-        """As of other models for dense prediction; images have the one size that the model reads."""
-        refuse(self.model, kwargs, "output_hidden_states", "whose last layers read queries too")
+        """As `HFDense.arguments`; images must also have the size of the model's config."""
+        refuse(self.model, kwargs, "output_hidden_states", "since its last layers process queries too")
         images, kwargs = super().arguments(images, kwargs)
         if images.ndim == 4:
             check_size(self.model, images, pair(self.model.config.image_size))
@@ -53,20 +54,20 @@ class HFEomt(HFDense):
 
     def table(self, images: Tensor) -> Tensor | None:
         rope = getattr(self.model, "rope_embeddings", None)
-        # as the model calls it, whose layers take positions in the precision of the tokens
+        # in the dtype of the tokens, as in the model's own forward
         return None if rope is None else torch.stack(rope(images.to(next(self.model.embeddings.parameters()).dtype)))
 
     def answer(self, states: States, images: Tensor, output_hidden_states: bool = False, **kwargs: Any) -> Any:
         model, restored = self.model, states[self.first]
         parts: dict[str, Any] = {
             "embeddings": StandIn(model.embeddings, lambda **_kwargs: restored),
-            "layers": [_passed] * self.first + list(model.layers[self.first :]),
+            "layers": [_skipped_layer] * self.first + list(model.layers[self.first :]),
         }
         if hasattr(model, "dropout"):
             parts["dropout"] = nn.Identity()
         return WithParts(model, **parts)(images, **kwargs)
 
 
-def _passed(x: Tensor, *_inputs: Any, **_kwargs: Any) -> Tensor:
-    """A stand-in for a layer that has run already."""
+def _skipped_layer(x: Tensor, *_inputs: Any, **_kwargs: Any) -> Tensor:
+    """Stands in for a layer that has already run; returns its input."""
     return x

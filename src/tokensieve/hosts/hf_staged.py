@@ -1,8 +1,8 @@
-"""transformers' models with stages: ConvNeXt and Swin, both in both versions.
+"""transformers' hierarchical models: ConvNeXt and Swin, versions 1 and 2.
 
-A model here is a base model, a classifier around one, or a backbone. Embeddings and layers are opened; of everything
-around them its own forward runs, on an encoder that answers with the maps that the sieve has made. Nothing of
-transformers is imported before one is opened.
+A model is a base model, a classifier around one, or a backbone. Its embeddings and layers are opened; for the rest its
+own forward runs, with a stand-in for the encoder that returns the maps computed by the stream. transformers is imported
+only when a model is opened.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from .registry import register_host
 from .staged import PixelBlock, Stage, StagedHost, checkpointed
 
 BASES: dict[str, str | None] = {
-    **{f"ConvNext{v}{what}": None for v in ("", "V2") for what in ("Model", "Backbone")},
+    **{f"ConvNext{version}{kind}": None for version in ("", "V2") for kind in ("Model", "Backbone")},
     "ConvNextForImageClassification": "convnext",
     "ConvNextV2ForImageClassification": "convnextv2",
     "SwinModel": None,
@@ -41,34 +41,35 @@ BASES: dict[str, str | None] = {
     "Swinv2ForImageClassification": "swinv2",
     "Swinv2Backbone": None,
 }
-"""By class, the name under which it holds its base model; None where it holds embeddings and encoder itself."""
+"""Class name -> the attribute that holds the base model; None for classes that hold embeddings and encoder
+themselves."""
 
 
 class HFStaged(StagedHost):
-    """The calls and outputs of both families."""
+    """Base class of both families: arguments and outputs of a call."""
 
     kwargs: tuple[str, ...] = ("output_hidden_states", "return_dict")
-    """Beside `pixel_values` and, with classifiers, `labels`."""
+    """Names of accepted keyword arguments, besides `pixel_values` and, for classifiers, `labels`."""
 
     def __init__(self, model: Any) -> None:
         check_model(model)
         self.model, self.name = model, type(model).__name__
         self.inner = BASES[self.name]
         self.base = model if self.inner is None else getattr(model, self.inner)
-        self._know(self.base, *(name for name, inner in BASES.items() if inner is None))
+        self._known(self.base, *(name for name, inner in BASES.items() if inner is None))
 
     def arguments(self, images: Tensor | None, kwargs: dict[str, Any]) -> tuple[Tensor, dict[str, Any]]:
         """A call's arguments -> the images, and the keyword arguments of `answer`.
 
         Raises:
-            InputError: a word that needs what a sieved model does not have.
+            InputError: an unknown keyword argument, or one that requests an output which a sieved model lacks.
         """
         images, kwargs = called_with(self.model, images, kwargs)
-        refuse(self.model, kwargs, "output_attentions", "whose blocks give their maps alone")
+        refuse(self.model, kwargs, "output_attentions", "since its blocks return only maps")
         labels = ["labels"] if self.name.endswith("ForImageClassification") else []
         check_kwargs(self.model, kwargs, [*self.kwargs, *labels])
         if type(self._hidden(kwargs)) is not bool:
-            raise InputError(f"output_hidden_states is True or False once {self.name} is sieved: all of them or none.")
+            raise InputError(f"output_hidden_states must be True or False once {self.name} is sieved: all or none.")
         return images, kwargs
 
     @property
@@ -83,14 +84,14 @@ class HFStaged(StagedHost):
         return plain_patch(getattr(embeddings, "projection", embeddings))
 
     def answer(self, maps: Sequence[Tensor], **kwargs: Any) -> Any:
-        """The host's own output, of the type that it returns."""
+        """The host's own output, in its own type, for the input of stage 0 and the outputs of all stages."""
         model = WithParts(self.base, embeddings=self._embedded, encoder=partial(self._encoded, maps))
         if self.inner is not None:
             model = WithParts(self.model, **{self.inner: model})
         return model(maps[0], **kwargs)
 
-    def _embedded(self, x: Tensor, **_words: Any) -> Any:
-        """The map that goes into stage 0, as the host's embeddings return it."""
+    def _embedded(self, x: Tensor, **_kwargs: Any) -> Any:
+        """The input map of stage 0, in the form that the host's embeddings return."""
         return x
 
     @abstractmethod
@@ -102,15 +103,16 @@ class HFStaged(StagedHost):
         requested = kwargs.get("output_hidden_states")
         return getattr(self.base.config, "output_hidden_states", False) if requested is None else requested
 
-    def _know(self, module: Any, *types: str) -> Any:
-        """The part, if its class is one of these and transformers' own: of others nothing is guessed."""
+    def _known(self, module: Any, *types: str) -> Any:
+        """Return the module; raises UnsupportedHost unless it is of transformers and its class name is in `types`."""
         if not (is_transformers(module) and type(module).__name__ in types):
             raise UnsupportedHost(f"{self.name} holds a {type(module).__name__}, for which no opener is written.")
         return module
 
 
 class ConvNextPixels(PixelBlock):
-    """A depth-wise convolution, then norm, MLP and scale on each pixel; as timm's, with response normalisation too."""
+    """A ConvNeXt layer: depth-wise convolution, then norm, MLP and scale on each pixel. Version 2 adds global response
+    normalisation (GRN)."""
 
     leaves_zeros = True
 
@@ -133,7 +135,7 @@ class ConvNextPixels(PixelBlock):
 
 @register_host(*(f"transformers.models.{name}" for name in BASES if name.startswith("ConvNext")))
 class HFConvNeXt(HFStaged):
-    """Patch embedding and stages; a base model pools and has its norm behind that, a backbone one for each map."""
+    """ConvNeXt: patch embedding and stages. A base model norms after pooling; a backbone has a norm for each map."""
 
     family = "ConvNeXt"
     background = "zero"
@@ -141,13 +143,13 @@ class HFConvNeXt(HFStaged):
 
     def __init__(self, model: Any) -> None:
         super().__init__(model)
-        encoder = self._know(self.base.encoder, "ConvNextEncoder", "ConvNextV2Encoder")
-        stages = [self._know(stage, "ConvNextStage", "ConvNextV2Stage") for stage in encoder.stages]
+        encoder = self._known(self.base.encoder, "ConvNextEncoder", "ConvNextV2Encoder")
+        stages = [self._known(stage, "ConvNextStage", "ConvNextV2Stage") for stage in encoder.stages]
         self.widths = list(self.base.config.hidden_sizes)
         self.stages = [
             Stage(
                 partial(_through, stage.downsampling_layer),
-                [ConvNextPixels(self._know(layer, "ConvNextLayer", "ConvNextV2Layer")) for layer in stage.layers],
+                [ConvNextPixels(self._known(layer, "ConvNextLayer", "ConvNextV2Layer")) for layer in stage.layers],
             )
             for stage in stages
         ]
@@ -167,10 +169,10 @@ class HFConvNeXt(HFStaged):
 
 
 class SwinPixels(PixelBlock):
-    """Attention in (shifted) windows, then an MLP on each pixel, its norm in front."""
+    """A Swin layer: attention in (shifted) windows, then norm and MLP on each pixel."""
 
     always = False
-    """Whether windows keep their size and shift on maps that are no larger."""
+    """Whether windows keep their size and shift even on maps that are not larger than a window."""
 
     def __call__(self, x: Tensor) -> Tensor:
         size = self._size(x)
@@ -187,25 +189,26 @@ class SwinPixels(PixelBlock):
         return self.block.dropout(self.block.mlp(self.block.layernorm_after(y)))
 
     def _size(self, x: Tensor) -> tuple[int, int]:
-        """Height and width; refuses what the layer would shrink its windows for, and then fail for good."""
+        """Height and width of the map; raises InputError if it is smaller than a window, since the layer would then
+        shrink its window size permanently, and fail from then on."""
         height, width = x.shape[1:3]
         side = self.block.attention.relative_position_bias.window_size[0]
         if not self.always and min(height, width) < side:
             raise InputError(
-                f"A map of {height} x {width} is smaller than the windows of {side} x {side} that are to attend in it: "
-                "give larger images."
+                f"A map of {height} x {width} is smaller than the windows of {side} x {side} used for attention: "
+                "use larger images."
             )
         return height, width
 
 
 class AlwaysSwinPixels(SwinPixels):
-    """As a backbone calls its layers."""
+    """A layer of `SwinBackbone`, which calls its layers with `always_partition=True`."""
 
     always = True
 
 
 class SwinV2Pixels(PixelBlock):
-    """The same with the norms behind, and windows that were settled when the model was made."""
+    """A Swin V2 layer: norms after attention and MLP; the window size was fixed when the model was created."""
 
     def __call__(self, x: Tensor) -> Tensor:
         size = (x.shape[1], x.shape[2])
@@ -223,7 +226,7 @@ class SwinV2Pixels(PixelBlock):
 
 @register_host(*(f"transformers.models.{name}" for name in BASES if name.startswith("Swin")))
 class HFSwin(HFStaged):
-    """Patch embedding, stages, norm and average."""
+    """Swin: patch embedding, stages, norm and average pooling."""
 
     family = "Swin"
     background = "keep"
@@ -232,10 +235,10 @@ class HFSwin(HFStaged):
 
     def __init__(self, model: Any) -> None:
         super().__init__(model)
-        encoder = self._know(self.base.encoder, "SwinEncoder", "Swinv2Encoder")
-        stages = [self._know(stage, "SwinStage", "Swinv2Stage") for stage in encoder.layers]
-        first = AlwaysSwinPixels if self.name.endswith("Backbone") else SwinPixels
-        block_types: dict[str, type[PixelBlock]] = {"SwinLayer": first, "Swinv2Layer": SwinV2Pixels}
+        encoder = self._known(self.base.encoder, "SwinEncoder", "Swinv2Encoder")
+        stages = [self._known(stage, "SwinStage", "Swinv2Stage") for stage in encoder.layers]
+        swin_block = AlwaysSwinPixels if self.name.endswith("Backbone") else SwinPixels
+        block_types: dict[str, type[PixelBlock]] = {"SwinLayer": swin_block, "Swinv2Layer": SwinV2Pixels}
         self.widths = [self.base.config.embed_dim * 2**number for number in range(len(stages))]
         self.merges = [None if stage.downsample is None else partial(_merged, stage.downsample) for stage in stages]
         self.stages = [
@@ -245,17 +248,17 @@ class HFSwin(HFStaged):
         checkpointed(self.stages, [_checkpoints(encoder, stage) for stage in stages])
 
     def _block(self, layer: Any, block_types: dict[str, type[PixelBlock]]) -> PixelBlock:
-        self._know(self._know(layer, *block_types).attention, "SwinAttention", "Swinv2Attention")
+        self._known(self._known(layer, *block_types).attention, "SwinAttention", "Swinv2Attention")
         return block_types[type(layer).__name__](layer)
 
     def arguments(self, images: Tensor | None, kwargs: dict[str, Any]) -> tuple[Tensor, dict[str, Any]]:
-        """As of both families; and where the host has absolute positions, images that make another grid than its own
-        need `interpolate_pos_encoding=True`."""
+        """As `HFStaged.arguments`. If the host has absolute positions, images of another size than its own also need
+        `interpolate_pos_encoding=True`."""
         images, kwargs = super().arguments(images, kwargs)
         if not kwargs.pop("interpolate_pos_encoding", False) and images.ndim == 4 and self._resized(images):
             height, width = self.base.embeddings.patch_grid
-            tall, wide = self.base.embeddings.patch_embeddings.patch_size
-            check_size(self.model, images, (height * tall, width * wide))
+            patch_height, patch_width = self.base.embeddings.patch_embeddings.patch_size
+            check_size(self.model, images, (height * patch_height, width * patch_width))
         return images, kwargs
 
     def embed(self, images: Tensor) -> Tensor:
@@ -267,7 +270,7 @@ class HFSwin(HFStaged):
     def features(self, x: Tensor) -> Tensor:
         return x if self.name.endswith("Backbone") else self.base.layernorm(x)
 
-    def _embedded(self, x: Tensor, **_words: Any) -> tuple[Tensor, tuple[int, int]]:
+    def _embedded(self, x: Tensor, **_kwargs: Any) -> tuple[Tensor, tuple[int, int]]:
         height, width = self.size(x)
         return x.flatten(1, 2), (height, width)
 
@@ -282,21 +285,23 @@ class HFSwin(HFStaged):
 
         output = SwinEncoderOutput(last_hidden_state=maps[-1].flatten(1, 2))
         if self._hidden(kwargs):
-            behind = maps[1:]
+            stage_maps = maps[1:]
             if not output_hidden_states_before_downsampling:
-                behind = [x if merge is None else merge(x) for x, merge in zip(behind, self.merges, strict=True)]
-            every = [maps[0], *behind]
-            output.hidden_states = tuple(x.flatten(1, 2) for x in every)
-            output.reshaped_hidden_states = tuple(self._first(x) for x in every)
+                stage_maps = [
+                    x if merge is None else merge(x) for x, merge in zip(stage_maps, self.merges, strict=True)
+                ]
+            all_maps = [maps[0], *stage_maps]
+            output.hidden_states = tuple(x.flatten(1, 2) for x in all_maps)
+            output.reshaped_hidden_states = tuple(self._to_channels_first(x) for x in all_maps)
         return output
 
-    def _first(self, x: Tensor) -> Tensor:
-        """A map with its channels in front, in memory as in the host: what follows may go another way otherwise."""
+    def _to_channels_first(self, x: Tensor) -> Tensor:
+        """(B, H, W, C) -> (B, C, H, W), in the host's own memory layout, on which later layers may depend."""
         x = x.permute(0, 3, 1, 2)
         return x if self.name.startswith("Swinv2") else x.contiguous()
 
     def _resized(self, images: Tensor) -> bool:
-        """Whether absolute positions, where there are any, are those of another grid than these images make."""
+        """Whether the host has absolute positions, and these images give another grid than these were made for."""
         embeddings = self.base.embeddings
         if embeddings.position_embeddings is None:
             return False
@@ -305,38 +310,39 @@ class HFSwin(HFStaged):
 
 
 def _checkpoints(*modules: Any) -> bool:
-    """Whether gradient checkpointing is switched on in the stage, or around it; layers that do it say so themselves."""
+    """Whether gradient checkpointing is on in any of these modules."""
     return any(module.training and getattr(module, "gradient_checkpointing", False) for module in modules)
 
 
-def _through(parts: Iterable[Any], x: Tensor) -> Tensor:
-    for module in parts:
+def _through(modules: Iterable[Any], x: Tensor) -> Tensor:
+    for module in modules:
         x = module(x)
     return x
 
 
 def _merged(merge: Any, x: Tensor) -> Tensor:
-    """A map (B, H, W, C) -> (B, H / 2, W / 2, 2 C), sides rounded up, as the layer between two stages makes it."""
+    """Patch merging between two stages: a map (B, H, W, C) -> (B, H / 2, W / 2, 2 C), sides rounded up."""
     height, width = x.shape[1:3]
     return merge(x.flatten(1, 2), (height, width)).unflatten(1, ((height + 1) // 2, (width + 1) // 2))
 
 
 def _windows(layer: Any, x: Tensor, shift: int) -> Tensor:
-    """The output of a Swin layer's attention on a map (B, H, W, C), in windows shifted by so many pixels."""
+    """The output of a Swin layer's attention on a map (B, H, W, C), in windows shifted by `shift` pixels."""
     _, height, width, channels = x.shape
     x, _ = layer.maybe_pad(x, height, width)
     x = x.roll((-shift, -shift), (1, 2)) if shift else x
-    _, tall, wide, _ = x.shape
+    _, padded_height, padded_width, _ = x.shape
     side = layer.window_size
     windows = x.unflatten(2, (-1, side)).unflatten(1, (-1, side)).transpose(2, 3)
-    mask = _apart(layer, tall, wide, x) if shift else None
+    mask = _shift_mask(layer, padded_height, padded_width, x) if shift else None
     attended = layer.attention(windows.reshape(-1, side * side, channels), mask)[0]
     x = attended.view(windows.shape).transpose(2, 3).flatten(3, 4).flatten(1, 2)
     x = x.roll((shift, shift), (1, 2)) if shift else x
     return x[:, :height, :width]
 
 
-def _apart(layer: Any, height: int, width: int, x: Tensor) -> Tensor:
-    """The attention mask between pixels that the shift brought together; an older transformers makes it on the CPU."""
-    takes = {"device": x.device} if "device" in signature(layer.get_attn_mask).parameters else {}
-    return layer.get_attn_mask(height, width, dtype=x.dtype, **takes).to(x.device)
+def _shift_mask(layer: Any, height: int, width: int, x: Tensor) -> Tensor:
+    """The attention mask that separates pixels which only the shift put into one window."""
+    # an older transformers takes no device and creates the mask on the CPU
+    kwargs = {"device": x.device} if "device" in signature(layer.get_attn_mask).parameters else {}
+    return layer.get_attn_mask(height, width, dtype=x.dtype, **kwargs).to(x.device)

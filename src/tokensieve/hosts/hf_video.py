@@ -1,5 +1,7 @@
-"""transformers' encoders of video and the models around them: VideoMAE and ViViT; `hf_vjepa2.py` has V-JEPA 2. Nothing
-of transformers is imported before one is opened."""
+"""transformers' video encoders VideoMAE and ViViT, alone or in a classifier (V-JEPA 2 is in `hf_vjepa2.py`).
+
+transformers is imported only when a model is opened.
+"""
 
 from __future__ import annotations
 
@@ -29,7 +31,7 @@ WRAPPERS = {
 
 @register_host(*(f"transformers.models.{name}" for name in (*ENCODERS, *WRAPPERS)))
 class HFVideo(HFViT):
-    """An encoder of clips (B, T, C, H, W) as tokens on a grid (t, h, w), alone or in a classifier."""
+    """A video encoder, alone or in a classifier: it embeds clips (B, T, C, H, W) as tokens on a grid (t, h, w)."""
 
     layout = "TCHW"
     encoders: ClassVar[Mapping[str, Encoder]] = ENCODERS
@@ -40,7 +42,7 @@ class HFVideo(HFViT):
         super().__init__(model)
         if self.wrapper is not None and self.wrapper.mean and model.fc_norm is None:
             raise UnsupportedHost(
-                f"{type(model).__name__} answers by its first patch alone (config.use_mean_pooling=False), which a "
+                f"{type(model).__name__} classifies by its first patch alone (config.use_mean_pooling=False), which a "
                 f"recipe may drop: sieve model.{self.wrapper.encoder}, or build it with use_mean_pooling=True."
             )
 
@@ -65,7 +67,9 @@ class HFVideo(HFViT):
         grid = tuple(side // patch for side, patch in zip(sides, self.projection.stride, strict=True))
         if x.shape[1] != prod(grid) + self.prefix:
             name = type(self.model).__name__
-            raise UnsupportedHost(f"{name} embeds {prod(grid)} patches as {x.shape[1]} tokens, so that none is known.")
+            raise UnsupportedHost(
+                f"{name} embeds {prod(grid)} patches as {x.shape[1]} tokens, so tokens cannot be assigned to patches."
+            )
         return Tokens(x, self.prefix, grid)
 
     def embedded(self, clips: Tensor) -> Tensor:

@@ -1,7 +1,7 @@
-"""transformers' vision encoders and the models around them. Nothing of transformers is imported before one is opened.
+"""transformers' vision encoders, and the models that wrap one. transformers is imported only when a model is opened.
 
-A model here is an encoder, or a wrapper that holds one and reads its output. The encoder is opened; a wrapper's own
-forward runs, with a stand-in for the encoder that returns what the stream computed.
+A model is an encoder, or a wrapper that holds an encoder and reads its output. The encoder is opened; a wrapper's own
+forward runs, with a stand-in for the encoder that returns the output computed by the stream.
 """
 
 from __future__ import annotations
@@ -36,18 +36,19 @@ from .registry import register_host
 
 
 class Encoder(NamedTuple):
-    """The names of an encoder's parts, and how it pools."""
+    """The attribute names of an encoder's parts, and how it pools."""
 
     layers: str = "encoder.layer"
+    """Dotted path of the layers."""
     norm: str | None = "layernorm"
-    """The norm that all final tokens pass; None where the pooled one alone does."""
+    """Path of the norm applied to all final tokens; None if only the pooled token is normed."""
     prefix: int = 1
-    """Tokens in front of the patches, registers not counted."""
+    """Number of tokens before the patches, without registers."""
     pooling: str = "class"
-    """What `pooler_output` is: `class` token, `pooler` layer, `norm` of the class token or `map`; `none` of an encoder
-    that has none, `masked` of one that returns which patches it read instead."""
+    """How `pooler_output` is made: the `class` token, a `pooler` layer, the `norm` of the class token or attention
+    pooling (`map`). `none`: the output has no `pooler_output`; `masked`: it has ViTMAE's mask instead."""
     fixed: bool = True
-    """Refuses images of another size unless it is told to interpolate its positions."""
+    """Whether the encoder takes one image size only, unless called with `interpolate_pos_encoding=True`."""
 
 
 ENCODERS = {
@@ -63,14 +64,16 @@ ENCODERS = {
 
 
 class Wrapper(NamedTuple):
-    """The name under which a model holds its encoder, and what it reads of the output."""
+    """A model that holds an encoder and reads its output."""
 
     encoder: str
+    """Name of the attribute that holds the encoder."""
     reads_prefix: bool = True
+    """Whether it reads only prefix tokens of the encoder's output."""
     mean: bool = False
-    """It averages patches by itself."""
+    """Whether it averages patch tokens in its own forward."""
     labels: bool = True
-    """It takes `labels=` and gives a loss."""
+    """Whether it takes `labels=` and returns a loss."""
 
 
 WRAPPERS = {
@@ -92,7 +95,7 @@ class HFViT(Host):
     encoders: ClassVar[Mapping[str, Encoder]] = ENCODERS
     wrappers: ClassVar[Mapping[str, Wrapper]] = WRAPPERS
     kwargs: Sequence[str] = ("interpolate_pos_encoding",)
-    """Arguments it takes beside images, labels and those of all transformers models."""
+    """Names of accepted keyword arguments, besides images, labels and those that all transformers models take."""
 
     def __init__(self, model: Any) -> None:
         name = type(model).__name__
@@ -105,8 +108,8 @@ class HFViT(Host):
         self.kind = kind = self.encoders[type(encoder).__name__]
         if getattr(encoder.config, "mask_ratio", 0) != 0:
             raise UnsupportedHost(
-                f"{name} hides {encoder.config.mask_ratio:.0%} of the patches at random by itself: set "
-                "model.config.mask_ratio = 0, and the sieved model reads all patches, in their order."
+                f"{name} hides {encoder.config.mask_ratio:.0%} of the patches at random: set "
+                "model.config.mask_ratio = 0, so that it reads all patches in their order."
             )
         self.width = encoder.config.hidden_size
         self.prefix = kind.prefix + getattr(encoder.config, "num_register_tokens", 0)
@@ -126,11 +129,11 @@ class HFViT(Host):
         """A call's arguments -> the images, and the keyword arguments of `head`.
 
         Raises:
-            InputError: a word that needs what a sieved model does not have, or images of another size than the host's
-                without `interpolate_pos_encoding=True`.
+            InputError: an unknown keyword argument, one that requests an output which a sieved model lacks, or images
+                of another size than the host's without `interpolate_pos_encoding=True`.
         """
         images, kwargs = called_with(self.model, images, kwargs)
-        refuse(self.model, kwargs, "output_attentions", "in which each block has other tokens")
+        refuse(self.model, kwargs, "output_attentions", "since its blocks have different tokens")
         hidden = kwargs.pop("output_hidden_states", None)
         if hidden is None:
             hidden = getattr(self.model.config, "output_hidden_states", False)
@@ -149,13 +152,15 @@ class HFViT(Host):
         grid = tuple(side // patch for side, patch in zip(images.shape[2:], self._patch_size(), strict=True))
         images = images.to(next(encoder.embeddings.parameters()).dtype)
         kwargs: dict[str, Any] = {"interpolate_pos_encoding": True} if self.kind.fixed and self._resized(images) else {}
-        if self.kind.pooling == "masked":  # ViTMAE shuffles by this noise, which leaves every patch where it is
+        if self.kind.pooling == "masked":  # ViTMAE sorts patches by this noise; ascending noise keeps their order
             noise = torch.arange(prod(grid), device=images.device, dtype=torch.float32)
             x, _, _ = encoder.embeddings(images, noise=noise.expand(images.shape[0], -1), **kwargs)
         else:
             x = encoder.embeddings(images, **kwargs)
         if x.shape[1] != prod(grid) + self.prefix:
-            raise UnsupportedHost(f"{name} embeds {prod(grid)} patches as {x.shape[1]} tokens, so that none is known.")
+            raise UnsupportedHost(
+                f"{name} embeds {prod(grid)} patches as {x.shape[1]} tokens, so tokens cannot be assigned to patches."
+            )
         if hasattr(encoder, "pre_layrnorm"):
             x = encoder.pre_layrnorm(x)
         table = torch.stack(encoder.rope_embeddings(images)) if hasattr(encoder, "rope_embeddings") else None
@@ -173,11 +178,11 @@ class HFViT(Host):
         hidden_states: tuple[Tensor, ...] | None = None,
         **loss: Any,
     ) -> Any:
-        """The host's own output, of the type that it returns; with `labels`, its loss too."""
+        """The host's own output, in its own type; with `labels` it includes the loss."""
         if self.wrapper is not None:
             if self.wrapper.mean:
                 tokens = weighed(tokens)
-            model = WithParts(self.model, **{self.wrapper.encoder: pass_through}, **self._beside(tokens))
+            model = WithParts(self.model, **{self.wrapper.encoder: pass_through}, **self._replaced_parts(tokens))
             return model(self._output(tokens, hidden_states), return_dict=return_dict, **loss)
         output = self._output(tokens, hidden_states)
         as_output = self.model.config.return_dict if return_dict is None else return_dict
@@ -195,7 +200,7 @@ class HFViT(Host):
         return BaseModelOutputWithPooling(last_hidden_state=tokens.x, pooler_output=pooled, hidden_states=hidden)
 
     def _pool(self, tokens: Tokens) -> Tensor | None:
-        """(B, d) as the encoder would pool every patch that the merged tokens stand for."""
+        """The pooled output (B, d); merged tokens count as many times as the patches they represent."""
         encoder, pooling, x = self.encoder, self.kind.pooling, tokens.x
         if pooling == "pooler":
             return None if encoder.pooler is None else encoder.pooler(x)
@@ -207,12 +212,12 @@ class HFViT(Host):
             return None
         return encoder.head(x) if tokens.counted is None else _attend_weighed(encoder.head, tokens)
 
-    def _beside(self, tokens: Tokens) -> dict[str, Any]:
-        """Stand-ins for parts of the wrapper that read these tokens, by name."""
+    def _replaced_parts(self, tokens: Tokens) -> dict[str, Any]:
+        """Further submodules of the wrapper to replace in this call, by attribute name; none by default."""
         return {}
 
     def _check_size(self, images: Tensor, interpolates: bool) -> None:
-        """Refuse images of a size that the host itself would refuse."""
+        """Raise InputError for images of a size that the host itself would not take."""
         if self.kind.fixed and not interpolates and images.ndim == 4:
             check_size(self.model, images, self._image_size())
 
@@ -227,7 +232,7 @@ class HFViT(Host):
 
 
 def _masked_output(tokens: Tokens, hidden: tuple[Tensor, ...] | None) -> Any:
-    """ViTMAE's: where patches are gone, they count as masked, and `ids_restore` brings them behind those that stay."""
+    """ViTMAE's output: dropped patches count as masked, and in `ids_restore` they come after the patches kept."""
     from transformers.models.vit_mae.modeling_vit_mae import ViTMAEModelOutput
 
     patches = torch.arange(prod(tokens.grid), device=tokens.x.device).expand(tokens.x.shape[0], -1)

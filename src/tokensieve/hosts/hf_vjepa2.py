@@ -1,4 +1,4 @@
-"""transformers' V-JEPA 2: rotary positions in time and space, a predictor behind the encoder, attention that pools."""
+"""transformers' V-JEPA 2: rotary positions in time and space, a predictor after the encoder, attention pooling."""
 
 from __future__ import annotations
 
@@ -23,15 +23,15 @@ from .registry import register_host
 ENCODERS = {"VJEPA2Model": Encoder("encoder.layer", "encoder.layernorm", prefix=0, pooling="none", fixed=False)}
 WRAPPERS = {"VJEPA2ForVideoClassification": Wrapper("vjepa2", reads_prefix=False)}
 MASKING = KERNELS[:3]
-"""Ways to compute attention that take a number for each key."""
+"""Attention implementations that take a floating-point mask, as needed to weight merged tokens by size."""
 
 
 @register_host(*(f"transformers.models.{name}" for name in (*ENCODERS, *WRAPPERS)))
 class HFVJEPA2(HFVideo):
-    """The encoder of clips (B, T, C, H, W) of any size, alone or in a classifier.
+    """V-JEPA 2's encoder for clips (B, T, C, H, W) of any size, alone or in a classifier.
 
-    The predictor reads the encoder's output at every place: it runs where every patch has its token, and is left out
-    else, as by the host's own `skip_predictor=True`.
+    The predictor needs the encoder's output at every position: it runs only if every patch still has its own token.
+    Otherwise it is skipped, as by the host's own `skip_predictor=True`.
     """
 
     encoders: ClassVar[Mapping[str, Encoder]] = ENCODERS
@@ -44,8 +44,8 @@ class HFVJEPA2(HFVideo):
         kernel = getattr(model.config, "_attn_implementation", None)
         if self.wrapper is not None and kernel not in MASKING:
             self.cannot_merge = (
-                f'its pooling runs as "{kernel}", which cannot weigh merged tokens by size '
-                '(model.set_attn_implementation("sdpa") makes one that can)'
+                f'its attention pooling runs as "{kernel}", which cannot weigh merged tokens by size '
+                '(after model.set_attn_implementation("sdpa") it can)'
             )
 
     @property
@@ -72,8 +72,8 @@ class HFVJEPA2(HFVideo):
             return super().head(tokens, **kwargs)
         if skip_predictor is False and not tokens.whole:
             raise InputError(
-                "skip_predictor=False cannot be had of this sieved VJEPA2Model: its predictor reads the encoder's "
-                "output at every place, and the recipe leaves some out. Ask the dense model."
+                "skip_predictor=False is not possible with this recipe: VJEPA2Model's predictor reads the encoder's "
+                "output at every position, and the recipe drops or merges some. Use the dense model."
             )
         output = super().head(replace(tokens, source=None), **{**kwargs, "return_dict": True})
         if tokens.whole and not skip_predictor:
@@ -87,18 +87,20 @@ class HFVJEPA2(HFVideo):
         return Output(last_hidden_state=tokens.x, masked_hidden_state=tokens.x, hidden_states=hidden)
 
     def _predicted(self, x: Tensor) -> Any:
-        """The predictor's output for every place from every place, as in the host's own call."""
+        """The predictor's output for all positions, computed from all positions, as the host calls it by default."""
         from transformers.models.vjepa2.modeling_vjepa2 import VJEPA2WithMaskedInputPredictorOutput as Output
 
-        every = [torch.arange(x.shape[1], device=x.device).expand(x.shape[0], -1)]
-        predicted = self.encoder.predictor(encoder_hidden_states=x, context_mask=every, target_mask=every)
+        all_positions = [torch.arange(x.shape[1], device=x.device).expand(x.shape[0], -1)]
+        predicted = self.encoder.predictor(
+            encoder_hidden_states=x, context_mask=all_positions, target_mask=all_positions
+        )
         return Output(last_hidden_state=predicted.last_hidden_state, target_hidden_state=x)
 
-    def _beside(self, tokens: Tokens) -> dict[str, Any]:
+    def _replaced_parts(self, tokens: Tokens) -> dict[str, Any]:
         return {} if tokens.counted is None else {"pooler": partial(_pool_weighed, self.model.pooler, tokens)}
 
     def _long_enough(self, images: Tensor) -> Tensor:
-        """A clip of fewer frames than a patch has is repeated, as the host does."""
+        """Repeat a clip that has fewer frames than a patch, as the host does."""
         if images.ndim != 5 or images.shape[1] >= self.projection.stride[0]:
             return images
         return images.repeat(1, self.projection.stride[0], 1, 1, 1)
@@ -107,7 +109,8 @@ class HFVJEPA2(HFVideo):
         if interpolates or (images.ndim == 5 and min(*images.shape[3:]) < max(self.projection.stride[1:])):
             raise InputError(
                 f"Clips have shape {tuple(images.shape)}; {type(self.model).__name__} reads at least one patch of "
-                f"{self.projection.stride[1]} x {self.projection.stride[2]} pixels, and knows no other word for sizes."
+                f"{self.projection.stride[1]} x {self.projection.stride[2]} pixels, and does not take "
+                "interpolate_pos_encoding=."
             )
 
     def _image_size(self) -> tuple[int, int]:
@@ -115,8 +118,11 @@ class HFVJEPA2(HFVideo):
 
 
 def _rotary_rows(attention: Any, x: Tensor) -> Tensor:
-    """(2, N, d_h) cosines and sines of every patch: in turn of its frame, its row and its column, on a third of the
-    channels each, the frequencies twice over; what is left of the channels does not turn."""
+    """(2, N, d_h) cosines and sines of the rotary embedding for every patch.
+
+    The channels of a head are divided among frame, row and column of the patch, about a third each; each third has its
+    frequencies twice. Channels left over are not rotated.
+    """
     cos, sin = [], []
     position_ids = attention.get_position_ids(x)
     for positions, width in zip(position_ids, (attention.d_dim, attention.h_dim, attention.w_dim), strict=True):
@@ -130,7 +136,7 @@ def _rotary_rows(attention: Any, x: Tensor) -> Tensor:
 
 
 def _pool_weighed(pooler: Any, tokens: Tokens, _x: Tensor) -> Tensor:
-    """The pooler's own layers, in whose attention each key counts as often as its size: (B, N, d) -> (B, d)."""
+    """The host's attention pooling with log(size) added to the logits of its keys: (B, N, d) -> (B, d)."""
     x, mask = tokens.x, key_bias(tokens)
     mask = None if mask is None else mask[:, None, None, :]
     for layer in pooler.self_attention_layers:

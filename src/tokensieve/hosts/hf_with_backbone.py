@@ -1,6 +1,7 @@
-"""transformers' segmenters and depth estimators around a backbone of theirs, which is opened.
+"""transformers' segmenters and depth estimators that hold one of its backbones.
 
-The model's own forward runs on a backbone that answers with what the stream has made of the images.
+The backbone is opened; the model's own forward runs, with a stand-in for the backbone that returns the maps computed by
+the stream.
 """
 
 from __future__ import annotations
@@ -32,17 +33,17 @@ MODELS = (
 
 @register_host(*(f"transformers.models.{name}" for name in MODELS))
 class HFWithBackbone(WrappingHost, Host):
-    """A model around a backbone with tokens: what the backbone gives is on the whole grid."""
+    """A model around a backbone with tokens; dropped and merged patches are put back on the grid for its head."""
 
     reads_prefix = False
     class_token = True
 
     @classmethod
     def opened(cls, model: Any) -> Host | StagedHost:
-        """By the kind of the backbone; DPT has a vision transformer of its own where it has none.
+        """A host chosen by the class of the backbone; a DPT without `backbone` has its own vision transformer.
 
         Raises:
-            UnsupportedHost: no opener is written for the backbone.
+            UnsupportedHost: no host is registered for the backbone.
         """
         check_model(model)
         if model.backbone is None:
@@ -54,8 +55,8 @@ class HFWithBackbone(WrappingHost, Host):
             return HFWithStagedBackbone(model)
         raise UnsupportedHost(
             f"{type(model).__name__} holds a {type(model.backbone).__name__}, for which no opener is written. "
-            "It can be sieved around transformers' Dinov2Backbone, Dinov2WithRegistersBackbone, DINOv3ViTBackbone, "
-            "BeitBackbone, and the backbones of ConvNeXt and Swin."
+            "Backbones that can be sieved: transformers' Dinov2Backbone, Dinov2WithRegistersBackbone, "
+            "DINOv3ViTBackbone, BeitBackbone, and those of ConvNeXt and Swin."
         )
 
     def __init__(self, model: Any) -> None:
@@ -89,7 +90,7 @@ class HFWithBackbone(WrappingHost, Host):
 
 
 class HFWithStagedBackbone(WrappingHost, StagedHost):
-    """A model around a backbone with stages, whose maps stay whole."""
+    """A model around a hierarchical backbone (stages), whose maps keep their full size."""
 
     sized = True
 
@@ -101,7 +102,7 @@ class HFWithStagedBackbone(WrappingHost, StagedHost):
 
     def arguments(self, images: Tensor | None, kwargs: dict[str, Any]) -> tuple[Tensor, dict[str, Any]]:
         images, kwargs = arguments_of(self.model, images, kwargs)
-        self.inner.arguments(images, {})  # which refuses sizes that the backbone does not read
+        self.inner.arguments(images, {})  # raises for image sizes that the backbone does not take
         return images, {"output_hidden_states": False} | kwargs
 
     def answer(self, maps: Sequence[Tensor], *, size: Sequence[int] = (), **kwargs: Any) -> Any:

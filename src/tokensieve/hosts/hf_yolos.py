@@ -1,4 +1,4 @@
-"""transformers' YOLOS: a detector whose boxes are read from detection tokens beside the patches."""
+"""transformers' YOLOS: a detector that predicts boxes from detection tokens, which are prefix tokens here."""
 
 from __future__ import annotations
 
@@ -18,18 +18,18 @@ from .registry import register_host
 
 
 class HFYolosBlock(HFBlock):
-    """A layer of YOLOS, in front of which the encoder may add positions once more."""
+    """A layer of YOLOS; the encoder may add position embeddings again before each layer but the first."""
 
-    def __init__(self, layer: Any, prefix: int, index: int, middle: Any) -> None:
+    def __init__(self, layer: Any, prefix: int, index: int, mid_positions: Any) -> None:
         super().__init__(layer, prefix)
-        self.index, self.middle = index, middle
+        self.index, self.mid_positions = index, mid_positions
 
     def enter(self, tokens: Tokens) -> Tokens:
-        """Adds the positions that were learned for this layer; a token has those of the patch where it stands."""
-        if self.middle is None or self.index == 0:
+        """Add the position embeddings learned for this layer; each token gets those of its position on the grid."""
+        if self.mid_positions is None or self.index == 0:
             return tokens
         assert tokens.table is not None
-        prefix_table, patches = self.middle[self.index - 1], tokens.table[self.index - 1]
+        prefix_table, patches = self.mid_positions[self.index - 1], tokens.table[self.index - 1]
         prefix = torch.cat([prefix_table[:, :1], prefix_table[:, 1 - self.prefix :]], dim=1).expand(
             tokens.x.shape[0], -1, -1
         )
@@ -40,15 +40,15 @@ class HFYolosBlock(HFBlock):
         return replace(tokens, x=tokens.x + torch.cat([prefix, patches], dim=1).to(tokens.x.dtype))
 
     def __call__(self, tokens: Tokens) -> Tensor:
-        # in the model's own order, which decides the last bits; without all patches there is none
-        return (
-            ordered(self.layer(reordered(tokens.x, self.prefix)), self.prefix) if tokens.whole else self.layer(tokens.x)
-        )
+        if not tokens.whole:
+            return self.layer(tokens.x)
+        # in the model's own token order, so that the result is bit-equal to the dense model
+        return ordered(self.layer(reordered(tokens.x, self.prefix)), self.prefix)
 
 
 @register_host("transformers.models.YolosForObjectDetection")
 class HFYolos(HFDense):
-    """Class token, detection tokens, patches: the model itself has the detection tokens last."""
+    """YOLOS. Token order here: class token, detection tokens, patches; the model itself has detection tokens last."""
 
     def __init__(self, model: Any) -> None:
         super().__init__(model)
@@ -60,7 +60,7 @@ class HFYolos(HFDense):
         return model.vit
 
     def block(self, index: int, layer: Any) -> HFYolosBlock:
-        return HFYolosBlock(layer, self.prefix, index, self._middle()[0])
+        return HFYolosBlock(layer, self.prefix, index, self._mid_positions()[0])
 
     def read_levels(self) -> Sequence[int]:
         return [len(self.blocks) - 1]
@@ -69,26 +69,27 @@ class HFYolos(HFDense):
         return ordered(self.holder.embeddings(images), self.prefix)
 
     def table(self, images: Tensor) -> Tensor | None:
-        """The positions added between layers, of the patches alone: (L - 1, P, d)."""
-        table, size = self._middle()
+        """Position embeddings of the patches that are added between layers: (L - 1, P, d), or None."""
+        table, arguments = self._mid_positions()
         if table is None:
             return None
-        return self.holder.encoder.interpolation(*size, tuple(images.shape[2:]))[:, 0, 1 : 1 - self.prefix]
+        return self.holder.encoder.interpolation(*arguments, tuple(images.shape[2:]))[:, 0, 1 : 1 - self.prefix]
 
-    def _middle(self) -> tuple[Any, list[Any]]:
-        """The positions learned for between the layers, (L - 1, 1, 1 + P + D, d) or None; and what their resizing is
-        given of them, which an older transformers keeps elsewhere."""
+    def _mid_positions(self) -> tuple[Any, list[Any]]:
+        """The position embeddings added between layers, (L - 1, 1, 1 + P + D, d) or None; and the first arguments of
+        the encoder's `interpolation`: these embeddings, or nothing where `interpolation` itself holds them (an older
+        transformers)."""
         encoder = self.holder.encoder
         if hasattr(encoder, "mid_position_embeddings"):
             return encoder.mid_position_embeddings, [encoder.mid_position_embeddings]
         return getattr(encoder.interpolation, "mid_position_embeddings", None), []
 
     def answer(self, states: States, images: Tensor, **kwargs: Any) -> Any:
-        own_order = [None if state is None else reordered(state, self.prefix) for state in states]
+        model_order = [None if state is None else reordered(state, self.prefix) for state in states]
 
         def encoded(output_hidden_states: bool, **_kwargs: Any) -> Any:
-            output = encoder_output(own_order)
-            output.last_hidden_state = self.norm(own_order[-1])
+            output = encoder_output(model_order)
+            output.last_hidden_state = self.norm(model_order[-1])
             output.hidden_states = output.hidden_states if output_hidden_states else None
             return output
 
@@ -96,10 +97,10 @@ class HFYolos(HFDense):
 
 
 def ordered(x: Tensor, prefix: int) -> Tensor:
-    """Class token, patches, detection tokens -> class token, detection tokens, patches."""
+    """The model's order (class token, patches, detection tokens) -> class token, detection tokens, patches."""
     return torch.cat([x[:, :1], x[:, 1 - prefix :], x[:, 1 : 1 - prefix]], dim=1)
 
 
 def reordered(x: Tensor, prefix: int) -> Tensor:
-    """The other way."""
+    """The inverse of `ordered`: back to the model's own order."""
     return torch.cat([x[:, :1], x[:, prefix:], x[:, 1:prefix]], dim=1)

@@ -1,4 +1,4 @@
-"""open_clip's own vision tower, `open_clip.transformer.VisionTransformer`. Nothing of open_clip is imported."""
+"""open_clip's own vision tower, `open_clip.transformer.VisionTransformer`. This file does not import open_clip."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ MODEL = ("open_clip.transformer", "VisionTransformer")
 
 @register_host(".".join(MODEL))
 class OpenClipViT(Host):
-    """The tower that `CLIP.visual` is, with its pooling by class token, average, attention, or none."""
+    """The vision tower, `CLIP.visual`, with pooling by class token, average or attention, or without pooling."""
 
     def __init__(self, model: Any) -> None:
         self.model = model
@@ -38,7 +38,7 @@ class OpenClipViT(Host):
         self.reads_prefix = model.attn_pool is None and model.pool_type == "tok" and not model.output_tokens
         self.poolers = [pool for pool in (model.attn_pool, getattr(model, "attn_pool_contrastive", None)) if pool]
         for pool in self.poolers:
-            if not _theirs(pool, "AttentionalPooler") or type(pool.attn) is not nn.MultiheadAttention:
+            if not _of_open_clip(pool, "AttentionalPooler") or type(pool.attn) is not nn.MultiheadAttention:
                 self.cannot_merge = f"its pooling {type(pool).__name__} cannot weigh merged tokens by size"
 
     @property
@@ -54,45 +54,45 @@ class OpenClipViT(Host):
         x = model._embeds(check_size(model, check_images(model, images), model.image_size))
         if x.shape[1] != prod(model.grid_size) + self.prefix:
             raise UnsupportedHost(
-                "VisionTransformer drops patches at random in training (patch_dropout), so that tokens can no longer "
-                "be told apart: build it with patch_dropout=0."
+                "VisionTransformer drops patches at random in training (patch_dropout), so tokens cannot be assigned "
+                "to patches: build it with patch_dropout=0."
             )
         return Tokens(x, self.prefix, tuple(model.grid_size))
 
     def features(self, tokens: Tokens) -> Tokens:
-        # The norm comes first unless it follows a pooling; two poolings side by side share it.
-        first = len(self.poolers) == 2 if self.poolers else not self.model.final_ln_after_pool
-        return replace(tokens, x=self.model.ln_post(tokens.x)) if first else tokens
+        # The norm comes before the pooling if there are two attention poolers, after it if there is one.
+        norm_first = len(self.poolers) == 2 if self.poolers else not self.model.final_ln_after_pool
+        return replace(tokens, x=self.model.ln_post(tokens.x)) if norm_first else tokens
 
     def head(self, tokens: Tokens) -> Any:
-        """The host's own output: the image's embedding (B, d), with `output_tokens` a pair of it and its tokens."""
+        """The host's own output: the image embedding (B, d); with `output_tokens` a pair, the embedding and tokens."""
         model = self.model
         if len(self.poolers) == 2:
-            rest = _attend(model.attn_pool, tokens)
+            output_tokens = _attend(model.attn_pool, tokens)
             parallel = model.attn_pool_type == "parallel"
             contrastive = model.attn_pool_contrastive
-            pooled = _attend(contrastive, tokens) if parallel else contrastive(rest)
+            pooled = _attend(contrastive, tokens) if parallel else contrastive(output_tokens)
         elif self.poolers:
-            pooled, rest = model._global_pool(model.ln_post(_attend(model.attn_pool, tokens)))
+            pooled, output_tokens = model._global_pool(model.ln_post(_attend(model.attn_pool, tokens)))
         else:
-            pooled, rest = model._global_pool(tokens.x)
+            pooled, output_tokens = model._global_pool(tokens.x)
             if model.pool_type == "avg":
                 pooled, _ = model._global_pool(weighed(tokens).x)
             if model.final_ln_after_pool:
                 pooled = model.ln_post(pooled)
         if model.proj is not None:
             pooled = pooled @ model.proj
-        return (pooled, rest) if model.output_tokens else pooled
+        return (pooled, output_tokens) if model.output_tokens else pooled
 
 
 class OpenClipBlock(HostBlock):
-    """A `ResidualAttentionBlock` around torch's `MultiheadAttention`, whose projections lie in one matrix."""
+    """A `ResidualAttentionBlock` with torch's `MultiheadAttention`, which has its projections in one matrix."""
 
     by_token = True
 
     def __init__(self, block: Any) -> None:
         self.block, self.bypassed = block, (block, block.attn)
-        if not _theirs(block, "ResidualAttentionBlock"):
+        if not _of_open_clip(block, "ResidualAttentionBlock"):
             self.closed = (
                 f"{type(block).__name__} has no seam between attention and MLP that is known here "
                 "(known: ResidualAttentionBlock)"
@@ -113,7 +113,7 @@ class OpenClipBlock(HostBlock):
         return x + self.block.ls_2(self.block.mlp(self.block.ln_2(x)))
 
 
-def _theirs(module: nn.Module, name: str) -> bool:
+def _of_open_clip(module: nn.Module, name: str) -> bool:
     return (type(module).__module__, type(module).__name__) == (MODEL[0], name)
 
 

@@ -1,4 +1,4 @@
-"""Relative position bias: what attention adds for pairs of places, where tokens have been dropped, merged or moved."""
+"""Relative position bias for pairs of tokens, after tokens have been dropped, merged or reordered."""
 
 from __future__ import annotations
 
@@ -9,8 +9,16 @@ from ..tokens import Tokens
 
 
 def gathered(bias: Tensor, tokens: Tokens, query_rows: Tensor | None) -> Tensor:
-    """The bias (H, P, P) of the whole grid, prefix first -> (1 or B, H, M, N), between the places of the tokens
-    `query_rows` (B, M), all where it is None, and those of all N tokens."""
+    """Select the bias of the remaining tokens from that of the whole grid.
+
+    Args:
+        bias: (H, P, P) between all positions, prefix first.
+        tokens: the N remaining tokens.
+        query_rows: (B, M) int64, the tokens whose queries are computed; None is all.
+
+    Returns:
+        (1 or B, H, M, N), between the positions of the queries and those of all N tokens.
+    """
     if tokens.whole and query_rows is None:
         return bias[None]
     batch, count, _ = tokens.x.shape

@@ -1,4 +1,4 @@
-"""Pooling after merging, as it would be over every patch that the merged tokens stand for."""
+"""Pooling after merging: a merged token counts as many times as the patches it represents."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from ..tokens import Tokens
 
 
 def weighed(tokens: Tokens) -> Tokens:
-    """Patch tokens scaled by their share of the patches, so that their plain average is the weighted one."""
+    """Scale patch tokens by their size, so that their plain average equals the average weighted by size."""
     if tokens.counted is None:
         return tokens
     size = tokens.counted[:, tokens.prefix :]
@@ -21,5 +21,6 @@ def weighed(tokens: Tokens) -> Tokens:
 
 
 def key_bias(tokens: Tokens) -> Tensor | None:
-    """(B, N) log(size), which attention pooling adds to the logits of its keys; `key_padding_mask` in torch's words."""
+    """(B, N) log(size), to be added to the logits of the keys in attention pooling (torch's `key_padding_mask`); None
+    if all tokens count once."""
     return None if tokens.counted is None or is_empty(tokens.x) else tokens.counted.log().to(tokens.x.dtype)

@@ -1,4 +1,4 @@
-"""timm's `Beit`: BEiT and BEiT v2, whose attention adds a bias that belongs to pairs of places."""
+"""timm's `Beit`: BEiT and BEiT v2, whose attention adds a relative position bias."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ from .registry import register_host
 
 @register_host(Beit)
 class TimmBeit(Host):
-    """`Beit` with relative position bias in each block, shared by all, or none.
+    """`Beit` with a relative position bias for each block, one shared by all blocks, or none.
 
-    A patch keeps the bias of the place where it stood; a merged token takes that of the token it was merged into.
+    A patch keeps the bias of its position; a merged token has that of the token it was merged into.
     """
 
     def __init__(self, model: Any) -> None:
@@ -53,7 +53,9 @@ class TimmBeit(Host):
         x = model.pos_drop(x)
         grid = tuple(model.patch_embed.grid_size)
         if x.shape[1] != prod(grid) + self.prefix:
-            raise UnsupportedHost(f"Beit embeds {prod(grid)} patches as {x.shape[1]} tokens, so that none is known.")
+            raise UnsupportedHost(
+                f"Beit embeds {prod(grid)} patches as {x.shape[1]} tokens, so tokens cannot be assigned to patches."
+            )
         return Tokens(x, self.prefix, grid)
 
     def features(self, tokens: Tokens) -> Tokens:
@@ -65,16 +67,16 @@ class TimmBeit(Host):
 
 
 class BeitBlock(HostBlock):
-    """A block of timm's `Beit`. Types are matched exactly: a subclass may compute anything."""
+    """A block of timm's `Beit`. Types are matched exactly, since a subclass may compute something else."""
 
     def __init__(self, block: Any, shared: Any) -> None:
         self.block, self.shared = block, shared
         attention = getattr(block, "attn", None)
-        # Called whole, a block wants the bias of the whole grid: an unknown one could not take fewer tokens.
+        # Called as a whole, a block adds the bias of the whole grid, so it cannot take fewer tokens: it must be opened.
         if type(block) is not Block or type(attention) is not BeitAttention:
             raise UnsupportedHost(
-                f"Beit holds a block {type(block).__name__} with attention {type(attention).__name__}; known here are "
-                f"timm's own {Block.__name__} and {BeitAttention.__name__} alone, whose bias can be gathered."
+                f"Beit holds a block {type(block).__name__} with attention {type(attention).__name__}; only timm's own "
+                f"{Block.__name__} with {BeitAttention.__name__} can be sieved."
             )
 
         self.bypassed = (block, block.attn, block.attn.attn_drop)
@@ -82,7 +84,7 @@ class BeitBlock(HostBlock):
     def __call__(self, tokens: Tokens) -> Tensor:
         if not self.biased or tokens.whole:
             return self.block(tokens.x, shared_rel_pos_bias=None if self.shared is None else self.shared())
-        # The host's own attention has no other bias than that of the whole grid.
+        # The host's own attention can only add the bias of the whole grid, so the block runs in parts.
         attention = self.qkv(tokens)
         return self.rest(attention.attend(), attention, tokens.x)
 
@@ -108,7 +110,7 @@ class BeitBlock(HostBlock):
         return self.shared is not None or self.block.attn.relative_position_bias_table is not None
 
     def _bias(self, tokens: Tokens, query_rows: Tensor | None) -> Tensor | None:
-        """The bias between the places of the queries and those of all tokens: (1 or B, H, M, N)."""
+        """The bias between the positions of the queries and those of all tokens: (1 or B, H, M, N)."""
         if not self.biased:
             return None
         has_table = self.block.attn.relative_position_bias_table is not None
@@ -119,12 +121,12 @@ class BeitBlock(HostBlock):
 
 
 def _project(attn: Any, x: Tensor, query_rows: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
-    """Queries of `query_rows` (B, M), or of all, with the keys and values of all tokens, each (B, H, ., d_h)."""
+    """Queries of the tokens `query_rows` (B, M), None is all; keys and values of all tokens: each (B, H, ., d_h)."""
     bias = None if attn.q_bias is None else torch.cat((attn.q_bias, attn.k_bias, attn.v_bias))
     plain = plain_linear(attn.qkv)
     if bias is not None and not attn.qkv_bias_separate and query_rows is None:
         parts = F.linear(x, attn.qkv.weight, bias).chunk(3, dim=-1)
-    elif query_rows is None or not plain:  # a layer put in its place, such as an adapter: it is called as it is
+    elif query_rows is None or not plain:  # a layer that replaces `qkv`, such as an adapter, must be called
         qkv = attn.qkv(x)
         parts = (qkv if bias is None else qkv + bias).chunk(3, dim=-1)
         if query_rows is not None:

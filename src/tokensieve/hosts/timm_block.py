@@ -1,7 +1,7 @@
-"""timm's transformer blocks, opened at the seam between attention and MLP.
+"""timm's transformer blocks, split between attention and MLP.
 
-What an older timm does not have (gates, key norms, grouped queries, a half rotation) is not there to be honoured: a
-block is read by the parts that it holds.
+Blocks of an older timm lack some parts (gates, key norms, grouped queries, half rotation): a part is used only if the
+block has it.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ ATTENTIONS = (Attention, EvaAttention, *([timm.layers.AttentionRope] if hasattr(
 
 
 class TimmBlock(HostBlock):
-    """A block of timm's `VisionTransformer` or `Eva`. Types are matched exactly: a subclass may compute anything."""
+    """A block of timm's `VisionTransformer` or `Eva`. Types are matched exactly: a subclass may differ."""
 
     def __init__(self, block: Any, index: int) -> None:
         self.block = block
@@ -55,15 +55,14 @@ class TimmBlock(HostBlock):
         block, attn = self.block, self.block.attn
         x = tokens.x if self.post_norm else block.norm1(tokens.x)
         query_input = x if query_rows is None else rows(x, query_rows)
-        q, k, v = _project(attn, x) if query_rows is None else _project_some(attn, x, query_rows)
+        q, k, v = _project(attn, x) if query_rows is None else _project_queries(attn, x, query_rows)
         q, k = _through(attn, "q_norm", q), _through(attn, "k_norm", k)
         keys = k
         rope = self._rope(tokens)
         if rope is not None:
             k = _rotate(attn, k, rope).type_as(v)
-            q = _rotate(
-                attn, q, rope if query_rows is None else _some(rope, query_rows, attn.num_prefix_tokens)
-            ).type_as(v)
+            query_rope = rope if query_rows is None else _table_rows(rope, query_rows, attn.num_prefix_tokens)
+            q = _rotate(attn, q, query_rope).type_as(v)
         groups = getattr(attn, "num_kv_groups", 1)
         if groups > 1:
             k, v = k.repeat_interleave(groups, dim=1), v.repeat_interleave(groups, dim=1)
@@ -93,7 +92,7 @@ class TimmBlock(HostBlock):
         return x if gamma is None else gamma * x
 
     def _rope(self, tokens: Tokens) -> Tensor | None:
-        """The rows of the rotary table at which the tokens stand, (B, 1 or H, n, D), or the whole table."""
+        """The rows of the rotary table for the tokens' positions, (B, 1 or H, n, D), or the whole table."""
         table = tokens.table
         if table is None:
             return None
@@ -107,13 +106,13 @@ class TimmBlock(HostBlock):
 
 
 def _through(attn: Any, name: str, x: Tensor) -> Tensor:
-    """x through a submodule of the attention; x itself where there is no such submodule."""
+    """x passed through a submodule of the attention; unchanged if the attention has no such submodule."""
     module = getattr(attn, name, None)
     return x if module is None else module(x)
 
 
 def _inner(block: nn.Module, path: str) -> nn.Module | None:
-    """The sub-module at this path, if the block has one."""
+    """The submodule at this path, or None."""
     try:
         return block.get_submodule(path)
     except AttributeError:
@@ -133,18 +132,18 @@ def _project(attn: Any, x: Tensor) -> tuple[Tensor, ...]:
 
 
 def _heads(attn: Any, q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, ...]:
-    """(B, N, d) of each -> (B, H, N, d_h). With grouped queries keys and values have fewer heads, of the same size."""
+    """Split heads: each (B, N, d) -> (B, H, N, d_h). With grouped queries, keys and values have fewer heads of the same
+    size."""
     size = q.shape[2] // attn.num_heads
     return tuple(projected.unflatten(2, (-1, size)).transpose(1, 2) for projected in (q, k, v))
 
 
-def _project_some(attn: Any, x: Tensor, query_rows: Tensor) -> tuple[Tensor, ...]:
-    """Keys and values of all tokens, queries of the rows `query_rows` (B, M) alone."""
+def _project_queries(attn: Any, x: Tensor, query_rows: Tensor) -> tuple[Tensor, ...]:
+    """Queries of the tokens `query_rows` (B, M) only, keys and values of all tokens: each (B, H, ., d_h)."""
     if getattr(attn, "q_proj", None) is not None:
-        few = rows(x, query_rows)
-        q, k, v = attn.q_proj(few), attn.k_proj(x), attn.v_proj(x)
+        q, k, v = attn.q_proj(rows(x, query_rows)), attn.k_proj(x), attn.v_proj(x)
     elif plain_linear(attn.qkv):
-        # One matrix holds the three projections: its rows are taken apart.
+        # One matrix holds the three projections: use its rows separately.
         weight: Tensor = attn.qkv.weight
         bias: Tensor | None = attn.qkv.bias
         if getattr(attn, "q_bias", None) is not None:
@@ -153,14 +152,14 @@ def _project_some(attn: Any, x: Tensor, query_rows: Tensor) -> tuple[Tensor, ...
         width = weight.shape[0] // 3
         q = F.linear(rows(x, query_rows), weight[:width], None if bias is None else bias[:width])
         k, v = F.linear(x, weight[width:], None if bias is None else bias[width:]).chunk(2, dim=-1)
-    else:  # a layer put in its place, such as an adapter: it is called as it is
+    else:  # a layer that replaces `qkv`, such as an adapter, must be called
         q, k, v = _project(attn, x)
         return q.gather(2, query_rows[:, None, :, None].expand(-1, q.shape[1], -1, q.shape[3])), k, v
     return _heads(attn, q, k, v)
 
 
-def _some(rope: Tensor, query_rows: Tensor, prefix: int) -> Tensor:
-    """The rows of a rotary table at which the tokens `query_rows` (B, M), prefix first, stand."""
+def _table_rows(rope: Tensor, query_rows: Tensor, prefix: int) -> Tensor:
+    """The rows of a rotary table for the patch tokens among `query_rows` (B, M), which has the prefix first."""
     patches = query_rows[:, prefix:] - prefix
     if rope.ndim == 2:  # (P, D)
         return rope[patches].unsqueeze(1)
@@ -174,5 +173,5 @@ def _rotate(attn: Any, heads: Tensor, rope: Tensor) -> Tensor:
     """Rotary embedding on all but the prefix tokens."""
     prefix = attn.num_prefix_tokens
     layout = {"half": True} if getattr(attn, "rotate_half", False) else {}
-    turned = apply_rot_embed_cat(heads[:, :, prefix:], rope, **layout)
-    return torch.cat([heads[:, :, :prefix], turned], dim=2)
+    rotated = apply_rot_embed_cat(heads[:, :, prefix:], rope, **layout)
+    return torch.cat([heads[:, :, :prefix], rotated], dim=2)

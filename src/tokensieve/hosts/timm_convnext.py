@@ -1,4 +1,4 @@
-"""timm's `ConvNeXt`, its second version with response normalisation too."""
+"""timm's `ConvNeXt`, versions 1 and 2 (with global response normalisation)."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from .staged import PixelBlock, Stage, StagedHost, checkpointed
 
 
 class ConvNeXtPixels(PixelBlock):
-    """A depth-wise convolution, then norm, MLP and scale on each pixel.
+    """A ConvNeXt block: depth-wise convolution, then norm, MLP and scale on each pixel.
 
-    Global response normalisation, which takes norms over the whole map, takes them over the pixels that are there.
+    Global response normalisation, which takes norms over the whole map, takes them over the kept pixels only.
     """
 
     leaves_zeros = True
@@ -41,7 +41,7 @@ class ConvNeXtPixels(PixelBlock):
 
 
 def convnext_stages(model: nn.Module, stages: Iterable[Any]) -> list[Stage]:
-    """Stages of timm's ConvNeXt, in whatever `model` that holds them."""
+    """Open stages of timm's ConvNeXt; `model`, which may be a wrapper, is named in errors."""
     stages, name = list(stages), type(model).__name__
     for block in (block for stage in stages for block in stage.blocks):
         if type(block) is not ConvNeXtBlock:
@@ -54,7 +54,7 @@ def convnext_stages(model: nn.Module, stages: Iterable[Any]) -> list[Stage]:
 
 @register_host(ConvNeXt)
 class TimmConvNeXt(StagedHost):
-    """Stem, stages and head as timm has them."""
+    """timm's ConvNeXt: stem, stages and head."""
 
     family = "ConvNeXt"
     background = "zero"

@@ -35,7 +35,7 @@ class TimmFeatureTokens(WrappingHost, Host):
         self.blocks = list(inner.blocks)[: last + 1]
 
     def head(self, tokens: Tokens) -> Any:
-        raise NotImplementedError("maps of several blocks are read level by level")
+        raise NotImplementedError("a features_only model reads several blocks: call read()")
 
     def read(
         self,

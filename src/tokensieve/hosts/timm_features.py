@@ -1,4 +1,5 @@
-"""timm's models made with `features_only=True` of ConvNeXt, Swin and Swin-V2: maps of some stages, and no head."""
+"""timm's ConvNeXt, Swin and Swin-V2 created with `features_only=True`: they return maps of some stages, and no head
+runs."""
 
 from __future__ import annotations
 
@@ -34,15 +35,15 @@ WHOLE: dict[type[nn.Module], type[StagedHost]] = {
     SwinTransformer: TimmSwin,
     SwinTransformerV2: TimmSwin,
 }
-WHICH = (
-    "maps of several stages are had of timm's ConvNeXt, SwinTransformer and SwinTransformerV2 alone, and maps of "
-    "several blocks of its VisionTransformer, Eva and Beit"
+SUPPORTED = (
+    "features_only models can be sieved if they wrap timm's ConvNeXt, SwinTransformer or SwinTransformerV2 (maps of "
+    "stages), or its VisionTransformer, Eva or Beit (maps of blocks)"
 )
 
 
 @register_host(FeatureListNet, FeatureDictNet)
 class TimmFeatureList(StagedHost):
-    """The parts of a model in their order, up to the last stage that is asked for: a list or a dictionary of maps."""
+    """A wrapper that holds the model's parts up to the last requested stage; it returns a list or dict of maps."""
 
     def __init__(self, model: Any) -> None:
         self.model = model
@@ -50,8 +51,8 @@ class TimmFeatureList(StagedHost):
         kinds = [type(module) for _, module in parts]
         first = next((index for index, kind in enumerate(kinds) if kind in STAGES), len(parts))
         if len(set(kinds[first:])) != 1:
-            inside = ", ".join(dict.fromkeys(type(module).__name__ for _, module in parts))
-            raise UnsupportedHost(f"{type(model).__name__} cannot be sieved: {WHICH}, and it holds {inside}.")
+            part_names = ", ".join(dict.fromkeys(type(module).__name__ for _, module in parts))
+            raise UnsupportedHost(f"{type(model).__name__} cannot be sieved: {SUPPORTED}, and it holds {part_names}.")
         kind, open_stages = STAGES[kinds[first]]
         self.family, self.background, self.channels_first = kind.family, kind.background, kind.channels_first
         self.names = [name for name, _ in parts[first:]]
@@ -89,12 +90,13 @@ class TimmFeatureList(StagedHost):
 
 @register_host(FeatureGetterNet)
 class TimmFeatureGetter(StagedHost):
-    """A whole model, of which `forward_intermediates` is asked: maps (B, C, H, W)."""
+    """A wrapper that calls `forward_intermediates` of the whole model: maps (B, C, H, W)."""
 
     def __init__(self, model: Any) -> None:
         inner = type(model.model)
         if inner not in WHOLE:
-            raise UnsupportedHost(f"{type(model).__name__} cannot be sieved: {WHICH}, and it holds {inner.__name__}.")
+            name = type(model).__name__
+            raise UnsupportedHost(f"{name} cannot be sieved: {SUPPORTED}, and it holds {inner.__name__}.")
         self.model, self.inner = model, WHOLE[inner](model.model)
         host = self.inner
         self.family, self.background, self.channels_first = host.family, host.background, host.channels_first
@@ -104,7 +106,7 @@ class TimmFeatureGetter(StagedHost):
 
     @classmethod
     def opened(cls, model: Any) -> Host | StagedHost:
-        """As maps of stages, or of the blocks of a model with tokens."""
+        """A host for maps of stages, or `TimmFeatureTokens` for maps of the blocks of a model with tokens."""
         kind = host_for(type(model.model))
         return TimmFeatureTokens(model) if kind is not None and issubclass(kind, Host) else cls(model)
 
@@ -124,7 +126,7 @@ class TimmFeatureGetter(StagedHost):
 
     def answer(self, maps: Sequence[Tensor]) -> list[Tensor]:
         *earlier, last = maps if self.counts_stem else maps[1:]
-        ready = [*earlier, self.features(last)]
-        indices, _ = feature_take_indices(len(ready), self.model.out_indices, as_set=True)
-        selected = [x for index, x in enumerate(ready) if index in indices]
+        all_maps = [*earlier, self.features(last)]
+        indices, _ = feature_take_indices(len(all_maps), self.model.out_indices, as_set=True)
+        selected = [x for index, x in enumerate(all_maps) if index in indices]
         return selected if self.channels_first else [x.permute(0, 3, 1, 2).contiguous() for x in selected]

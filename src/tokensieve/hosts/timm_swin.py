@@ -16,7 +16,7 @@ from .staged import PixelBlock, Stage, StagedHost, checkpointed
 
 
 class SwinPixels(PixelBlock):
-    """Attention in (shifted) windows, then an MLP on each pixel, its norm in front."""
+    """A Swin block: attention in (shifted) windows, then norm and MLP on each pixel."""
 
     def spatial(self, x: Tensor) -> tuple[Tensor, Tensor]:
         block = self.block
@@ -28,7 +28,7 @@ class SwinPixels(PixelBlock):
 
 
 class SwinV2Pixels(SwinPixels):
-    """The same with the norms behind."""
+    """A Swin V2 block: as `SwinPixels`, but with the norms after attention and MLP."""
 
     def spatial(self, x: Tensor) -> tuple[Tensor, Tensor]:
         block = self.block
@@ -43,7 +43,7 @@ BLOCKS: dict[type, type[PixelBlock]] = {SwinTransformerBlock: SwinPixels, SwinTr
 
 
 def swin_stages(model: nn.Module, stages: Iterable[Any]) -> list[Stage]:
-    """Stages of timm's Swin and Swin-V2, in whatever `model` that holds them."""
+    """Open stages of timm's Swin or Swin-V2; `model`, which may be a wrapper, is named in errors."""
     stages = list(stages)
     for block in (block for stage in stages for block in stage.blocks):
         if type(block) not in BLOCKS:
@@ -54,7 +54,7 @@ def swin_stages(model: nn.Module, stages: Iterable[Any]) -> list[Stage]:
 
 @register_host(SwinTransformer, SwinTransformerV2)
 class TimmSwin(StagedHost):
-    """Patch embedding, stages, norm and head as timm has them."""
+    """timm's Swin and Swin-V2: patch embedding, stages, norm and head."""
 
     family = "Swin"
     background = "keep"

@@ -25,7 +25,7 @@ from .timm_block import TimmBlock
 
 @register_host(VisionTransformer, VisionTransformerDistilled)
 class TimmViT(Host):
-    """`VisionTransformer` and its distilled form; `Eva` differs in its embedding alone."""
+    """`VisionTransformer` and `VisionTransformerDistilled`; `TimmEva` differs only in the embedding."""
 
     def __init__(self, model: Any) -> None:
         self.model = model
@@ -33,11 +33,11 @@ class TimmViT(Host):
         self.width, self.prefix = model.embed_dim, model.num_prefix_tokens
         self.class_token = getattr(model, "cls_token", None) is not None
         distilled = type(model) is VisionTransformerDistilled
-        self.pooler = getattr(model, "attn_pool", None)  # which an older Eva does not have
+        self.pooler = getattr(model, "attn_pool", None)  # an older Eva has no such attribute
         self.reads_prefix = self.pooler is None and (distilled or model.global_pool == "token")
         for block in self.blocks:
             block.checkpoints = model.grad_checkpointing
-        # timm's other pooling module has no place for a mask, in which sizes could be given to it.
+        # timm's other pooling modules take no mask, by which sizes could be passed to them.
         if self.pooler is not None and type(self.pooler) is not AttentionPoolLatent:
             self.cannot_merge = f"its pooling {type(self.pooler).__name__} cannot weigh merged tokens by size"
 
@@ -57,13 +57,13 @@ class TimmViT(Host):
         x = model.norm_pre(x) if hasattr(model, "norm_pre") else x
         if x.shape[1] != prod(grid) + self.prefix:
             raise UnsupportedHost(
-                f"{type(model).__name__} drops patches at random in training (patch_drop_rate), so that tokens can no "
-                "longer be told apart: build it with patch_drop_rate=0."
+                f"{type(model).__name__} drops patches at random in training (patch_drop_rate), so tokens cannot be "
+                "assigned to patches: build it with patch_drop_rate=0."
             )
         return Tokens(x, self.prefix, grid, table=table)
 
     def _positions(self, x: Tensor) -> tuple[Tensor, Tensor | None]:
-        """Prefix and position embedding -> tokens and, for rotary hosts, the table over the grid."""
+        """Add prefix tokens and position embedding: the tokens and, for rotary hosts, the table over the grid."""
         return self.model.patch_drop(self.model._pos_embed(x)), None
 
     def features(self, tokens: Tokens) -> Tokens:
@@ -76,10 +76,10 @@ class TimmViT(Host):
         return model.head(model.head_drop(model.fc_norm(self._pool(tokens))))
 
     def _pool(self, tokens: Tokens) -> Tensor:
-        """The host's pooling as it would be over every patch that the merged tokens stand for: (B, N, d) -> (B, d)."""
+        """The host's pooling, in which merged tokens count as many times as their patches: (B, N, d) -> (B, d)."""
         model, x, size = self.model, tokens.x, tokens.counted
         assert size is not None
-        # Where it cannot be said, timm's attention pooling reads all tokens, and every other one those of patches.
+        # Without this attribute (older timm), attention pooling reads all tokens and other pooling only patch tokens.
         with_prefix = getattr(model, "pool_include_prefix", self.pooler is not None)
         first = 0 if with_prefix else self.prefix
         x, size = x[:, first:], size[:, first:]
@@ -89,7 +89,7 @@ class TimmViT(Host):
         average = (x * share[..., None]).sum(1)
         if model.global_pool == "avg":
             return average
-        largest = x.masked_fill((size == 0)[..., None], float("-inf")).amax(1)  # padding is no patch
+        largest = x.masked_fill((size == 0)[..., None], float("-inf")).amax(1)  # size 0 is padding
         return largest if model.global_pool == "max" else 0.5 * (largest + average)
 
 
@@ -102,10 +102,10 @@ class TimmEva(TimmViT):
 
 
 def _attend_weighed(pooler: Any, x: Tensor, mask: Tensor) -> Tensor:
-    """timm's `AttentionPoolLatent` with a mask that is added to its logits: (B, N, d), (B, 1, 1, N) -> (B, d)."""
+    """timm's `AttentionPoolLatent` with a mask added to its logits: x (B, N, d), mask (B, 1, 1, N) -> (B, d)."""
     if "attn_mask" in signature(pooler.forward).parameters:
         return pooler(x, attn_mask=mask)
-    # An older timm's takes none; this is what all of those compute.
+    # In an older timm it takes no mask: compute here what all those versions compute.
     if pooler.pos_embed is not None:
         x = x + pooler.pos_embed.to(x.dtype)
     heads = pooler.num_heads

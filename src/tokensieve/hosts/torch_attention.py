@@ -1,4 +1,5 @@
-"""torch's `nn.MultiheadAttention`, whose projections lie in one matrix: blocks of open_clip and torchvision hold it."""
+"""torch's `nn.MultiheadAttention`, as used in the blocks of open_clip and torchvision. One matrix holds its projections
+of queries, keys and values."""
 
 from __future__ import annotations
 
@@ -12,7 +13,7 @@ from ..tokens import rows
 
 
 def why_closed(attn: Any) -> str | None:
-    """Why this attention cannot be opened, or None."""
+    """The reason why this attention cannot be opened, or None."""
     if type(attn) is not nn.MultiheadAttention:
         return f"its attention {type(attn).__name__} is unknown here (known: torch's MultiheadAttention)"
     if attn.in_proj_weight is None or attn.bias_k is not None or attn.add_zero_attn or not attn.batch_first:
@@ -24,7 +25,7 @@ def why_closed(attn: Any) -> str | None:
 
 
 def project(attn: Any, x: Tensor, query_rows: Tensor | None) -> BlockQKV:
-    """Queries of the rows `query_rows` (B, M) of x (B, N, d), or of all, with the keys and values of all."""
+    """Queries of the tokens `query_rows` (B, M) of x (B, N, d), None is all; keys and values of all tokens."""
     query_input, width = x if query_rows is None else rows(x, query_rows), attn.embed_dim
     weight, bias = attn.in_proj_weight, attn.in_proj_bias
     q = F.linear(query_input, weight[:width], None if bias is None else bias[:width])
@@ -34,5 +35,5 @@ def project(attn: Any, x: Tensor, query_rows: Tensor | None) -> BlockQKV:
 
 
 def project_out(attn: Any, attended: Tensor) -> Tensor:
-    """(B, H, M, d_h) -> (B, M, d). As torch itself does, by the output projection's weight and not by calling it."""
+    """The output projection: (B, H, M, d_h) -> (B, M, d). As in torch, its weight is used without calling it."""
     return F.linear(attended.transpose(1, 2).flatten(2), attn.out_proj.weight, attn.out_proj.bias)

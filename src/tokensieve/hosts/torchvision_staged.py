@@ -1,4 +1,4 @@
-"""torchvision's models with stages: `ConvNeXt`, `SwinTransformer` with blocks of both versions, `SwinTransformer3d`."""
+"""torchvision's hierarchical models: `ConvNeXt`, `SwinTransformer` (V1 and V2 blocks) and `SwinTransformer3d`."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ from .staged import PixelBlock, Stage, StagedHost
 
 
 class TorchvisionStaged(StagedHost):
-    """One sequence, `features`, of stages of blocks and what shrinks the map between them, a stem in front."""
+    """Base class: the model's `features` is a sequence of a stem, then stages with downsampling layers between them."""
 
     known: ClassVar[dict[type[nn.Module], type[PixelBlock]]]
-    """How a block of a class is opened; of others nothing is guessed."""
+    """Class of a block -> the `PixelBlock` that opens it; other classes are refused."""
     stem: Any
     last: nn.Module
-    """The downsampling behind the last stage, where there is one."""
+    """The downsampling layer after the last stage, or an Identity."""
 
     def __init__(self, model: Any) -> None:
         self.model = model
@@ -54,17 +54,17 @@ class TorchvisionStaged(StagedHost):
         return self.stem(check_images(self.model, images))
 
     def _parts(self) -> tuple[Any, list[nn.Module]]:
-        """The stem, and what comes behind it."""
+        """The stem, and the modules after it."""
         stem, *parts = self._sequence(self.model.features)
         return stem, parts
 
     @abstractmethod
     def _shrinks(self, module: nn.Module) -> bool:
-        """Whether a part of `features` is no stage, but stands between two."""
+        """Whether a module of `features` is a downsampling layer, not a stage."""
 
     @abstractmethod
     def _width(self, stage: Stage, number: int) -> int:
-        """Channels of the map of the stage of this number."""
+        """Channels of the map of stage `number`, counted from 0."""
 
     def _sequence(self, module: nn.Module) -> nn.Sequential:
         if type(module) is not nn.Sequential or len(module) == 0:
@@ -82,7 +82,7 @@ class TorchvisionStaged(StagedHost):
 
 
 class CNPixels(PixelBlock):
-    """A depth-wise convolution, then norm, MLP and scale on each pixel."""
+    """A ConvNeXt block: depth-wise convolution, then norm, MLP and scale on each pixel."""
 
     leaves_zeros = True
 
@@ -94,7 +94,7 @@ class CNPixels(PixelBlock):
         ]:
             raise UnsupportedHost(
                 "ConvNeXt holds a CNBlock of other parts than torchvision's (a convolution, a permutation, norm, two "
-                "linear layers about an activation, a permutation), for which no opener is written."
+                "linear layers with an activation between them, a permutation), for which no opener is written."
             )
         self.inner, self.residual_module = inner, inner[0]
 
@@ -113,7 +113,7 @@ class CNPixels(PixelBlock):
 
 @register_host(ConvNeXt)
 class TorchvisionConvNeXt(TorchvisionStaged):
-    """Stem, stages, average and classifier, whose norm comes behind the average."""
+    """torchvision's ConvNeXt: stem, stages, average pooling and classifier, which starts with the norm."""
 
     family = "ConvNeXt"
     background = "zero"
@@ -134,7 +134,7 @@ class TorchvisionConvNeXt(TorchvisionStaged):
 
 
 class SwinPixels(PixelBlock):
-    """Attention in (shifted) windows, then an MLP on each pixel, its norm in front."""
+    """A Swin block: attention in (shifted) windows, then norm and MLP on each pixel."""
 
     def spatial(self, x: Tensor) -> tuple[Tensor, Tensor]:
         block = self.block
@@ -146,7 +146,7 @@ class SwinPixels(PixelBlock):
 
 
 class SwinV2Pixels(PixelBlock):
-    """The same with the norms behind."""
+    """A Swin V2 block: as `SwinPixels`, but with the norms after attention and MLP."""
 
     def spatial(self, x: Tensor) -> tuple[Tensor, Tensor]:
         block = self.block
@@ -159,7 +159,7 @@ class SwinV2Pixels(PixelBlock):
 
 @register_host(SwinTransformer)
 class TorchvisionSwin(TorchvisionStaged):
-    """Patch embedding, stages, norm, average and head."""
+    """torchvision's Swin: patch embedding, stages, norm, average pooling and head."""
 
     family = "Swin"
     background = "keep"
@@ -182,7 +182,7 @@ class TorchvisionSwin(TorchvisionStaged):
 
 @register_host(SwinTransformer3d)
 class TorchvisionSwin3D(TorchvisionSwin):
-    """The same on clips (B, C, T, H, W), with maps (B, T, H, W, C)."""
+    """torchvision's Swin for video: clips (B, C, T, H, W), maps (B, T, H, W, C)."""
 
     family = "Swin3D"
     layout = "CTHW"
@@ -190,7 +190,7 @@ class TorchvisionSwin3D(TorchvisionSwin):
 
     @property
     def input_spec(self) -> InputSpec:
-        """The model states neither frames nor size: those of torchvision's preset for Kinetics."""
+        """The input of torchvision's preset for Kinetics, since the model itself stores neither frames nor size."""
         return InputSpec((self.stem.proj.in_channels, 16, 224, 224), self.layout)
 
     @property

@@ -1,4 +1,4 @@
-"""torchvision's `VisionTransformer`: the vit_* models, SWAG's weights among theirs."""
+"""torchvision's `VisionTransformer`: the vit_* models, with SWAG weights too."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from .torch_attention import project, project_out, why_closed
 
 @register_host(VisionTransformer)
 class TorchvisionViT(Host):
-    """A class token, learned positions and one image size; the head reads the class token alone."""
+    """torchvision's ViT: a class token, learned positions, one image size; the head reads only the class token."""
 
     prefix, class_token, reads_prefix = 1, True, True
 
@@ -56,7 +56,7 @@ class TorchvisionViT(Host):
 
 
 class TorchvisionBlock(HostBlock):
-    """An `EncoderBlock`. Types are matched exactly: a subclass may compute anything."""
+    """An `EncoderBlock`. Types are matched exactly, since a subclass may compute something else."""
 
     by_token = True
 

@@ -1,4 +1,4 @@
-"""Hosts whose model holds another model, which has a host of its own."""
+"""A mixin for hosts whose model wraps another model that has its own host."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from ..data.inputs import InputSpec
 
 
 class WrappingHost:
-    """A mixin that passes embedding, final norm and input on to the inner host; it stands before the other parent."""
+    """A mixin that delegates input, embedding and final norm to the inner host; list it before the other base."""
 
     model: Any
     inner: Any

@@ -1,4 +1,4 @@
-"""Recipes on the Hugging Face Hub: with their trained weights, what they were measured to lose, and a model card."""
+"""Recipes on the Hugging Face Hub, with their trained weights, an evaluation and a model card."""
 
 from .published import HubRecipe
 

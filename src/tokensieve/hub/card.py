@@ -1,4 +1,4 @@
-"""The model card of a recipe: what it is, how it is opened, and what `tokensieve eval` measured."""
+"""The model card of a recipe: its description, code to load it, and the results of `tokensieve eval`."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from .evaluation import Record
 
 LIBRARY = "tokensieve"
 PERCENT = ("miou", "pixel_accuracy", "delta1")
-"""Figures that are percentages, beside those of top-k."""
+"""Metrics given in percent, in addition to top-k accuracies."""
 TASKS = {"classes": "image-classification", "class-map": "image-segmentation", "depth": "depth-estimation"}
-"""Kind of output -> what the hub calls the task."""
+"""Kind of output -> the hub's name of the task."""
 METRICS = {"top1": "accuracy", "miou": "mean_iou", "rmse": "rmse"}
-"""Figures that the hub knows by another name, or at all."""
+"""Metric -> the hub's name of it, where the hub has one."""
 
 
 def model_card(
@@ -34,7 +34,7 @@ def model_card(
     license: str | None,
     notes: str | None,
 ) -> ModelCard:
-    """README.md of a repository: metadata in YAML, then Markdown. See `HubRecipe` for what the arguments are."""
+    """The README.md of a repository: metadata in YAML, then Markdown. The arguments are those of `HubRecipe`."""
     title = repo_id.split("/")[-1] if repo_id else f"Recipe for {model}" if model else "Recipe"
     results = [] if record is None else _results(record)
     data = ModelCardData(
@@ -61,8 +61,8 @@ def model_card(
     return ModelCard(f"---\n{data.to_yaml()}\n---\n\n{body}")
 
 
-def is_ours(path: Path) -> bool:
-    """Whether a README.md is a card that was written here, which may be written anew."""
+def is_generated(path: Path) -> bool:
+    """Whether a README.md is a model card written by this module, which may be overwritten."""
     if not path.is_file():
         return False
     metadata = path.read_text(encoding="utf-8", errors="replace").split("\n---", 1)[0]
@@ -70,13 +70,14 @@ def is_ours(path: Path) -> bool:
 
 
 def _measured(record: Record) -> dict[str, Any]:
-    """What the template shows of a record, as text."""
+    """The values of a record that the template shows, as text."""
     rows = []
     for name in record["dense"] or ():
-        low_high = [(record.get(f"{side}_low") or {}, record.get(f"{side}_high") or {}) for side in ("dense", "sieved")]
-        ends = [(low.get(name), high.get(name)) for low, high in low_high]
-        both = [_figure(name, record[side][name], *pair) for side, pair in zip(("dense", "sieved"), ends, strict=True)]
-        rows.append((name.replace("top", "top-"), *both, _change(name, record["change"][name])))
+        cells = []
+        for side in ("dense", "sieved"):
+            low, high = ((record.get(f"{side}_{end}") or {}).get(name) for end in ("low", "high"))
+            cells.append(_figure(name, record[side][name], low, high))
+        rows.append((name.replace("top", "top-"), *cells, _change(name, record["change"][name])))
     macs = record["macs"]
     rows.append((f"GMACs {a_unit(record)}", giga(macs["dense"]), giga(macs["sieved"]), f"{macs['ratio']:.2f}x fewer"))
     files = record.get("files")
@@ -109,13 +110,13 @@ def _change(name: str, value: float) -> str:
 
 
 def _results(record: Record) -> list[EvalResult]:
-    """The sieved model's figures as the hub's metadata; how far it is from the dense one is among them."""
+    """The sieved model's metrics, and its agreement with the dense model, as metadata of the hub."""
     task = TASKS.get(record.get("kind", ""))
     if task is None:
         return []
-    figures = {name: (METRICS.get(name, name), name, value) for name, value in (record["sieved"] or {}).items()}
+    metrics = {name: (METRICS.get(name, name), name, value) for name, value in (record["sieved"] or {}).items()}
     if record["agreement"] is not None:
-        figures["agreement"] = ("agreement", "agreement with the dense model", record["agreement"])
+        metrics["agreement"] = ("agreement", "agreement with the dense model", record["agreement"])
     data = record["data"]
     return [
         EvalResult(
@@ -126,10 +127,10 @@ def _results(record: Record) -> list[EvalResult]:
             metric_name=name,
             metric_value=round(value, 4),
         )
-        for kind, name, value in figures.values()
+        for kind, name, value in metrics.values()
     ]
 
 
 def _line(text: str) -> str:
-    """Text that stands within a line or a table's cell, whatever a file was called."""
+    """Text on one line, escaped for a table cell in Markdown."""
     return " ".join(text.split()).replace("|", "\\|").replace("<", "&lt;")

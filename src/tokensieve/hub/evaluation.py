@@ -1,4 +1,4 @@
-"""What of `tokensieve eval`'s record is published, and whether it is of the recipe that it is published with."""
+"""The publishable part of a record of `tokensieve eval`, and a check that it belongs to a recipe."""
 
 from __future__ import annotations
 
@@ -26,50 +26,50 @@ PUBLIC = (
     *(f"{name}{end}" for name in ("dense", "sieved", "change") for end in ENDS[1:]),
     *(f"{name}{end}" for name in ("agreement", "kl", "cosine", "divergence", "neighbours") for end in ENDS),
 )
-"""Entries that are published. Others name files and folders of the machine that measured."""
+"""Entries that are published. The others contain paths of the machine on which it was measured."""
 
 
 def read_evaluation(source: Mapping[str, Any] | str | os.PathLike[str]) -> Record:
-    """The publishable part of a record, given as a dictionary or a file of JSON.
+    """The publishable part of a record, given as a dictionary or a JSON file.
 
     Raises:
-        InputError: it is not what `tokensieve eval --json` prints.
+        InputError: it is not an output of `tokensieve eval --json`.
     """
     record: Any = source
     if isinstance(source, str | os.PathLike):
         try:
             record = json.loads(Path(source).read_text(encoding="utf-8"))
         except (OSError, ValueError) as error:
-            why = error.strerror if isinstance(error, OSError) else error
-            raise InputError(f"The evaluation {os.fspath(source)} cannot be read: {why}.") from None
+            reason = error.strerror if isinstance(error, OSError) else error
+            raise InputError(f"The evaluation {os.fspath(source)} cannot be read: {reason}.") from None
     missing = [] if isinstance(record, Mapping) else list(NEEDED)
     missing = missing or [name for name in NEEDED if name not in record]
     if missing:
-        raise InputError(f"An evaluation is what tokensieve eval --json prints; this one has no {missing[0]!r}.")
+        raise InputError(f"An evaluation must be the output of tokensieve eval --json; this one has no {missing[0]!r}.")
     public = {name: record[name] for name in dict.fromkeys(PUBLIC) if name in record}
     public["data"] = os.path.basename(str(record["data"]).rstrip("/\\")) or str(record["data"])
-    named = _recipe_of(record)
-    short = named.with_paths(os.path.basename)
+    recipe = _recipe_of(record).with_paths(os.path.basename)  # without folders of this machine
     entries = [{**entry} for entry in record["recipe_json"]["methods"]]
-    for entry, method in zip(entries, short, strict=True):
+    for entry, method in zip(entries, recipe, strict=True):
         entry |= method.paths()
-    public |= {"recipe": str(short), "recipe_json": {**record["recipe_json"], "text": str(short), "methods": entries}}
+    public |= {
+        "recipe": str(recipe),
+        "recipe_json": {**record["recipe_json"], "text": str(recipe), "methods": entries},
+    }
     return public
 
 
 def check_evaluation(record: Record, recipe: Recipe, model: str | None) -> None:
-    """Refuse the figures of another recipe or another model.
-
-    Files of weights may have other names: what was measured in one file is stored in another.
+    """Check that an evaluation is of this recipe and this model; names of weights files may differ.
 
     Raises:
-        InputError: they are.
+        InputError: it is of another recipe or model.
     """
     measured = _recipe_of(record)
     if [_without_files(method) for method in measured] != [_without_files(method) for method in recipe]:
-        raise InputError(f"The evaluation is of the recipe {measured}, and this is {recipe}.")
+        raise InputError(f"The evaluation is of the recipe {measured}, but this recipe is {recipe}.")
     if model is not None and model != record["model"]:
-        raise InputError(f"The evaluation is of the model {record['model']}, and the recipe is said to be for {model}.")
+        raise InputError(f"The evaluation is of the model {record['model']}, but model={model!r}.")
 
 
 def _recipe_of(record: Mapping[str, Any]) -> Recipe:
@@ -77,5 +77,6 @@ def _recipe_of(record: Mapping[str, Any]) -> Recipe:
 
 
 def _without_files(method: BaseMethod) -> BaseMethod:
-    nothing: dict[str, Any] = {name: None for pair in method.files.items() for name in pair}
-    return replace(method, **nothing)
+    """The method without the paths and SHA-256 of its weights files."""
+    no_files: dict[str, Any] = {name: None for pair in method.files.items() for name in pair}
+    return replace(method, **no_files)

@@ -1,4 +1,4 @@
-"""`HubRecipe`: a recipe that is pushed to the Hugging Face Hub and read from there, by its own client's mixin."""
+"""`HubRecipe`: a recipe that can be pushed to the Hugging Face Hub and loaded from it, by huggingface_hub's mixin."""
 
 from __future__ import annotations
 
@@ -16,33 +16,33 @@ from .._recipe_folder import RECIPE, STORED
 from ..errors import InputError, RecipeError, SieveError, first_line
 from ..methods import BaseMethod
 from ..recipe import Recipe
-from .card import is_ours, model_card
+from .card import is_generated, model_card
 from .evaluation import Record, check_evaluation, read_evaluation
 
 EVALUATION = "evaluation.json"
-"""What was measured, beside the recipe."""
+"""File of a repository with the results of the evaluation."""
 LIBRARY, TYPE = "tokensieve", "recipe"
 TYPES: dict[str, tuple[int, ...]] = {TYPE: (1,)}
-"""What `config.json` may say a folder is -> the versions of it that this release reads."""
+"""`type` in `config.json` -> the values of `version` that this release reads."""
 
 
 class HubRecipe(ModelHubMixin):
     """A recipe as a repository of the Hugging Face Hub: `push_to_hub`, `save_pretrained` and `from_pretrained`.
 
-    The repository holds `recipe.json`, its weights as safetensors files, `config.json` with type and version,
-    `evaluation.json` where it was measured, and README.md, a model card made of these. The model that the recipe is
-    for is not in it. Reading one runs no code: it is JSON and safetensors, checked before and after they come down.
+    The repository has `recipe.json`, its weights as safetensors files, `config.json` with type and version,
+    `evaluation.json` if there is an evaluation, and README.md, a model card made from these. The model itself is not in
+    it. Loading runs no code: all files are JSON and safetensors, checked before and after the download.
 
     Args:
         recipe: text, a file, a method or a `Recipe`.
-        parts: `fast.parts` of a model sieved with this recipe, whose learned layers are stored as they are now; None
-            takes the files that the recipe names.
-        evaluation: what `tokensieve eval --json` printed for this recipe, as a dictionary or its file. What is stored
-            of it names no files and folders of this machine but the data's own name.
-        model: the name of the model that the recipe is for; default the evaluated one.
-        base_model: the repository on the hub that has this model, for the card's metadata.
-        license: of what is published, as the hub spells it, such as "apache-2.0".
-        notes: more text for the card, Markdown: what it was trained on, what it is not for.
+        parts: `fast.parts` of a model sieved with this recipe, whose learned layers are saved in their present state;
+            None saves the files named in the recipe.
+        evaluation: the output of `tokensieve eval --json` for this recipe, as a dictionary or a file. Paths of this
+            machine are not published, except the name of the dataset.
+        model: the name of the model for which the recipe is; by default the evaluated one.
+        base_model: the repository of this model on the hub, for the card's metadata.
+        license: license of the repository in the hub's notation, such as "apache-2.0".
+        notes: additional Markdown text for the card, such as training data or limitations.
 
     Raises:
         InputError: the evaluation cannot be read, or is of another recipe or model.
@@ -52,7 +52,8 @@ class HubRecipe(ModelHubMixin):
     _hub_mixin_config = None
 
     def __new__(cls, *_args: Any, **_kwargs: Any) -> Self:
-        return object.__new__(cls)  # the mixin would make config.json of the arguments; `_save_pretrained` writes it
+        # not the mixin's, which would write config.json from the arguments; `_save_pretrained` writes it
+        return object.__new__(cls)
 
     def __init__(
         self,
@@ -84,14 +85,14 @@ class HubRecipe(ModelHubMixin):
         (folder / EVALUATION).unlink(missing_ok=True)
         if self.evaluation is not None:
             _write(folder / EVALUATION, self.evaluation)
-        if is_ours(card := folder / REPOCARD_NAME):
-            card.unlink()  # else the mixin would leave the figures of the recipe that was here before
+        if is_generated(card := folder / REPOCARD_NAME):
+            card.unlink()  # otherwise the mixin would keep the card of the recipe saved here before
 
     def generate_model_card(self, *, repo_id: str | None = None) -> ModelCard:
         """The text of README.md, with its metadata.
 
         Args:
-            repo_id: what the repository is called, for the lines that open it.
+            repo_id: the name of the repository, for the code that loads it.
         """
         return model_card(
             self.recipe,
@@ -104,26 +105,26 @@ class HubRecipe(ModelHubMixin):
         )
 
     def push_to_hub(self, repo_id: str, **settings: Any) -> str:
-        """Upload everything as one commit; the repository is made where it is not there.
+        """Upload everything as one commit; the repository is created if it does not exist.
 
         Args:
             repo_id: "you/name".
-            settings: of `huggingface_hub.ModelHubMixin.push_to_hub`: `private`, `token`, `branch`, `create_pr`,
-                `commit_message`, `delete_patterns` and so on.
+            settings: keyword arguments of `huggingface_hub.ModelHubMixin.push_to_hub`: `private`, `token`, `branch`,
+                `create_pr`, `commit_message`, `delete_patterns` and so on.
 
         Returns:
-            The address of the commit.
+            The URL of the commit.
 
         Raises:
-            InputError: the hub refuses it or does not answer, or weights are not there.
-            RecipeError: the recipe cannot be stored: see `Recipe.save_pretrained`.
+            InputError: the hub refuses the upload or does not answer, or weights are missing.
+            RecipeError: the recipe cannot be saved, see `Recipe.save_pretrained`.
         """
         settings = {"commit_message": "A recipe of tokensieve", "model_card_kwargs": {"repo_id": repo_id}, **settings}
         try:
             return super().push_to_hub(repo_id, **settings)
         except (SieveError, TypeError):
             raise
-        except Exception as error:  # the client raises whatever its many parts raise
+        except Exception as error:  # the client can raise any exception
             raise InputError(f"{repo_id} could not be pushed: {first_line(error)}.") from error
 
     @classmethod
@@ -137,31 +138,31 @@ class HubRecipe(ModelHubMixin):
         local_files_only: bool = False,
         revision: str | None = None,
     ) -> Self:
-        """Read what `push_to_hub` or `save_pretrained` wrote; runs no code.
+        """Load a recipe written by `push_to_hub` or `save_pretrained`; runs no code.
 
-        Type and version have to be known ones. Only the files that the recipe names are downloaded, all of one commit,
-        and their SHA-256 has to be the recorded one. Models that the recipe names must be plain names that timm,
-        torchvision or this package knows.
+        Only files that the recipe names are downloaded, all of the same commit, and their SHA-256 must be the recorded
+        one. Models in the recipe must be names of timm, torchvision or this package.
 
         Args:
             pretrained_model_name_or_path: a repository, "you/name", or a folder.
-            force_download: even what was downloaded before.
-            token: to read a private repository with; None is that of `hf auth login`.
-            cache_dir: where files are kept; None is the hub's own cache.
-            local_files_only: ask no hub, take what was downloaded before.
-            revision: a branch, tag or commit; a commit's hash makes sure that nothing changes later.
+            force_download: download files even if they are in the cache.
+            token: access token for a private repository; None is that of `hf auth login`.
+            cache_dir: folder of the cache; None is the hub's own cache.
+            local_files_only: use only the cache, without connecting to the hub.
+            revision: a branch, tag or commit; with the hash of a commit the content cannot change later.
 
         Returns:
-            The recipe, as `.recipe`, with the paths of its weights on this machine; `parts` is None.
+            An object with the recipe as `.recipe`, which has the local paths of its weights; `parts` is None.
 
         Raises:
-            InputError: it is not there, cannot be had, or weights are others than those recorded.
-            RecipeError: it is no recipe, of an unknown version, or names what a recipe from elsewhere must not.
+            InputError: the repository does not exist or cannot be loaded, or weights differ from the recorded ones.
+            RecipeError: it is not a recipe, has an unknown type or version, or names something that a downloaded recipe
+                may not use.
         """
-        where = str(pretrained_model_name_or_path)
+        source = str(pretrained_model_name_or_path)
         try:
             return super().from_pretrained(
-                where,
+                source,
                 force_download=force_download,
                 token=token,
                 cache_dir=None if cache_dir is None else str(cache_dir),
@@ -170,19 +171,19 @@ class HubRecipe(ModelHubMixin):
             )
         except SieveError:
             raise
-        except Exception as error:  # the client raises whatever its many parts raise
-            raise InputError(f"The recipe {where} could not be had: {first_line(error)}.") from error
+        except Exception as error:  # the client can raise any exception
+            raise InputError(f"The recipe {source} could not be loaded: {first_line(error)}.") from error
 
     @classmethod
     def _from_pretrained(cls, *, model_id: str, config: Any = None, **download: Any) -> Self:
         remote = {key: download[key] for key in _DOWNLOAD}
         local = os.path.isdir(model_id)
         if config is None and not local:
-            hf_hub_download(model_id, CONFIG_NAME, **remote)  # says why it cannot be had
+            hf_hub_download(model_id, CONFIG_NAME, **remote)  # raises an error with the reason
         entries = _checked(config, model_id)
         folder = Path(model_id) if local else _fetch(model_id, remote, evaluated=entries.get("evaluation") is True)
         recipe = Recipe.from_pretrained(folder)
-        _check_words(recipe, model_id)
+        _check_names(recipe, model_id)
         texts = {
             key: entries[key]
             for key in ("model", "base_model", "license", "notes")
@@ -198,29 +199,29 @@ def _write(path: Path, data: Mapping[str, Any]) -> None:
     path.write_text(json.dumps(data, indent=2) + "\n", encoding="utf-8")
 
 
-def _checked(config: Any, where: str) -> Mapping[str, Any]:
-    """`config.json`, if it says that this is a recipe of a version that is known."""
+def _checked(config: Any, source: str) -> Mapping[str, Any]:
+    """Return the content of `config.json`; raises RecipeError unless it has a known type and version."""
     if not isinstance(config, Mapping) or config.get("library") != LIBRARY:
         raise RecipeError(
-            f"{where} holds no recipe of tokensieve: its {CONFIG_NAME} does not say so. A folder of "
-            "Recipe.save_pretrained is read by Recipe.from_pretrained."
+            f'{source} holds no recipe of tokensieve: its {CONFIG_NAME} does not have "library": "{LIBRARY}". Load a '
+            "folder of Recipe.save_pretrained by Recipe.from_pretrained."
         )
     kind, version = config.get("type"), config.get("version")
     if not isinstance(kind, str) or kind not in TYPES:
-        raise RecipeError(f"{where} is of type {kind!r}; this release reads {', '.join(TYPES)}.")
+        raise RecipeError(f"{source} is of type {kind!r}; this release reads {', '.join(TYPES)}.")
     if isinstance(version, bool) or version not in TYPES[kind]:
         raise RecipeError(
-            f"{where} is a {kind} of version {version!r}; this release reads {', '.join(map(str, TYPES[kind]))}: "
+            f"{source} is a {kind} of version {version!r}; this release reads {', '.join(map(str, TYPES[kind]))}: "
             "update tokensieve."
         )
     return config
 
 
 def _fetch(repo_id: str, remote: Mapping[str, Any], *, evaluated: bool) -> Path:
-    """Download the recipe, and of the same commit the files that it names; the folder where they lie."""
+    """Download the recipe, and the files that it names from the same commit; returns their local folder."""
     recipe_file = Path(hf_hub_download(repo_id, RECIPE, **remote))
     recipe = Recipe.from_json(recipe_file.read_text(encoding="utf-8"))
-    _check_words(recipe, repo_id)
+    _check_names(recipe, repo_id)
     for name in [*recipe.paths(), *([EVALUATION] if evaluated else [])]:
         if name != EVALUATION and not STORED.fullmatch(name):
             raise RecipeError(f"{repo_id} names the weights {name!r}, which save_pretrained does not write.")
@@ -228,25 +229,25 @@ def _fetch(repo_id: str, remote: Mapping[str, Any], *, evaluated: bool) -> Path:
     return recipe_file.parent
 
 
-def _check_words(recipe: Recipe, where: str) -> None:
-    """Refuse a recipe from elsewhere that would have files read or downloaded which nobody here named."""
+def _check_names(recipe: Recipe, source: str) -> None:
+    """Raise RecipeError if a downloaded recipe has paths or URLs, by which other files would be read or downloaded."""
     for method in recipe:
         settings = {key: value for key, value in method.settings().items() if key not in method.files}
-        for word in _words(settings):
-            if word == "cache_dir" or any(sign in word.removeprefix("torchvision/") for sign in "/\\:"):
+        for text in _strings(settings):
+            if text == "cache_dir" or any(sign in text.removeprefix("torchvision/") for sign in "/\\:"):
                 raise RecipeError(
-                    f"{where}: {method.name} names {word!r}. A recipe from elsewhere may name models of timm, "
-                    "torchvision and tokensieve, and weights in its own folder. Read it by Recipe.load if you trust it."
+                    f"{source}: {method.name} names {text!r}. A downloaded recipe may only name models of timm, "
+                    "torchvision and tokensieve, and weights in its own folder. If you trust it, use Recipe.load."
                 )
 
 
-def _words(value: Any) -> Iterator[str]:
-    """All text in a setting, names in mappings too."""
+def _strings(value: Any) -> Iterator[str]:
+    """All strings in a setting, including the keys of mappings."""
     if isinstance(value, str):
         yield value
     elif isinstance(value, Mapping):
         for key, inner in value.items():
-            yield from (*_words(key), *_words(inner))
+            yield from (*_strings(key), *_strings(inner))
     elif isinstance(value, list | tuple):
         for inner in value:
-            yield from _words(inner)
+            yield from _strings(inner)

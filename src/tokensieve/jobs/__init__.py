@@ -1,4 +1,4 @@
-"""Jobs: a model over many pictures or videos, a row for each, on one device, several, or a cluster."""
+"""Jobs: run a model on many pictures or videos and write a row for each, on one device, several, or a cluster."""
 
 from .cost import Cost, costs
 from .estimate import Estimate, estimate

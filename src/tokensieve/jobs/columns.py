@@ -1,4 +1,4 @@
-"""From a model's outputs on a batch to the columns of a table."""
+"""Converts a model's outputs on a batch to the columns of a table."""
 
 from __future__ import annotations
 
@@ -22,20 +22,20 @@ from ..show.explain import class_names
 from .settings import STORES, RowSettings
 
 Columns = dict[str, Any]
-"""Column name -> the values of a batch: an array (B, ...), or a list of B texts, bytes or None."""
+"""Column name -> the values for a batch: an array (B, ...), or a list of B strings, bytes or None."""
 Predict = Callable[[Tensor], Columns]
-"""Images (B, 3, H, W), of videos (B, *clip_shape) or (B, views, *clip_shape), to columns."""
+"""A function from images (B, 3, H, W), for videos (B, *clip_shape) or (B, views, *clip_shape), to columns."""
 
 
 class ColumnPredictor:
-    """Runs a model on a batch of items, as the data set gives them, and returns columns.
+    """Runs a model on a batch of the dataset's items, and returns columns.
 
     Args:
         opened: the model; for embeddings, after `without_classifier`.
-        rows: which of its outputs, and how they are stored.
+        rows: the output to store, and how.
 
     Raises:
-        InputError: the model gives no output of this kind.
+        InputError: the model does not return the requested kind of output.
     """
 
     def __init__(self, opened: OpenedModel, rows: RowSettings) -> None:
@@ -48,7 +48,7 @@ class ColumnPredictor:
     def __call__(self, images: Tensor) -> Columns:
         model, clips = self.opened.fast, images.flatten(0, 1) if self.views > 1 else images
         clips = clips.to(self.opened.device, self.opened.dtype, non_blocking=True)
-        # Not inference_mode: significance by gradients needs to switch them on inside the forward.
+        # Not inference_mode, in which significance maps that need gradients could not enable them.
         with torch.no_grad(), reading(model, clips):
             if self.rows.output == "features":
                 return self._columns(self._patches(clips), None)
@@ -76,7 +76,7 @@ class ColumnPredictor:
         if vectors.ndim == 3 and self.rows.pooling == "token":
             vectors = vectors[:, 0]
         if vectors.ndim != 2:
-            raise self._wrong_kind(kind, "one vector for each item (--pooling may say how)")
+            raise self._wrong_kind(kind, "one vector for each item (see --pooling)")
         vectors = vectors.float().unflatten(0, (-1, self.views)).mean(1)
         if self.rows.normalize:
             vectors = F.normalize(vectors, dim=1)
@@ -97,37 +97,38 @@ class ColumnPredictor:
         raise self._wrong_kind(kind, "a class or a depth of each pixel")
 
     def _patches(self, clips: Tensor) -> Tensor:
-        """Features of every patch on the grid, behind the last block and the final norm: (B, D, h, w), of video
+        """Features of every patch on the grid, after the last block and the final norm: (B, D, h, w), for video
         (B, D, t, h, w)."""
         if self.views > 1:
-            raise InputError("Features of patches are of one view: leave --views out.")
+            raise InputError("Features of patches can only be computed for one view: leave --views out.")
         fast = self.opened.fast
-        norm = fast.units == "tokens"  # with stages, none fits all maps
+        norm = fast.units == "tokens"  # hierarchical models have no norm that fits the maps of all stages
         features = fast.forward_intermediates(clips, indices=1, norm=norm, intermediates_only=True, restore=True)[-1]
         if features.isnan().any():
-            raise InputError(f"{type(fast.model).__name__} returns NaN: try another dtype, or look at its weights.")
+            raise InputError(f"{type(fast.model).__name__} returns NaN: try another dtype, or check its weights.")
         return features.cpu()
 
-    def _stored(self, numbers: Tensor) -> np.ndarray:
-        return numbers.float().numpy().astype(STORES[self.rows.store])
+    def _stored(self, values: Tensor) -> np.ndarray:
+        return values.float().numpy().astype(STORES[self.rows.store])
 
     def _wrong_kind(self, kind: OutputKind, required: str) -> InputError:
         name = type(self.opened.dense).__name__
-        return InputError(f"--output {self.rows.output} needs {required}, and {name} gives {kind.name}.")
+        return InputError(f"--output {self.rows.output} needs {required}, but {name} returns {kind.name}.")
 
 
 def _png(classes: np.ndarray, count: int) -> bytes:
-    """Class indices (H, W) as a greyscale PNG, of 8 bits a pixel up to 256 classes, else of 16."""
+    """Class indices (H, W) as a greyscale PNG, with 8 bits per pixel for up to 256 classes, otherwise 16."""
     data = io.BytesIO()
     Image.fromarray(classes.astype(np.uint8 if count <= 256 else np.uint16)).save(data, "PNG")
     return data.getvalue()
 
 
 def open_predictor(spec: ModelSpec, rows: RowSettings) -> tuple[OpenedModel, ColumnPredictor]:
-    """Open the model of a job, and make the function from a batch to its columns.
+    """Open the model of a job, and create the function from a batch to its columns.
 
     Raises:
-        InputError, RecipeError, UnsupportedHost: as `ModelSpec.open`; the model gives no output of this kind.
+        InputError, RecipeError, UnsupportedHost: as `ModelSpec.open`; or the model does not return the requested kind
+            of output.
     """
     opened = spec.open()
     if rows.output == "embeddings":
@@ -137,39 +138,42 @@ def open_predictor(spec: ModelSpec, rows: RowSettings) -> tuple[OpenedModel, Col
 
 
 def without_classifier(model: Any, pooling: str | None = None) -> None:
-    """Replace a model's classifier by the identity, so that it returns pooled features.
+    """Replace a model's classifier by the identity, in place, so that it returns pooled features.
 
     Args:
-        model: of timm, torchvision or transformers, changed in output; one without a classifier is left unchanged.
-        pooling: for timm models any value of their `global_pool`; for others "token", where they return tokens.
+        model: a model of timm, torchvision or transformers; one without a classifier is left unchanged.
+        pooling: for timm models any value of `global_pool`; for other models that return tokens, "token".
 
     Raises:
         SettingError: a pooling that the model does not have.
-        UnsupportedHost: the classifier of this model is not known.
+        UnsupportedHost: the classifier of this model cannot be found.
     """
     if hasattr(model, "reset_classifier"):
         try:
             model.reset_classifier(0, **({} if pooling is None else {"global_pool": pooling}))
-        except Exception as error:  # timm asserts, or looks for a function of this name
+        except Exception as error:  # for an unknown pooling timm raises various exceptions
             raise SettingError(
-                "pooling", f"{pooling!r} is none that {type(model).__name__} has: {cause(error)}."
+                "pooling", f"{pooling!r} is not supported by {type(model).__name__}: {cause(error)}."
             ) from error
         return
     if pooling not in (None, "token"):
-        raise SettingError("pooling", f"{pooling!r} is of timm's models: {type(model).__name__} has its own.")
+        raise SettingError(
+            "pooling", f"{pooling!r} is only for timm's models: {type(model).__name__} has its own pooling."
+        )
     head = _classifier(model)
     if head is not None:
         owner, _, name = head.rpartition(".")
         setattr(model.get_submodule(owner), name, nn.Identity())
     elif class_count(model) and not _bare(model):
         raise UnsupportedHost(
-            f"{type(model).__name__} has a classifier that cannot be taken off: give a model without one, or --output "
+            f"{type(model).__name__} has a classifier that cannot be removed: give a model without one, or --output "
             "features."
         )
 
 
 def _classifier(model: nn.Module) -> str | None:
-    """The name of the last linear layer of a head, by the names that torchvision and transformers give them."""
+    """The path of the classifier's last linear layer, found by the names used in torchvision and transformers; or
+    None."""
     for name in ("classifier", "heads", "head", "fc"):
         layer = getattr(model, name, None)
         if isinstance(layer, nn.Linear):
@@ -185,7 +189,7 @@ def _bare(model: Any) -> bool:
 
 
 def concatenated(parts: Sequence[Columns]) -> Columns:
-    """Columns of several batches as those of one."""
+    """Concatenate the columns of several batches."""
     if len(parts) == 1:
         return parts[0]
     return {
@@ -197,7 +201,7 @@ def concatenated(parts: Sequence[Columns]) -> Columns:
 
 
 def blank(opened: OpenedModel) -> Tensor:
-    """One item of zeros, of the shape that the data set gives."""
+    """One item of zeros, in the shape of the dataset's items."""
     preprocessing = opened.preprocessing
     shape = (
         preprocessing.clip_shape if isinstance(preprocessing, VideoPreprocessing) else (3, *preprocessing.input_size)

@@ -1,4 +1,4 @@
-"""Images an hour and what they cost, from the record of `tokensieve bench`."""
+"""Computes throughput and price of a job from the record of `tokensieve bench`."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from ..errors import InputError, SettingError
 
 @dataclass(frozen=True)
 class Cost:
-    """The time and price of a job on so many images.
+    """The time and price of a job.
 
     Attributes:
-        images_per_hour: on all machines together.
-        hours: from the first image to the last.
-        price: of all machines for these hours, in the currency of the price that was given.
+        images_per_hour: throughput of all machines together.
+        hours: duration of the job.
+        price: price of all machines for these hours, in the currency of `price_per_hour`.
         limit: "model" or "decoding", whichever is slower.
     """
 
@@ -29,17 +29,17 @@ class Cost:
 def costs(
     record: Mapping[str, Any], *, price_per_hour: float, images: int = 1_000_000, machines: int = 1
 ) -> dict[str, Cost]:
-    """The cost of a job with the dense and with the sieved model, each at its fastest batch.
+    """The cost of a job with the dense and with the sieved model, each at its fastest batch size.
 
     Args:
-        record: what `tokensieve bench --json` printed on the machine that is meant; with `--data` decoding
-            counts, where it is slower than the model.
-        price_per_hour: of one machine.
-        images: of the job.
-        machines: that share it, each as fast as the one that was measured.
+        record: the output of `tokensieve bench --json` on the machine of the job; with `--data` it includes decoding,
+            which is the limit if it is slower than the model.
+        price_per_hour: price of one machine per hour.
+        images: number of images of the job.
+        machines: number of machines, each as fast as the measured one.
 
     Raises:
-        InputError: the record holds no measured run; a number that makes no sense.
+        InputError: the record has no measured run, or a number is not positive.
     """
     for name, value in (("price_per_hour", price_per_hour), ("images", images), ("machines", machines)):
         if not value > 0:
@@ -47,15 +47,15 @@ def costs(
     runs = record.get("runs") or []
     if not runs:
         raise InputError(
-            "The record holds no measured batch: give what tokensieve bench --json printed, without --waterfall."
+            "The record holds no measured batch: give the output of tokensieve bench --json, without --waterfall."
         )
     decoding = record.get("decoding")
-    figures = {}
+    costs_by_model = {}
     for name in ("dense", "sieved"):
-        model: float = max(run["images_per_second"][name] for run in runs)
-        decoded: float = decoding["per_second"] if decoding else float("inf")
-        each_hour = 3600 * machines * min(model, decoded)
-        hours = images / each_hour
-        limit = "decoding" if decoded < model else "model"
-        figures[name] = Cost(each_hour, hours, hours * machines * price_per_hour, limit)
-    return figures
+        model_rate: float = max(run["images_per_second"][name] for run in runs)
+        decoding_rate: float = decoding["per_second"] if decoding else float("inf")
+        images_per_hour = 3600 * machines * min(model_rate, decoding_rate)
+        hours = images / images_per_hour
+        limit = "decoding" if decoding_rate < model_rate else "model"
+        costs_by_model[name] = Cost(images_per_hour, hours, hours * machines * price_per_hour, limit)
+    return costs_by_model

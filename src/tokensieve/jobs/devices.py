@@ -1,4 +1,4 @@
-"""Several devices of one machine: a process for each, which are given shards from one queue as they ask for them."""
+"""Runs a job on several devices of one machine: a process for each device requests shards from a common queue."""
 
 from __future__ import annotations
 
@@ -19,17 +19,17 @@ from ..errors import InputError, SieveError
 from .settings import Job
 from .shards import Listener, ShardProgress, Work, open_work, run_shards
 
-LOOK = 1.0
-"""Seconds between checks whether a silent process is alive."""
+CHECK_INTERVAL = 1.0
+"""Seconds between checks whether a process that sends nothing is alive."""
 
 
 def device_name(text: str) -> str:
-    """ "0" is "cuda:0"; other names are torch's."""
+    """The name of a torch device; a number such as "0" becomes "cuda:0"."""
     return f"cuda:{text}" if text.isdecimal() else text
 
 
 def check_settings(work: Work, settings: dict[str, Any]) -> None:
-    """Check that this process sees the same job: no random weights, no changed folder.
+    """Check that this process has the same job as the main process: the same weights and the same items.
 
     Raises:
         InputError: a setting differs.
@@ -38,8 +38,8 @@ def check_settings(work: Work, settings: dict[str, Any]) -> None:
     for name in settings:
         if recorded.get(name) != settings[name]:
             raise InputError(
-                f"Two processes do not see the same job: its {name} differs. Weights must not be random "
-                "(--no-pretrained), and the sources must stay as they are."
+                f"Two processes do not have the same job: its {name} differs. Weights must not be random "
+                "(--no-pretrained), and the sources must not change during the job."
             )
 
 
@@ -49,9 +49,9 @@ class _Link:
     def __init__(self, connection: Connection) -> None:
         self.connection = connection
 
-    def request(self, how: str) -> int | None:
-        """Request a shard; None if there is none now ("next"), or none to come ("idle", which waits)."""
-        self.connection.send((how, None))
+    def request(self, kind: str) -> int | None:
+        """Request a shard. "next" returns None if there is none now; "idle" waits for one, None if none will come."""
+        self.connection.send((kind, None))
         number: int | None = self.connection.recv()
         return number
 
@@ -98,7 +98,7 @@ class _Process:
     def __init__(self, process: Any, connection: Connection, device: str) -> None:
         self.process, self.connection, self.device = process, connection, device
         self.shards: dict[int, list[int]] = {}
-        """Its shards that are not written yet -> reported items and errors of each."""
+        """Shards assigned to it that are not written yet -> number of reported items and errors."""
         self.idle = False
 
 
@@ -112,32 +112,32 @@ def run_devices(
     workers: int,
     threads: int | None,
 ) -> None:
-    """Run a job's shards with a process for each device. If one is killed, the others take its shards.
+    """Run a job's shards with a process for each device. If a process is killed, the others take its shards.
 
     Args:
-        job: what is run.
-        settings: of its manifest, with which each process compares its own.
-        shards: numbers of those to run.
-        devices: torch device names; repeated for several processes on one.
-        listener: gets progress and messages, in this process.
-        workers: processes that decode, for each device.
-        threads: CPU threads of each process; None for torch's choice.
+        job: the job.
+        settings: the settings in its manifest, with which each process compares its own.
+        shards: numbers of the shards to run.
+        devices: torch device names; repeat a name for several processes on one device.
+        listener: receives progress and messages, in this process.
+        workers: decoding processes for each device.
+        threads: CPU threads of each process; None for torch's default.
 
     Raises:
-        InputError: as `run_shards`; every process has ended, and shards are left.
+        InputError: as `run_shards`; or all processes have ended, and shards are left.
     """
     for device in devices:
         replace(job.spec, device=device).torch_device()
     context = multiprocessing.get_context("spawn")
-    waiting, processes = deque(shards), []
+    queue, processes = deque(shards), []
     try:
-        for device in devices[: max(1, len(waiting))]:
+        for device in devices[: max(1, len(queue))]:
             receiver, sender = context.Pipe()
             process = context.Process(target=_work, args=(job, settings, device, workers, threads, sender))
             process.start()
             sender.close()
             processes.append(_Process(process, receiver, device))
-        _listen(processes, waiting, listener)
+        _listen(processes, queue, listener)
     finally:
         for running in processes:
             if running.process.is_alive():
@@ -145,18 +145,18 @@ def run_devices(
             running.process.join()
 
 
-def _listen(processes: list[_Process], waiting: deque[int], listener: Listener) -> None:
+def _listen(processes: list[_Process], queue: deque[int], listener: Listener) -> None:
     """Handle the workers' messages until all shards are written."""
     active, lost = list(processes), []
     while active:
-        ready = wait([process.connection for process in active], LOOK)
+        ready = wait([process.connection for process in active], CHECK_INTERVAL)
         for process in list(active):
             if process.connection not in ready and process.process.is_alive():
                 continue
             try:
                 while process.connection.poll():
                     kind, content = process.connection.recv()
-                    _handle(process, kind, content, waiting, listener)
+                    _handle(process, kind, content, queue, listener)
                 alive = process.process.is_alive()
             except (EOFError, OSError):
                 alive = False
@@ -165,17 +165,17 @@ def _listen(processes: list[_Process], waiting: deque[int], listener: Listener) 
                 process.process.join()
                 if process.shards or process.process.exitcode:
                     lost.append(process)
-                    _return(process, waiting, listener, others=bool(active))
-        _serve(active, waiting)
-    if waiting:
-        ends = ", ".join(f"{process.device} {_end(process.process.exitcode)}" for process in lost)
-        raise InputError(f"No process is left to go on ({ends}): give the same command again.")
+                    _return(process, queue, listener, others=bool(active))
+        _serve(active, queue)
+    if queue:
+        reasons = ", ".join(f"{process.device} {_end(process.process.exitcode)}" for process in lost)
+        raise InputError(f"All processes have ended ({reasons}): give the same command again to go on.")
 
 
-def _handle(process: _Process, kind: str, content: Any, waiting: deque[int], listener: Listener) -> None:
+def _handle(process: _Process, kind: str, content: Any, queue: deque[int], listener: Listener) -> None:
     """Handle one message of a worker."""
     if kind == "next":
-        number = waiting.popleft() if waiting else None
+        number = queue.popleft() if queue else None
         if number is not None:
             process.shards[number] = [0, 0]
         process.connection.send(number)
@@ -195,12 +195,12 @@ def _handle(process: _Process, kind: str, content: Any, waiting: deque[int], lis
         raise RuntimeError(f"The process on {process.device} failed:\n{content}")
 
 
-def _serve(active: list[_Process], waiting: deque[int]) -> None:
-    """Give idle workers a shard; end them once no shard is left that another worker could lose."""
+def _serve(active: list[_Process], queue: deque[int]) -> None:
+    """Give idle workers a shard. They end only when no shard is in work, which another worker could fail to write."""
     outstanding = any(process.shards for process in active)
     for process in active:
-        if process.idle and (waiting or not outstanding):
-            number = waiting.popleft() if waiting else None
+        if process.idle and (queue or not outstanding):
+            number = queue.popleft() if queue else None
             if number is not None:
                 process.shards[number] = [0, 0]
                 outstanding = True
@@ -209,15 +209,13 @@ def _serve(active: list[_Process], waiting: deque[int]) -> None:
                 process.connection.send(number)
 
 
-def _return(process: _Process, waiting: deque[int], listener: Listener, *, others: bool) -> None:
+def _return(process: _Process, queue: deque[int], listener: Listener, *, others: bool) -> None:
     """Return the shards of a worker that has ended to the queue, and subtract its reported progress."""
     for number, (items, errors) in process.shards.items():
         listener.advance(ShardProgress(number, -items, -errors, 0.0, 0.0))
-    waiting.extendleft(sorted(process.shards, reverse=True))
+    queue.extendleft(sorted(process.shards, reverse=True))
     if others:
-        listener.say(
-            f"The process on {process.device} {_end(process.process.exitcode)}: the others go on with its work."
-        )
+        listener.say(f"The process on {process.device} {_end(process.process.exitcode)}: the others take its shards.")
     process.shards = {}
 
 
@@ -225,5 +223,5 @@ def _end(code: int | None) -> str:
     """How a process ended, in words."""
     if code is not None and code < 0:
         name = signal.Signals(-code).name
-        return f"was ended by {name}" + (" (no memory left?)" if name == "SIGKILL" else "")
+        return f"was killed by {name}" + (" (no memory left?)" if name == "SIGKILL" else "")
     return f"ended with exit code {code}"

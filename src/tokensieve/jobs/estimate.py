@@ -1,4 +1,4 @@
-"""Estimates how long a job will take, from a few of its items; writes nothing."""
+"""Estimates the duration and size of a job from a few of its items, without writing anything."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ from .settings import Job
 from .shards import InParts, open_work
 
 DECODED = 8
-"""Items that a worker decodes at a time: few, so that the rate is known soon."""
+"""Batch size for decoding: small, so that the rate is known soon."""
 ROUNDS = 3
-"""Smallest number of batches that the model is timed on, after a warm-up."""
+"""Smallest number of batches for timing the model, after a warm-up."""
 
 
 @dataclass(frozen=True)
@@ -27,14 +27,14 @@ class Estimate:
     """The expected time and size of a job.
 
     Attributes:
-        items, shards: numbers of all.
-        left: number of items without a row.
-        decoded_per_second, model_per_second: items per second of decoding, and of the model, each alone.
+        items, shards: number of all items, and of all shards.
+        left: number of items that remain to be processed.
+        decoded_per_second, model_per_second: items per second of decoding alone, and of the model alone.
         per_second: items per second of the job.
-        seconds: for the remaining items.
+        seconds: duration for the remaining items.
         bytes: size of all files of rows.
-        failed: number of the items read here that could not be read.
-        notes: sentences: what limits the job, whether memory was too small for the batch.
+        failed: number of items that could not be read during the estimate.
+        notes: sentences about what limits the job, and whether memory was too small for the batch.
     """
 
     items: int
@@ -53,14 +53,14 @@ def estimate(job: Job, *, workers: int = 1, devices: int = 1, seconds: float = 1
     """Measure decoding and the model for about `seconds` each.
 
     Args:
-        job: whose finished shards are left out of the estimate.
-        workers: processes that decode, for each device.
-        devices: their number; each is assumed to be as fast as this one.
-        seconds: for each of the two measurements.
+        job: the job; its finished shards are left out of the estimate.
+        workers: decoding processes for each device.
+        devices: number of devices, each assumed to be as fast as this one.
+        seconds: duration of each of the two measurements.
 
     Raises:
-        InputError: as `running.run` before it begins, also where rows of other settings lie in the folder; not one of
-            the items could be read.
+        InputError: as `running.run` before it starts, such as for a folder with rows of other settings; or none of the
+            items could be read.
     """
     work = open_work(job)
     output = open_output(job.out) if job.out else None
@@ -71,11 +71,11 @@ def estimate(job: Job, *, workers: int = 1, devices: int = 1, seconds: float = 1
     batches = load_batches(work.items, DECODED, workers)
     decoded, images = decoding(batches, keep=work.batch_size, workers=workers, seconds=seconds)
     predict = InParts(work.predict, work.batch_size, sentences.append)
-    columns, began, rounds = predict(images), perf_counter(), 0
-    while rounds < ROUNDS or perf_counter() - began < min(seconds, 3.0):
+    columns, start, rounds = predict(images), perf_counter(), 0
+    while rounds < ROUNDS or perf_counter() - start < min(seconds, 3.0):
         predict(images)
         rounds += 1
-    model_rate = devices * rounds * len(images) / (perf_counter() - began)
+    model_rate = devices * rounds * len(images) / (perf_counter() - start)
     items_per_second = min(decoded.per_second, model_rate) if workers else 1 / (1 / decoded.per_second + 1 / model_rate)
     done = finished(output, job.rows.format) if output is not None and existing is not None else set()
     left = len(work.items) - sum(work.items_of(number) for number in done)

@@ -1,4 +1,4 @@
-"""Rows and errors as files: Parquet, or JSON lines."""
+"""Writes and reads the files of a job: rows and errors, as Parquet or JSON lines."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ ENDINGS = {"parquet": ".parquet", "jsonl": ".jsonl"}
 
 
 def shard_name(number: int, form: str) -> str:
-    """The path of a file of rows, below the job's folder."""
+    """The path of a shard's rows, relative to the job's folder."""
     return f"rows/{number:05d}{ENDINGS[form]}"
 
 
 def errors_name(number: int) -> str:
-    """The path of the errors of a shard, below the job's folder."""
+    """The path of a shard's errors, relative to the job's folder."""
     return f"errors/{number:05d}.json"
 
 
@@ -49,7 +49,7 @@ def _array(arrow: Any, values: Any) -> Any:
 
 
 def _write_lines(path: Path, columns: Columns) -> None:
-    """A JSON object a line; bytes in base64."""
+    """Write rows as JSON lines, with bytes in base64."""
     lists = [values.tolist() if isinstance(values, np.ndarray) else values for values in columns.values()]
     with path.open("w", encoding="utf-8") as file:
         for item in zip(*lists, strict=True):
@@ -58,12 +58,12 @@ def _write_lines(path: Path, columns: Columns) -> None:
 
 
 def no_rows(columns: Columns) -> Columns:
-    """The same columns with no rows, for a shard of which no item could be read."""
+    """The same columns without rows, for a shard in which no item could be read."""
     return {name: values[:0] for name, values in columns.items()}
 
 
 def write_errors(output: OutputFolder, number: int, errors: Sequence[Mapping[str, str]]) -> None:
-    """Write the errors of a shard, before its rows are written."""
+    """Write the errors of a shard; called before its rows are written."""
     if errors:
         output.write_text(errors_name(number), json.dumps(list(errors), ensure_ascii=False))
     else:
@@ -82,7 +82,7 @@ def gathered_errors(output: OutputFolder, shards: Sequence[int]) -> list[dict[st
 
 
 def write_gathered(output: OutputFolder, form: str, errors: Sequence[Mapping[str, str]]) -> None:
-    """errors.parquet, or errors.jsonl: `id` and `error` of each item without a row."""
+    """Write errors.parquet or errors.jsonl, with the `id` and `error` of each item without a row."""
     columns: Columns = {key: [error[key] for error in errors] for key in ("id", "error")}
     output.write(f"errors{ENDINGS[form]}", lambda path: write_rows(path, columns, form))
 

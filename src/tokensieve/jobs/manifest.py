@@ -1,4 +1,4 @@
-"""The manifest of a job's folder, by which a resumed job is checked to be the same."""
+"""The manifest in a job's folder, by which a resumed job is checked to be the same job."""
 
 from __future__ import annotations
 
@@ -26,9 +26,9 @@ FILE = "manifest.json"
 
 
 def manifest_of(job: Job, opened: OpenedModel, items: ImageSet) -> dict[str, Any]:
-    """Everything that rows depend on, as plain JSON, and library versions, which may change their last bits.
+    """The settings on which rows depend, as plain JSON, and library versions, which may change their last bits.
 
-    The weights are hashed in memory, so that other weights are noticed wherever they came from.
+    It includes a hash of the weights in memory, so that changed weights are noticed, whatever their source.
     """
     spec, rows = job.spec, job.rows
     settings = {
@@ -61,7 +61,7 @@ def versions() -> dict[str, str]:
 
 
 def weights_sha256(opened: OpenedModel) -> str:
-    """SHA-256 of the model's weights, of its proposal's and of what its methods learned."""
+    """SHA-256 of the weights of the model, its proposal and its methods' learned layers."""
     digest = hashlib.sha256()
     members = opened.fast.members if isinstance(opened.fast, Cascade) else (opened.fast,)
     parts = (part for member in members for part in (member.significance, member.parts))
@@ -89,7 +89,7 @@ def read(output: OutputFolder) -> dict[str, Any] | None:
         known = False
     if not known:
         raise InputError(
-            f"{FILE} in {output.name} is not that of a job of this version of tokensieve: give another --out."
+            f"{FILE} in {output.name} is not a manifest of this version of tokensieve: give another --out."
         )
     checked: dict[str, Any] = manifest
     return checked
@@ -99,48 +99,49 @@ def begin(output: OutputFolder, manifest: dict[str, Any]) -> list[str]:
     """Write the manifest of a new job, or check that the existing one is of the same job.
 
     Returns:
-        A sentence on library versions that differ, if any do.
+        A list with a sentence about library versions that differ, or an empty list.
 
     Raises:
-        InputError: the folder holds rows of other settings, or rows without a manifest.
+        InputError: the folder has rows of other settings, or rows without a manifest.
     """
-    before = read(output)
-    if before is None:
+    existing = read(output)
+    if existing is None:
         if output.names("rows"):
-            raise InputError(f"{output.name}/rows holds files that no job of tokensieve wrote: give another --out.")
+            raise InputError(f"{output.name}/rows holds files that were not written by a job: give another --out.")
         output.write_text(FILE, json.dumps(manifest, indent=2, ensure_ascii=False) + "\n")
         return []
-    check_same(output, before, manifest)
+    check_same(output, existing, manifest)
     changed = [
-        f"{name} {then} then, {manifest['versions'].get(name)} now"
-        for name, then in before["versions"].items()
-        if manifest["versions"].get(name) != then
+        f"{name} {old} then, {manifest['versions'].get(name)} now"
+        for name, old in existing["versions"].items()
+        if manifest["versions"].get(name) != old
     ]
-    return [f"The job was begun with other versions ({'; '.join(changed)}): rows may differ in their last bits."][
-        : len(changed)
-    ]
+    if not changed:
+        return []
+    return [f"The job was started with other versions ({'; '.join(changed)}): rows may differ in their last bits."]
 
 
-def check_same(output: OutputFolder, before: dict[str, Any], manifest: dict[str, Any]) -> None:
-    """Refuse a job with other settings, and name the difference. Raises `InputError`."""
-    then, now = before["settings"], manifest["settings"]
-    unlike = [name for name in dict.fromkeys([*then, *now]) if then.get(name) != now.get(name)]
-    if unlike:
-        changes = "; ".join(_difference(name, then.get(name), now.get(name)) for name in unlike)
+def check_same(output: OutputFolder, existing: dict[str, Any], manifest: dict[str, Any]) -> None:
+    """Raise `InputError`, with the differences, if the existing manifest has other settings."""
+    old, new = existing["settings"], manifest["settings"]
+    different = [name for name in dict.fromkeys([*old, *new]) if old.get(name) != new.get(name)]
+    if different:
+        changes = "; ".join(_difference(name, old.get(name), new.get(name)) for name in different)
         raise InputError(
             f"{output.name} holds rows of a job with other settings: {changes}. Give the same ones, or another --out."
         )
 
 
-def _difference(name: str, then: Any, now: Any) -> str:
+def _difference(name: str, old: Any, new: Any) -> str:
+    """A difference in one setting, in words."""
     if name == "items_sha256":
-        return "the names of the items are others"
+        return "the names of the items are different"
     if name == "weights_sha256":
-        return "the weights are others (random ones are at each opening)"
-    if isinstance(then, dict) and isinstance(now, dict):
-        parts = [key for key in dict.fromkeys([*then, *now]) if then.get(key) != now.get(key)]
-        return "; ".join(_difference(f"{name} {key}", then.get(key), now.get(key)) for key in parts)
-    return f"{name} was {_short(then)} and is {_short(now)}"
+        return "the weights are different (random weights are different each time)"
+    if isinstance(old, dict) and isinstance(new, dict):
+        different = [key for key in dict.fromkeys([*old, *new]) if old.get(key) != new.get(key)]
+        return "; ".join(_difference(f"{name} {key}", old.get(key), new.get(key)) for key in different)
+    return f"{name} was {_short(old)} and is {_short(new)}"
 
 
 def _short(value: Any) -> str:

@@ -21,22 +21,22 @@ UNFINISHED = ".unfinished"
 
 
 class OutputFolder(ABC):
-    """A folder; files in it are named by their relative paths, with "/" as separator."""
+    """The output folder of a job. Files are named by their relative paths, with "/" as separator."""
 
     def __init__(self, name: str) -> None:
         self.name = name
 
     @abstractmethod
     def prepare(self) -> None:
-        """Make the folder, and see that it can be written to. Raises `InputError`."""
+        """Create the folder, and check that it is writable. Raises `InputError` if not."""
 
     @abstractmethod
     def lock(self) -> None:
-        """Lock the folder until this process ends. Raises `InputError` where another process has locked it."""
+        """Lock the folder until this process ends. Raises `InputError` if another process has locked it."""
 
     @abstractmethod
     def names(self, folder: str) -> list[str]:
-        """The finished files of a subfolder; none if it does not exist."""
+        """Names of the finished files in a subfolder; none if it does not exist."""
 
     @abstractmethod
     def read(self, name: str) -> bytes | None:
@@ -44,7 +44,8 @@ class OutputFolder(ABC):
 
     @abstractmethod
     def write(self, name: str, fill: Callable[[Path], None]) -> None:
-        """Write a file atomically: `fill` writes a temporary file. Raises `InputError` if the disk is full."""
+        """Write a file atomically: `fill` writes a temporary file, which is then renamed. Raises `InputError` if the
+        disk is full."""
 
     @abstractmethod
     def remove(self, name: str) -> None:
@@ -54,8 +55,8 @@ class OutputFolder(ABC):
     def log(self, lines: str) -> None:
         """Add lines to log.txt."""
 
-    def tidy(self) -> None:  # noqa: B027 - a store has nothing of this kind
-        """Take away what processes that were killed have left half written; no process writes meanwhile."""
+    def tidy(self) -> None:  # noqa: B027 - object storage has no unfinished files
+        """Remove unfinished files of processes that were killed; called when no process is writing."""
 
     def write_text(self, name: str, text: str) -> None:
         def fill(path: Path) -> None:
@@ -70,13 +71,13 @@ def open_output(out: str) -> OutputFolder:
 
 
 class LocalOutput(OutputFolder):
-    """A folder of this machine."""
+    """A local folder."""
 
     def __init__(self, name: str) -> None:
         super().__init__(name)
         self.folder = Path(name)
-        self._locked: Any = None
-        self._alone = False
+        self._lock_file: Any = None
+        self._locked = False
 
     def prepare(self) -> None:
         check_folder(self.folder)
@@ -92,24 +93,24 @@ class LocalOutput(OutputFolder):
         except ImportError:  # Windows
             return
         with self._sentence():
-            self._locked = open(self.folder / ".lock", "w")  # noqa: SIM115 - it is held until the process ends
+            self._lock_file = open(self.folder / ".lock", "w")  # noqa: SIM115 - it is held until the process ends
         try:
             # Not flock, which child processes inherit: they would keep the lock after this process was killed.
-            fcntl.lockf(self._locked, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.lockf(self._lock_file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
             if error.errno not in (errno.EACCES, errno.EAGAIN):
                 return  # a file system without locks
             raise InputError(
-                f"Another process is at work in {self.name}: wait for it, or give another --out."
+                f"Another process is writing to {self.name}: wait for it, or give another --out."
             ) from None
-        self._alone = True
+        self._locked = True
         self.tidy()
 
     def tidy(self) -> None:
-        if self._alone:
-            for left in self.folder.rglob(f"*{UNFINISHED}"):
+        if self._locked:
+            for path in self.folder.rglob(f"*{UNFINISHED}"):
                 with suppress(OSError):
-                    left.unlink()
+                    path.unlink()
 
     def names(self, folder: str) -> list[str]:
         path = self.folder / folder
@@ -146,14 +147,14 @@ class LocalOutput(OutputFolder):
 
     @contextmanager
     def _sentence(self) -> Iterator[None]:
-        """Turn an `OSError` into an `InputError` that a user can act on."""
+        """A context that turns an `OSError` into an `InputError` that says what to do."""
         try:
             yield
         except OSError as error:
             if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
                 raise InputError(
-                    f"There is no room left to write to {self.name} ({_reason(error)}): make some, and give the same "
-                    "command again. Finished files are kept."
+                    f"There is no space left to write to {self.name} ({_reason(error)}): free some space, and give the "
+                    "same command again. Finished files are kept."
                 ) from error
             raise InputError(f"{self.name} cannot be written to: {_reason(error)}.") from error
 
@@ -174,7 +175,7 @@ def _to_disk(path: Path) -> None:
 
 
 class RemoteOutput(OutputFolder):
-    """A folder in object storage, where a file appears once it is uploaded; without locks or appending."""
+    """A folder in object storage, where uploads are atomic, and there are no locks and no appending to files."""
 
     def __init__(self, name: str) -> None:
         super().__init__(name.rstrip("/"))
@@ -183,11 +184,11 @@ class RemoteOutput(OutputFolder):
 
     def prepare(self) -> None:
         probe = f"probe-{uuid4().hex[:8]}"
-        self.write_text(probe, "can this be written to?\n")
+        self.write_text(probe, "test whether the folder is writable\n")
         self.remove(probe)
 
     def lock(self) -> None:
-        """Do nothing: object storage has no locks, and two jobs that write the same rows do no harm."""
+        """Do nothing: object storage has no locks, and two processes of the same job write the same rows."""
 
     def names(self, folder: str) -> list[str]:
         self.system.invalidate_cache()

@@ -16,9 +16,9 @@ from .output_folder import OutputFolder
 from .shards import ShardProgress
 
 EVERY = 15.0
-"""Seconds between two lines of the log file."""
+"""Seconds between two progress lines in the log file."""
 STARVED = 0.2
-"""Share of the time spent waiting for items above which decoding is reported as the limit."""
+"""Share of the model's time spent waiting for items, from which decoding is reported as the limit."""
 
 
 class TooManyErrors(InputError):
@@ -29,9 +29,9 @@ class Progress:
     """Counts finished items, shows their rate, and writes the log.
 
     Attributes:
-        done, errors: numbers of finished items, and of those that could not be read, earlier runs included.
-        fresh: number of items of this run.
-        waited, computed: seconds that models spent waiting for items, and computing.
+        done, errors: number of finished items, and of those that could not be read, earlier runs included.
+        fresh: number of items finished in this run.
+        waited, computed: seconds that the models spent waiting for items, and computing.
     """
 
     def __init__(
@@ -49,7 +49,7 @@ class Progress:
         self.done, self.errors, self.fresh = done, errors, 0
         self.waited = self.computed = 0.0
         self._counting = Counting(f"{kind.many} done") if shown else None
-        self._began = self._logged = monotonic()
+        self._started = self._logged = monotonic()
 
     def __enter__(self) -> Progress:
         return self
@@ -62,15 +62,15 @@ class Progress:
 
     @property
     def seconds(self) -> float:
-        """Seconds since this run began to read."""
-        return monotonic() - self._began
+        """Seconds since this run started to read."""
+        return monotonic() - self._started
 
     @property
     def per_second(self) -> float:
         return self.fresh / max(self.seconds, 1e-9)
 
     def advance(self, progress: ShardProgress) -> None:
-        """Count, and show it. Raises `TooManyErrors`."""
+        """Add a report, and show the progress. Raises `TooManyErrors` if there are more than `max_errors`."""
         self.done += progress.items
         self.fresh += progress.items
         self.errors += progress.errors
@@ -83,35 +83,35 @@ class Progress:
         if self.max_errors is not None and self.errors > self.max_errors:
             raise TooManyErrors(
                 f"{self.errors} {self.kind.many} could not be read, and --max-errors is {self.max_errors}: "
-                f"errors/ in {self.output.name} names those of finished files."
+                f"errors/ in {self.output.name} lists those of finished shards."
             )
 
     def line(self) -> str:
         """Rate, remaining time and errors, in words."""
         if self.fresh <= 0:
-            return "beginning"
-        left = (self.total - self.done) / self.per_second
+            return "starting"
+        seconds_left = (self.total - self.done) / self.per_second
         failed = f", {self.errors} could not be read" if self.errors else ""
-        return f"{self.per_second:.3g} a second, {duration(left)} left{failed}"
+        return f"{self.per_second:.3g} a second, {duration(seconds_left)} left{failed}"
 
     def say(self, sentence: str) -> None:
-        """A sentence that stays, here and in the log."""
+        """Print a message above the progress line, and log it."""
         if self._counting is not None:
             self._counting.say(sentence)
         self.log(sentence)
 
     def log(self, sentence: str) -> None:
-        """A line of the log file alone."""
+        """Write a line to the log file only."""
         self._logged = monotonic()
         now = datetime.now().astimezone().isoformat(timespec="seconds")
         self.output.log(f"{now}  {' '.join(sentence.split())}\n")
 
     def limit(self, workers: int, devices: int) -> list[str]:
-        """A sentence where decoding was the limit."""
-        busy = self.waited + self.computed
-        if self.fresh <= 0 or self.waited < STARVED * busy:
+        """A list with a sentence if decoding was the limit, otherwise empty."""
+        total = self.waited + self.computed
+        if self.fresh <= 0 or self.waited < STARVED * total:
             return []
         # Without workers decoding only runs while the model waits; with workers it runs all the time.
-        seconds = self.waited if workers == 0 else busy
+        seconds = self.waited if workers == 0 else total
         decoded = Decoding(devices * self.fresh / seconds, self.fresh, workers * devices, (), self.kind.many)
         return decoding_limit(decoded, "the model", devices * self.fresh / max(self.computed, 1e-9))

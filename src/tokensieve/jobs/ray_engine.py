@@ -1,4 +1,4 @@
-"""The Ray engine: Ray Data gives shards to actors, each of which opens the model once."""
+"""The Ray engine: Ray Data distributes shards to actors, each of which opens the model once."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from .settings import Job
 from .shards import Listener, ShardProgress, open_work, run_shards
 
 STARTS = 3
-"""Attempts to start Ray on this machine."""
+"""Number of attempts to start Ray on this machine."""
 PATIENCE = 120
 """Seconds to wait for Ray's first process; Ray's default is 20."""
 OBJECT_STORE = 2**27
@@ -26,10 +26,10 @@ class RaySettings:
     """The resources that Ray's actors get.
 
     Attributes:
-        address: of a running cluster, "auto" for the one that this machine belongs to; None starts one on this machine.
-        actors: their number, or the smallest and largest number between which Ray scales.
-        cpus: of each actor; None takes one for the model and one for each process that decodes.
-        gpus: of each actor; 0.5 puts two actors on each GPU.
+        address: address of a running cluster, "auto" for the cluster of this machine; None starts one on this machine.
+        actors: number of actors, or the smallest and largest number between which Ray scales.
+        cpus: CPUs of each actor; None is one for the model and one for each decoding process.
+        gpus: GPUs of each actor; with 0.5 two actors share a GPU.
     """
 
     address: str | None = None
@@ -40,13 +40,15 @@ class RaySettings:
     def __post_init__(self) -> None:
         ends = (self.actors, self.actors) if isinstance(self.actors, int) else self.actors
         if len(ends) != 2 or not 1 <= ends[0] <= ends[1]:
-            raise RecipeError(f"actors must be a number from 1 up, or the fewest and the most, not {self.actors!r}.")
+            raise RecipeError(
+                f"actors must be a number from 1 up, or the smallest and the largest number, not {self.actors!r}."
+            )
         if self.gpus < 0 or (self.cpus is not None and self.cpus <= 0):
             raise RecipeError(f"cpus must be more than 0, and gpus at least 0, not {self.cpus} and {self.gpus}.")
 
 
 class ShardActor:
-    """Opens a job once, and runs the shards that it is given; running one twice writes the same file."""
+    """Opens a job once, and runs the shards that it gets. Running a shard twice writes the same file."""
 
     def __init__(self, job: Job, settings: dict[str, Any], workers: int, threads: int) -> None:
         import torch
@@ -66,28 +68,28 @@ class ShardActor:
 
 
 class _Recorder:
-    """A listener that keeps the progress of each shard, for the driver."""
+    """A listener that records the progress of each shard and messages, which are returned to the driver."""
 
     def __init__(self) -> None:
         self.progress: dict[int, ShardProgress] = {}
         self.messages = ""
 
     def advance(self, progress: ShardProgress) -> None:
-        before = self.progress.get(progress.shard)
-        self.progress[progress.shard] = progress if before is None else before.and_then(progress)
+        earlier = self.progress.get(progress.shard)
+        self.progress[progress.shard] = progress if earlier is None else earlier.and_then(progress)
 
     def say(self, sentence: str) -> None:
         self.messages += sentence + "\n"
 
 
 def library() -> Any:
-    """Ray with Ray Data. Raises `InputError` where it is missing."""
+    """Import Ray and Ray Data. Raises `InputError` if they are not installed."""
     try:
         import ray
         import ray.data
     except ImportError as error:
         raise InputError(
-            f"--engine ray needs Ray ({error.name} is not here): pip install 'tokensieve[ray]'."
+            f"--engine ray needs Ray ({error.name} is not installed): pip install 'tokensieve[ray]'."
         ) from error
     return ray
 
@@ -101,21 +103,21 @@ def run_ray(
     *,
     workers: int,
 ) -> None:
-    """Run a job's shards with Ray Data, which retries, scales and places the actors.
+    """Run a job's shards with Ray Data, which retries failed shards, and places and scales the actors.
 
     Args:
-        job: what is run; the paths in it must mean the same on every machine of the cluster.
-        settings: of its manifest, with which each actor compares its own.
-        shards: numbers of those to run.
-        listener: gets the progress of each shard that is done.
-        ray_settings: of the cluster.
-        workers: processes that decode, for each actor.
+        job: the job; its paths must be valid on every machine of the cluster.
+        settings: the settings in its manifest, with which each actor compares its own.
+        shards: numbers of the shards to run.
+        listener: receives the progress of each finished shard.
+        ray_settings: settings of the cluster and its actors.
+        workers: decoding processes for each actor.
 
     Raises:
-        InputError: as `run_shards`; Ray is missing, or cannot be reached.
+        InputError: as `run_shards`; or Ray is not installed or cannot be reached.
     """
     if ray_settings.gpus and not job.spec.device.startswith(("cuda", "auto")):
-        raise RecipeError(f"gpus={ray_settings.gpus} are asked for, and the device is {job.spec.device}: give cuda.")
+        raise RecipeError(f"gpus is {ray_settings.gpus}, but the device is {job.spec.device}: give the device cuda.")
     ray = library()
     started = not ray.is_initialized()
     cpus = ray_settings.cpus or 1 + workers
@@ -128,7 +130,7 @@ def run_ray(
         context.enable_progress_bars = False
         results = ray.data.from_items(
             [{"shard": number} for number in shards],
-            override_num_blocks=len(shards),  # one a task
+            override_num_blocks=len(shards),  # one shard per task
         ).map_batches(
             ShardActor,
             batch_size=1,
@@ -150,9 +152,9 @@ def run_ray(
 
 
 def _begin(ray: Any, address: str | None, cpus: int) -> None:
-    """Connect to a cluster, or start one on this machine that offers actors `cpus` CPUs, however many it has.
+    """Connect to a cluster, or start one on this machine that offers `cpus` CPUs, regardless of how many it has.
 
-    On a busy machine Ray's processes may time out at the start; then it is tried again.
+    On a busy machine Ray's processes may time out at the start; the start is then repeated.
     """
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # no telemetry
     os.environ.setdefault("RAY_gcs_server_port_wait_time_s", str(PATIENCE))
@@ -163,21 +165,21 @@ def _begin(ray: Any, address: str | None, cpus: int) -> None:
         try:
             ray.init(**settings)
             return
-        except Exception as error:  # whatever its many parts raise
+        except Exception as error:  # Ray can raise any exception
             ray.shutdown()
             if not attempts_left:
-                where = address or "this machine"
-                raise InputError(f"No Ray cluster answers at {where}: {first_line(error)}.") from error
+                location = address or "this machine"
+                raise InputError(f"No Ray cluster answers at {location}: {first_line(error)}.") from error
 
 
 def _sentence(error: BaseException) -> Exception:
-    """The message of an actor's `SieveError`, if Ray's error comes from one."""
-    link: BaseException | None = error
-    while link is not None:
-        inner = getattr(link, "cause", None)
+    """An `InputError` with the message of the actor's `SieveError` that caused Ray's error, or of Ray's error."""
+    current: BaseException | None = error
+    while current is not None:
+        inner = getattr(current, "cause", None)
         if isinstance(inner, SieveError):
             return InputError(str(inner))
-        link = inner if isinstance(inner, BaseException) else link.__cause__
+        current = inner if isinstance(inner, BaseException) else current.__cause__
     return InputError(
         f"Ray could not finish the job: {cause(error)}. Finished files are kept: give the same command again."
     )

@@ -1,4 +1,4 @@
-"""Decodes items in worker processes and collects them into full batches, shard by shard."""
+"""Decodes items in worker processes and combines them into full batches, shard by shard."""
 
 from __future__ import annotations
 
@@ -16,19 +16,19 @@ from ..data import Failure, ImageSet
 from ..errors import InputError, first_line
 
 AT_ONCE = 32
-"""The most items that a worker decodes at a time; memory holds a few times as many."""
+"""Largest number of items that a worker decodes at a time; a few times as many are in memory."""
 
 
 class Batch(NamedTuple):
-    """Items of one shard that go through the model together.
+    """A batch of items of one shard.
 
     Attributes:
-        shard: its number.
-        indices: of the B items.
-        images: (B, ...) as the model reads them; None if no item is left.
-        times: of videos (B, 2) float64: when their first and last frames are shown; else None.
-        failures: items of this shard since the previous batch that could not be read.
-        last: whether it is the shard's last batch.
+        shard: number of the shard.
+        indices: indices of the B items.
+        images: (B, ...) input of the model; None if no item is left.
+        times: for videos (B, 2) float64, the times of the first and last frames in seconds; else None.
+        failures: items of this shard that could not be read, since the previous batch.
+        last: whether it is the last batch of the shard.
     """
 
     shard: int
@@ -58,24 +58,24 @@ class _Decoded(NamedTuple):
 
 
 class _Chunks(Dataset[_Decoded]):
-    """A data set that is indexed by chunks."""
+    """A dataset that is indexed by chunks."""
 
     def __init__(self, items: ImageSet) -> None:
         self.items = items
 
     def __getitem__(self, chunk: Any) -> _Decoded:
-        good, images, times, failures = [], [], [], []
+        indices, images, times, failures = [], [], [], []
         for index in chunk.indices:
             item: Any = _attempt(self.items, index)
             if isinstance(item, Failure):
                 failures.append(item)
                 continue
-            good.append(index)
+            indices.append(index)
             images.append(item[0])
             if len(item) > 2:
                 times.append(item[2].flatten()[[0, -1]])
         stacked = torch.stack(images) if images else None
-        return _Decoded(chunk, good, stacked, torch.stack(times) if times else None, failures)
+        return _Decoded(chunk, indices, stacked, torch.stack(times) if times else None, failures)
 
 
 def _attempt(items: Any, index: int) -> Any:
@@ -92,10 +92,10 @@ def same(item: Any) -> Any:
 
 
 class Reader:
-    """Iterable of `Batch`: the items of some shards, in order, in batches of one size.
+    """Iterable of `Batch`: the items of some shards, in order, in full batches.
 
-    Where items cannot be read, a batch takes the next ones of its shard; only the last batch of a shard is smaller. So
-    batches depend on the items alone, and not on where an earlier run was interrupted.
+    Items that cannot be read are replaced by the next ones of the shard; only the last batch of a shard is smaller. So
+    batches depend only on the items, not on where an earlier run was interrupted.
 
     Attributes:
         waited: seconds spent waiting for decoded items.
@@ -104,29 +104,37 @@ class Reader:
     def __init__(
         self, items: ImageSet, shards: Iterable[int], *, shard: int, batch: int, workers: int, pin: bool = False
     ) -> None:
-        """`shard` and `batch` are numbers of items, `workers` of processes; `pin` pins the memory of images."""
+        """Read shards of a dataset.
+
+        Args:
+            items: the dataset.
+            shards: numbers of the shards to read.
+            shard, batch: number of items in a shard, and in a batch.
+            workers: number of decoding processes.
+            pin: use pinned memory for images.
+        """
         self.items, self.shards, self.shard, self.batch = items, shards, shard, batch
         self.workers, self.waited, self.pin = workers, 0.0, pin
 
     def __iter__(self) -> Iterator[Batch]:
-        waiting: list[_Decoded] = []
+        pending: list[_Decoded] = []
         failures: list[Failure] = []
         for decoded in self._decoded():
-            waiting.append(decoded)
+            pending.append(decoded)
             failures += decoded.failures
-            while sum(len(chunk.indices) for chunk in waiting) >= self.batch and (
-                sum(len(chunk.indices) for chunk in waiting) > self.batch or not decoded.chunk.last
+            while sum(len(chunk.indices) for chunk in pending) >= self.batch and (
+                sum(len(chunk.indices) for chunk in pending) > self.batch or not decoded.chunk.last
             ):
-                taken, waiting = _taken(waiting, self.batch)
-                yield _batch(taken, failures, last=False)
+                batch, pending = _split(pending, self.batch)
+                yield _batch(batch, failures, last=False)
                 failures = []
             if decoded.chunk.last:
-                yield _batch(waiting, failures, last=True)
-                waiting, failures = [], []
+                yield _batch(pending, failures, last=True)
+                pending, failures = [], []
 
     def _decoded(self) -> Iterator[_Decoded]:
         if self.workers > 0 and "av" in sys.modules:
-            gc.collect()  # ends decoder threads, which would hang in a forked process
+            gc.collect()  # ends the threads of decoders here; in a forked process, without these threads, it would hang
         loader: Any = DataLoader(
             _Chunks(self.items),
             batch_size=None,
@@ -137,17 +145,17 @@ class Reader:
         )
         steps = iter(loader)
         while True:
-            began = perf_counter()
+            start = perf_counter()
             try:
                 decoded = next(steps, None)
             except RuntimeError as error:
                 if "DataLoader worker" not in str(error):
                     raise
                 raise InputError(
-                    f"A process that decodes was ended from outside ({first_line(error)}): most likely there was no "
-                    "memory left. Give fewer --workers, and the same command again."
+                    f"A decoding process was killed ({first_line(error)}), most likely because there was no memory "
+                    "left. Give the same command again, with fewer --workers."
                 ) from error
-            self.waited += perf_counter() - began
+            self.waited += perf_counter() - start
             if decoded is None:
                 return
             yield decoded
@@ -161,17 +169,17 @@ class Reader:
                 yield _Chunk(number, range(start, stop), stop == end)
 
 
-def _taken(waiting: list[_Decoded], count: int) -> tuple[list[_Decoded], list[_Decoded]]:
+def _split(pending: list[_Decoded], count: int) -> tuple[list[_Decoded], list[_Decoded]]:
     """Split decoded chunks into the first `count` items and the rest."""
     chunks: list[_Decoded] = []
-    for index, chunk in enumerate(waiting):
+    for index, chunk in enumerate(pending):
         available = len(chunk.indices)
         if available > count:
-            return [*chunks, _part(chunk, 0, count)], [_part(chunk, count, available), *waiting[index + 1 :]]
+            return [*chunks, _part(chunk, 0, count)], [_part(chunk, count, available), *pending[index + 1 :]]
         chunks.append(chunk)
         count -= available
         if count == 0:
-            return chunks, waiting[index + 1 :]
+            return chunks, pending[index + 1 :]
     return chunks, []
 
 

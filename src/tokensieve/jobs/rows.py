@@ -1,4 +1,4 @@
-"""Pictures that are rows of a table: Parquet files, data sets of Hugging Face's `datasets`."""
+"""Reads pictures from tables: Parquet files, and datasets of Hugging Face's `datasets`."""
 
 from __future__ import annotations
 
@@ -13,23 +13,24 @@ from ..data.remote import Opener, is_url, open_file
 from ..errors import InputError, cause, nearest
 
 NAMES = ("image", "img", "jpg", "jpeg", "png", "webp", "picture", "photo", "bytes", "content")
-"""Usual names of columns of pictures, where their type does not tell."""
+"""Usual names of columns with pictures, used if the type of the column is not enough to find it."""
 
 
 def pyarrow() -> Any:
-    """The library, for Parquet. Raises `InputError` where it is missing."""
+    """Import pyarrow, with Parquet. Raises `InputError` if it is not installed."""
     try:
         import pyarrow
         import pyarrow.parquet
     except ImportError as error:
         raise InputError(
-            f"Parquet needs pyarrow ({error.name} is not here): pip install 'tokensieve[jobs]', or --format jsonl."
+            f"Parquet needs pyarrow ({error.name} is not installed): pip install 'tokensieve[jobs]', or give --format "
+            "jsonl."
         ) from error
     return pyarrow
 
 
 class ParquetCell(Opener):
-    """The picture of one row."""
+    """The picture in one row of a Parquet file."""
 
     def __init__(self, path: str, column: str, group: int, row: int) -> None:
         self.path, self.column, self.group, self.row = path, column, group, row
@@ -39,7 +40,7 @@ class ParquetCell(Opener):
 
 
 class TableCell(Opener):
-    """The picture of one row of a `datasets.Dataset`."""
+    """The picture in one row of a `datasets.Dataset`."""
 
     def __init__(self, table: Any, column: str, row: int) -> None:
         self.table, self.column, self.row = table, column, row
@@ -49,7 +50,7 @@ class TableCell(Opener):
 
 
 def _opened(value: Any, folder: str) -> Any:
-    """A file of what a cell holds: bytes, a path, or Hugging Face's {"bytes", "path"}."""
+    """Open the content of a cell as a file: bytes, a path, or Hugging Face's {"bytes", "path"}."""
     content, path = (value.get("bytes"), value.get("path")) if isinstance(value, dict) else (value, None)
     if isinstance(content, str):
         content, path = None, content
@@ -62,7 +63,7 @@ def _opened(value: Any, folder: str) -> Any:
 
 @lru_cache(maxsize=2)
 def _column(path: str, column: str, group: int) -> Any:
-    """A column of a group of rows: pictures are read in order, so that the next one most likely is in it too."""
+    """A column of a row group, cached since pictures are read in order."""
     with open_file(path) as file:
         return pyarrow().parquet.ParquetFile(file).read_row_group(group, [column], use_threads=False).column(0)
 
@@ -74,12 +75,13 @@ def parquet_rows(
 
     Args:
         path: the file, or its URL.
-        name: what it is called in ids: NAME#ROW, where no column holds them.
-        image_column: that holds pictures: their bytes, paths, or Hugging Face's `Image`. None finds it.
-        id_column: that holds ids, each once.
+        name: its name in ids, which are NAME#ROW unless there is an `id_column`.
+        image_column: the column with pictures: bytes, paths, or Hugging Face's `Image`. None: it is found by type and
+            name.
+        id_column: the column with ids, which must be unique.
 
     Raises:
-        InputError: it is no Parquet, or has no such column.
+        InputError: it is not a Parquet file, or has no such column.
     """
     arrow = pyarrow()
     try:
@@ -100,7 +102,7 @@ def parquet_rows(
 
 
 def _image_column(path: str, types: dict[str, Any], column: str | None) -> str:
-    """The column that holds pictures."""
+    """The name of the column with pictures, found by type and name unless `column` is given."""
     if column is not None:
         _check_column(path, column, list(types))
         return column
@@ -111,7 +113,7 @@ def _image_column(path: str, types: dict[str, Any], column: str | None) -> str:
     candidates = structs or [name for name in usual if name in binary] or usual or binary
     if not candidates:
         raise InputError(
-            f"{path} has no column that looks like pictures among {', '.join(types)}: name it by --image-column."
+            f"{path} has no column that looks like pictures among {', '.join(types)}: give it by --image-column."
         )
     return candidates[0]
 
@@ -124,17 +126,17 @@ def _check_column(path: str, name: str, names: Sequence[str]) -> None:
 def dataset_rows(
     name: str, split: str, image_column: str | None, id_column: str | None, *, saved: bool
 ) -> tuple[list[str], list[TableCell]]:
-    """The ids and pictures of a data set of Hugging Face's `datasets`.
+    """The ids and pictures of a dataset of Hugging Face's `datasets`.
 
     Args:
-        name: on the hub, or with `saved` the folder that its `save_to_disk` wrote.
-        split: which part of it, such as "train".
+        name: the name on the hub, or with `saved` a folder written by `save_to_disk`.
+        split: the split, such as "train".
         image_column: as in `parquet_rows`.
         id_column: as in `parquet_rows`; without it ids are row numbers.
-        saved: see above.
+        saved: whether `name` is a folder.
 
     Raises:
-        InputError: `datasets` is missing, or cannot open it.
+        InputError: `datasets` is not installed, or cannot open the dataset.
     """
     try:
         import datasets
@@ -147,7 +149,7 @@ def dataset_rows(
             table = table[split]
     except InputError:
         raise
-    except Exception as error:  # whatever its builders and its downloader raise
+    except Exception as error:  # builders and downloaders can raise any exception
         raise InputError(f"datasets cannot open {name} (split {split}): {cause(error)}.") from error
     pictures = [key for key, feature in table.features.items() if isinstance(feature, datasets.Image)]
     if image_column is None and pictures:

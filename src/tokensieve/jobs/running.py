@@ -1,4 +1,4 @@
-"""Runs a job, or resumes it where it was interrupted."""
+"""Runs a job, or resumes an interrupted one."""
 
 from __future__ import annotations
 
@@ -31,17 +31,17 @@ class Result:
     """The result of a job.
 
     Attributes:
-        out: its folder.
-        items: number of pictures or videos in its sources.
-        rows: number of rows written.
+        out: output folder.
+        items: number of pictures or videos in the sources.
+        rows: number of rows, those of earlier runs included.
         errors: number of items without a row.
         shards: number of files of rows.
-        before: number of items that earlier runs had finished.
+        before: number of items finished by earlier runs.
         seconds: duration of this run, from the first item read to the last file written.
         per_second: items of this run per second.
         waited: share of the models' time spent waiting for items.
-        skipped: number of files and folders in the sources that are not items.
-        notes: sentences about the run: whether decoding was the limit, whether memory was too small for the batch.
+        skipped: number of files and folders in the sources that were skipped.
+        notes: sentences about the run, such as whether decoding was the limit, or whether library versions changed.
     """
 
     out: str
@@ -71,22 +71,22 @@ def run(
     opened: Callable[[Any], None] | None = None,
     **settings: Any,
 ) -> Result:
-    """Run a model over pictures or videos, and write a row for each.
+    """Run a model on pictures or videos, and write a row for each.
 
-    A job that was interrupted resumes when it is started again: files of rows are written atomically, and a folder with
-    rows of other settings is refused.
+    An interrupted job resumes when it is started again: files of rows are written atomically, and a folder with rows of
+    other settings is refused.
 
     Args:
         model: a `ModelSpec`, or a model's name.
-        sources: folders, tars, lists, Parquet files, files, data sets or URLs; see `sources.open_items`.
-        out: folder, or URL of one: `rows/`, `errors.parquet` (or .jsonl), `manifest.json`, `log.txt`.
-        workers: processes that decode, for each device.
-        devices: such as ("cuda:0", "cuda:1"), with a process for each; by default the spec's own, in this process.
+        sources: folders, tars, lists, Parquet files, files, datasets or URLs; see `sources.open_items`.
+        out: output folder or its URL; it gets `rows/`, `errors.parquet` (or .jsonl), `manifest.json`, `log.txt`.
+        workers: decoding processes for each device.
+        devices: such as ("cuda:0", "cuda:1"), with a process for each; by default the spec's device, in this process.
         engine: "local", or "ray".
         max_errors: number of failed items above which the job stops.
         ray: settings of the cluster, see `RaySettings`.
         progress: show the progress on stderr.
-        opened: called with the set of items once it is open.
+        opened: called with the dataset of items once it is open.
         settings: those of `RowSettings` and `SourceSettings`.
 
     Raises:
@@ -100,38 +100,35 @@ def run(
     output = open_output(job.out)
     output.prepare()
     output.lock()
-    own_processes = running.devices or engine == "ray"
-    # Other processes run the model; here it is only opened to be described, on the CPU, which has the most memory.
-    work = describe(job._replace(spec=replace(job.spec, device="cpu"))) if own_processes else open_work(job)
+    other_processes = running.devices or engine == "ray"
+    # If other processes run the model it is only opened here for the manifest, on the CPU, which has the most memory.
+    work = describe(job._replace(spec=replace(job.spec, device="cpu"))) if other_processes else open_work(job)
     if opened is not None:
         opened(work.items)
-    described = work.manifest()
-    changed = manifest.begin(output, described)
+    job_manifest = work.manifest()
+    version_notes = manifest.begin(output, job_manifest)
     done = finished(output, job.rows.format)
     before = sum(work.items_of(number) for number in done)
     failed = len(gathered_errors(output, sorted(done)))
-    left = [number for number in range(work.shards) if number not in done]
+    remaining = [number for number in range(work.shards) if number not in done]
     kind = getattr(work.items, "kind", PICTURES)
     counts = {"done": before, "errors": failed, "max_errors": max_errors}
-    sentences: list[str] = []
     with Progress(kind, len(work.items), output, **counts, shown=progress) as meter:  # type: ignore[arg-type]
-        meter.log(
-            f"begun: {len(work.items) - before} of {len(work.items)} {kind.many} are to be done, {asdict(running)}"
-        )
-        for sentence in changed:
-            meter.say(sentence)
-        began = perf_counter()
+        meter.log(f"started: {len(work.items) - before} of {len(work.items)} {kind.many} remain, {asdict(running)}")
+        for note in version_notes:
+            meter.say(note)
+        start = perf_counter()
         try:
-            if left:
-                _run_engine(job, work, described["settings"], left, meter, running)
+            if remaining:
+                _run_engine(job, work, job_manifest["settings"], remaining, meter, running)
                 output.tidy()
         finally:
             complete = finished(output, job.rows.format)
             errors = gathered_errors(output, sorted(complete))
             write_gathered(output, job.rows.format, errors)
-        _check_whole(work, complete, output)
-        seconds = perf_counter() - began
-        sentences += [*changed, *meter.limit(running.workers, max(1, len(running.devices)))]
+        _check_complete(work, complete, output)
+        seconds = perf_counter() - start
+        notes = [*version_notes, *meter.limit(running.workers, max(1, len(running.devices)))]
         result = Result(
             job.out,
             len(work.items),
@@ -140,13 +137,13 @@ def run(
             work.shards,
             before,
             seconds,
-            (len(work.items) - before) / seconds if left else 0.0,
+            (len(work.items) - before) / seconds if remaining else 0.0,
             meter.waited / max(meter.waited + meter.computed, 1e-9),
             len(work.items.skipped),
-            tuple(sentences),
+            tuple(notes),
         )
         meter.log(
-            f"done: {result.rows} rows, {result.errors} errors, {result.per_second:.4g} a second. {' '.join(sentences)}"
+            f"done: {result.rows} rows, {result.errors} errors, {result.per_second:.4g} a second. {' '.join(notes)}"
         )
     return result
 
@@ -157,44 +154,44 @@ def job_of(
     out: str | os.PathLike[str],
     **settings: Any,
 ) -> Job:
-    """A job with absolute paths. Raises `RecipeError` for an unknown setting."""
+    """Create a job, with absolute paths. Raises `RecipeError` for invalid settings."""
     spec = ModelSpec(model) if isinstance(model, str) else model
     spec.check()
     source_list = [sources] if isinstance(sources, str | os.PathLike) else list(sources)
     if not source_list:
-        raise InputError("There is nothing to read: give a folder, a tar, a list, a Parquet file or pictures.")
+        raise InputError("No source is given: give a folder, a tar, a list, a Parquet file or pictures.")
     for name in ("classes", "root"):
         if settings.get(name) is not None:
-            settings[name] = _full(settings[name])
+            settings[name] = _absolute(settings[name])
     reading = {name: settings.pop(name) for name in SourceSettings.__dataclass_fields__ if name in settings}
-    paths = tuple(_full(os.fspath(source)) for source in source_list)
+    paths = tuple(_absolute(os.fspath(source)) for source in source_list)
     path = os.fspath(out)
     path = path if is_url(path) or not path else os.path.abspath(path)
     return Job(spec.absolute(), paths, path, RowSettings(**settings), SourceSettings(**reading))
 
 
-def _full(path: str) -> str:
-    """The absolute path; URLs and names of data sets are left unchanged."""
+def _absolute(path: str) -> str:
+    """The absolute path; URLs and names of datasets are unchanged."""
     return os.path.abspath(path) if not is_url(path) and os.path.exists(path) else path
 
 
 def _run_engine(
-    job: Job, work: Work, settings: dict[str, Any], left: Sequence[int], meter: Progress, running: RunSettings
+    job: Job, work: Work, settings: dict[str, Any], shards: Sequence[int], meter: Progress, running: RunSettings
 ) -> None:
-    """Run the remaining shards with the chosen engine."""
+    """Run these shards with the selected engine."""
     if running.engine == "ray":
-        run_ray(job, settings, left, meter, RaySettings(**running.ray), workers=running.workers)
+        run_ray(job, settings, shards, meter, RaySettings(**running.ray), workers=running.workers)
     elif running.devices:
         threads = max(1, torch.get_num_threads() // len(running.devices))
-        run_devices(job, settings, left, running.devices, meter, workers=running.workers, threads=threads)
+        run_devices(job, settings, shards, running.devices, meter, workers=running.workers, threads=threads)
     else:
-        run_shards(work, left, meter, workers=running.workers)
+        run_shards(work, shards, meter, workers=running.workers)
 
 
-def _check_whole(work: Work, complete: set[int], output: OutputFolder) -> None:
-    """Raise `InputError` unless every shard has its rows."""
+def _check_complete(work: Work, complete: set[int], output: OutputFolder) -> None:
+    """Raise `InputError` unless the rows of every shard are written."""
     missing = [number for number in range(work.shards) if number not in complete]
     if missing:
         raise InputError(
-            f"{len(missing)} of {work.shards} files of rows are not in {output.name}: give the same command again."
+            f"{len(missing)} of {work.shards} files of rows are missing in {output.name}: give the same command again."
         )

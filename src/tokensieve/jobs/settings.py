@@ -1,4 +1,4 @@
-"""Settings of a job: which model, which items, which rows, and how they are stored."""
+"""Settings of a job: its model, its sources, and the rows it writes."""
 
 from __future__ import annotations
 
@@ -12,9 +12,10 @@ from .sources import SourceSettings
 OUTPUTS = ("classes", "embeddings", "features", "maps")
 FORMATS = ("parquet", "jsonl")
 STORES = {"fp32": "float32", "fp16": "float16"}
-"""Precisions in which numbers are stored -> numpy's data types."""
+"""Value of `store` -> numpy dtype."""
 SHARD = {"classes": 1024, "embeddings": 1024, "features": 128, "maps": 128}
-"""Items in a shard by output: the most that is lost when a process is killed, and that memory holds."""
+"""Output -> number of items in a shard. A shard is in memory until it is written, and is lost if a process is
+killed."""
 
 
 @dataclass(frozen=True)
@@ -22,17 +23,18 @@ class RowSettings:
     """Settings that change the rows or their files.
 
     Attributes:
-        output: "classes", the k most likely with their probabilities; "embeddings", a vector for each item; "features",
-            one for each patch, on the grid; "maps", of segmenters each pixel's class, of depth estimators its depth.
+        output: "classes", the k most likely classes with their probabilities; "embeddings", a vector for each item;
+            "features", a vector for each patch, on the grid; "maps", the class of each pixel for segmenters, or its
+            depth for depth estimators.
         format: "parquet" or "jsonl".
         k: number of classes for each item.
-        pooling: of embeddings: "token", "avg", "max" and whatever else timm's `global_pool` has; None is the model's
-            own.
-        normalize: divide each embedding by its length.
-        store: precision in which embeddings, features and depths are stored, "fp32" or "fp16".
+        pooling: for embeddings, a value of timm's `global_pool` such as "token", "avg" or "max"; None is the model's
+            own pooling.
+        normalize: divide each embedding by its norm.
+        store: dtype in which embeddings, features and depths are stored, "fp32" or "fp16".
         batch: batch size, in pictures or clips.
-        shard: items of a file of rows, rounded up to whole batches; None is `SHARD`'s.
-        classes: a class file whose names are written beside the class numbers; None takes those that the model has.
+        shard: number of items in a file of rows, rounded up to whole batches; None is that of `SHARD`.
+        classes: a class file whose names are written in addition to the class indices; None uses those of the model.
 
     Raises:
         RecipeError: invalid settings, or settings that exclude each other.
@@ -57,24 +59,24 @@ class RowSettings:
         for name in ("k", "batch", "shard"):
             value = getattr(self, name)
             if not (name == "shard" and value is None) and (type(value) is not int or value < 1):
-                raise RecipeError(f"{name} must be a whole number from 1 up, not {value!r}.")
+                raise RecipeError(f"{name} must be an integer from 1 up, not {value!r}.")
         if self.output != "embeddings" and (self.pooling is not None or self.normalize):
-            raise RecipeError(f"pooling and normalize are of embeddings, and the output is {self.output}.")
+            raise RecipeError(f"pooling and normalize are only for embeddings, but the output is {self.output}.")
         if self.output not in ("classes", "maps") and self.classes is not None:
-            raise RecipeError(f"classes names what classes are called, and the output is {self.output}.")
+            raise RecipeError(f"classes is only for the outputs classes and maps, but the output is {self.output}.")
 
     def items_together(self, views: int) -> int:
-        """Items in a batch, if each has `views` views."""
+        """Number of items in a batch, if each has `views` views."""
         return max(1, self.batch // views)
 
     def shard_size(self, views: int) -> int:
-        """Items in a shard: a multiple of the batch size, so that batches are full."""
-        together = self.items_together(views)
-        return -(-(self.shard or SHARD[self.output]) // together) * together
+        """Number of items in a shard: a multiple of the items in a batch, so that batches are full."""
+        batch = self.items_together(views)
+        return -(-(self.shard or SHARD[self.output]) // batch) * batch
 
 
 class Job(NamedTuple):
-    """A job as plain data, which can be sent to other processes."""
+    """A job as plain data, so that it can be sent to other processes."""
 
     spec: ModelSpec
     sources: tuple[str, ...]
@@ -88,8 +90,8 @@ class RunSettings:
     """Settings that change how a job runs, but not its rows.
 
     Attributes:
-        workers: processes that decode, for each device; 0 decodes in the process of the model, in turns with it.
-        devices: a process for each; () is the spec's own device, in this process.
+        workers: decoding processes for each device; 0 decodes in the process of the model, alternating with it.
+        devices: names of devices, with a process for each; () is the spec's device, in this process.
         engine: "local" or "ray".
         max_errors: number of failed items above which the job stops; None for no limit.
         ray: settings of the cluster; see `ray_engine.RaySettings`.
@@ -105,7 +107,7 @@ class RunSettings:
         if self.engine not in ("local", "ray"):
             raise RecipeError(f"engine must be local or ray, not {self.engine!r}.")
         if self.engine == "ray" and self.devices:
-            raise RecipeError("devices are of the local engine: on a cluster Ray gives each actor its own.")
+            raise RecipeError("devices are only for the local engine: on a cluster Ray assigns devices to actors.")
         if self.engine == "local" and self.ray:
             raise RecipeError(f"{next(iter(self.ray))} is a setting of the ray engine: give engine='ray'.")
         if self.workers < 0 or (self.max_errors is not None and self.max_errors < 0):

@@ -1,4 +1,5 @@
-"""What a job reads: folders, tars, lists, tables and files, here or in a store, as one set with an id for each item."""
+"""Opens the sources of a job (folders, tars, lists, tables and files, local or in object storage) as one dataset, with
+an id for each item."""
 
 from __future__ import annotations
 
@@ -25,7 +26,7 @@ from .rows import dataset_rows, parquet_rows
 
 HUB = "hfds/"
 STREAMED = ("hfids/", "tfds/", "wds/")
-"""Data sets of timm's that can only be read from their beginning."""
+"""Prefixes of timm datasets that can only be read in order from the beginning."""
 PARQUET = ".parquet"
 
 
@@ -34,10 +35,10 @@ class SourceSettings:
     """How sources are read.
 
     Attributes:
-        limit: at most so many items, spread evenly over all of them.
-        root: where the paths of a list begin; by default beside it.
-        split: of a data set.
-        image_column, id_column: of a table; see `rows.parquet_rows`.
+        limit: the largest number of items, spread evenly over all of them.
+        root: the folder to which paths in a list are relative; by default the folder of the list.
+        split: the split of a dataset.
+        image_column, id_column: columns of a table; see `rows.parquet_rows`.
     """
 
     limit: int | None = None
@@ -47,10 +48,11 @@ class SourceSettings:
     id_column: str | None = None
 
 
-class _Found(NamedTuple):
-    """The items of one source. `anchor` is what `names` are relative to, where several sources must be told apart."""
+class _Items(NamedTuple):
+    """The items of one source."""
 
     anchor: str
+    """The folder, file or name to which `names` are relative; ids have it as a prefix if there are several sources."""
     names: list[str]
     openers: list[Any]
     skipped: tuple[Skipped, ...] = ()
@@ -60,30 +62,31 @@ class _Found(NamedTuple):
 def open_items(
     sources: Sequence[str], preprocessing: Preprocessing | VideoPreprocessing, settings: SourceSettings
 ) -> ImageSet:
-    """The pictures, or videos where the preprocessing is for them, of all sources; `path(i)` is the id of item i.
+    """A dataset of the pictures of all sources, or of the videos for a `VideoPreprocessing`; `path(i)` is the id of
+    item i.
 
-    An id is the path relative to its source: below a folder or in a tar, as a list spells it, NAME.parquet#ROW of a
-    table. Of several sources it begins with what tells them apart, relative to the folder that all of them lie in.
+    An id is the path relative to its source: in a folder or a tar, as written in a list, or NAME.parquet#ROW in a
+    table. With several sources it starts with the path of the source, relative to their common folder.
 
     Raises:
-        InputError: nothing at a source, nothing in it that the model reads, an id that is there twice.
+        InputError: a source does not exist, or has nothing that the model reads; or two items have the same id.
     """
     kind = PICTURES
     if isinstance(preprocessing, VideoPreprocessing):
         kind = VIDEOS
         if list(sources) == [MOVING_SCENES] and not Path(MOVING_SCENES).exists():
             return moving_scene_set(preprocessing, settings.limit or GENERATED)
-    listed = [_find(source, kind, settings) for source in sources]
-    prefixes = _prefixes([source_items.anchor for source_items in listed])
-    ids = [prefix + name for prefix, source_items in zip(prefixes, listed, strict=True) for name in source_items.names]
-    _check_unlike(ids)
+    items_by_source = [_find(source, kind, settings) for source in sources]
+    prefixes = _prefixes([items.anchor for items in items_by_source])
+    ids = [prefix + name for prefix, items in zip(prefixes, items_by_source, strict=True) for name in items.names]
+    _check_unique(ids)
     listing = Listing(
-        sources=[opener for source_items in listed for opener in source_items.openers],
+        sources=[opener for items in items_by_source for opener in items.openers],
         names=ids,
         labels=[-1] * len(ids),
         classes={},
-        skipped=tuple(skipped for source_items in listed for skipped in source_items.skipped),
-        notes=tuple(note for source_items in listed for note in source_items.notes),
+        skipped=tuple(skipped for items in items_by_source for skipped in items.skipped),
+        notes=tuple(note for items in items_by_source for note in items.notes),
     )
     if isinstance(preprocessing, VideoPreprocessing):
         return VideoSet(listing, preprocessing, settings.limit)
@@ -92,23 +95,23 @@ def open_items(
 
 
 def fingerprint(items: ImageSet) -> str:
-    """SHA-256 of the ids in their order."""
+    """SHA-256 of the ids of all items, in order."""
     digest = hashlib.sha256()
     for index in range(len(items)):
         digest.update(items.path(index).encode() + b"\n")
     return digest.hexdigest()
 
 
-def _check_unlike(ids: Sequence[str]) -> None:
+def _check_unique(ids: Sequence[str]) -> None:
     seen: set[str] = set()
     for item_id in ids:
         if item_id in seen:
-            raise InputError(f"{item_id} is there twice, and every item is one row: leave one of them out.")
+            raise InputError(f"Two items have the id {item_id}, which must be unique: leave one of them out.")
         seen.add(item_id)
 
 
 def _prefixes(anchors: Sequence[str]) -> list[str]:
-    """What tells several sources apart; nothing for one."""
+    """The prefix of ids for each source: its path relative to the sources' common folder; empty for one source."""
     if len(anchors) < 2:
         return [""] * len(anchors)
     local = [anchor for anchor in anchors if anchor.startswith(os.sep)]
@@ -117,7 +120,7 @@ def _prefixes(anchors: Sequence[str]) -> list[str]:
     return ["" if name == "." else f"{name}/".replace(os.sep, "/") for name in paths]
 
 
-def _find(source: str, kind: Kind, settings: SourceSettings) -> _Found:
+def _find(source: str, kind: Kind, settings: SourceSettings) -> _Items:
     if is_url(source):
         return _find_remote(source, kind, settings)
     path = Path(source)
@@ -130,23 +133,23 @@ def _find(source: str, kind: Kind, settings: SourceSettings) -> _Found:
             return _listed(list_tar(path, kind=kind), f"{path}:", anchor)
         if suffix == PARQUET:
             _only_pictures(source, kind)
-            return _Found(os.path.dirname(anchor), *parquet_rows(source, path.name, *_columns(settings)))
+            return _Items(os.path.dirname(anchor), *parquet_rows(source, path.name, *_columns(settings)))
         if suffix in LISTS:
             return _list(path, kind, settings)
-        return _Found(os.path.dirname(anchor), [printable(path.name)], [path])
+        return _Items(os.path.dirname(anchor), [printable(path.name)], [path])
     if source == "scenes" and kind is PICTURES:
         pictures = ScenePictures(Scenes("validation", settings.limit or SCENES))
-        return _Found(
+        return _Items(
             source, [f"{i}" for i in range(len(pictures))], [_Scene(pictures, i) for i in range(len(pictures))]
         )
     if source.startswith(HUB):
         _only_pictures(source, kind)
         name = source.removeprefix(HUB)
-        return _Found(source, *dataset_rows(name, settings.split, *_columns(settings), saved=False))
+        return _Items(source, *dataset_rows(name, settings.split, *_columns(settings), saved=False))
     if source.startswith(STREAMED):
         raise InputError(
-            f"{source} can only be read from its beginning, and a job that was interrupted could not go on in it: give "
-            f"its tars or Parquet files, or {HUB}NAME."
+            f"{source} can only be read from its beginning, so an interrupted job could not be resumed: give its tars "
+            f"or Parquet files, or {HUB}NAME."
         )
     raise InputError(
         f"{source} does not exist: give a folder, a tar, a list, a Parquet file, {kind.one} files, {HUB}NAME or a URL."
@@ -159,14 +162,14 @@ def _columns(settings: SourceSettings) -> tuple[str | None, str | None]:
 
 def _only_pictures(source: str, kind: Kind) -> None:
     if kind is not PICTURES:
-        raise InputError(f"{source} is a table, of which pictures are read, and the model reads {kind.many}.")
+        raise InputError(f"{source} is a table, from which only pictures are read, but the model reads {kind.many}.")
 
 
-def _folder(path: Path, anchor: str, kind: Kind, settings: SourceSettings) -> _Found:
-    """Pictures or videos below it; else what `datasets` saved there, or Parquet files."""
+def _folder(path: Path, anchor: str, kind: Kind, settings: SourceSettings) -> _Items:
+    """The items of a folder: a dataset saved by `datasets`, pictures or videos, or Parquet files."""
     if (path / "dataset_info.json").is_file() or (path / "dataset_dict.json").is_file():
         _only_pictures(str(path), kind)
-        return _Found(anchor, *dataset_rows(str(path), settings.split, *_columns(settings), saved=True))
+        return _Items(anchor, *dataset_rows(str(path), settings.split, *_columns(settings), saved=True))
     try:
         return _listed(list_folder(path, kind=kind), os.path.join(path, ""), anchor)
     except InputError:
@@ -174,24 +177,24 @@ def _folder(path: Path, anchor: str, kind: Kind, settings: SourceSettings) -> _F
         if not tables or kind is not PICTURES:
             raise
     rows = [parquet_rows(str(file), file.relative_to(path).as_posix(), *_columns(settings)) for file in tables]
-    return _Found(anchor, [name for names, _ in rows for name in names], [cell for _, cells in rows for cell in cells])
+    return _Items(anchor, [name for names, _ in rows for name in names], [cell for _, cells in rows for cell in cells])
 
 
-def _listed(listing: Listing, before: str, anchor: str) -> _Found:
-    """What a listing names, without what all names begin with."""
-    names = [name.removeprefix(before).replace(os.sep, "/") for name in listing.names]
+def _listed(listing: Listing, prefix: str, anchor: str) -> _Items:
+    """The items of a listing, with the prefix removed from their names."""
+    names = [name.removeprefix(prefix).replace(os.sep, "/") for name in listing.names]
     empty = (note.partition(";")[0].rstrip(".") + "." for note in listing.notes if re.search(r" holds? no ", note))
-    notes = (*empty, *(note for note in listing.notes if ".gif" in note))  # the others are about labels
-    return _Found(anchor, names, listing.sources, listing.skipped, notes)
+    notes = (*empty, *(note for note in listing.notes if ".gif" in note))  # other notes are about labels
+    return _Items(anchor, names, listing.sources, listing.skipped, notes)
 
 
-def _list(path: Path, kind: Kind, settings: SourceSettings) -> _Found:
+def _list(path: Path, kind: Kind, settings: SourceSettings) -> _Items:
     names = [name for name, _ in read_list(path, settings.root)]
     folder = Path(settings.root) if settings.root is not None else path.parent
     openers: list[Any] = [RemoteFile(name) if is_url(name) else folder / name for name in names]
     if kind is VIDEOS:
         openers = [found_file(opener) if isinstance(opener, Path) else opener for opener in openers]
-    return _Found(os.path.abspath(folder), names, openers)
+    return _Items(os.path.abspath(folder), names, openers)
 
 
 class _Scene(Opener):
@@ -204,40 +207,40 @@ class _Scene(Opener):
         return self.pictures[self.index][0]
 
 
-def _find_remote(url: str, kind: Kind, settings: SourceSettings) -> _Found:
-    """The items below a URL of a store. A folder is listed by ending; what is hidden is left out."""
+def _find_remote(url: str, kind: Kind, settings: SourceSettings) -> _Items:
+    """The items at a URL of a store. In a folder they are found by file extension; hidden files are left out."""
     folder, _, last = url.rstrip("/").rpartition("/")
     suffix = os.path.splitext(last)[1].lower()
     if suffix == ".tar":
         return _remote_tar(url, kind)
     if suffix == PARQUET:
         _only_pictures(url, kind)
-        return _Found(folder, *parquet_rows(url, last, *_columns(settings)))
+        return _Items(folder, *parquet_rows(url, last, *_columns(settings)))
     if suffix in LISTS:
         with open_file(url) as file:
             names = [line.strip() for line in file.read().decode("utf-8-sig").splitlines() if line.strip()]
         root = (settings.root or folder).rstrip("/")
-        return _Found(root, names, [RemoteFile(name if is_url(name) else f"{root}/{name}") for name in names])
+        return _Items(root, names, [RemoteFile(name if is_url(name) else f"{root}/{name}") for name in names])
     if suffix in kind.suffixes():
-        return _Found(folder, [last], [RemoteFile(url)])
+        return _Items(folder, [last], [RemoteFile(url)])
     files = {
         name: file_url for name, file_url in find(url).items() if not any(part[:1] == "." for part in name.split("/"))
     }
     names = [name for name in files if os.path.splitext(name)[1].lower() in kind.suffixes()]
     if not names and kind is PICTURES and (tables := [name for name in files if name.endswith(PARQUET)]):
         rows = [parquet_rows(files[name], name, *_columns(settings)) for name in sorted(tables, key=natural)]
-        return _Found(
+        return _Items(
             url, [name for row_ids, _ in rows for name in row_ids], [cell for _, cells in rows for cell in cells]
         )
     if not names:
-        raise InputError(f"{url} holds no {kind.many}. What is read: {' '.join(sorted(kind.suffixes()))}.")
+        raise InputError(f"{url} holds no {kind.many}. Extensions that are read: {' '.join(sorted(kind.suffixes()))}.")
     names.sort(key=lambda name: [natural(part) for part in name.split("/")])
     ignored = [name for name in files if name not in set(names)]
     skipped = [Skipped(files[name], os.path.splitext(name)[1].lower() or "no extension") for name in ignored]
-    return _Found(url, names, [RemoteFile(files[name]) for name in names], tuple(skipped))
+    return _Items(url, names, [RemoteFile(files[name]) for name in names], tuple(skipped))
 
 
-def _remote_tar(url: str, kind: Kind) -> _Found:
+def _remote_tar(url: str, kind: Kind) -> _Items:
     tree = Tree(kind, lambda parts: f"{url}:{'/'.join(parts)}")
     try:
         with open_file(url) as file:
@@ -245,7 +248,7 @@ def _remote_tar(url: str, kind: Kind) -> _Found:
     except (tarfile.TarError, EOFError, OSError) as error:
         raise InputError(f"{url} holds no {kind.many} that can be listed: {first_line(error)}.") from error
     if not tree.files:
-        raise InputError(f"{url} holds no {kind.many}. What is read: {' '.join(sorted(kind.suffixes()))}.")
+        raise InputError(f"{url} holds no {kind.many}. Extensions that are read: {' '.join(sorted(kind.suffixes()))}.")
     order = sorted(tree.files, key=lambda parts: [natural(part) for part in parts])
     skipped = tuple(Skipped(tree.path(parts), reason) for parts, reason in tree.skipped)
-    return _Found(url, ["/".join(parts) for parts in order], [tree.files[parts] for parts in order], skipped)
+    return _Items(url, ["/".join(parts) for parts in order], [tree.files[parts] for parts in order], skipped)

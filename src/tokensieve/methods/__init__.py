@@ -1,4 +1,4 @@
-"""What happens to tokens: one file a method. To add one, write its file and name it here."""
+"""Token reduction methods, one file each. To add a method, write its file and import it here."""
 
 from .adaptive import Adaptive
 from .ats import ATS

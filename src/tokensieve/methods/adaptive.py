@@ -1,4 +1,4 @@
-"""Adaptive merging: guarded merging above a threshold, so that an image with many distinct tokens keeps more."""
+"""Adaptive merging: guarded merging of all pairs above a threshold; images with many distinct tokens keep more."""
 
 from __future__ import annotations
 
@@ -21,19 +21,19 @@ from .schedule import Layers, blocks, layers_field, levels_field
 @register
 @dataclass(frozen=True)
 class Adaptive(Method[AttentionEvidence]):
-    """`guarded` with a threshold in place of a number of merges; this project's own.
+    """`guarded` with a score threshold instead of a number of merges; a method of this project.
 
-    Every pair that scores above the block's threshold (`bars`) merges, even tokens into odd ones and then odd into even
-    ones. Images of uniform content keep few tokens, cluttered ones many; a batch is padded to its longest image.
-    `tokensieve.tune` sets the thresholds on images like those the model will see, for a mean number of tokens.
-    Thresholds that differ from block to block are from Adaptive Token Merging (arXiv 2505.15160).
+    Every pair with a score above the block's threshold (`bars`) merges: even tokens into odd ones, then odd tokens into
+    even ones. Uniform images keep few tokens, cluttered ones many; a batch is padded to its longest image.
+    `tokensieve.tune` finds the thresholds for a mean number of tokens, on images like those of the application.
+    A threshold for each block is an idea of Adaptive Token Merging (arXiv 2505.15160).
 
     Args:
-        bars: the score above which a pair merges: one number for every block, or a tuple of one for each block, 1 for
-            those missing; 1 merges nothing.
-        layers: the blocks that act, as a slice or by their numbers; None means all.
-        drop: the share of the patch tokens that each block drops after merging, in [0, 1), the least attended first;
-            one number or a tuple, as for `bars`; 0 for those missing.
+        bars: the score above which a pair merges: one number for all blocks, or a tuple with one number for each block
+            (1 for missing ones); 1 merges nothing.
+        layers: the blocks that act, as a slice or by their indices; None means all.
+        drop: the share of the patch tokens that each block drops after merging, in [0, 1), those with the least class
+            attention first; one number or a tuple, as for `bars` (0 for missing ones).
         source_guard, destination_guard, metric, soften, norm: as for `guarded`.
     """
 
@@ -63,7 +63,7 @@ class Adaptive(Method[AttentionEvidence]):
         return True
 
     def left(self, site: TokenSite) -> int:
-        """All tokens, an upper limit: how many an image keeps depends on its content."""
+        """All tokens, which is an upper limit: the number kept depends on the image."""
         return site.tokens
 
     def acts(self, site: TokenSite) -> bool:
@@ -71,7 +71,7 @@ class Adaptive(Method[AttentionEvidence]):
         return (threshold < 1 or share > 0) and site.tokens > site.prefix + 1
 
     def at(self, block: int, depth: int) -> tuple[float, float]:
-        """A block's threshold, and the share that it drops."""
+        """The threshold of a block, and the share of patch tokens that it drops."""
         if block not in blocks(self.layers, depth):
             return 1.0, 0.0
         return _at(self.bars, block, 1.0), _at(self.drop, block, 0.0)
@@ -79,8 +79,8 @@ class Adaptive(Method[AttentionEvidence]):
     def reduce(self, tokens: Tokens, left: int, evidence: AttentionEvidence) -> Tokens:
         if recording():
             raise UnsupportedHost(
-                "adaptive leaves another number of tokens in each image, which a compiled or exported graph cannot: "
-                "take guarded, whose numbers are fixed, or call the model as it is."
+                "adaptive keeps a different number of tokens in each image, which a compiled or exported graph cannot "
+                "do: take guarded, whose token counts are fixed, or call the model without compiling it."
             )
         attended = evidence.class_attention()
         threshold, share = self.at(evidence.block, evidence.depth)
@@ -89,7 +89,7 @@ class Adaptive(Method[AttentionEvidence]):
         return drop_least(tokens, evidence.follow(attended, tokens), share) if share else tokens
 
     def pairs(self, tokens: Tokens, evidence: AttentionEvidence, attended: Tensor) -> Pairs:
-        """Candidate pairs in this block, given the class attention `attended` (B, N) to the tokens that it read."""
+        """Candidate pairs in this block; `attended` (B, N) is the class attention to the block's input tokens."""
         prefix, real = tokens.prefix, tokens.real
         guard = evidence.follow(attended, tokens)
         patches = guard[:, prefix:] if real is None else guard[:, prefix:] * real[:, prefix:]
@@ -98,7 +98,7 @@ class Adaptive(Method[AttentionEvidence]):
         return all_pairs(features, prefix, self.source_guard * guard, self.destination_guard * guard, real)
 
     def merge(self, tokens: Tokens, pairs: Pairs, threshold: float) -> Tokens:
-        """The tokens with all pairs above the threshold merged, in the order prefix, remaining even, remaining odd."""
+        """Merge all pairs above the threshold; the new order is prefix, remaining even tokens, remaining odd tokens."""
         batch, count = tokens.x.shape[:2]
         sources, destinations, similarity, merging = above(pairs, threshold)
         index = torch.arange(count, device=sources.device)
@@ -123,7 +123,8 @@ class Adaptive(Method[AttentionEvidence]):
 
 
 def drop_least(tokens: Tokens, attended: Tensor, share: float) -> Tokens:
-    """Drop this share of each image's patch tokens, the least attended (B, N) first; at least one stays."""
+    """Drop a share of each image's patch tokens, those with the least attention `attended` (B, N) first; at least one
+    stays."""
     prefix, lengths = tokens.prefix, tokens.lengths_per_image()
     patches = lengths - prefix
     dropped = (patches * share + 0.5).long().minimum((patches - 1).clamp(min=0))
@@ -135,6 +136,7 @@ def drop_least(tokens: Tokens, attended: Tensor, share: float) -> Tokens:
 
 
 def _at(levels: float | tuple[float, ...], block: int, missing: float) -> float:
+    """The value for a block: the number itself, or the block's entry in a tuple, `missing` if it has none."""
     if not isinstance(levels, tuple):
         return levels
     return levels[block] if block < len(levels) else missing

@@ -1,4 +1,5 @@
-"""Adaptive Token Sampling (ATS): as many tokens as the image's attention asks for."""
+"""Adaptive Token Sampling (ATS): samples patches from the class attention, so that the token count depends on the
+image."""
 
 from __future__ import annotations
 
@@ -22,18 +23,19 @@ from .schedule import Layers, blocks, layers_field
 class ATS(Method[AttentionEvidence]):
     """Inverse-transform sampling from the class token's attention (Fayyaz et al., ECCV 2022, section 3).
 
-    A patch scores its attention times the length of its value. Levels spread evenly over the scores' distribution pick
-    patches; those picked more than once stay once, so that an image with few outstanding patches keeps few. What stays
-    asks; keys and values are all that arrived. Images of a batch are padded to the longest, with tokens never read.
+    The score of a patch is its class attention times the norm of its value vector. Patches are sampled at evenly spaced
+    quantiles of the scores; a patch sampled more than once is kept once, so that an image with few outstanding patches
+    keeps few. Only kept tokens are queries; keys and values are those of all tokens. A batch is padded to its longest
+    image; padding is masked.
 
-    There is no identity setting but `layers=()`: levels that fall together leave fewer tokens even where `tokens` is
-    more than there are, as in the published setting (197 in every block).
+    Only `layers=()` changes nothing: quantiles that select the same patch reduce tokens even if `tokens` is larger than
+    their number, as in the published setting (197 in every block).
 
     Args:
-        tokens: the most that stay, prefix included.
+        tokens: the largest number of tokens kept, prefix included.
         layers: the blocks that act; None is all after the first quarter (3 to 11 of 12).
-        adaptive: False pads every image to `tokens`: one count for all images, which graphs that are compiled or
-            exported have anyway.
+        adaptive: False pads every image to `tokens`, so that all images have the same count; compiled or exported
+            graphs do this in any case.
     """
 
     tokens: int
@@ -55,7 +57,8 @@ class ATS(Method[AttentionEvidence]):
         return min(site.tokens, max(self.tokens, site.prefix + 1)) if self.acts(site) else site.tokens
 
     def acts(self, site: TokenSite) -> bool:
-        """In all its blocks, since levels that fall together leave fewer tokens even where no fewer are asked for."""
+        """True in all blocks of `layers`: even if `tokens` is not smaller than the token count, quantiles that select
+        the same patch reduce it."""
         default = range(site.depth // 4, site.depth)
         return site.block in blocks(self.layers, site.depth, default) and site.tokens > site.prefix + 1
 
@@ -82,16 +85,16 @@ class ATS(Method[AttentionEvidence]):
 
 @torch.no_grad()
 def sample(scores: Tensor, levels: int, real: Tensor | None = None) -> tuple[Tensor, Tensor]:
-    """Patches at evenly spread levels of the scores' distribution.
+    """Sample patches at evenly spaced quantiles of the distribution of scores.
 
     Args:
-        scores: (B, n), none below 0.
-        levels: how many.
-        real: (B, n) False for padding, which is not picked; None is True everywhere.
+        scores: (B, n), at least 0.
+        levels: number of quantiles.
+        real: (B, n) False for padding, which is not sampled; None is True everywhere.
 
     Returns:
-        (B, n) int64, the picked patches in ascending order, each once, then the last of them again and again; and
-        (B,) how many were picked.
+        (B, n) int64, the sampled patches in ascending order without duplicates, then the last one repeated; and (B,)
+        the number of sampled patches.
     """
     if real is not None:
         scores = scores.masked_fill(~real, -1)  # sorted to the front

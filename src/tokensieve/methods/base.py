@@ -1,4 +1,4 @@
-"""The contract of a method: what happens to tokens, and where in the stream."""
+"""The base classes of methods, which define what happens to tokens or pixels and where in the model."""
 
 from __future__ import annotations
 
@@ -43,28 +43,31 @@ E = TypeVar("E", bound=Evidence)
 
 
 class TokenSite(NamedTuple):
-    """A point in the model at which `Method.left` gives a token count: integers, known before any image."""
+    """A point in the model for which `Method.left` computes a token count: integers, known before any image."""
 
     block: int
-    """Counted from 0."""
+    """Index of the block, from 0."""
     depth: int
-    """Blocks in all."""
+    """Number of blocks of the model."""
     tokens: int
-    """Number of tokens that arrive here, prefix included."""
+    """Number of tokens at this point, prefix included."""
     prefix: int
+    """Number of prefix tokens."""
     patches: int
-    """Number of patches of the image, before any method acted."""
+    """Number of patches of the image, before any method acts."""
 
 
 class PixelSite(NamedTuple):
-    """A point in a host with stages at which a method gives a pixel count: integers, known before any image."""
+    """A point in a hierarchical host for which a method computes a pixel count: integers, known before any image."""
 
     stage: int
     """Index of the stage, from 0."""
     stages: int
+    """Number of stages of the model."""
     block: int
     """Index of the block in its stage, from 0."""
     depth: int
+    """Number of blocks of the stage."""
     pixels: int
     """Number of pixels of the stage's feature map."""
 
@@ -82,15 +85,15 @@ PLACES: dict[Place, str] = {
 
 
 class HostFacts(Protocol):
-    """What a method may know, before it runs, of the host (with tokens) that it is applied to."""
+    """The properties of a host with tokens that a method can check before it runs; see `Host`."""
 
     model: Any
     layout: str
-    """"CHW" of images, "TCHW" or "CTHW" where it reads video."""
+    """"CHW" for images, "TCHW" or "CTHW" for video."""
     prefix: int
     class_token: bool
     reads_prefix: bool
-    """Whether the head reads nothing but prefix tokens."""
+    """Whether the head reads only prefix tokens."""
     cannot_merge: str | None
     blocks: Sequence[Any]
     exits: Sequence[int]
@@ -99,11 +102,11 @@ class HostFacts(Protocol):
 
 @dataclass(frozen=True)
 class BaseMethod(ABC):
-    """What every method is: a frozen dataclass whose fields are the settings in the paper's words.
+    """Base class of all methods: a frozen dataclass whose fields are the settings, named as in the paper.
 
-    A method is plain tensor mathematics. It never sees a model, keeps nothing between calls, and decides how many
-    tokens it leaves from Python integers alone, so that every shape is known before the first image. `Method` is the
-    parent of those that act on tokens, `PixelMethod` of those that choose pixels; one may be both.
+    A method only computes on tensors. It never accesses a model and keeps nothing between calls. The number of tokens
+    that it keeps is computed from Python integers, so that all shapes are known before the first image. Methods on
+    tokens derive from `Method`, methods that select pixels from `PixelMethod`; a class can derive from both.
     """
 
     name: ClassVar[str]
@@ -112,22 +115,22 @@ class BaseMethod(ABC):
     on_tokens: ClassVar[bool] = False
     on_pixels: ClassVar[bool] = False
     family: ClassVar[str] = ""
-    """The one family of hosts that it is made for; empty is any."""
+    """The family of hosts for which it is made, such as "ConvNeXt"; empty is any."""
     files: ClassVar[Mapping[str, str]] = {}
-    """Settings that name a file of weights -> the setting that keeps its SHA-256, a field with `compare=False`."""
+    """Setting with the path of a weights file -> the setting with its SHA-256, a field with `compare=False`."""
     published: ClassVar[Mapping[str, str]] = {}
-    """How files of `weights` name a tensor -> how the learned layers do, both as templates such as `fast.{}.scale`.
+    """Name of a tensor in weights files -> its name in the learned layers, both as templates such as `fast.{}.scale`.
 
-    What fits none of them belongs to the host. Empty where files hold the layers' own names and nothing else.
+    Tensors that match no template belong to the host, and are ignored. Empty if files have only the layers' own names.
     """
     not_of_the_map: ClassVar[tuple[str, ...]] = ("keep", "order")
-    """Settings of a method with `needs_significance` that do not change how the map is made."""
+    """For a method with `needs_significance`: settings that do not affect how the map is computed."""
 
     def __post_init__(self) -> None:
-        """Convert and check the settings; a method that checks more of its own calls this first.
+        """Convert and check the settings. Subclasses with further checks call this first.
 
-        A field's metadata may have a `check`, which gets the method's name, the setting's and the value, and returns
-        what is stored.
+        The metadata of a field may have a function `check`, which gets the method's name, the setting's name and its
+        value, and returns the value to store.
         """
         for setting_field in fields(self):
             if "check" in setting_field.metadata:
@@ -135,49 +138,52 @@ class BaseMethod(ABC):
                     self.name, setting_field.name, getattr(self, setting_field.name)
                 )
                 object.__setattr__(self, setting_field.name, value)
-        for setting, digest in self.files.items():
-            path, sha256 = getattr(self, setting), getattr(self, digest)
+        for setting, sha256_setting in self.files.items():
+            path, sha256 = getattr(self, setting), getattr(self, sha256_setting)
             path = os.fspath(path) if isinstance(path, os.PathLike) else path
             if not isinstance(path, str | None):
-                raise RecipeError(f"{self.name}: {setting} must be the name of a file, not {path!r}.")
+                raise RecipeError(f"{self.name}: {setting} must be the path of a file, not {path!r}.")
             if not isinstance(sha256, str | None):
-                raise RecipeError(f"{self.name}: {digest} must be a SHA-256 in hexadecimal digits, not {sha256!r}.")
+                raise RecipeError(
+                    f"{self.name}: {sha256_setting} must be a SHA-256 in hexadecimal digits, not {sha256!r}."
+                )
             object.__setattr__(self, setting, path)
 
     def settings(self) -> dict[str, Any]:
-        """Field name -> value, all of them, as a recipe file records them."""
+        """All settings, name -> value, as in a recipe file."""
         return {field.name: getattr(self, field.name) for field in fields(self)}
 
     def map_settings(self) -> dict[str, Any]:
-        """The settings that say how its significance map is made: arguments of `significance.build`."""
+        """The settings that define its significance map, as keyword arguments of `significance.build`."""
         return {name: value for name, value in self.settings().items() if name not in self.not_of_the_map}
 
     def paths(self) -> dict[str, str]:
-        """The settings that name a file, and which."""
+        """The paths of its weights files: setting -> path, for settings that are set."""
         return {setting: path for setting in self.files if (path := getattr(self, setting)) is not None}
 
     def read(self, setting: str) -> dict[str, Tensor]:
-        """The tensors in the file that `setting` names, in float32, or float64 where they are stored so.
+        """The tensors of the file in `setting`, in float32, or float64 if they are stored so.
 
         Raises:
-            InputError: there is no such file, it cannot be read, or its SHA-256 is not the one that is recorded.
+            InputError: the file does not exist, cannot be read, or its SHA-256 is not the recorded one.
         """
         from ..zoo.models import read_weights
 
         return read_weights(self.paths()[setting], getattr(self, self.files[setting]))
 
     def with_hashes(self) -> Self:
-        """The same method, with the SHA-256 of its files where none is recorded yet. Raises `InputError`."""
-        unknown = {self.files[setting]: path for setting, path in self.paths().items()}
-        unknown = {digest: path for digest, path in unknown.items() if getattr(self, digest) is None}
-        if not unknown:
+        """A copy that records the SHA-256 of its files, where it is not recorded yet. Raises `InputError` for a missing
+        file."""
+        unrecorded = {self.files[setting]: path for setting, path in self.paths().items()}
+        unrecorded = {setting: path for setting, path in unrecorded.items() if getattr(self, setting) is None}
+        if not unrecorded:
             return self
         from ..zoo import file_sha256
 
-        return replace(self, **{digest: file_sha256(path) for digest, path in unknown.items()})
+        return replace(self, **{setting: file_sha256(path) for setting, path in unrecorded.items()})
 
     def __add__(self, other: BaseMethod | Recipe | str) -> Recipe:
-        from ..recipe import Recipe  # imported here because recipe.py imports this module
+        from ..recipe import Recipe  # here, because recipe.py imports this module
 
         return Recipe.of(self) + other
 
@@ -189,13 +195,13 @@ class BaseMethod(ABC):
 
 @dataclass(frozen=True)
 class Method(BaseMethod, Generic[E]):
-    """Parent of methods that drop, merge or correct tokens; E is the evidence of its place.
+    """Base class of methods that drop, merge or correct tokens; E is the class of evidence that they get.
 
-    A subclass says where it acts (`place`), how many tokens it leaves (`left`) and which (`reduce`).
+    A subclass defines where it acts (`place`), how many tokens it keeps (`left`), and reduces the tokens (`reduce`).
     """
 
     place: ClassVar[Place]
-    """Where it acts, see `PLACES`."""
+    """Where in the model it acts, see `PLACES`."""
     needs_class_token: ClassVar[bool] = False
     merges: ClassVar[bool] = False
     """Merges tokens: attention and pooling must weight each one by its size (ToMe's proportional attention)."""
@@ -204,26 +210,26 @@ class Method(BaseMethod, Generic[E]):
     pads: ClassVar[bool] = False
     """May leave a different number of tokens in each image, see `Tokens.lengths`; attention and pooling must mask."""
     knows_padding: ClassVar[bool] = False
-    """`reduce` handles `Tokens.lengths` itself. Others are called per group of images of one length, unpadded."""
+    """`reduce` handles `Tokens.lengths` itself. Other methods are called once for each length, without padding."""
     reads_exits: ClassVar[bool] = False
     """Reads the predictions of the heads between the host's blocks, as `ExitEvidence`."""
     attends: ClassVar[bool] = False
-    """Computes the attention itself where it acts, by `attend`."""
+    """Computes the attention itself in the blocks where it acts, by `attend`."""
     on_tokens: ClassVar[bool] = True
     needs_prefix_head: ClassVar[str] = ""
-    """Why the head must read nothing but prefix tokens, as the end of a sentence; empty where it need not."""
+    """The reason why the head must read only prefix tokens, as the end of a sentence; empty if it may read others."""
 
     @abstractmethod
     def left(self, site: TokenSite) -> int:
-        """How many of `site.tokens` remain after this method; `site.tokens` itself means that it does not act here."""
+        """Number of tokens that remain of `site.tokens`; equal to `site.tokens` if the method does not act here."""
 
     def acts(self, site: TokenSite) -> bool:
-        """Whether it acts here at all."""
+        """Whether the method acts at this point."""
         return self.left(site) < site.tokens
 
     @property
     def exit_classes(self) -> str:
-        """With `reads_exits`: whether the `last` head or that of the `stage` says which classes are in the image."""
+        """With `reads_exits`: the head that decides which classes are in the image, the `last` one or the `stage`'s."""
         return "last"
 
     @property
@@ -233,47 +239,48 @@ class Method(BaseMethod, Generic[E]):
 
     @abstractmethod
     def reduce(self, tokens: Tokens, left: int, evidence: E) -> Tokens:
-        """Reduce to `left` tokens, prefix included. Called only where the method acts."""
+        """Reduce the tokens to `left`, prefix included. Called only where the method acts."""
 
     def attend(self, attention: BlockQKV) -> tuple[Tensor, Tensor]:
-        """For methods that `attend`: the attention's output (B, H, M, d_h), and the evidence's `attention_scores`."""
+        """The attention's output (B, H, M, d_h), and `attention_scores` of the evidence; only with `attends`."""
         raise NotImplementedError
 
     def prepare(self, tokens: Tokens) -> Tensor | None:
-        """Called with all embedded patches before any method acts; the result becomes the evidence's `prepared`."""
+        """Called with all embedded patches before any method acts; the result is `prepared` of the evidence."""
         return None
 
     def build(self, width: int, depth: int, pretrained: bool) -> nn.Module | None:
-        """Learned layers of the method's own, for `depth` blocks of `width` channels; `reduce` gets them as `module`.
+        """The method's learned layers, for `depth` blocks of `width` channels; `reduce` gets them as `evidence.module`.
 
-        With `pretrained` False they may be random, for measuring cost alone. Weights come from the file that a setting
-        called `weights` names, by `methods.weights.load_part`: recipes are then saved with what was trained.
+        Their weights are loaded by `methods.weights.load_part` from the file in the setting `weights`, so that they are
+        saved with recipes. If `pretrained` is False they may be random, to measure cost only.
         """
         return None
 
     def on(self, host: HostFacts) -> Self:
-        """A copy with the settings that depend on the host filled in. Raises `UnsupportedHost` where it has none."""
+        """A copy in which settings that depend on the host are filled in; raises `UnsupportedHost` if the host lacks
+        what they need."""
         if self.reads_exits and len(host.exits) < 2:
             raise UnsupportedHost(
-                f"{type(host.model).__name__} cannot take {self.name}: it has no heads between its blocks that say of "
-                "which class each token is. tokensieve.segmentation.segvit() and .setr() build models that have."
+                f"{type(host.model).__name__} cannot take {self.name}: it has no heads between its blocks that predict "
+                "the class of each token. tokensieve.segmentation.segvit() and .setr() build models that have them."
             )
         return self
 
     def check(self, host: HostFacts, others: Sequence[BaseMethod]) -> None:
-        """Refuse a host that this method cannot run on, or acting methods of the recipe that it does not combine with.
+        """Check that the method works on this host, and together with the other acting methods of the recipe.
 
         Raises:
-            UnsupportedHost: the host lacks what the method needs.
-            RecipeError: it does not go with one of the others.
+            UnsupportedHost: the host lacks something that the method needs.
+            RecipeError: it cannot be combined with one of the others.
         """
         name = type(host.model).__name__
         if (self.merges or self.pads) and host.cannot_merge:
             raise UnsupportedHost(f"{name} cannot take {self.name}: {host.cannot_merge}. PaPr works on it.")
         if self.needs_class_token and not host.class_token:
             raise UnsupportedHost(
-                f"{name} cannot take {self.name}: it reads a class token, or the attention of one, and this host has "
-                "none. Methods that need none, such as PaPr and ToMe, work on it."
+                f"{name} cannot take {self.name}: it reads a class token or its attention, and this host has none. "
+                "Methods that need none, such as PaPr and ToMe, work on it."
             )
         if self.needs_prefix_head and not host.reads_prefix:
             raise UnsupportedHost(
@@ -283,53 +290,53 @@ class Method(BaseMethod, Generic[E]):
 
 @dataclass(frozen=True)
 class PixelMethod(BaseMethod):
-    """Parent of methods that choose, on hosts with stages, the pixels that point-wise operators run on."""
+    """Base class of methods for hierarchical hosts: they select the pixels on which point-wise operators run."""
 
     on_pixels: ClassVar[bool] = True
 
     @abstractmethod
     def chooses(self, site: PixelSite) -> int | None:
-        """How many pixels it chooses in front of this block, until it chooses again or the stage ends; None where it
-        does not."""
+        """Number of pixels to select before this block, valid until the next selection or the end of the stage; None if
+        the method does not select pixels here."""
 
     @abstractmethod
     def choose(self, x: Tensor, count: int, site: PixelSite, evidence: Any) -> Pixels:
-        """Choose `count` pixels of the map x (B, H, W, C) that goes into this block.
+        """Select `count` pixels of this block's input map x (B, H, W, C).
 
         `evidence` is a `MapEvidence` for methods with `needs_significance`, an `Evidence` for others.
         """
 
     def build_for_stages(self, widths: Sequence[int], depths: Sequence[int], pretrained: bool) -> nn.Module | None:
-        """Learned layers of the method's own, for the channels and blocks of each stage; see `Method.build`."""
+        """The method's learned layers, for the channels and numbers of blocks of all stages; see `Method.build`."""
         return None
 
 
 METHODS: dict[str, type[BaseMethod]] = {}
-"""Recipe name -> class. Filled by `register`."""
+"""Name of a method in recipes -> class. Filled by `register`."""
 
 SHORTHANDS: dict[str, Callable[..., BaseMethod]] = {}
-"""Recipe name -> function that returns a method with preset settings."""
+"""Name in recipes -> function that returns a method with preset settings."""
 
 
 def register(cls: type[BaseMethod]) -> type[BaseMethod]:
-    """Class decorator: make a method known to recipes under its `name`."""
+    """Class decorator that makes a method available in recipes under its `name`."""
     METHODS[cls.name] = cls
     return cls
 
 
 def make(name: str, settings: dict[str, Any]) -> BaseMethod:
-    """The method called `name` with these settings; what is unknown is refused, naming the nearest valid word."""
+    """Create a method by its name in recipes; raises `RecipeError` for a wrong name or wrong or missing settings."""
     methods: dict[str, Callable[..., BaseMethod]] = {**METHODS, **SHORTHANDS}
     if name not in methods:
         raise RecipeError(f"There is no method {name!r}{nearest(name, methods)}. Known: {', '.join(sorted(methods))}.")
     parameters = inspect.signature(methods[name]).parameters
     valid = list(parameters)
-    for word in settings:
-        if word not in valid:
+    for setting in settings:
+        if setting not in valid:
             raise RecipeError(
-                f"{name} has no setting {word!r}{nearest(word, valid)}. Its settings: {', '.join(valid)}."
+                f"{name} has no setting {setting!r}{nearest(setting, valid)}. Its settings: {', '.join(valid)}."
             )
-    for word, parameter in parameters.items():
-        if parameter.default is parameter.empty and word not in settings:
-            raise RecipeError(f"{name} needs {word}=; its settings: {', '.join(valid)}.")
+    for setting, parameter in parameters.items():
+        if parameter.default is parameter.empty and setting not in settings:
+            raise RecipeError(f"{name} needs {setting}=; its settings: {', '.join(valid)}.")
     return methods[name](**settings)

@@ -1,4 +1,4 @@
-"""A correction of what the head reads, fitted on unlabelled images by `tokensieve.correct`."""
+"""A linear correction of the final class token, fitted on unlabelled images by `tokensieve.correct`."""
 
 from __future__ import annotations
 
@@ -17,28 +17,27 @@ from .base import Evidence, Method, Place, TokenSite, register
 from .weights import load_part
 
 CORRECTION = "correction.safetensors"
-"""The file name of its weights beside the recipes of a search."""
+"""Name of its weights file in the output folder of a search."""
 
 
 @register
 @dataclass(frozen=True)
 class Corrected(Method[Evidence]):
-    """The class token after the final norm, x, becomes x + W x + b; this project's own.
+    """Add a linear correction to the class token x after the final norm, x + W x + b; a method of this project.
 
-    Leaving tokens out moves the class token, and part of how it moves is the same for all images: W and b undo that
-    part. They cost d^2 MACs an image. They belong to one recipe on one model, and to images like those they were
-    fitted on.
+    Token reduction shifts the class token, in part in the same way for all images; W and b undo this part. The cost is
+    d^2 MACs per image. They are valid for one recipe on one model, and for images like those on which they were fitted.
 
     Args:
         weights: file with `weight` (d, d) and `bias` (d,), written by `tokensieve.correct` or `tokensieve correct`.
-        sha256: what that file must hash to; recipe files record it.
+        sha256: expected SHA-256 of that file; recipe files record it.
     """
 
     weights: str | os.PathLike[str] | None = None
     sha256: str | None = field(default=None, compare=False)
 
     name: ClassVar[str] = "corrected"
-    needs_prefix_head: ClassVar[str] = "and the class token alone is corrected"
+    needs_prefix_head: ClassVar[str] = "but only the class token is corrected"
     place: ClassVar[Place] = "end"
     needs_class_token: ClassVar[bool] = True
     files: ClassVar[Mapping[str, str]] = {"weights": "sha256"}
@@ -52,8 +51,8 @@ class Corrected(Method[Evidence]):
     def build(self, width: int, depth: int, pretrained: bool) -> nn.Module:
         if self.weights is None and pretrained:
             raise RecipeError(
-                "corrected needs the weights that tokensieve.correct() fitted: weights=FILE. To measure its cost "
-                "alone, sieve(..., pretrained=False) makes random ones."
+                "corrected needs the weights that tokensieve.correct() fitted: weights=FILE. To measure only its cost, "
+                "sieve(..., pretrained=False) uses random weights."
             )
         linear = nn.Linear(width, width)
         if self.weights is not None:

@@ -1,4 +1,4 @@
-"""DiffRate: the least attended are dropped, the next ones flow into the most similar of the best."""
+"""DiffRate: drops the patches with the least class attention, and merges the next ones into the most similar others."""
 
 from __future__ import annotations
 
@@ -14,15 +14,16 @@ from .schedule import Layers, Schedule, at, layers_field, schedule_field
 @register
 @dataclass(frozen=True)
 class DiffRate(Method[AttentionEvidence]):
-    """Prune, then merge, by rank of class attention (Chen et al., ICCV 2023, section 3); counts are given, not learned.
+    """Prune, then merge, by rank of class attention (Chen et al., ICCV 2023, section 3); counts are set, not learned.
 
-    The best patches are never merged away, and unimportant ones flow into them: each into the most similar by token
-    features, by a plain mean. Attention goes on counting a merged token's weight times its similarity.
+    Patches with the highest class attention are never merged away. Less important ones are merged into them: each into
+    the most similar one by token features, with an unweighted mean. In later attention a merged token's weight is
+    multiplied by the similarity.
 
     Args:
         drop: patches dropped in each block: an integer, a pair (n, inflect) or a list, as for `tome`.
         merge: patches merged away in each block, in the same forms.
-        layers: the blocks that act, as a slice or by their numbers; None means all.
+        layers: the blocks that act, as a slice or by their indices; None means all.
     """
 
     drop: Schedule = schedule_field(0)
@@ -47,15 +48,16 @@ class DiffRate(Method[AttentionEvidence]):
         attended = evidence.class_attention()
         order = ranked(evidence.follow(attended, tokens)[:, prefix:])
         unit = metric(tokens.x)
-        head, tail = (order[:, cut] + prefix for cut in (slice(patches - dropped - merged), slice(patches - dropped)))
-        tail = tail[:, head.shape[1] :]
+        best = order[:, : patches - dropped - merged] + prefix
+        sources = order[:, patches - dropped - merged : patches - dropped] + prefix
         if merged:
-            wide = unit.shape[2]
-            a, b = (unit.gather(1, index[..., None].expand(-1, -1, wide)) for index in (tail, head))
-            into = head.gather(1, product(a, b.transpose(1, 2)).argmax(2))
-            soften = similarity(tokens, tail, into, unit)
-            plain = tokens.x.new_ones(tokens.x.shape[:2])
-            tokens = tokens.merge(*in_order(tokens, tail, into), weigh=True, by=plain, soften=soften)
+            width = unit.shape[2]
+            a, b = (unit.gather(1, index[..., None].expand(-1, -1, width)) for index in (sources, best))
+            destinations = best.gather(1, product(a, b.transpose(1, 2)).argmax(2))
+            soften = similarity(tokens, sources, destinations, unit)
+            equal_weights = tokens.x.new_ones(tokens.x.shape[:2])
+            match = in_order(tokens, sources, destinations)
+            tokens = tokens.merge(*match, weigh=True, by=equal_weights, soften=soften)
         if not dropped:
             return tokens
         return keep_best(tokens, evidence.follow(attended, tokens)[:, prefix:], left - prefix)

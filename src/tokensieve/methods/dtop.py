@@ -23,20 +23,20 @@ class DToP(Method[ExitEvidence]):
     """Early exits of easy tokens (Tang et al., ICCV 2023, arXiv 2308.01045, section 3.3).
 
     After some blocks the segmenter's auxiliary heads predict the class of each token. Tokens whose highest class
-    probability is above a threshold exit: no later attention or MLP reads them, and their prediction is final. The most
-    confident ones of each class stay as context.
+    probability is above a threshold exit: later attention and MLPs do not process them, and their prediction is final.
+    The most confident tokens of each class stay as context.
 
     threshold=1, with budget=None, changes nothing.
 
     Args:
-        threshold: in (0, 1], tokens above it leave; 1 lets none leave. Or a tuple, one for each exit.
+        threshold: in (0, 1]; tokens with a higher probability exit, none at 1. Or a tuple, one for each exit.
         layers: the blocks after which tokens exit; None is all of the segmenter's exits but the last.
         keep_per_class: how many of the exiting tokens of each class stay as context; with 0 at least one token stays.
-        class_probability: which head says, for tokens that left, whether their class is in the image: that of the
-            `last` block, as published, or of the `stage` where they left.
-        budget: None, the published rule; or, in the place of `threshold`, the share of the patches that stays behind
-            each exit, in (0, 1], or a tuple of them: the context first, then those of which the segmenter is least
-            certain. One count for all images, for graphs that are compiled or exported; not the published method.
+        class_probability: the head that decides, for tokens that exited, whether their class is in the image: that of
+            the `last` block, as published, or that of the `stage` where they exited.
+        budget: None is the published rule. Or, instead of `threshold`, the share of the patches that stays after each
+            exit, in (0, 1], or a tuple of them: first the context, then the tokens with the least confidence. The count
+            is then the same for all images, as compiled or exported graphs need; not the published method.
     """
 
     threshold: float | tuple[float, ...] = shares_field(0.95)
@@ -69,14 +69,14 @@ class DToP(Method[ExitEvidence]):
         for block in stages:
             if block not in tuple(host.exits)[:-1]:
                 raise RecipeError(
-                    f"dtop: behind block {block} there is no head; tokens may leave behind "
+                    f"dtop: there is no head after block {block}; tokens can exit after blocks "
                     f"{', '.join(map(str, tuple(host.exits)[:-1]))}."
                 )
         for setting in ("threshold", "budget"):
             setting_value = getattr(self, setting)
             if isinstance(setting_value, tuple) and len(setting_value) != len(stages):
                 raise RecipeError(
-                    f"dtop: {setting} has {len(setting_value)} values, and tokens leave behind {len(stages)} blocks."
+                    f"dtop: {setting} has {len(setting_value)} values, but tokens exit after {len(stages)} blocks."
                 )
 
     @property
@@ -93,7 +93,7 @@ class DToP(Method[ExitEvidence]):
         return (stage := self._stage(site.block, site.depth)) is not None and _at(self.threshold, stage) < 1
 
     def left(self, site: TokenSite) -> int:
-        """All arriving tokens with budget=None, as the number that stays then depends on the image."""
+        """The number given by `budget`; with budget=None all tokens, since the number kept depends on the image."""
         stage = self._stage(site.block, site.depth)
         if self.budget is None or stage is None:
             return site.tokens
@@ -119,36 +119,37 @@ class DToP(Method[ExitEvidence]):
 
 @torch.no_grad()
 def exits(prediction: Tensor, exited: Tensor, threshold: float, keep_per_class: int) -> Tensor:
-    """Which tokens have exited once this exit has acted (arXiv 2308.01045, section 3.3).
+    """The tokens that have exited after this exit (arXiv 2308.01045, section 3.3).
 
     Args:
-        prediction: (B, K, N) probability of each class at each token; columns of tokens that have left are ignored.
-        exited: (B, N) bool, which tokens have left before.
-        threshold: tokens whose highest probability is above it leave.
-        keep_per_class: the k most confident of each class that would leave stay; ties stay by the lower index.
+        prediction: (B, K, N) probability of each class at each token; columns of exited tokens are ignored.
+        exited: (B, N) bool, tokens that exited earlier.
+        threshold: tokens whose highest probability is above it exit.
+        keep_per_class: of those, the k most confident tokens of each class stay; ties go to the lower index.
 
     Returns:
         (B, N) bool, `exited` included. At least one token stays in each image that had one.
     """
     confidence, _ = prediction.max(1)
     candidate = (confidence > threshold) & ~exited
-    leaves = candidate & (rank_in_class(prediction, candidate) >= keep_per_class)
-    # Without context tokens all could leave: the least certain one stays.
+    exiting = candidate & (rank_in_class(prediction, candidate) >= keep_per_class)
+    # Without context tokens all could exit: keep the least confident one.
     last = confidence.masked_fill(exited, torch.inf).argmin(1, keepdim=True)
-    empty = (exited | leaves).all(1, keepdim=True)
-    leaves = leaves & ~(empty & torch.zeros_like(leaves).scatter(1, last, True))
-    return exited | leaves
+    empty = (exited | exiting).all(1, keepdim=True)
+    exiting = exiting & ~(empty & torch.zeros_like(exiting).scatter(1, last, True))
+    return exited | exiting
 
 
 @torch.no_grad()
 def least_certain(prediction: Tensor, count: int, keep_per_class: int) -> Tensor:
-    """(B, count) int64 in ascending order: the most confident tokens of each class, then the least confident of all.
+    """Indices (B, count) int64, ascending, of the context tokens of each class and of the least confident others.
 
-    `prediction` (B, K, N) is the probability of each class at each token.
+    Context tokens are the `keep_per_class` most confident of each class. `prediction` (B, K, N) is the probability of
+    each class at each token.
     """
     confidence, _ = prediction.max(1)
-    every = torch.ones_like(confidence, dtype=torch.bool)
-    context = rank_in_class(prediction, every) < keep_per_class
+    all_tokens = torch.ones_like(confidence, dtype=torch.bool)
+    context = rank_in_class(prediction, all_tokens) < keep_per_class
     # context tokens (scores above 2) come before all others (scores from 0 to 1)
     order = ranked(torch.where(context, 2 + confidence, 1 - confidence))
     return order[:, :count].sort(dim=1).values
@@ -156,7 +157,7 @@ def least_certain(prediction: Tensor, count: int, keep_per_class: int) -> Tensor
 
 @torch.no_grad()
 def rank_in_class(prediction: Tensor, candidate: Tensor) -> Tensor:
-    """(B, N) int64: how many candidates of the same most probable class are more confident; N for non-candidates."""
+    """(B, N) int64: the number of more confident candidates with the same predicted class; N for non-candidates."""
     batch, classes, count = prediction.shape
     confidence, predicted = prediction.max(1)
     predicted = predicted.masked_fill(~candidate, classes)

@@ -1,4 +1,4 @@
-"""DynamicCNN and DynamicSwin: trained predictors send some pixels of a stage through a cheaper operator."""
+"""DynamicCNN and DynamicSwin: trained predictors select pixels of a stage, and the others take a cheaper operator."""
 
 from __future__ import annotations
 
@@ -22,23 +22,23 @@ from .schedule import check_share, shares_field, tuple_field
 from .weights import load_part
 
 STAGE = 2
-"""The one stage in which pixels are chosen, the longest."""
+"""Index of the stage in which pixels are selected, which has the most blocks."""
 
 
 @dataclass(frozen=True)
 class DynamicSpatial(PixelMethod):
-    """Inference from given weights (Rao et al., "Dynamic Spatial Sparsification", TPAMI 2023, section 3.4).
+    """Dynamic spatial sparsification with trained weights (Rao et al., TPAMI 2023, section 3.4).
 
-    In front of three blocks of the third stage a predictor ranks all pixels anew. The best go through the block's own
-    operator, the others through a norm and one linear layer; the residual is kept for all.
+    Before three blocks of the third stage a predictor ranks all pixels. The best go through the block's own point-wise
+    operator (slow path), the others through a norm and one linear layer (fast path); all keep the residual.
 
     Args:
-        keep: the share of pixels that take the slow path after the first predictor; the second keeps 0.2 less, the
-            third 0.4 less; or a share for each.
-        weights: file with the weights of predictors and fast paths, keys as in published checkpoints; what else it
-            holds is ignored. The host should be the one that was trained with them.
-        layers: the blocks of the third stage with a predictor in front; None is after one, two and three ninths.
-        sha256: what that file must hash to; recipe files record it.
+        keep: the share of pixels on the slow path after the first predictor; 0.2 less after the second, 0.4 less after
+            the third; or a tuple with a share for each.
+        weights: file with the weights of predictors and fast paths, with the keys of published checkpoints; other
+            weights in it are ignored. The host should be the one that was trained with them.
+        layers: the blocks of the third stage with a predictor before them; None is after one, two and three ninths.
+        sha256: expected SHA-256 of that file; recipe files record it.
     """
 
     keep: float | tuple[float, ...] = shares_field()
@@ -50,7 +50,7 @@ class DynamicSpatial(PixelMethod):
     epsilon: ClassVar[float]
     """Epsilon of its layer norms."""
     scaled: ClassVar[bool]
-    """Whether the fast path ends in a scale."""
+    """Whether the fast path ends with a learned scale."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -61,10 +61,10 @@ class DynamicSpatial(PixelMethod):
 
     def _shares(self, count: int) -> tuple[float, ...]:
         if not isinstance(self.keep, tuple):
-            # Rounded: in doubles 0.7 - 0.2 is less than a half, by which the published code keeps 97 of 196, not 98.
+            # Rounded, since 0.7 - 0.2 is below 0.5 in floating point; the published code thus keeps 97 of 196, not 98.
             return tuple(round(self.keep - 0.2 * step, 9) if self.keep < 1 else 1 for step in range(count))
         if len(self.keep) != count:
-            raise RecipeError(f"{self.name}: {len(self.keep)} shares to keep do not go with {count} predictors.")
+            raise RecipeError(f"{self.name}: keep has {len(self.keep)} shares, but there are {count} predictors.")
         return self.keep
 
     def _blocks(self, depth: int) -> tuple[int, ...]:
@@ -84,14 +84,14 @@ class DynamicSpatial(PixelMethod):
         with torch.no_grad():
             score = part.predictors[self._blocks(site.depth).index(site.block)](x.flatten(1, 2))[:, :, 0].float()
         order = ranked(score)
-        index, rest = (half.sort(dim=1).values for half in (order[:, :count], order[:, count:]))
+        index, rest = (indices.sort(dim=1).values for indices in (order[:, :count], order[:, count:]))
         return Pixels(index, site.pixels, "keep", rest, part.fast)
 
     def build_for_stages(self, widths: Sequence[int], depths: Sequence[int], pretrained: bool) -> nn.Module | None:
         blocks = self._blocks(depths[STAGE])
         if blocks[-1] >= depths[STAGE]:
             raise RecipeError(
-                f"{self.name}: the third stage has {depths[STAGE]} blocks, and none of number {blocks[-1]}."
+                f"{self.name}: the third stage has {depths[STAGE]} blocks, so there is no block {blocks[-1]}."
             )
         paths = Paths(widths[STAGE], len(blocks), range(blocks[0], depths[STAGE]), self.epsilon, self.scaled)
         check_predictors(self.name, self.weights, pretrained)
@@ -134,7 +134,7 @@ class DynamicSwin(DynamicSpatial):
 
 
 class Paths(nn.Module):
-    """Predictors, and the fast path of every block from the first predictor on, by the block's number."""
+    """The predictors, and the fast paths of all blocks from the first predictor on, by block index."""
 
     def __init__(self, width: int, predictors: int, blocks: range, epsilon: float, scaled: bool) -> None:
         super().__init__()
@@ -144,14 +144,14 @@ class Paths(nn.Module):
 
 
 class ChannelsFirstNorm(LayerNorm2d):
-    """The norm of the published ConvNeXt predictors, here on (B, n, C); papers' counts leave it out."""
+    """The norm of the published ConvNeXt predictors, here on (B, n, C). The papers' MAC counts do not include it."""
 
     def forward(self, x: Tensor) -> Tensor:
         return F.layer_norm(x, self.normalized_shape, self.weight, self.bias, self.eps)
 
 
 class FastPath(nn.Module):
-    """Norm, one linear layer, and perhaps a scale: (B, n, C) -> (B, n, C)."""
+    """Norm, one linear layer and, if `scaled`, a learned scale: (B, n, C) -> (B, n, C)."""
 
     scale: Tensor | None
 

@@ -1,4 +1,4 @@
-"""DynamicViT: small trained predictors decide, stage by stage, which patches go on."""
+"""DynamicViT: small trained predictors select, at several blocks, the patches to keep."""
 
 from __future__ import annotations
 
@@ -21,18 +21,18 @@ from .weights import load_part
 @register
 @dataclass(frozen=True)
 class DynamicViT(Scored[Evidence]):
-    """Inference from given predictor weights (Rao et al., NeurIPS 2021, section 3).
+    """Keep the patches that trained predictors rank highest (Rao et al., NeurIPS 2021, section 3).
 
-    In front of each of its blocks a predictor ranks the patches, and the best go on, in the order of their score. The
+    Before each block of `layers` a predictor ranks the patches, and the best are kept, in the order of their score. The
     host should be the one that was trained with these predictors.
 
     Args:
-        keep: after stage k (counted from 1), int(patches * keep ** k) patches are left; or one share of the image's
-            patches for each stage.
-        weights: file with the predictors' weights, keys as `score_predictor.0.in_conv.0.weight`; what else it holds is
-            ignored, so that a DynamicViT checkpoint will do.
-        layers: the blocks with a predictor in front; None is after one, two and three quarters (3, 6 and 9 of 12).
-        sha256: what that file must hash to; recipe files record it.
+        keep: after stage k (counted from 1), int(patches * keep ** k) patches are left; or a tuple with a share of the
+            image's patches for each stage.
+        weights: file with the predictors' weights, with keys such as `score_predictor.0.in_conv.0.weight`; other
+            weights in it are ignored, so that a DynamicViT checkpoint can be used.
+        layers: the blocks with a predictor before them; None is after one, two and three quarters (3, 6 and 9 of 12).
+        sha256: expected SHA-256 of that file; recipe files record it.
     """
 
     keep: float | tuple[float, ...] = shares_field()
@@ -75,16 +75,19 @@ class DynamicViT(Scored[Evidence]):
 
 
 def check_predictors(method: str, weights: object, pretrained: bool) -> None:
-    """Refuse predictors without weights, but for measuring cost."""
+    """Raise RecipeError if there are no weights, unless `pretrained` is False (to measure cost)."""
     if weights is None and pretrained:
         raise RecipeError(
             f"{method} needs the weights of its trained predictors: weights=FILE. "
-            "To measure its cost alone, sieve(..., pretrained=False) makes random ones."
+            "To measure only its cost, sieve(..., pretrained=False) uses random weights."
         )
 
 
 class Predictor(nn.Module):
-    """Keep or drop: from a patch, and from the mean of all. The names are those of published checkpoints."""
+    """Predicts for each patch whether to keep it, from the patch and the mean of all patches.
+
+    Submodules are named as in published checkpoints.
+    """
 
     def __init__(self, width: int, norm: Callable[[int], nn.Module] = nn.LayerNorm) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""What a method may look at when it acts: one class for each kind of place."""
+"""Evidence: the inputs of a method besides the tokens, one class for each kind of place where methods act."""
 
 from __future__ import annotations
 
@@ -13,27 +13,28 @@ from ..tokens import Tokens
 
 @dataclass(frozen=True, kw_only=True)
 class Evidence:
-    """The inputs of every method, and the only ones where none of the subclasses below applies."""
+    """The inputs that all methods get; the subclasses below add more."""
 
     block: int = 0
-    """The block in which it acts, counted from 0; `depth` blocks in all."""
+    """Index of the block in which the method acts, from 0."""
     depth: int = 1
+    """Number of blocks of the model."""
     prepared: Any = None
     """The result of the method's own `prepare` before block 0."""
     module: Any = None
     """The method's own learned layers, from `build`."""
 
     def of(self, images: Tensor, count: int) -> Self:
-        """The inputs for a subset of the batch: `images` (B',) int64 are batch indices; each has `count` tokens."""
+        """The evidence for some images: `images` (B',) int64 are batch indices, each image has `count` tokens."""
         return self if self.prepared is None else replace(self, prepared=self.prepared[images])
 
 
 @dataclass(frozen=True, kw_only=True)
 class MapEvidence(Evidence):
-    """Before block 0, and on hosts with stages: for methods with `needs_significance`."""
+    """For methods with `needs_significance`, which act before block 0 or on hierarchical hosts."""
 
     significance: Tensor
-    """(B, P) how much each patch matters, fp32."""
+    """(B, P) the significance of each patch, fp32."""
 
     def of(self, images: Tensor, count: int) -> Self:
         return replace(super().of(images, count), significance=self.significance[images])
@@ -41,7 +42,7 @@ class MapEvidence(Evidence):
 
 @dataclass(frozen=True, kw_only=True)
 class ExitEvidence(Evidence):
-    """After a block with an auxiliary head: for methods with `reads_exits`."""
+    """For methods with `reads_exits`, which act after a block with an auxiliary head."""
 
     probability: Tensor
     """(B, K, N) probability of each class at each token, prefix included; undefined at padding tokens."""
@@ -52,7 +53,7 @@ class ExitEvidence(Evidence):
 
 @dataclass(frozen=True, kw_only=True)
 class AttentionEvidence(Evidence):
-    """Inside a block, once its attention can be looked at."""
+    """For methods inside a block, which can use its attention."""
 
     attention: BlockQKV
     """The block's queries, keys and values."""
@@ -65,17 +66,17 @@ class AttentionEvidence(Evidence):
         return replace(super().of(images, count), attention=self.attention.of(images, count), attention_scores=scores)
 
     def keys(self, tokens: Tokens) -> Tensor:
-        """(B, H, N, d_h) the tokens' keys before rotary embedding; a merged token has its ToMe destination's key."""
+        """(B, H, N, d_h) the tokens' keys before rotary embedding; a merged token has its destination's key."""
         keys = self.attention.keys
         if tokens.block_rows is None:
             return keys
         return keys.gather(2, tokens.block_rows[:, None, :, None].expand(-1, keys.shape[1], -1, keys.shape[3]))
 
     def class_attention(self) -> Tensor:
-        """(B, N) how much the class token attends to each of the block's tokens, mean over heads, fp32 or more."""
+        """(B, N) attention of the class token to each token of the block, mean over heads, at least in fp32."""
         return self.attention.query_probabilities().mean(1)
 
     @staticmethod
     def follow(values: Tensor, tokens: Tokens) -> Tensor:
-        """(B, N) values of the block's input tokens -> (B, M) values of the tokens that remain."""
+        """Values (B, N) of the block's input tokens -> values (B, M) of the tokens that remain."""
         return values if tokens.block_rows is None else values.gather(1, tokens.block_rows)

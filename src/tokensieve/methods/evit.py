@@ -1,4 +1,4 @@
-"""EViT: keep the patches that the class token attends to, and fuse the others into one."""
+"""EViT: keeps the patches with the highest class attention, and fuses the others into one token."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ from .ranking import Ranking
 @register
 @dataclass(frozen=True)
 class EViT(Ranking[AttentionEvidence]):
-    """Top patches by class attention, the rest in one fused token (Liang et al., ICLR 2022, section 3).
+    """Keep the top patches by class attention, and fuse the rest (Liang et al., ICLR 2022, section 3).
 
-    The fused token is the sum of the others, each times the class token's attention to it, and counts as a patch from
-    there on. Kept patches come in descending attention. The published models were trained with it.
+    The fused token is the sum of the other patch tokens, weighted by the class attention to them, and counts as a patch
+    from there on. Kept patches are in order of descending attention. The published models were trained with it.
 
     Args:
         keep: share of the patch tokens to keep each time, in (0, 1].
         layers: the blocks that act; None is after one, two and three quarters of them (3, 6 and 9 of 12).
-        fuse: False drops the others instead.
+        fuse: False drops the others instead of fusing them.
     """
 
     fuse: bool = True

@@ -1,4 +1,4 @@
-"""Guarded merging: ToMe that protects tokens with much class attention, and may drop the least attended late."""
+"""Guarded merging: ToMe with a penalty that protects tokens with high class attention, and optional dropping."""
 
 from __future__ import annotations
 
@@ -16,21 +16,22 @@ from .schedule import Schedule, at, schedule_field
 @register
 @dataclass(frozen=True)
 class Guarded(Merging):
-    """Merging by similarity minus a penalty for class attention, then dropping; this project's own.
+    """Merge by similarity minus a penalty for class attention, then drop; a method of this project.
 
-    A pair of source i and destination j scores cos(i, j) - source_guard * c_i - destination_guard * c_j, with c the
-    class attention divided by its mean, so that attended tokens stay unmerged. In later attention a merged token counts
-    with its weight times its similarity to its destination, as in DiffRate.
+    The score of a pair of source i and destination j is cos(i, j) - source_guard * c_i - destination_guard * c_j, where
+    c is the class attention divided by its mean, so that attended tokens stay unmerged. In later attention the weight
+    of a merged token is multiplied by its similarity to its destination, as in DiffRate.
 
     Args:
         r: tokens merged away in each block, as for `tome`.
-        layers: the blocks that act, as a slice or by their numbers; None means all.
-        drop: patches dropped in each block after merging, the least attended first; the forms of `r`.
+        layers: the blocks that act, as a slice or by their indices; None means all.
+        drop: patches dropped in each block after merging, those with the least class attention first; the forms of `r`.
         source_guard: penalty for merging an attended token away.
         destination_guard: penalty for merging another token into it.
-        metric: what is compared, token features between attention and MLP (`tokens`) or `keys`.
-        soften: count a merged token's weight times the pair's similarity; False counts its size, as ToMe does.
-        norm: rescale each average, which is shorter than its members, to their mean norm: KL falls by a seventh.
+        metric: the features that are compared: token features between attention and MLP (`tokens`), or `keys`.
+        soften: multiply a merged token's weight by the pair's similarity; False weights it by its size, as ToMe does.
+        norm: rescale each average, whose norm is smaller than that of its members, to their mean norm; this lowers the
+            KL divergence by a seventh.
     """
 
     drop: Schedule = schedule_field(0)
@@ -59,12 +60,12 @@ class Guarded(Merging):
         if r:
             guard = evidence.follow(attended, tokens)
             guard = guard / guard[:, prefix:].mean(1, keepdim=True)
-            compared = tokens.x if self.metric == "tokens" else evidence.keys(tokens)
-            match = bipartite_match(compared, r, prefix, self.source_guard * guard, self.destination_guard * guard)
+            features = tokens.x if self.metric == "tokens" else evidence.keys(tokens)
+            match = bipartite_match(features, r, prefix, self.source_guard * guard, self.destination_guard * guard)
             soften = None
             if self.soften:
-                into = match.keep.gather(1, match.destinations)
-                soften = similarity(tokens, match.sources, into, metric(compared))
+                destinations = match.keep.gather(1, match.destinations)
+                soften = similarity(tokens, match.sources, destinations, metric(features))
             tokens = tokens.merge(*match, weigh=True, soften=soften, norm="mean" if self.norm else None)
         if tokens.x.shape[1] == left:
             return tokens

@@ -1,4 +1,4 @@
-"""Bipartite matching: which tokens are merged away, and into which."""
+"""Bipartite matching: selects the tokens to merge, and their destinations."""
 
 from __future__ import annotations
 
@@ -12,38 +12,38 @@ from ..tokens import Tokens
 
 
 class Match(NamedTuple):
-    """Which tokens stay, which are merged away, and where to: the arguments of `Tokens.merge`."""
+    """The tokens that stay and the tokens that are merged, as arguments of `Tokens.merge`."""
 
     keep: Tensor
-    """(B, N - r) int64, in the new order."""
+    """(B, N - r) int64, the tokens that stay, in the new order."""
     sources: Tensor
-    """(B, r) int64"""
+    """(B, r) int64, the tokens that are merged away."""
     destinations: Tensor
-    """(B, r) int64, indices in the new order."""
+    """(B, r) int64, the tokens into which they are merged, as indices in the new order."""
 
 
 def metric(features: Tensor) -> Tensor:
-    """Unit vectors (B, N, d) to compare tokens by, of features (B, N, d), or (B, H, N, d) summed over heads.
+    """Normalise features (B, N, d), or (B, H, N, d) after summing over heads, to unit vectors (B, N, d).
 
-    In fp32 at least: half precision would turn near ties into other matches. The cosine of a sum over heads is that of
-    the mean.
+    In fp32 or higher precision, since half precision would change matches of nearly equal score. The sum over heads has
+    the same direction as the mean.
     """
     exact = torch.promote_types(features.dtype, torch.float32)
     return F.normalize(features.sum(1, dtype=exact) if features.ndim == 4 else features.to(exact), dim=-1)
 
 
 def ranked(scores: Tensor) -> Tensor:
-    """Indices of the last axis, highest score first, ties to the lower index."""
+    """Indices along the last axis in order of descending score; ties go to the lower index."""
     return scores.argsort(dim=-1, descending=True, stable=True)
 
 
 def keep_best(tokens: Tokens, scores: Tensor, count: int) -> Tokens:
-    """The `count` patch tokens of highest score (B, n), in the order they have."""
+    """Keep the `count` patch tokens with the highest scores (B, n), in their present order."""
     return tokens.select(ranked(scores)[:, :count].sort(dim=1).values)
 
 
 def product(a: Tensor, b: Tensor) -> Tensor:
-    """a @ b in the precision they have, also under autocast."""
+    """a @ b in their own dtype, also under autocast."""
     if not torch.is_autocast_enabled(a.device.type):
         return a @ b
     with torch.autocast(a.device.type, enabled=False):
@@ -60,19 +60,19 @@ def bipartite_match(
     moments: Tensor | None = None,
     window: int = 0,
 ) -> Match:
-    """Find the `r` best pairs between the tokens at even and at odd positions of the sequence (ToMe, section 3).
+    """Find the `r` best pairs of a token at an even and one at an odd position of the sequence (ToMe, section 3).
 
     Args:
-        features: (B, N, d) or (B, H, N, d), compared by cosine.
-        r: how many even tokens merge into their best odd token, at most half of the patch tokens.
-        prefix: leading tokens that take no part.
+        features: (B, N, d) or (B, H, N, d), compared by cosine similarity.
+        r: number of even tokens that merge into their best odd token, at most half of the patch tokens.
+        prefix: number of leading tokens that are not merged.
         source_cost, destination_cost: (B, N) subtracted from the cosine of pairs with this source or destination.
         moments: (B, N) time of each token, in steps; pairs more than `window` steps apart rank below all others, the
-            nearest first. None: time does not matter.
-        window: in steps of time.
+            nearest first. None: time is ignored.
+        window: number of time steps.
 
     Returns:
-        A `Match` whose new order is: prefix, unmerged even tokens, odd tokens. Equal scores go to the lower index.
+        A `Match` whose new order is: prefix, unmerged even tokens, odd tokens. Ties go to the lower index.
     """
     unit = metric(features)
     even, odd = slice(prefix + prefix % 2, None, 2), slice(prefix + (prefix + 1) % 2, None, 2)
@@ -83,11 +83,11 @@ def bipartite_match(
         steps = (moments[:, even, None] - moments[:, None, odd]).abs()
         scores = scores - 3 * (steps - window).clamp(min=0)  # cosines differ by 2 at most
     best, partner = scores.max(dim=-1)
-    if source_cost is not None:  # the same for all partners of a source
+    if source_cost is not None:  # does not change the best partner, since it is the same for all partners of a source
         best = best - source_cost[:, even]
     order = ranked(best)
     merged, unmerged = order[:, :r], order[:, r:]
-    if prefix:  # published behaviour: without any prefix token the unmerged stay in order of their score
+    if prefix:  # as in the published code, unmerged tokens stay in order of their score if there are no prefix tokens
         unmerged = unmerged.sort(dim=-1).values
 
     indices = torch.arange(unit.shape[1], device=unit.device).expand(unit.shape[0], -1)
@@ -98,38 +98,38 @@ def bipartite_match(
 
 
 class Pairs(NamedTuple):
-    """All pairs of a token at an even and one at an odd position: the candidates of `bipartite_match`."""
+    """All pairs of a token at an even and one at an odd position, as in `bipartite_match`."""
 
     cosine: Tensor
-    """(B, E, O)"""
+    """(B, E, O) cosine similarity of each pair."""
     even: Tensor
-    """(E,) int64, indices into the sequence."""
+    """(E,) int64, indices of the even tokens in the sequence."""
     odd: Tensor
-    """(O,) int64"""
+    """(O,) int64, indices of the odd tokens in the sequence."""
     source_cost: Tensor
-    """(B, N) subtracted from the cosine of pairs with this source; infinite for padding, which takes no part."""
+    """(B, N) subtracted from the cosine of pairs with this source; infinite for padding, which never merges."""
     destination_cost: Tensor
-    """(B, N) the same for the destination."""
+    """(B, N) subtracted from the cosine of pairs with this destination; infinite for padding."""
 
 
 class Merges(NamedTuple):
-    """Which tokens merge, where the number differs between images."""
+    """The tokens that merge, if their number differs between images."""
 
     sources: Tensor
-    """(B, r) int64, indices into the sequence, r as of the image with the most merges."""
+    """(B, r) int64, indices into the sequence; r is the largest number of merges in an image."""
     destinations: Tensor
-    """(B, r) int64, indices into the sequence; none is a source that merges."""
+    """(B, r) int64, indices into the sequence; no destination is itself merged away."""
     similarity: Tensor
     """(B, r) in [0, 1]: cosine of each pair, clamped at 0."""
     merging: Tensor
-    """(B, r) bool: False where an image has fewer merges."""
+    """(B, r) bool: False for surplus entries of images with fewer merges."""
 
 
 @torch.no_grad()
 def all_pairs(
     features: Tensor, prefix: int, source_cost: Tensor, destination_cost: Tensor, real: Tensor | None
 ) -> Pairs:
-    """All pairs of features (B, N, d) or (B, H, N, d); `real` (B, N) is False for padding."""
+    """All candidate pairs of tokens with features (B, N, d) or (B, H, N, d); `real` (B, N) is False for padding."""
     unit = metric(features)
     indices = torch.arange(unit.shape[1], device=unit.device)
     even, odd = indices[prefix + prefix % 2 :: 2], indices[prefix + (prefix + 1) % 2 :: 2]
@@ -140,10 +140,10 @@ def all_pairs(
 
 @torch.no_grad()
 def above(pairs: Pairs, threshold: float) -> Merges:
-    """Match all pairs that score above the threshold.
+    """Match all pairs with a score above the threshold.
 
-    Every even token merges into its best odd token; then every odd token that none has merged into, into its best among
-    the remaining even tokens.
+    First every even token is matched with its best odd token; then every odd token that received none is matched with
+    its best remaining even token.
     """
     cosine, even, odd, source_cost, destination_cost = pairs
     batch = cosine.shape[0]
@@ -171,11 +171,11 @@ def above(pairs: Pairs, threshold: float) -> Merges:
 
 
 def in_order(tokens: Tokens, sources: Tensor, destinations: Tensor) -> Match:
-    """A match of given pairs, in which the remaining tokens keep their order.
+    """A `Match` for these pairs in which the remaining tokens keep their order.
 
     Args:
         tokens: N tokens.
-        sources, destinations: (B, r) int64, indices in 0 ... N - 1; none is in both.
+        sources, destinations: (B, r) int64, indices from 0 to N - 1; no token is in both.
     """
     batch, count = tokens.x.shape[:2]
     merged = torch.zeros(batch, count, dtype=torch.int64, device=sources.device).scatter(1, sources, 1)
@@ -184,7 +184,7 @@ def in_order(tokens: Tokens, sources: Tensor, destinations: Tensor) -> Match:
 
 
 def similarity(tokens: Tokens, sources: Tensor, destinations: Tensor, unit: Tensor) -> Tensor:
-    """(B, r) in [0, 1]: the cosine of each pair, of unit vectors `unit` (B, N, d), clamped at 0."""
-    wide = unit.shape[2]
-    a, b = (unit.gather(1, index[..., None].expand(-1, -1, wide)) for index in (sources, destinations))
+    """(B, r) in [0, 1]: the cosine similarity of each pair, clamped at 0; `unit` (B, N, d) are unit vectors."""
+    width = unit.shape[2]
+    a, b = (unit.gather(1, index[..., None].expand(-1, -1, width)) for index in (sources, destinations))
     return (a * b).sum(-1).clamp(0, 1)

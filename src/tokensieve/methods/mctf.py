@@ -1,4 +1,4 @@
-"""MCTF: similar, uninformative and small tokens merge first, in both directions."""
+"""MCTF: merges tokens that are similar, receive little attention and are small, from even to odd and odd to even."""
 
 from __future__ import annotations
 
@@ -18,19 +18,19 @@ from .merging import Merging
 @register
 @dataclass(frozen=True)
 class MCTF(Merging):
-    """Multi-criteria token fusion (Lee et al., CVPR 2024, section 3), off the shelf.
+    """Multi-criteria token fusion without training (Lee et al., CVPR 2024, section 3).
 
     A pair's attraction is ((cos + 1) / 2)^(1 / tau_similarity) times (a_i a_j)^(1 / tau_information) times
-    (b_i b_j)^(1 / tau_size), a the inverse of the attention that a token receives and b of its size, each divided by
-    its maximum. Half of the `r` merges go from even to odd positions, the others from odd ones into what is left of the
-    even. Tokens are averaged by attention received times size.
+    (b_i b_j)^(1 / tau_size), where a is the inverse of the attention that a token receives, and b the inverse of its
+    size, each divided by its maximum. Half of the `r` merges go from even to odd positions, the others from odd
+    positions into the remaining even ones. Averages are weighted by received attention times size.
 
-    Needs the column sums of the attention matrix: its logits once more, head by head.
+    It needs the column sums of the attention matrix, for which the logits are computed again, head by head.
 
     Args:
-        r: tokens fewer after each block, as for `tome`.
-        layers: the blocks that merge, as a slice or by their numbers; None means all.
-        tau_similarity, tau_information, tau_size: temperatures of the three criteria; higher counts less.
+        r: tokens merged away in each block, as for `tome`.
+        layers: the blocks that merge, as a slice or by their indices; None means all.
+        tau_similarity, tau_information, tau_size: temperatures of the three criteria; a higher one reduces its effect.
     """
 
     tau_similarity: float = 1.0
@@ -47,31 +47,35 @@ class MCTF(Merging):
     def reduce(self, tokens: Tokens, left: int, evidence: AttentionEvidence) -> Tokens:
         received = evidence.follow(evidence.attention.received().mean(1), tokens)
         size = torch.ones_like(received) if tokens.size is None else tokens.size
-        pull = torch.ones_like(received)
+        factor = torch.ones_like(received)
         for value, tau in ((received, self.tau_information), (size, self.tau_size)):
             inverse = 1 / value.clamp(min=torch.finfo(value.dtype).tiny)
-            pull = pull * (inverse / inverse[:, tokens.prefix :].amax(1, keepdim=True)) ** (1 / tau)
+            factor = factor * (inverse / inverse[:, tokens.prefix :].amax(1, keepdim=True)) ** (1 / tau)
         r = tokens.x.shape[1] - left
-        pairs = self._pairs(metric(evidence.keys(tokens)), pull, r, tokens.prefix)
+        pairs = self._pairs(metric(evidence.keys(tokens)), factor, r, tokens.prefix)
         return tokens.merge(*in_order(tokens, *pairs), weigh=True, by=received * size)
 
     @torch.no_grad()
-    def _pairs(self, unit: Tensor, pull: Tensor, r: int, prefix: int) -> tuple[Tensor, Tensor]:
-        """Sources and destinations (B, r) among tokens of directions `unit` (B, N, d)."""
+    def _pairs(self, unit: Tensor, factor: Tensor, r: int, prefix: int) -> tuple[Tensor, Tensor]:
+        """Sources and destinations, (B, r) each.
+
+        `unit` (B, N, d) are the tokens' unit vectors, `factor` (B, N) their factors from attention and size.
+        """
         indices = torch.arange(unit.shape[1], device=unit.device).expand(unit.shape[0], -1)
         even, odd = slice(prefix + prefix % 2, None, 2), slice(prefix + (prefix + 1) % 2, None, 2)
         cosine = product(unit[:, even], unit[:, odd].transpose(1, 2))
         attraction = ((cosine + 1) / 2).clamp(min=0) ** (1 / self.tau_similarity)
-        attraction = attraction * pull[:, even, None] * pull[:, None, odd]
+        attraction = attraction * factor[:, even, None] * factor[:, None, odd]
 
         best, partner = attraction.max(dim=2)
-        merged = ranked(best)[:, : r // 2]
-        into = partner.gather(1, merged)
-        # Back from odd to even: what was merged away is no destination, and what received no source.
-        is_merged = torch.zeros_like(best).scatter(1, merged, 1) > 0
-        busy = torch.zeros_like(attraction[:, 0]).scatter(1, into, 1) > 0
+        even_sources = ranked(best)[:, : r // 2]
+        odd_destinations = partner.gather(1, even_sources)
+        # From odd to even: tokens merged away cannot be destinations, and tokens that received one cannot be sources.
+        is_merged = torch.zeros_like(best).scatter(1, even_sources, 1) > 0
+        received = torch.zeros_like(attraction[:, 0]).scatter(1, odd_destinations, 1) > 0
         best, partner = attraction.masked_fill(is_merged[:, :, None], -1).max(dim=1)
-        back = ranked(best.masked_fill(busy, -1))[:, : r - r // 2]
+        odd_sources = ranked(best.masked_fill(received, -1))[:, : r - r // 2]
+        even_destinations = partner.gather(1, odd_sources)
         evens, odds = indices[:, even], indices[:, odd]
-        sources = torch.cat([evens.gather(1, merged), odds.gather(1, back)], dim=1)
-        return sources, torch.cat([odds.gather(1, into), evens.gather(1, partner.gather(1, back))], dim=1)
+        sources = torch.cat([evens.gather(1, even_sources), odds.gather(1, odd_sources)], dim=1)
+        return sources, torch.cat([odds.gather(1, odd_destinations), evens.gather(1, even_destinations)], dim=1)

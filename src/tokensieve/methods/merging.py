@@ -1,4 +1,4 @@
-"""What methods share that merge `r` tokens away in each block."""
+"""The base class of methods that merge `r` tokens away in each block."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from .schedule import Layers, Schedule, at, layers_field, schedule_field
 
 @dataclass(frozen=True)
 class Merging(Method[AttentionEvidence]):
-    """`r` tokens fewer after each block of `layers`, at most half of the patch tokens; prefix tokens take no part."""
+    """Merges `r` tokens away in each block of `layers`, at most half of the patch tokens; prefix tokens never merge."""
 
     r: Schedule = schedule_field()
     layers: Layers = layers_field()

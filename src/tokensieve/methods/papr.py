@@ -1,4 +1,4 @@
-"""PaPr: a tiny ConvNet ranks the patches, the big model reads the top ones."""
+"""PaPr: a small ConvNet, the proposal, ranks the patches, and the host reads only the top ones."""
 
 from __future__ import annotations
 
@@ -28,9 +28,9 @@ def _check_stages(_method: str, _setting: str, stages: Any) -> tuple[int, ...] |
         stages = tuple(stages)
         valid = all(isinstance(stage, int) and not isinstance(stage, bool) and stage >= 0 for stage in stages)
         if not stages or not valid or len(set(stages)) < len(stages):
-            raise RecipeError(f"papr: stages must be numbers of stages from 0 up, each once, not {stages!r}.")
+            raise RecipeError(f"papr: stages must be different stage indices from 0 up, not {stages!r}.")
     elif stages is not None:
-        raise RecipeError(f"papr: stages must be the numbers of stages, such as (1, 2, 3), not {stages!r}.")
+        raise RecipeError(f"papr: stages must be stage indices, such as (1, 2, 3), not {stages!r}.")
     return stages
 
 
@@ -40,37 +40,37 @@ class PaPr(Scored[MapEvidence], PixelMethod):
     """Keep the patches that a significance map ranks highest, once, before block 0 (Mahmud et al., ECCV 2024, sec. 3).
 
     Args:
-        keep: share of tokens to keep, in (0, 1]. `int((patches + prefix) * keep)` patches survive, at least one, and
-            all prefix tokens with them. At 1 nothing is ranked and the proposal does not run.
-        proposal: the ConvNet that ranks: a name that timm or torchvision knows, or a module mapping the host's images
-            (B, 3, H, W) to features (B, K, h, w), which then receives them exactly as the host does. For models that
-            read video `x3d_s`, `x3d_m`, `x3d_l`, `slowonly_r50` or `slowonly_r101`, or a module mapping clips
-            (B, 3, T, H, W) to features (B, K, t, h, w).
-        significance: how features become a map: `mean` over channels (the paper's), `cam`, `grad-cam`, `grad-cam++`,
-            `eigen-cam`, `score-cam`; `random` and `centre` (of video a tube through all frames) need no proposal, nor
-            does `motion` of video, how much each patch changes from the one before it at its place; `mean*motion` and
-            its like is the proposal's map times the motion; a tensor of P values or (B, P) is used as
-            the map, a callable returns it.
-        layer: the feature map to read, by index of a stage or by name of a sub-module; None is the last one.
+        keep: share of tokens to keep, in (0, 1]. `int((patches + prefix) * keep)` patches are kept, at least one, and
+            in addition all prefix tokens. At 1 nothing is ranked and the proposal does not run.
+        proposal: the ConvNet that ranks: a name of timm or torchvision, or a module that maps the host's images
+            (B, 3, H, W) to features (B, K, h, w), which gets them exactly as the host does. For video models `x3d_s`,
+            `x3d_m`, `x3d_l`, `slowonly_r50` or `slowonly_r101`, or a module that maps clips (B, 3, T, H, W) to
+            features (B, K, t, h, w).
+        significance: how features are reduced to a map: `mean` over channels (as in the paper), `cam`, `grad-cam`,
+            `grad-cam++`, `eigen-cam`, `score-cam`. Without a proposal: `random`; `centre`, which is the same in all
+            frames of a video; for video `motion`, the change of each patch from the previous one at its position.
+            `mean*motion` and the like multiply the proposal's map by the motion map. Or a tensor of P values or (B, P),
+            used as the map; or a callable that returns it.
+        layer: the feature map to use, by index of a stage or name of a submodule; None is the last one.
         order: kept tokens stay in `raster` order, or come in descending `significance` as in the published code, which
-            matters to methods that look at positions in the sequence, such as ToMe.
-        align_corners: how the map is enlarged (bicubic, of video trilinear) to the grid of patches; the published code
-            says True.
-        proposal_norm: `native` normalises the proposal's input as it was trained, `shared` gives it the host's tensor.
-        proposal_size: side or (height, width) in pixels, of video also (frames, height, width), to which the
-            proposal's input is resized. None leaves images as the host reads them, and gives a named proposal of video
-            the paper's clips, (8, 160, 160) for `x3d_s`; `host` leaves those too, as the published code does with
-            `x3d_m`.
+            matters to methods that use positions in the sequence, such as ToMe.
+        align_corners: of the interpolation of the map (bicubic, for video trilinear) to the grid of patches; True as in
+            the published code.
+        proposal_norm: `native` normalises the proposal's input as in its training, `shared` gives it the host's tensor.
+        proposal_size: side or (height, width) in pixels, for video also (frames, height, width), to which the
+            proposal's input is resized. None leaves images in the host's size, and resizes clips for a named video
+            proposal to the paper's size, (8, 160, 160) for `x3d_s`; `host` does not resize clips either, as the
+            published code with `x3d_m`.
         proposal_weights: file with the proposal's weights; None takes the library's pretrained ones.
-        proposal_sha256: what that file must hash to; recipe files record it.
+        proposal_sha256: expected SHA-256 of that file; recipe files record it.
         proposal_args: further constructor arguments of the proposal, by name.
-        proposal_dtype: precision the proposal runs in, `float32` unless said otherwise.
-        seed: of the `random` map.
-        stages: on hosts with stages (ConvNeXt, Swin, Swin3D) those in which pixels are chosen; None is all. There maps
-            keep their full size, and point-wise operators run on the `int(H * W * keep)` most significant pixels of
-            each stage; `keep` may be a tuple, a share for each of `stages`.
-        background: on hosts with stages what becomes of the other pixels: `zero`, or `keep` what they had; None is the
-            published code's, zero for ConvNeXt and keep for Swin.
+        proposal_dtype: dtype of the proposal, by default `float32`.
+        seed: seed of the `random` map.
+        stages: on hierarchical hosts (ConvNeXt, Swin, Swin3D) the stages in which pixels are selected; None is all.
+            Maps keep their full size there, and point-wise operators run on the `int(H * W * keep)` most significant
+            pixels of each stage; `keep` may be a tuple with a share for each of `stages`.
+        background: on hierarchical hosts the values of the other pixels: `zero`, or `keep` their previous values; None
+            is as in the published code, zero for ConvNeXt and keep for Swin.
     """
 
     keep: float | tuple[float, ...] = shares_field()
@@ -106,16 +106,16 @@ class PaPr(Scored[MapEvidence], PixelMethod):
         if self.background is not None:
             _one_of("background", self.background, ("zero", "keep"))
         if isinstance(self.keep, tuple) and self.stages is not None and len(self.keep) != len(self.stages):
-            raise RecipeError(f"papr: {len(self.keep)} shares to keep do not go with {len(self.stages)} stages.")
+            raise RecipeError(f"papr: keep has {len(self.keep)} shares, but stages has {len(self.stages)} stages.")
 
     @property
     def ranks(self) -> bool:
-        """Whether anything is dropped, so that a map is needed."""
+        """Whether patches or pixels are dropped, so that a map is needed."""
         return min(self.keep) < 1 if isinstance(self.keep, tuple) else self.keep < 1
 
     @property
     def needs_proposal(self) -> bool:
-        """Whether a proposal makes the map."""
+        """Whether the map is made by a proposal."""
         return self.significance not in WITHOUT_NETWORK
 
     @property
@@ -125,14 +125,14 @@ class PaPr(Scored[MapEvidence], PixelMethod):
     def kept(self, site: TokenSite) -> int | None:
         if isinstance(self.keep, tuple) or self.stages is not None or self.background is not None:
             raise RecipeError(
-                "papr: a share for each stage, stages= and background= are for models with stages, such as ConvNeXt "
-                "and Swin; this one has none."
+                "papr: a share for each stage, stages= and background= are for hierarchical models, such as ConvNeXt "
+                "and Swin; this model has no stages."
             )
         return None if site.block != 0 or self.keep == 1 else int(site.tokens * self.keep)
 
     def score(self, tokens: Tokens, evidence: MapEvidence) -> Tensor:
-        # The batch is named once more, as the tokens know it: a compiler that carries the map's own long expression
-        # for it through every block takes forever.
+        # Use the batch size of the tokens: with that of the map, which is a long symbolic expression, compiling all
+        # blocks takes very long.
         return finite(evidence.significance.view(tokens.x.shape[0], -1))
 
     def chooses(self, site: PixelSite) -> int | None:
@@ -140,7 +140,7 @@ class PaPr(Scored[MapEvidence], PixelMethod):
         if max(stages) >= site.stages:
             raise RecipeError(f"papr: stages={self.stages} do not exist, the model has {site.stages} stages.")
         if isinstance(self.keep, tuple) and len(self.keep) != len(stages):
-            raise RecipeError(f"papr: {len(self.keep)} shares to keep do not go with the model's {len(stages)} stages.")
+            raise RecipeError(f"papr: keep has {len(self.keep)} shares, but the model has {len(stages)} stages.")
         if site.block != 0 or site.stage not in stages:
             return None
         share = self.keep[stages.index(site.stage)] if isinstance(self.keep, tuple) else self.keep
@@ -152,12 +152,13 @@ class PaPr(Scored[MapEvidence], PixelMethod):
 
 
 def top_patches(significance: Tensor, count: int) -> Tensor:
-    """(B, P) -> (B, count) int64: the most significant patches, highest first, ties to the lower index."""
+    """Indices (B, count) int64 of the most significant patches, from a map (B, P); highest first, ties to the lower
+    index."""
     return ranked(finite(significance))[:, :count]
 
 
 def finite(significance: Tensor) -> Tensor:
-    """The same map; an `InputError` where it cannot be ranked."""
+    """Return the map; raises `InputError` if it has NaN or infinite values (not checked in compiled graphs)."""
     if not (recording() or significance.is_meta) and not bool(significance.isfinite().all()):
         raise InputError(
             "The significance map holds NaN or infinite values: check the images and the proposal's weights "

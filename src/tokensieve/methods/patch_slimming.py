@@ -1,4 +1,4 @@
-"""Patch Slimming: the same patches for every image, fewer from block to block."""
+"""Patch Slimming: keeps a fixed set of patches for all images, which shrinks from block to block."""
 
 from __future__ import annotations
 
@@ -19,16 +19,16 @@ from .base import BaseMethod, Evidence, HostFacts, Method, Place, TokenSite, reg
 @register
 @dataclass(frozen=True)
 class PatchSlimming(Method[Evidence]):
-    """Keep patches chosen beforehand, the same for all images (Tang et al., CVPR 2022, section 3).
+    """Keep patches selected in advance, the same for all images (Tang et al., CVPR 2022, section 3).
 
     Args:
-        patches: for each block the patches that are alive after it, as row-major indices on the grid; what a block
-            drops never comes back. `slim` searches them. An empty tuple leaves prefix tokens alone, which takes a host
-            whose head reads nothing else.
-        form: `A`, the paper's formula, makes queries of the kept patches alone, keys and values of all that arrive;
-            `B` drops the others before the block, so that nothing reads them.
-        grid: patches along each axis of the images that `patches` were chosen on; other images are refused. None
-            takes any grid that has these patches.
+        patches: for each block the patches that remain after it, as row-major indices on the grid, each a subset of
+            those of the previous block. `slim` searches them. An empty tuple keeps only prefix tokens, for hosts whose
+            head reads only these.
+        form: `A`, the paper's formula: kept patches are the queries, all tokens at the block the keys and values. `B`
+            drops the others before the block, so that they are not keys and values either.
+        grid: patches along each axis of the images for which `patches` were selected; images of another size are
+            refused. None allows any grid that has these patches.
     """
 
     patches: tuple[tuple[int, ...], ...]
@@ -42,9 +42,7 @@ class PatchSlimming(Method[Evidence]):
         if self.form not in ("A", "B"):
             raise RecipeError(f"patch_slimming: form must be A or B, not {self.form!r}.")
         if not _counts(self.grid, least=1) and self.grid is not None:
-            raise RecipeError(
-                f"patch_slimming: grid must be made of whole numbers, such as (14, 14), not {self.grid!r}."
-            )
+            raise RecipeError(f"patch_slimming: grid must be a tuple of integers, such as (14, 14), not {self.grid!r}.")
         patches = self.patches
         if not isinstance(patches, tuple | list) or not patches or not all(map(_counts, patches)):
             raise RecipeError(
@@ -53,15 +51,15 @@ class PatchSlimming(Method[Evidence]):
             )
         for block, kept in enumerate(patches):
             if len(set(kept)) != len(kept):
-                raise RecipeError(f"patch_slimming: block {block} names a patch twice.")
+                raise RecipeError(f"patch_slimming: block {block} has a patch twice.")
             if self.grid is not None and kept and max(kept) >= prod(self.grid):
                 raise RecipeError(f"patch_slimming: a grid of {_spell(self.grid)} has no patch {max(kept)}.")
         for block, (before, after) in enumerate(pairwise(patches), 1):
-            back = set(after) - set(before)
-            if back:
+            already_dropped = set(after) - set(before)
+            if already_dropped:
                 raise RecipeError(
-                    f"patch_slimming: block {block} keeps patch {min(back)}, which block {block - 1} has dropped; "
-                    "each block's patches must be among those of the block before."
+                    f"patch_slimming: block {block} keeps patch {min(already_dropped)}, which block {block - 1} has "
+                    "dropped; each block's patches must be among those of the previous block."
                 )
         object.__setattr__(self, "patches", tuple(tuple(sorted(kept)) for kept in patches))
         object.__setattr__(self, "grid", None if self.grid is None else tuple(self.grid))
@@ -71,13 +69,13 @@ class PatchSlimming(Method[Evidence]):
     def left(self, site: TokenSite) -> int:
         if site.depth != len(self.patches):
             raise RecipeError(
-                f"patch_slimming names the patches of {len(self.patches)} blocks and this model has {site.depth}: "
+                f"patch_slimming has the patches of {len(self.patches)} blocks and this model has {site.depth}: "
                 "search them for this model, with tokensieve slim."
             )
         return min(site.tokens, site.prefix + len(self.patches[site.block]))
 
     def prepare(self, tokens: Tokens) -> None:
-        """Refuse images whose patches are not the ones that were chosen from."""
+        """Raise InputError for images with another grid than the one for which the patches were selected."""
         count = 1 + max((max(kept) for kept in self.patches if kept), default=-1)
         if self.grid is None and prod(tokens.grid) < count:
             raise InputError(f"patch_slimming keeps patch {count - 1}; these images have {prod(tokens.grid)} patches.")
@@ -110,23 +108,23 @@ class PatchSlimming(Method[Evidence]):
 
 
 class _Rows(nn.Module):
-    """Constants: which of the patches that arrive at a block stay."""
+    """Constant index tensors: for each block, the positions of the kept patches among the block's input patches."""
 
     def __init__(self, patches: tuple[tuple[int, ...], ...]) -> None:
         super().__init__()
-        arriving: Sequence[int] = range(1 + max(patches[0], default=-1))  # at block 0 a patch's place is its index
+        inputs: Sequence[int] = range(1 + max(patches[0], default=-1))  # at block 0 positions equal patch indices
         for block, kept in enumerate(patches):
-            index_of = {patch: position for position, patch in enumerate(arriving)}
+            index_of = {patch: position for position, patch in enumerate(inputs)}
             index = torch.tensor([index_of[patch] for patch in kept], dtype=torch.int64)
             self.register_buffer(f"block{block}", index, persistent=False)
-            arriving = kept
+            inputs = kept
 
     def of(self, block: int) -> Tensor:
-        return cast(Tensor, getattr(self, f"block{block}"))  # torch 2.6 does not compile get_buffer
+        return cast(Tensor, getattr(self, f"block{block}"))  # torch 2.6 cannot compile get_buffer
 
 
 def _counts(values: Any, least: int = 0) -> bool:
-    """Whether this is a sequence of whole numbers."""
+    """Whether this is a sequence of integers of at least `least`."""
     return isinstance(values, tuple | list) and all(
         isinstance(n, int) and not isinstance(n, bool) and n >= least for n in values
     )

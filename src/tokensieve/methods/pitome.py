@@ -1,4 +1,4 @@
-"""PiToMe: tokens with many near neighbours merge, the lonely ones are protected."""
+"""PiToMe: merges tokens with many similar tokens, and protects distinct ones."""
 
 from __future__ import annotations
 
@@ -19,16 +19,18 @@ from .merging import Merging
 @register
 @dataclass(frozen=True)
 class PiToMe(Merging):
-    """Merging ordered by energy (Tran et al., NeurIPS 2024, section 3).
+    """Merge pairs in order of energy (Tran et al., NeurIPS 2024, section 3).
 
-    A token's energy is the mean over all patch tokens of f(cosine of their keys - margin), f(x) = x above 0 and
-    e^x - 1 below: high where it has many near neighbours. In the order of energy, even ranks merge into odd ones: the
-    `r` best pairs of all tokens before block `protect`; from there on the 2r tokens of highest energy take part alone.
+    The energy of a token is the mean over all patch tokens of f(cosine of their keys - margin), where f(x) = x above 0
+    and e^x - 1 below; it is high for tokens with many similar ones. Tokens are sorted by energy, and those at even
+    ranks merge into those at odd ranks. Before block `protect` the `r` best pairs of all tokens merge; from there on
+    only the 2r tokens with the highest energy are candidates.
 
     Args:
-        r: tokens fewer after each block, as for `tome`.
-        layers: the blocks that merge, as a slice or by their numbers; None means all.
-        margin: in block 0; it falls linearly to 0 with depth. 0.9 for AugReg weights, 0.75 for DeiT and MAE.
+        r: tokens merged away in each block, as for `tome`.
+        layers: the blocks that merge, as a slice or by their indices; None means all.
+        margin: its value in block 0; it decreases linearly to 0 with depth. 0.9 for AugReg weights, 0.75 for DeiT and
+            MAE.
         protect: the first block that protects tokens of low energy; None is half the depth, which suits DeiT.
     """
 
@@ -40,7 +42,7 @@ class PiToMe(Merging):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.protect is not None and (not isinstance(self.protect, int) or self.protect < 0):
-            raise RecipeError(f"pitome: protect must be the number of a block, 0 or more, not {self.protect!r}.")
+            raise RecipeError(f"pitome: protect must be the index of a block, 0 or more, not {self.protect!r}.")
 
     def reduce(self, tokens: Tokens, left: int, evidence: AttentionEvidence) -> Tokens:
         unit = metric(evidence.keys(tokens))[:, tokens.prefix :]
@@ -54,7 +56,10 @@ class PiToMe(Merging):
 
 @torch.no_grad()
 def pair(cosine: Tensor, energy: Tensor, r: int, protected: bool) -> tuple[Tensor, Tensor]:
-    """Sources and destinations, (B, r) each, of `r` merges; `cosine` (B, n, n), `energy` (B, n)."""
+    """Sources and destinations, (B, r) each, of the `r` best pairs, from `cosine` (B, n, n) and `energy` (B, n).
+
+    With `protected` only the 2r tokens with the highest energy are candidates.
+    """
     order = ranked(energy)
     order = order[:, : 2 * r] if protected else order
     a, b = order[:, ::2], order[:, 1::2]

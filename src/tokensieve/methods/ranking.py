@@ -1,4 +1,4 @@
-"""What methods share that score the patches and keep the best."""
+"""The base classes of methods that score the patches and keep the best."""
 
 from __future__ import annotations
 
@@ -17,19 +17,19 @@ from .schedule import Layers, blocks, layers_field, quarters, share_field
 
 @dataclass(frozen=True)
 class Scored(Method[E]):
-    """Keeps the patches of the highest scores; ties go to the lower index. `kept` says how many, `score` which."""
+    """Keeps the patches with the highest scores; ties go to the lower index. Subclasses define `kept` and `score`."""
 
     @abstractmethod
     def kept(self, site: TokenSite) -> int | None:
-        """How many patches stay here, at least one; None where it does not act."""
+        """Number of patches to keep here (at least one is kept); None if the method does not act here."""
 
     @abstractmethod
     def score(self, tokens: Tokens, evidence: E) -> Tensor:
-        """(B, n) for the n patch tokens, prefix tokens left out: how much each is worth."""
+        """Scores (B, n) of the n patch tokens, without prefix tokens; the highest are kept."""
 
     @property
     def by_score(self) -> bool:
-        """Whether kept patches come in descending score; else they stay in the order they have."""
+        """Whether kept patches are sorted by descending score; otherwise they keep their order."""
         return False
 
     def left(self, site: TokenSite) -> int:
@@ -43,7 +43,7 @@ class Scored(Method[E]):
 
 @dataclass(frozen=True)
 class Ranking(Scored[E]):
-    """Keeps a share of the patches, inside some blocks, between attention and MLP.
+    """Keeps a share of the patches in some blocks, between attention and MLP.
 
     Args:
         keep: share of the patch tokens to keep each time, in (0, 1].

@@ -1,4 +1,4 @@
-"""Readout: the last block computes only what the head reads."""
+"""Readout: the last block computes only the prefix tokens, for heads that read no other tokens."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ from .base import Evidence, Method, Place, TokenSite, register
 @register
 @dataclass(frozen=True)
 class Readout(Method[Evidence]):
-    """In the last block only prefix tokens are queries and go through projection and MLP; keys and values are of all.
+    """Compute only the prefix tokens in the last block; keys and values are those of all tokens.
 
-    The output is the same but for rounding, at a sixth of the block's cost: what Patch Slimming's last mask (the class
-    token alone) means, taken literally. Only where the head reads nothing else. Afterwards no patch token is left, so
-    that `trace.restore()` has nothing to show and `forward_features` returns the prefix tokens.
+    The output is the same up to rounding, at a sixth of the block's cost. It corresponds to Patch Slimming's last mask,
+    which keeps only the class token. It is only for heads that read no patch tokens. No patch token is left after the
+    last block, so `trace.restore()` has none to restore, and `forward_features` returns the prefix tokens.
     """
 
     name: ClassVar[str] = "readout"
-    needs_prefix_head: ClassVar[str] = "so that the last block must compute them"
+    needs_prefix_head: ClassVar[str] = "so the last block must compute them"
     place: ClassVar[Place] = "queries"
     knows_padding: ClassVar[bool] = True
 
@@ -29,5 +29,5 @@ class Readout(Method[Evidence]):
         return site.prefix if site.block == site.depth - 1 else site.tokens
 
     def reduce(self, tokens: Tokens, left: int, evidence: Evidence) -> Tokens:
-        # images of unlike lengths have as many prefix tokens, and no padding among them
+        # all images have the same number of prefix tokens, so there is no padding left
         return replace(tokens.take(tokens.places[:, :left]), lengths=None)

@@ -1,4 +1,4 @@
-"""Run-length tokenization (RLT): patches of a clip that repeat those before them are not read."""
+"""Run-length tokenization (RLT): drops patches of a clip that repeat the previous patch at their position."""
 
 from __future__ import annotations
 
@@ -19,16 +19,16 @@ from .papr import finite
 @register
 @dataclass(frozen=True)
 class RLT(Method[MapEvidence]):
-    """Drop still patches, once, before block 0 (Choudhury et al., NeurIPS 2024, arXiv 2411.05222, section 3).
+    """Drop static patches, once, before block 0 (Choudhury et al., NeurIPS 2024, arXiv 2411.05222, section 3).
 
-    A patch of a clip (a tubelet) whose mean absolute difference from the one before it at its place is below the
-    threshold is not read; the first of each place always is. So still clips keep few patches and restless ones many:
-    the clips of a batch are padded to the longest, with tokens never read. A graph that is compiled or exported has
-    one length for all clips: there nothing is saved, and the answer is the same. The paper's encoding of how long a run
-    is, which has to be trained, is left out.
+    A patch of a clip (a tubelet) is dropped if its mean absolute difference to the previous one at its position is
+    below the threshold; the first patch of each position is always kept. Static clips keep few patches, clips with much
+    motion many: a batch is padded to its longest clip, and padding is masked. In a compiled or exported graph all clips
+    have the same length: the output is the same, but nothing is saved. The paper's encoding of run lengths, which must
+    be trained, is left out.
 
     Args:
-        threshold: 0 or more, in the units of the clips as the model reads them (normalised). 0 drops nothing.
+        threshold: 0 or more, in the units of the normalised clips that the model reads. 0 drops nothing.
     """
 
     threshold: float = 0.1
@@ -51,12 +51,12 @@ class RLT(Method[MapEvidence]):
         super().check(host, others)
         if host.layout == "CHW":
             raise UnsupportedHost(
-                f"{type(host.model).__name__} cannot take rlt: it drops what stays the same from frame to frame, and "
+                f"{type(host.model).__name__} cannot take rlt: it drops patches that do not change between frames, and "
                 "this model reads images."
             )
 
     def left(self, site: TokenSite) -> int:
-        """All, where the clips decide."""
+        """All tokens, which is an upper limit: the number kept depends on the clip."""
         return site.tokens
 
     def acts(self, site: TokenSite) -> bool:

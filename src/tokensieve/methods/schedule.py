@@ -1,4 +1,4 @@
-"""Schedules: how many tokens a method takes away in each block, and in which blocks it acts."""
+"""Schedules: the number of tokens that a method removes in each block, and the blocks in which it acts."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from ..errors import RecipeError
 Schedule = int | tuple[float, ...]
 """A number for every block, a pair (r, inflect), or one number for each block."""
 Layers = slice | tuple[int, ...] | None
-"""Blocks as a slice or by their numbers; None is the method's default."""
+"""Blocks as a slice or a tuple of indices; None is the method's default."""
 
 
 def share_field() -> Any:
@@ -20,7 +20,7 @@ def share_field() -> Any:
 
 
 def shares_field(*default: float | None) -> Any:
-    """A setting that is a number in (0, 1], or a tuple of such numbers; or None where that is its default."""
+    """A setting that is a number in (0, 1], or a tuple of such numbers; or None if that is its default."""
     check: dict[str, Any] = {"check": _check_shares}
     if default == (None,):
         check = {
@@ -30,7 +30,7 @@ def shares_field(*default: float | None) -> Any:
 
 
 def schedule_field(default: Schedule | None = None) -> Any:
-    """A setting that is a `Schedule`; None has no default."""
+    """A setting that is a `Schedule`; with default None it is required."""
     check = {"check": check_schedule}
     return field(metadata=check) if default is None else field(default=default, metadata=check)
 
@@ -52,17 +52,17 @@ def levels_field(default: float, low: float, high: float) -> Any:
 
 
 def layers_field() -> Any:
-    """A setting that names blocks."""
+    """A setting that selects blocks, see `Layers`."""
     return field(default=None, metadata={"check": check_layers})
 
 
 def tuple_field() -> Any:
-    """A setting that is kept as a tuple where a list is given, as in JSON."""
+    """A setting that is stored as a tuple if it is a list, as in JSON."""
     return field(default=None, metadata={"check": lambda _method, _setting, value: as_tuple(value)})
 
 
 def as_tuple(value: Any) -> Any:
-    """Lists as tuples, and all else as it is."""
+    """Convert a list to a tuple; other values are unchanged."""
     return tuple(value) if isinstance(value, list) else value
 
 
@@ -74,9 +74,9 @@ def _check_shares(method: str, setting: str, value: Any) -> float | tuple[float,
 
 
 def check_schedule(method: str, setting: str, value: Any) -> Schedule:
-    """A schedule as it is stored, or a `RecipeError`.
+    """Return the schedule in the form in which it is stored; raises `RecipeError` if it is invalid.
 
-    A pair has a meaning of its own, so a list of two blocks is stored with its padding.
+    A list of two numbers is stored with a third one, 0, since a pair means (number, inflect).
     """
     if isinstance(value, list):
         value = tuple(value) if len(value) != 2 else (*value, 0)
@@ -90,19 +90,19 @@ def check_schedule(method: str, setting: str, value: Any) -> Schedule:
     else:
         counts = value if isinstance(value, tuple) else (value,)
     if not all(isinstance(n, Real) and not isinstance(n, bool) and n == int(n) and n >= 0 for n in counts):
-        raise RecipeError(f"{method}: {setting} must be made of whole numbers from 0 up, not {value!r}.")
+        raise RecipeError(f"{method}: {setting} must consist of integers from 0 up, not {value!r}.")
     return value
 
 
 def check_share(method: str, setting: str, value: Any) -> float:
-    """A number in (0, 1], or a `RecipeError`."""
+    """Return the value if it is a number in (0, 1]; raises `RecipeError` otherwise."""
     if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value <= 1:
         raise RecipeError(f"{method}: {setting} must be a number in (0, 1], not {value!r}.")
     return value
 
 
 def check_layers(method: str, setting: str, layers: Any) -> Layers:
-    """Blocks as they are stored, or a `RecipeError`."""
+    """Return the blocks in the form in which they are stored; raises `RecipeError` if they are invalid."""
     if isinstance(layers, list | tuple):
         layers = tuple(layers)
         if all(isinstance(layer, int) and not isinstance(layer, bool) for layer in layers):
@@ -110,13 +110,13 @@ def check_layers(method: str, setting: str, layers: Any) -> Layers:
     elif layers is None or isinstance(layers, slice):
         return layers
     raise RecipeError(
-        f"{method}: {setting} must be a slice of blocks such as 6:12 or their numbers such as (3, 6, 9), "
+        f"{method}: {setting} must be a slice of blocks such as 6:12 or their indices such as (3, 6, 9), "
         f"not {layers!r}."
     )
 
 
 def spread(schedule: Schedule, depth: int) -> list[int]:
-    """A schedule written out: one number for each of `depth` blocks."""
+    """Expand a schedule to a list with one number for each of `depth` blocks."""
     if not isinstance(schedule, tuple):
         return [int(schedule)] * depth
     if len(schedule) == 2:
@@ -127,7 +127,7 @@ def spread(schedule: Schedule, depth: int) -> list[int]:
 
 
 def blocks(layers: Layers, depth: int, default: range | tuple[int, ...] | None = None) -> range | tuple[int, ...]:
-    """The blocks in which a method acts, in order; negative numbers count from the last."""
+    """The indices of the blocks in which a method acts, ascending; negative indices count from the last block."""
     if layers is None:
         return range(depth) if default is None else default
     if isinstance(layers, slice):
@@ -136,10 +136,10 @@ def blocks(layers: Layers, depth: int, default: range | tuple[int, ...] | None =
 
 
 def quarters(depth: int) -> tuple[int, ...]:
-    """After one, two and three quarters of the blocks: 3, 6 and 9 of 12, where the papers act."""
+    """The blocks after one, two and three quarters of the depth (3, 6 and 9 of 12), where methods act in the papers."""
     return tuple(sorted({depth // 4, depth // 2, 3 * depth // 4}))
 
 
 def at(schedule: Schedule, layers: Layers, block: int, depth: int) -> int:
-    """The number of a schedule for one block; 0 outside `layers`."""
+    """The number of a schedule for a block; 0 outside `layers`."""
     return spread(schedule, depth)[block] if block in blocks(layers, depth) else 0

@@ -1,4 +1,4 @@
-"""Token Merging (ToMe): in every block, average the most similar pairs of tokens."""
+"""Token Merging (ToMe): averages the most similar pairs of tokens in every block."""
 
 from __future__ import annotations
 
@@ -27,11 +27,11 @@ class ToMe(Merging):
     Args:
         r: tokens merged away in each block. An integer; a pair (r, inflect) with inflect in [-1, 1] for a schedule
             that falls (-1) or rises (1) linearly around r; or a list with one number for each block, padded with 0.
-        layers: the blocks that merge, as a slice (`6:12`) or by their numbers (`(3, 6, 9)`); None means all.
-        proportional: add log(size) to the attention logits of merged keys. Right for supervised weights; ToMe's
+        layers: the blocks that merge, as a slice (`6:12`) or by their indices (`(3, 6, 9)`); None means all.
+        proportional: add log(size) to the attention logits of merged keys. Recommended for supervised weights; ToMe's
             authors turn it off for MAE weights that were not trained with it.
-        window: on video, how many steps of the grid in time may lie between two tokens that merge; 0 merges within a
-            step alone. Pairs further apart, the nearest first, merge only where `r` leaves no other. None: any pair.
+        window: for video, the largest distance in time, in steps of the grid, between two tokens that merge; 0 merges
+            only within a step. Pairs further apart, the nearest first, merge only if `r` leaves no other. None: any.
     """
 
     proportional: bool = True
@@ -43,7 +43,7 @@ class ToMe(Merging):
         super().__post_init__()
         window = self.window
         if window is not None and (isinstance(window, bool) or not isinstance(window, int) or window < 0):
-            raise RecipeError(f"tome: window must be a whole number of steps from 0 up, or None, not {window!r}.")
+            raise RecipeError(f"tome: window must be an integer number of steps from 0 up, or None, not {window!r}.")
 
     def check(self, host: HostFacts, others: Sequence[BaseMethod]) -> None:
         super().check(host, others)
@@ -63,7 +63,7 @@ class ToMe(Merging):
 
 
 def _moments(tokens: Tokens) -> Tensor:
-    """(B, N) int64: the step in time at which each token stands; those of prefix tokens mean nothing."""
+    """(B, N) int64: the time step of each token; the values for prefix tokens are meaningless."""
     positions = tokens.places - tokens.prefix
     if tokens.positions is not None:
         positions = F.pad(tokens.positions, (tokens.prefix, 0))

@@ -1,4 +1,4 @@
-"""A method's learned layers and the file that holds them, under the names that published checkpoints use."""
+"""Loads and saves a method's learned layers, with the weight names of published checkpoints."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from .base import BaseMethod
 
 
 def load_part(method: BaseMethod, module: nn.Module, description: str) -> None:
-    """Read the file that `method.weights` names into its learned layers; `description` names both in errors.
+    """Load the file in `method.weights` into the method's learned layers `module`; `description` is for errors.
 
     Raises:
-        InputError: the file cannot be had, is not the recorded one, or does not fit.
+        InputError: the file cannot be read, has another SHA-256 than the recorded one, or does not fit.
     """
     from ..zoo.models import load_strictly  # only where weights are read: it loads proposal libraries
 
@@ -28,28 +28,28 @@ def load_part(method: BaseMethod, module: nn.Module, description: str) -> None:
         if value.ndim == 4 and name in expected and expected[name].ndim == 2:
             state[name] = value.flatten(1)  # a 1x1 convolution is a linear layer
     if any(value.dtype == torch.float64 for value in state.values()):
-        module.double()  # else loading rounds; `sieve` gives the layers the precision of the host
+        module.double()  # otherwise loading would round; `sieve` later casts the layers to the host's dtype
     load_strictly(module, state, description)
 
 
 def part_state(method: BaseMethod, module: nn.Module) -> dict[str, Tensor]:
-    """The weights of a method's learned layers, as a file of its `weights` holds them, on the CPU.
+    """The state dict of a method's learned layers on the CPU, as stored in a file for its setting `weights`.
 
     Raises:
-        InputError: they are on the meta device.
+        InputError: the layers are on the meta device.
     """
     if any(value.is_meta for value in module.state_dict().values()):
         raise InputError(f"The learned layers of {method.name} are on the meta device and have no values to store.")
     state = {name: value.detach().cpu().contiguous().clone() for name, value in module.state_dict().items()}
     if not method.published:
         return state
-    return renamed(state, {own_name: published for published, own_name in method.published.items()})
+    return renamed(state, {name: published for published, name in method.published.items()})
 
 
 def renamed(state: Mapping[str, Tensor], names: Mapping[str, str]) -> dict[str, Tensor]:
-    """Tensors by other names, which are templates: `{}` at the end is any rest, elsewhere any part between dots.
+    """Rename tensors by templates, old -> new. `{}` at the end matches any text, elsewhere one part between dots.
 
-    What fits no template is left out.
+    Tensors that match no template are left out.
     """
     renamed_state: dict[str, Tensor] = {}
     for old, new in names.items():

@@ -1,4 +1,4 @@
-"""Where the information is: one number for every patch of an image."""
+"""Significance maps: a score for every patch of an image, computed before the host runs."""
 
 from .cam import REDUCTIONS
 from .map import patch_significance

@@ -1,8 +1,8 @@
-"""Class activation maps: how a feature map becomes one number a place, each a batched reduction.
+"""Reductions of a feature map to one number per position: the channel mean and class activation maps (CAM), batched.
 
-All share one interface, `reduce(features, proposal, images, target=None)`: features (B, K, h, w) of `images`, the very
-tensor (B, 3, H, W) that the proposal read, become a map (B, h, w) in float32 at least. `target` is a class index or one
-per image (B,); by default each image's is the proposal's own arg-max, so no label is needed.
+All have the same interface, `reduce(features, proposal, images, target=None)`: they reduce features (B, K, h, w) to a
+map (B, h, w), in float32 or higher precision. `images` (B, 3, H, W) is the tensor that the proposal read. `target` is a
+class index, or one per image (B,); by default it is the class predicted by the proposal, so no label is needed.
 """
 
 from __future__ import annotations
@@ -24,22 +24,22 @@ Target = int | Tensor | None
 Reduction = Callable[..., Tensor]
 
 SCORE_CAM_CHUNK = 32
-"""Masked images that Score-CAM runs at once: bounds its memory, whatever the batch and the number of channels."""
+"""Number of masked images that Score-CAM runs at once, which limits its memory for any batch and number of channels."""
 
 
 def mean(
     features: Tensor, proposal: Proposal | None = None, images: Tensor | None = None, target: Target = None
 ) -> Tensor:
-    """PaPr's map (Mahmud et al., ECCV 2024): the mean over channels, which is CAM with uniform class weights."""
+    """PaPr's map (Mahmud et al., ECCV 2024): the mean over channels, equal to CAM with uniform class weights."""
     del proposal, images, target
     return channel_mean(features)
 
 
 def cam(features: Tensor, proposal: Proposal, images: Tensor | None = None, target: Target = None) -> Tensor:
-    """CAM (Zhou et al., CVPR 2016): sum_k w_k^c F_k, w^c the classifier's row for class c.
+    """CAM (Zhou et al., CVPR 2016): sum_k w_k^c F_k, where w^c is the classifier's weight row of class c.
 
-    A norm between pooling and classifier, as in ConvNeXt, is left out. Raises `RecipeError` where the head is more than
-    one linear layer or 1x1 convolution on the K channels.
+    A norm between pooling and classifier, as in ConvNeXt, is ignored. Raises `RecipeError` if the head is not a single
+    linear layer or 1x1 convolution on the K channels.
     """
     del images
     weights = class_weights(proposal)
@@ -52,7 +52,10 @@ def cam(features: Tensor, proposal: Proposal, images: Tensor | None = None, targ
 
 
 def grad_cam(features: Tensor, proposal: Proposal, images: Tensor | None = None, target: Target = None) -> Tensor:
-    """Grad-CAM (Selvaraju et al., ICCV 2017): relu(sum_k a_k F_k), a_k the mean over places of dy_c / dF_k."""
+    """Grad-CAM (Selvaraju et al., ICCV 2017): relu(sum_k a_k F_k), where a_k is the mean of dy_c / dF_k over positions.
+
+    y_c is the logit of the target class.
+    """
     del images
     gradients = _gradients(features, proposal, target)
     return _weighted_sum(_full(features), gradients.flatten(2).mean(2)).relu()
@@ -76,13 +79,13 @@ def grad_cam_pp(features: Tensor, proposal: Proposal, images: Tensor | None = No
 def eigen_cam(
     features: Tensor, proposal: Proposal | None = None, images: Tensor | None = None, target: Target = None
 ) -> Tensor:
-    """Eigen-CAM (Muhammad and Yeasin, IJCNN 2020): the hw x K matrix, not centred, on its first right singular vector.
+    """Eigen-CAM (Muhammad and Yeasin, IJCNN 2020): the uncentred hw x K matrix times its first right singular vector.
 
-    Needs no class. Of the two signs that one is taken whose map has a sum of at least 0.
+    It needs no class. The sign is chosen so that the sum of the map is at least 0.
     """
     del proposal, images, target
     features = _full(features)
-    # The Gram matrix squares the singular values, which float32 is too short for; MPS has nothing longer.
+    # The Gram matrix squares the singular values, which needs float64; MPS only has float32.
     matrix = features.flatten(2).mT.to(torch.float32 if features.device.type == "mps" else torch.float64)
     positions, channels = matrix.shape[1:]
     if positions <= channels:
@@ -96,10 +99,10 @@ def eigen_cam(
 
 
 def score_cam(features: Tensor, proposal: Proposal, images: Tensor, target: Target = None) -> Tensor:
-    """Score-CAM (Wang et al., CVPR-W 2020): relu(sum_k s_k F_k), s = softmax over k of the target's logit for the image
-    masked with F_k (min-max normalised, enlarged bilinearly).
+    """Score-CAM (Wang et al., CVPR-W 2020): relu(sum_k s_k F_k), where s is the softmax over k of the target's logit
+    for the image multiplied by F_k (min-max normalised, resized bilinearly).
 
-    Costs K forwards of the proposal an image. A channel without contrast masks everything.
+    It costs K forwards of the proposal per image. A constant channel masks the whole image.
     """
     if target is None:
         target = proposal.logits(features).argmax(1)
@@ -129,11 +132,11 @@ REDUCTIONS: dict[str, Reduction] = {
 }
 
 CLASS_BASED = ("cam", "grad-cam", "grad-cam++", "score-cam")
-"""Reductions that need the proposal's classifier."""
+"""Names of the reductions that need the proposal's classifier."""
 
 
 def class_weights(proposal: Proposal) -> Tensor:
-    """(classes, K): the weights of the head's one linear layer or 1x1 convolution. Raises `RecipeError`."""
+    """(classes, K): the weights of the head's linear layer or 1x1 convolution; raises `RecipeError` if it has more."""
     if proposal.head is None:
         raise RecipeError(
             f"The proposal {proposal.name} has no known classifier, which cam needs: use mean or eigen-cam."
@@ -150,15 +153,15 @@ def class_weights(proposal: Proposal) -> Tensor:
 
 
 def _gradients(features: Tensor, proposal: Proposal, target: Target) -> Tensor:
-    """dy_c / dF, of the shape of the features, for every image in one backward pass."""
+    """dy_c / dF, in the shape of the features, for all images in one backward pass."""
     if not torch.compiler.is_compiling() and torch.is_inference_mode_enabled():
-        raise RecipeError("Grad-CAM needs gradients, which torch.inference_mode() rules out: use torch.no_grad().")
+        raise RecipeError("Grad-CAM needs gradients, which torch.inference_mode() disables: use torch.no_grad().")
     with torch.enable_grad():
         leaf = features.detach().clone().requires_grad_()
-        # A view, because counters that follow modules by autograd hooks stumble over a leaf.
+        # A view, because MAC counters that follow modules by autograd hooks fail on a leaf.
         logits = proposal.logits(leaf.view_as(leaf))
         classes = _classes(logits.detach().argmax(1) if target is None else target, features)
-        # An image's logits depend on its own features alone, so one sum serves the batch.
+        # An image's logits depend only on its own features, so the gradient of the sum is right for each image.
         (gradients,) = torch.autograd.grad(logits.gather(1, classes[:, None]).sum(), leaf)
     return _full(gradients)
 
@@ -170,9 +173,10 @@ def _classes(target: int | Tensor, features: Tensor) -> Tensor:
 
 
 def _full(tensor: Tensor) -> Tensor:
+    """The tensor in float32 or higher precision."""
     return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
 
 
 def _weighted_sum(features: Tensor, weights: Tensor) -> Tensor:
-    """(B, K, ...) and (B, K) -> (B, ...)."""
+    """Weighted sum over channels: (B, K, ...) and (B, K) -> (B, ...)."""
     return torch.einsum("bk...,bk->b...", features, weights)

@@ -1,4 +1,4 @@
-"""Maps made without a network: the controls that every ranking must beat."""
+"""Maps made without a network, random and centre: baselines that every significance map should beat."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch import Tensor
 
 Number = TypeVar("Number", int, Tensor)
 
-# Numbers are hashed in 31 bits held in int64, so that no product overflows: compiled code may do anything on overflow.
+# Hashing uses 31-bit numbers in int64, so that no product overflows: overflow is undefined in compiled code.
 _BITS, _MASK = 31, 2**31 - 1
 _GOLDEN = 0x4F1BBCDD  # 2^31 / golden ratio, made odd: its multiples spread evenly over 31 bits
 _MANTISSA = 24  # bits that float32 holds exactly
@@ -21,8 +21,8 @@ _COLUMN_BITS = 18  # 32 bits of a pixel x 18 x rows of 2^13 pixels stay below 2^
 def random_map(images: Tensor, grid: Sequence[int], seed: int = 0) -> Tensor:
     """Uniform pseudo-random numbers in [0, 1): images (B, ..., W) -> (B, *grid) float32.
 
-    An image's map depends on the image's bits and on `seed` alone: not on the batch around it, its place in it or the
-    device. Plain integer arithmetic, so that it can be compiled.
+    The map of an image depends only on the image's bits and `seed`, not on its batch, its position in it or the device.
+    It is computed by integer arithmetic, so that it can be compiled.
     """
     bits = _bits(images)
     columns = _mix(_steps(bits.shape[-1], images)) >> (_BITS - _COLUMN_BITS) | 1
@@ -37,9 +37,9 @@ def random_map(images: Tensor, grid: Sequence[int], seed: int = 0) -> Tensor:
 
 
 def centre_map(images: Tensor, grid: Sequence[int]) -> Tensor:
-    """Minus the squared distance in patches from the picture's centre: images (B, ...) -> (B, *grid) float32.
+    """Negative squared distance from the image's centre, in patches: images (B, ...) -> (B, *grid) float32.
 
-    On a grid (t, h, w) the same at every moment, so that what lies highest is a tube through time.
+    On a grid (t, h, w) it is the same at every t.
     """
     squares = torch.zeros((), device=images.device)
     for axis, size in enumerate(grid):
@@ -51,7 +51,7 @@ def centre_map(images: Tensor, grid: Sequence[int]) -> Tensor:
 
 
 def _bits(images: Tensor) -> Tensor:
-    """The images' bits as int64 numbers of 32 bits at most."""
+    """The bits of the images as int64, at most 32 bits each; float64 images have two numbers for each value."""
     if images.is_floating_point():
         if images.element_size() == 8:
             images = images.contiguous()
@@ -59,23 +59,25 @@ def _bits(images: Tensor) -> Tensor:
     return images.long()
 
 
-def _steps(count: int, like: Tensor) -> Tensor:
-    """(count,) int64 in 31 bits, all different."""
-    return torch.arange(1, count + 1, device=like.device) * _GOLDEN & _MASK
+def _steps(count: int, images: Tensor) -> Tensor:
+    """(count,) int64, distinct 31-bit numbers, on the device of the images."""
+    return torch.arange(1, count + 1, device=images.device) * _GOLDEN & _MASK
 
 
 def _fold(number: Tensor) -> Tensor:
+    """Numbers of up to 62 bits -> 31 bits."""
     return (number ^ number >> _BITS) & _MASK
 
 
 def _mix(z: Number) -> Number:
-    """A bijection of 31-bit numbers in which every bit of the input reaches every bit of the output (xor-multiply)."""
+    """A bijection of 31-bit numbers in which every input bit affects every output bit (xor-multiply)."""
     z = (z ^ z >> 16) * 0x7FEB352D & _MASK
     z = (z ^ z >> 15) * 0x846CA68B & _MASK
     return z ^ z >> 16
 
 
 def _salts(seed: int) -> tuple[int, int]:
-    """Two 31-bit numbers for a seed of either sign (62 bits count); neighbouring seeds give unrelated ones."""
+    """Two 31-bit numbers for a seed of either sign (its lower 62 bits are used); neighbouring seeds give unrelated
+    numbers."""
     first = _mix(_mix(seed & _MASK) ^ seed >> _BITS & _MASK)
     return first, _mix(first ^ _GOLDEN)

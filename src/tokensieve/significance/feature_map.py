@@ -1,4 +1,4 @@
-"""A proposal's features reduced to a map, with what its input has to go through before."""
+"""The map made from a proposal's features, with the resizing and normalisation of the proposal's input."""
 
 from __future__ import annotations
 
@@ -14,18 +14,18 @@ from ..errors import InputError, RecipeError
 from .cam import CLASS_BASED, Reduction, class_weights
 from .proposal import Proposal
 
-WITHOUT = "Give a network of your own for these channels (proposal=), or a map that asks none (significance=centre)."
-"""What to do where a host's images are not what a named proposal reads."""
+ADVICE = "Give a network of your own for these channels (proposal=), or a map without a network (significance=centre)."
+"""End of errors for hosts whose images a named proposal cannot read."""
 HOST = "host"
-"""The value of `proposal_size` that leaves the images as the host reads them."""
+"""The value of `proposal_size` for which the proposal gets the images in the host's size."""
 
 
 class FeatureMap(nn.Module):
-    """A proposal's features reduced to a map (B, h, w), of video (B, t, h, w).
+    """Reduces a proposal's features to a map (B, h, w), for video (B, t, h, w).
 
     Args:
         proposal: the network.
-        reduction: its features to a map.
+        reduction: the function from its features to a map.
         affine: scale and shift from the host's normalisation to the proposal's, see `renormalisation`.
         size: (height, width), or (frames, height, width), to which its input is resized; see `input_size`.
     """
@@ -53,9 +53,9 @@ class FeatureMap(nn.Module):
             sides = "T, H, W" if self.proposal.video else "H, W"
             raise InputError(
                 f"Images have shape {tuple(images.shape)}; the proposal {self.proposal.name} reads "
-                f"(B, {len(self.proposal.mean)}, {sides}). {WITHOUT}"
+                f"(B, {len(self.proposal.mean)}, {sides}). {ADVICE}"
             )
-        if self.proposal.in_pieces:  # one by name; a module of the user's own may place its input itself
+        if self.proposal.in_pieces:  # a named proposal; a module of the user may move its input itself
             check_device(self.proposal, images, f"The proposal {self.proposal.name} is")
         images = self._resized(images)
         if self.scale is not None and self.shift is not None:
@@ -65,35 +65,35 @@ class FeatureMap(nn.Module):
     def _resized(self, images: Tensor) -> Tensor:
         if self.size is None:
             return images
-        given_size = tuple(images.shape[2:])
-        size = given_size[: len(given_size) - len(self.size)] + self.size
-        if given_size == size:
+        image_size = tuple(images.shape[2:])
+        size = image_size[: len(image_size) - len(self.size)] + self.size
+        if image_size == size:
             return images
         mode = "trilinear" if len(size) == 3 else "bilinear"
         return F.interpolate(images, size=size, mode=mode, align_corners=True)
 
 
 def input_size(size: int | str | Sequence[int] | None, proposal: Proposal) -> tuple[int, ...] | None:
-    """The input size of this proposal under a recipe's `proposal_size`: sides to resize its input to, or None.
+    """The size to which a proposal's input is resized, from a recipe's `proposal_size`; None leaves it unchanged.
 
     Raises:
-        RecipeError: it is none, or has a number of frames and the proposal reads images.
+        RecipeError: `size` is invalid, or has frames although the proposal reads images.
     """
     if size is None or size == HOST:
         return proposal.clip_size if size is None else None
     sides: tuple[Any, ...] = (size, size) if isinstance(size, int) else tuple(size)
     if len(sides) not in (2, 3) or not all(type(side) is int and side > 0 for side in sides):
         raise RecipeError(
-            f"proposal_size={size!r} is no size: expected a side in pixels, (height, width), of a proposal that reads "
-            f"video (frames, height, width), or {HOST}."
+            f"proposal_size={size!r} is not a size: expected a side in pixels, (height, width), for a video proposal "
+            f"(frames, height, width), or {HOST}."
         )
     if len(sides) == 3 and proposal.mean is not None and not proposal.video:
-        raise RecipeError(f"proposal_size={size!r} names frames, and the proposal {proposal.name} reads images.")
+        raise RecipeError(f"proposal_size={size!r} has frames, but the proposal {proposal.name} reads images.")
     return sides
 
 
 def check_head(proposal: Proposal, significance: str) -> None:
-    """Refuse, before the first image, a reduction that needs a classifier where there is none."""
+    """Raise `RecipeError` if the reduction needs a classifier and the proposal has none."""
     if significance == "cam":
         class_weights(proposal)
     elif significance in CLASS_BASED and proposal.head is None:
@@ -103,21 +103,21 @@ def check_head(proposal: Proposal, significance: str) -> None:
 
 
 def renormalisation(mean: Sequence[float], std: Sequence[float], proposal: Proposal) -> tuple[Tensor, Tensor] | None:
-    """Scale and shift (1, 3, 1, 1), of video (1, 3, 1, 1, 1), from the host's normalisation to the proposal's; None
-    where they are the same."""
+    """Scale and shift from the host's normalisation to the proposal's, (1, 3, 1, 1), for video (1, 3, 1, 1, 1); None if
+    the two are equal."""
     if proposal.mean is None or proposal.std is None:
         return None
     if len(mean) == len(std) != len(proposal.mean):
         raise RecipeError(
-            f"The proposal {proposal.name} reads {len(proposal.mean)} channels, the host {len(mean)} (mean=). {WITHOUT}"
+            f"The proposal {proposal.name} reads {len(proposal.mean)} channels, the host {len(mean)} (mean=). {ADVICE}"
         )
     if len(mean) != len(proposal.mean) or len(std) != len(proposal.std) or min(std) <= 0:
-        raise RecipeError(f"mean={tuple(mean)} and std={tuple(std)} are no normalisation: expected 3 numbers, std > 0.")
-    host_mean, host_std, own_mean, own_std = (
+        raise RecipeError(f"mean={tuple(mean)} and std={tuple(std)} are invalid: expected 3 numbers each, std > 0.")
+    host_mean, host_std, proposal_mean, proposal_std = (
         torch.tensor(tuple(values), dtype=torch.float64).view(1, -1, *[1] * (3 if proposal.video else 2))
         for values in (mean, std, proposal.mean, proposal.std)
     )
-    scale, shift = host_std / own_std, (host_mean - own_mean) / own_std
+    scale, shift = host_std / proposal_std, (host_mean - proposal_mean) / proposal_std
     if torch.allclose(scale, torch.ones_like(scale)) and torch.allclose(shift, torch.zeros_like(shift), atol=1e-6):
         return None
     return scale.float(), shift.float()

@@ -1,4 +1,4 @@
-"""A classifier opened with torch.fx, and its graph cut at a feature map; `fold.py` makes what it gives cheaper."""
+"""Traces a classifier with torch.fx and splits its graph at a feature map; `fold.py` then optimises the parts."""
 
 from __future__ import annotations
 
@@ -17,7 +17,10 @@ FORWARD_FEATURES = "forward_features"
 
 @dataclass(frozen=True)
 class Split:
-    """A classifier in two: images -> features (B, K, h, w), and features -> logits if no other path leads there."""
+    """A classifier split in two: `features` maps images to features (B, K, h, w), `head` features to logits.
+
+    `head` is None if the logits do not depend on these features alone.
+    """
 
     features: fx.GraphModule
     head: fx.GraphModule | None
@@ -25,52 +28,62 @@ class Split:
 
 
 def split(model: nn.Module, name: str, layer: int | str | None, images: Tensor) -> Split:
-    """Cut `model` (in eval mode) at a feature map; `images` (1, 3, H, W), or a clip, is run through it to learn shapes.
+    """Split a model at a feature map. Submodules are shared with the model, not copied.
 
-    `layer` None is the last feature map before global pooling, an int counts the network's stages, a str names a
-    sub-module. The sub-modules are shared with `model`, not copied. Raises `RecipeError` for a network that torch.fx
-    cannot trace and for a layer that is not there or gives no feature map.
+    Args:
+        model: the classifier, in eval mode.
+        name: its name, for errors.
+        layer: None is the last feature map before global pooling, an int the index of a stage, a str the name of a
+            submodule.
+        images: (1, 3, H, W), or a clip, with which the model is run to find the shapes of its feature maps.
+
+    Raises:
+        RecipeError: torch.fx cannot trace the network; the layer does not exist or does not return a feature map.
     """
     tracer = _Tracer()
     try:
-        graph = tracer.follow(model, note_features=layer is None)
-        watch = _Shapes(fx.GraphModule(model, graph))
+        graph = tracer.follow(model, record_features=layer is None)
+        interpreter = _Shapes(fx.GraphModule(model, graph))
         with torch.no_grad():
-            logits = watch.run(images)
+            logits = interpreter.run(images)
     except Exception as error:
-        # Tracing runs the network's own Python, which may fail in any way.
+        # Tracing runs the network's own Python code, which can raise any exception.
         line = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise RecipeError(
             f"{name} cannot be traced ({line}): pass a module that maps images to features instead of its name."
         ) from error
-    outputs = {key: node for key, node in tracer.outputs.items() if node in watch.shapes}
-    node = _feature_node(model, name, layer, outputs, watch.shapes, images.ndim)
+    outputs = {key: node for key, node in tracer.outputs.items() if node in interpreter.shapes}
+    node = _feature_node(model, name, layer, outputs, interpreter.shapes, images.ndim)
 
     images_in = next(node for node in graph.nodes if node.op == "placeholder")
     features = _subgraph(model, graph, images_in, node)
     if features is None:
-        raise RecipeError(f"{name} needs more than images: pass a module that maps images to features.")
+        raise RecipeError(f"{name} has other inputs than images: pass a module that maps images to features.")
     end = next(node for node in graph.nodes if node.op == "output").args[0]
-    answers = isinstance(end, fx.Node) and isinstance(logits, Tensor)
-    head = _subgraph(model, graph, node, end) if answers else None
+    returns_tensor = isinstance(end, fx.Node) and isinstance(logits, Tensor)
+    head = _subgraph(model, graph, node, end) if returns_tensor else None
     if head is None and layer is None:
         raise RecipeError(
-            f"{name} has no feature map that its whole answer passes through, as a ConvNet has: name one with layer=."
+            f"{name} has no last feature map from which its whole output is computed, as a ConvNet has: choose a "
+            "layer with layer=."
         )
     if head is not None:
         _without_inplace(head)
         with torch.no_grad():
-            again = head(features(images))
-        # An operation that works only by its side effect hangs on nothing in the graph and would be lost by the cut.
-        if logits.isfinite().all() and (again - logits).abs().max() > 1e-4 * logits.abs().max():
+            split_logits = head(features(images))
+        # An operation that acts only by a side effect has no edges in the graph, and would be lost in the split.
+        if logits.isfinite().all() and (split_logits - logits).abs().max() > 1e-4 * logits.abs().max():
             raise RecipeError(
                 f"{name} cannot be cut at {layer or 'its last feature map'}: it changes tensors in place."
             )
-    return Split(features, head, watch.shapes[node][1])
+    return Split(features, head, interpreter.shapes[node][1])
 
 
 class _Tracer(fx.Tracer):
-    """Traces through all modules but torch's and those that timm says cannot be traced; notes who made which node."""
+    """Traces into all modules except torch's own and those that timm lists as not traceable.
+
+    `outputs` records the node of each submodule's output, by the submodule's name.
+    """
 
     def __init__(self) -> None:
         super().__init__(autowrap_functions=tuple(get_notrace_functions()))
@@ -78,35 +91,36 @@ class _Tracer(fx.Tracer):
         self.outputs: dict[str, fx.Node] = {}
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        # Linear layers and convolutions stay whole, in whatever dress a library puts them: CAM looks for their weights.
+        # Subclasses of linear layers and convolutions are not traced into either: CAM needs their weights.
         return isinstance(m, (*self.leaves, nn.Linear, nn.Conv2d)) or super().is_leaf_module(m, module_qualified_name)
 
     def call_module(self, m: nn.Module, forward: Any, args: Any, kwargs: Any) -> Any:
-        return self._note(self.path_of_module(m), super().call_module(m, forward, args, kwargs))
+        return self._record(self.path_of_module(m), super().call_module(m, forward, args, kwargs))
 
-    def follow(self, model: nn.Module, note_features: bool) -> fx.Graph:
+    def follow(self, model: nn.Module, record_features: bool) -> fx.Graph:
+        """Trace the model; with `record_features` also record the output of its method `forward_features`."""
         forward_features = getattr(model, FORWARD_FEATURES, None)
-        if not note_features or forward_features is None:
+        if not record_features or forward_features is None:
             return self.trace(model)
-        # A method is no module: it is wrapped while the trace lasts to learn where its output lies in the graph.
+        # A method is not a module, so it is wrapped during the trace to record the node of its output.
         setattr(
             model,
             FORWARD_FEATURES,
-            lambda *args, **kwargs: self._note(FORWARD_FEATURES, forward_features(*args, **kwargs)),
+            lambda *args, **kwargs: self._record(FORWARD_FEATURES, forward_features(*args, **kwargs)),
         )
         try:
             return self.trace(model)
         finally:
             delattr(model, FORWARD_FEATURES)
 
-    def _note(self, name: str, output: Any) -> Any:
+    def _record(self, name: str, output: Any) -> Any:
         if isinstance(output, fx.Proxy):
             self.outputs[name] = output.node
         return output
 
 
 class _Shapes(fx.Interpreter):
-    """Runs a graph and notes the shape of every tensor it makes."""
+    """Runs a graph and records the shape of every tensor in it."""
 
     def __init__(self, module: fx.GraphModule) -> None:
         super().__init__(module)
@@ -127,21 +141,21 @@ def _feature_node(
     shapes: dict[fx.Node, Any],
     rank: int,
 ) -> fx.Node:
-    """The node that computes the feature map meant by `layer`, which has as many sides as the images."""
+    """The node that computes the feature map selected by `layer`; a feature map has the rank of the images."""
     maps = [key for key, node in outputs.items() if len(shapes[node]) == rank and min(shapes[node][2:]) > 1]
     stages = _stages(model, maps)
     if layer is None:
         target = FORWARD_FEATURES if FORWARD_FEATURES in outputs else _last_child(model, maps)
     elif isinstance(layer, int):
         if not -len(stages) <= layer < len(stages):
-            listed = ", ".join(f"{index} {stage}" for index, stage in enumerate(stages))
-            raise RecipeError(f"{name} has no stage {layer}; its stages are {listed}.")
+            stage_list = ", ".join(f"{index} {stage}" for index, stage in enumerate(stages))
+            raise RecipeError(f"{name} has no stage {layer}; its stages are {stage_list}.")
         target = stages[layer]
     else:
         target = layer
     if target not in outputs:
         options = nearest(str(target), maps) or f"; its stages are {', '.join(stages)}"
-        raise RecipeError(f"{name} has no layer {target!r} that makes a feature map{options}.")
+        raise RecipeError(f"{name} has no layer {target!r} that returns a feature map{options}.")
     shape = shapes[outputs[target]]
     if target not in maps or (layer is None and getattr(model, "output_fmt", "NCHW") == "NHWC"):
         options = f"; layers that do: {', '.join(stages)}" if stages else ""
@@ -153,7 +167,8 @@ def _feature_node(
 
 
 def _stages(model: nn.Module, maps: list[str]) -> list[str]:
-    """The sub-modules that an integer layer counts: timm's own list, or the children that make feature maps."""
+    """Names of the stages that an integer `layer` selects: timm's `feature_info`, or the children that return feature
+    maps."""
     info = getattr(model, "feature_info", None)
     if info:
         return [stage["module"] for stage in info if stage["module"] in maps]
@@ -166,22 +181,22 @@ def _stages(model: nn.Module, maps: list[str]) -> list[str]:
 
 
 def _last_child(model: nn.Module, maps: list[str]) -> str:
-    """The last top-level child that makes a feature map and does not pool it."""
+    """Name of the last top-level child that returns a feature map and is not a pooling layer."""
     pools = (nn.AdaptiveAvgPool2d, nn.AvgPool2d)
     children = [key for key, child in model.named_children() if key in maps and not isinstance(child, pools)]
     return children[-1] if children else FORWARD_FEATURES
 
 
 def _subgraph(model: nn.Module, graph: fx.Graph, start: fx.Node, end: fx.Node) -> fx.GraphModule | None:
-    """The graph that computes `end` from `start` alone; None where it needs the images by another path."""
-    nodes, todo = {start}, [end]
-    while todo:
-        node = todo.pop()
+    """The graph that computes `end` from `start` alone; None if it also depends on the images in another way."""
+    nodes, pending = {start}, [end]
+    while pending:
+        node = pending.pop()
         if node not in nodes:
             if node.op == "placeholder":
                 return None
             nodes.add(node)
-            todo.extend(node.all_input_nodes)
+            pending.extend(node.all_input_nodes)
     part = fx.Graph()
     copies = {start: part.placeholder("features" if start.op != "placeholder" else "images")}
     for node in graph.nodes:
@@ -192,7 +207,7 @@ def _subgraph(model: nn.Module, graph: fx.Graph, start: fx.Node, end: fx.Node) -
 
 
 def _without_inplace(head: fx.GraphModule) -> None:
-    """Keep the head's hands off the features, which are its caller's."""
+    """Switch off in-place operations in the head, which would change the caller's features."""
     for node in head.graph.nodes:
         if node.kwargs.get("inplace"):
             node.update_kwarg("inplace", False)

@@ -1,4 +1,4 @@
-"""Motion: how much each patch of a clip changes from one moment to the next. No network is asked."""
+"""The motion map: how much each patch of a clip changes over time, computed without a network."""
 
 from __future__ import annotations
 
@@ -13,21 +13,21 @@ from ..errors import InputError
 
 
 def motion_map(clips: Tensor, grid: Sequence[int]) -> Tensor:
-    """Mean absolute difference of each patch from the one before it at its place: (B, C, T, H, W) -> (B, *grid) fp32.
+    """Mean absolute difference of each patch to the previous patch at its position: (B, C, T, H, W) -> (B, *grid) fp32.
 
-    A patch is a tubelet, T / t frames of H / h x W / w pixels, and each of its values is compared with the one as many
-    frames earlier, in the units in which the clips come: what run-length tokenization (Choudhury et al., NeurIPS 2024,
-    arXiv 2411.05222, section 3) compares with its threshold. The first patch of a place, which has none before it,
-    takes the value of the second; a grid of one moment is all zeros.
+    A patch is a tubelet of T / t frames of H / h x W / w pixels; each value is compared with that T / t frames earlier,
+    in the units of the clips. Run-length tokenization (Choudhury et al., NeurIPS 2024, arXiv 2411.05222, section 3)
+    compares this difference with a threshold. The first patch of a position, which has no previous one, gets the value
+    of the second; on a grid with t = 1 all values are zero.
 
     Raises:
-        InputError: no clip, or a number of frames that is no multiple of t.
+        InputError: the input is not a clip, or its number of frames is not a multiple of t.
     """
     t, h, w = grid
     frames = as_int(clips.shape[2]) if clips.ndim == 5 else 0
     if frames == 0 or frames % t:
         raise InputError(
-            f"Motion is between frames: expected clips (B, C, T, H, W) with T a multiple of {t}, not "
+            f"Motion is computed between frames: expected clips (B, C, T, H, W) with T a multiple of {t}, not "
             f"{tuple(clips.shape)}."
         )
     tubelets = clips.to(torch.promote_types(clips.dtype, torch.float32)).unflatten(2, (t, frames // t))

@@ -1,4 +1,4 @@
-"""Proposals: the small frozen ConvNets whose feature maps say where an image has something to tell."""
+"""Proposals: small frozen ConvNets whose feature maps give the significance of patches."""
 
 from __future__ import annotations
 
@@ -19,32 +19,37 @@ from .fold import fold
 from .graph import split
 
 IMAGES_PER_THREAD = 4
-"""On CPUs a larger batch runs in pieces of this many images of 224 x 224 a thread: so they stay in the cache."""
+"""On CPUs large batches run in pieces of this many 224 x 224 images per thread, so that they fit in the cache."""
 
 
 class Frozen(nn.Module):
-    """A module that is never trained: it stays in eval mode, and a change of precision around it does not reach it."""
+    """A module that is never trained: it stays in eval mode, and `.half()` and the like do not change its dtype."""
 
     def train(self, mode: bool = True) -> Self:
         return super().train(False)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
-        def follow(tensor: Tensor) -> Tensor:
+        def apply_device(tensor: Tensor) -> Tensor:
             probe = fn(torch.empty(0, dtype=tensor.dtype, device=tensor.device))
-            # Casting there and back would round the weights: only the device is followed.
+            # Change only the device: casting to a lower precision and back would round the weights.
             return fn(tensor) if probe.dtype == tensor.dtype else tensor.to(probe.device)
 
-        return super()._apply(follow, recurse)
+        return super()._apply(apply_device, recurse)
 
 
 class Proposal(Frozen):
     """A frozen network that maps images (B, 3, H, W) to features (B, K, h, w), without gradients and autocast.
 
-    `head` maps the features to logits (B, classes); it is None where only features are known. `channels` is K where
-    it is known. `mean` and `std` are the statistics its input is normalised with, None for a module that takes the
-    host's tensor as it is. `video` says whether it reads clips (B, 3, T, H, W), where that is known, and `clip_size`
-    what frames, height and width it is given. `dtype` is its precision, None to go by its parameters. `in_pieces` lets
-    large batches run in pieces on CPUs.
+    Args:
+        features: the network, from images to features.
+        name: its name, for messages.
+        head: from features to logits (B, classes); None if there is no known classifier.
+        channels: K, if known.
+        mean, std: the normalisation of its input; None for a module that takes the host's images unchanged.
+        dtype: the dtype of its input; None takes that of its parameters.
+        in_pieces: run large batches in pieces on CPUs.
+        video: whether it reads clips (B, 3, T, H, W).
+        clip_size: frames, height and width to which clips are resized for it.
     """
 
     def __init__(
@@ -69,7 +74,7 @@ class Proposal(Frozen):
         self.eval()
 
     def forward(self, images: Tensor) -> Tensor:
-        """(B, 3, H, W), normalised -> features (B, K, h, w), or (B, K, t, h, w) of a module that reads video."""
+        """Normalised images (B, 3, H, W) -> features (B, K, h, w); clips (B, 3, T, H, W) -> (B, K, t, h, w)."""
         with torch.no_grad():
             features = _in_full_precision(self._run, images)
         if not isinstance(features, Tensor) or features.ndim != images.ndim:
@@ -77,7 +82,7 @@ class Proposal(Frozen):
         return features
 
     def logits(self, features: Tensor) -> Tensor:
-        """Features -> logits (B, classes), with gradients where those are enabled. `RecipeError` without a head."""
+        """Features -> logits (B, classes), with gradients if these are enabled. Raises `RecipeError` without a head."""
         if self.head is None:
             raise RecipeError(f"The proposal {self.name} has no known classifier: use significance='mean'.")
         return _in_full_precision(self.head, features)
@@ -102,12 +107,17 @@ def named_proposal(
     pretrained: bool = True,
     dtype: torch.dtype = torch.float32,
 ) -> Proposal:
-    """A ConvNet by its timm or torchvision name, made ready for inference.
+    """A ConvNet by its timm or torchvision name, optimised for inference and split at a feature map.
 
-    Multi-branch blocks (MobileOne, RepVGG) are re-parameterised, BatchNorms folded into convolutions, weights laid out
-    channels-last, and the network cut at the feature map `layer` says: None for the last before global pooling, an
-    int for one of the network's stages (timm's `feature_info`, torchvision's children; negative from the end), a str
-    for the output of a sub-module. `weights`, `sha256`, `args` and `pretrained` are those of `zoo.create`.
+    Multi-branch blocks (MobileOne, RepVGG) are re-parameterised, BatchNorms are folded into convolutions, and weights
+    are stored channels-last.
+
+    Args:
+        name: a name of timm or torchvision.
+        layer: the feature map: None is the last before global pooling, an int the index of a stage (timm's
+            `feature_info`, torchvision's children; negative from the end), a str the name of a submodule.
+        weights, sha256, args, pretrained: as in `zoo.create`.
+        dtype: the dtype of weights and input.
     """
     model, mean, std = zoo.create(name, weights=weights, sha256=sha256, args=args, pretrained=pretrained)
     model = reparameterize_model(model, inplace=True)
@@ -140,20 +150,20 @@ def named_video_proposal(
 ) -> Proposal:
     """A network of `zoo.VIDEO_PROPOSALS`, from clips (B, 3, T, H, W) to features (B, K, t, h, w).
 
-    `weights` is a file in a layout that `zoo.video_proposal` reads; the bundled network needs none. BatchNorms are
-    folded and flat 3-D convolutions run as 2-D ones, as far as `fold` can; `macs(fvcore_compat=True)` counts the
-    BatchNorms still, as the papers do.
+    `weights` is a file that `zoo.video_proposal` can load; the bundled network needs none. BatchNorms are folded and
+    3-D convolutions with flat kernels run as 2-D ones, see `fold`; `macs(fvcore_compat=True)` still counts the
+    BatchNorms, as the papers do.
 
     Raises:
-        RecipeError: `layer` or `args`, which belong to networks that read images.
-        InputError: no weights, where they are not allowed to be random (`pretrained=False`): none are downloaded.
+        RecipeError: `layer` or `args` are given, which only image proposals take.
+        InputError: no weights are given, and `pretrained=False` does not allow random ones; none are downloaded.
     """
     if layer is not None or args:
-        raise RecipeError(f"layer= and proposal_args= are for proposals that read images, and {name} reads video.")
+        raise RecipeError(f"layer= and proposal_args= are for image proposals, but {name} reads video.")
     if weights is None and pretrained and name not in zoo.BUNDLED:
         raise InputError(
             f"The proposal {name} has no weights, and none are downloaded: give proposal_weights=FILE, a checkpoint of "
-            "PyTorchVideo or mmaction2; or pass pretrained=False to sieve() for random ones, to measure cost alone."
+            "PyTorchVideo or mmaction2; or, to measure only cost, pass pretrained=False to sieve() for random weights."
         )
     state = None if weights is None else zoo.read_weights(weights, sha256)
     net: Any = zoo.video_proposal(name, state, pretrained=pretrained)
@@ -174,23 +184,23 @@ def named_video_proposal(
 
 
 def module_proposal(module: nn.Module | Callable[[Tensor], Tensor], layer: int | str | None = None) -> Proposal:
-    """A network of the user's own as it is: neither copied, folded, renormalised nor cast, only put in eval mode.
+    """The user's own network as a proposal: not copied, optimised, renormalised or cast, only switched to eval mode.
 
-    Without `layer` it maps images (B, 3, H, W) to features (B, K, h, w); a bound method such as
-    `net.forward_features` will do. With `layer` it is a classifier that is cut there, as `named_proposal` does.
+    Without `layer` it must map images (B, 3, H, W) to features (B, K, h, w), and may be a function, such as the bound
+    method `net.forward_features`. With `layer` it is a classifier, which is split there as in `named_proposal`.
     """
     if layer is None:
         name = getattr(module, "__name__", type(module).__name__)
         return Proposal(module if isinstance(module, nn.Module) else _Function(module), name)
     if not isinstance(module, nn.Module):
-        raise RecipeError("layer= names a part of a module, and the proposal is a function: pass the module.")
+        raise RecipeError("layer= names a part of a module, but the proposal is a function: pass the module.")
     name = type(module).__name__
     parts = split(module.eval(), name, layer, _trial_images(module))
     return Proposal(parts.features, name, head=parts.head, channels=parts.channels)
 
 
 class _Function(nn.Module):
-    """A function of images; a bound method's module is held as a child, so that it follows the device."""
+    """A function as a module. The module of a bound method is a submodule, so that it is moved to other devices too."""
 
     def __init__(self, function: Callable[[Tensor], Tensor]) -> None:
         super().__init__()
@@ -203,8 +213,8 @@ class _Function(nn.Module):
 
 
 def _in_full_precision(function: Callable[[Tensor], Tensor], tensor: Tensor) -> Tensor:
-    """Call with autocast off. Where it is off already no context is entered: exporters would record it. Tensors without
-    memory, on which costs are counted, know none."""
+    """Call a function with autocast off. No context is entered if it is off already, since exporters would record it,
+    or for meta tensors, which are used to count costs."""
     if tensor.is_meta or not torch.is_autocast_enabled(tensor.device.type):
         return function(tensor)
     with torch.autocast(tensor.device.type, enabled=False):
@@ -212,13 +222,13 @@ def _in_full_precision(function: Callable[[Tensor], Tensor], tensor: Tensor) -> 
 
 
 def _dtype_of(module: nn.Module) -> torch.dtype | None:
-    """The one floating dtype of a module's parameters; None where there is none or more than one."""
+    """The floating-point dtype of a module's parameters; None if there is none or more than one."""
     dtypes = {parameter.dtype for parameter in module.parameters() if parameter.is_floating_point()}
     return dtypes.pop() if len(dtypes) == 1 else None
 
 
 def _trial_images(model: nn.Module) -> Tensor:
-    """One picture of noise, of 3-D convolutions a clip, of the size and on the device that the model expects."""
+    """A noise image for a trial run, or a clip for 3-D convolutions, in the model's size and on its device."""
     parameter = next(model.parameters(), torch.empty(0))
     clip = (3, 16, 64, 64) if any(isinstance(module, nn.Conv3d) for module in model.modules()) else None
     noise = torch.randn(1, *(clip or InputSpec.of(model)), generator=torch.Generator().manual_seed(0))
@@ -226,6 +236,7 @@ def _trial_images(model: nn.Module) -> Tensor:
 
 
 def _not_features(name: str, output: Any) -> str:
+    """The error message for a module whose output is not a feature map."""
     if not isinstance(output, Tensor):
         return f"The proposal {name} returns {type(output).__name__}, not a tensor of features (B, K, h, w)."
     if output.ndim == 2:

@@ -1,4 +1,4 @@
-"""From the settings of a recipe to the module that ranks an image's patches."""
+"""Builds the module that computes significance maps, from the settings of a recipe."""
 
 from __future__ import annotations
 
@@ -21,29 +21,33 @@ from .motion import motion_map
 from .proposal import Frozen, Proposal, module_proposal, named_proposal, named_video_proposal
 
 UNTRACEABLE = {
-    "grad-cam": "takes gradients, which no file computes",
-    "grad-cam++": "takes gradients, which no file computes",
-    "score-cam": "runs the proposal anew for every channel of every image",
+    "grad-cam": "needs gradients, which an exported file cannot compute",
+    "grad-cam++": "needs gradients, which an exported file cannot compute",
+    "score-cam": "runs the proposal once for every channel of every image",
 }
-"""Maps that no graph can hold, and why."""
-_UNTRACEABLE_BY_JIT = UNTRACEABLE | {"random": "hashes the bits of the images, which TorchScript cannot see"}
+"""Kind of map that cannot be exported -> the reason."""
+_UNTRACEABLE_BY_JIT = UNTRACEABLE | {"random": "hashes the bits of the images, which TorchScript cannot record"}
 TIMES_MOTION = "*motion"
-"""Behind a reduction's name: the map, laid on the grid, times how much each patch changes over time."""
+"""Suffix of a reduction's name: the map, interpolated to the grid, is multiplied by the motion map."""
 PATCH = 16
-"""Pixels a side of the patches for which a map is made where no grid is given and the map has no size of its own."""
+"""Patch side in pixels for maps without a size of their own, if no grid is given."""
 
 
 class Significance(Frozen):
-    """How much each patch of an image matters; keeps nothing between calls.
-
-    `proposal` is the network that makes it, None where there is none; `name` says in words what ranks, `kind` is the
-    recipe's word for how.
-    """
+    """Computes the significance map of images; keeps nothing between calls."""
 
     def __init__(
         self, source: nn.Module, name: str, *, kind: str = "", align_corners: bool = True, moving: bool = False
     ) -> None:
-        """`moving` multiplies the map by how much each patch of a clip changes."""
+        """Wrap a source of maps.
+
+        Args:
+            source: a module from images and a grid to maps.
+            name: a description of the source, for messages.
+            kind: the reduction, as named in the recipe; empty for maps and functions of the user.
+            align_corners: of the interpolation to the grid.
+            moving: multiply the map by the motion map of the clip.
+        """
         super().__init__()
         self.source, self.name, self.kind, self.align_corners = source, name, kind, align_corners
         self.moving = moving
@@ -51,28 +55,28 @@ class Significance(Frozen):
 
     @property
     def proposal(self) -> Proposal | None:
-        """The network whose features are reduced to a map."""
+        """The network whose features are reduced to a map, or None."""
         return self.source.proposal if isinstance(self.source, FeatureMap) else None
 
     def forward(self, images: Tensor, grid: Sequence[int]) -> Tensor:
-        """Images (B, 3, H, W), or clips (B, 3, T, H, W), normalised as the host reads them, -> (B, prod(grid)) float32,
-        row-major, no gradients.
+        """The map of images (B, 3, H, W), or clips (B, 3, T, H, W), with the host's normalisation: (B, prod(grid))
+        float32, row-major, without gradients.
 
         Raises `InputError` for images or maps whose shapes do not fit.
         """
         return self.for_images(images)(grid)
 
     def for_images(self, images: Tensor) -> Callable[[Sequence[int]], Tensor]:
-        """A function from a grid to the map of these images, as `forward` gives it; a network runs once, here."""
-        independent = isinstance(self.source, (FeatureMap, CallableMap))  # torch 2.6 does not compile a test for A | B
-        computed = self.maps(images) if independent else None
+        """A function from a grid to the map of these images, as in `forward`; a network runs only once, here."""
+        grid_free = isinstance(self.source, (FeatureMap, CallableMap))  # torch 2.6 cannot compile a test for A | B
+        computed = self.maps(images) if grid_free else None
 
         def on_grid(grid: Sequence[int]) -> Tensor:
             grid = tuple(grid)
             maps = self.maps(images, grid) if computed is None else computed
             if maps.ndim != 2:
                 maps = resize_map(maps, grid, self.align_corners).flatten(1)
-            count = images.shape[0]  # not len(): exporters with a free batch size would fix it
+            count = images.shape[0]  # not len(), which would fix a dynamic batch size in exports
             if maps.shape[1] != prod(grid) or maps.shape[0] not in (1, count):
                 raise InputError(
                     f"The significance map of {self.name} has shape {tuple(maps.shape)}, which does not fit {count} "
@@ -84,9 +88,9 @@ class Significance(Frozen):
         return on_grid
 
     def maps(self, images: Tensor, grid: Sequence[int] | None = None) -> Tensor:
-        """The maps as they are made, before they are resized: (B, h, w), or (B, P) from a source that makes those.
+        """The maps before interpolation: (B, h, w), for video (B, t, h, w), or (B, P), depending on the source.
 
-        `grid` is for maps that have no size of their own (`random`, `centre`): by default patches of 16 pixels.
+        `grid` is used by maps that have no size of their own (`random`, `centre`); the default is patches of 16 pixels.
         """
         if torch.jit.is_tracing() and self.kind in _UNTRACEABLE_BY_JIT:
             raise ExportError(
@@ -120,35 +124,36 @@ def build(
     pretrained: bool = True,
     video: bool = False,
 ) -> Significance:
-    """Build the significance source of a recipe's settings.
+    """Build the significance module from the settings of a recipe.
 
     Args:
-        proposal: the ConvNet whose features make the map: a name that timm or torchvision knows (see
-            `named_proposal`), of video a name of `zoo.VIDEO_PROPOSALS`, or the user's own module from images to
-            features (see `module_proposal`), which receives the host's tensor as it is, clips as (B, C, T, H, W).
-        significance: how its features become a map: a name in `REDUCTIONS`, of video also `mean*motion` and its like,
-            times the motion; without any proposal: `random` and `centre`, of video `motion`, a tensor (P,), (B, P),
-            (h, w) or (B, h, w) used as the map, or a callable from images to (B, h, w) or (B, P).
-        layer: the feature map that is read; None is the last one.
-        align_corners: of the interpolation to the token grid; the published code says True.
-        proposal_norm: `native` gives a named proposal the images as it was trained on, `shared` as the host reads them.
+        proposal: the ConvNet whose features are reduced to the map: a name of timm or torchvision (see
+            `named_proposal`), for video a name in `zoo.VIDEO_PROPOSALS`, or the user's own module from images to
+            features (see `module_proposal`), which gets the host's images unchanged, clips as (B, C, T, H, W).
+        significance: how the features are reduced: a name in `REDUCTIONS`, for video also with the suffix `*motion`,
+            such as `mean*motion`, to multiply by the motion map. Or a map without a proposal: `random`, `centre`, for
+            video `motion`; a tensor (P,), (B, P), (h, w) or (B, h, w); a callable from images to (B, h, w) or (B, P).
+        layer: the feature map to use; None is the last one.
+        align_corners: of the interpolation to the token grid; True as in the published code.
+        proposal_norm: `native` gives a named proposal images with the normalisation of its training, `shared` with that
+            of the host.
         proposal_size: side, (height, width) or (frames, height, width) to which the proposal's input is resized
-            linearly; `host` leaves it. None is the size of the clips that a named proposal of video reads in the paper,
-            and leaves all else.
-        proposal_weights, proposal_sha256, proposal_args, pretrained: of a named proposal, as in `zoo.create`.
-        proposal_dtype: precision of a named proposal, float32 by default.
-        seed: of `random`.
+            linearly; `host` leaves it unchanged. None: the paper's clip size for a named video proposal, unchanged for
+            others.
+        proposal_weights, proposal_sha256, proposal_args, pretrained: for a named proposal, as in `zoo.create`.
+        proposal_dtype: dtype of a named proposal, float32 by default.
+        seed: seed of `random`.
         mean, std: the host's normalisation, three numbers each.
-        video: the host reads video, (B, C, T, H, W) here.
+        video: whether the host reads video, passed here as (B, C, T, H, W).
 
     Raises:
-        RecipeError: settings that make no sense.
-        InputError: weights that cannot be had.
+        RecipeError: invalid settings.
+        InputError: weights cannot be loaded.
     """
     if proposal_norm not in ("native", "shared"):
         raise RecipeError(f"proposal_norm={proposal_norm!r} is unknown: choose native or shared.")
     if isinstance(significance, Tensor):
-        return Significance(GivenMap(significance), "tensor", align_corners=align_corners)
+        return Significance(TensorMap(significance), "tensor", align_corners=align_corners)
     if not isinstance(significance, str):
         if not callable(significance):
             raise RecipeError(
@@ -164,7 +169,7 @@ def build(
     reduction = significance.removesuffix(TIMES_MOTION)
     moving = reduction != significance
     if (moving or significance == "motion") and not video:
-        raise RecipeError(f"significance={significance} is between frames, and this model reads images.")
+        raise RecipeError(f"significance={significance} is computed between frames, but this model reads images.")
     if significance == "motion":
         return Significance(ControlMap(motion_map), "motion", kind="motion", align_corners=align_corners)
     if reduction not in REDUCTIONS:
@@ -191,7 +196,7 @@ def build(
         }
         for setting, value in proposal_settings.items():
             if value is not None:
-                raise RecipeError(f"{setting}= belongs to a proposal given by name; a module is used as it is.")
+                raise RecipeError(f"{setting}= belongs to a proposal given by name; a module is used unchanged.")
         net = module_proposal(proposal, layer)
     check_head(net, reduction)
     affine = None
@@ -203,7 +208,7 @@ def build(
 
 
 class ControlMap(nn.Module):
-    """A map made without a network."""
+    """A map computed without a network, by a function of images and grid."""
 
     def __init__(self, make: Callable[[Tensor, tuple[int, ...]], Tensor]) -> None:
         super().__init__()
@@ -214,7 +219,7 @@ class ControlMap(nn.Module):
 
 
 class CallableMap(nn.Module):
-    """The user's own function or module from images to maps."""
+    """Maps by the user's own function or module from images to maps."""
 
     def __init__(self, function: Callable[[Tensor], Tensor]) -> None:
         super().__init__()
@@ -230,8 +235,8 @@ class CallableMap(nn.Module):
         return maps
 
 
-class GivenMap(nn.Module):
-    """A tensor that is the map, for every image or image by image."""
+class TensorMap(nn.Module):
+    """A map given as a tensor, the same for all images or one for each image."""
 
     values: Tensor
 
@@ -259,17 +264,17 @@ class GivenMap(nn.Module):
 
 
 def _check_reads(proposal: str, video: bool) -> None:
-    """Refuse a named proposal that reads images where the host reads video, and the other way round."""
+    """Raise `RecipeError` if a named proposal reads images and the host reads video, or the other way round."""
     reads_video = proposal in zoo.VIDEO_PROPOSALS
     if video and not reads_video:
         raise RecipeError(
             f"The proposal {proposal} reads images, and this model reads video: name one of "
             f"{', '.join(zoo.VIDEO_PROPOSALS)}, give a module from clips (B, 3, T, H, W) to features, or use a map "
-            "that asks no network (significance=motion)."
+            "without a network (significance=motion)."
         )
     if reads_video and not video:
         raise RecipeError(
-            f"The proposal {proposal} reads video, and this model reads images: name a ConvNet for these."
+            f"The proposal {proposal} reads video, and this model reads images: name a ConvNet for images."
         )
 
 

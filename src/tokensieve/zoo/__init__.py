@@ -1,4 +1,4 @@
-"""Names and files to models, with their weights and their normalisation."""
+"""Creates models from names and weights files, with the mean and standard deviation of their input."""
 
 from .hf_video import VIDEO_MODELS
 from .models import Loaded, create, file_sha256, read_weights, without_memory

@@ -1,5 +1,7 @@
-"""transformers' models that read videos: by short names, by the names of checkpoints, from folders. Nothing of
-transformers is imported before one is requested."""
+"""transformers' video models, created from a short name, the name of a checkpoint, or a folder.
+
+transformers is imported only when such a model is requested.
+"""
 
 from __future__ import annotations
 
@@ -16,27 +18,28 @@ from ..errors import InputError, RecipeError, first_line
 from .videomae_keys import EPS, from_mmaction2, is_mmaction2
 
 TRANSFORMERS = "transformers/"
-"""In front of the name of a checkpoint on the Hugging Face Hub, or of a folder with one."""
+"""Prefix for the name of a checkpoint on the Hugging Face Hub, or of a folder that holds a checkpoint."""
 PROCESSORS = ("preprocessor_config.json", "video_preprocessor_config.json")
-"""Files beside a checkpoint that say how its clips are normalised."""
+"""Files of a checkpoint that hold the mean and standard deviation of its clips."""
 IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 HALF = ((0.5,) * 3, (0.5,) * 3)
 KEY_BIAS = "attention.attention.key.bias"
-READ = ("VideoMAE", "Vivit", "VJEPA2")
-"""How the classes of models begin that are opened here."""
+FAMILIES = ("VideoMAE", "Vivit", "VJEPA2")
+"""Prefixes of the supported model classes."""
 
 
 class VideoModel(NamedTuple):
-    """An architecture and the checkpoint that its name stands for."""
+    """A video architecture and its checkpoint on the Hub."""
 
     kind: str
-    """The prefix of transformers' classes KINDConfig and KINDForVideoClassification."""
+    """The prefix KIND of transformers' classes KINDConfig and KINDForVideoClassification."""
     checkpoint: str
     settings: Mapping[str, Any]
-    """Settings of the configuration that are not the default."""
+    """Entries of the configuration that differ from its defaults."""
     norm: tuple[tuple[float, ...], tuple[float, ...]] = IMAGENET
+    """Mean and standard deviation of clips per channel, for values in [0, 1]."""
     clips: Mapping[str, Any] = {}
-    """Settings of `VideoPreprocessing` for it."""
+    """Arguments of `VideoPreprocessing` for this model."""
 
 
 def _mae(size: str, width: int, depth: int, heads: int, data: str = "kinetics", classes: int = 400) -> VideoModel:
@@ -68,29 +71,29 @@ VIDEO_MODELS: dict[str, VideoModel] = {
         mlp_ratio=48 / 11,
     ),
 }  # fmt: skip
-"""By short name; `create` knows them, with random weights or with those of the checkpoint."""
+"""Short name -> model; `create` makes these with random weights or with those of the checkpoint."""
 
 
 def is_video_model(name: str) -> bool:
-    """Whether `build` makes the model of this name."""
+    """Whether `build` can create a model of this name."""
     return name in VIDEO_MODELS or name.startswith(TRANSFORMERS)
 
 
 def build(
     name: str, args: Mapping[str, Any], *, download: bool, state: Mapping[str, Tensor] | None = None
 ) -> nn.Module:
-    """A model that reads videos; its `pretrained_cfg` says how, as far as it is known.
+    """Create a video model. Its `pretrained_cfg` holds mean, standard deviation and, if known, how clips are sampled.
 
     Args:
-        name: of `VIDEO_MODELS`, or "transformers/" and a checkpoint's name on the Hub or a folder.
-        args: settings of the configuration.
-        download: take the checkpoint's weights; random ones otherwise.
-        state: weights instead, under the names of the model or under those of checkpoints.
+        name: a name in `VIDEO_MODELS`, or "transformers/" and the name of a checkpoint on the Hub or a folder.
+        args: entries of the configuration to change.
+        download: load the checkpoint's weights; False: random weights.
+        state: a state dict to load instead, with transformers' names, or with mmaction2's for VideoMAE.
 
     Raises:
-        RecipeError: the checkpoint is of no model that reads videos.
-        InputError: transformers is not installed; a checkpoint does not say how clips are normalised; weights that do
-            not fit.
+        RecipeError: the checkpoint is not one of a supported video model.
+        InputError: transformers is not installed; the checkpoint has no mean and standard deviation; weights do not
+            fit.
     """
     try:
         import transformers
@@ -99,14 +102,14 @@ def build(
     entry = VIDEO_MODELS.get(name)
     source = entry.checkpoint if entry else name.removeprefix(TRANSFORMERS)
     if not Path(source).is_dir() and (source.count("/") > 1 or source.startswith(("/", ".", "~"))):
-        raise InputError(f"There is no folder {source}, and a checkpoint on the Hub is called OWNER/NAME.")
+        raise InputError(f"There is no folder {source}. The name of a checkpoint on the Hub has the form OWNER/NAME.")
     if entry:
         kind: Any = getattr(transformers, f"{entry.kind}ForVideoClassification")
         config = kind.config_class(**{**entry.settings, **args})
     else:
         config = transformers.AutoConfig.from_pretrained(source, **args)
         kind = _kind(transformers, config, source)
-    # A named checkpoint has its own configuration, which knows more than its architecture, such as names of classes.
+    # For a short name, from_pretrained loads the checkpoint's own configuration, which also has names of classes.
     settings = args if entry else {"config": config}
     if state is not None:
         model = _loaded(kind, config, state, name)
@@ -118,7 +121,8 @@ def build(
     norm = _normalisation(source) if download or not entry else None
     if norm is None and not entry:
         raise InputError(
-            f"{source} says in no {' or '.join(PROCESSORS)} how clips are normalised (image_mean, image_std): add it."
+            f"{source} has no {' or '.join(PROCESSORS)} that gives the mean and standard deviation of clips "
+            "(image_mean, image_std): add it."
         )
     mean, std = norm or (entry.norm if entry else IMAGENET)
     on_one_device(model).pretrained_cfg = {**(entry.clips if entry else {}), "mean": mean, "std": std}
@@ -126,7 +130,8 @@ def build(
 
 
 def on_one_device(model: Any) -> Any:
-    """The model, its table of positions where its weights are: VideoMAE makes it by numpy, on the CPU."""
+    """Move VideoMAE's position table to the device of the weights (transformers creates it with numpy, on the CPU), and
+    return the model."""
     if (encoder := getattr(model, "videomae", None)) is not None:
         embeddings = encoder.embeddings
         device = embeddings.patch_embeddings.projection.weight.device
@@ -135,10 +140,10 @@ def on_one_device(model: Any) -> Any:
 
 
 def _loaded(kind: Any, config: Any, state: Mapping[str, Tensor], name: str) -> Any:
-    """A model with these weights, by transformers itself, which knows what older checkpoints call them; mmaction2's
-    names of a VideoMAE's are known here."""
-    is_published = kind.__name__.startswith("VideoMAE") and is_mmaction2(state)
-    if is_published:
+    """A model with these weights. transformers maps the names of its older checkpoints; mmaction2's names of VideoMAE
+    weights are mapped here."""
+    from_mmaction = kind.__name__.startswith("VideoMAE") and is_mmaction2(state)
+    if from_mmaction:
         config.layer_norm_eps = EPS
         with torch.device("meta"):
             positions = kind(config).videomae.embeddings.position_embeddings
@@ -147,24 +152,25 @@ def _loaded(kind: Any, config: Any, state: Mapping[str, Tensor], name: str) -> A
         model, info = kind.from_pretrained(
             None, config=config, state_dict=dict(state), output_loading_info=True, ignore_mismatched_sizes=True
         )
-    if is_published:
+    if from_mmaction:
         model.fc_norm.eps = EPS
     for kind_of_keys, problem in (
         ("missing_keys", "the file has no {}"),
         ("unexpected_keys", "the model has no {}"),
         ("mismatched_keys", "{} has another shape in the file than in the model"),
     ):
-        # Keys of other shapes come with the two shapes.
+        # each entry of "mismatched_keys" is a tuple of the key and its two shapes
         names = [key if isinstance(key, str) else str(key[0]) for key in info[kind_of_keys]]
-        # Older versions have biases of keys, which change nothing: checkpoints leave them out, and they begin at zero.
-        if wrong := sorted(name for name in names if not (kind_of_keys == "missing_keys" and name.endswith(KEY_BIAS))):
+        # Older transformers has a bias for keys, which does not affect attention; checkpoints omit it, it starts at 0.
+        wrong = sorted(key for key in names if not (kind_of_keys == "missing_keys" and key.endswith(KEY_BIAS)))
+        if wrong:
             raise InputError(f"Cannot load weights into {name}: {problem.format(wrong[0])} ({len(wrong)} such keys).")
     return model
 
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Without transformers' progress bars and reports; downloads have bars of their own."""
+    """Switch off transformers' progress bars and warnings; the bars of downloads stay."""
     from transformers.utils import logging
 
     level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
@@ -179,23 +185,23 @@ def _quiet() -> Iterator[None]:
 
 
 def _kind(transformers: Any, config: Any, source: str) -> Any:
-    """The class of a checkpoint's model."""
+    """The model class of a checkpoint."""
     architecture = (getattr(config, "architectures", None) or ["no class"])[0]
-    if not architecture.startswith(READ) or not hasattr(transformers, architecture):
+    if not architecture.startswith(FAMILIES) or not hasattr(transformers, architecture):
         raise RecipeError(
-            f"{source} holds a model of {architecture}: by this name models open that read videos ({', '.join(READ)}); "
-            "of others a function returns the model, --model package.module:function."
+            f"{source} holds a {architecture}: 'transformers/NAME' opens video models only ({', '.join(FAMILIES)}). "
+            "For other models write a function that returns the model, and give --model package.module:function."
         )
     return getattr(transformers, architecture)
 
 
 def _normalisation(source: str) -> tuple[tuple[float, ...], tuple[float, ...]] | None:
-    """Mean and standard deviation as a checkpoint's processor states them, of values in [0, 1]."""
+    """Mean and standard deviation from a checkpoint's processor file, for values in [0, 1]; None if it has none."""
     from transformers.utils import cached_file
 
-    quietly = {"_raise_exceptions_for_missing_entries": False, "_raise_exceptions_for_connection_errors": False}
+    no_exceptions = {"_raise_exceptions_for_missing_entries": False, "_raise_exceptions_for_connection_errors": False}
     for file in PROCESSORS:
-        path = cached_file(source, file, **quietly)
+        path = cached_file(source, file, **no_exceptions)
         if path is None:
             continue
         try:
@@ -204,7 +210,7 @@ def _normalisation(source: str) -> tuple[tuple[float, ...], tuple[float, ...]] |
             raise InputError(f"{file} of {source} cannot be read: {first_line(error)}.") from error
         if "image_mean" in config and "image_std" in config:
             mean, std = tuple(map(float, config["image_mean"])), tuple(map(float, config["image_std"]))
-            if config.get("offset"):  # ViViT's processor has values in [-1, 1] before it normalises them
+            if config.get("offset"):  # ViViT's processor scales values to [-1, 1] before it normalises them
                 mean, std = tuple((1 + m) / 2 for m in mean), tuple(s / 2 for s in std)
             return mean, std
     return None

@@ -1,4 +1,4 @@
-"""What the hub's client says of its retries, cut to one sentence."""
+"""Reduces the log messages of huggingface_hub about retries to one sentence."""
 
 from __future__ import annotations
 
@@ -7,40 +7,40 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 RETRIES = ("thrown while requesting", "Retrying in")
-"""Parts of its lines, of which it writes some twenty for a file that cannot be had."""
+"""Text found in these messages; the client logs about twenty of them for a file that it cannot download."""
 
 
-class _Once(logging.Filter):
-    """Lets the first of those lines through in our words, and none of the others."""
+class _RetryFilter(logging.Filter):
+    """Replaces the first message about a retry by a short sentence, and drops the later ones."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.said = False
+        self.logged = False
 
     def filter(self, record: logging.LogRecord) -> bool:
-        if not any(part in record.getMessage() for part in RETRIES):
+        if not any(text in record.getMessage() for text in RETRIES):
             return True
-        if self.said:
+        if self.logged:
             return False
-        self.said = True
+        self.logged = True
         record.msg, record.args = "The hub does not answer, trying again for up to a minute.", ()
         return True
 
 
 @contextmanager
 def one_sentence_of_retries() -> Iterator[None]:
-    """Within, the hub's client says once that it tries again."""
+    """A context in which huggingface_hub logs one message about retries, not one for each."""
     try:
         from huggingface_hub.utils import logging as hub
-    except ImportError:  # nothing will use a hub
+    except ImportError:  # not installed, so it cannot log anything
         yield
         return
-    once = _Once()
+    retry_filter = _RetryFilter()
     handlers = [*hub.get_logger("huggingface_hub").handlers, *logging.getLogger().handlers]
     for handler in handlers:
-        handler.addFilter(once)
+        handler.addFilter(retry_filter)
     try:
         yield
     finally:
         for handler in handlers:
-            handler.removeFilter(once)
+            handler.removeFilter(retry_filter)

@@ -1,4 +1,4 @@
-"""A name that this package, timm or torchvision knows, and perhaps a file of weights, to a model in eval mode."""
+"""Creates a model in eval mode from a name of this package, timm, torchvision or transformers, and a weights file."""
 
 import hashlib
 import inspect
@@ -23,16 +23,16 @@ from .nano import BUILDERS, BUNDLED, bundled_weights
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 SWIN3D = {"mean": IMAGENET_MEAN, "std": IMAGENET_STD, "frames": 32, "stride": 2}
-"""Clips that torchvision's Swin3D was trained on."""
+"""Preprocessing of the clips that torchvision's Swin3D was trained on."""
 TORCHVISION = "torchvision/"
-"""Prefix of a name that timm knows too, where torchvision's model is meant."""
+"""Prefix that selects torchvision's model where timm has a model of the same name."""
 
 
 @contextmanager
 def without_memory() -> Iterator[None]:
-    """Models made in here are on the meta device: they have shapes, no numbers, so that giants cost nothing.
+    """A context in which models are created on the meta device, with shapes but no data, so that they need no memory.
 
-    Their constructors may still read what they computed with `torch.linspace`, as timm does for stochastic depth.
+    `torch.linspace` still computes on the CPU, since constructors read its values, as timm's do for stochastic depth.
     """
     with torch.device("meta"), _NumbersOnCPU():
         yield
@@ -46,7 +46,7 @@ class _NumbersOnCPU(TorchFunctionMode):
 
 
 class Loaded(NamedTuple):
-    """A model in eval mode, and the mean and standard deviation per channel that its input is normalised with."""
+    """A model in eval mode, with the mean and standard deviation per channel of its input, for values in [0, 1]."""
 
     model: nn.Module
     mean: tuple[float, ...]
@@ -61,26 +61,31 @@ def create(
     pretrained: bool = True,
     args: Mapping[str, Any] | None = None,
 ) -> Loaded:
-    """Create the model called `name`: a bundled one, else from timm if timm knows the name, else from torchvision.
+    """Create a model in eval mode.
 
-    "torchvision/convnext_tiny" is torchvision's model, of a name that timm knows too. Of transformers the models that
-    read videos: names of `VIDEO_MODELS`, and "transformers/NAME" of any checkpoint or folder of one.
-    `weights` is a local file (safetensors, or a state dict that `torch.load(weights_only=True)` reads), loaded strictly
-    in float32; its SHA-256 is checked where `sha256` gives it. With `weights` nothing is ever downloaded; without, the
-    bundled weights, or the library's own pretrained ones, are loaded unless `pretrained` is False. `args` goes to
-    the constructor as it is, for example
-    `{"pad_type": "same", "pretrained_cfg_overlay": {"mean": (0.5, 0.5, 0.5)}}`.
+    Args:
+        name: a bundled model, else a name of timm, else of torchvision. "torchvision/convnext_tiny" is torchvision's
+            model where timm has the same name. For video also the names in `VIDEO_MODELS`, and "transformers/NAME" for
+            a checkpoint on the Hub or a folder that holds one.
+        weights: a local file (safetensors, or a state dict that `torch.load(weights_only=True)` reads), loaded strictly
+            in float32. Nothing is downloaded then. None: the bundled weights, or the library's pretrained ones.
+        sha256: the expected SHA-256 of `weights`; None is not checked.
+        pretrained: False, without `weights`: random weights.
+        args: keyword arguments of the constructor, for example
+            `{"pad_type": "same", "pretrained_cfg_overlay": {"mean": (0.5, 0.5, 0.5)}}`.
 
-    Raises `RecipeError` for an unknown name or unusable `args`, `InputError` for weights that cannot be had or used.
+    Raises:
+        RecipeError: an unknown name, or unusable `args`.
+        InputError: weights cannot be loaded.
     """
     _refuse_sources(name, args or {})
     if weights is None and pretrained and name in BUNDLED:
         weights = bundled_weights(name)
     if weights is None and pretrained and name in BUILDERS:
-        how = "proposal --model HOST --data FOLDER" if name == "nano_proposal" else name
+        arguments = "proposal --model HOST --data FOLDER" if name == "nano_proposal" else name
         raise InputError(
-            f"{name} has no weights in this version: tokensieve train {how} makes them. Give them as weights=FILE, or "
-            "pass pretrained=False for random ones."
+            f"{name} has no weights in this version: tokensieve train {arguments} makes them. Give them as "
+            "weights=FILE, or pass pretrained=False for random weights."
         )
     state = None if weights is None else read_weights(weights, sha256)
     download = pretrained and state is None
@@ -109,10 +114,10 @@ def create(
     except SieveError:
         raise
     except Exception as error:
-        # The libraries raise whatever their downloader raises: there is no one type to catch.
+        # The libraries pass on any exception of their downloaders, so there is no single type to catch.
         if download:
             raise InputError(
-                f"The pretrained weights of {name} could not be had ({first_line(error)}): give weights=FILE."
+                f"The pretrained weights of {name} could not be loaded ({first_line(error)}): give weights=FILE."
             ) from error
         raise RecipeError(f"{name} cannot be created: {first_line(error)}.") from error
     if state is not None and not is_video_model(name):
@@ -123,7 +128,7 @@ def create(
 
 
 def _refuse_sources(name: str, args: Mapping[str, Any]) -> None:
-    """Refuse arguments that have a library read weights by itself: unchecked, by whatever loader, from anywhere."""
+    """Raise RecipeError for arguments by which a library would load weights itself, unchecked and from any source."""
     sources = ("file", "url", "hf_hub_id", "hf_hub_filename", "state_dict", "custom_load", "source")
     remote = ["checkpoint_path"] if args.get("checkpoint_path") else []
     for setting in ("pretrained_cfg", "pretrained_cfg_overlay"):
@@ -131,13 +136,17 @@ def _refuse_sources(name: str, args: Mapping[str, Any]) -> None:
             remote += [f"{setting}[{key!r}]" for key in sources if config.get(key)]
     if remote:
         raise RecipeError(
-            f"{name} cannot be created with {remote[0]}, which says where weights come from: name their file as its "
-            "weights, which is checked."
+            f"{name} cannot be created with {remote[0]}, which would load weights unchecked: give their file as "
+            "`weights`."
         )
 
 
 def read_weights(path: str | PathLike[str], sha256: str | None = None) -> dict[str, torch.Tensor]:
-    """Read a state dict from a local file; floating tensors come as float32 or float64. Raises `InputError`."""
+    """Read a state dict from a local file; floating-point tensors are converted to float32, except float64.
+
+    Raises:
+        InputError: the file is missing, has another SHA-256, cannot be read, or holds no state dict.
+    """
     path = Path(path)
     if not path.is_file():
         raise InputError(f"There is no weights file {path}.")
@@ -148,50 +157,58 @@ def read_weights(path: str | PathLike[str], sha256: str | None = None) -> dict[s
             state = load_file(path)
         else:
             state = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch's unpickler stumbles over a file of another kind in any way
+    except Exception as error:  # for a file of another kind torch's unpickler can raise any exception
         raise InputError(f"{path} cannot be read as weights: {first_line(error)}.") from error
     if isinstance(state, Mapping):
-        # Training scripts store the weights beside the optimiser's state.
+        # Training scripts store the weights together with the optimiser's state.
         state = next(
             (state[key] for key in ("state_dict", "model", "model_state") if isinstance(state.get(key), Mapping)), state
         )
     if not isinstance(state, Mapping) or not all(isinstance(value, torch.Tensor) for value in state.values()):
         raise InputError(f"{path} holds no state dict: expected a mapping of names to tensors.")
-    wide = {key: value.is_floating_point() and value.dtype != torch.float64 for key, value in state.items()}
-    return {key: value.float() if wide[key] else value for key, value in state.items()}
+    converted = {key: value.is_floating_point() and value.dtype != torch.float64 for key, value in state.items()}
+    return {key: value.float() if converted[key] else value for key, value in state.items()}
 
 
 def load_strictly(
-    model: nn.Module, state: Mapping[str, torch.Tensor], description: str, called: Mapping[str, str] | None = None
+    model: nn.Module, state: Mapping[str, torch.Tensor], description: str, file_keys: Mapping[str, str] | None = None
 ) -> None:
-    """Load `state` into `model`; raises `InputError` that names the first key that does not fit.
+    """Load a state dict into a model.
 
-    `called` says what the file calls a key, where its layout is another.
+    Args:
+        model: the model.
+        state: weights under the model's keys.
+        description: for errors, such as "FILE into NAME".
+        file_keys: model key -> key in the file, for errors, where the two differ.
+
+    Raises:
+        InputError: a key is missing, unexpected, or of another shape; it names the first one.
     """
-    expected, named = model.state_dict(), called or {}
-    # Old checkpoints lack BatchNorm's step counter, which evaluation never reads.
-    # Older versions of transformers have biases of keys, which change nothing and begin at zero.
+    expected, file_keys = model.state_dict(), file_keys or {}
+    # Old checkpoints lack BatchNorm's step counter, which is not used in evaluation.
+    # Older transformers has a bias for keys, which does not affect attention and starts at zero.
     optional = ("num_batches_tracked", "attention.attention.key.bias")
     missing = [key for key in expected if key not in state and not key.endswith(optional)]
     unexpected = [key for key in state if key not in expected]
     wrong = [key for key in expected if key in state and expected[key].shape != state[key].shape]
     if missing:
-        name = named.get(missing[0], missing[0])
+        name = file_keys.get(missing[0], missing[0])
         raise InputError(f"Cannot load {description}: the file has no {name!r} ({len(missing)} such keys).")
     if unexpected:
         raise InputError(
             f"Cannot load {description}: the model has no {unexpected[0]!r} ({len(unexpected)} such keys)."
         )
     if wrong:
-        key, have, want = wrong[0], tuple(state[wrong[0]].shape), tuple(expected[wrong[0]].shape)
+        key = wrong[0]
         raise InputError(
-            f"Cannot load {description}: {named.get(key, key)!r} has shape {have} in the file and {want} in the model."
+            f"Cannot load {description}: {file_keys.get(key, key)!r} has shape {tuple(state[key].shape)} in the file "
+            f"and {tuple(expected[key].shape)} in the model."
         )
     model.load_state_dict(state, strict=False)
 
 
 def file_sha256(path: str | PathLike[str]) -> str:
-    """SHA-256 of a file's bytes, as 64 hexadecimal digits. Raises `InputError` for a file that is not there."""
+    """SHA-256 of a file, as 64 hexadecimal digits. Raises `InputError` if the file is missing or cannot be read."""
     try:
         with open(path, "rb") as file:
             return hashlib.file_digest(file, "sha256").hexdigest()
@@ -202,13 +219,13 @@ def file_sha256(path: str | PathLike[str]) -> str:
 
 
 def check_sha256(path: str | PathLike[str], sha256: str) -> None:
-    """Raises `InputError` for a file that is not there or has another SHA-256."""
+    """Raise `InputError` if a file is missing or has another SHA-256."""
     if (digest := file_sha256(path)) != sha256.lower():
-        raise InputError(f"{path} is not the file that was asked for: its SHA-256 is {digest}, expected {sha256}.")
+        raise InputError(f"{path} is not the file that was expected: its SHA-256 is {digest}, expected {sha256}.")
 
 
 def _torchvision_weights(name: str, download: bool) -> dict[str, Any]:
-    """Segmentation models fetch their backbone's weights unless told otherwise."""
+    """Arguments for the weights. Without download, segmentation models need `weights_backbone=None` too."""
     if download:
         return {"weights": "DEFAULT"}
     builder = torchvision.models.get_model_builder(name)

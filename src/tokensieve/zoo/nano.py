@@ -1,5 +1,5 @@
-"""The bundled models: a nano ViT, a nano ConvNeXt, and the nano ConvNet that ranks their patches, small enough to
-travel in the package."""
+"""The bundled models: a nano ViT, a nano ConvNeXt, and the nano ConvNet that is their proposal. Their weights are small
+enough to be part of the package."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def nano_vit(num_classes: int = CLASSES, img_size: int | tuple[int, int] = SIZE)
     """A plain timm ViT of 1.4 M parameters: 14 x 14 patches of 8 pixels, class token, depth 6, width 128, 4 heads.
 
     Patches are embedded by three convolutions of stride 2 (Xiao et al., "Early convolutions help transformers see
-    better", NeurIPS 2021): with a single one a model as small as this does not learn to read strokes.
+    better", NeurIPS 2021): with a single convolution, a model as small as this does not learn fine strokes.
     """
     stem = nn.Sequential(*_conv(3, 32, 3, 2), *_conv(32, 64, 3, 2), *_conv(64, 128, 3, 2), nn.Conv2d(128, 128, 1))
     model = VisionTransformer(
@@ -41,10 +41,10 @@ def nano_vit(num_classes: int = CLASSES, img_size: int | tuple[int, int] = SIZE)
 
 
 def nano_convnext(num_classes: int = CLASSES, img_size: int | tuple[int, int] = SIZE) -> ConvNeXt:
-    """A plain timm ConvNeXt of 1.7 M parameters, stages of 2, 2, 6 and 2 blocks: a host whose maps shrink.
+    """A plain timm ConvNeXt of 1.7 M parameters, a hierarchical host, with stages of 2, 2, 6 and 2 blocks.
 
-    Its stem is two overlapping convolutions, for the reason above, and its blocks count from the start: with the usual
-    layer scale of 1e-6 it stays at chance. `img_size` only says what it is meant for.
+    Its stem is two overlapping convolutions, for the same reason as in `nano_vit`. Layer scale starts at 1: with the
+    usual 1e-6 its accuracy stays at chance. `img_size` is only recorded in `pretrained_cfg`.
     """
     model = ConvNeXt(
         depths=(2, 2, 6, 2),
@@ -58,10 +58,10 @@ def nano_convnext(num_classes: int = CLASSES, img_size: int | tuple[int, int] = 
 
 
 class NanoConvNet(nn.Module):
-    """A classifier whose last feature map keeps one cell for each patch of the nano ViT.
+    """A classifier whose last feature map has one cell for each patch of the nano ViT.
 
-    Three convolutions of stride 2, then blocks of a wide depth-wise and two point-wise convolutions on 14 x 14 cells.
-    Images (B, 3, 112, 112) -> logits (B, num_classes); `features` maps them to (B, 64, 14, 14).
+    Images (B, 3, 112, 112) -> logits (B, num_classes); `features` maps them to (B, 64, 14, 14). It has three
+    convolutions of stride 2, then blocks of a 7 x 7 depth-wise and two point-wise convolutions on the 14 x 14 cells.
     """
 
     def __init__(self, num_classes: int = CLASSES, width: int = 64, depth: int = 2) -> None:
@@ -81,13 +81,13 @@ class NanoConvNet(nn.Module):
         return self.fc(self.pool(self.features(images)).flatten(1))
 
 
-def _conv(inward: int, outward: int, kernel: int, stride: int, padding: int = 1) -> tuple[nn.Module, ...]:
-    convolution = nn.Conv2d(inward, outward, kernel, stride, padding, bias=False)
-    return convolution, nn.BatchNorm2d(outward), nn.ReLU()
+def _conv(in_channels: int, out_channels: int, kernel: int, stride: int, padding: int = 1) -> tuple[nn.Module, ...]:
+    convolution = nn.Conv2d(in_channels, out_channels, kernel, stride, padding, bias=False)
+    return convolution, nn.BatchNorm2d(out_channels), nn.ReLU()
 
 
 def _config(size: int | tuple[int, int]) -> dict[str, object]:
-    """timm's `pretrained_cfg`, as far as preprocessing goes."""
+    """The entries of timm's `pretrained_cfg` for preprocessing."""
     height, width = (size, size) if isinstance(size, int) else size
     return {
         "input_size": (3, height, width), "mean": MEAN, "std": STD, "interpolation": "bicubic", "crop_pct": 1.0,
@@ -96,7 +96,7 @@ def _config(size: int | tuple[int, int]) -> dict[str, object]:
 
 
 def bundled_weights(name: str) -> Path:
-    """The file of a bundled model's weights."""
+    """The path at which the weights of a bundled model are stored; the file may be missing."""
     return Path(__file__).parent / "weights" / f"{name}.safetensors"
 
 
@@ -108,7 +108,7 @@ BUILDERS: dict[str, Callable[..., nn.Module]] = {
     "nano_video": nano_video,
     "nano_video_proposal": nano_video_proposal,
 }
-"""Name -> builder of the project's own models. `tokensieve train nano` trains those that read images, `tokensieve train
-nano_video` and `train nano_video_proposal` those that read video."""
+"""Name -> builder of this project's own models. `tokensieve train nano` trains the image models, `tokensieve train
+nano_video` and `train nano_video_proposal` the video models."""
 BUNDLED = {name: build for name, build in BUILDERS.items() if bundled_weights(name).is_file()}
-"""The models whose weights are in the package."""
+"""Name -> builder of the models whose weights are part of the package."""

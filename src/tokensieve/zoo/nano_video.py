@@ -1,4 +1,4 @@
-"""The bundled models that read video: a nano VideoMAE, and the nano 3-D ConvNet that ranks its patches."""
+"""The bundled video models: a nano VideoMAE, and the nano 3-D ConvNet that is its proposal."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def nano_video(num_labels: int = CLASSES, image_size: int = SIZE, num_frames: in
         from transformers import VideoMAEConfig, VideoMAEForVideoClassification
     except ImportError as error:
         raise InputError(
-            f"nano_video is a model of transformers ({error.name} is not here): pip install 'tokensieve[hf]'."
+            f"nano_video is a model of transformers ({error.name} is not installed): pip install 'tokensieve[hf]'."
         ) from None
     config = VideoMAEConfig(
         image_size=image_size,
@@ -45,7 +45,7 @@ def nano_video(num_labels: int = CLASSES, image_size: int = SIZE, num_frames: in
 
 
 class VideoClassifier(nn.Module):
-    """Clips (B, 3, T, H, W) -> logits (B, classes): `head` of the last feature map that `features` gives."""
+    """Clips (B, 3, T, H, W) -> logits (B, classes): `features` returns the last feature map, `head` classifies it."""
 
     pretrained_cfg: dict[str, Any]
     clip_size: tuple[int, int, int]
@@ -59,10 +59,10 @@ class VideoClassifier(nn.Module):
 
 
 class NanoVideoFeatures(nn.Module):
-    """Clips (B, 3, T, H, W) -> features (B, 48, T / 2, H / 8, W / 8), a cell for each patch of the nano VideoMAE.
+    """Clips (B, 3, T, H, W) -> features (B, 48, T / 2, H / 8, W / 8), one cell for each patch of the nano VideoMAE.
 
-    Three convolutions, of which the first joins frames in pairs, then blocks of a wide depth-wise convolution over
-    space and time and two point-wise ones.
+    Three strided convolutions, of which the first has stride 2 in time, then blocks of a 3 x 5 x 5 depth-wise
+    convolution over time and space and two point-wise convolutions.
     """
 
     channels = 48
@@ -84,7 +84,7 @@ class NanoVideoFeatures(nn.Module):
 
 
 class NanoVideoHead(nn.Module):
-    """Features (B, 48, t, h, w) -> logits (B, num_classes) of their mean."""
+    """Features (B, 48, t, h, w) -> logits (B, num_classes): average pooling, then a linear layer."""
 
     def __init__(self, num_classes: int = CLASSES) -> None:
         super().__init__()
@@ -103,7 +103,7 @@ def nano_video_proposal(num_classes: int = CLASSES) -> VideoClassifier:
 
 class Mixer(nn.Module):
     """A residual block: a depth-wise convolution and its BatchNorm, then two point-wise convolutions with a ReLU
-    between them; `conv` and `norm` are torch's for maps or for clips."""
+    between them. `conv` and `norm` are `Conv2d` and `BatchNorm2d`, or their 3-D versions for clips."""
 
     def __init__(self, conv: Any, norm: type[nn.Module], width: int, kernel: tuple[int, ...]) -> None:
         super().__init__()
@@ -119,7 +119,7 @@ class Mixer(nn.Module):
 
 
 def _conv(
-    inward: int, outward: int, kernel: tuple[int, int, int], stride: tuple[int, int, int]
+    in_channels: int, out_channels: int, kernel: tuple[int, int, int], stride: tuple[int, int, int]
 ) -> tuple[nn.Module, ...]:
-    convolution = nn.Conv3d(inward, outward, kernel, stride, (0, 1, 1), bias=False)
-    return convolution, nn.BatchNorm3d(outward), nn.ReLU()
+    convolution = nn.Conv3d(in_channels, out_channels, kernel, stride, (0, 1, 1), bias=False)
+    return convolution, nn.BatchNorm3d(out_channels), nn.ReLU()

@@ -1,4 +1,4 @@
-"""SlowOnly: a ResNet over few frames, the slow pathway of SlowFast by itself (Feichtenhofer et al., ICCV 2019)."""
+"""SlowOnly: a ResNet over few frames, the slow pathway of SlowFast alone (Feichtenhofer et al., ICCV 2019)."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from torch import Tensor, nn
 
 EXPANSION = 4
 TEMPORAL_STAGES = (2, 3)
-"""Stages, from 0, whose blocks look across time, in their first convolution."""
+"""Stages, counted from 0, in whose blocks the first convolution has length 3 in time."""
 
 
 class SlowOnlyFeatures(nn.Module):
     """SlowOnly up to its last feature map (section 3.1 and table 1 of the SlowFast paper).
 
-    Clips (B, 3, T, H, W) -> (B, 2048, T, h, w), with h and w the height and width over 32, rounded up. Time keeps its
-    length: no stride is temporal.
+    Clips (B, 3, T, H, W) -> (B, 2048, T, h, w), with h and w the height and width divided by 32, rounded up. There is
+    no stride in time.
 
     Args:
         depths: bottleneck blocks of the four stages: (3, 4, 6, 3) of ResNet-50, (3, 4, 23, 3) of ResNet-101.
@@ -29,13 +29,13 @@ class SlowOnlyFeatures(nn.Module):
         super().__init__()
         self.stem = _Stem()
         self.stages = nn.ModuleList()
-        inward = 64
+        in_channels = 64
         for stage, depth in enumerate(depths):
             blocks, inner = nn.Sequential(), 64 * 2**stage
             for index in range(depth):
                 stride = 2 if index == 0 and stage > 0 else 1
-                blocks.append(_Block(inward, inner, stride, temporal=stage in TEMPORAL_STAGES))
-                inward = inner * EXPANSION
+                blocks.append(_Block(in_channels, inner, stride, temporal=stage in TEMPORAL_STAGES))
+                in_channels = inner * EXPANSION
             self.stages.append(blocks)
 
     def forward(self, clips: Tensor) -> Tensor:
@@ -46,7 +46,7 @@ class SlowOnlyFeatures(nn.Module):
 
 
 class SlowOnlyHead(nn.Module):
-    """Features (B, 2048, t, h, w) -> logits (B, num_classes): mean, then the classifier."""
+    """Features (B, 2048, t, h, w) -> logits (B, num_classes): average pooling, then the classifier."""
 
     def __init__(self, num_classes: int = 400) -> None:
         super().__init__()
@@ -68,20 +68,20 @@ class _Stem(nn.Module):
 
 
 class _Block(nn.Module):
-    """A bottleneck with its stride on the 3 x 3 convolution."""
+    """A bottleneck block with its stride in the 3 x 3 convolution."""
 
-    def __init__(self, inward: int, inner: int, stride: int, *, temporal: bool) -> None:
+    def __init__(self, in_channels: int, inner: int, stride: int, *, temporal: bool) -> None:
         super().__init__()
         width, steps = inner * EXPANSION, (1, stride, stride)
         length = 3 if temporal else 1
-        self.conv1 = nn.Conv3d(inward, inner, (length, 1, 1), padding=(length // 2, 0, 0), bias=False)
+        self.conv1 = nn.Conv3d(in_channels, inner, (length, 1, 1), padding=(length // 2, 0, 0), bias=False)
         self.norm1 = nn.BatchNorm3d(inner)
         self.conv2 = nn.Conv3d(inner, inner, (1, 3, 3), steps, (0, 1, 1), bias=False)
         self.norm2 = nn.BatchNorm3d(inner)
         self.conv3 = nn.Conv3d(inner, width, 1, bias=False)
         self.norm3 = nn.BatchNorm3d(width)
-        changes = inward != width
-        self.shortcut = nn.Conv3d(inward, width, 1, steps, bias=False) if changes else nn.Identity()
+        changes = in_channels != width
+        self.shortcut = nn.Conv3d(in_channels, width, 1, steps, bias=False) if changes else nn.Identity()
         self.shortcut_norm = nn.BatchNorm3d(width) if changes else nn.Identity()
 
     def forward(self, x: Tensor) -> Tensor:

@@ -1,4 +1,5 @@
-"""The proposals that read video: X3D and SlowOnly by name, with weights of either public layout."""
+"""Video networks by name, used as proposals: X3D, SlowOnly and the bundled one. Weights may use the names of
+PyTorchVideo or mmaction2."""
 
 from __future__ import annotations
 
@@ -25,7 +26,7 @@ Weights = Mapping[str, Tensor] | str | PathLike[str]
 class _Network(NamedTuple):
     family: str
     features: Callable[[bool], nn.Module]
-    """Given whether the first shortcut of X3D has a BatchNorm."""
+    """Creates the feature extractor; the argument says whether X3D's first shortcut has a BatchNorm."""
     head: Callable[[int], nn.Module]
     clip_size: tuple[int, int, int]
     mean: tuple[float, ...] = KINETICS_MEAN
@@ -51,30 +52,32 @@ VIDEO_PROPOSALS: dict[str, _Network] = {
         "nano", lambda _: NanoVideoFeatures(), NanoVideoHead, (FRAMES, SIZE, SIZE), MEAN, STD, CLASSES
     ),
 }
-"""By name; X3D-S and X3D-M are one network, which reads clips of two sizes. The last is bundled with its weights."""
+"""Name -> network. X3D-S and X3D-M are the same network for clips of two sizes. Only the last one is bundled with
+weights."""
 
 
 def video_proposal(name: str, state_dict: Weights | None = None, *, pretrained: bool = True) -> nn.Module:
     """A video network in eval mode that maps clips (B, 3, T, H, W) to features (B, K, t, h, w).
 
-    Beside the weights it carries `mean` and `std`, per channel of values in [0, 1], which the weights were trained
-    with, and `clip_size`, the frames, height and width of the clips that PaPr (section 4.3) gives it. Time is not
-    strided, t = T, but in the bundled network, where t is T / 2. K is 432 of X3D, 2048 of SlowOnly and 48 of that.
+    K is 432 for X3D, 2048 for SlowOnly and 48 for the bundled network. Time is not strided (t = T), except in the
+    bundled network (t = T / 2). The module has the attributes `mean` and `std`, per channel for values in [0, 1], with
+    which the weights were trained, and `clip_size`: frames, height and width of the clips that PaPr (section 4.3) feeds
+    to it.
 
     Args:
         name: "x3d_s", "x3d_m", "x3d_l", "slowonly_r50", "slowonly_r101" or the bundled "nano_video_proposal".
-        state_dict: weights by name as PyTorchVideo or mmaction2 publishes them (`video_keys.py` has both layouts), or
-            of such a module of ours; or a file of them. The classifier's may be there and are left out. Without it the
-            weights are random, which does for counting what it costs: nothing is downloaded. X3D then is mmaction2's,
-            with the BatchNorm in its first shortcut that PaPr's tables count. The bundled network has its own.
-        pretrained: False leaves the bundled network's weights random too.
+        state_dict: a state dict with the names of PyTorchVideo, mmaction2 (see `video_keys.py`) or this package, or the
+            path of a file with one. Weights of the classifier are ignored. None: the bundled network has its own
+            weights; the others get random weights, enough to measure cost, and nothing is downloaded. X3D is then
+            mmaction2's, with a BatchNorm in its first shortcut, as counted in PaPr's tables.
+        pretrained: False: the bundled network gets random weights too.
 
     Raises:
         RecipeError: an unknown name.
-        InputError: weights that are missing, superfluous or of another shape, by the name that the file gives them.
+        InputError: weights that are missing, unexpected or of another shape; the message has the name in the file.
     """
     network = _network(name)
-    state_dict = _own_weights(name, pretrained) if state_dict is None else state_dict
+    state_dict = _bundled_file(name, pretrained) if state_dict is None else state_dict
     if state_dict is None:
         features = network.features(True)
         _describe(features, network, OWN)
@@ -82,7 +85,7 @@ def video_proposal(name: str, state_dict: Weights | None = None, *, pretrained: 
     state, layout = _unwrapped(state_dict, name, network)
     state = {key: value for key, value in state.items() if not is_head(key)}
     features = network.features(has_first_shortcut_norm(state))
-    _load(features, state, layout, network, _what(state_dict, name))
+    _load(features, state, layout, network, _description(state_dict, name))
     _describe(features, network, layout)
     return features
 
@@ -90,24 +93,27 @@ def video_proposal(name: str, state_dict: Weights | None = None, *, pretrained: 
 def video_classifier(
     name: str, state_dict: Weights | None = None, num_classes: int | None = None, *, pretrained: bool = True
 ) -> VideoClassifier:
-    """The whole network in eval mode, clips (B, 3, T, H, W) -> logits (B, classes): `features` and `head`.
+    """The whole network in eval mode, `features` and `head`: clips (B, 3, T, H, W) -> logits (B, classes).
 
-    Arguments and errors as in `video_proposal`, but that the classifier's weights must be there, and that X3D without
-    any weights is PyTorchVideo's, of 3,794,274 parameters. `num_classes` is as many as the weights have, or 400.
+    Arguments and errors are those of `video_proposal`, except that the state dict must have the classifier's weights,
+    and that X3D without weights is PyTorchVideo's, of 3,794,274 parameters. `num_classes` must be that of the weights;
+    None takes it from them. Without weights the default is 400, or that of the bundled network.
     """
     network = _network(name)
-    state_dict = _own_weights(name, pretrained) if state_dict is None else state_dict
+    state_dict = _bundled_file(name, pretrained) if state_dict is None else state_dict
     if state_dict is None:
         model = VideoClassifier(network.features(False), network.head(num_classes or network.classes))
         _describe(model, network, OWN)
         return model
     state, layout = _unwrapped(state_dict, name, network)
-    last = name_in(layout, "head.fc2.bias" if network.family == "x3d" else "head.fc.bias", x3d=network.family == "x3d")
-    stored = len(state[last]) if last in state else network.classes
-    if num_classes not in (None, stored):
-        raise InputError(f"The weights of {name} are for {stored} classes, not {num_classes}.")
-    model = VideoClassifier(network.features(has_first_shortcut_norm(state)), network.head(stored))
-    _load(model, state, layout, network, _what(state_dict, name))
+    bias_key = name_in(
+        layout, "head.fc2.bias" if network.family == "x3d" else "head.fc.bias", x3d=network.family == "x3d"
+    )
+    stored_classes = len(state[bias_key]) if bias_key in state else network.classes
+    if num_classes not in (None, stored_classes):
+        raise InputError(f"The weights of {name} are for {stored_classes} classes, not {num_classes}.")
+    model = VideoClassifier(network.features(has_first_shortcut_norm(state)), network.head(stored_classes))
+    _load(model, state, layout, network, _description(state_dict, name))
     _describe(model, network, layout)
     return model
 
@@ -115,60 +121,62 @@ def video_classifier(
 def _network(name: str) -> _Network:
     if name not in VIDEO_PROPOSALS:
         raise RecipeError(
-            f"No video network {name!r} is known{nearest(name, VIDEO_PROPOSALS)}: choose "
+            f"There is no video network {name!r}{nearest(name, VIDEO_PROPOSALS)}: choose "
             f"{', '.join(VIDEO_PROPOSALS)}, or pass a module."
         )
     return VIDEO_PROPOSALS[name]
 
 
-def _own_weights(name: str, pretrained: bool) -> Path | None:
-    """The file of a bundled network's weights."""
+def _bundled_file(name: str, pretrained: bool) -> Path | None:
+    """The weights file of a bundled network, or None."""
     return bundled_weights(name) if pretrained and name in BUNDLED else None
 
 
-def _what(weights: Weights, name: str) -> str:
+def _description(weights: Weights, name: str) -> str:
     return f"weights into {name}" if isinstance(weights, Mapping) else f"{Path(fspath(weights)).name} into {name}"
 
 
 def _unwrapped(weights: Weights, name: str, network: _Network) -> tuple[dict[str, Tensor], str]:
-    """The weights without what wraps their names, and of which layout they are."""
+    """The state dict without wrapper prefixes, and its layout: PyTorchVideo, mmaction2 or this package."""
     state = unwrapped(weights if isinstance(weights, Mapping) else read_weights(weights))
     layout, first_keys = layout_of(state), ", ".join(list(state)[:3]) or "nothing"
     if network.family == "nano" and layout != OWN:
-        raise InputError(f"Cannot load {_what(weights, name)}: the names do not begin with features, but {first_keys}.")
+        raise InputError(
+            f"Cannot load {_description(weights, name)}: the names do not begin with features, but {first_keys}."
+        )
     if layout is None:
         raise InputError(
-            f"Cannot load {_what(weights, name)}: the names are neither PyTorchVideo's (blocks.0...) nor mmaction2's "
-            f"(backbone.conv1..., backbone.layer1...), but {first_keys}."
+            f"Cannot load {_description(weights, name)}: the names are neither PyTorchVideo's (blocks.0...) nor "
+            f"mmaction2's (backbone.conv1..., backbone.layer1...), but {first_keys}."
         )
     return state, layout
 
 
 def _load(model: nn.Module, state: Mapping[str, Tensor], layout: str, network: _Network, description: str) -> None:
-    """Load weights of that layout, strictly."""
-    called = {
+    """Load a state dict of this layout, strictly."""
+    file_keys = {
         key: name_in(layout, key.removeprefix("features."), x3d=network.family == "x3d") for key in model.state_dict()
     }
-    if layout == OWN:  # of a classifier, into one or into its features alone; or of features alone
-        called = {key: key if key in state else f"features.{key}" for key in called}
-        called = {key: published if published in state else key for key, published in called.items()}
-    own_names = {published: key for key, published in called.items()}
-    renamed = {own_names.get(published, published): value for published, value in state.items()}
-    # A layer behind global pooling is a convolution of one cell in PyTorchVideo's X3D.
+    if layout == OWN:  # the keys of a classifier begin with "features.", those of its features alone do not
+        file_keys = {key: key if key in state else f"features.{key}" for key in file_keys}
+        file_keys = {key: file_key if file_key in state else key for key, file_key in file_keys.items()}
+    model_keys = {file_key: key for key, file_key in file_keys.items()}
+    renamed = {model_keys.get(file_key, file_key): value for file_key, value in state.items()}
+    # In PyTorchVideo's X3D the layer after global pooling is a 1 x 1 x 1 convolution; here it is linear.
     hidden = renamed.get("head.fc1.weight")
     if hidden is not None and hidden.shape[2:] == (1, 1, 1):
         renamed["head.fc1.weight"] = hidden.flatten(1)
-    load_strictly(model, renamed, description, called)
+    load_strictly(model, renamed, description, file_keys)
 
 
 def _describe(model: nn.Module, network: _Network, layout: str) -> None:
-    """Give it the statistics and the size of its clips as attributes."""
+    """Set `mean`, `std` and `clip_size` on the model, and switch it to eval mode."""
     imagenet = network.family == "slowonly" and layout == MMACTION2
-    stated = {
+    attributes = {
         "mean": IMAGENET_MEAN if imagenet else network.mean,
         "std": IMAGENET_STD if imagenet else network.std,
         "clip_size": network.clip_size,
     }
-    for key, value in stated.items():
+    for key, value in attributes.items():
         setattr(model, key, value)
     model.eval()

@@ -1,4 +1,4 @@
-"""Names of weights in public checkpoints of X3D and SlowOnly, and what each is called here.
+"""Maps the names of weights in public checkpoints of X3D and SlowOnly to the names in this package.
 
 PyTorchVideo                                     mmaction2                      here
 X3D
@@ -21,8 +21,8 @@ blocks.{S+1}.res_blocks.B.branch2.conv_a         layer{S+1}.B.conv1.conv        
 blocks.{S+1}.res_blocks.B.branch1_conv           layer{S+1}.B.downsample.conv   stages.S.B.shortcut
 blocks.{S+1}.res_blocks.B.branch1_norm           layer{S+1}.B.downsample.bn     stages.S.B.shortcut_norm
 
-mmaction2's names of the network stand behind "backbone." in whole checkpoints, and bare in those of a backbone alone.
-"module." and "model." in front of all names are passed over.
+mmaction2's names have the prefix "backbone." in checkpoints with a classifier, and no prefix in those of a backbone
+alone. The prefixes "module." and "model." are ignored if all names have them.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from torch import Tensor
 
 PYTORCHVIDEO, MMACTION2, OWN = "PyTorchVideo", "mmaction2", "tokensieve"
 WRAPPERS = ("module.", "model.")
-"""Prefixes that training scripts put in front of all names."""
+"""Prefixes that training scripts add to all names."""
 
 _STEM = {
     PYTORCHVIDEO: {
@@ -89,7 +89,7 @@ _FIRST_SHORTCUT_NORM = "layer1.0.downsample.bn.weight"
 
 
 def unwrapped(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Without what wraps all names: "module.", "model.", and mmaction2's "backbone." of the network itself."""
+    """The state dict without "module." and "model.", if all names have them, and without mmaction2's "backbone."."""
     names = {name: name for name in state}
     for prefix in WRAPPERS:
         if names and all(name.startswith(prefix) for name in names):
@@ -98,7 +98,7 @@ def unwrapped(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def layout_of(names: Iterable[str]) -> str | None:
-    """Which layout unwrapped names are of; None where they are of none that is known."""
+    """The layout of unwrapped names: PYTORCHVIDEO, MMACTION2 or OWN; None if unknown."""
     tops = {name.split(".")[0] for name in names}
     if "blocks" in tops:
         return PYTORCHVIDEO
@@ -108,30 +108,30 @@ def layout_of(names: Iterable[str]) -> str | None:
 
 
 def is_head(name: str) -> bool:
-    """Whether an unwrapped name of any of the layouts belongs to the classifier."""
+    """Whether an unwrapped name, of any layout, belongs to the classifier."""
     return name.startswith(("blocks.5.pool.post_conv.", "blocks.5.proj.", "cls_head.", "head."))
 
 
 def has_first_shortcut_norm(names: Iterable[str]) -> bool:
-    """Whether X3D's very first shortcut has a BatchNorm: in mmaction2's checkpoints."""
+    """Whether X3D's first shortcut has a BatchNorm, as in mmaction2's checkpoints."""
     return not {_FIRST_SHORTCUT_NORM, "stages.0.0.shortcut_norm.weight"}.isdisjoint(
         name.removeprefix("features.") for name in names
     )
 
 
 def name_in(layout: str, key: str, *, x3d: bool) -> str:
-    """The name in `layout` of a weight such as "stages.0.1.conv2.weight" or "head.fc.bias"."""
+    """The name in `layout` of a weight of this package, such as "stages.0.1.conv2.weight" or "head.fc.bias"."""
     if layout == OWN:
         return key
-    module, _, last = key.rpartition(".")
+    module, _, parameter = key.rpartition(".")
     if module == "stem.norm" and layout == MMACTION2:
-        return f"{'conv1_t' if x3d else 'conv1'}.bn.{last}"
+        return f"{'conv1_t' if x3d else 'conv1'}.bn.{parameter}"
     block = re.fullmatch(r"stages\.(\d+)\.(\d+)\.(.+)", module)
     if block is None:
-        return f"{_STEM[layout][module]}.{last}"
+        return f"{_STEM[layout][module]}.{parameter}"
     stage, index, part = block.groups()
     if part == "norm2" and layout == PYTORCHVIDEO:
-        named = "branch2.norm_b.0" if x3d else "branch2.norm_b"
+        layer = "branch2.norm_b.0" if x3d else "branch2.norm_b"
     else:
-        named = _BLOCK[layout][part]
-    return f"{_STAGE[layout].format(int(stage) + 1, index)}.{named}.{last}"
+        layer = _BLOCK[layout][part]
+    return f"{_STAGE[layout].format(int(stage) + 1, index)}.{layer}.{parameter}"

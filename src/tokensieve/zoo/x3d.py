@@ -1,4 +1,4 @@
-"""X3D: a small 3-D ConvNet whose depthwise convolutions look across space and time (Feichtenhofer, CVPR 2020)."""
+"""X3D: a small 3-D ConvNet of depthwise convolutions over space and time (Feichtenhofer, CVPR 2020)."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ HEAD_WIDTH = 2048
 class X3DFeatures(nn.Module):
     """X3D up to its last feature map (section 3.1 and table 1 of the paper).
 
-    Clips (B, 3, T, H, W) -> (B, 432, T, h, w) behind BatchNorm and ReLU, with h and w the height and width over 32,
-    rounded up. Time keeps its length: no stride is temporal.
+    Clips (B, 3, T, H, W) -> (B, 432, T, h, w) after BatchNorm and ReLU, with h and w the height and width divided by
+    32, rounded up. There is no stride in time.
 
     Args:
         depth_factor: the paper's gamma_d: 2.2 for X3D-S and X3D-M, 5.0 for X3D-L.
         first_shortcut_norm: whether a BatchNorm follows the shortcut of the first block of the first stage, as in
-            mmaction2's checkpoints; in PyTorchVideo's it follows where the number of channels changes.
+            mmaction2's checkpoints; in PyTorchVideo's it follows only shortcuts that change the number of channels.
     """
 
     channels = int(WIDTHS[-1] * BOTTLENECK)
@@ -36,19 +36,20 @@ class X3DFeatures(nn.Module):
         super().__init__()
         self.stem = _Stem(WIDTHS[0])
         self.stages = nn.ModuleList()
-        inward = WIDTHS[0]
+        in_channels = WIDTHS[0]
         for stage, (width, base) in enumerate(zip(WIDTHS, BASE_DEPTHS, strict=True)):
             blocks = nn.Sequential()
             for index in range(ceil(base * depth_factor)):
-                norm = width != inward or (stage == 0 and first_shortcut_norm)
-                blocks.append(_Block(inward, width, 2 if index == 0 else 1, squeeze=index % 2 == 0, shortcut_norm=norm))
-                inward = width
+                norm = width != in_channels or (stage == 0 and first_shortcut_norm)
+                stride, squeeze = 2 if index == 0 else 1, index % 2 == 0
+                blocks.append(_Block(in_channels, width, stride, squeeze=squeeze, shortcut_norm=norm))
+                in_channels = width
             self.stages.append(blocks)
-        self.conv5 = nn.Conv3d(inward, self.channels, 1, bias=False)
+        self.conv5 = nn.Conv3d(in_channels, self.channels, 1, bias=False)
         self.norm5 = nn.BatchNorm3d(self.channels)
 
     def forward(self, clips: Tensor) -> Tensor:
-        # Channels-last: on CPUs the depthwise convolutions are several times faster so (benchmarks/video_depthwise.py).
+        # Channels-last makes depthwise convolutions several times faster on CPUs (benchmarks/video_depthwise.py).
         x = self.stem(clips.contiguous(memory_format=torch.channels_last_3d))
         for stage in self.stages:
             x = stage(x)
@@ -56,7 +57,7 @@ class X3DFeatures(nn.Module):
 
 
 class X3DHead(nn.Module):
-    """Features (B, 432, t, h, w) -> logits (B, num_classes): mean, a layer of 2048 with ReLU, the classifier."""
+    """Features (B, 432, t, h, w) -> logits (B, num_classes): average pooling, a layer of 2048, ReLU, classifier."""
 
     def __init__(self, num_classes: int = 400) -> None:
         super().__init__()
@@ -68,7 +69,7 @@ class X3DHead(nn.Module):
 
 
 class _Stem(nn.Module):
-    """A spatial convolution, a temporal depthwise one right behind it, then BatchNorm and ReLU."""
+    """A spatial convolution followed by a temporal depthwise one, then BatchNorm and ReLU."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -81,20 +82,21 @@ class _Stem(nn.Module):
 
 
 class _Block(nn.Module):
-    """Widen, depthwise 3 x 3 x 3, squeeze-excitation in every other block, Swish, narrow; ReLU behind the sum."""
+    """An inverted bottleneck: expand, depthwise 3 x 3 x 3, squeeze-excitation in every other block, Swish, project;
+    ReLU after the residual sum."""
 
-    def __init__(self, inward: int, width: int, stride: int, *, squeeze: bool, shortcut_norm: bool) -> None:
+    def __init__(self, in_channels: int, width: int, stride: int, *, squeeze: bool, shortcut_norm: bool) -> None:
         super().__init__()
         inner, steps = int(width * BOTTLENECK), (1, stride, stride)
-        self.conv1 = nn.Conv3d(inward, inner, 1, bias=False)
+        self.conv1 = nn.Conv3d(in_channels, inner, 1, bias=False)
         self.norm1 = nn.BatchNorm3d(inner)
         self.conv2 = nn.Conv3d(inner, inner, 3, steps, 1, groups=inner, bias=False)
         self.norm2 = nn.BatchNorm3d(inner)
         self.se = _SqueezeExcitation(inner) if squeeze else nn.Identity()
         self.conv3 = nn.Conv3d(inner, width, 1, bias=False)
         self.norm3 = nn.BatchNorm3d(width)
-        changes = stride > 1 or inward != width
-        self.shortcut = nn.Conv3d(inward, width, 1, steps, bias=False) if changes else nn.Identity()
+        changes = stride > 1 or in_channels != width
+        self.shortcut = nn.Conv3d(in_channels, width, 1, steps, bias=False) if changes else nn.Identity()
         self.shortcut_norm = nn.BatchNorm3d(width) if changes and shortcut_norm else nn.Identity()
 
     def forward(self, x: Tensor) -> Tensor:
@@ -117,6 +119,6 @@ class _SqueezeExcitation(nn.Module):
 
 
 def _round_to_8(width: float) -> int:
-    """To the nearest multiple of 8, 8 at least, and not below 0.9 of the value."""
+    """Round to the nearest multiple of 8, at least 8 and at least 0.9 of the value."""
     rounded = max(8, int(width + 4) // 8 * 8)
     return rounded if rounded >= 0.9 * width else rounded + 8
