@@ -224,7 +224,7 @@ def tune(
             search.recommends_adapted = names is not None
             try:
                 left_out.tell("Setting bars in the place of the best numbers.")
-                adapt_all(search)
+                adapt_all(search, macs if search.recommends_adapted else None, trials // 8)
             except OutOfTime:
                 stopped = "timeout"
             except KeyboardInterrupt:
