@@ -119,7 +119,7 @@ def judge(args: argparse.Namespace) -> None:
                 row[name] = 100 * float((outputs.argmax(1) == labels).double().mean())
         found.append(row)
         print(row, flush=True)
-    if args.compared is None:
+    if args.judged is None:
         found += cascades(answers, told)
     update("heal.csv", found, *KEY)
 
@@ -155,13 +155,13 @@ def cascades(answers: dict[str, tuple[Tensor, Tensor, Tensor]], told: dict[str, 
     count = len(answers["imagenette_val.tar"][0])
     calibrated = np.arange(0, count, count / CALIBRATED).astype(int)[:CALIBRATED]
     rest = np.setdiff1d(np.arange(count), calibrated)
-    compared = {f"the other {len(rest):,} of imagenette_val": ("imagenette_val.tar", rest),
+    judged = {f"the other {len(rest):,} of imagenette_val": ("imagenette_val.tar", rest),
               "imagenet_val_a": ("imagenet_val_a", np.arange(len(answers["imagenet_val_a"][0])))}  # fmt: skip
     scores, same = _sure_and_same(answers["imagenette_val.tar"], calibrated)
     rows = []
     for promise in PROMISES:
         (threshold,) = certify(scores, same, promise, 0.95).thresholds
-        for title, (name, chosen) in compared.items():
+        for title, (name, chosen) in judged.items():
             some_scores, some_same = _sure_and_same(answers[name], chosen)
             again = (some_scores[0] < threshold) | (threshold >= 1)
             agree = int((some_same[0] | again).sum())
@@ -194,8 +194,8 @@ def _sure_and_same(
 
 def both(model: nn.Module, fast: nn.Module, name: str, args: argparse.Namespace) -> tuple[Tensor, Tensor, Tensor]:
     """The answers of the dense and of the sieved model to a set of pictures, and its labels."""
-    batches = [(batch.images, batch.labels) for batch in load_batches(pictures(name, model, args.compared), 50)]
-    cache = args.cache and args.cache / f"dense-{name}-{args.compared}.pt"
+    batches = [(batch.images, batch.labels) for batch in load_batches(pictures(name, model, args.judged), 50)]
+    cache = args.cache and args.cache / f"dense-{name}-{args.judged}.pt"
     if cache and cache.is_file():
         dense = torch.load(cache, weights_only=True)
     else:
