@@ -45,7 +45,7 @@ def heal(
         typer.Option(
             min=1,
             metavar="N",
-            help="Views of each picture: whole, mirrored, cropped, cropped and mixed, further crops.",
+            help="Views of each picture: whole, mirrored, cropped, then mixed crops and crops.",
         ),
     ] = 4,
     mixed: Annotated[bool, typer.Option(help="Mix the fourth view, and every other from there, with others.")] = True,
