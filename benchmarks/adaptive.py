@@ -1,6 +1,7 @@
 """Each image as long as it needs, beside the schedules that were searched -> results/adaptive.csv.
 
-    python benchmarks/adaptive.py [--limit N]      # bars set on 250 pictures, judged on the 1,750
+    python benchmarks/adaptive.py [--limit N]      # thresholds set on 250 pictures, evaluated on the 1,750
+    python benchmarks/adaptive.py --trials 25      # the same, with so many further settings tried at each budget
     python benchmarks/adaptive.py --bf16           # the same with matrix products in bf16, the dense model's too
     python benchmarks/adaptive.py --time           # on a quiet machine: measured time, into the rows that are there
 
@@ -13,20 +14,25 @@ from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Sequence
 from functools import partial
 from itertools import product
 from typing import Any
 
+import optuna
 import torch
 from torch import Tensor, nn
 
-from compare_methods import Study, deit_tiny
+from compare_methods import DATA, Study, deit_tiny
 from results import read, write
 from tokensieve import Recipe, Sieved, sieve
+from tokensieve.data import Preprocessing, image_set, load_batches
 from tokensieve.measure.speed import interleaved, spread
-from tokensieve.search.bars import adapted
+from tokensieve.search.bars import Thresholds
+from tokensieve.search.budget_search import Search
 from tokensieve.search.costs import Costs
 from tokensieve.search.evaluator import Evaluator
+from tokensieve.search.fit import Fit
 
 BUDGETS = ("1.4333", "1.6667", "1.9")
 BATCHES = (1, 8, 32)
@@ -47,6 +53,12 @@ def schedules() -> dict[str, Recipe]:
 def evaluator_of(images: Tensor, study: Study) -> Evaluator:
     words: dict[str, Any] = {"mean": study.mean, "std": study.std, "pretrained": True}
     return Evaluator(study.model, images, holdout=0, seed=0, batch=50, check=lambda: None, **words)
+
+
+def pictures_to_search(model: nn.Module, count: int) -> Tensor:
+    """Photographs of imagenette_train, as the papers prepare them."""
+    train = image_set(DATA / "imagenette_train.tar", Preprocessing.papers(model), limit=count)
+    return torch.cat([batch.images for batch in load_batches(train, 50)])
 
 
 def figures(answers: Tensor, dense: Tensor, labels: Tensor) -> dict[str, float]:
@@ -72,32 +84,50 @@ def answered(fast: Sieved, images: Tensor, costs: Costs) -> tuple[Tensor, float]
     return torch.cat(answers), total / len(images)
 
 
-def measure(study: Study, precision: str) -> None:
+def searched(search: Evaluator, costs: Costs, recipe: Recipe, target: float, trials: int) -> Recipe:
+    """As `tokensieve tune` does: the thresholds of the schedule, and `trials` further settings around them."""
+    ratio = costs.dense / target
+    state = Search(
+        families=(), fit=lambda ratio: Fit(costs, costs.dense / ratio), evaluator=search,
+        storage=optuna.storages.InMemoryStorage(), seed=0,
+        report=lambda progress: print(f"  trial {progress.trials}", flush=True),
+    )  # fmt: skip
+    study = state.study_of(ratio, Thresholds(str(recipe), search))
+    state.adapted[ratio] = study
+    study.start()
+    study.run(study.starts + trials)
+    best = study.best()
+    assert best is not None
+    return best.recipe
+
+
+def measure(study: Study, precision: str, trials: int, budgets: Sequence[str], size: int) -> None:
     timed = {(row["budget"], row["method"]): row for row in read(RESULTS)}
-    search = evaluator_of(torch.cat(study.search), study)
+    search = evaluator_of(pictures_to_search(study.model, size), study)
     costs = Costs(search.empty, study.size)
     images, labels = (torch.cat(parts) for parts in zip(*study.loader, strict=True))
     dense, _ = answered(sieve(study.model), images, costs)
-    known, rows = schedules(), []
-    for method, budget in product(("adaptive", "guarded"), BUDGETS):
+    known, rows, done = schedules(), [], set[tuple[str, str]]()
+    for method, budget in product(("adaptive", "guarded"), budgets):
         recipe = known[budget]
         if method == "adaptive":
-            recipe = adapted(search, costs, recipe, costs.dense / float(budget))
+            recipe = searched(search, costs, recipe, costs.dense / float(budget), trials)
         answers, cost = answered(sieve(study.model, recipe), images, costs)
         few = figures(answers[:UNSEEN], dense[:UNSEEN], labels[:UNSEEN])
         row: dict[str, Any] = {
             "budget": budget, "method": method, "macs_ratio": costs.dense / cost,
             **figures(answers, dense, labels), **{f"{name}_250": value for name, value in few.items()},
-            "precision": precision, "recipe": str(recipe),
+            "precision": precision, "trials": trials, "searched_on": len(search.images), "recipe": str(recipe),
         }  # fmt: skip
-        before = timed.get((budget, method), {})
+        before, done = timed.get((budget, method), {}), {*done, (budget, method)}
         rows.append(row | {key: value for key, value in before.items() if key.startswith("time")})
         print(
             f"{budget}x {method:9} {row['macs_ratio']:.3f}x  KL {row['kl']:.4f}  agreement {row['agreement']:.1f}  "
             f"top-1 {row['top1'] - row['top1_dense']:+.1f}; 250: {row['kl_250']:.4f} {row['agreement_250']:.1f} "
             f"{row['top1_250'] - row['top1_dense_250']:+.1f}", flush=True,
         )  # fmt: skip
-        write(RESULTS, sorted(rows, key=lambda row: BUDGETS.index(row["budget"])))
+        others = [row for row in timed.values() if (row["budget"], row["method"]) not in done]
+        write(RESULTS, sorted([*rows, *others], key=lambda row: BUDGETS.index(row["budget"])))
 
 
 @torch.no_grad()
@@ -127,6 +157,9 @@ def add_time(study: Study, seconds: float) -> None:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--limit", type=int, help="images of each set")
+    parser.add_argument("--trials", type=int, default=0, help="settings of the thresholds tried around the schedule")
+    parser.add_argument("--budgets", nargs="+", choices=BUDGETS, default=BUDGETS)
+    parser.add_argument("--search-on", type=int, default=250, help="pictures on which thresholds are set and searched")
     parser.add_argument("--bf16", action="store_true", help="matrix products in bf16, everything else in fp32")
     parser.add_argument("--time", action="store_true")
     parser.add_argument("--seconds", type=float, default=40, help="of timing, for each batch size")
@@ -136,7 +169,7 @@ def main() -> int:
     else:
         study = deit_tiny(args.limit, "papers")
         with torch.autocast("cpu", torch.bfloat16, enabled=args.bf16):
-            measure(study, "bf16 products" if args.bf16 else "fp32")
+            measure(study, "bf16 products" if args.bf16 else "fp32", args.trials, args.budgets, args.search_on)
     return 0
 
 

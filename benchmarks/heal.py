@@ -6,11 +6,12 @@
     python benchmarks/heal.py time --mode all --folder FOLDER    # on a quiet machine: measured time, into its rows
 
 DeiT-Tiny under results/tuned_deit_tiny.json (1.9 times fewer MACs), or with `--recipe adaptive` under the adaptive
-recipe of results/adaptive.csv that saves as much, healed on the photographs of imagenette_train at
-exactly 224 pixels. Judged on the 1,750 of compare_methods.py, of which the 250 of imagenet_val_a stand in rows of their
-own, and on street scenes (CamVid), of none of the ten classes: whether the model was bent to those. Rows with a promise
-are of a cascade, the dense model behind the healed one, calibrated on 500 photographs of imagenette_val and judged on
-the others; MACs are those of both readings, nothing shared. Training goes on where it was stopped.
+recipe of results/adaptive.csv that saves as much, healed on the photographs of imagenette_train at exactly 224
+pixels. Under the adaptive one the host learns with fixed numbers of merges, and thresholds are then set for what was
+learnt. Judged on the 1,750 of compare_methods.py, of which the 250 of imagenet_val_a stand in rows of their own, and
+on street scenes (CamVid), of none of the ten classes: whether the model was bent to those. Rows with a promise are of
+a cascade, the dense model behind the healed one, calibrated on 500 photographs of imagenette_val and judged on the
+others; MACs are those of both readings, nothing shared. Training goes on where it was stopped.
 """
 
 from __future__ import annotations
@@ -37,6 +38,7 @@ from tokensieve.measure.comparison import KINDS
 from tokensieve.measure.intervals import agreement_interval, share_interval
 from tokensieve.measure.outputs import collect_outputs
 from tokensieve.train import train
+from tokensieve.train.heal_adaptive import ThresholdSetter
 from tokensieve.train.heal_task import prepare
 from tokensieve.zoo import create
 
@@ -85,7 +87,9 @@ def heal(args: argparse.Namespace) -> None:
     def say(told: Any) -> None:
         print(told, file=sys.stderr, flush=True)
 
-    config, task = prepare(model, recipe_of(args.recipe), known, args.folder, settings, say=say)
+    recipe = recipe_of(args.recipe)
+    recipe = ThresholdSetter(model, recipe, known, {}).fixed if args.recipe == "adaptive" else recipe
+    config, task = prepare(model, recipe, known, args.folder, settings, say=say)
     train(config, task, args.folder, report=say)
 
 
@@ -100,7 +104,11 @@ def judge(args: argparse.Namespace) -> None:
         config, rows = state["config"], state["rows"]
         told |= {"pictures": args.pictures, "epochs": config["epochs"], "lr": config["lr"], "views": args.views}
         told |= {"batch": config["batch_size"], "minutes": rows[-1]["seconds"] / 60, "step": state["best"]["step"]}
-    fast = sieve(healed, recipe_of(args.recipe))
+    recipe = recipe_of(args.recipe)
+    if args.recipe == "adaptive" and args.mode != "none":  # thresholds are set anew for what was learnt
+        recipe = ThresholdSetter(model, recipe, pictures("imagenette_train.tar", model), {}).recipe_for(healed)
+        recipe.save(args.folder / "adaptive.json")
+    fast = sieve(healed, recipe)
     known = pictures("imagenet_val_a", model)
     some = torch.stack([known[row][0] for row in range(len(known))])  # what an adaptive recipe costs depends on them
     told["macs_ratio"] = macs(model, (3, 224, 224)) / macs(fast, images=some)
@@ -132,7 +140,9 @@ def time(args: argparse.Namespace) -> None:
         healed.load_state_dict(load_file(args.folder / "model.safetensors"))
     known = pictures("imagenette_val.tar", model)
     images = torch.stack([known[row][0] for row in range(0, len(known), len(known) // 128)][:128])
-    fast, last = sieve(healed, recipe_of(args.recipe)), sieve(model, "readout()")
+    adapted = args.folder and args.folder / "adaptive.json"
+    recipe = Recipe.load(adapted) if args.recipe == "adaptive" and adapted else recipe_of(args.recipe)
+    fast, last = sieve(healed, recipe), sieve(model, "readout()")
     rows = [
         row
         for row in read("heal.csv")

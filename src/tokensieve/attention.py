@@ -131,9 +131,16 @@ class BlockQKV:
         exact = torch.promote_types(q.dtype, torch.float32)
         scale = self.q.shape[-1] ** -0.5 if self.scale is None else self.scale
         with torch.autocast(q.device.type, enabled=False):
-            logits = (q.to(exact) * scale) @ self.k[:, heads].to(exact).transpose(-2, -1)
+            logits = _logits(q.to(exact) * scale, self.k[:, heads].to(exact))
             mask = self.mask
             if mask is not None:
                 mask = mask if mask.shape[1] == 1 else mask[:, heads]
                 logits = logits + (mask if mask.shape[2] == 1 else mask[:, :, queries])
             return logits.softmax(-1)
+
+
+def _logits(q: Tensor, k: Tensor) -> Tensor:
+    """q k^T, (B, H, M, N). One query is multiplied head by head, without the copy of strided keys that `@` makes."""
+    if q.shape[2] > 1 or recording():
+        return q @ k.transpose(-2, -1)
+    return torch.stack([a @ b.transpose(1, 2) for a, b in zip(q.unbind(1), k.unbind(1), strict=True)], dim=1)

@@ -41,7 +41,12 @@ def heal(
     ] = None,
     rank: Annotated[int, typer.Option(min=1, metavar="N", help="Of adapters.")] = 16,
     views: Annotated[
-        int, typer.Option(min=1, metavar="N", help="Ways each is seen: whole, cropped, mirrored and so on.")
+        int,
+        typer.Option(
+            min=1,
+            metavar="N",
+            help="Views of each picture: whole, mirrored, cropped, then mixed crops and crops.",
+        ),
     ] = 4,
     mixed: Annotated[bool, typer.Option(help="Mix the fourth view, and every other from there, with others.")] = True,
     patience: Annotated[

@@ -8,7 +8,7 @@ from typing import ClassVar, Literal
 from ..errors import RecipeError
 from ..tokens import Tokens
 from .base import AttentionEvidence, TokenSite, register
-from .matching import bipartite_match, keep_best, metric, similarity
+from .matching import keep_best, scored_match
 from .merging import Merging
 from .schedule import Schedule, at, schedule_field
 
@@ -61,11 +61,8 @@ class Guarded(Merging):
             guard = evidence.follow(attended, tokens)
             guard = guard / guard[:, prefix:].mean(1, keepdim=True)
             features = tokens.x if self.metric == "tokens" else evidence.keys(tokens)
-            match = bipartite_match(features, r, prefix, self.source_guard * guard, self.destination_guard * guard)
-            soften = None
-            if self.soften:
-                destinations = match.keep.gather(1, match.destinations)
-                soften = similarity(tokens, match.sources, destinations, metric(features))
+            match, cosine = scored_match(features, r, prefix, self.source_guard * guard, self.destination_guard * guard)
+            soften = cosine.clamp(0, 1) if self.soften else None
             tokens = tokens.merge(*match, weigh=True, soften=soften, norm="mean" if self.norm else None)
         if tokens.x.shape[1] == left:
             return tokens

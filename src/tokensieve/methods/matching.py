@@ -60,6 +60,19 @@ def bipartite_match(
     moments: Tensor | None = None,
     window: int = 0,
 ) -> Match:
+    """`scored_match` without the cosines of the pairs."""
+    return scored_match(features, r, prefix, source_cost, destination_cost, moments, window)[0]
+
+
+def scored_match(
+    features: Tensor,
+    r: int,
+    prefix: int,
+    source_cost: Tensor | None = None,
+    destination_cost: Tensor | None = None,
+    moments: Tensor | None = None,
+    window: int = 0,
+) -> tuple[Match, Tensor]:
     """Find the `r` best pairs of a token at an even and one at an odd position of the sequence (ToMe, section 3).
 
     Args:
@@ -73,10 +86,12 @@ def bipartite_match(
 
     Returns:
         A `Match` whose new order is: prefix, unmerged even tokens, odd tokens. Ties go to the lower index.
+        The cosine of each of its pairs, (B, r).
     """
     unit = metric(features)
     even, odd = slice(prefix + prefix % 2, None, 2), slice(prefix + (prefix + 1) % 2, None, 2)
-    scores = product(unit[:, even], unit[:, odd].transpose(1, 2))
+    cosine = product(unit[:, even], unit[:, odd].transpose(1, 2))
+    scores = cosine.detach()  # the order has no gradient
     if destination_cost is not None:
         scores = scores - destination_cost[:, None, odd]
     if moments is not None:
@@ -93,8 +108,10 @@ def bipartite_match(
     indices = torch.arange(unit.shape[1], device=unit.device).expand(unit.shape[0], -1)
     evens = indices[:, even]
     keep = torch.cat([indices[:, :prefix], evens.gather(1, unmerged), indices[:, odd]], dim=1)
-    destinations = partner.gather(1, merged) + (prefix + unmerged.shape[1])
-    return Match(keep, evens.gather(1, merged), destinations)
+    partners = partner.gather(1, merged)
+    pair = merged * cosine.shape[2] + partners
+    match = Match(keep, evens.gather(1, merged), partners + (prefix + unmerged.shape[1]))
+    return match, cosine.flatten(1).gather(1, pair)
 
 
 class Pairs(NamedTuple):

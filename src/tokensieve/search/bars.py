@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from itertools import pairwise
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -24,6 +25,8 @@ from ..stream import Sieved
 from ..tokens import Tokens
 from .costs import Costs
 from .evaluator import Evaluator, Part
+from .families import KNOTS, Family, Variant, scale, spread_over
+from .fit import Fit
 
 if TYPE_CHECKING:
     from .budget_search import Search
@@ -45,34 +48,87 @@ class AfterAttention(NamedTuple):
     pairs: Pairs | None
 
 
-def adapt_all(search: Search) -> None:
-    """At each budget adapt the best recipe of `guarded` alone, where possible, and put it in `search.adapted`."""
-    for ratio, studies in search.studies.items():
+@dataclass(frozen=True)
+class Thresholds(Family):
+    """`adaptive` in place of the `guarded` of a recipe that was searched, and what its thresholds are set for.
+
+    Parameters: logarithms of what the recipe's numbers of merges are multiplied with, at some places of the depth, and
+    its drops; both guards as multiples of the recipe's. At 0 the thresholds are set for the recipe as it stands.
+    """
+
+    recipe_text: str
+    evaluator: Evaluator
+    name: str = Adaptive.name
+    searched: bool = True
+
+    def param_names(self, depth: int) -> list[str]:
+        knots = [f"merges{i}" for i in range(min(depth - 1, KNOTS))]
+        return [*knots, "drops", "source_guard", "destination_guard"]
+
+    def variants(self) -> Sequence[Variant]:
+        return [{}]
+
+    def recipe(self, params: Mapping[str, float], variant: Variant, fit: Fit) -> Recipe:
+        depth = fit.costs.depth
+        knots = [params.get(f"merges{i}", 0.0) for i in range(min(depth - 1, KNOTS))]
+        merges = [scale(parameter) for parameter in spread_over(knots, depth)]
+
+        def with_guards(method: BaseMethod) -> BaseMethod:
+            if not isinstance(method, Guarded):
+                return method
+            source, destination = (max(0.0, 1 + params.get(f"{end}_guard", 0.0)) for end in ("source", "destination"))
+            return replace(
+                method,
+                source_guard=round(method.source_guard * source, 4),
+                destination_guard=round(method.destination_guard * destination, 4),
+            )
+
+        recipe = Recipe(tuple(with_guards(method) for method in Recipe.parse(self.recipe_text)))
+        return adapted(self.evaluator, fit.costs, recipe, fit.target, merges, scale(params.get("drops", 0.0)))
+
+
+def adapt_all(search: Search, ratio: float | None, trials: int) -> None:
+    """At each budget give the best recipe of `guarded` alone thresholds, in a study in `search.adapted`.
+
+    At the budget `ratio`, the wanted one, `trials` further settings of the thresholds are tried.
+    """
+    for budget, studies in search.studies.items():
         for study in studies:
             best = study.best()
             if study.family.name != "scheduled-guarded" or study.family.proposal is not None or best is None:
                 continue
-            try:
-                search.adapted[ratio] = adapted(search.evaluator, study.fit.costs, best.recipe, study.fit.target)
-            except RecipeError:  # a schedule that merges too little to need thresholds
-                continue
+            thresholds = search.study_of(budget, Thresholds(str(best.recipe), search.evaluator))
+            search.adapted[budget] = thresholds
+            thresholds.start()
+            thresholds.run(thresholds.starts + (trials if budget == ratio else 0))
 
 
-def adapted(evaluator: Evaluator, costs: Costs, recipe: Recipe, target: float) -> Recipe:
+def adapted(
+    evaluator: Evaluator,
+    costs: Costs,
+    recipe: Recipe,
+    target: float,
+    merge_factors: Sequence[float] | None = None,
+    drop_factor: float = 1.0,
+) -> Recipe:
     """A recipe with `adaptive` in the place of `guarded`, of at most `target` MACs, the mean over the search images.
 
     The threshold of a block is set so that the mean number of pairs above it, over the images, is the schedule's number
-    of merges times a factor, the same for all blocks, which the target decides. Late drops become shares. One pass over
-    the images sets all thresholds, block by block.
+    of merges times its `merge_factors` (1 for each block by default) times a factor, the same for all blocks, which the
+    target decides. Late drops, times `drop_factor`, become shares. One pass over the images sets all thresholds, block
+    by block.
 
     Raises:
         RecipeError: the recipe has not exactly one `guarded`, or no factor meets the target.
     """
+    factors = list(merge_factors or [1.0] * costs.depth)
     factor, best = 1.0, None
     rest = Recipe(tuple(method for method in recipe if not isinstance(method, Guarded)))
     unmerged_macs = costs.of(rest) if len(rest) else costs.dense
     for _ in range(MAX_CORRECTIONS):
-        calibrated, cost = _calibrated(evaluator, costs, recipe, factor)
+        calibrated, cost = _calibrated(
+            evaluator, costs, recipe, [factor * each for each in factors], factor * drop_factor
+        )
         if cost <= target:
             best = calibrated
             if cost >= (1 - BUDGET_TOLERANCE) * target:
@@ -99,8 +155,10 @@ def mean_macs(evaluator: Evaluator, costs: Costs, recipe: Recipe, part: Part = "
     return total / len(rows)
 
 
-def _calibrated(evaluator: Evaluator, costs: Costs, recipe: Recipe, factor: float) -> tuple[Recipe, float]:
-    """The recipe with thresholds for the schedule times `factor`, and its mean MACs.
+def _calibrated(
+    evaluator: Evaluator, costs: Costs, recipe: Recipe, merge_factors: Sequence[float], drop_factor: float
+) -> tuple[Recipe, float]:
+    """The recipe with thresholds for the schedule's merges and drops times these factors, and its mean MACs.
 
     All batches go through one block before the next begins.
     """
@@ -119,7 +177,7 @@ def _calibrated(evaluator: Evaluator, costs: Costs, recipe: Recipe, factor: floa
     )
     methods[indices[0]] = replace(guard, bars=0.0, drop=0.5)  # acts in every block; thresholds are set below
     fast = evaluator.host_sieved(Recipe(tuple(methods)))
-    thresholds, shares, lengths = _thresholds_of(evaluator, fast, guard, schedule, factor)
+    thresholds, shares, lengths = _thresholds_of(evaluator, fast, guard, schedule, merge_factors, drop_factor)
     methods[indices[0]] = replace(guard, bars=tuple(thresholds), drop=tuple(shares))
     return Recipe(tuple(methods)), _mean_of(costs, fast, lengths)
 
@@ -140,7 +198,12 @@ def _mean_of(costs: Costs, fast: Sieved, lengths: Sequence[Tensor]) -> float:
 
 @torch.no_grad()
 def _thresholds_of(
-    evaluator: Evaluator, fast: Sieved, guard: Adaptive, schedule: Guarded, factor: float
+    evaluator: Evaluator,
+    fast: Sieved,
+    guard: Adaptive,
+    schedule: Guarded,
+    merge_factors: Sequence[float],
+    drop_factor: float,
 ) -> tuple[list[float], list[float], list[Tensor]]:
     """For each block its threshold, the share it drops, and the number of tokens it reads of each image (I,)."""
     stream: TokenStream = fast.stream
@@ -159,6 +222,7 @@ def _thresholds_of(
     thresholds, shares, lengths = [1.0] * (last + 1), [0.0] * (last + 1), []
     for index in range(last + 1):
         merges, drops = _scheduled(schedule, index, depth)
+        merges, drops = merges * merge_factors[index], drops * drop_factor
         states: list[AfterAttention] = []
         lengths.append(torch.cat([tokens.lengths_per_image() for _, tokens in batches]))
         for actor, tokens in batches:
@@ -170,12 +234,12 @@ def _thresholds_of(
                 AfterAttention(inside, attended, guard.pairs(inside, actor.evidence, attended) if merges else None)
             )
         if merges:
-            thresholds[index] = _threshold([each.pairs for each in states if each.pairs is not None], factor * merges)
+            thresholds[index] = _threshold([each.pairs for each in states if each.pairs is not None], merges)
         patches = sum(float((each.tokens.lengths_per_image() - fast.host.prefix).sum()) for each in states)
         image_count = sum(each.tokens.x.shape[0] for each in states)
         if drops:
-            left = patches / image_count - factor * merges
-            shares[index] = round(min(0.999, factor * drops / max(left, 1.0)), DIGITS)
+            left = patches / image_count - merges
+            shares[index] = round(min(0.999, drops / max(left, 1.0)), DIGITS)
         for number, (each, (actor, _)) in enumerate(zip(states, batches, strict=True)):
             tokens = each.tokens
             if each.pairs is not None:
@@ -187,7 +251,7 @@ def _thresholds_of(
     return thresholds, shares, lengths
 
 
-def _scheduled(schedule: Guarded, block: int, depth: int) -> tuple[int, int]:
+def _scheduled(schedule: Guarded, block: int, depth: int) -> tuple[float, float]:
     """How many tokens the schedule merges and drops in a block."""
     return at(schedule.r, schedule.layers, block, depth), at(schedule.drop, schedule.layers, block, depth)
 

@@ -10,7 +10,6 @@ from time import monotonic
 import optuna
 
 from ..errors import RecipeError, SieveError
-from ..recipe import Recipe
 from .evaluator import Evaluator
 from .families import Family
 from .family_study import FamilyStudy
@@ -67,8 +66,8 @@ class Search:
     tell: Callable[[str], object] = lambda _: None
     """Called with a sentence after each round at a budget."""
     studies: dict[float, list[FamilyStudy]] = field(default_factory=dict)
-    adapted: dict[float, Recipe] = field(default_factory=dict)
-    """Budget -> the best `guarded` recipe with thresholds instead of numbers, see `bars`."""
+    adapted: dict[float, FamilyStudy] = field(default_factory=dict)
+    """Budget -> thresholds in place of the numbers of the best `guarded` recipe, see `bars`."""
     recommends_adapted: bool = False
     """Whether one of these may be the recommended recipe, which compiled and exported graphs cannot take."""
     expected: int = 0
@@ -86,12 +85,7 @@ class Search:
         """
         studies = self.studies.setdefault(ratio, [])
         for family, neighbour in self._begin(near):
-            trials_so_far = optuna.create_study(
-                study_name=f"{ratio:.6f} {family.title}", storage=self.storage, load_if_exists=True
-            )
-            study = FamilyStudy(
-                ratio, family, self.fit(ratio), self.evaluator, trials_so_far, self.seed, self._tell, neighbour
-            )
+            study = self.study_of(ratio, family, neighbour)
             studies.append(study)
             study.start()
         self._round(ratio, f"{len(studies)} families begun")
@@ -107,6 +101,15 @@ class Search:
                 active.sort(key=lambda study: study.lowest(study.starts + trials_given[id(study)]))
                 active = active[: ceil(len(active) / 2)]
 
+    def study_of(
+        self, ratio: float, family: Family, near: tuple[Mapping[str, float], int] | None = None
+    ) -> FamilyStudy:
+        """The study of a family at a budget, with the trials of earlier runs that the storage holds."""
+        trials_so_far = optuna.create_study(
+            study_name=f"{ratio:.6f} {family.title}", storage=self.storage, load_if_exists=True
+        )
+        return FamilyStudy(ratio, family, self.fit(ratio), self.evaluator, trials_so_far, self.seed, self._tell, near)
+
     def best(self, ratio: float) -> float | None:
         """The smallest divergence at a budget; None where no trial has succeeded."""
         scored = [trial.figures.value for study in self.studies.get(ratio, ()) if (trial := study.best()) is not None]
@@ -114,11 +117,14 @@ class Search:
 
     @property
     def trials(self) -> int:
-        return sum(study.count for studies in self.studies.values() for study in studies)
+        return sum(study.count for study in self._all_studies())
 
     @property
     def failures(self) -> list[Failed]:
-        return [failed for studies in self.studies.values() for study in studies for failed in study.failures]
+        return [failed for study in self._all_studies() for failed in study.failures]
+
+    def _all_studies(self) -> list[FamilyStudy]:
+        return [*(study for studies in self.studies.values() for study in studies), *self.adapted.values()]
 
     def _begin(self, near: float | None) -> list[tuple[Family, tuple[Mapping[str, float], int] | None]]:
         if near is None:
@@ -161,7 +167,7 @@ def neighbouring_budgets(target: float) -> list[float]:
 def search_budgets(search: Search, target: float, trials: int) -> None:
     """Spend half of the trials at the wanted budget, the rest at others, each started from the nearest one searched."""
     steps = neighbouring_budgets(target)
-    starts = sum(len(family.variants()) for family in search.families)
+    starts = sum(family.starts(search.fit(1.0).costs.depth) for family in search.families)
     search.expected = max(search.expected, starts + trials + (STEPS - 1) * (len(search.families) // 2 + 1))
     search.at(target, trials // 2)
     searched = [target]
@@ -177,7 +183,7 @@ def towards(search: Search, divergence: float, trials: int) -> None:
     Bisection with the start of one family gives the first budget; later ones are interpolated between the searched
     budgets, and each search starts from the nearest of them.
     """
-    starts = sum(len(family.variants()) for family in search.families)
+    starts = sum(family.starts(search.fit(1.0).costs.depth) for family in search.families)
     search.expected = starts + trials + STEPS * (len(search.families) // 2 + 1)
     share = trials // (STEPS + 1)
     ratio = round(_bracket(search, divergence), 3)

@@ -42,6 +42,10 @@ class Family(ABC):
         """Parameters to begin with: the best that is known, and whatever else may be near the best."""
         return [{}]
 
+    def starts(self, depth: int) -> int:
+        """How many recipes a study begins with: each variant at the first of the beginnings, one at each other."""
+        return len(self.variants()) + len(self.beginnings(depth)) - 1
+
     @abstractmethod
     def variants(self) -> Sequence[Variant]:
         """Settings to choose between, the default first."""
@@ -130,6 +134,8 @@ LATE, SOURCE, DESTINATION, DROPPED = 0.75, 0.088, 0.031, 0.09
 KNOTS = 6
 """Numbers by which a schedule departs from the known one, evenly over the depth and with lines between: a number for
 each block was no better on images that the search had not seen, and took it longer."""
+TILT = 0.8
+"""The parameter of the last block's share, and minus that of the first's, in a schedule moved to later blocks."""
 STRETCH = 0.8
 """Natural logarithm of the factor by which a parameter of 1 changes a weight."""
 
@@ -161,8 +167,12 @@ class Scheduled(Family):
         return ["even", *knots, *guards, *(["dropped"] if self.proposal else [])]
 
     def beginnings(self, depth: int) -> list[dict[str, float]]:
-        """The schedule known, and the same share in every block, which is safer elsewhere."""
-        return [{}, {"even": 1.0}]
+        """The schedule known; the same share in every block; the known one moved to earlier and to later blocks, for
+        hosts whose class attention is telling at another depth."""
+        knots = min(depth - 1, KNOTS)
+        slope = np.linspace(-TILT, TILT, knots)
+        tilted = [{f"share{i}": float(sign * value) for i, value in enumerate(slope)} for sign in (-1, 1)]
+        return [{}, {"even": 1.0}, *tilted]
 
     def variants(self) -> Sequence[Variant]:
         """The default, then one change at a time."""
@@ -196,7 +206,7 @@ class Scheduled(Family):
         if self.proposal is not None:
             settings_of = {**self.proposal, **({"layer": variant["layer"]} if "layer" in variant else {})}
             patches = fit.costs.patches
-            target = round(patches * (1 - min(0.6, DROPPED * _factor(params.get("dropped", 0.0)))))
+            target = round(patches * (1 - min(0.6, DROPPED * scale(params.get("dropped", 0.0)))))
             least = fit.count(1, patches - 1, lambda count: blocks(nothing, end, kept(count, fit, settings_of)))
             fewest = next(n for n in range(1, patches) if kept(n, fit, settings_of) == Recipe(least.methods[:1]))
             target = min(max(target, fewest), patches - 1)
@@ -206,11 +216,11 @@ class Scheduled(Family):
 
     def _weights(self, params: Mapping[str, float], blocks: int) -> list[float]:
         """The share that each block drops of what is left; a search scales them."""
-        drops = _over(TAKEN if self.proposal is None else TAKEN_AFTER, blocks)
+        drops = spread_over(TAKEN if self.proposal is None else TAKEN_AFTER, blocks)
         even = params.get("even", 0.0)
-        turned = _over([params.get(f"share{i}", 0.0) for i in range(min(blocks, KNOTS))], blocks)
+        turned = spread_over([params.get(f"share{i}", 0.0) for i in range(min(blocks, KNOTS))], blocks)
         return [
-            float(share ** (1 - even) * drops.mean() ** even * _factor(parameter))
+            float(share ** (1 - even) * drops.mean() ** even * scale(parameter))
             for share, parameter in zip(drops, turned, strict=True)
         ]
 
@@ -233,13 +243,13 @@ def kept(count: int, fit: Fit, settings: Mapping[str, Any]) -> Recipe:
     return Recipe.of(make("papr", {"keep": round(share, 5), **settings}))
 
 
-def _over(values: Sequence[float], count: int) -> NDArray[np.float64]:
+def spread_over(values: Sequence[float], count: int) -> NDArray[np.float64]:
     """Values along the depth of a host, at another number of places."""
     points = np.linspace(0, len(values) - 1, count) if count > 1 else np.array([(len(values) - 1) / 2])
     return np.interp(points, range(len(values)), values)
 
 
-def _factor(parameter: float) -> float:
+def scale(parameter: float) -> float:
     return exp(STRETCH * min(3.0, max(-3.0, parameter)))
 
 

@@ -61,24 +61,21 @@ class FamilyStudy:
     on_trial: Callable[[FamilyStudy], None]
     """Called after every trial."""
     near: tuple[Mapping[str, float], int] | None = None
-    """Params and variant of the best at a neighbouring budget, which replaces the trials of all variants."""
+    """Params and variant of the best at a neighbouring budget, from which alone the search starts then."""
 
     @property
     def starts(self) -> int:
         """How many trials `start` makes."""
-        depth = self.fit.costs.depth
-        beginnings = len(self.family.beginnings(depth))
-        return beginnings if self.near is not None else beginnings - 1 + len(self.family.variants())
+        return 1 if self.near is not None else self.family.starts(self.fit.costs.depth)
 
     def start(self) -> None:
         """Try the variants at the first starting point, and the best of them at the others; skip those tried before."""
-        depth = self.fit.costs.depth
-        first, *later = self.family.beginnings(depth)
-        if self.near is None:
-            for variant in range(len(self.family.variants())):
-                self._start(f"variant {variant}", first, variant)
-        else:
+        if self.near is not None:
             self._start("near", *self.near)
+            return
+        first, *later = self.family.beginnings(self.fit.costs.depth)
+        for variant in range(len(self.family.variants())):
+            self._start(f"variant {variant}", first, variant)
         for index, params in enumerate(later):
             self._start(f"beginning {index}", params, self._best_start()[1])
 

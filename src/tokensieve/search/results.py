@@ -77,7 +77,11 @@ def points_of(search: Search, include_proposal: bool, with_heldout: bool = True)
         for study in studies
         if (trial := study.best()) is not None
     ]
-    return points + [adapted_point(search, ratio, recipe, with_heldout) for ratio, recipe in search.adapted.items()]
+    return points + [
+        adapted_point(search, ratio, trial.recipe, with_heldout)
+        for ratio, study in search.adapted.items()
+        if (trial := study.best()) is not None  # None: it merges too little to need thresholds
+    ]
 
 
 def adapted_point(search: Search, ratio: float, recipe: Recipe, with_heldout: bool) -> Point:

@@ -223,8 +223,8 @@ def tune(
         if agree is None and stopped != "interrupted" and (names is None or ADAPTIVE in names) and not staged:
             search.recommends_adapted = names is not None
             try:
-                left_out.tell("Setting bars in the place of the best numbers.")
-                adapt_all(search)
+                left_out.tell("Setting thresholds in place of the best numbers of merges.")
+                adapt_all(search, macs if search.recommends_adapted else None, trials // 8)
             except OutOfTime:
                 stopped = "timeout"
             except KeyboardInterrupt:

@@ -54,7 +54,7 @@ class HealSettings:
         batch_size: pictures in a step.
         lr: learning rate after the warm-up; None takes that of `RATES`.
         rank: of the adapters.
-        views: ways each picture is seen: whole, cropped, mirrored, cropped and mixed, then further crops.
+        views: ways each picture is seen: whole, mirrored, cropped, cropped and mixed, then further crops.
         mixed: mix every other crop from the fourth view on with one of another picture.
         ema: decay of the moving average of the weights, which is saved; None saves the weights themselves.
         holdout: share of the pictures for validation, 500 at most.

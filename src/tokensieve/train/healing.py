@@ -20,9 +20,10 @@ from ..measure.outputs import evaluating, forward_batches, nothing_read
 from ..methods import BaseMethod
 from ..recipe import Recipe
 from ..stream import sieve
+from .heal_adaptive import ThresholdSetter, is_adaptive
 from .heal_task import ADAPTER, Heal, HealSettings, likeness, prepare
 from .loop import read_log, train
-from .views import READ
+from .views import READ, set_of
 
 RECIPE = "best.json"
 FEW = 0.1
@@ -84,7 +85,8 @@ def heal(
     """Train a copy of a model to give the dense model's outputs under a recipe; labels are not used.
 
     The dense model runs once on each view of every picture; its outputs are saved in `out`. After an interruption the
-    same call resumes. The model itself is not changed.
+    same call resumes. The model itself is not changed. With `adaptive` the copy learns under fixed numbers of merges;
+    thresholds of the same mean cost are then set for it, see `heal_adaptive`.
 
     Args:
         model: the host, a classifier or a model of features.
@@ -107,13 +109,17 @@ def heal(
     folder, settings = check_folder(out), settings or HealSettings()
     hashed = Recipe.of(recipe).with_hashes()
     sieve_args: dict[str, Any] = {"mean": mean, "std": std, "pretrained": pretrained}
-    config, task = prepare(model, hashed, pictures, folder, settings, **sieve_args, say=say)
+    pictures = set_of(pictures)
+    thresholds = ThresholdSetter(model, hashed, pictures, sieve_args) if is_adaptive(hashed) else None
+    trained_under = hashed if thresholds is None else thresholds.fixed
+    config, task = prepare(model, trained_under, pictures, folder, settings, **sieve_args, say=say)
     weights = train(config, task, folder, report=report)
-    hashed.save(folder / RECIPE)
-    say("judging")
+    say("evaluating")
     host = copy.deepcopy(model)
     host.load_state_dict(load_file(weights, device=str(next(model.parameters()).device)))
-    pair = sieve(model, hashed, **sieve_args), sieve(host, hashed, **sieve_args)
+    healed_recipe = hashed if thresholds is None else thresholds.recipe_for(host)
+    healed_recipe.save(folder / RECIPE)
+    pair = sieve(model, hashed, **sieve_args), sieve(host, healed_recipe, **sieve_args)
     kind = task.kind.name
     heldout = BeforeAfter(*(fidelity(fast, task.dense, load_batches(task.heldout, READ), kind=kind) for fast in pair))
     test_figures = None if test_images is None else compare(model, *pair, test_images, kind)

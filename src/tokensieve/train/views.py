@@ -1,6 +1,6 @@
 """Pictures without labels in a few fixed views: a teacher runs on them once, and a student learns from its outputs.
 
-The first four views are the picture itself, a random crop, its mirror image, and a crop mixed with a crop of another
+The first four views are the picture itself, its mirror image, a random crop, and a crop mixed with a crop of another
 picture, so that the targets cover more than the few classes of the pictures; further views are crops and mixed crops in
 turn.
 """
@@ -20,7 +20,7 @@ from ..data import Batch, Failure, load_batches
 from ..errors import InputError, RecipeError
 from .task import Order, batch_seed
 
-WHOLE, MIRRORED = 0, 2
+WHOLE, MIRRORED = 0, 1
 """Indices of the views that are not random; all others are crops."""
 SCALE = (0.35, 1.0)
 """Smallest and largest area of a crop, as a share of the picture's."""
@@ -127,7 +127,7 @@ class Views(Dataset[Tensor]):
     def description(self) -> str:
         """The settings of the views, as text for a cache key."""
         mixed = f", mixed from {LIGHTEST}" if self.mixed else ""
-        return f"{self.count} views of seed {self.seed}, crops {SCALE}{mixed}"
+        return f"{self.count} views of seed {self.seed}, whole, mirrored, crops {SCALE}{mixed}"
 
     def __len__(self) -> int:
         return len(self.pictures) * self.count
