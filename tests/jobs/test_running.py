@@ -13,8 +13,11 @@ import torch
 from PIL import Image
 
 from tests.jobs.conftest import errors, table
+from tokensieve.data.scanning import PICTURES
 from tokensieve.errors import InputError, RecipeError
-from tokensieve.jobs import estimate, job_of, manifest, run
+from tokensieve.jobs import estimate, job_of, manifest, progress, run
+from tokensieve.jobs.output_folder import open_output
+from tokensieve.jobs.progress import Progress
 
 SMALL = {"batch": 2, "shard": 4, "workers": 0}
 
@@ -115,6 +118,23 @@ def test_other_versions_are_told_and_the_job_goes_on(tiny, photos, tmp_path):
     (out / manifest.FILE).write_text(json.dumps(kept))
     (said,) = run(tiny(), root, out, **SMALL).notes
     assert "timm 0.9 then" in said
+
+
+@pytest.mark.parametrize(
+    ("threads", "workers", "seconds", "told"),
+    [(2, 1, 0.5, True), (1, 1, 0.5, False), (2, 0, 0.5, False), (2, 1, 50.0, False)],
+)
+def test_a_quick_model_that_shares_its_cores_with_workers_is_told(
+    tmp_path, monkeypatch, threads, workers, seconds, told
+):
+    monkeypatch.setattr(progress, "cores", lambda: 2)
+    monkeypatch.setattr(progress.torch, "get_num_threads", lambda: threads)
+    output = open_output(str(tmp_path))
+    output.prepare()
+    meter = Progress(PICTURES, 100, output, done=0, errors=0, max_errors=None, shown=False)
+    meter.fresh, meter.computed = 100, seconds
+    sentences = meter.shared_cores(workers)
+    assert [("--threads 1" in sentence, "share 2 cores" in sentence) for sentence in sentences] == [(True, True)] * told
 
 
 def test_a_folder_of_somebody_elses_rows_is_left_alone(tiny, photos, tmp_path):

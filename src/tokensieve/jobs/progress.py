@@ -6,6 +6,9 @@ from datetime import datetime
 from time import monotonic
 from types import TracebackType
 
+import torch
+
+from ..about.machine import cores
 from ..data.scanning import Kind
 from ..errors import InputError
 from ..measure.decoding import Decoding
@@ -19,6 +22,9 @@ EVERY = 15.0
 """Seconds between two progress lines in the log file."""
 STARVED = 0.2
 """Share of the model's time spent waiting for items, from which decoding is reported as the limit."""
+
+QUICK = 0.02
+"""Seconds of the model for an item below which decoding it, some ten milliseconds of one core, is a good part of it."""
 
 
 class TooManyErrors(InputError):
@@ -115,3 +121,15 @@ class Progress:
         seconds = self.waited if workers == 0 else total
         decoded = Decoding(devices * self.fresh / seconds, self.fresh, workers * devices, (), self.kind.many)
         return decoding_limit(decoded, "the model", devices * self.fresh / max(self.computed, 1e-9))
+
+    def shared_cores(self, workers: int) -> list[str]:
+        """A sentence where a quick model's threads and the decoding workers are more than the cores of this machine."""
+        threads, count = torch.get_num_threads(), cores()
+        quick = self.fresh > 0 and self.computed < QUICK * self.fresh
+        if not quick or workers == 0 or threads + workers <= count:
+            return []
+        readers = f"{workers} worker{'s' if workers > 1 else ''} that decode{'' if workers > 1 else 's'}"
+        return [
+            f"The model's {threads} threads and {readers} share {count} cores, and a model this quick may wait for them: "
+            f"compare with --threads {max(1, count - workers)}."
+        ]

@@ -129,6 +129,8 @@ def run(
         _check_complete(work, complete, output)
         seconds = perf_counter() - start
         notes = [*version_notes, *meter.limit(running.workers, max(1, len(running.devices)))]
+        if not other_processes and job.spec.torch_device().type == "cpu":
+            notes += meter.shared_cores(running.workers)
         result = Result(
             job.out,
             len(work.items),
