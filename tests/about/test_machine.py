@@ -126,7 +126,7 @@ def healthy() -> dict:
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        ({"installed": False}, "not installed, only found"),
+        ({"installed": False}, "not installed, only importable"),
         ({"threads": 8}, "8 threads on 2 cores, and they will wait for each other: give --threads 2"),
         ({"machine": "Some CPU"}, "no matrix units for bf16"),
         ({"compiler": None}, "no C++ compiler"),
@@ -199,8 +199,8 @@ def test_macs_that_are_counted_wrong_are_told(monkeypatch) -> None:
     monkeypatch.setattr(machine, "macs", lambda model: 780_640.0 - 3 * 2 * 17**2 * 32)
     (sentence,) = machine_facts()["failures"]
     assert sentence == (
-        f"MACs are counted wrong with torch {torch.__version__}: 725,152 of a tiny ViT that has 780,640. "
-        "No figure of MACs can be trusted here."
+        f"MACs are counted wrongly with torch {torch.__version__}: 725,152 for a tiny ViT that has 780,640. "
+        "Figures of MACs are not reliable on this machine."
     )
 
     def refuse(model):

@@ -122,7 +122,7 @@ def test_models_with_weights_name_them(run) -> None:
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        (["--all"], "--all says why models are refused, and needs a pattern"),
+        (["--all"], "--all lists why models are refused, and needs a pattern"),
         (["vitt_*"], "No model's name fits 'vitt_*'"),
         (["vit_small_patch16_18x2_224", "--pretrained"], "leave out --pretrained"),
     ],

@@ -62,9 +62,9 @@ def test_what_a_cascade_cannot_be_asked(run, refused, tmp_path):
     words = ["--model", "nano_vit", "--pretrained", "--data", "scenes", "--recipe", CASCADE]
     assert "--waterfall is of one reading" in refused("bench", *words, "--waterfall")
     assert "--memory is of one reading" in refused("bench", *words, "--memory")
-    assert "give one of its recipes" in refused("show", "scenes", "--model", "nano_vit", "--recipe", CASCADE)
+    assert "give one of the cascade's recipes" in refused("show", "scenes", "--model", "nano_vit", "--recipe", CASCADE)
     file = CascadeRecipe.parse(CASCADE).save(tmp_path / "best.json")
-    assert "give one of its recipes" in refused("show", "scenes", "--model", "nano_vit", "--recipe", file)
+    assert "give one of the cascade's recipes" in refused("show", "scenes", "--model", "nano_vit", "--recipe", file)
 
 
 def test_export_writes_members_and_rule(run, there):

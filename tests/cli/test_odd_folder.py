@@ -168,7 +168,7 @@ def test_other_classes_are_another_training(run, there):
         (there / name / "b").mkdir()
     result = run(*command)
     assert result.code == 2
-    assert "another plan" in result.err
+    assert "another training" in result.err
 
 
 def test_a_limit_says_of_how_many(run, there, tmp_path):

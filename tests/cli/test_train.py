@@ -43,9 +43,12 @@ def test_it_trains_a_bundled_model_and_tells_how_far_it_is(run, tmp_path):
         (["nano", "--epochs", "3"], "--epochs belongs to --images"),
         (["nano", "--teacher", "nano_vit"], "--teacher belongs to --images"),
         (["test_vit"], "tokensieve train nano, or a model's name with --images and --validation"),
-        (["test_vit", "--images", "."], "learnt with --images and --validation"),
+        (["test_vit", "--images", "."], "needs --images and --validation"),
         (["test_vit", "--images", ".", "--validation", ".", "--scenes", "64"], "without --only and --scenes"),
-        (["test_vit", "--images", ".", "--validation", ".", "--teacher-weights", "w.pt"], "weights of --teacher"),
+        (
+            ["test_vit", "--images", ".", "--validation", ".", "--teacher-weights", "w.pt"],
+            "--teacher-weights needs --teacher",
+        ),
         (["test_vit", "--images", "nowhere", "--validation", "."], "nowhere must be a folder, or a tar"),
     ],
 )
@@ -57,7 +60,7 @@ def test_another_plan_in_the_same_folder_is_refused_and_nothing_is_lost(run, ref
     options = ["--only", "nano_convnet", "--workers", 0, "--out", tmp_path]
     assert run("train", "nano", "--scenes", 64, *options).code == 0
     before = {path: path.read_bytes() for path in tmp_path.iterdir()}
-    assert "another plan" in refused("train", "nano", "--scenes", 128, *options)
+    assert "another training" in refused("train", "nano", "--scenes", 128, *options)
     assert before == {path: path.read_bytes() for path in tmp_path.iterdir()}
 
 
@@ -124,10 +127,10 @@ def test_what_others_answered_and_other_photographs_are_refused_and_nothing_is_l
         assert sentence in result.err.splitlines()[-1]
         assert before == {path: path.read_bytes() for path in (tmp_path / "out").iterdir()}
 
-    refuse("another teacher's answers", "--teacher", "nano_vit")
-    refuse("made by another plan")
-    refuse("made by another plan", "--teacher", "nano_convnet", "--size", 40)
+    refuse("targets of another teacher", "--teacher", "nano_vit")
+    refuse("belongs to another training")
+    refuse("belongs to another training", "--teacher", "nano_convnet", "--size", 40)
     shutil.copy(tmp_path / "train" / "red" / "0.png", tmp_path / "train" / "red" / "1.png")
-    refuse("about other photographs", "--teacher", "nano_convnet")
+    refuse("or of other photographs", "--teacher", "nano_convnet")
     (tmp_path / "train" / "red" / "1.png").write_text("not a picture")
     refuse("red/1.png is not a picture that Pillow can read: mend or remove it", "--teacher", "nano_convnet")

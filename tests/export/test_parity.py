@@ -55,7 +55,7 @@ def test_a_choice_that_rounding_decides_is_told_apart() -> None:
     with pytest.raises(ExportError, match="on 1 of 5 random images") as error:
         largest_difference(NearTie(), run, images, 1e-4)
     assert "equal up to rounding" in str(error.value)
-    assert "Another seed" in str(error.value)
+    assert "Try another seed" in str(error.value)
     assert "wrong" not in str(error.value)
 
 

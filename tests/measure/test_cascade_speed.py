@@ -52,5 +52,5 @@ def test_what_cannot_be_timed() -> None:
     cascade = sieve(model, CascadeRecipe((HALF, ""), (0.5,)))
     with pytest.raises(InputError, match="no two batches of 8"):
         cascade_speed(cascade, model, pictures(12), 8)
-    with pytest.raises(InputError, match="is of a cascade"):
+    with pytest.raises(InputError, match="times a cascade"):
         cascade_speed(sieve(model, HALF), model, pictures(12), 2)

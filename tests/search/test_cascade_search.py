@@ -122,7 +122,7 @@ def test_a_front_of_plain_recipes_and_cascades(tmp_path) -> None:
 def test_without_enough_images_nothing_is_promised() -> None:
     front = search(agree=0.98, confidence=0.95, trials=0)
     assert not front.reached
-    assert "149 at least can" in front.summary
+    assert "at least 149 are needed" in front.summary
     assert isinstance(front.recommended.recipe, CascadeRecipe)
     assert front.recommended.recipe.thresholds[0] == 1.0
 

@@ -85,7 +85,7 @@ def test_it_loses_less_on_images_that_it_never_saw(model, images, tmp_path):
     found = correct(model, RECIPE, images[:160], out, views=3, report=said.append)
     assert model.training
     model.eval()
-    assert said[-1] == "160 images seen"
+    assert said[-1] == "160 images read"
     assert str(found.recipe) == f"{RECIPE} + corrected(weights='{out}')"
     assert found.images == 160
     assert found.corrected_divergence < 0.9 * found.divergence

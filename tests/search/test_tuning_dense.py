@@ -241,7 +241,7 @@ def test_outputs_that_would_not_fit_are_refused(images, monkeypatch):
     monkeypatch.setattr("tokensieve.search.evaluator._free_memory", lambda: 1.5 * images.nbytes)
     words = {"holdout": 0.3, "seed": 0, "batch": 4, "mean": None, "std": None, "pretrained": False}
     Evaluator(noisy(convnext()), images, check=lambda: None, **words)
-    with pytest.raises(InputError, match="with the model's outputs"):
+    with pytest.raises(InputError, match="and the model's outputs"):
         Evaluator(model, images[:, :, :, :].repeat(1, 1, 2, 2)[:4], check=lambda: None, **{**words, "holdout": 0})
 
 

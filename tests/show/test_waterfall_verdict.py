@@ -123,7 +123,7 @@ def test_a_kernel_lost_with_the_recipe_is_named():
 def test_each_step_has_its_own_reason(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda **_: True)
     assert "does not fill the GPU" in last(row("bf16", 1.0), device="cuda")
-    assert "carries it already" in last(row("prepack", 1.0))
+    assert "it is already small" in last(row("prepack", 1.0))
     assert "othing left to fuse" in last(row("compile", 1.0))
     assert "A batch of 8 keeps the machine busy already" in last(row("bf16"), row("batch", 1.0, batch=32))
 

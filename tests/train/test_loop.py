@@ -108,7 +108,7 @@ class TestTheBestIsKept:
     def test_what_makes_no_sense_is_refused(self, tmp_path):
         with pytest.raises(RecipeError, match="no metric 'miou': best must be one of"):
             learn(tmp_path, best="miou")
-        with pytest.raises(RecipeError, match="patience waits"):
+        with pytest.raises(RecipeError, match="patience needs"):
             replace(SETTINGS, patience=2)
 
 
@@ -155,11 +155,11 @@ class TestResuming:
     def test_what_was_begun_otherwise_is_refused_by_name_and_stays(self, tmp_path):
         learn(tmp_path)
         before = (tmp_path / "sorting.checkpoint.pt").read_bytes()
-        with pytest.raises(InputError, match=r"made by another plan \(other lr, clip\): give another folder"):
+        with pytest.raises(InputError, match=r"belongs to another training \(other lr, clip\): give another folder"):
             learn(tmp_path, lr=1, clip=None)
         task = Sorting()
         task.identity = "fifty points"
-        with pytest.raises(InputError, match="made by another plan: give another folder"):
+        with pytest.raises(InputError, match="belongs to another training: give another folder"):
             learn(tmp_path, task)
         assert (tmp_path / "sorting.checkpoint.pt").read_bytes() == before
         learn(tmp_path, workers=1, checkpoint_every=2)
@@ -174,7 +174,7 @@ class TestResuming:
 
     def test_a_file_of_something_else_is_refused(self, tmp_path):
         torch.save([1, 2], tmp_path / "sorting.checkpoint.pt")
-        with pytest.raises(InputError, match="made by another plan"):
+        with pytest.raises(InputError, match="belongs to another training"):
             learn(tmp_path)
 
 

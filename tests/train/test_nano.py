@@ -70,7 +70,7 @@ def test_the_weights_are_small_and_load_into_the_model(tmp_path):
 
 def test_another_plan_does_not_go_on_from_the_checkpoint(tmp_path):
     train(tmp_path, scenes=16, validate_every=1)
-    with pytest.raises(InputError, match="another plan"):
+    with pytest.raises(InputError, match="another training"):
         train(tmp_path, scenes=32, validate_every=1)
 
 

@@ -18,7 +18,7 @@ PageModelOption = Annotated[
     str | None,
     typer.Option(
         metavar="NAME|FILE",
-        help="A model to offer in addition to the bundled ones, as for other commands; it is shown first. Default none.",
+        help="A model to offer first, before the bundled ones: as for the other commands. Default none.",
     ),
 ]
 

@@ -66,9 +66,7 @@ def tune(
     storage: Annotated[
         str | None, typer.Option(metavar="FILE.db", help="Store the trials here; the same command resumes from them.")
     ] = None,
-    out: Annotated[
-        str, typer.Option(metavar="FOLDER", help="Folder for recipe files and front.csv, .json, .png.")
-    ] = FOLDER,
+    out: Annotated[str, typer.Option(metavar="FOLDER", help="Folder for recipes and front.csv, .json, .png.")] = FOLDER,
     family: Annotated[
         list[str] | None, typer.Option(metavar="NAME", help="Search only this family; may be repeated.")
     ] = None,
@@ -121,7 +119,7 @@ def tune(
     else:
         if network.weights is not None or labels or classes is not None or machine.size is not None:
             raise InputError(
-                "--segmenter has its own weights, size and classes: leave out --weights, --size, --classes and --labels."
+                "--segmenter has its own weights, size and classes: leave out --weights, --size, --classes, --labels."
             )
         window, spec = _segmenter(segmenter, machine)
     from ..cascades.cascade import Cascade

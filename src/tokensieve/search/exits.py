@@ -91,8 +91,8 @@ class ExitReader:
         """Run the first `blocks` blocks, with the exits of `dtop`.
 
         Returns:
-            The tokens that arrive at each exit in `blocks_read`; and (blocks + 1, I) int64, the number of tokens of each
-            image that every block reads, and that are left after the last of them.
+            The tokens that arrive at each exit in `blocks_read`; and (blocks + 1, I) int64, the number of tokens that
+            every block reads of each image, and that are left after the last of them.
         """
         fast = sieve(self.model, Recipe() if dtop is None else dtop)
         by_block: dict[int, list[tuple[Tensor, Tensor]]] = {block: [] for block in blocks_read}

@@ -150,7 +150,7 @@ NAMES = ("scheduled-papr", "papr", "centre", "random")
 
 
 def stage_families(names: Sequence[str], proposals: Sequence[Mapping[str, Any]]) -> list[Family]:
-    """The families with these names, with each of the proposals; `scheduled-papr` also without, ranked by the centre."""
+    """The families with these names, with each of the proposals; `scheduled-papr` also ranked by the centre."""
     families: list[Family] = []
     for name in names:
         if name == "scheduled-papr":

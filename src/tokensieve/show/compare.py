@@ -202,7 +202,7 @@ def ratio_text(keep: Any) -> str:
 
 
 def _count(trace: Trace) -> int | None:
-    """Number of patches kept; for a host with stages, of pixels in the first stage that drops any, None if none does."""
+    """Number of patches kept; for a host with stages, of pixels in the first stage that drops any, or None."""
     if trace.masks:
         return trace.masks[0].kept.shape[1]
     assert trace.tokens is not None
