@@ -66,11 +66,11 @@ class Anything:
 
 def test_files_that_hold_more_than_tensors_are_not_run(tmp_path: Any) -> None:
     torch.save({"state_dict": state(), "meta": Anything()}, tmp_path / "unsafe.pth")
-    with pytest.raises(InputError, match=r"cannot be read as weights.*save its state_dict by itself"):
+    with pytest.raises(InputError, match=r"cannot be read as weights.*save its state_dict to a new file"):
         load_mmseg(segvit(), tmp_path / "unsafe.pth")
     with pytest.raises(InputError, match="There is no weights file"):
         load_mmseg(segvit(), tmp_path / "none.pth")
-    with pytest.raises(InputError, match="maps names to tensors"):
+    with pytest.raises(InputError, match="must map names to tensors"):
         load_mmseg(segvit(), {"model": {"a": 1}})
 
 
@@ -81,7 +81,7 @@ def test_what_no_head_uses_is_listed_and_left_out() -> None:
         "auxiliary_head.0.conv_seg.bias": torch.zeros(3),
         "decode_head.loss_decode.criterion.empty_weight": torch.ones(4),
     }
-    with pytest.warns(UserWarning, match="never use them") as caught:
+    with pytest.warns(UserWarning, match="do not use them") as caught:
         segmenter = load_mmseg(segvit(), weights | unused)
     assert all(name in str(caught[0].message) for name in unused)
     assert torch.equal(scores(segmenter), scores(load_mmseg(segvit(), weights)))
@@ -144,7 +144,7 @@ def test_a_position_embedding_of_another_grid_is_resized() -> None:
     assert torch.equal(own[:, :1], table[:, :1])
     torch.testing.assert_close(own[:, 1:], expected.flatten(2).transpose(1, 2))
     weights["backbone.pos_embed"] = table[:, :-1]
-    with pytest.raises(InputError, match="of 15 patches, no square grid"):
+    with pytest.raises(InputError, match="has 15 patches, which are not a square grid"):
         load_mmseg(segvit(), weights)
 
 

@@ -99,10 +99,10 @@ def test_a_segmenter_slides() -> None:
     [
         ({"crop": 4, "stride": 5}, "leave pixels between the windows"),
         ({"crop": (4, 8), "stride": 6}, "leave pixels between the windows"),
-        ({"crop": 0, "stride": 1}, "crop is a whole number of pixels"),
-        ({"crop": 4, "stride": (1, 2, 3)}, "stride is a whole number of pixels"),
-        ({"crop": 4.0, "stride": 2}, "crop is a whole number of pixels"),
-        ({"crop": 4, "stride": 2, "windows": 0}, "windows is a whole number from 1 up"),
+        ({"crop": 0, "stride": 1}, "crop must be a positive integer in pixels"),
+        ({"crop": 4, "stride": (1, 2, 3)}, "stride must be a positive integer in pixels"),
+        ({"crop": 4.0, "stride": 2}, "crop must be a positive integer in pixels"),
+        ({"crop": 4, "stride": 2, "windows": 0}, "windows must be an integer of at least 1"),
     ],
 )
 def test_windows_that_make_no_sense(words: dict[str, Any], said: str) -> None:

@@ -36,7 +36,7 @@ def quiet(row):
 
 def train(folder, scenes=96, report=quiet, **settings):
     """A short training of the nano ConvNet on batches of 16 scenes, alike whenever it is begun."""
-    config, task = prepare("nano_convnet", scenes=scenes, looked_at=20, workers=0)
+    config, task = prepare("nano_convnet", scenes=scenes, validation_scenes=20, workers=0)
     config = replace(config, **{"batch_size": 16, "validate_every": 2, "warmup": 2, **settings})
     return loop.train(config, task, folder, report=report)
 

@@ -24,7 +24,7 @@ BACKGROUND = CLASSES
 UNSURE = -100
 """Patch label of patches with so little of the digit that they are not scored."""
 
-LOOKED_AT = 1000
+VALIDATION_SCENES = 1000
 """Number of validation scenes."""
 RATES = {"nano_convnet": 3e-3, "nano_vit": 1.5e-3, "nano_convnext": 2e-3}
 SEEN = {"nano_convnet": 60_000, "nano_vit": 240_000, "nano_convnext": 120_000}
@@ -102,12 +102,12 @@ class ReadDigits:
         name: name of a bundled model, which starts with random weights.
         scenes: number of training scenes.
         seed: random seed of the scenes.
-        looked_at: number of validation scenes.
+        validation_scenes: number of validation scenes.
     """
 
-    def __init__(self, name: str, scenes: int, seed: int = 0, looked_at: int = LOOKED_AT) -> None:
-        self.name, self.samples, self.seed, self.looked_at = name, scenes, seed, looked_at
-        self.identity = f"{name}, {scenes} scenes of seed {seed}, {looked_at} looked at"
+    def __init__(self, name: str, scenes: int, seed: int = 0, validation_scenes: int = VALIDATION_SCENES) -> None:
+        self.name, self.samples, self.seed, self.validation_scenes = name, scenes, seed, validation_scenes
+        self.identity = f"{name}, {scenes} scenes of seed {seed}, {validation_scenes} looked at"
         self.module: Any = WRAPPED[name]()
         self._validation: Scene | None = None
 
@@ -124,7 +124,9 @@ class ReadDigits:
 
     def evaluate(self, module: Any) -> dict[str, float]:
         if self._validation is None:
-            self._validation = Scenes("validation", self.looked_at, seed=self.seed).batch(range(self.looked_at))
+            self._validation = Scenes("validation", self.validation_scenes, seed=self.seed).batch(
+                range(self.validation_scenes)
+            )
         return {"validation_top1": top1(module.model, self._validation)}
 
     def weights(self, module: Any) -> dict[str, Tensor]:
@@ -132,7 +134,7 @@ class ReadDigits:
 
 
 def prepare(
-    name: str, *, scenes: int | None = None, seed: int = 0, looked_at: int = LOOKED_AT, workers: int = 1
+    name: str, *, scenes: int | None = None, seed: int = 0, validation_scenes: int = VALIDATION_SCENES, workers: int = 1
 ) -> tuple[TrainConfig, ReadDigits]:
     """The configuration and task of a bundled model for `loop.train`; by default those of the bundled weights.
 
@@ -142,7 +144,7 @@ def prepare(
     if name not in WRAPPED:
         raise RecipeError(f"There is no bundled model {name!r}, only {', '.join(WRAPPED)}.")
     torch.manual_seed(seed)
-    task = ReadDigits(name, SEEN[name] if scenes is None else scenes, seed, looked_at)
+    task = ReadDigits(name, SEEN[name] if scenes is None else scenes, seed, validation_scenes)
     config = TrainConfig(
         optimizer_args={"betas": (0.9, 0.99)}, lr=RATES[name], warmup=200, seed=seed, workers=workers
     )  # fmt: skip

@@ -25,7 +25,7 @@ from .task import Loss, halved
 DIGITS = CLASSES // len(DIRECTIONS)
 TUBELET = (2, 8, 8)
 """Frames, height and width of a patch, and of a cell of the proposal's features."""
-LOOKED_AT = 500
+VALIDATION_SCENES = 500
 """Number of validation scenes."""
 RATES = {"nano_video": 1.5e-3, "nano_video_proposal": 4e-3}
 SEEN = {"nano_video": 160_000, "nano_video_proposal": 24_000}
@@ -103,12 +103,14 @@ class ReadMovingDigits:
         name: name of a bundled model, which starts with random weights.
         scenes: number of training scenes.
         seed: random seed of the moving scenes.
-        looked_at: number of validation scenes.
+        validation_scenes: number of validation scenes.
     """
 
-    def __init__(self, name: str, scenes: int, seed: int = 0, looked_at: int = LOOKED_AT) -> None:
-        self.name, self.samples, self.seed, self.looked_at = name, scenes, seed, looked_at
-        self.identity = f"{name}, {scenes} moving scenes of seed {seed}, {SHORT[name]} short, {looked_at} looked at"
+    def __init__(self, name: str, scenes: int, seed: int = 0, validation_scenes: int = VALIDATION_SCENES) -> None:
+        self.name, self.samples, self.seed, self.validation_scenes = name, scenes, seed, validation_scenes
+        self.identity = (
+            f"{name}, {scenes} moving scenes of seed {seed}, {SHORT[name]} short, {validation_scenes} looked at"
+        )
         self.module: Any = WRAPPED[name]()
         self._validation: MovingScene | None = None
 
@@ -130,8 +132,8 @@ class ReadMovingDigits:
 
     def evaluate(self, module: Any) -> dict[str, float]:
         if self._validation is None:
-            scenes = MovingScenes("validation", self.looked_at, seed=self.seed)
-            self._validation = scenes.batch(range(self.looked_at))
+            scenes = MovingScenes("validation", self.validation_scenes, seed=self.seed)
+            self._validation = scenes.batch(range(self.validation_scenes))
         predicted, labels = classes_of(module, self._validation), self._validation.labels
         columns = {"validation_top1": predicted == labels}
         columns["validation_digits"] = predicted // len(DIRECTIONS) == labels // len(DIRECTIONS)
@@ -143,7 +145,7 @@ class ReadMovingDigits:
 
 
 def prepare(
-    name: str, *, scenes: int | None = None, seed: int = 0, looked_at: int = LOOKED_AT, workers: int = 1
+    name: str, *, scenes: int | None = None, seed: int = 0, validation_scenes: int = VALIDATION_SCENES, workers: int = 1
 ) -> tuple[TrainConfig, ReadMovingDigits]:
     """The configuration and task of a bundled video model for `loop.train`; by default those of the bundled weights.
 
@@ -154,7 +156,7 @@ def prepare(
     if name not in WRAPPED:
         raise RecipeError(f"There is no bundled video model {name!r}, only {', '.join(WRAPPED)}.")
     torch.manual_seed(seed)
-    task = ReadMovingDigits(name, SEEN[name] if scenes is None else scenes, seed, looked_at)
+    task = ReadMovingDigits(name, SEEN[name] if scenes is None else scenes, seed, validation_scenes)
     config = TrainConfig(
         optimizer_args={"betas": (0.9, 0.99)}, batch_size=32, lr=RATES[name], warmup=200, precision="fp32", seed=seed,
         workers=workers,

@@ -18,7 +18,7 @@ NAME = "nano_segmenter"
 SEEN = 12_800
 """Number of scenes that the bundled segmenter was trained on."""
 BATCH = 16
-LOOKED_AT = 200
+VALIDATION_SCENES = 200
 """Number of validation scenes."""
 PLAN = SegmenterPlan(
     "nano_vit",
@@ -38,7 +38,7 @@ def prepare(
     *,
     scenes: int | None = None,
     seed: int = 0,
-    looked_at: int = LOOKED_AT,
+    validation_scenes: int = VALIDATION_SCENES,
     workers: int = 1,
     say: Callable[[str], Any] = print,
 ) -> tuple[TrainConfig, Segment]:
@@ -61,7 +61,7 @@ def prepare(
         workers=workers,
         augmentation=STILL,
     )
-    known, unseen = SceneMaps("train", count, seed), SceneMaps("val", looked_at, seed)
+    known, unseen = SceneMaps("train", count, seed), SceneMaps("val", validation_scenes, seed)
     config, task = prepare_segmenter(PLAN, known, unseen, folder, settings, say=say, name=NAME, half=True)
     for block in task.module.backbone.blocks:
         block.attn.fused_attn = False  # on CPUs the fused kernel's backward takes three times as long
