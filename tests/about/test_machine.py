@@ -98,7 +98,10 @@ def test_what_is_too_old_is_a_warning(installed) -> None:
     installed([], ["torch>=99"])
     facts = machine_facts()
     found = facts["versions"]["torch"]
-    assert facts["warnings"][0] == f'torch {found} will not do, torch>=99 is needed: pip install --upgrade "torch>=99".'
+    assert (
+        facts["warnings"][0]
+        == f'torch {found} is not suitable, torch>=99 is needed: pip install --upgrade "torch>=99".'
+    )
 
 
 def test_cores_are_the_fewest_that_anyone_grants(monkeypatch) -> None:
@@ -127,7 +130,7 @@ def healthy() -> dict:
     ("change", "words"),
     [
         ({"installed": False}, "not installed, only importable"),
-        ({"threads": 8}, "8 threads on 2 cores, and they will wait for each other: give --threads 2"),
+        ({"threads": 8}, "8 threads on 2 cores, which slows all of them down: give --threads 2"),
         ({"machine": "Some CPU"}, "no matrix units for bf16"),
         ({"compiler": None}, "no C++ compiler"),
         ({"python_headers": False}, "Python's C headers"),

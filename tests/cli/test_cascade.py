@@ -60,8 +60,8 @@ def test_bench_tells_average_and_worst(run, monkeypatch):
 def test_what_a_cascade_cannot_be_asked(run, refused, tmp_path):
     assert "give --data FOLDER" in refused("bench", "--model", "nano_vit", "--recipe", CASCADE)
     words = ["--model", "nano_vit", "--pretrained", "--data", "scenes", "--recipe", CASCADE]
-    assert "--waterfall is of one reading" in refused("bench", *words, "--waterfall")
-    assert "--memory is of one reading" in refused("bench", *words, "--memory")
+    assert "--waterfall cannot measure a cascade" in refused("bench", *words, "--waterfall")
+    assert "--memory cannot measure a cascade" in refused("bench", *words, "--memory")
     assert "give one of the cascade's recipes" in refused("show", "scenes", "--model", "nano_vit", "--recipe", CASCADE)
     file = CascadeRecipe.parse(CASCADE).save(tmp_path / "best.json")
     assert "give one of the cascade's recipes" in refused("show", "scenes", "--model", "nano_vit", "--recipe", file)

@@ -82,9 +82,9 @@ def test_models_in_each_others_place_are_a_sentence() -> None:
         with pytest.raises(InputError, match=r"models are swapped: call (speed|waterfall)\(fast, dense, \.\.\.\)"):
             swapped()
     for dense in (lambda: speed(model, model, images), lambda: waterfall(model, model, images, batch=1)):
-        with pytest.raises(InputError, match=r"begins with what sieve\(\) returned, not with VisionTransformer"):
+        with pytest.raises(InputError, match=r"is a model returned by sieve\(\), not VisionTransformer"):
             dense()
-    with pytest.raises(InputError, match=r"of what sieve\(\) returned, not of VisionTransformer"):
+    with pytest.raises(InputError, match=r"takes a model returned by sieve\(\), not VisionTransformer"):
         SlicingLimit(model)
     with pytest.raises(InputError, match="models are swapped: call fidelity"):
         fidelity(model, fast, [images])

@@ -110,8 +110,8 @@ def test_training_modes_are_as_before() -> None:
     [
         ({"agree": 98}, "agree is a share"),
         ({"confidence": 1}, "confidence is a share"),
-        ({"score": "sure"}, "score is margin"),
-        ({"towards": (0.3, 0.4)}, "towards is 1 thresholds"),
+        ({"score": "sure"}, "score is one of margin"),
+        ({"towards": (0.3, 0.4)}, "towards must be 1 thresholds"),
     ],
 )
 def test_settings_that_make_no_sense(changed: dict, why: str) -> None:

@@ -203,7 +203,7 @@ class Opening(Segmenter):
     ("kind", "backbone", "words"),
     [
         (Normalising, "body.vit", "changes the images before its body.vit reads them"),
-        (Opening, "body.vit", "GMAC alone and 0 inside the model"),
+        (Opening, "body.vit", "GMAC in the sub-module and 0 in the whole model"),
         (Segmenter, "head", "Conv2d cannot be sieved"),
     ],
 )

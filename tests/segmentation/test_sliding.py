@@ -125,5 +125,5 @@ def test_one_window_of_a_picture_at_its_own_scale() -> None:
         (place,) = [place for place, each in cut.items() if torch.allclose(each, found, atol=1e-6)]
         places.add(place)
     assert len(places) > 4
-    with pytest.raises(InputError, match=r"It has 13 x 7 pixels, height x width, and .* windows of 6 x 8"):
+    with pytest.raises(InputError, match=r"has 13 x 7 pixels, height x width, and .* windows of 6 x 8"):
         window(Image.fromarray(np.zeros((13, 7, 3), dtype=np.uint8)))

@@ -164,7 +164,7 @@ def test_a_lost_attention_kernel_is_named_wherever_it_is_lost():
 
 @pytest.mark.parametrize(
     ("workers", "who"),
-    [(0, "one process, by turns with the model, prepares"), (1, "1 worker prepares"), (3, "3 workers prepare")],
+    [(0, "one process, in turn with the model, prepares"), (1, "1 worker prepares"), (3, "3 workers prepare")],
 )
 def test_decoding_is_the_limit_where_the_sieved_model_outruns_it(workers, who):
     speed = measured(1.95)  # the sieved model takes 8 images in 1 / 1.95 s: 15.6 a second

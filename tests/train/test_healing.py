@@ -155,7 +155,7 @@ def test_interrupted_it_ends_with_the_same_weights_and_asks_the_teacher_no_more(
 
 def test_another_recipe_or_other_pictures_are_not_gone_on_with(tmp_path):
     heal(tiny(), RECIPE, IMAGES, tmp_path, replace(PLAIN, epochs=0.5))
-    with pytest.raises(InputError, match=r"model\.checkpoint\.pt was made by another plan"):
+    with pytest.raises(InputError, match=r"model\.checkpoint\.pt belongs to another training"):
         heal(tiny(), "tome(r=2)", IMAGES, tmp_path, replace(PLAIN, epochs=0.5))
     with pytest.raises(InputError, match="holds the targets of another teacher"):
         heal(tiny(), RECIPE, IMAGES + 1, tmp_path, replace(PLAIN, epochs=0.5))

@@ -341,7 +341,7 @@ class TestSettings:
         [
             ({"optimizer": "adamww"}, "timm cannot make the optimizer 'adamww'"),
             ({"optimizer_args": {"nonsense": 1}}, "the optimizer 'adamw' with {'nonsense': 1}"),
-            ({"layer_decay": 0.7}, "Small does not say what its layers are"),
+            ({"layer_decay": 0.7}, "Small does not define its layers"),
         ],
     )
     def test_an_optimizer_that_cannot_be_made_is_refused_before_anything_is_written(self, tmp_path, settings, sentence):
@@ -373,7 +373,7 @@ class TestWhatGoesWrong:
             task.module.model[0].weight.register_hook(lambda g: g * math.inf if task.calls == 6 else g)
         task.loss = breaking
         with pytest.raises(
-            InputError, match="The loss of sorting, or its gradient, is no number any more before step 8"
+            InputError, match="The loss of sorting, or its gradient, became NaN or infinite before step 8"
         ):
             learn(tmp_path, task)
         state = torch.load(tmp_path / "sorting.checkpoint.pt", weights_only=True)
@@ -393,7 +393,7 @@ class TestWhatGoesWrong:
             return made
 
         task.batches = broken
-        sentence = "cat.png is not a picture: training stopped behind step 9, and goes on from its last checkpoint once"
+        sentence = "cat.png is not a picture: training stopped after step 9"
         with pytest.raises(InputError, match=sentence):
             learn(tmp_path / "parts", task, workers=workers)
         same(whole, learn(tmp_path / "parts")[0])

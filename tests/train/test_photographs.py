@@ -177,7 +177,7 @@ class TestBatches:
         config, task = begin(images=images, workers=workers)
         gone = Path(task.known.path(Order(task.samples, 0)[8 * 3 + 3]))  # of the fourth batch
         gone.rename(tmp_path / "away.png")
-        sentence = rf"{gone.name} does not exist: training stopped behind step 3, and goes on from its last checkpoint"
+        sentence = rf"{gone.name} does not exist: training stopped after step 3. Repair the file"
         with pytest.raises(InputError, match=sentence):
             train(config, task, tmp_path / "parts", report=quiet)
         (tmp_path / "away.png").rename(gone)
@@ -208,7 +208,7 @@ class TestTeacher:
 
     def test_answers_of_another_teacher_are_refused(self, begin, tmp_path):
         begin(teacher="nano_convnet")
-        with pytest.raises(InputError, match=r"teacher\.safetensors holds another teacher answers"):
+        with pytest.raises(InputError, match=r"teacher\.safetensors holds the targets of another teacher"):
             begin(teacher="nano_vit")
         state = {key: value.clone() for key, value in create("nano_convnet").model.state_dict().items()}
         state["fc.bias"] += 1
@@ -281,7 +281,7 @@ class TestRefusals:
         self.refuse(begin, tmp_path, f"{re.escape(source)} must be a folder, or a tar", images=source)
 
     def test_a_model_that_is_no_timm_classifier(self, begin, tmp_path):
-        sentence = "NanoConvNet cannot be trained on photographs: it is no timm classifier"
+        sentence = "NanoConvNet cannot be trained on photographs: it is not a timm classifier"
         self.refuse(begin, tmp_path, sentence, name="nano_convnet")
 
     def test_an_unknown_model(self, begin, tmp_path):

@@ -279,7 +279,7 @@ class TestPreparing:
         with pytest.raises(InputError, match="from a trained base, or from a plan: give one of them"):
             prepare_dtop(None, EXITS, *sets(), tmp_path / "x", SETTINGS)
         other = segmentation_set(tmp_path / "set", classes=4)
-        with pytest.raises(InputError, match="The segmenter has 3 classes, and the set it is learnt from 4"):
+        with pytest.raises(InputError, match="The segmenter has 3 classes, and the training set has 4"):
             prepare(plan_of(), other, other, tmp_path / "x", SETTINGS, pretrained=False)
         for settings in ({"steps": 0}, {"trainable": "none"}, {"drop_path": 1}):
             with pytest.raises(RecipeError, match=next(iter(settings))):

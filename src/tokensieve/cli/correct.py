@@ -27,12 +27,14 @@ def correct(
     recipe: RecipeOption,
     data: Annotated[str, typer.Option(metavar="FOLDER", help="Pictures, without labels: a folder, a tar, a data set.")],
     out: Annotated[
-        str, typer.Option(metavar="FILE.json", help="The recipe to write; its weights are written beside it.")
+        str, typer.Option(metavar="FILE.json", help="The recipe to write; its weights go to a .safetensors beside it.")
     ],
     network: NetworkOptions,
     proposal_weights: ProposalWeightsOption = None,
     limit: Annotated[int, typer.Option(min=10, metavar="N", help="At most N pictures, evenly spread.")] = 250,
-    views: Annotated[int, typer.Option(min=1, metavar="N", help="Augmented versions of each picture.")] = 8,
+    views: Annotated[
+        int, typer.Option(min=1, metavar="N", help="Augmented versions of each picture: whole, mirrored, cropped.")
+    ] = 8,
     preprocessing: PreprocessingOption = "timm",
     seed: Annotated[int, typer.Option(min=0, metavar="N", help="Random seed of the crops.")] = 0,
     machine: PlaceOptions,

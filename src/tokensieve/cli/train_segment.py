@@ -28,7 +28,7 @@ ValidationOption = Annotated[
     str | None,
     typer.Option(metavar="FOLDER|TAR", help="Validation pictures; default the split val of --images."),
 ]
-LookedAtOption = Annotated[
+ValidationLimitOption = Annotated[
     int | None, typer.Option(min=1, metavar="N", help="At most N validation pictures, evenly spread.")
 ]
 ClassesOption = Annotated[
@@ -81,7 +81,7 @@ class SetOptions:
     images: ImagesOption
     layout: LayoutOption = "folders"
     validation: ValidationOption = None
-    looked_at: LookedAtOption = None
+    validation_limit: ValidationLimitOption = None
     classes: ClassesOption = None
 
 
@@ -177,7 +177,7 @@ def _train(options: dict[str, Any]) -> None:
         layout,
         None if separate else "val",
         classes=classes,
-        limit=options["looked_at"],
+        limit=options["validation_limit"],
     )
     for pictures in (training, unseen):
         tell_files(pictures)
