@@ -33,7 +33,7 @@ def test_eval_tells_the_agreement_and_what_was_read(run):
     assert told["recipe_json"] == json.loads(CascadeRecipe.parse(CASCADE).to_json())
     page = " ".join(run("eval", *SCENES, "--limit", 30, "--recipe", CASCADE).out.split())
     assert "a cascade" in page
-    assert "again where margin is below 0.6" in page
+    assert "go on if margin is below 0.6" in page
 
 
 def test_bench_tells_average_and_worst(run, monkeypatch):

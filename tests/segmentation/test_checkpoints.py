@@ -149,7 +149,7 @@ def test_a_position_embedding_of_another_grid_is_resized() -> None:
 
 
 def test_backbones_and_heads_without_a_layout() -> None:
-    with pytest.raises(UnsupportedHost, match="no published checkpoints in .* for LinearSegmenter"):
+    with pytest.raises(UnsupportedHost, match=r"no published checkpoints in .* for LinearSegmenter"):
         load_mmseg(segmentation.linear(vit(), 3), state())
     beit = timm.create_model("beit_base_patch16_224", embed_dim=16, depth=2, num_heads=2)
     with pytest.raises(UnsupportedHost, match="on timm's VisionTransformer, not on Beit"):

@@ -157,7 +157,7 @@ def test_a_lost_attention_kernel_is_named_wherever_it_is_lost():
     kernels = {"dense": ("flash",), "sieved": ("flash", "math")}
     for ratio in (0.9, 1.9):
         reason = " ".join(said(measured(ratio), attention=kernels)[1:])
-        assert "attention kernel was lost: the dense model runs in a fused one (flash)" in reason
+        assert "attention kernel was lost: the dense model uses a fused one (flash)" in reason
         assert "proportional=False" in reason
     assert len(said(measured(1.95), attention={"dense": ("flash",), "sieved": ("efficient",)})) == 1
 

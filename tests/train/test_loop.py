@@ -169,7 +169,7 @@ class TestResuming:
         learn(tmp_path)
         file = tmp_path / "sorting.checkpoint.pt"
         file.write_bytes(damage(file.read_bytes()))
-        with pytest.raises(InputError, match=r"sorting\.checkpoint\.pt is no checkpoint that can be read .*delete it"):
+        with pytest.raises(InputError, match=r"sorting\.checkpoint\.pt cannot be read as a checkpoint .*delete it"):
             learn(tmp_path)
 
     def test_a_file_of_something_else_is_refused(self, tmp_path):
@@ -400,7 +400,7 @@ class TestWhatGoesWrong:
 
     def test_without_accelerate_it_says_what_to_install(self, monkeypatch, tmp_path):
         monkeypatch.setitem(sys.modules, "accelerate", None)
-        sentence = r"Training needs accelerate \(accelerate is not here\): pip install 'tokensieve\[train\]'"
+        sentence = r"Training needs accelerate \(accelerate is not installed\): pip install 'tokensieve\[train\]'"
         with pytest.raises(InputError, match=sentence):
             need_accelerate()
         with pytest.raises(InputError, match=sentence):
@@ -477,7 +477,7 @@ def python(*arguments, devices=1):
 
 def test_processes_that_are_not_joined_do_not_train_side_by_side(monkeypatch, tmp_path):
     monkeypatch.setenv("WORLD_SIZE", "2")
-    with pytest.raises(InputError, match="one of 2 processes that accelerate does not join"):
+    with pytest.raises(InputError, match="one of 2 processes that accelerate does not connect"):
         learn(tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
