@@ -31,7 +31,7 @@ from tokensieve.data import photographs
 REVISION = "1546007"
 """Of the loop before: all of it in one file, photographs whole in memory."""
 FILE = "training_loop.csv"
-SCENES, BATCH, EVERY, WARMUP, LOOKED_AT = 256, 16, 4, 4, 50
+SCENES, BATCH, EVERY, WARMUP, VALIDATION_SCENES = 256, 16, 4, 4, 50
 CASES = ("nano_convnet", "nano_vit", "nano_convnext", "photographs")
 KILLED_AT = 10
 """Batch at which the second training of a case is killed: two steps behind its checkpoint, inside an epoch."""
@@ -59,7 +59,9 @@ def before(case: str, folder: Path, report: Report) -> Path:
     from tokensieve.train.photographs import prepare
 
     if case != "photographs":
-        plan = replace(scenes.PLANS[case], images=SCENES, batch=BATCH, every=EVERY, warmup=WARMUP, validation=LOOKED_AT)
+        plan = replace(
+            scenes.PLANS[case], images=SCENES, batch=BATCH, every=EVERY, warmup=WARMUP, validation=VALIDATION_SCENES
+        )
         return scenes.train(plan, folder, workers=1, report=report)
     sets = crops(folder / "crops")
     settings = {"epochs": 3, "size": 64, "args": {"drop_path_rate": 0.5}, "teacher": "nano_vit"}
@@ -75,7 +77,7 @@ def now(case: str, folder: Path, report: Report, killed_at: int | None = None) -
 
     task: Any
     if case != "photographs":
-        config, task = nano.prepare(case, scenes=SCENES, looked_at=LOOKED_AT)
+        config, task = nano.prepare(case, scenes=SCENES, validation_scenes=VALIDATION_SCENES)
         config = replace(config, batch_size=BATCH, validate_every=EVERY, warmup=WARMUP)
     else:
         sets = crops(folder / "crops")

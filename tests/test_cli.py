@@ -200,7 +200,7 @@ def test_proposal_weights_go_to_the_proposal(run, tmp_path):
         (["--device", "tpu"], "--device must be"),
         (["--device", "cuda:99"], "--device cuda:99 is not there"),
         ([*HOST, "--weights", "absent.safetensors"], "There is no weights file absent.safetensors."),
-        ([*HOST, "--proposal-weights", "x"], "asks no proposal"),
+        ([*HOST, "--proposal-weights", "x"], "has no proposal"),
         (["--model", "test_vit", "--proposal-weights", "absent"], "There is no weights file absent."),
         (["--recipe", "papr(keep=0.5, proposal=no_such_net)", "--model", "test_vit"], "no_such_net"),
         ([*HOST, "--dtype", "fp16", "--prepack"], "fp32 or bf16"),

@@ -263,7 +263,7 @@ def test_a_host_that_was_moved_alone_is_told_of(images: Tensor) -> None:
     for recipe, sentence in {
         "papr(keep=0.5, proposal=test_resnet)": "The proposal test_resnet is on cpu, and its input is on meta",
         "corrected()": r"Learned layers of the recipe \(fast\.parts, 0\) are on cpu",
-        "dynamicvit(keep=0.5)": r"are on cpu, .* on meta: move what sieve\(\) returned, fast\.to",
+        "dynamicvit(keep=0.5)": r"are on cpu, .* on meta: move the sieved model, fast\.to",
     }.items():
         fast = sieve(small_vit(), recipe, mean=[0.5] * 3, std=[0.5] * 3, pretrained=False)
         fast.model.to("meta")

@@ -409,7 +409,7 @@ def test_a_module_that_fails_when_it_is_loaded(tmp_path, monkeypatch):
         ({"model": "package:"}, "no import path"),
         ({"recipe": "tomee(r=8)"}, "the nearest are tome"),
         ({"recipe": PaPr(0.5, proposal=torch.nn.Identity())}, "holds its recipe as text"),
-        ({"recipe": "tome(r=8)", "proposal_weights": "x.pt"}, "asks no proposal"),
+        ({"recipe": "tome(r=8)", "proposal_weights": "x.pt"}, "has no proposal"),
         ({"weights": 3}, "weights must be the name of a file, not 3"),
         ({"pretrained": "no"}, "pretrained must be True or False, not 'no'"),
         ({"precision": "fp8"}, "precision must be one of fp32, bf16, fp16, not 'fp8'"),

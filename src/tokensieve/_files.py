@@ -1,4 +1,4 @@
-"""Files that are written whole or not at all, and how they name each other so that they can move together."""
+"""Files that are written completely or not at all, and the relative paths between files that move together."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from .errors import InputError
 
 
 def check_place(path: str | os.PathLike[str], suffixes: tuple[str, ...] = (), *, new_folder: bool = False) -> Path:
-    """A path that a file could be written to, before the work that it is for.
+    """Check that a file can be written at `path`, before slow work begins.
 
-    With `new_folder` its folder may be one that is still to be made, by `make_folder`.
+    With `new_folder` its folder need not exist yet, but must be one that `make_folder` can make.
 
     Raises:
-        InputError: `path` is a folder, is in none, or does not end in one of `suffixes`, if there are any.
+        InputError: `path` is a folder, its folder does not exist, or it does not end in one of `suffixes`, if any.
     """
     path = Path(path)
     if suffixes and path.suffix.lower() not in suffixes:
@@ -32,10 +32,10 @@ def check_place(path: str | os.PathLike[str], suffixes: tuple[str, ...] = (), *,
 
 
 def check_folder(folder: str | os.PathLike[str]) -> Path:
-    """A folder that is there or could be made, before the work that it is for.
+    """Check that a folder exists or can be made, before slow work begins.
 
     Raises:
-        InputError: it is a file, or the folder above it is not there.
+        InputError: it is a file, or its parent folder does not exist.
     """
     folder = Path(folder)
     if folder.exists() and not folder.is_dir():
@@ -46,7 +46,7 @@ def check_folder(folder: str | os.PathLike[str]) -> Path:
 
 
 def make_folder(folder: str | os.PathLike[str]) -> Path:
-    """Make a folder if it is not there and the one above it is. Raises `InputError` as `check_folder` does."""
+    """Make a folder if it does not exist; its parent must exist. Raises `InputError` as `check_folder` does."""
     folder = check_folder(folder)
     try:
         folder.mkdir(exist_ok=True)
@@ -57,33 +57,33 @@ def make_folder(folder: str | os.PathLike[str]) -> Path:
 
 @contextmanager
 def made_folder(folder: str | os.PathLike[str]) -> Iterator[Path]:
-    """As `make_folder`; if anything goes wrong inside, a folder that was not there before is gone again."""
+    """Make a folder as `make_folder` does; if the code inside raises, a new folder is removed again."""
     new = not check_folder(folder).exists()
     folder = make_folder(folder)
     try:
         yield folder
     except BaseException:
         if new:
-            with suppress(OSError):  # somebody else wrote into it
+            with suppress(OSError):  # it may hold files of another process
                 folder.rmdir()
         raise
 
 
 @contextmanager
 def draft(path: str | os.PathLike[str]) -> Iterator[Path]:
-    """A place beside `path` to write to: what lies there at the end takes its place; if anything goes wrong it is gone.
+    """A temporary file to write to, which replaces `path` at the end; if the code inside raises, it is removed.
 
-    Files written next to the draft, in its folder, move along with it, before it.
+    Files written next to the draft, in its folder, are moved to the folder of `path` too, before it.
 
     Raises:
-        InputError: `path` is a folder, is in none, or cannot be written.
+        InputError: `path` is a folder, its folder does not exist, or it cannot be written.
     """
     path = check_place(path)
     try:
         with tempfile.TemporaryDirectory(prefix=f".{path.name}.", dir=path.parent) as folder:
             file = Path(folder) / path.name
             yield file
-            # Last the file that names the others, so that it never names what is not there yet.
+            # The file that names the others comes last, so that it never names a missing file.
             for part in sorted(Path(folder).iterdir(), key=lambda part: part == file):
                 os.replace(part, path.parent / part.name)
     except OSError as error:
@@ -91,27 +91,27 @@ def draft(path: str | os.PathLike[str]) -> Iterator[Path]:
 
 
 def relative_path(path: str, folder: str | os.PathLike[str]) -> str:
-    """How a file in `folder` names the file `path`: relative to `folder`, in full where that is on another drive."""
+    """The path of the file `path` relative to `folder`; the absolute path if it is on another drive."""
     full = os.path.abspath(path)
-    # Where a folder on the way is a link, ".." may lead elsewhere. The file's own name stays, link or not.
+    # If a folder in the path is a link, ".." may lead elsewhere. The file's own name is not resolved.
     real = os.path.join(os.path.realpath(os.path.dirname(full)), os.path.basename(full))
     try:
         names = [os.path.relpath(full, os.path.abspath(folder)), os.path.relpath(real, os.path.realpath(folder))]
-    except ValueError:  # Windows knows no way from one drive to another
+    except ValueError:  # Windows has no relative path from one drive to another
         return full
-    right = [name for name in names if same_file(os.path.join(folder, name), path)]
-    return min(right or names, key=lambda name: Path(name).parts.count(os.pardir))  # what is inside moves along
+    valid = [name for name in names if same_file(os.path.join(folder, name), path)]
+    return min(valid or names, key=lambda name: Path(name).parts.count(os.pardir))  # prefer paths inside the folder
 
 
 def joined_path(path: str, folder: str | os.PathLike[str]) -> str:
-    """The file that a file in `folder` names `path`, spelled without "." and ".." where that is the same file."""
+    """`path` joined to `folder`, without "." and ".." where that is the same file."""
     full = os.path.join(folder, path)
     short = os.path.normpath(full)
     return short if same_file(short, full) or not os.path.exists(full) else full
 
 
 def same_file(path: str | os.PathLike[str], other: str | os.PathLike[str]) -> bool:
-    """Whether both are there and the same, links followed."""
+    """Whether both paths exist and are the same file, links followed."""
     try:
         return os.path.samefile(path, other)
     except (OSError, ValueError):

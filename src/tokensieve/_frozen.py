@@ -1,4 +1,4 @@
-"""Frozen dataclasses in a forward that is to be compiled."""
+"""Frozen dataclasses in a forward that torch.compile can handle."""
 
 from __future__ import annotations
 
@@ -8,6 +8,6 @@ T = TypeVar("T")
 
 
 def replace(data: T, **changes: Any) -> T:
-    """`dataclasses.replace` in words that torch.compile and torch.export of torch 2.6 understand too."""
+    """`dataclasses.replace`, written so that torch.compile and torch.export of torch 2.6 can trace it."""
     kind: Any = type(data)
     return kind(**{**{name: getattr(data, name) for name in kind.__match_args__}, **changes})

@@ -1,4 +1,4 @@
-"""The weights of a recipe in a folder of their own, which can be moved and opened anywhere."""
+"""A folder with the weights of a recipe, which can be moved and opened anywhere."""
 
 from __future__ import annotations
 
@@ -17,25 +17,25 @@ from .methods import METHODS, BaseMethod
 from .methods.weights import part_state
 
 RECIPE = "recipe.json"
-"""File name of the recipe; the weights lie beside it."""
+"""File name of the recipe; the weights are in the same folder."""
 STORED = re.compile(r"(\w+)-[0-9a-f]{16}\.safetensors")
 """File names of weights: the method's name and the beginning of the file's SHA-256."""
 
 
 def store(methods: Sequence[BaseMethod], parts: Mapping[str, nn.Module], folder: Path) -> tuple[BaseMethod, ...]:
-    """Write the weights of all methods into `folder`: those of `parts`, by number, or else of the files they name.
+    """Write the weights of all methods into `folder`: from `parts`, by the method's index, or else from their files.
 
     Returns:
-        The methods, naming what was written, with its SHA-256.
+        The methods with the paths and SHA-256 of the files written.
 
     Raises:
-        RecipeError: a method lacks weights or a setting for them, or `parts` has a number that no method has.
-        InputError: weights are not there, or not those that are recorded.
+        RecipeError: a method lacks weights or a setting for them, or `parts` has an index that no method has.
+        InputError: weights do not exist, or their SHA-256 is not the recorded one.
     """
     numbers = [str(index) for index in range(len(methods))]
-    if strangers := [number for number in parts if number not in numbers]:
+    if unknown := [number for number in parts if number not in numbers]:
         raise RecipeError(
-            f"parts has learned layers of method {strangers[0]!r}, and the recipe has {len(methods)} methods, counted "
+            f"parts has learned layers of method {unknown[0]!r}, and the recipe has {len(methods)} methods, counted "
             "from 0: give fast.parts of a model that was sieved with this recipe."
         )
     return tuple(_stored(method, parts.get(number), folder) for number, method in zip(numbers, methods, strict=True))
@@ -45,7 +45,7 @@ def _stored(method: BaseMethod, module: nn.Module | None, folder: Path) -> BaseM
     trained = {} if module is None else part_state(method, module)
     if trained and "weights" not in method.files:
         raise RecipeError(
-            f"{method.name} has learned layers and no setting `weights` that could name their file: see `files` in "
+            f"{method.name} has learned layers but no setting `weights` for the path of their file: see `files` in "
             "docs/adding.md."
         )
     changed: dict[str, Any] = {}
@@ -60,11 +60,11 @@ def _stored(method: BaseMethod, module: nn.Module | None, folder: Path) -> BaseM
         if setting == "weights" and trained:
             save_file(trained, draft)
         elif source is not None:
-            state = method.read(setting)  # refuses what is not there, cannot be read, or has changed
+            state_dict = method.read(setting)  # raises if the file is missing, cannot be read, or has changed
             if source.endswith(".safetensors"):
                 shutil.copyfile(source, draft)
             else:
-                save_file({name: value.contiguous().clone() for name, value in state.items()}, draft)
+                save_file({name: value.contiguous().clone() for name, value in state_dict.items()}, draft)
         else:
             continue
         changed[digest] = _sha256(draft)
@@ -73,11 +73,11 @@ def _stored(method: BaseMethod, module: nn.Module | None, folder: Path) -> BaseM
 
 
 def check_stored(method: BaseMethod, folder: Path) -> None:
-    """Refuse weights that do not lie in the folder of their recipe, or are not those that it records.
+    """Check that a method's weights are in the recipe's folder and match the recorded SHA-256.
 
     Raises:
-        RecipeError: they are named elsewhere, in another format, or without their SHA-256.
-        InputError: they are not there, or others.
+        RecipeError: they are in another folder, in another format, or without a SHA-256.
+        InputError: a file does not exist, or has another SHA-256.
     """
     from .zoo.models import check_sha256
 
@@ -93,7 +93,7 @@ def check_stored(method: BaseMethod, folder: Path) -> None:
 
 
 def weights_in(folder: Path) -> Iterator[Path]:
-    """The files of weights that `store` wrote there, now or earlier."""
+    """The weights files in a folder that `store` wrote, now or earlier."""
     for path in sorted(folder.iterdir()):
         match = STORED.fullmatch(path.name)
         if match and match[1] in METHODS and path.is_file():

@@ -17,7 +17,7 @@ _BARE = re.compile(r"[A-Za-z_][\w.\-/+]*")
 
 
 def read_text(text: str) -> Iterator[BaseMethod]:
-    """The methods that recipe text names; none in the empty text. Raises `RecipeError`."""
+    """The methods of a recipe's text; none if the text is empty. Raises `RecipeError`."""
     if not text.strip():
         return
     try:
@@ -32,7 +32,7 @@ def read_text(text: str) -> Iterator[BaseMethod]:
 
 
 def _quote_slices(text: str) -> str:
-    """`layers=6:12` -> `layers=slice(6,12)`, the only liberty taken with Python's own grammar."""
+    """`layers=6:12` -> `layers=slice(6,12)`; slices are the only syntax that Python itself does not accept here."""
 
     def spell(match: re.Match[str]) -> str:
         parts = [part.strip() or "None" for part in match[1].split(":")]
@@ -54,14 +54,15 @@ def _method(call: ast.expr, text: str) -> BaseMethod:
         raise RecipeError(f"In the recipe {text!r}, write {call.id}(...) with its settings in brackets.")
     if isinstance(call, ast.Call) and isinstance(call.func, ast.Name) and call.func.id == "cascade":
         raise RecipeError(
-            f"{text!r} is a cascade of several recipes and no recipe: tokensieve.sieve(model, text) opens it alone, "
+            f"{text!r} is a cascade of several recipes, not one recipe: tokensieve.sieve(model, text) opens a cascade, "
             "and CascadeRecipe.parse(text) reads it."
         )
     if not isinstance(call, ast.Call) or not isinstance(call.func, ast.Name):
         raise RecipeError(f"The recipe {text!r} must be calls joined by +, for example papr(keep=0.8) + tome(r=8).")
-    if call.args or any(word.arg is None for word in call.keywords):
+    if call.args or any(keyword.arg is None for keyword in call.keywords):
         raise RecipeError(f"In the recipe {text!r}, name every argument of {call.func.id}, for example keep=0.5.")
-    return make(call.func.id, {word.arg: _value(word.value, word.arg) for word in call.keywords if word.arg})
+    settings = {keyword.arg: _value(keyword.value, keyword.arg) for keyword in call.keywords if keyword.arg}
+    return make(call.func.id, settings)
 
 
 def _value(node: ast.expr, setting: str) -> Any:
@@ -78,7 +79,7 @@ def _value(node: ast.expr, setting: str) -> Any:
 
 
 def method_text(method: BaseMethod) -> str:
-    """A method as recipe text writes it: the settings that are not the default ones."""
+    """The text of a method in a recipe, with the settings that differ from their defaults."""
     settings = []
     for field in fields(method):
         value = getattr(method, field.name)

@@ -1,4 +1,4 @@
-"""A forward that is being recorded into a graph, by torch.compile, torch.export or torch.jit.trace, or counted."""
+"""Whether a forward is being recorded into a graph (by torch.compile, torch.export or torch.jit.trace) or counted."""
 
 from __future__ import annotations
 
@@ -14,18 +14,18 @@ _counted: ContextVar[bool] = ContextVar("counted", default=False)
 
 
 def recording() -> bool:
-    """Whether this forward becomes a graph, which must not depend on what these images hold or how many they are."""
+    """Whether this forward is being recorded into a graph, which must not depend on pixel values or the batch size."""
     return torch.compiler.is_compiling() or torch.jit.is_tracing()
 
 
 def counted() -> bool:
-    """Whether the MACs of this forward are counted, for which each operator runs as itself, however slow."""
+    """Whether the MACs of this forward are being counted; then no operator may be replaced by a faster kernel."""
     return _counted.get()
 
 
 @contextmanager
 def counting() -> Iterator[None]:
-    """Count what runs in here: see `counted`."""
+    """Context in which `counted` is True."""
     before = _counted.set(True)
     try:
         yield
@@ -34,15 +34,15 @@ def counting() -> Iterator[None]:
 
 
 def as_int(count: Any) -> int:
-    """A size as an integer. torch.jit.trace makes sizes tensors, whose product with a share would be in float32."""
+    """A size as an integer. Under torch.jit.trace sizes are tensors, whose product with a ratio would be float32."""
     return int(count) if isinstance(count, Tensor) else count
 
 
 def is_empty(batch: Tensor) -> bool:
-    """Whether a batch is empty; one that is recorded never is."""
+    """Whether a batch is empty; always False while a graph is recorded."""
     return not recording() and batch.shape[0] == 0
 
 
 def dummy_batch(images: Tensor) -> Tensor:
-    """One blank image, to be run in place of an empty batch, on which blocks of several hosts and rankings fail."""
+    """One blank image to run in place of an empty batch, which blocks of several hosts cannot handle."""
     return images.new_zeros(1, *images.shape[1:])

@@ -1,4 +1,4 @@
-"""What a `ModelSpec` describes, made: the model of a name or of a callable, in its size, and how it reads images."""
+"""Builds the model and the preprocessing that a `ModelSpec` describes, from a name, a file or a callable."""
 
 from __future__ import annotations
 
@@ -20,29 +20,29 @@ from .zoo.models import check_sha256, load_strictly, read_weights
 
 
 class Loaded(NamedTuple):
-    """A model in evaluation mode; mean and standard deviation of its input, None where only itself may state them."""
+    """A model in evaluation mode, with the mean and standard deviation of its input, None if they are not known."""
 
     model: Any
     mean: tuple[float, ...] | None = None
     std: tuple[float, ...] | None = None
     size: tuple[int, int] | None = None
-    """Height and width of its images; None where the model's own structure says that."""
+    """Height and width of its images; None where they follow from the model itself."""
 
 
 def load(
     name: str, args: Mapping[str, Any], weights: str | None, sha256: Mapping[str, str], *, pretrained: bool
 ) -> Loaded:
-    """The model of a name, of a trained segmenter's file or of an import path, with the weights of a file where one is
-    given."""
+    """Load the model with this name, this trained segmenter's file or this import path; `weights` is a file to load
+    into it."""
     recorded = None if weights is None else sha256.get(weights)
     if (files := trained_files(name)) is not None:
         return _segmenter(name, files, args, weights, sha256, pretrained=pretrained)
     if not is_import_path(name):
         return Loaded(*zoo.create(name, weights=weights, sha256=recorded, pretrained=pretrained, args=args or None))
-    state = None if weights is None else read_weights(weights, recorded)
+    state_dict = None if weights is None else read_weights(weights, recorded)
     model = _called(name, args)
-    if state is not None:
-        load_strictly(model, state, f"{weights} into {name}")
+    if state_dict is not None:
+        load_strictly(model, state_dict, f"{weights} into {name}")
     return Loaded(model.eval())
 
 
@@ -55,9 +55,9 @@ def _segmenter(
     *,
     pretrained: bool,
 ) -> Loaded:
-    """A bundled segmenter, or one that was trained here."""
+    """Open the bundled segmenter, or one trained by `tokensieve train`."""
     if args:
-        raise SettingError("args", f"have no use: {files[1].name} says how {name} is built.")
+        raise SettingError("args", f"cannot be given: {files[1].name} holds the arguments of {name}.")
     for file in files:
         if (recorded := sha256.get(str(file))) is not None:
             check_sha256(file, recorded)
@@ -68,13 +68,13 @@ def _segmenter(
 
 
 def _called(name: str, args: Mapping[str, Any]) -> nn.Module:
-    """What the callable at an import path returns, which must be a model."""
+    """Call the function at an import path, which must return a model."""
     function = _imported(name)
     try:
         inspect.signature(function).bind(**args)
     except TypeError as error:
-        raise SettingError("args", f"are none that {name} takes: {error}.") from None
-    except ValueError:  # of what is written in C nothing is known before
+        raise SettingError("args", f"do not fit the parameters of {name}: {error}.") from None
+    except ValueError:  # functions written in C have no signature
         pass
     try:
         model = function(**args)
@@ -109,7 +109,7 @@ def _imported(name: str) -> Any:
 
 
 def set_size(model: Any, size: tuple[int, int] | None, name: str) -> None:
-    """Make the model read images of another size, where it has to be set."""
+    """Set the size of the images that the model reads, if the model needs that."""
     if size is None:
         return
     if hasattr(model, "set_input_size"):
@@ -129,33 +129,33 @@ def preprocessing(
     clips: Mapping[str, Any],
     name: str,
 ) -> Preprocessing | VideoPreprocessing:
-    """How the model reads images, or videos."""
+    """The preprocessing of the model's images or videos."""
     videos = "T" in InputSpec.of(loaded.model).layout
     if not isinstance(setting, str):
         if videos is not isinstance(setting, VideoPreprocessing):
-            read, other = ("videos", "a VideoPreprocessing") if videos else ("pictures", "a Preprocessing")
-            raise SettingError("preprocessing", f"does not fit {name}, which reads {read}: give {other}.")
+            media, needed = ("videos", "a VideoPreprocessing") if videos else ("pictures", "a Preprocessing")
+            raise SettingError("preprocessing", f"does not fit {name}, which reads {media}: give {needed}.")
         return setting
     if clips and not videos:
         raise SettingError(f"clips.{next(iter(clips))}", f"is for models that read videos, and {name} reads pictures.")
-    unknown = loaded.mean is None and not getattr(loaded.model, "pretrained_cfg", None)
+    no_normalisation = loaded.mean is None and not getattr(loaded.model, "pretrained_cfg", None)
     if videos:
         if setting != "timm":
             raise SettingError("preprocessing", f"{setting!r} is for pictures, and {name} reads videos: leave it out.")
-        if unknown:
+        if no_normalisation:
             raise SettingError(
                 "preprocessing",
                 f"of {name} is not known, since {type(loaded.model).__name__} states no normalisation: give "
-                "preprocessing=VideoPreprocessing(input_size, mean, std), or have the model say it, "
+                "preprocessing=VideoPreprocessing(input_size, mean, std), or set it on the model, "
                 'model.pretrained_cfg = {"mean": ..., "std": ...}.',
             )
         sizes = {} if size is None else {"input_size": size}
         return VideoPreprocessing.of(loaded.model, loaded.mean, loaded.std, **sizes, **clips)
-    if unknown:
+    if no_normalisation:
         raise SettingError(
             "preprocessing",
             f"of {name} is not known, since {type(loaded.model).__name__} has no pretrained_cfg: give "
-            "preprocessing=Preprocessing(input_size, mean, std), or have the model say it, "
+            "preprocessing=Preprocessing(input_size, mean, std), or set it on the model, "
             'model.pretrained_cfg = {"mean": ..., "std": ...}.',
         )
     return Preprocessing.named(setting, loaded.model, mean=loaded.mean, std=loaded.std, size=size or loaded.size)

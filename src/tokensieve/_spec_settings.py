@@ -1,4 +1,4 @@
-"""The settings of a `ModelSpec`: each checked, and brought into the one form that it is kept in."""
+"""Checks the settings of a `ModelSpec` and brings each into the form in which it is stored."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ SHA256 = re.compile(r"[0-9a-fA-F]{64}")
 
 
 def model(value: object) -> str:
-    """A name, or the import path of a callable."""
+    """Check the model's name, or the import path of a callable."""
     if not isinstance(value, str) or not value:
         raise SettingError("model", f"must be a name or 'package.module:function', not {value!r}.")
     if ":" in value and not is_import_path(value):
@@ -43,14 +43,14 @@ def recipe(value: Any) -> Recipe | CascadeRecipe:
         parse_recipe(str(parsed))
     except RecipeError as error:
         raise RecipeError(
-            f'"{parsed}" cannot be sent or kept: a ModelSpec holds its recipe as text, which names a proposal and its '
-            "weights file and has no module or tensor in it."
+            f'"{parsed}" cannot be stored: a ModelSpec holds its recipe as text, which can name a proposal and its '
+            "weights file, but cannot hold a module or a tensor."
         ) from error
     return parsed
 
 
 def path(setting: str, value: object) -> str | None:
-    """The name of a file, which need not be there."""
+    """The path of a file, which need not exist."""
     value = os.fspath(value) if isinstance(value, os.PathLike) else value
     if not isinstance(value, str | None) or value == "":
         raise SettingError(setting, f"must be the name of a file, not {value!r}.")
@@ -83,17 +83,17 @@ def device(value: object) -> str:
 
 
 def torch_device(name: str) -> torch.device:
-    """The device on this machine; raises `InputError` where it is not there."""
+    """The torch.device on this machine; raises `InputError` if it does not exist."""
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
     kind, _, index = name.partition(":")
     if kind == "cuda" and int(index or 0) >= torch.cuda.device_count():
-        raise SettingError("device", f"{name} is not there: torch sees {torch.cuda.device_count()} CUDA devices.")
+        raise SettingError("device", f"{name} does not exist: torch sees {torch.cuda.device_count()} CUDA devices.")
     return torch.device(name)
 
 
 def size(value: Any, preprocessing: str | Preprocessing | VideoPreprocessing) -> tuple[int, int] | None:
-    """Height and width in pixels, which must be those of a preprocessing that states its own."""
+    """Height and width in pixels; they must equal the input size of a `preprocessing` object, if one is given."""
     if value is None:
         return None
     sides: Any = value
@@ -119,7 +119,7 @@ def size_text(sides: tuple[int, int]) -> str:
 
 
 def preprocessing(value: Any, known: Sequence[str]) -> str | Preprocessing | VideoPreprocessing:
-    """One of the names, or a `Preprocessing` or `VideoPreprocessing`, which may come as its fields."""
+    """One of the names in `known`, or a `Preprocessing` or `VideoPreprocessing`, also as a mapping of its fields."""
     if isinstance(value, Mapping):
         kind = VideoPreprocessing if "frames" in value else Preprocessing
         try:
@@ -132,24 +132,24 @@ def preprocessing(value: Any, known: Sequence[str]) -> str | Preprocessing | Vid
 
 
 CLIPS = ("frames", "stride", "sampling", "views", "short_side")
-"""Settings of clips that a spec may have."""
+"""Settings of `VideoPreprocessing` that a spec may change."""
 
 
 def clips(value: Any, preprocessing: str | Preprocessing | VideoPreprocessing) -> dict[str, Any]:
-    """Settings of `VideoPreprocessing` in place of what the model states."""
+    """Check settings that replace the model's own `VideoPreprocessing` settings."""
     if not isinstance(value, Mapping):
         raise SettingError("clips", f"must be settings by their names, not {value!r}.")
     for name in value:
         if name not in CLIPS:
             raise SettingError("clips", f"has no setting {name!r}{nearest(str(name), CLIPS)}: {', '.join(CLIPS)}.")
     if value and not isinstance(preprocessing, str):
-        raise SettingError("clips", "are part of a preprocessing that is given whole: say it there.")
+        raise SettingError("clips", "cannot be given together with a preprocessing object: set them in that object.")
     VideoPreprocessing((1, 1), (0.5,) * 3, (0.5,) * 3, **value)
     return dict(value)
 
 
 def args(value: object) -> dict[str, Any]:
-    """Keyword arguments as JSON gives them back, lists for tuples."""
+    """Keyword arguments as they come back from JSON, with lists for tuples."""
     if not isinstance(value, Mapping) or not all(isinstance(name, str) for name in value):
         raise SettingError("args", f"must be keyword arguments by their names, not {value!r}.")
     try:
@@ -159,7 +159,7 @@ def args(value: object) -> dict[str, Any]:
 
 
 def sha256(value: object) -> dict[str, str]:
-    """Paths -> SHA-256 in small letters."""
+    """Paths -> SHA-256 in lower case."""
     if not isinstance(value, Mapping) or not all(isinstance(file, str) for file in value):
         raise SettingError("sha256", f"must be paths with their SHA-256, not {value!r}.")
     for file, digest in value.items():
@@ -169,7 +169,7 @@ def sha256(value: object) -> dict[str, str]:
 
 
 def recorded_hashes(recipe: Recipe | CascadeRecipe) -> dict[str, str]:
-    """The paths of a recipe's weights -> SHA-256, where one is recorded."""
+    """Path -> SHA-256 of the recipe's weights files for which one is recorded."""
     return {
         file: known
         for method in recipe
@@ -179,7 +179,7 @@ def recorded_hashes(recipe: Recipe | CascadeRecipe) -> dict[str, str]:
 
 
 def with_hashes(recipe: Recipe | CascadeRecipe, known: Mapping[str, str]) -> Recipe | CascadeRecipe:
-    """The same recipe with these SHA-256 of its weights."""
+    """The same recipe with the SHA-256 in `known` (path -> SHA-256) recorded for its weights."""
 
     def hashed(method: Any) -> Any:
         digests = {method.files[setting]: known[file] for setting, file in method.paths().items() if file in known}
@@ -192,7 +192,7 @@ def with_hashes(recipe: Recipe | CascadeRecipe, known: Mapping[str, str]) -> Rec
 
 
 def with_proposal_weights(recipe: Recipe | CascadeRecipe, file: str) -> Recipe | CascadeRecipe:
-    """The recipe with `file` as the weights of its named proposals. Raises `RecipeError` where it asks none."""
+    """The recipe with `file` as the weights of its proposals. Raises `RecipeError` if it uses no proposal."""
 
     def has_proposal(method: Any) -> bool:
         return isinstance(method, PaPr) and method.needs_proposal
@@ -200,16 +200,16 @@ def with_proposal_weights(recipe: Recipe | CascadeRecipe, file: str) -> Recipe |
     def with_file(single: Recipe) -> Recipe:
         changed = {"proposal_weights": file, "proposal_sha256": None}
         return replace(
-            single, methods=tuple(replace(each, **changed) if has_proposal(each) else each for each in single)
+            single, methods=tuple(replace(method, **changed) if has_proposal(method) else method for method in single)
         )
 
     if not any(map(has_proposal, recipe)):
-        raise RecipeError(f'The proposal\'s weights have nothing to load into: "{recipe}" asks no proposal.')
+        raise RecipeError(f'The proposal\'s weights cannot be used: "{recipe}" has no proposal.')
     return recipe.each(with_file) if isinstance(recipe, CascadeRecipe) else with_file(recipe)
 
 
 def check_files(files: Sequence[str]) -> None:
-    """Raises `InputError` for the first file that is not there."""
+    """Raise `InputError` for the first file that does not exist."""
     for file in files:
         if not Path(file).is_file():
             raise InputError(f"There is no weights file {file}.")

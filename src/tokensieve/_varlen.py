@@ -1,4 +1,4 @@
-"""Attention of sequences of unlike lengths without any padding, by torch's kernel for CUDA where there is one."""
+"""Attention over sequences of different lengths without padding, by torch's CUDA kernel where it exists."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ HALF = (torch.float16, torch.bfloat16)
 
 @cache
 def kernel() -> Kernel | None:
-    """torch's `varlen_attn`, or None where this torch has none that is called as it is called here."""
+    """torch's `varlen_attn`, or None if this version of torch has none with the arguments used here."""
     try:
         from torch.nn.attention.varlen import varlen_attn
     except ImportError:
@@ -27,18 +27,18 @@ def kernel() -> Kernel | None:
 
 
 def runs(q: Tensor, k: Tensor) -> bool:
-    """Whether the kernel takes these queries and keys (B, H, N, d_h): on CUDA, in half precision, as many of each."""
+    """Whether the kernel takes these queries and keys (B, H, N, d_h): on CUDA, in half precision, of equal shape."""
     return q.is_cuda and q.dtype in HALF and q.shape == k.shape and kernel() is not None
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, lengths: Tensor, scale: float | None, by: Kernel | None = None) -> Tensor:
-    """Attention of each image's first `lengths` (B,) tokens among themselves.
+    """Attention among the first `lengths` (B,) tokens of each image.
 
     Args:
         q, k, v: (B, H, N, d_h).
         lengths: int64.
-        scale: of the logits; None is d_h ** -0.5.
-        by: what computes it, with the arguments of torch's `varlen_attn`; None is that.
+        scale: factor on the logits; None is d_h ** -0.5.
+        by: the kernel, with the arguments of torch's `varlen_attn`; None is that one.
 
     Returns:
         (B, H, N, d_h), zeros where padding is.

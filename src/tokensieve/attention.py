@@ -1,4 +1,4 @@
-"""Attention: what a block's attention reads, and what can be learned from it at less than the price of its matrix."""
+"""Queries, keys and values of a block, and attention scores computed without the full attention matrix."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from ._recording import recording
 
 @dataclass(frozen=True)
 class BlockQKV:
-    """Queries, keys and values of one block: its arithmetic up to the attention itself.
+    """Queries, keys and values of one block: the input of its attention.
 
     B images, H heads, M queries (all N tokens, unless only some are selected), N keys, d_h channels a head.
     """
@@ -26,7 +26,7 @@ class BlockQKV:
     """(B, H, N, d_h), as v."""
     v: Tensor
     keys: Tensor
-    """(B, H, N, d_h) the keys after key norm and before rotary embedding: what tokens are compared by."""
+    """(B, H, N, d_h) the keys after key norm and before rotary embedding; methods compare tokens by them."""
     gate: Tensor | None = None
     """(B, M, H d_h) factor on the attention's output, where the host has one."""
     dropout: float = 0.0
@@ -34,18 +34,18 @@ class BlockQKV:
     scale: float | None = None
     """Factor on the logits; None is d_h ** -0.5."""
     bias: Tensor | None = None
-    """(1 or B, 1 or H, M, N) the host's own, added to the logits."""
+    """(1 or B, 1 or H, M, N) the host's attention bias, added to the logits."""
     weight: Tensor | None = None
-    """(B, N) what the exponential of a key's logit is multiplied with. None: ones."""
+    """(B, N) factor on the exponential of each key's logit. None: ones."""
     lengths: Tensor | None = None
-    """(B,) int64 how many of the keys there are; those behind are padding, which nobody reads. None: all."""
+    """(B,) int64: number of keys of each image; the rest is padding and is masked. None: no padding."""
 
     @property
     def mask(self) -> Tensor | None:
-        """All that is added to the logits, (B, 1 or H, 1 or M, N)."""
+        """The sum of everything added to the logits, (B, 1 or H, 1 or M, N): bias, log weights and padding mask."""
         mask = self.bias
         if self.weight is not None:
-            # The logarithm of nothing is kept finite, and half precision holds -87 well.
+            # The clamp keeps log(0) finite: -87, which half precision can hold.
             weight_logits = (
                 self.weight.clamp(min=torch.finfo(torch.float32).tiny).log().to(self.q.dtype)[:, None, None, :]
             )
@@ -59,7 +59,7 @@ class BlockQKV:
         return mask
 
     def attend(self) -> Tensor:
-        """Fused attention -> (B, H, M, d_h); without padding where a kernel for that is at hand."""
+        """Fused attention -> (B, H, M, d_h); computed without padding if a kernel for that exists."""
         plain = self.bias is None and self.weight is None and self.dropout == 0 and not recording()
         if self.lengths is not None and plain and varlen.runs(self.q, self.k):
             return varlen.attend(self.q, self.k, self.v, self.lengths, self.scale)
@@ -68,7 +68,7 @@ class BlockQKV:
         )
 
     def only_queries(self, rows: Tensor) -> BlockQKV:
-        """The same keys and values with the queries of `rows` (B, M') alone."""
+        """The same keys and values with only the queries at `rows` (B, M')."""
         batch, heads, _, width = self.q.shape
         q = self.q.gather(2, rows[:, None, :, None].expand(batch, heads, -1, width))
         bias, gate = self.bias, self.gate
@@ -80,8 +80,8 @@ class BlockQKV:
         return replace(self, q=q, bias=bias, gate=gate)
 
     def of(self, images: Tensor, count: int) -> BlockQKV:
-        """The part of these images (B',) int64, `count` queries of each where not all tokens have one; without the
-        padding where that is the same for all of them."""
+        """The part of the images with batch indices `images` (B',) int64, without padding if their lengths are equal.
+        `count` is the number of queries per image, used where the queries are only a part of the tokens."""
         keys = self.keys_of(images)
         lengths = self.lengths[images] if keys is None and self.lengths is not None else None
         query_count = keys if self.q.shape[2] == self.k.shape[2] else count
@@ -104,7 +104,7 @@ class BlockQKV:
         return replace(self, q=q, k=k, v=v, keys=compared, bias=bias, gate=gate, weight=weight, lengths=lengths)
 
     def keys_of(self, images: Tensor) -> int | None:
-        """How many keys these images have; None where that differs."""
+        """Number of keys of each of these images; None if it differs between them."""
         if self.lengths is None:
             return self.k.shape[2]
         counts = self.lengths[images].unique().tolist()
@@ -115,16 +115,17 @@ class BlockQKV:
         return self if rows is None or self.q.shape[2] == rows.shape[1] else self.only_queries(rows)
 
     def query_probabilities(self, index: int = 0) -> Tensor:
-        """Probabilities of query `index` alone, fp32 or more: (B, H, N). Query 0 is the class token, if any."""
+        """Attention probabilities of query `index` alone, fp32 or more precise: (B, H, N). Query 0 is the class token,
+        if any."""
         return self._probabilities(self.q[:, :, index : index + 1], slice(None), slice(index, index + 1))[:, :, 0]
 
     def head_probabilities(self, head: int) -> Tensor:
-        """The matrix of one head, fp32 or more: (B, M, N). Head by head, B x H x M x N is never held."""
+        """The attention matrix of one head, fp32 or more precise: (B, M, N). The full B x H x M x N is never held."""
         heads = slice(head, head + 1)
         return self._probabilities(self.q[:, heads], heads, slice(None))[:, 0]
 
     def received(self) -> Tensor:
-        """The attention that each key receives in each head, summed over queries: (B, H, N). Head by head, O(N^2)."""
+        """Attention that each key receives in each head, summed over queries: (B, H, N). One head at a time, O(N^2)."""
         return torch.stack([self.head_probabilities(head).sum(1) for head in range(self.q.shape[1])], dim=1)
 
     def _probabilities(self, q: Tensor, heads: slice, queries: slice) -> Tensor:

@@ -1,4 +1,4 @@
-"""CascadeRecipe: several recipes of one host, from cheap to dense, and the rule by which one of them answers."""
+"""CascadeRecipe: several recipes of one host, from cheap to dense, and the thresholds that decide when to go on."""
 
 from __future__ import annotations
 
@@ -28,24 +28,25 @@ SCORES = ("margin", "probability", "entropy")
 
 @dataclass(frozen=True)
 class CascadeRecipe:
-    """Recipes from cheap to dense; an image is read by the next one while its answer is not sure enough.
+    """Recipes from cheap to dense; an image goes on to the next one while the answer is not confident enough.
 
     As text it is one call, `cascade(recipes=("papr(keep=0.5)", ""), thresholds=(0.31,), score="margin")`; as JSON an
     object with the JSON of each recipe. Both contain the results of a calibration.
 
     Args:
-        recipes: two or more, the first read first; "" is the dense model. Text, methods or recipes.
-        thresholds: one for each recipe but the last, 0 to 1: an answer whose score is below is read again; 0 never
-            reads again, 1 always does, and then that recipe is not run.
-        score: how sure an answer is, 0 to 1: "margin", the largest probability minus the second; "probability",
-            the largest; "entropy", 1 minus the entropy divided by its maximum. Or a function from what the host returns
-            to logits (B, K), of which the margin is taken; such a cascade cannot be saved.
-        agree, confidence: the promise that the thresholds were calibrated for; None where they were not.
-        images: how many images they were calibrated on.
+        recipes: two or more, in the order they are run; "" is the dense model. Text, methods or recipes.
+        thresholds: one for each recipe but the last, 0 to 1: an image whose answer scores lower goes to the next
+            recipe. At 0 none goes on; at 1 all do, and that recipe is not run.
+        score: confidence of an answer, 0 to 1: "margin", the largest probability minus the second; "probability",
+            the largest; "entropy", 1 minus the entropy divided by its maximum. Or a function from the host's output
+            to logits (B, K), whose margin is the score; a cascade with a function cannot be saved.
+        agree, confidence: the agreement with the dense model that the thresholds were calibrated for, and how certain
+            it is; None if they were not calibrated.
+        images: number of images in the calibration.
         shares: the share of these images that each recipe read; the first is 1.
 
     Raises:
-        RecipeError: fewer than two recipes, thresholds that do not fit, an unknown score.
+        RecipeError: fewer than two recipes, a wrong number of thresholds, an unknown score.
     """
 
     recipes: tuple[Recipe, ...]
@@ -72,7 +73,9 @@ class CascadeRecipe:
             if value is not None:
                 check_share(name, value)
         if self.images is not None and (type(self.images) is not int or self.images < 1):
-            raise RecipeError(f"images is how many a cascade was calibrated on, not {self.images!r}.")
+            raise RecipeError(
+                f"images is the number of images that a cascade was calibrated on, an integer, not {self.images!r}."
+            )
         for name, value in values.items():
             object.__setattr__(self, name, value)
 
@@ -85,23 +88,23 @@ class CascadeRecipe:
             raise _unreadable(text, error.msg) from None
         if not isinstance(call, ast.Call) or not isinstance(call.func, ast.Name) or call.func.id != NAME:
             raise _unreadable(text, "it is not one call of cascade")
-        if call.args or any(word.arg is None for word in call.keywords):
-            raise _unreadable(text, "every argument is named")
+        if call.args or any(keyword.arg is None for keyword in call.keywords):
+            raise _unreadable(text, "every argument must be named")
         try:
-            settings = {str(word.arg): ast.literal_eval(word.value) for word in call.keywords}
+            settings = {str(keyword.arg): ast.literal_eval(keyword.value) for keyword in call.keywords}
         except (ValueError, SyntaxError):
-            raise _unreadable(text, "the recipes stand in quotes, and the rest are numbers") from None
+            raise _unreadable(text, "recipes must be in quotes, and the rest numbers") from None
         recipes = settings.get("recipes")
-        if isinstance(recipes, tuple | list) and all(isinstance(each, str) for each in recipes):
-            settings["recipes"] = tuple(map(Recipe.parse, recipes))  # the text itself: never the name of a file
+        if isinstance(recipes, tuple | list) and all(isinstance(recipe, str) for recipe in recipes):
+            settings["recipes"] = tuple(map(Recipe.parse, recipes))  # always text, never the path of a file
         return cls._of(settings)
 
     @classmethod
     def from_json(cls, text: str, folder: str | os.PathLike[str] | None = None) -> CascadeRecipe:
-        """Read what `to_json` wrote; paths in it begin in `folder`, or in the working directory.
+        """Read the JSON of `to_json`; its paths are relative to `folder`, or to the working directory.
 
         Raises:
-            RecipeError: it is no JSON of a cascade, or of another version.
+            RecipeError: the text is not the JSON of a cascade, or has another version.
         """
         try:
             data = json.loads(text)
@@ -115,20 +118,20 @@ class CascadeRecipe:
                 "update tokensieve, or write it again with this release."
             )
         settings = {key: value for key, value in data.items() if key not in (VERSION_KEY, "text")}
-        settings["recipes"] = tuple(Recipe.from_json(json.dumps(each), folder) for each in settings["recipes"])
+        settings["recipes"] = tuple(Recipe.from_json(json.dumps(entry), folder) for entry in settings["recipes"])
         return cls._of(settings)
 
     @classmethod
     def load(cls, source: str | os.PathLike[str]) -> CascadeRecipe:
-        """A cascade from text, or from a file that holds text or JSON; paths in a file begin in its folder."""
+        """A cascade from text, or from a file that holds text or JSON; paths in a file are relative to its folder."""
         recipe = read_recipe(source)
         if not isinstance(recipe, CascadeRecipe):
-            raise RecipeError(f"{os.fspath(source)} is a recipe, and no cascade of several.")
+            raise RecipeError(f"{os.fspath(source)} is a single recipe, not a cascade.")
         return recipe
 
     @classmethod
     def _of(cls, settings: Mapping[str, Any]) -> CascadeRecipe:
-        known = [each.name for each in fields(cls)]
+        known = [field.name for field in fields(cls)]
         for name in settings:
             if name not in known:
                 raise RecipeError(f"A cascade has no setting {name!r}{nearest(name, known)}: {', '.join(known)}.")
@@ -138,8 +141,8 @@ class CascadeRecipe:
         return cls(**settings)
 
     def save(self, path: str | os.PathLike[str]) -> Path:
-        """Write a file, JSON, whole or not at all; `sieve`, `load` and the command line's `--recipe` read it. Paths and
-        errors as of `Recipe.save`."""
+        """Write a JSON file, completely or not at all; `sieve`, `load` and the command line's `--recipe` read it. Paths
+        and errors are as for `Recipe.save`."""
         path = check_place(path)
         text = self.to_json(path.parent)
         with draft(path) as file:
@@ -147,20 +150,20 @@ class CascadeRecipe:
         return path
 
     def to_json(self, folder: str | os.PathLike[str] | None = None) -> str:
-        """Every setting of every recipe, with a version and the SHA-256 of weights; as `Recipe.to_json`."""
+        """JSON with every setting of every recipe, a version and the SHA-256 of weights; as `Recipe.to_json`."""
         if callable(self.score):
             raise RecipeError("A cascade whose score is a function cannot be written to a file: name a score.")
         recipes = [json.loads(recipe.to_json(folder)) for recipe in self.recipes]
-        settings = {name: value for name, value in self._given().items() if name != "recipes"}
+        settings = {name: value for name, value in self._settings().items() if name != "recipes"}
         text = str(self.with_hashes().relative_to(folder))
         return json.dumps({VERSION_KEY: VERSION, "text": text, "recipes": recipes, **settings}, indent=2)
 
     def with_hashes(self) -> CascadeRecipe:
-        """The same, bound to the weights as they are now; as `Recipe.with_hashes`."""
+        """The same cascade with the SHA-256 of its weights; as `Recipe.with_hashes`."""
         return self.each(Recipe.with_hashes)
 
     def relative_to(self, folder: str | os.PathLike[str] | None) -> CascadeRecipe:
-        """The same as a file in `folder` says it; as `Recipe.relative_to`."""
+        """The same cascade with paths relative to `folder`; as `Recipe.relative_to`."""
         return self.each(lambda recipe: recipe.relative_to(folder))
 
     def paths(self) -> list[str]:
@@ -168,11 +171,11 @@ class CascadeRecipe:
         return [path for recipe in self.recipes for path in recipe.paths()]
 
     def with_paths(self, change: Callable[[str], str]) -> CascadeRecipe:
-        """The same with `change` of every path of weights."""
+        """The same cascade with `change` applied to every path of weights."""
         return self.each(lambda recipe: recipe.with_paths(change))
 
     def each(self, change: Callable[[Recipe], Recipe]) -> CascadeRecipe:
-        """The same with `change` of every recipe."""
+        """The same cascade with `change` applied to every recipe."""
         return replace(self, recipes=tuple(map(change, self.recipes)))
 
     def __iter__(self) -> Iterator[BaseMethod]:
@@ -180,19 +183,19 @@ class CascadeRecipe:
         return (method for recipe in self.recipes for method in recipe)
 
     def __str__(self) -> str:
-        settings = self._given() | {"recipes": tuple(map(str, self.recipes))}
+        settings = self._settings() | {"recipes": tuple(map(str, self.recipes))}
         # json.dumps gives double quotes: the text of a recipe has single ones only.
-        recipes = ", ".join(json.dumps(each, ensure_ascii=False) for each in settings.pop("recipes"))
+        recipes = ", ".join(json.dumps(recipe, ensure_ascii=False) for recipe in settings.pop("recipes"))
         arguments = [f"recipes=({recipes})", *(f"{name}={_spell(value)}" for name, value in settings.items())]
         return f"{NAME}({', '.join(arguments)})"
 
-    def _given(self) -> dict[str, Any]:
+    def _settings(self) -> dict[str, Any]:
         """All settings that are not None."""
-        return {each.name: value for each in fields(self) if (value := getattr(self, each.name)) is not None}
+        return {field.name: value for field in fields(self) if (value := getattr(self, field.name)) is not None}
 
 
 def read_recipe(source: Recipe | CascadeRecipe | BaseMethod | str | os.PathLike[str]) -> Recipe | CascadeRecipe:
-    """A recipe or a cascade from whatever the user wrote: text, a file, a method, or one of the two."""
+    """A recipe or a cascade from text, a file, a method, a `Recipe` or a `CascadeRecipe`."""
     if isinstance(source, CascadeRecipe):
         return source
     if not isinstance(source, str | os.PathLike):
@@ -208,34 +211,34 @@ def read_recipe(source: Recipe | CascadeRecipe | BaseMethod | str | os.PathLike[
 
 
 def parse_recipe(text: str) -> Recipe | CascadeRecipe:
-    """The text of a recipe or of a cascade, never the name of a file."""
+    """Parse the text of a recipe or of a cascade; never the path of a file."""
     return CascadeRecipe.parse(text) if is_cascade(text) else Recipe.parse(text)
 
 
 def is_cascade(text: str) -> bool:
-    """Whether text or JSON is of a cascade, well written or not."""
+    """Whether text or JSON is meant to be a cascade, valid or not."""
     text = text.lstrip()
     return text.startswith(f"{NAME}(") or (text.startswith("{") and f'"{VERSION_KEY}"' in text)
 
 
 def check_score(score: Any) -> None:
-    """Raises `RecipeError` for a name that is none of `SCORES`."""
+    """Raise `RecipeError` for a name that is not in `SCORES`."""
     if not callable(score) and score not in SCORES:
-        raise RecipeError(f"score is {', '.join(SCORES)}, one of them, or a function, not {score!r}.")
+        raise RecipeError(f"score is one of {', '.join(SCORES)}, or a function, not {score!r}.")
 
 
 def check_share(name: str, value: Any) -> None:
-    """Raises `RecipeError` for what is no number between 0 and 1."""
+    """Raise `RecipeError` for a value that is not a number between 0 and 1."""
     if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < 1:
         raise RecipeError(f"{name} is a share between 0 and 1, such as 0.98, not {value!r}.")
 
 
 def _numbers(name: str, values: Any, count: int) -> tuple[float, ...]:
-    given = tuple(values) if isinstance(values, Sequence) and not isinstance(values, str) else ()
-    fits = len(given) == count and all(isinstance(each, int | float) and not isinstance(each, bool) for each in given)
-    if not fits or not all(math.isfinite(each) and 0 <= each <= 1 for each in given):
-        raise RecipeError(f"{name} of a cascade here are {count} numbers from 0 to 1, not {values!r}.")
-    return tuple(float(each) for each in given)
+    numbers = tuple(values) if isinstance(values, Sequence) and not isinstance(values, str) else ()
+    fits = len(numbers) == count and all(isinstance(x, int | float) and not isinstance(x, bool) for x in numbers)
+    if not fits or not all(math.isfinite(x) and 0 <= x <= 1 for x in numbers):
+        raise RecipeError(f"{name} of this cascade must be {count} numbers from 0 to 1, not {values!r}.")
+    return tuple(float(x) for x in numbers)
 
 
 def _spell(value: Any) -> str:

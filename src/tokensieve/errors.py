@@ -18,7 +18,7 @@ class UnsupportedHost(SieveError, TypeError):
 
 
 class DenseOnly(UnsupportedHost, AttributeError):
-    """An attribute of the host that would silently run the dense model. An AttributeError, so that hasattr is False."""
+    """An attribute of the host that would silently run the dense model. An AttributeError, so hasattr() is False."""
 
 
 class RecipeError(SieveError, ValueError):

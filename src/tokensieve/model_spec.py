@@ -27,9 +27,9 @@ if TYPE_CHECKING:  # heavy imports wait until a spec is made, so that --help ans
 VERSION = 1
 """Version of the JSON that `ModelSpec.to_json` writes."""
 VERSION_KEY = "tokensieve_model"
-"""What its version is called, by which it is told from a recipe."""
+"""Key of the version in the JSON; it distinguishes a model's file from a recipe."""
 PRECISIONS = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
-"""Names of precisions -> of torch's data types."""
+"""Short name of a precision -> name of torch's data type."""
 PREPROCESSINGS = ("timm", "papers")
 
 
@@ -38,8 +38,8 @@ class OpenedModel(NamedTuple):
 
     Attributes:
         dense: the host, in evaluation mode.
-        fast: what `sieve` made of it. `fast.recipe` is the recipe that acts, with the SHA-256 of its weights.
-        preprocessing: what makes a picture, or a video, the tensor that both read.
+        fast: the sieved model. `fast.recipe` is its recipe, with the SHA-256 of the weights.
+        preprocessing: turns a picture or a video into the tensor that both models read.
     """
 
     dense: nn.Module
@@ -48,7 +48,7 @@ class OpenedModel(NamedTuple):
 
     @property
     def device(self) -> torch.device:
-        """Where the model and its images are."""
+        """The device of the model and of its images."""
         return next(self.dense.parameters()).device
 
     @property
@@ -58,14 +58,14 @@ class OpenedModel(NamedTuple):
 
     @property
     def input_spec(self) -> InputSpec:
-        """The shape of one picture, or of one clip, as both read it."""
+        """The shape of one picture, or of one clip, as both models read it."""
         from .data.inputs import own_input
 
         return own_input(self.dense, self.preprocessing.reads)
 
     @property
     def views(self) -> int:
-        """How many clips, crops counted, are read of a video; 1 of a picture."""
+        """Number of clips times crops read from each video; 1 for pictures."""
         from .data import VideoPreprocessing, Views
 
         preprocessing = self.preprocessing
@@ -74,38 +74,40 @@ class OpenedModel(NamedTuple):
 
 @dataclass(frozen=True)
 class ModelSpec:
-    """Everything that says which model runs how: frozen, picklable, JSON-able; `open` makes the models.
+    """A model and the way it is run, as plain data: frozen, picklable, writable as JSON. `open` builds the models.
 
-    Making one reads no weights and builds no model, so that it can be made where neither is at hand. Opening it twice
-    gives the same answers, in one process or two, unless weights are random (`pretrained=False` without files).
+    Creating a spec reads no weights and builds no model, so it works where neither is available. Opening it twice
+    gives the same outputs, in one process or two, unless weights are random (`pretrained=False` without files).
 
     Args:
-        model: a name that the zoo, timm or torchvision knows; the file of a segmenter that was trained here,
+        model: a name that the zoo, timm or torchvision knows; the file of a segmenter trained by tokensieve,
             "NAME.safetensors" with NAME.json beside it, or "nano_segmenter"; or the import path of a callable that
             returns a model, "package.module:function". `open` runs that callable: open only what you trust.
-        recipe: text, a recipe file, a method, a `Recipe`, or a cascade as text, file or `CascadeRecipe`; kept as text.
-            None lets `open` choose what the commands choose (`search.default.default_recipe`), or `papr(keep=0.65)`
-            where `proposal_weights` are given.
-        weights: a file of the model's weights, loaded strictly; None takes those that the name or the callable has.
-        pretrained: whether weights that no file gives are downloaded, of a named model and of named proposals; they
-            are random otherwise.
+        recipe: text, a recipe file, a method, a `Recipe`, or a cascade as text, file or `CascadeRecipe`; stored as
+            text. With None, `open` chooses the default recipe (`search.default.default_recipe`), or `papr(keep=0.65)`
+            if `proposal_weights` are given.
+        weights: a file of the model's weights, loaded strictly; None: the pretrained weights of the named model, or
+            those that the callable loads.
+        pretrained: whether weights without a file are downloaded, for a named model and for named proposals; if not,
+            they are random.
         proposal_weights: a file of weights for the proposals that the recipe names.
-        precision: of the model, "fp32", "bf16" or "fp16", or torch's names of them.
-        device: "cpu", "cuda", "cuda:0" and so on, or "auto", which is a GPU if there is one where it is opened.
-        size: of the images, a side in pixels, (height, width), or "224x256"; None is what the model was built for.
-        preprocessing: "timm", what the model states; "papers", what the PaPr evaluations do; or a `Preprocessing`, of a
-            model that reads videos a `VideoPreprocessing`, which a model that states no normalisation needs. Its size
-            then is the model's too.
-        clips: of a model that reads videos, what is to be otherwise than it states: any of `frames`, `stride`,
-            `sampling`, `views`, `short_side` of `VideoPreprocessing`.
+        precision: precision of the model, "fp32", "bf16" or "fp16", or torch's names for these.
+        device: "cpu", "cuda", "cuda:0" and so on, or "auto": a GPU if the machine that opens the spec has one.
+        size: size of the images, a side in pixels, (height, width), or "224x256"; None is the model's default.
+        preprocessing: "timm", that of the model's configuration; "papers", that of the PaPr evaluations; or a
+            `Preprocessing` (`VideoPreprocessing` for a model that reads videos), which is needed for a model without
+            a known normalisation. Its input size is then the model's too.
+        clips: for a model that reads videos, settings to change: any of `frames`, `stride`, `sampling`, `views`,
+            `short_side` of `VideoPreprocessing`.
         args: keyword arguments of the model's constructor or of the callable: plain JSON.
-        sha256: path -> SHA-256 of files that are named here. Others are refused by `open`. `with_hashes` fills it.
+        sha256: path -> SHA-256 of the files named in this spec. `open` refuses a file with another SHA-256.
+            `with_hashes` fills it.
 
-    Paths are relative to the working directory; `absolute` makes them full ones.
+    Paths are relative to the working directory; `absolute` makes them absolute.
 
     Raises:
-        InputError: a setting that makes no sense.
-        RecipeError: the recipe cannot be read, holds a module or a tensor, or has no use for `proposal_weights`.
+        InputError: an invalid setting.
+        RecipeError: the recipe cannot be read, holds a module or a tensor, or has no proposal for `proposal_weights`.
     """
 
     model: str
@@ -121,7 +123,7 @@ class ModelSpec:
     args: Mapping[str, Any] = field(default_factory=dict, hash=False)
     sha256: Mapping[str, str] = field(default_factory=dict, hash=False)
 
-    if TYPE_CHECKING:  # what it is made of may be spelled in more ways than it is kept in
+    if TYPE_CHECKING:  # the constructor accepts more types than the fields store
 
         def __init__(
             self,
@@ -140,32 +142,32 @@ class ModelSpec:
         ) -> None: ...
 
     def __post_init__(self) -> None:
-        from . import _spec_settings as read
+        from . import _spec_settings as checked
 
-        recipe = None if self.recipe is None else read.recipe(self.recipe)
-        sha256 = read.sha256(self.sha256)
+        recipe = None if self.recipe is None else checked.recipe(self.recipe)
+        sha256 = checked.sha256(self.sha256)
         settings: dict[str, Any] = {
-            "model": read.model(self.model),
+            "model": checked.model(self.model),
             "recipe": None if recipe is None else str(recipe),
-            "weights": read.path("weights", self.weights),
-            "pretrained": read.flag("pretrained", self.pretrained),
-            "proposal_weights": read.path("proposal_weights", self.proposal_weights),
-            "precision": read.precision(self.precision, PRECISIONS),
-            "device": read.device(self.device),
-            "preprocessing": read.preprocessing(self.preprocessing, PREPROCESSINGS),
-            "args": read.args(self.args),
+            "weights": checked.path("weights", self.weights),
+            "pretrained": checked.flag("pretrained", self.pretrained),
+            "proposal_weights": checked.path("proposal_weights", self.proposal_weights),
+            "precision": checked.precision(self.precision, PRECISIONS),
+            "device": checked.device(self.device),
+            "preprocessing": checked.preprocessing(self.preprocessing, PREPROCESSINGS),
+            "args": checked.args(self.args),
             "sha256": sha256,
         }
-        settings["size"] = read.size(self.size, settings["preprocessing"])
-        settings["clips"] = read.clips(self.clips, settings["preprocessing"])
+        settings["size"] = checked.size(self.size, settings["preprocessing"])
+        settings["clips"] = checked.clips(self.clips, settings["preprocessing"])
         for name, value in settings.items():
             object.__setattr__(self, name, value)
         files = self.files()
-        for path, digest in ({} if recipe is None else read.recorded_hashes(recipe)).items():
-            if path in files:  # `proposal_weights` may have taken its place
+        for path, digest in ({} if recipe is None else checked.recorded_hashes(recipe)).items():
+            if path in files:  # `proposal_weights` may have replaced it
                 sha256.setdefault(path, digest)
-        if strangers := [path for path in sha256 if path not in files]:
-            raise SettingError("sha256", f"names {strangers[0]}, which is no file of this model or its recipe.")
+        if unknown := [path for path in sha256 if path not in files]:
+            raise SettingError("sha256", f"names {unknown[0]}, which is not a file of this model or its recipe.")
 
     @property
     def recipe_is_default(self) -> bool:
@@ -174,12 +176,12 @@ class ModelSpec:
 
     @property
     def model_is_callable(self) -> bool:
-        """Whether `model` is the import path of a callable, which says itself what weights its model has."""
+        """Whether `model` is the import path of a callable, which loads the weights of its model itself."""
         return ":" in self.model
 
     @property
     def model_is_file(self) -> bool:
-        """Whether `model` is the file of a segmenter that was trained here."""
+        """Whether `model` is the file of a segmenter trained by tokensieve."""
         return self.model.endswith(".safetensors")
 
     def torch_device(self) -> torch.device:
@@ -189,8 +191,8 @@ class ModelSpec:
         return torch_device(self.device)
 
     def parsed_recipe(self) -> Recipe | CascadeRecipe | None:
-        """The recipe, or the cascade, with the proposal's weights and the recorded SHA-256 in it; None where `open`
-        chooses one."""
+        """The recipe or cascade, with the proposal's weights and the recorded SHA-256 filled in; None if `open`
+        chooses the recipe."""
         from ._spec_settings import with_hashes, with_proposal_weights
         from .cascade_recipe import parse_recipe
         from .search.default import RANKED
@@ -203,21 +205,22 @@ class ModelSpec:
         return with_hashes(recipe, self.sha256)
 
     def files(self) -> list[str]:
-        """The files that are named: of the model and its weights, of the recipe's proposals, of its methods."""
+        """The files that the spec names: the model's own, its weights, and the weights of proposals and methods."""
         recipe = self.parsed_recipe()
         paths = [*self._own_files(), *([] if recipe is None else recipe.paths())]
         return list(dict.fromkeys(paths))
 
     def _own_files(self) -> list[str]:
-        """Of the model alone: how a trained segmenter is built, and weights."""
-        built = [str(Path(self.model).with_suffix(ending)) for ending in (".safetensors", ".json")]
-        paths = built if self.model_is_file else []
+        """The files of the model alone: those of a trained segmenter, and the weights."""
+        segmenter_files = [str(Path(self.model).with_suffix(ending)) for ending in (".safetensors", ".json")]
+        paths = segmenter_files if self.model_is_file else []
         return paths if self.weights is None else [*paths, self.weights]
 
     def check(self) -> None:
-        """Refuse what could not be opened here, before anything slow begins: no such file, no such device.
+        """Check that all files and the device exist, before anything slow begins.
 
-        Raises `InputError`.
+        Raises:
+            InputError: a file or the device does not exist.
         """
         from ._spec_settings import check_files
 
@@ -227,18 +230,18 @@ class ModelSpec:
     def open(self) -> OpenedModel:
         """Build the dense model with its size, precision and device, and sieve it.
 
-        Reads nothing but what is described here, and changes no setting of the process.
+        Depends only on this spec, and changes no global setting.
 
         Raises:
-            InputError: weights cannot be had, are not those that are recorded, or do not fit; a size or a device that
-                is none; a callable that cannot be imported, fails, or returns no model.
-            RecipeError: neither the zoo nor a library knows the model's name; arguments that it does not take.
+            InputError: weights cannot be loaded, have another SHA-256, or do not fit the model; an invalid size or
+                device; a callable that cannot be imported, fails, or does not return a model.
+            RecipeError: neither the zoo nor a library knows the model's name, or it does not take the arguments.
             UnsupportedHost: the model cannot take this recipe.
         """
         import torch
 
         from . import _spec_models as models
-        from . import hosts  # noqa: F401 - hosts state what their models read
+        from . import hosts  # noqa: F401 - importing it registers the input specs of all hosts
 
         self.check()
         loaded = models.load(self.model, self.args, self.weights, self.sha256, pretrained=self.pretrained)
@@ -254,12 +257,12 @@ class ModelSpec:
         preprocessing: Preprocessing | VideoPreprocessing,
         recipe: Recipe | CascadeRecipe | None = None,
     ) -> OpenedModel:
-        """The same around a model that is there: under this description's recipe, or another one.
+        """Sieve a model that is already built, with this spec's recipe or another one.
 
         Args:
-            dense: the model, in its precision and place, as `open().dense` is.
-            preprocessing: how it reads images or videos, which says the normalisation that a proposal starts from.
-            recipe: instead of the one described.
+            dense: the model, in its precision and on its device, as `open().dense`.
+            preprocessing: its preprocessing, whose normalisation a proposal needs to know.
+            recipe: replaces the recipe of this spec.
 
         Raises:
             UnsupportedHost, RecipeError, InputError: as `tokensieve.sieve` does.
@@ -274,16 +277,16 @@ class ModelSpec:
         return OpenedModel(dense, fast.to(next(dense.parameters()).device), preprocessing)
 
     def with_recipe(self, recipe: str | os.PathLike[str] | BaseMethod | Recipe | CascadeRecipe | None) -> ModelSpec:
-        """The same under another recipe, which has its own weights: `proposal_weights` were the former one's."""
-        kept = {path: digest for path, digest in self.sha256.items() if path in self._own_files()}
-        changed: dict[str, Any] = {"recipe": recipe, "proposal_weights": None, "sha256": kept}
+        """The same spec with another recipe. `proposal_weights` belonged to the old recipe and become None."""
+        model_hashes = {path: digest for path, digest in self.sha256.items() if path in self._own_files()}
+        changed: dict[str, Any] = {"recipe": recipe, "proposal_weights": None, "sha256": model_hashes}
         return replace(self, **changed)
 
     def with_hashes(self) -> ModelSpec:
-        """The same, bound to the files as they are now: with the SHA-256 of all of them, which `open` checks.
+        """The same spec with the SHA-256 of all its files, which `open` then checks.
 
         Raises:
-            InputError: a file is not there.
+            InputError: a file does not exist.
         """
         from .zoo import file_sha256
 
@@ -291,17 +294,18 @@ class ModelSpec:
         return replace(self, sha256=digests)
 
     def absolute(self) -> ModelSpec:
-        """The same with full paths, for a process with another working directory."""
+        """The same spec with absolute paths, for a process with another working directory."""
         return self._with_paths(os.path.abspath)
 
     def to_json(self, folder: str | os.PathLike[str] | None = None) -> str:
-        """Every setting, with a version and the SHA-256 of all files; `from_json` gives back an equal description.
+        """JSON with every setting, a version and the SHA-256 of all files; `from_json` returns an equal spec.
 
         Args:
-            folder: where the paths in it shall begin; None leaves them as they are, for the working directory.
+            folder: paths are written relative to this folder; None leaves them as they are, relative to the working
+                directory.
 
         Raises:
-            InputError: a file is not there.
+            InputError: a file does not exist.
         """
 
         def spell(path: str) -> str:
@@ -315,14 +319,14 @@ class ModelSpec:
 
     @classmethod
     def from_json(cls, text: str, folder: str | os.PathLike[str] | None = None) -> ModelSpec:
-        """Read what `to_json` wrote; runs no code and reads no file. Settings that are left out keep their defaults.
+        """Read the JSON of `to_json`; runs no code and reads no file. Missing settings have their defaults.
 
         Args:
             text: JSON.
-            folder: where the paths in it begin; None is the working directory.
+            folder: the folder that paths in the JSON are relative to; None is the working directory.
 
         Raises:
-            InputError: it is no JSON of a model, of another version, or has a setting that there is not.
+            InputError: the text is not the JSON of a spec, has another version, or has an unknown setting.
             RecipeError: its recipe cannot be read.
         """
         try:
@@ -346,7 +350,7 @@ class ModelSpec:
         if recipe is not None:
             from .cascade_recipe import parse_recipe
 
-            data["recipe"] = parse_recipe(recipe)  # the text itself: JSON never has another file read
+            data["recipe"] = parse_recipe(recipe)  # always text: the JSON must not make us read another file
         spec = cls(**data)
         return spec if folder is None else spec._with_paths(partial(joined_path, folder=folder))
 

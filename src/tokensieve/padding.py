@@ -19,7 +19,7 @@ from .errors import UnsupportedHost
 from .tokens import PER_IMAGE, Tokens, exact_type
 
 CALL = 2**21
-"""Padding tokens times their channels squared that take as long in a block as calling it once more."""
+"""Padding tokens times channels squared whose work in a block takes as long as one more call of it."""
 ReduceFn = Callable[[Tensor, Tokens], Tokens]
 _PACKS = ContextVar("packs", default=True)
 
@@ -49,8 +49,7 @@ def per_length(tokens: Tokens, act: ReduceFn, count: int, name: str) -> Tokens:
 
 
 def one_by_one(tokens: Tokens, run: Callable[[Tokens], Tensor]) -> Tensor:
-    """`run` on each image's own tokens, one image after the other, without padding: (B, N, d), zeros where
-    padding is."""
+    """`run` on the tokens of one image after the other, without padding: (B, N, d), zeros in place of padding."""
     assert tokens.lengths is not None
     output = torch.zeros_like(tokens.x)
     for image, count in enumerate(tokens.lengths.tolist()):
@@ -60,7 +59,7 @@ def one_by_one(tokens: Tokens, run: Callable[[Tokens], Tensor]) -> Tensor:
 
 @contextmanager
 def unpacked() -> Iterator[None]:
-    """Padding is read like any token, as in a graph: what is counted is then what the shapes say."""
+    """Context in which padding is computed like any token, as in a graph, so that counts of MACs follow the shapes."""
     token = _PACKS.set(False)
     try:
         yield
@@ -70,18 +69,18 @@ def unpacked() -> Iterator[None]:
 
 @dataclass(frozen=True)
 class Packing:
-    """Images of unlike lengths as one sequence without padding, for what reads each token by itself."""
+    """Images of different lengths as one sequence without padding, for layers that treat each token separately."""
 
     index: Tensor
-    """(T,) int64: where the tokens are among all B N places."""
+    """(T,) int64: flat index of each real token in (B, N)."""
     inverse: Tensor
-    """(B N,) int64: where each place is among the T; 0 for padding, which nobody reads."""
+    """(B N,) int64: index among the T tokens of each position in (B, N); 0 for padding, which is never read."""
     batch: int
     count: int
 
     @classmethod
     def of(cls, tokens: Tokens) -> Packing | None:
-        """None where there is no padding, and in graphs, whose sizes must not depend on images."""
+        """The packing of these tokens; None if there is no padding, and in graphs, whose sizes must be fixed."""
         real = None if recording() or not _PACKS.get() else tokens.real
         if real is None:
             return None
@@ -94,16 +93,16 @@ class Packing:
         return x.flatten(0, 1).index_select(0, self.index)[None]
 
     def unpack(self, x: Tensor) -> Tensor:
-        """(1, T, ...) -> (B, N, ...), copies of the first token where padding is."""
-        rows = x[0].flatten(1)  # heads are strided: to copy them first is faster than to select rows of them
+        """(1, T, ...) -> (B, N, ...), with copies of the first token in place of padding."""
+        rows = x[0].flatten(1)  # heads are strided: copying them first is faster than selecting their rows
         return rows.index_select(0, self.inverse).view(self.batch, self.count, *x.shape[2:])
 
 
 def faster_one_by_one(tokens: Tokens) -> bool:
-    """Whether images are run faster one after the other than padded to the longest of them.
+    """Whether running images one after the other is faster than padding them to the longest.
 
-    On a CPU a matrix of many rows gains nothing from more of them, and padding is work; a call for each image costs a
-    little, so that it does not pay where images are small.
+    On a CPU a large matrix product gains no efficiency from more rows, so padding costs time. A call per image costs a
+    little too, so it does not pay for small images.
     """
     if tokens.lengths is None or recording() or tokens.x.device.type != "cpu":
         return False
@@ -126,8 +125,8 @@ def groups(lengths: Tensor | None, name: str) -> Iterator[tuple[Tensor, int]]:
     assert lengths is not None
     if recording():
         raise UnsupportedHost(
-            f"{name} acts on images with unlike numbers of tokens, each with its own count, which a compiled or "
-            f"exported graph cannot: let {name} act in an earlier block, or call the model as it is."
+            f"{name} acts on images with different numbers of tokens, which a compiled or exported graph cannot "
+            f"handle: let {name} act in an earlier block, or call the model without compiling it."
         )
     for count in lengths.unique().tolist():
         yield (lengths == count).nonzero()[:, 0], count
@@ -174,7 +173,7 @@ def filled(values: Tensor, count: int) -> Tensor:
 
 
 def _default(part: Tokens, name: str) -> Tensor:
-    """The values that a field of None stands for."""
+    """The values of a field that is None."""
     if name == "positions":
         return part.places[:, : part.x.shape[1] - part.prefix]
     if name == "block_rows":

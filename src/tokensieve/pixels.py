@@ -1,4 +1,4 @@
-"""Pixels: on which places of a stage's map the point-wise operators run."""
+"""Pixels: the positions of a stage's feature map at which its point-wise operators run."""
 
 from __future__ import annotations
 
@@ -10,30 +10,30 @@ import torch
 from torch import Tensor, nn
 
 Background = Literal["zero", "keep"]
-"""Whether pixels that are left out are set to zero, or keep their values."""
+"""Whether pixels that are not computed are set to zero, or keep their values."""
 SLICE = 2**19
-"""Numbers that a point-wise operator reads at a time on CPUs."""
+"""Number of values that a point-wise operator reads at a time on CPUs."""
 
 
 @dataclass(frozen=True)
 class Pixels:
-    """The places that were chosen in a stage, for all of its blocks until others are. Never changed in place."""
+    """The pixels selected in a stage, used by its blocks until others are selected. Never changed in place."""
 
     index: Tensor
-    """(B, K) int64, in row-major order of the map: where the point-wise operators run."""
+    """(B, K) int64, positions in row-major order of the map: where the point-wise operators run."""
     count: int
-    """Places of the whole map, H x W, of video T x H x W."""
+    """Number of positions of the whole map, H x W, or T x H x W for video."""
     background: Background | None = None
-    """None is the host's own."""
+    """Treatment of the other pixels; None is the host's default."""
     rest: Tensor | None = None
-    """(B, H x W - K) int64: all others, where they go through something cheaper."""
+    """(B, R = H x W - K) int64: all other positions, if a cheaper operator runs on them."""
     cheaper: Mapping[str, nn.Module] | nn.ModuleDict | None = None
-    """The cheaper operator for the other pixels, by the block's number: (B, R, C) -> (B, R, C)."""
+    """The cheaper operator for the other pixels, by the block's index: (B, R, C) -> (B, R, C)."""
 
     flat: Tensor = field(init=False)
-    """(B K,) int64: the places in the maps of all images laid end to end."""
+    """(B K,) int64: the selected positions in the concatenated maps of all images."""
     flat_rest: Tensor = field(init=False)
-    """(B R,) int64: the same of the others."""
+    """(B R,) int64: the other positions in the concatenated maps."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "flat", _flat(self.index, self.count))
@@ -41,16 +41,17 @@ class Pixels:
 
 
 def take(map: Tensor, flat: Tensor, count: int) -> Tensor:
-    """Places of maps (B, H, W, C) or (B, T, H, W, C), `count` = K of each, -> (B, K, C)."""
+    """Pixels at positions `flat` of maps (B, H, W, C) or (B, T, H, W, C), `count` = K per map -> (B, K, C)."""
     batch, channels = map.shape[0], map.shape[-1]
     return map.reshape(-1, channels).index_select(0, flat).view(batch, count, channels)
 
 
 def put(map: Tensor, flat: Tensor, change: Tensor, background: Background, *, in_place: bool = False) -> Tensor:
-    """Maps (B, H, W, C), or of video, with `change` (n, C) added at n places `flat`; elsewhere as they were, or zero.
+    """Maps (B, H, W, C) or (B, T, H, W, C) with `change` (n, C) added at the n positions `flat`; `background` decides
+    whether all other pixels keep their values or are set to zero.
 
-    `in_place` lets the map itself be changed where nothing is set to zero. By index_add, also where nothing is there to
-    add to: index_copy is fifty times slower on CPUs.
+    `in_place` allows changing the map itself if nothing is set to zero. Uses index_add in both cases: index_copy is
+    fifty times slower on CPUs.
     """
     wide = torch.promote_types(map.dtype, change.dtype)  # under autocast a scale in fp32 makes the change fp32
     rows, change = map.reshape(-1, map.shape[-1]).to(wide), change.to(wide)
@@ -61,9 +62,9 @@ def put(map: Tensor, flat: Tensor, change: Tensor, background: Background, *, in
 
 
 def by_slices(operator: Callable[[Tensor], Tensor], pixels: Tensor) -> Tensor:
-    """`operator` on (B, K, C), a slice of the rows at a time, so that what it widens them to stays in the cache.
+    """`operator` on (B, K, C), a slice of the rows at a time, so that its wider hidden activations fit the cache.
 
-    For operators that read one pixel each and nothing of the others.
+    For operators that read one pixel at a time.
     """
     batch, count, channels = pixels.shape
     slices = -(-pixels.numel() // SLICE)

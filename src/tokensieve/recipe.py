@@ -1,4 +1,4 @@
-"""Recipe: a sequence of methods, written as text or as JSON, and kept in files that can be moved with their weights."""
+"""Recipe: a sequence of methods, as text or JSON, and the files it is saved in, with or without its weights."""
 
 from __future__ import annotations
 
@@ -22,27 +22,27 @@ from .methods import BaseMethod
 from .methods.base import make
 
 VERSION = 2
-"""Of recipe files. In version 1 paths were relative to the working directory, and only proposals had a hash."""
+"""Version of recipe files. In version 1 paths were relative to the working directory, and only proposals had a hash."""
 LARGE = 2**20
-"""Bytes; larger JSON files are not looked at for whether they are recipes."""
+"""Bytes; larger JSON files are not checked for being recipes."""
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """A sequence of methods: what `sieve` applies, a command line names, a file keeps and a result row repeats.
+    """A sequence of methods for `sieve` to apply. It can be written as text, on a command line, and as JSON, in a file.
 
     Text is keyword calls joined by `+`, `papr(keep=0.8) + tome(r=8, layers=6:12)`; arguments are literals, bare names
-    or slices, always named. JSON says the same with every setting written out.
+    or slices, always named. JSON holds the same with every setting written out.
 
-    Paths of weights are relative to the working directory in text, and in a file relative to that file: a folder with a
-    recipe and its weights can be moved. JSON keeps the SHA-256 of weights too, and others are refused by `sieve`.
+    Paths of weights are relative to the working directory in text, and to the file's folder in a file: a folder with a
+    recipe and its weights can be moved. JSON also records the SHA-256 of weights; `sieve` refuses other weights.
     """
 
     methods: tuple[BaseMethod, ...] = ()
 
     @classmethod
     def of(cls, recipe: Recipe | BaseMethod | str | os.PathLike[str]) -> Recipe:
-        """A recipe from whatever the user wrote: text, the path of a recipe file, a method, or a recipe."""
+        """A recipe from text, the path of a recipe file, a method, or a recipe."""
         if isinstance(recipe, Recipe):
             return recipe
         if isinstance(recipe, BaseMethod):
@@ -56,16 +56,16 @@ class Recipe:
 
     @classmethod
     def parse(cls, text: str) -> Recipe:
-        """Read recipe text. The empty text is the empty recipe: the host as it is."""
+        """Read recipe text. The empty text is the empty recipe, which leaves the host as it is."""
         return cls(tuple(read_text(text)))
 
     @classmethod
     def from_json(cls, text: str, folder: str | os.PathLike[str] | None = None) -> Recipe:
-        """Read what `to_json` wrote. Settings that are left out keep their defaults.
+        """Read the JSON of `to_json`. Missing settings have their defaults.
 
         Args:
             text: JSON.
-            folder: where the paths in it begin; None is the working directory.
+            folder: the folder that paths in the JSON are relative to; None is the working directory.
         """
         try:
             data = json.loads(text)
@@ -88,9 +88,9 @@ class Recipe:
 
     @classmethod
     def load(cls, source: str | os.PathLike[str]) -> Recipe:
-        """A recipe from text, or from a file that holds text or JSON. Paths in a file begin in its folder.
+        """A recipe from text, or from a file that holds text or JSON. Paths in a file are relative to its folder.
 
-        Weights are looked at by `sieve`, which refuses those whose SHA-256 is not the one that the file records.
+        Weights are not read here; `sieve` refuses those whose SHA-256 is not the recorded one.
 
         Raises:
             RecipeError: the file or the text cannot be read.
@@ -103,17 +103,17 @@ class Recipe:
         return cls.parse(text).with_paths(partial(joined_path, folder=path.parent))
 
     def save(self, path: str | os.PathLike[str]) -> Path:
-        """Write a recipe file, JSON, whole or not at all; `load`, `sieve` and the command line's `--recipe` read it.
+        """Write a recipe file in JSON, completely or not at all; `load`, `sieve` and `--recipe` read it.
 
-        Weights stay where they are. The file names them relative to its own folder, with ".." where they lie elsewhere
-        and in full on another drive, by "/" on every system; and it records their SHA-256.
+        Weights stay where they are. The file holds their SHA-256 and their paths relative to its own folder, with ".."
+        if they are elsewhere, absolute if they are on another drive, and with "/" on every system.
 
         Returns:
             The path.
 
         Raises:
             RecipeError: a setting is a module or a tensor.
-            InputError: weights are not there, or `path` cannot be written.
+            InputError: a weights file does not exist, or `path` cannot be written.
         """
         path = check_place(path)
         text = self.to_json(path.parent)
@@ -124,24 +124,24 @@ class Recipe:
     def save_pretrained(
         self, folder: str | os.PathLike[str], *, parts: nn.ModuleDict | Mapping[str, nn.Module] | None = None
     ) -> Path:
-        """Write a folder that holds the recipe and all weights that it names: `recipe.json` and safetensors files.
+        """Write a folder with the recipe and all its weights: `recipe.json` and safetensors files.
 
-        The folder alone, on another machine, is opened by `from_pretrained`. Weights are copied, or stored anew where
-        their file is no safetensors file, and named by their hash; so a recipe that the folder held before stays
-        whole until `recipe.json` is replaced, last. Then weights that `save_pretrained` wrote there and no recipe
-        in the folder names are removed. Models named without a file stay names.
+        `from_pretrained` opens the folder, also on another machine. Weights are copied, or converted if their file is
+        not in the safetensors format, and named by their hash. `recipe.json` is replaced last, so an earlier recipe in
+        the folder stays valid until then. Afterwards, weights that `save_pretrained` wrote there and that no recipe in
+        the folder names are removed. Models named without a file remain names.
 
         Args:
-            folder: made if it is not there and the one above it is.
-            parts: `fast.parts` of a model sieved with this recipe: learned layers by the method's number. They are
-                stored as they are now, trained or not, in the place of the files that the recipe names.
+            folder: made if it does not exist; its parent must exist.
+            parts: `fast.parts` of a model sieved with this recipe: learned layers by the method's index. They are
+                saved as they are now, trained or not, instead of the files that the recipe names.
 
         Returns:
             The folder.
 
         Raises:
             RecipeError: a setting is a module or a tensor, a method lacks its weights, or `parts` are not its layers.
-            InputError: weights are not there or not those that are recorded, or the folder cannot be written.
+            InputError: weights do not exist or have another SHA-256, or the folder cannot be written.
         """
         with made_folder(folder) as folder, draft(folder / RECIPE) as file:
             methods = store(self.methods, {} if parts is None else dict(parts.items()), file.parent)
@@ -153,11 +153,11 @@ class Recipe:
 
     @classmethod
     def from_pretrained(cls, folder: str | os.PathLike[str]) -> Recipe:
-        """The recipe in a folder that `save_pretrained` wrote, with the paths of its weights there; runs no code.
+        """Read the recipe in a folder of `save_pretrained`, with the paths of its weights there; runs no code.
 
         Raises:
-            RecipeError: the folder holds no recipe, one of an unknown version, or one that names weights elsewhere.
-            InputError: weights are not there, or their SHA-256 is not the recorded one.
+            RecipeError: the folder has no recipe, one of an unknown version, or one with weights outside the folder.
+            InputError: weights do not exist, or their SHA-256 is not the recorded one.
         """
         folder = Path(folder)
         recipe = cls.from_json(read_file(folder / RECIPE))
@@ -166,14 +166,15 @@ class Recipe:
         return recipe.with_paths(partial(joined_path, folder=folder))
 
     def to_json(self, folder: str | os.PathLike[str] | None = None) -> str:
-        """Every setting, with a version and the SHA-256 of weights; `from_json` gives back an equal recipe.
+        """JSON with every setting, a version and the SHA-256 of weights; `from_json` returns an equal recipe.
 
         Args:
-            folder: where the paths in it shall begin; None leaves them as they are, for the working directory.
+            folder: paths are written relative to this folder; None leaves them as they are, relative to the working
+                directory.
 
         Raises:
             RecipeError: a setting is a module or a tensor.
-            InputError: weights are not there.
+            InputError: a weights file does not exist.
         """
         recorded = self.with_hashes().relative_to(folder)
         entries = [
@@ -181,19 +182,19 @@ class Recipe:
             for method in recorded
         ]
         text = json.dumps({"tokensieve": VERSION, "text": str(recorded), "methods": entries}, indent=2)
-        # A line for each list of numbers. What a string holds is never broken into lines.
+        # Put each list of numbers on one line. The pattern cannot match inside a string, which holds no raw newline.
         return re.sub(r"\[\n[\d\s,.-]+\]", lambda numbers: " ".join(numbers[0].split()), text)
 
     def with_hashes(self) -> Recipe:
-        """The same recipe, bound to the weights as they are now: with their SHA-256, which `sieve` checks.
+        """The same recipe with the SHA-256 of its weights, which `sieve` then checks.
 
         Raises:
-            InputError: weights are not there.
+            InputError: a weights file does not exist.
         """
         return replace(self, methods=tuple(method.with_hashes() for method in self.methods))
 
     def relative_to(self, folder: str | os.PathLike[str] | None) -> Recipe:
-        """The same recipe as a file in `folder` says it: paths from there, with "/". None leaves where they begin."""
+        """The same recipe with paths relative to `folder`, written with "/"; None leaves them as they are."""
 
         def spell(path: str) -> str:
             return (path if folder is None else relative_path(path, folder)).replace(os.sep, "/")
@@ -205,7 +206,7 @@ class Recipe:
         return [path for method in self.methods for path in method.paths().values()]
 
     def with_paths(self, change: Callable[[str], str]) -> Recipe:
-        """The same recipe with `change` of every path of weights."""
+        """The same recipe with `change` applied to every path of weights."""
 
         def changed(method: BaseMethod) -> BaseMethod:
             return replace(method, **{setting: change(path) for setting, path in method.paths().items()})
@@ -265,14 +266,14 @@ def read_file(path: str | os.PathLike[str]) -> str:
 
 
 def names_a_file(text: str) -> bool:
-    """Text of a recipe ends in a bracket; without any it may be a file of whatever name."""
+    """Whether text is the path of a file: by its ending, or because it has no bracket and such a file exists."""
     return text.endswith((".json", ".recipe", ".txt")) or ("(" not in text and os.path.isfile(text))
 
 
 def _of_version_1(path: str, folder: str | os.PathLike[str]) -> str:
-    """The path that `path` means in a file of version 1 in `folder`.
+    """The path of the weights file named `path` in a recipe file of version 1 in `folder`.
 
-    It was meant relative to a working directory that is not known; but commands wrote weights beside the recipe.
+    It is relative to a working directory that is not known; but commands wrote weights beside the recipe.
     """
     in_folder, as_recorded = joined_path(PureWindowsPath(path).name, folder), joined_path(path, folder)
     candidates = [as_recorded, in_folder] if os.path.isabs(path) else [as_recorded, path, in_folder]
@@ -290,12 +291,12 @@ def _of_version_1(path: str, folder: str | os.PathLike[str]) -> str:
 
 
 def recipes_with(weights: Path) -> list[Path]:
-    """The recipe files in the folder of a file of weights that name it, cascades too: what would break without it."""
+    """The recipe and cascade files in the folder of a weights file that name it, and so need it."""
     from .cascade_recipe import read_recipe
 
     recipes = []
     for path in sorted(weights.parent.iterdir()):
-        with suppress(OSError, ValueError):  # what cannot be read as a recipe is none; RecipeError is a ValueError
+        with suppress(OSError, ValueError):  # not a recipe file; RecipeError is a ValueError
             if path.suffix.lower() == ".json" and path.stat().st_size <= LARGE:
                 recipe = read_recipe(path)
                 if any(same_file(weights, file) for file in recipe.paths()):

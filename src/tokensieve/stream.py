@@ -32,12 +32,12 @@ Stream = TokenStream | StageStream
 STREAMS: dict[str, Any] = {stream.units: stream for stream in (TokenStream, StageStream)}
 """`host.units`, "tokens" or "pixels" -> the class that runs the forward of such hosts."""
 
-OWN = ("model", "recipe", "stream")
+OWN_ATTRIBUTES = ("model", "recipe", "stream")
 """Attributes of a sieved model itself; all others are its host's."""
-DENSE = ("get_intermediate_layers", "forward_pruned", "get_last_selfattention")
+DENSE_METHODS = ("get_intermediate_layers", "forward_pruned", "get_last_selfattention")
 """Host methods that would silently run the dense model; on a sieved model they raise `DenseOnly`."""
 
-FILTERED = "forward_with_filtered_kwargs"
+BACKBONE_CALL = "forward_with_filtered_kwargs"
 """The method by which transformers' segmentation and depth models call their backbone."""
 
 
@@ -57,25 +57,25 @@ def sieve(
             sum of methods, or a `Recipe`; or a cascade of several recipes, text, file or `CascadeRecipe`, see
             `tokensieve.cascade`. Weights of a proposal model (the small network that scores patches, as in
             PaPr) must match the SHA-256 in the recipe; the result's `recipe` records that of the weights loaded.
-        mean, std: the normalisation of the images this model reads, three numbers each; by default what timm's
-            `pretrained_cfg` says. A proposal with `proposal_norm="native"` needs to know it.
+        mean, std: the normalisation of the images this model reads, three numbers each; by default that of timm's
+            `pretrained_cfg`. Needed for a proposal with `proposal_norm="native"`.
         pretrained: False: proposal models given without a weights file get random weights, to measure cost only.
 
     Returns:
-        A module that is called like the model and returns what the model returns; of a cascade a `Cascade`.
+        A module that is called like the model and returns what the model returns; for a cascade a `Cascade`.
 
     Raises:
         UnsupportedHost: the model, or a block of it, cannot take this recipe.
         RecipeError: the recipe cannot be read or makes no sense.
         InputError: weights cannot be loaded, or their SHA-256 is not the one in the recipe.
     """
-    host, read = open_host(model), read_recipe(recipe).with_hashes()
-    if isinstance(read, CascadeRecipe):
+    host, parsed = open_host(model), read_recipe(recipe).with_hashes()
+    if isinstance(parsed, CascadeRecipe):
         from .cascades.cascade import Cascade
 
         settings: dict[str, Any] = {"mean": mean, "std": std, "pretrained": pretrained}
-        return Cascade([sieve(model, each, **settings) for each in read.recipes], read)
-    recipe = read
+        return Cascade([sieve(model, single, **settings) for single in parsed.recipes], parsed)
+    recipe = parsed
     stream_class = STREAMS[host.units]
     stream = stream_class(host, stream_class.planned(host, recipe), significance=None, parts=nn.ModuleDict())
     config = getattr(model, "pretrained_cfg", None) or {}
@@ -96,7 +96,7 @@ class Sieved(nn.Module):
     """A host with a recipe applied. Stateless between calls, so threads can share it.
 
     A drop-in replacement, here `fast = sieve(model, ...)`: its parameters, buffers and submodules are the host's, under
-    the host's names, as are all attributes but its own. A change to one changes both: `fast.half()` converts the host.
+    the host's names, and so are nearly all attributes. A change to one changes both: `fast.half()` converts the host.
     The proposal model (`fast.significance`) and methods' learned layers (`fast.parts`) are not among its submodules.
     """
 
@@ -107,9 +107,9 @@ class Sieved(nn.Module):
     def __init__(self, stream: Stream, recipe: Recipe) -> None:
         super().__init__()
         self.stream, self.recipe = stream, recipe
-        self._stand_for(stream.host.model)
+        self._share_registries(stream.host.model)
 
-    def _stand_for(self, model: nn.Module) -> None:
+    def _share_registries(self, model: nn.Module) -> None:
         """Use the host's own parameter, buffer and module dicts, so that a change through either is seen in both."""
         self.model = model
         for registry in ("_parameters", "_buffers", "_modules", "_non_persistent_buffers_set"):
@@ -122,12 +122,12 @@ class Sieved(nn.Module):
 
     @property
     def plan(self) -> Any:
-        """Which method acts where, on how many tokens or pixels."""
+        """Which method acts in which block, and on how many tokens or pixels."""
         return self.stream.plan
 
     @property
     def significance(self) -> Any:
-        """What makes the significance map, or None."""
+        """The module that computes the significance map, or None."""
         return self.stream.significance
 
     @property
@@ -137,7 +137,7 @@ class Sieved(nn.Module):
 
     @property
     def units(self) -> str:
-        """What the recipe reduces: `tokens`, or `pixels` of a host with stages."""
+        """Unit that the recipe reduces: `tokens`, or `pixels` for a host with stages."""
         return self.stream.units
 
     @property
@@ -157,14 +157,14 @@ class Sieved(nn.Module):
             self.model.training = mode
 
     def __getattr__(self, name: str) -> Any:
-        """What the host has, unless it would silently run the dense model."""
+        """The host's attribute; raises `DenseOnly` for those that would silently run the dense model."""
         model = self.__dict__.get("model")
         if model is None or name.startswith("__"):
             raise AttributeError(f"{type(self).__name__} has no attribute {name!r}")
         host = self.__dict__["stream"].host
         if name in getattr(host, "rebound", ()):  # must call the sieved forward: bind it to self, not to the host
             return MethodType(getattr(type(model), name), self)
-        if (name in DENSE or name in getattr(host, "dense_only", ())) and hasattr(model, name):
+        if (name in DENSE_METHODS or name in getattr(host, "dense_only", ())) and hasattr(model, name):
             raise DenseOnly(
                 f"{name}() of a sieved {type(model).__name__} would run the dense model: fast.forward_intermediates() "
                 f"gives features of chosen blocks, fast.model.{name}() runs the dense model."
@@ -174,13 +174,13 @@ class Sieved(nn.Module):
                 f"forward_head() of {type(model).__name__} averages tokens, and would not weight merged tokens by the "
                 "number of patches they represent: call fast(images), which does."
             )
-        if name == FILTERED and hasattr(model, name):  # bound to the host, it would run the dense forward
+        if name == BACKBONE_CALL and hasattr(model, name):  # bound to the host, it would run the dense forward
             return partial(getattr(type(model), name), self)
         return getattr(model, name)
 
     def __setattr__(self, name: str, value: Any) -> None:
-        """What is set on a sieved model is set on its host, apart from its own attributes."""
-        if name.startswith("_") or name in OWN or hasattr(type(self), name):
+        """Set the attribute on the host, apart from the sieved model's own attributes."""
+        if name.startswith("_") or name in OWN_ATTRIBUTES or hasattr(type(self), name):
             object.__setattr__(self, name, value)
         else:
             setattr(self.model, name, value)
@@ -199,10 +199,10 @@ class Sieved(nn.Module):
     def _replicate_for_data_parallel(self) -> Sieved:
         """The replica shares the dicts of a replica of the host; torch then fills these with the copied modules."""
         replica = super()._replicate_for_data_parallel()
-        replica._stand_for(self.model._replicate_for_data_parallel())
+        replica._share_registries(self.model._replicate_for_data_parallel())
         return replica
 
-    def _now(self) -> Stream:
+    def _current_stream(self) -> Stream:
         """The stream rebuilt on the host's current state; raises if its structure changed since sieve()."""
         stream = self.stream
         if torch.compiler.is_compiling():  # a graph holds the host as it was when it was compiled
@@ -239,26 +239,30 @@ class Sieved(nn.Module):
         pixel_values_videos: Tensor | None = None,
         **kwargs: Any,
     ) -> Any:
-        """(B, C, H, W), or clips in the layout that the host reads, -> what the host returns. `pixel_values` (of some
-        that read video `pixel_values_videos`), `labels` and other words are for transformers' hosts.
+        """Run the host on its reduced tokens and return what the host returns.
 
-        Where nothing acts and the host has hooks, it is called itself, hooks and all.
+        Args:
+            images: (B, C, H, W), or clips in the layout that the host reads.
+            pixel_values, pixel_values_videos, labels: the same input and the labels, by transformers' names for them.
+            kwargs: further arguments of the host's forward.
+
+        With an empty recipe and hooks on the host, the host itself is called, so that its hooks run.
         """
         if images is not None:
             check_images(self.model, images, self.host.layout)
         # named in the signature: Trainer inspects it
         by_keyword = {"pixel_values": pixel_values, "pixel_values_videos": pixel_values_videos, "labels": labels}
         kwargs |= {name: value for name, value in by_keyword.items() if value is not None}
-        stream = self._now()
+        stream = self._current_stream()
         if not stream.plan.methods and any(map(hooked, stream.host.bypassed)):
             return self.model(*(() if images is None else (images,)), **kwargs)
         images, kwargs = stream.host.arguments(images, dict(kwargs))
         return stream(images, **kwargs)
 
     def forward_features(self, images: Tensor) -> Tensor:
-        """What `forward` reads -> the surviving tokens after the final norm, (B, N, d), prefix first; with stages the
-        last map, as the host's own `forward_features` gives it."""
-        return self._now().features(images)
+        """The surviving tokens after the final norm, (B, N, d), prefix first; for hosts with stages the last feature
+        map, as the host's own `forward_features` returns it. Takes the same images as `forward`."""
+        return self._current_stream().features(images)
 
     def forward_intermediates(
         self,
@@ -278,15 +282,15 @@ class Sieved(nn.Module):
 
         Args:
             x: images (B, C, H, W), or clips.
-            indices: the last n blocks or stages, those in a sequence, or all.
-            return_prefix_tokens: give each block's features as (features, prefix tokens).
-            norm: bring the features through the host's final norm.
+            indices: the last n blocks or stages (int), those listed, or all (None).
+            return_prefix_tokens: return each block's features as (features, prefix tokens).
+            norm: apply the host's final norm to the features.
             stop_early: do not run the blocks after the last one in `indices`.
             output_fmt: "NCHW", on the grid of patches, or "NLC", a row for each token.
             intermediates_only: return no final features. None: False, but True for hosts with stages.
-            output_dict: a dictionary with `image_intermediates`, `image_intermediates_prefix` and `image_features`.
+            output_dict: return a dict with `image_intermediates`, `image_intermediates_prefix` and `image_features`.
             restore: put dropped and merged patches back on the grid, so that every block has all patches.
-            fill: what a dropped patch then shows, the `nearest` kept patch or `zero`.
+            fill: value of a dropped patch with `restore`: that of the `nearest` kept patch, or `zero`.
 
         Returns:
             (final features, list of features), or the form that the arguments above select.
@@ -295,28 +299,33 @@ class Sieved(nn.Module):
             InputError: a block index out of range, or "NCHW" without `restore` where the tokens no longer form a grid.
         """
         kwargs = {name: value for name, value in locals().items() if name not in ("self", "x")}
-        return self._now().intermediates(check_images(self.model, x, self.host.layout), FeatureRequest(**kwargs))
+        images = check_images(self.model, x, self.host.layout)
+        return self._current_stream().intermediates(images, FeatureRequest(**kwargs))
 
     def trace(self, images: Tensor, *, attention: Sequence[int] = ()) -> Trace:
-        """Run on images or clips and record what happened: see `Trace`; of the blocks `attention` class attention too.
+        """Run on images or clips and record the tokens that each block reads: see `Trace`.
+
+        Args:
+            images: as for `forward`.
+            attention: indices of blocks whose class-token attention is recorded too.
 
         Raises:
-            InputError: blocks that are not there, or a host without a class token or with stages.
+            InputError: a block index out of range, or a host without a class token or with stages.
             UnsupportedHost: one of these blocks cannot be opened.
         """
-        return self._now().trace(images, Trace(looks=tuple(attention)))
+        return self._current_stream().trace(images, Trace(looks=tuple(attention)))
 
     def reads(self, images: Tensor) -> list[Reads]:
-        """How many tokens, or pixels, each block reads of these images."""
-        return self._now().reads(images)
+        """Number of tokens, or pixels, that each block reads for these images."""
+        return self._current_stream().reads(images)
 
     def sizes(self, images: Tensor) -> list[tuple[int, ...]]:
-        """Height and width, of video also length, of the grid of patches, or of each stage's map."""
+        """Size of the grid of patches, (h, w) or (t, h, w), or of the feature map of each stage."""
         return self.stream.sizes(images)
 
     def covered(self, images: Tensor) -> Tensor:
-        """What of the images the host's grid covers, which is what a significance map is made of: (B, C, H, W), of
-        clips in whatever layout (B, C, T, H, W)."""
+        """The part of the images that the host's grid covers, from which the significance map is computed:
+        (B, C, H, W), or (B, C, T, H, W) for clips of any layout."""
         return self.stream.covered(images)
 
     def map_call(self, images: Tensor) -> Callable[[], Any]:
@@ -324,7 +333,7 @@ class Sieved(nn.Module):
         return self.stream.map_call(images)
 
     def train(self, mode: bool = True) -> Sieved:
-        """Training or evaluation mode, of the shared host too; a proposal stays in evaluation mode."""
+        """Set training or evaluation mode, of the shared host too; a proposal model stays in evaluation mode."""
         self.model.train(mode)
         return self
 

@@ -14,12 +14,12 @@ from ._recording import recording
 from .errors import InputError
 
 PER_IMAGE = ("x", "positions", "size", "weight", "source", "block_rows")
-"""Fields of `Tokens` with a row for each image, but for `lengths`."""
+"""Fields of `Tokens` whose first axis is the batch, except `lengths`."""
 
 
 @dataclass(frozen=True)
 class Tokens:
-    """Activations, and which patches of which grid each of them stands for. Never changed in place.
+    """Token activations, and which patches of the grid each token represents. Never changed in place.
 
     B images, N tokens of which the first `prefix` are class, distillation or register tokens, d channels, P patches.
     """
@@ -30,20 +30,20 @@ class Tokens:
     grid: tuple[int, ...]
     """Patches along each axis, (h, w) or (t, h, w); its product is P."""
     positions: Tensor | None = None
-    """(B, N - prefix) int64: the patch at whose place each token stands. None: 0, 1, 2, ... of row-major order."""
+    """(B, N - prefix) int64: the patch whose position each token has. None: 0, 1, 2, ... in row-major order."""
     table: Tensor | None = None
     """The host's positional table over the whole grid (rotary embedding); hosts gather its rows by `positions`."""
     size: Tensor | None = None
-    """(B, N) how many patches are averaged in each token. None: one each."""
+    """(B, N) number of patches averaged in each token. None: one each."""
     weight: Tensor | None = None
-    """(B, N) what attention multiplies the exponential of a key's logit with. None: one each."""
+    """(B, N) factor on the exponential of each key's attention logit. None: one each."""
     source: Tensor | None = None
-    """(B, P) int64: the token that stands for each patch, -1 if it was dropped. None: not tracked."""
+    """(B, P) int64: index of the token that represents each patch, -1 if it was dropped. None: not tracked."""
     block_rows: Tensor | None = None
-    """(B, N) int64: since this block began, which of its tokens then is each one now. None: none has moved."""
+    """(B, N) int64: index of each token in the input of the current block. None: no token has moved in this block."""
     lengths: Tensor | None = None
-    """(B,) int64: how many tokens each image has, prefix included; those behind are padding. None: N of every image.
-    Padding is made and taken away in `padding.py`, and attention and pooling leave it out."""
+    """(B,) int64: number of tokens of each image, prefix included; the rest is padding. None: N for every image.
+    `padding.py` adds and removes padding; attention and pooling ignore it."""
 
     @property
     def places(self) -> Tensor:
@@ -57,37 +57,37 @@ class Tokens:
 
     @property
     def real(self) -> Tensor | None:
-        """(B, N) whether each token is one, and not padding. None: all are."""
+        """(B, N) bool: False for padding. None: there is no padding."""
         return None if self.lengths is None else self.places < self.lengths[:, None]
 
     @property
     def counted(self) -> Tensor | None:
-        """(B, N) how many patches each token counts for in an average: its size, 0 for padding. None: one each."""
+        """(B, N) weight of each token in an average over patches: its size, 0 for padding. None: one each."""
         real = self.real
         if real is None:
             return self.size
         return real.to(exact_type(self.x)) if self.size is None else self.size * real
 
     def lengths_per_image(self) -> Tensor:
-        """(B,) int64: how many tokens each image has, whether `lengths` says it or not."""
+        """(B,) int64: number of tokens of each image, also where `lengths` is None."""
         batch, count, _ = self.x.shape
         return torch.full((batch,), count, device=self.x.device) if self.lengths is None else self.lengths
 
     def tracked(self) -> Tokens:
-        """The same tokens, from here on with `source`."""
+        """The same tokens with `source` set, so that it is tracked from here on."""
         start = torch.arange(prod(self.grid), device=self.x.device) + self.prefix
         return replace(self, source=start.expand(self.x.shape[0], -1))
 
     def images(self, which: Tensor) -> Tokens:
-        """The same of some images of the batch, (B',) int64."""
+        """The tokens of the images with batch indices `which`, (B',) int64."""
         return self._images(which, (*PER_IMAGE, "lengths"))
 
     def nothing(self) -> Tokens:
-        """The same of an empty batch: no image, and as many tokens of each."""
+        """An empty batch with the same number of tokens per image."""
         return self._images(slice(0), (*PER_IMAGE, "lengths"))
 
     def first(self, count: int) -> Tokens:
-        """The first `count` tokens, prefix included. Nothing is copied: this is what selecting would be for free."""
+        """The first `count` tokens, prefix included. A view without a copy, so it costs no time."""
         if count == self.x.shape[1]:
             return self
         patches = count - self.prefix
@@ -108,15 +108,15 @@ class Tokens:
         )
 
     def of(self, images: Tensor, count: int) -> Tokens:
-        """The first `count` tokens of these images (B',) int64, none of them padding."""
+        """The first `count` tokens of the images with batch indices `images` (B',) int64; none of them is padding."""
         return replace(self._images(images, PER_IMAGE), lengths=None).first(count)
 
     def image(self, index: int, count: int) -> Tokens:
-        """The first `count` tokens of one image, a view, as a batch of it."""
+        """The first `count` tokens of one image, as a batch of one, without a copy."""
         return replace(self._images(slice(index, index + 1), PER_IMAGE), lengths=None).first(count)
 
     def _images(self, images: Tensor | slice, names: tuple[str, ...]) -> Tokens:
-        """These fields of some images of the batch."""
+        """The tokens of some images of the batch; `names` are the fields to index by image."""
         selected = {name: None if (value := getattr(self, name)) is None else value[images] for name in names}
         return replace(self, **selected)
 
@@ -142,12 +142,12 @@ class Tokens:
             keep: (B, M) int64, the tokens that stay, in their new order, prefix included.
             sources: (B, r) int64, the tokens that are merged away.
             destinations: (B, r) int64, where in the new order each of them goes; several may share a destination.
-            weigh: attention counts a merged token as often as its size (proportional attention) from here on.
-            by: (B, N) fp32, what the average weighs each token by; None is its size.
-            soften: (B, r) in [0, 1], the part of a source's weight that attention goes on counting; None is all.
-            norm: give each average the `mean` norm of its group, weighed as the average is, or the `max`.
-            merging: (B, r) bool, which of the sources are merged at all, where that is not the same number in each
-                image; the others move nothing, wherever their destination is. None is all.
+            weigh: from here on attention weights a merged token by its size (proportional attention).
+            by: (B, N) fp32, the weight of each token in the average; None is its size.
+            soften: (B, r) in [0, 1], the share of a source's weight that stays in attention; None is all of it.
+            norm: scale each average to the `mean` norm of its group, with the weights of the average, or to the `max`.
+            merging: (B, r) bool, which of the sources are merged, where their number differs between images; the
+                others change nothing, whatever their destination is. None: all are merged.
 
         A merged token keeps the position of its destination.
         """
@@ -186,12 +186,12 @@ class Tokens:
         return replace(merged, x=x, size=total, weight=weight, source=source)
 
     def fuse(self, keep: Tensor, dropped: Tensor, factor: Tensor) -> Tokens:
-        """Keep some patch tokens, and put one behind them that is the sum of the others, each times its factor.
+        """Keep some patch tokens and append one token: the sum of the others, each times its factor.
 
         Args:
             keep: (B, K) int64, patch tokens counted without the prefix.
-            dropped: (B, R) int64, all others; the new token stands at the place of the first of them.
-            factor: (B, R) of the tokens `dropped`.
+            dropped: (B, R) int64, all others; the new token has the position of the first of them.
+            factor: (B, R), the factor of each token in `dropped`.
         """
         index = torch.cat([self.places[:, : self.prefix], keep + self.prefix, dropped[:, :1] + self.prefix], dim=1)
         dropped = dropped + self.prefix
@@ -202,17 +202,17 @@ class Tokens:
         size = torch.cat([size.gather(1, index[:, :-1]), size.gather(1, dropped).sum(1, keepdim=True)], dim=1)
         source = kept_tokens.source
         if self.source is not None and source is not None:
-            fell = torch.zeros(self.x.shape[:2], dtype=torch.int64, device=keep.device).scatter(1, dropped, 1)
-            fell = _lookup(fell, self.source) == 1
-            source = torch.where(fell, index.shape[1] - 1, source)
+            is_dropped = torch.zeros(self.x.shape[:2], dtype=torch.int64, device=keep.device).scatter(1, dropped, 1)
+            patch_dropped = _lookup(is_dropped, self.source) == 1
+            source = torch.where(patch_dropped, index.shape[1] - 1, source)
         return replace(kept_tokens, x=torch.cat([kept_tokens.x[:, :-1], fused], dim=1), size=size, source=source)
 
     def on_grid(self, features: Tensor | None = None, fill: str = "nearest") -> Tensor:
-        """Features of these tokens back on the grid of patches: see `restore`.
+        """Put features of these tokens back on the grid of patches: see `restore`.
 
         Args:
             features: (B, N, C), or (B, N - prefix, C) without the prefix; by default the activations.
-            fill: what a dropped patch shows, the `nearest` kept patch or `zero`.
+            fill: value of a dropped patch: that of the `nearest` kept patch, or `zero`.
 
         Returns:
             (B, C, *grid).
@@ -237,20 +237,20 @@ class Tokens:
         return restore(features, source, self.grid, fill)
 
     def whole_grid(self, fill: str = "nearest") -> Tokens:
-        """Every patch of the grid as a token again, as `on_grid` puts them back; the prefix as it is."""
+        """Tokens for every patch of the grid, filled as by `on_grid`; the prefix tokens stay as they are."""
         if self.whole:
             return self
         x = torch.cat([self.x[:, : self.prefix], self.on_grid(fill=fill).flatten(2).transpose(1, 2)], dim=1)
         return Tokens(x, self.prefix, self.grid, table=self.table)
 
     def take(self, index: Tensor) -> Tokens:
-        """The tokens `index` (B, M) of the whole sequence, prefix first."""
+        """The tokens at `index` (B, M) int64, counted in the whole sequence; the prefix must come first."""
         patches = index[:, self.prefix :] - self.prefix
         new_source = None
         if self.source is not None:
-            place = torch.full(self.x.shape[:2], -1, dtype=torch.int64, device=index.device)
+            new_index = torch.full(self.x.shape[:2], -1, dtype=torch.int64, device=index.device)
             order = torch.arange(index.shape[1], device=index.device).expand(index.shape[0], -1)
-            new_source = _lookup(place.scatter(1, index, order), self.source)
+            new_source = _lookup(new_index.scatter(1, index, order), self.source)
         return replace(
             self,
             x=rows(self.x, index),
@@ -263,7 +263,7 @@ class Tokens:
 
 
 def rows(x: Tensor, index: Tensor) -> Tensor:
-    """Rows `index` (B, K) of x (B, N, d) -> (B, K, d). Copies whole rows, which `gather` on the CPU does not."""
+    """Rows `index` (B, K) of x (B, N, d) -> (B, K, d). Copies whole rows; `gather` on the CPU copies single values."""
     picked = x.flatten(0, 1).index_select(0, _flat(index, x.shape[1]))
     return picked.view(x.shape[0], index.shape[1], x.shape[2])
 
@@ -272,7 +272,7 @@ def restore(features: Tensor, source: Tensor, grid: tuple[int, ...], fill: str =
     """Spread token features back over the grid of patches.
 
     Args:
-        features: (B, N, C) one row for each token that `source` counts, prefix included.
+        features: (B, N, C) one row per token, prefix included, as `source` counts them.
         source: (B, P) int64, the token of each patch, -1 where it was dropped.
         grid: patches along each axis; their product is P.
         fill: a dropped patch takes the row of the `nearest` kept patch (ties: the lower index), or `zero`.
@@ -294,22 +294,22 @@ def restore(features: Tensor, source: Tensor, grid: tuple[int, ...], fill: str =
 
 
 def exact_type(x: Tensor) -> torch.dtype:
-    """fp32, or more where the tokens are."""
+    """fp32, or the type of `x` if that is more precise."""
     return torch.promote_types(x.dtype, torch.float32)
 
 
 def _gathered(
     by: Tensor, keep: Tensor, sources: Tensor, destinations: Tensor, merging: Tensor | None
 ) -> tuple[Tensor, Tensor]:
-    """What the sources bring, (B, r), and what each kept token holds with it, (B, M)."""
+    """Values of `by` at the sources, (B, r), and their sums at the kept tokens, own value included, (B, M)."""
     moved = by.gather(1, sources) if merging is None else by.gather(1, sources) * merging
     return moved, by.gather(1, keep).scatter_add(1, destinations, moved)
 
 
 def _average(x: Tensor, kept: Tensor, sources: Tensor, destinations: Tensor, share: Tensor) -> Tensor:
-    """The weighted mean, written as a correction of the few rows that receive something.
+    """The weighted mean, computed as a correction of the few rows that receive sources.
 
-    The destination d becomes d + sum of share * (source - d); `kept` (B, M, d) is a fresh copy and changed in place.
+    A destination d becomes d + sum of share * (source - d). `kept` (B, M, d) is a copy and is changed in place.
     """
     flat = kept.flatten(0, 1)
     receivers = _flat(destinations, kept.shape[1])
@@ -327,7 +327,7 @@ def _stretch(
     norm: str,
     merging: Tensor | None,
 ) -> Tensor:
-    """Averages (B, M, d) given the mean or the largest norm of their group; what received nothing stays as it is."""
+    """Scale averages (B, M, d) to the mean or largest norm of their group; rows that received nothing stay as is."""
     norms = x.norm(dim=-1)
     kept_norms, source_norms = norms.gather(1, keep), norms.gather(1, sources)
     if norm == "max":
@@ -353,6 +353,6 @@ def _flat(index: Tensor, length: int) -> Tensor:
     return (index + starts[:, None]).flatten()
 
 
-def _lookup(place: Tensor, source: Tensor) -> Tensor:
-    """Follow `source` one step further: place[source], with -1 staying -1."""
-    return place.gather(1, source.clamp(min=0)).masked_fill(source < 0, -1)
+def _lookup(table: Tensor, source: Tensor) -> Tensor:
+    """table[source] for each image, with -1 in `source` staying -1."""
+    return table.gather(1, source.clamp(min=0)).masked_fill(source < 0, -1)

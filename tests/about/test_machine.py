@@ -98,7 +98,10 @@ def test_what_is_too_old_is_a_warning(installed) -> None:
     installed([], ["torch>=99"])
     facts = machine_facts()
     found = facts["versions"]["torch"]
-    assert facts["warnings"][0] == f'torch {found} will not do, torch>=99 is needed: pip install --upgrade "torch>=99".'
+    assert (
+        facts["warnings"][0]
+        == f'torch {found} is not suitable, torch>=99 is needed: pip install --upgrade "torch>=99".'
+    )
 
 
 def test_cores_are_the_fewest_that_anyone_grants(monkeypatch) -> None:
@@ -126,8 +129,8 @@ def healthy() -> dict:
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        ({"installed": False}, "not installed, only found"),
-        ({"threads": 8}, "8 threads on 2 cores, and they will wait for each other: give --threads 2"),
+        ({"installed": False}, "not installed, only importable"),
+        ({"threads": 8}, "8 threads on 2 cores, which slows all of them down: give --threads 2"),
         ({"machine": "Some CPU"}, "no matrix units for bf16"),
         ({"compiler": None}, "no C++ compiler"),
         ({"python_headers": False}, "Python's C headers"),
@@ -199,8 +202,8 @@ def test_macs_that_are_counted_wrong_are_told(monkeypatch) -> None:
     monkeypatch.setattr(machine, "macs", lambda model: 780_640.0 - 3 * 2 * 17**2 * 32)
     (sentence,) = machine_facts()["failures"]
     assert sentence == (
-        f"MACs are counted wrong with torch {torch.__version__}: 725,152 of a tiny ViT that has 780,640. "
-        "No figure of MACs can be trusted here."
+        f"MACs are counted wrongly with torch {torch.__version__}: 725,152 for a tiny ViT that has 780,640. "
+        "Figures of MACs are not reliable on this machine."
     )
 
     def refuse(model):

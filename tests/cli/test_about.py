@@ -87,7 +87,7 @@ def test_models_by_pattern(run) -> None:
     assert "Hosts, VisionTransformer" in said
     assert "test_vit 0.371 160 x 160 6 1 0.03764" in said
     assert "test_resnet 0.470 160 x 160 96 x 5 x 5 0.1025" in said
-    assert "1 of the 6 models that match opens neither as a host nor as a proposal; --all says why." in said
+    assert "1 of the 6 models that match can be neither host nor proposal; --all shows why." in said
     assert "relative position" not in said
 
 
@@ -122,8 +122,8 @@ def test_models_with_weights_name_them(run) -> None:
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        (["--all"], "--all says why models are refused, and needs a pattern"),
-        (["vitt_*"], "No model's name fits 'vitt_*'"),
+        (["--all"], "--all lists why models are refused, and needs a pattern"),
+        (["vitt_*"], "No model's name matches 'vitt_*'"),
         (["vit_small_patch16_18x2_224", "--pretrained"], "leave out --pretrained"),
     ],
 )

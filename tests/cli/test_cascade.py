@@ -33,7 +33,7 @@ def test_eval_tells_the_agreement_and_what_was_read(run):
     assert told["recipe_json"] == json.loads(CascadeRecipe.parse(CASCADE).to_json())
     page = " ".join(run("eval", *SCENES, "--limit", 30, "--recipe", CASCADE).out.split())
     assert "a cascade" in page
-    assert "again where margin is below 0.6" in page
+    assert "go on if margin is below 0.6" in page
 
 
 def test_bench_tells_average_and_worst(run, monkeypatch):
@@ -60,11 +60,11 @@ def test_bench_tells_average_and_worst(run, monkeypatch):
 def test_what_a_cascade_cannot_be_asked(run, refused, tmp_path):
     assert "give --data FOLDER" in refused("bench", "--model", "nano_vit", "--recipe", CASCADE)
     words = ["--model", "nano_vit", "--pretrained", "--data", "scenes", "--recipe", CASCADE]
-    assert "--waterfall is of one reading" in refused("bench", *words, "--waterfall")
-    assert "--memory is of one reading" in refused("bench", *words, "--memory")
-    assert "give one of its recipes" in refused("show", "scenes", "--model", "nano_vit", "--recipe", CASCADE)
+    assert "--waterfall cannot measure a cascade" in refused("bench", *words, "--waterfall")
+    assert "--memory cannot measure a cascade" in refused("bench", *words, "--memory")
+    assert "give one of the cascade's recipes" in refused("show", "scenes", "--model", "nano_vit", "--recipe", CASCADE)
     file = CascadeRecipe.parse(CASCADE).save(tmp_path / "best.json")
-    assert "give one of its recipes" in refused("show", "scenes", "--model", "nano_vit", "--recipe", file)
+    assert "give one of the cascade's recipes" in refused("show", "scenes", "--model", "nano_vit", "--recipe", file)
 
 
 def test_export_writes_members_and_rule(run, there):

@@ -148,8 +148,8 @@ def test_ones_own_videos(run, refused, tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
-        (["--task", "segment", *OTHER], "name the class of every pixel, which VisionTransformer does not"),
-        (["--task", "segmnt"], "There is no task 'segmnt' to show; the nearest is segment: one of classify, segment"),
+        (["--task", "segment", *OTHER], "predict a class for every pixel, and VisionTransformer does not"),
+        (["--task", "segmnt"], "--task 'segmnt' is unknown; the nearest is segment: choose one of classify, segment"),
         (["absent.jpg"], "absent.jpg does not exist"),
         (["--model", "vit_nano"], "knows a model 'vit_nano'"),
         (["--recipe", "papr(keep=0)"], "keep must be a number in (0, 1]"),

@@ -65,7 +65,7 @@ def test_a_program_in_a_table(run, tmp_path):
     ("options", "words"),
     [
         ([], "--out"),
-        (["--out", "fast.bin"], "fast.bin says no format: let --out end in .onnx or .pt2"),
+        (["--out", "fast.bin"], "fast.bin has no known ending: let --out end in .onnx or .pt2"),
         (["--out", "fast.onnx", "--format", "tflite"], "--format must be one of onnx, program, not 'tflite'"),
         (["--out", "fast.onnx", "--dtype", "bf16"], "ONNX is written in fp32 on the CPU, not in bf16 on cpu"),
         (["--out", "fast.onnx", "--device", "cuda"], "not in fp32 on cuda"),

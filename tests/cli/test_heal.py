@@ -21,7 +21,7 @@ def test_it_writes_what_other_commands_take(run, tmp_path):
     assert told["settings"]["trainable"] == "norms"
     assert told["out"] == {name: str(out / file) for name, file in FILES.items()}
     assert told["test_figures"]["after"]["change"].keys() == {"top1"}
-    assert "held-out pictures alike" in result.err
+    assert "held-out agreement" in result.err
     recipe = ["--recipe", out / "best.json", "--limit", 40, "--json"]
     weights = ["--weights", out / "model.safetensors"]
     found = run("eval", "--model", "nano_vit", "--data", "scenes", *weights, *recipe)
@@ -36,10 +36,10 @@ def test_it_writes_what_other_commands_take(run, tmp_path):
 
 def test_what_makes_no_sense_is_said(refused, run, tmp_path):
     out = ["--out", tmp_path / "healed"]
-    assert "--classes says which folder of --test-data" in refused("heal", *WORDS, *out, "--classes", "x.json")
+    assert "--classes maps the folders of --test-data" in refused("heal", *WORDS, *out, "--classes", "x.json")
     assert "trainable must be one of all, lora, norms" in refused("heal", *WORDS, *out, "--trainable", "most")
     (tmp_path / "healed").mkdir()
     torch.save({"config": {}, "identity": ""}, tmp_path / "healed" / "model.checkpoint.pt")
     result = run("heal", *WORDS, *out)
     assert (result.code, result.out) == (2, "")
-    assert "was made by another plan" in result.err
+    assert "belongs to another training" in result.err

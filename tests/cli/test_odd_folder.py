@@ -121,7 +121,9 @@ def test_training_names_what_it_cannot_read_and_then_reads_the_rest(run, there, 
     result = run(*command)
     assert (result.code, result.out) == (2, "")
     found = expected.read + expected.failed - 1
-    assert f"{expected.failed} of {found} photographs cannot be read: mend or remove them" in result.err
+    assert (
+        f"{expected.failed} of {found} photographs cannot be read: repair or remove them before training" in result.err
+    )
     skipped = sum(expected.skipped.values()) - 1  # without the pipe
     assert f"{skipped} skipped, which are not read:" in result.err
     assert not (there / "out").exists()
@@ -168,7 +170,7 @@ def test_other_classes_are_another_training(run, there):
         (there / name / "b").mkdir()
     result = run(*command)
     assert result.code == 2
-    assert "another plan" in result.err
+    assert "another training" in result.err
 
 
 def test_a_limit_says_of_how_many(run, there, tmp_path):

@@ -33,4 +33,4 @@ def test_it_serves_and_answers(run):
     pytest.importorskip("gradio", reason="the page's library, of the extra app, is not installed")
     result = run("app", "--no-browser", "--check", "--model", "test_vit", "--no-pretrained", "--recipe", "tome(r=2)")
     assert result.code == 0, result.err
-    assert re.search(r"the page at http://127\.0\.0\.1:\d+/ answered in \d+\.\d\d s\.", result.err)
+    assert re.search(r"the page at http://127\.0\.0\.1:\d+/ ran an example in \d+\.\d\d s\.", result.err)

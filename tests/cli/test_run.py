@@ -50,7 +50,7 @@ def test_a_dry_run_tells_the_time_and_writes_nothing(run, folder, tmp_path):
 @pytest.mark.parametrize(
     ("options", "told"),
     [
-        ([], "--out FOLDER says where the rows go"),
+        ([], "Give --out FOLDER to write the rows to"),
         (["--out", "out", "--devices", "cpu,,cpu"], "--devices must be names of devices"),
         (["--out", "out", "--engine", "ray", "--actors", "few"], "--actors must be a number"),
         (["--out", "out", "--actors", "2"], "actors is a setting of the ray engine"),

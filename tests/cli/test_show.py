@@ -225,7 +225,7 @@ def test_a_segmenter_is_shown_by_its_exits(run, pictures, segmenter, there):
         assert word in " ".join(result.out.split())  # a long folder breaks lines anywhere
     page = (there / "tokensieve-show.html").read_text()
     assert page.count("<figure>") == 3 * 4
-    assert "leaves behind block 1" in page
+    assert "exits after block 1" in page
     assert "stays to the last, block 5" in page
     assert "wall " in page
     found = record(run("show", pictures / "cat", *options, "--json", "--out", "a.png"))

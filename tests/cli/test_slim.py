@@ -73,7 +73,7 @@ def test_the_function_finds_what_the_command_writes(run, pictures, tmp_path):
 @pytest.mark.parametrize(
     ("options", "sentence"),
     [
-        (["--tolerance", 0.1, "--saving", 0.2], "--saving searches the tolerance: give one of them"),
+        (["--tolerance", 0.1, "--saving", 0.2], "--saving chooses the tolerance itself"),
         (["--saving", 25], "must be a share of the MACs in (0, 1)"),
         (["--form", "C"], "--form must be A or B, not 'C'"),
         (["--plot", "chart.jpeg"], "--plot must name a .png file"),

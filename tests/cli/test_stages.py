@@ -96,7 +96,7 @@ def test_shares_and_proposals_beside_each_other(run, pictures, there):
     assert "1, 0.5, 0.6, 1" in words(run("show", pictures / "cat", *HOST, *recipe, *proposals))
     page = (there / "tokensieve-show.html").read_text()
     assert "keep 1, 0.5, 0.6, 1" in page
-    assert "of the first that leaves any out" in page
+    assert "of the first stage that drops any" in page
     maps = read(run("show", pictures / "cat", *HOST, *PAPR, "--compare", "papr,centre", "--json"))
     assert [row["map"] for row in maps["compare"]] == ["dense", "papr", "centre"]
     assert [entry["kept"] for entry in maps["pictures"][0]["maps"]] == [128, 128]

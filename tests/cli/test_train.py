@@ -34,18 +34,21 @@ def test_it_trains_a_bundled_model_and_tells_how_far_it_is(run, tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
-        (["nanno"], "There is nothing called 'nanno' to train; the nearest are nano, nano_video"),
+        (["nanno"], "There is no bundled model 'nanno' to train; the nearest are nano, nano_video"),
         (
             ["nano", "--only", "vit"],
             "--only must be one of nano_convnet, nano_vit, nano_convnext, nano_segmenter, not 'vit'",
         ),
         (["nano", "--scenes", "0"], "Invalid value for '--scenes'"),
-        (["nano", "--epochs", "3"], "--epochs belongs to --images"),
-        (["nano", "--teacher", "nano_vit"], "--teacher belongs to --images"),
+        (["nano", "--epochs", "3"], "--epochs needs --images"),
+        (["nano", "--teacher", "nano_vit"], "--teacher needs --images"),
         (["test_vit"], "tokensieve train nano, or a model's name with --images and --validation"),
-        (["test_vit", "--images", "."], "learnt with --images and --validation"),
+        (["test_vit", "--images", "."], "needs --images and --validation"),
         (["test_vit", "--images", ".", "--validation", ".", "--scenes", "64"], "without --only and --scenes"),
-        (["test_vit", "--images", ".", "--validation", ".", "--teacher-weights", "w.pt"], "weights of --teacher"),
+        (
+            ["test_vit", "--images", ".", "--validation", ".", "--teacher-weights", "w.pt"],
+            "--teacher-weights needs --teacher",
+        ),
         (["test_vit", "--images", "nowhere", "--validation", "."], "nowhere must be a folder, or a tar"),
     ],
 )
@@ -57,7 +60,7 @@ def test_another_plan_in_the_same_folder_is_refused_and_nothing_is_lost(run, ref
     options = ["--only", "nano_convnet", "--workers", 0, "--out", tmp_path]
     assert run("train", "nano", "--scenes", 64, *options).code == 0
     before = {path: path.read_bytes() for path in tmp_path.iterdir()}
-    assert "another plan" in refused("train", "nano", "--scenes", 128, *options)
+    assert "another training" in refused("train", "nano", "--scenes", 128, *options)
     assert before == {path: path.read_bytes() for path in tmp_path.iterdir()}
 
 
@@ -82,7 +85,7 @@ def test_it_trains_a_model_on_photographs_and_a_second_call_finds_it_done(run, s
     (trained,) = json.loads(result.out)["trained"]
     assert trained["plan"]["images"] == 16 * 8
     assert [row["step"] for row in trained["log"]] == [1, 2]
-    assert "asking the teacher about 8 photographs" in result.err
+    assert "running the teacher on 8 photographs" in result.err
     files = {path.name: path for path in (tmp_path / "out").iterdir()}
     made = {f"test_convnext.{ending}" for ending in ("safetensors", "csv", "checkpoint.pt")}
     assert files.keys() == made | {"teacher.safetensors"}
@@ -97,11 +100,11 @@ def test_it_trains_a_model_on_photographs_and_a_second_call_finds_it_done(run, s
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
-        (["nano_convnet"], "NanoConvNet cannot be trained on photographs: it is no timm classifier."),
+        (["nano_convnet"], "NanoConvNet cannot be trained on photographs: it is not a timm classifier."),
         (["nano"], "Neither timm nor torchvision knows a model 'nano'"),
         (["tset_convnext"], "knows a model 'tset_convnext'; the nearest"),
-        (["test_convnext", "--args", "{depth"], "--args is no JSON"),
-        (["test_convnext", "--args", ""], "--args is no JSON"),
+        (["test_convnext", "--args", "{depth"], "--args is not JSON"),
+        (["test_convnext", "--args", ""], "--args is not JSON"),
         (["test_convnext", "--args", "[1]"], "--args must be a JSON object"),
         (["test_convnext", "--args", '{"num_classes": 9}'], "leave it out"),
         (["test_convnext", "--args", '{"nonsense": 9}'], "cannot be created with the arguments"),
@@ -124,10 +127,10 @@ def test_what_others_answered_and_other_photographs_are_refused_and_nothing_is_l
         assert sentence in result.err.splitlines()[-1]
         assert before == {path: path.read_bytes() for path in (tmp_path / "out").iterdir()}
 
-    refuse("another teacher's answers", "--teacher", "nano_vit")
-    refuse("made by another plan")
-    refuse("made by another plan", "--teacher", "nano_convnet", "--size", 40)
+    refuse("targets of another teacher", "--teacher", "nano_vit")
+    refuse("belongs to another training")
+    refuse("belongs to another training", "--teacher", "nano_convnet", "--size", 40)
     shutil.copy(tmp_path / "train" / "red" / "0.png", tmp_path / "train" / "red" / "1.png")
-    refuse("about other photographs", "--teacher", "nano_convnet")
+    refuse("or of other photographs", "--teacher", "nano_convnet")
     (tmp_path / "train" / "red" / "1.png").write_text("not a picture")
-    refuse("red/1.png is not a picture that Pillow can read: mend or remove it", "--teacher", "nano_convnet")
+    refuse("red/1.png is not a picture that Pillow can read: repair or remove it", "--teacher", "nano_convnet")

@@ -70,7 +70,7 @@ def test_a_base_and_exits_from_it(run, data, tmp_path):
         (["segment", "--base", "x"], "No such option"),
         (
             ["dtop", "--images", ".", "--base", "x", "--model", "test_vit"],
-            "--model belongs to a segmenter that",
+            "--model cannot be given with --base",
         ),
     ],
 )
@@ -78,7 +78,7 @@ def test_what_cannot_be_trained_is_refused(refused, there, arguments, sentence):
     assert sentence in refused("train", *arguments)
 
 
-def test_options_are_looked_at(refused, data):
+def test_bad_options_are_refused(refused, data):
     words = ["train", "segment", *data]
     assert "--crop must be" in refused(*words, "--crop", "32x")
     assert "--head-args must be a JSON object" in refused(*words, "--head-args", "[1]")

@@ -130,7 +130,7 @@ def test_one_sentence_for_what_cannot_be_done_and_nothing_is_written(refused, pi
 def test_a_search_that_finds_nothing_writes_nothing(run, pictures, there):
     result = run("tune", "--data", pictures, *MODEL, *QUICK, "--macs", 500)
     assert (result.code, result.out) == (2, "")
-    assert "No recipe could be judged" in result.err.splitlines()[-1]
+    assert "No recipe could be evaluated" in result.err.splitlines()[-1]
     assert not list(there.iterdir())
 
 
@@ -146,9 +146,9 @@ def test_a_file_gets_a_line_a_round_and_what_is_left_out_at_once(run, pictures, 
     left_out = lines.index("tokensieve: resnet18 was left out: The pretrained weights of resnet18 could not be loaded.")
     rounds = [line for line in lines if "recipes tried" in line]
     assert left_out < lines.index(rounds[0])
-    assert rounds[0].startswith("tokensieve: 1.30x, 2 families begun, best divergence ")
+    assert rounds[0].startswith("tokensieve: 1.30x, 2 families started, best divergence ")
     assert len({line.split(",")[0] for line in rounds}) == 5, "every budget has its lines"
-    assert lines.index(rounds[-1]) < lines.index("tokensieve: Measuring how fast it is.")
+    assert lines.index(rounds[-1]) < lines.index("tokensieve: Measuring speed.")
     assert max(map(len, lines)) < 200
 
 
@@ -169,7 +169,7 @@ def test_a_signal_ends_the_search_and_keeps_what_was_found(pictures, there, numb
         alarm = threading.Timer(120, process.kill)
         alarm.start()
         for line in process.stderr:
-            if "families begun" in line:
+            if "families started" in line:
                 break
         process.send_signal(number)
         out, err = process.communicate()

@@ -244,13 +244,13 @@ def test_a_recipe_that_text_cannot_hold_is_told_in_text_alone(tmp_path) -> None:
 def test_models_that_cannot_be_written_are_refused(tmp_path) -> None:
     model, path = small("class-token", 1), tmp_path / "a.onnx"
     half = sieve(small("class-token", 1).bfloat16(), "tome(r=4)")
-    with pytest.raises(InputError, match=r"weights in bfloat16 on cpu\. Move it with \.float\(\)\.cpu\(\)"):
+    with pytest.raises(InputError, match=r"weights in bfloat16 on cpu\. Convert it with \.float\(\)\.cpu\(\)"):
         export_onnx(half, path, **HALF)
     with pytest.raises(InputError, match=r"in training mode.*\.eval\(\)"):
         export_onnx(sieve(small("class-token", 1).train()), path, **HALF)
     with pytest.raises(InputError, match="export the module that was compiled"):
         export_onnx(torch.compile(tiny()), path, **SIZE)
-    with pytest.raises(InputError, match=r"the model that prepack\(\) was given"):
+    with pytest.raises(InputError, match=r"the model without prepack\(\)"):
         export_onnx(sieve(prepack(model), "tome(r=4)"), path, **HALF)
     with pytest.raises(InputError, match="states no normalisation"):
         export_onnx(sieve(model), path)

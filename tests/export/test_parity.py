@@ -39,7 +39,7 @@ def test_a_file_that_is_wrong_is_told_so() -> None:
 
     with pytest.raises(ExportError, match=r"on 2 of 5 random images, by up to 0\.5 \(allowed: 0\.0001\)") as error:
         largest_difference(Mean(), run, IMAGES, 1e-4)
-    assert "On 2 of them PyTorch's own answer stays" in str(error.value)
+    assert "On 2 of them PyTorch's own output stays" in str(error.value)
     assert "the file is wrong" in str(error.value)
 
 
@@ -55,14 +55,14 @@ def test_a_choice_that_rounding_decides_is_told_apart() -> None:
     with pytest.raises(ExportError, match="on 1 of 5 random images") as error:
         largest_difference(NearTie(), run, images, 1e-4)
     assert "equal up to rounding" in str(error.value)
-    assert "Another seed" in str(error.value)
+    assert "Try another seed" in str(error.value)
     assert "wrong" not in str(error.value)
 
 
 def test_one_wrong_image_among_near_ties_is_enough() -> None:
     images = IMAGES.clone()
     images[-1, ..., 4:] = images[-1, ..., :4].flip(1)
-    with pytest.raises(ExportError, match=r"on 2 of 2 random images.*On 1 of them PyTorch's own answer stays"):
+    with pytest.raises(ExportError, match=r"on 2 of 2 random images.*On 1 of them PyTorch's own output stays"):
         largest_difference(NearTie(), lambda images: 1 - NearTie()(images), images[[4, 0]], 1e-4)
 
 
@@ -73,7 +73,7 @@ def test_what_is_not_a_number_is_a_difference(value: float) -> None:
 
 
 def test_another_shape_is_a_difference() -> None:
-    with pytest.raises(ExportError, match=r"answers \(5, 3, 1\) where PyTorch answers \(5, 3\)"):
+    with pytest.raises(ExportError, match=r"returns shape \(5, 3, 1\) where PyTorch returns \(5, 3\)"):
         largest_difference(Mean(), lambda images: Mean()(images)[..., None], IMAGES, 1e-4)
 
 

@@ -176,7 +176,7 @@ def test_what_cannot_be_given_is_refused() -> None:
     images = host_images(model)
     fast = sieve(model, "tome(r=4)")
     for words, sentence in (
-        ({}, "are no grid any more: restore=True"),
+        ({}, "do not form a grid: use restore=True"),
         ({"output_fmt": "NHWC"}, "output_fmt must be NCHW or NLC, not 'NHWC'"),
         ({"indices": [7]}, "must be of 4 blocks or stages, 0 to 3"),
         ({"restore": True, "fill": "far"}, 'fill must be "nearest" or "zero"'),

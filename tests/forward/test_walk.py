@@ -147,5 +147,5 @@ def test_a_closed_block_shows_no_attention() -> None:
         model = FORMS[name]()
         block = next(i for i, b in enumerate(sieve(model).host.blocks) if b.closed)
         if sieve(model).host.class_token:
-            with pytest.raises(UnsupportedHost, match="cannot be seen: in block"):
+            with pytest.raises(UnsupportedHost, match="cannot be recorded: in block"):
                 sieve(model).trace(host_images(model), attention=[block])

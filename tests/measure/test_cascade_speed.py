@@ -50,7 +50,7 @@ def test_percentiles() -> None:
 def test_what_cannot_be_timed() -> None:
     model = classifier()
     cascade = sieve(model, CascadeRecipe((HALF, ""), (0.5,)))
-    with pytest.raises(InputError, match="no two batches of 8"):
+    with pytest.raises(InputError, match="fewer than two batches of 8"):
         cascade_speed(cascade, model, pictures(12), 8)
-    with pytest.raises(InputError, match="is of a cascade"):
+    with pytest.raises(InputError, match="times a cascade"):
         cascade_speed(sieve(model, HALF), model, pictures(12), 2)

@@ -54,7 +54,7 @@ def test_other_shapes_are_refused() -> None:
     with pytest.raises(InputError, match="expected \\(batch, 5 views"):
         AveragedViews(Sides(), 5)(videos())
     tokens = nn.Flatten(2)
-    with pytest.raises(InputError, match="a row for each clip"):
+    with pytest.raises(InputError, match="one row per clip"):
         AveragedViews(tokens, 6)(videos())
 
 

@@ -12,7 +12,7 @@ from tests.cascades.small import HALF, classifier, pictures
 from tokensieve import CascadeRecipe, Recipe, RecipeError, UnsupportedHost, sieve, tune
 from tokensieve.cascades import Cascade, images_needed, lower_bound
 from tokensieve.measure import fidelity, macs
-from tokensieve.search.cascade_goal import CascadeGoal, agreement_needed, answers, least_again
+from tokensieve.search.cascade_goal import CascadeGoal, agreement_needed, answers, smallest_share_passed_on
 from tokensieve.search.costs import Costs
 from tokensieve.search.evaluator import Evaluator
 from tokensieve.search.families import Scheduled
@@ -51,7 +51,7 @@ def test_the_least_share_read_again_is_that_of_every_threshold_tried(needed: flo
         again = scores < threshold
         if (same | again).mean() >= needed - 1e-12:
             found.append(again.mean())
-    share, threshold = least_again(scores, same, needed)
+    share, threshold = smallest_share_passed_on(scores, same, needed)
     assert share == min(found)
     assert (scores < threshold).mean() == share
 
@@ -68,7 +68,7 @@ def test_the_goal_is_what_the_cascade_costs() -> None:
     scores, same = answers(outputs, dense, "margin")
     costs = []
     for part in (0.75, 1.0, 1.25, 1.5):
-        _, threshold = least_again(scores, same, 1 - 0.03 * part)
+        _, threshold = smallest_share_passed_on(scores, same, 1 - 0.03 * part)
         with torch.no_grad():
             cascade = sieve(model, CascadeRecipe((HALF, ""), (threshold,)))
             costs.append(macs(cascade, images=images) / macs(model))
@@ -122,7 +122,7 @@ def test_a_front_of_plain_recipes_and_cascades(tmp_path) -> None:
 def test_without_enough_images_nothing_is_promised() -> None:
     front = search(agree=0.98, confidence=0.95, trials=0)
     assert not front.reached
-    assert "149 at least can" in front.summary
+    assert "at least 149 are needed" in front.summary
     assert isinstance(front.recommended.recipe, CascadeRecipe)
     assert front.recommended.recipe.thresholds[0] == 1.0
 

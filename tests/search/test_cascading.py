@@ -57,7 +57,7 @@ def test_thresholds_are_the_references(recipes: list[str]) -> None:
 
 def test_too_few_images_say_how_many_would_do() -> None:
     model = classifier()
-    with pytest.warns(UserWarning, match="50 images cannot certify 98 % .* 149 at least can"):
+    with pytest.warns(UserWarning, match="50 images cannot certify 98 % .* at least 149 are needed"):
         fast = cascade([sieve(model, HALF), model], pictures(50))
     assert fast.thresholds == (1.0,)
     assert fast.shares == (0.0, 1.0)
@@ -73,12 +73,12 @@ def test_a_reading_that_is_sure_and_wrong_is_left_out() -> None:
     same = np.stack([np.zeros(COUNT, dtype=bool), np.ones(COUNT, dtype=bool)])
     certificate = certify(scores, same, 0.9, 0.9)
     assert certificate.thresholds == (1.0,)
-    assert "no number of images would" in (shortfall(certificate, 0.9, 0.9) or "")
+    assert "no number of images is enough" in (shortfall(certificate, 0.9, 0.9) or "")
 
 
 def test_a_last_reading_that_is_not_dense_must_keep_the_promise_itself() -> None:
     model = classifier()
-    with pytest.raises(RecipeError, match="let the dense model itself be the last"):
+    with pytest.raises(RecipeError, match="use the dense model itself as the last member"):
         cascade([sieve(model, THIRD), sieve(model, "papr(keep=0.1, significance=centre)")], pictures(COUNT), agree=0.98)
 
 
@@ -110,8 +110,8 @@ def test_training_modes_are_as_before() -> None:
     [
         ({"agree": 98}, "agree is a share"),
         ({"confidence": 1}, "confidence is a share"),
-        ({"score": "sure"}, "score is margin"),
-        ({"towards": (0.3, 0.4)}, "towards is 1 thresholds"),
+        ({"score": "sure"}, "score is one of margin"),
+        ({"towards": (0.3, 0.4)}, "towards must be 1 thresholds"),
     ],
 )
 def test_settings_that_make_no_sense(changed: dict, why: str) -> None:

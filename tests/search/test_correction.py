@@ -8,7 +8,7 @@ from timm.models.vision_transformer import VisionTransformer
 
 from tokensieve import InputError, Recipe, RecipeError, UnsupportedHost, correct, sieve
 from tokensieve.measure import fidelity
-from tokensieve.search.correction import FOLDS, _chosen, _left_out, fit
+from tokensieve.search.correction import FOLDS, _chosen, _cross_validated, fit
 
 
 def slow_fit(sieved, dense, ridge):
@@ -39,7 +39,7 @@ def test_no_image_is_corrected_by_itself():
     generator = torch.Generator().manual_seed(4)
     sieved = torch.randn(15, 3, 2, 4, generator=generator)
     dense = sieved + torch.randn(15, 3, 2, 4, generator=generator)
-    change = _left_out(sieved, dense, 0.5)
+    change = _cross_validated(sieved, dense, 0.5)
     for image in range(15):
         others = [i for i in range(15) if i % FOLDS != image % FOLDS]
         weight, bias = slow_fit(sieved[others][:, :, 0].reshape(-1, 4), dense[others][:, :, 0].reshape(-1, 4), 0.5)
@@ -85,7 +85,7 @@ def test_it_loses_less_on_images_that_it_never_saw(model, images, tmp_path):
     found = correct(model, RECIPE, images[:160], out, views=3, report=said.append)
     assert model.training
     model.eval()
-    assert said[-1] == "160 images seen"
+    assert said[-1] == "160 images read"
     assert str(found.recipe) == f"{RECIPE} + corrected(weights='{out}')"
     assert found.images == 160
     assert found.corrected_divergence < 0.9 * found.divergence

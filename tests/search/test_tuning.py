@@ -179,7 +179,7 @@ def test_another_search_in_the_same_file_is_refused(model, images, tmp_path):
     with pytest.raises(InputError, match="images was"):
         search(model, images + 1, macs=1.5, storage=file, trials=0)
     (tmp_path / "text.db").write_text("this is no data base, and it is longer than a header of one would be. " * 20)
-    with pytest.raises(InputError, match="it is no storage of a search"):
+    with pytest.raises(InputError, match="it is not a search's storage"):
         search(model, images, macs=1.5, storage=tmp_path / "text.db", trials=0)
     with pytest.raises(InputError, match="there is no folder"):
         search(model, images, macs=1.5, storage=tmp_path / "nowhere" / "trials.db")
@@ -198,7 +198,7 @@ def test_time_ends_the_search(model, images, monkeypatch):
     assert "ended early (timeout)" in front.summary
     assert front.best.ratio >= 1.5
     counts = itertools.count(100)
-    with pytest.raises(InputError, match="time was over before the first"):
+    with pytest.raises(InputError, match="timeout ended before the first"):
         search(model, images, macs=1.5, timeout=1.0)
 
 
@@ -362,7 +362,7 @@ def test_the_model_keeps_its_mode(model, images):
         ({"macs": 2.0, "families": ()}, "families is empty"),
         ({"macs": 2.0, "holdout": 1.0}, "holdout=1 in"),
         ({"macs": 2.0, "proposals": {"resnet18": "missing.pt"}}, "no weights file missing.pt"),
-        ({"macs": 500.0, "trials": 0}, "No recipe could be judged"),
+        ({"macs": 500.0, "trials": 0}, "No recipe could be evaluated"),
     ],
 )
 def test_what_makes_no_sense_is_refused(model, images, settings, sentence):
@@ -394,7 +394,7 @@ def test_schedules_spend_the_whole_budget(model):
         for family in (Scheduled("guarded"), Scheduled("tome"), SINGLES["tome"]):
             recipe = family.recipe({}, {}, fit)
             assert 0.98 * fit.target <= costs.of(recipe) <= fit.target
-    with pytest.raises(RecipeError, match="times the MACs that it may"):
+    with pytest.raises(RecipeError, match="times the MACs of the budget"):
         SINGLES["tome"].recipe({}, {}, Fit(costs, costs.dense / 100))
 
 

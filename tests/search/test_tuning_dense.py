@@ -203,7 +203,7 @@ class Opening(Segmenter):
     ("kind", "backbone", "words"),
     [
         (Normalising, "body.vit", "changes the images before its body.vit reads them"),
-        (Opening, "body.vit", "GMAC alone and 0 inside the model"),
+        (Opening, "body.vit", "GMAC in the sub-module and 0 in the whole model"),
         (Segmenter, "head", "Conv2d cannot be sieved"),
     ],
 )
@@ -241,7 +241,7 @@ def test_outputs_that_would_not_fit_are_refused(images, monkeypatch):
     monkeypatch.setattr("tokensieve.search.evaluator._free_memory", lambda: 1.5 * images.nbytes)
     words = {"holdout": 0.3, "seed": 0, "batch": 4, "mean": None, "std": None, "pretrained": False}
     Evaluator(noisy(convnext()), images, check=lambda: None, **words)
-    with pytest.raises(InputError, match="with the model's outputs"):
+    with pytest.raises(InputError, match="and the model's outputs"):
         Evaluator(model, images[:, :, :, :].repeat(1, 1, 2, 2)[:4], check=lambda: None, **{**words, "holdout": 0})
 
 

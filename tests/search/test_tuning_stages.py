@@ -113,7 +113,7 @@ def test_knobs_say_which_stages_keep_more(model):
     # where nothing but the stage that is spared could meet the budget, it gives too
     tight = Fit(costs, costs.dense - 0.9 * sum(n * each for n, each in zip(costs.pixels, costs.per_pixel, strict=True)))
     assert costs.kept(Staged().recipe({"stage1": 2.0}, {"background": "zero"}, tight))[1] < costs.pixels[1]
-    with pytest.raises(RecipeError, match="times the MACs that it may"):
+    with pytest.raises(RecipeError, match="times the MACs of the budget"):
         Staged().recipe({}, {"background": "zero"}, Fit(costs, costs.dense / 1000))
 
 

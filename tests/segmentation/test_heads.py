@@ -237,7 +237,7 @@ def test_naive_heads_judge_tokens_one_by_one() -> None:
 
 def test_pup_heads_do_not() -> None:
     head = segmentation.setr(vit(), CLASSES, "pup", LEVELS, channels=6).decode_head
-    with pytest.raises(UnsupportedHost, match='3x3 patches, and cannot judge tokens one by one: form="naive" can'):
+    with pytest.raises(UnsupportedHost, match='3x3 patches and cannot classify single tokens: use form="naive"'):
         head.predict(torch.randn(1, 4, WIDTH))
 
 

@@ -78,7 +78,7 @@ def test_what_cannot_be_built_is_refused(tmp_path):
     with pytest.raises(InputError, match=r"x\.json cannot be read as the plan of a segmenter"):
         open_trained(file)
     plan_file(file).write_text('{"backbone": "test_vit"}')
-    with pytest.raises(InputError, match="does not say how a segmenter is built"):
+    with pytest.raises(InputError, match="is not the plan of a segmenter"):
         open_trained(file)
     SegmenterPlan("test_vit", ("a", "b"), head_args=ARGS["segvit"]).save(plan_file(file))
     other, _ = SegmenterPlan("test_vit", ("a", "b"), "linear").build()

@@ -133,17 +133,17 @@ def test_backbones_that_are_refused() -> None:
 @pytest.mark.parametrize(
     ("build", "said"),
     [
-        (lambda m: segmentation.segvit(m, 3), r"levels=\(5, 7, 11\) must be of 4 blocks, 0 to 3 or -4 to -1"),
+        (lambda m: segmentation.segvit(m, 3), r"levels=\(5, 7, 11\) must be indices of 4 blocks, 0 to 3 or -4 to -1"),
         (lambda m: segmentation.segvit(m, 3, (2, 1)), "in rising order"),
         (lambda m: segmentation.segvit(m, 3, (1, 1)), "each once"),
-        (lambda m: segmentation.segvit(m, 3, ()), "whole numbers of blocks"),
-        (lambda m: segmentation.segvit(m, 3, 1), "whole numbers of blocks"),
-        (lambda m: segmentation.segvit(m, 3, (1,), width=10, heads=3), "share evenly"),
-        (lambda m: segmentation.segvit_v1(m, 3, (1,), layers=0), "one layer or more"),
-        (lambda m: segmentation.segvit(m, 0, (1,)), "one class or more, not 0"),
-        (lambda m: segmentation.setr(m, 3, "fcn"), 'form is "naive", "mla" or "pup"'),
+        (lambda m: segmentation.segvit(m, 3, ()), "must be block indices"),
+        (lambda m: segmentation.segvit(m, 3, 1), "must be block indices"),
+        (lambda m: segmentation.segvit(m, 3, (1,), width=10, heads=3), "must be a multiple of its heads"),
+        (lambda m: segmentation.segvit_v1(m, 3, (1,), layers=0), "at least one layer"),
+        (lambda m: segmentation.segvit(m, 0, (1,)), "at least one class, not 0"),
+        (lambda m: segmentation.setr(m, 3, "fcn"), 'form must be "naive", "mla" or "pup"'),
         (lambda m: segmentation.setr(m, 3, "mla", convs=2), "leave convs out"),
-        (lambda m: segmentation.setr(m, 3, "pup", convs=0), "from 1 up"),
+        (lambda m: segmentation.setr(m, 3, "pup", convs=0), "must be at least 1"),
     ],
 )
 def test_settings_that_make_no_sense(build: Any, said: str) -> None:

@@ -99,10 +99,10 @@ def test_a_segmenter_slides() -> None:
     [
         ({"crop": 4, "stride": 5}, "leave pixels between the windows"),
         ({"crop": (4, 8), "stride": 6}, "leave pixels between the windows"),
-        ({"crop": 0, "stride": 1}, "crop is a whole number of pixels"),
-        ({"crop": 4, "stride": (1, 2, 3)}, "stride is a whole number of pixels"),
-        ({"crop": 4.0, "stride": 2}, "crop is a whole number of pixels"),
-        ({"crop": 4, "stride": 2, "windows": 0}, "windows is a whole number from 1 up"),
+        ({"crop": 0, "stride": 1}, "crop must be a positive integer in pixels"),
+        ({"crop": 4, "stride": (1, 2, 3)}, "stride must be a positive integer in pixels"),
+        ({"crop": 4.0, "stride": 2}, "crop must be a positive integer in pixels"),
+        ({"crop": 4, "stride": 2, "windows": 0}, "windows must be an integer of at least 1"),
     ],
 )
 def test_windows_that_make_no_sense(words: dict[str, Any], said: str) -> None:
@@ -125,5 +125,5 @@ def test_one_window_of_a_picture_at_its_own_scale() -> None:
         (place,) = [place for place, each in cut.items() if torch.allclose(each, found, atol=1e-6)]
         places.add(place)
     assert len(places) > 4
-    with pytest.raises(InputError, match=r"It has 13 x 7 pixels, height x width, and .* windows of 6 x 8"):
+    with pytest.raises(InputError, match=r"has 13 x 7 pixels, height x width, and .* windows of 6 x 8"):
         window(Image.fromarray(np.zeros((13, 7, 3), dtype=np.uint8)))

@@ -117,7 +117,7 @@ def test_comparing_has_a_column_a_map(dense, by_map):
         assert panel.image.height > 2 * start.image.height, "the map above the patches"
         share, answer = panel.note.split("\n")
         assert share.endswith(f"for {entry['dense']['name']}")
-        assert (answer == "answer stays") == entry["same"] == (not panel.alert)
+        assert (answer == "same prediction") == entry["same"] == (not panel.alert)
         assert entry["kept"] == 30
     assert len({panel.image.tobytes() for panel in panels}) == 3
 

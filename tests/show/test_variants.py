@@ -58,8 +58,8 @@ class TestChoose:
         [
             ("tome(r=2)", {"keeps": [0.5]}, RecipeError, "keeps no patches by a significance map"),
             ("", {"maps": ["papr"]}, RecipeError, "keeps no patches"),
-            ("random(keep=0.5)", {"proposals": ["resnet18"]}, RecipeError, "asks no proposal"),
-            ("random(keep=0.5)", {"files": {"": "a"}}, RecipeError, "asks no proposal"),
+            ("random(keep=0.5)", {"proposals": ["resnet18"]}, RecipeError, "has no proposal"),
+            ("random(keep=0.5)", {"files": {"": "a"}}, RecipeError, "has no proposal"),
             ("papr(keep=0.5)", {"keeps": [0]}, RecipeError, "keep must be a number in"),
             ("papr(keep=0.5)", {"keeps": [1], "maps": ["cam"]}, RecipeError, "below 1"),
             ("papr(keep=0.5)", {"maps": ["grad-camm"]}, RecipeError, "the nearest are grad-cam"),

@@ -157,14 +157,14 @@ def test_a_lost_attention_kernel_is_named_wherever_it_is_lost():
     kernels = {"dense": ("flash",), "sieved": ("flash", "math")}
     for ratio in (0.9, 1.9):
         reason = " ".join(said(measured(ratio), attention=kernels)[1:])
-        assert "attention kernel was lost: the dense model runs in a fused one (flash)" in reason
+        assert "attention kernel was lost: the dense model uses a fused one (flash)" in reason
         assert "proportional=False" in reason
     assert len(said(measured(1.95), attention={"dense": ("flash",), "sieved": ("efficient",)})) == 1
 
 
 @pytest.mark.parametrize(
     ("workers", "who"),
-    [(0, "one process, by turns with the model, prepares"), (1, "1 worker prepares"), (3, "3 workers prepare")],
+    [(0, "one process, in turn with the model, prepares"), (1, "1 worker prepares"), (3, "3 workers prepare")],
 )
 def test_decoding_is_the_limit_where_the_sieved_model_outruns_it(workers, who):
     speed = measured(1.95)  # the sieved model takes 8 images in 1 / 1.95 s: 15.6 a second

@@ -106,7 +106,7 @@ def test_a_heavy_proposal_hides_what_the_precision_gives():
 
 
 def test_a_kernel_lost_with_the_precision_is_named():
-    assert "attention kernel was lost: the row before runs in a fused one (flash), this row" in last(
+    assert "attention kernel was lost: the row before uses a fused one (flash), this row" in last(
         row("bf16", 1.0, attention=("math",))
     )
 
@@ -117,13 +117,13 @@ def test_a_kernel_lost_with_the_recipe_is_named():
         summarise({"dense": [1.0, 1.0], "sieved": [0.5, 0.5], "limit": [0.5, 0.5]}, 8),
     )
     _, recipe = waterfall_verdicts(fall, macs_ratio=2.0, host_macs_ratio=2.0, device="cpu")
-    assert "the dense model runs in a fused one (flash), the sieved one" in recipe[-1]
+    assert "the dense model uses a fused one (flash), the sieved one" in recipe[-1]
 
 
 def test_each_step_has_its_own_reason(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda **_: True)
     assert "does not fill the GPU" in last(row("bf16", 1.0), device="cuda")
-    assert "carries it already" in last(row("prepack", 1.0))
+    assert "it is already small" in last(row("prepack", 1.0))
     assert "othing left to fuse" in last(row("compile", 1.0))
     assert "A batch of 8 keeps the machine busy already" in last(row("bf16"), row("batch", 1.0, batch=32))
 

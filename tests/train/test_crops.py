@@ -94,7 +94,7 @@ def test_all_pictures_are_read_before_a_training(tmp_path) -> None:
     root = plain(tmp_path)
     before = examine(segmentation_set(root, classes=3))
     assert before == examine(segmentation_set(root, classes=3))
-    with pytest.raises(InputError, match=r"b\.png holds the label 2, beyond the 2 classes: mend or remove it"):
+    with pytest.raises(InputError, match=r"b\.png holds the label 2, beyond the 2 classes: repair or remove it"):
         examine(segmentation_set(root, classes=2))
     labels = root / "labels" / "a.png"
     Image.fromarray(np.zeros((20, 30), np.uint8)).save(labels)

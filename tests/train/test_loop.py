@@ -108,7 +108,7 @@ class TestTheBestIsKept:
     def test_what_makes_no_sense_is_refused(self, tmp_path):
         with pytest.raises(RecipeError, match="no metric 'miou': best must be one of"):
             learn(tmp_path, best="miou")
-        with pytest.raises(RecipeError, match="patience waits"):
+        with pytest.raises(RecipeError, match="patience needs"):
             replace(SETTINGS, patience=2)
 
 
@@ -155,11 +155,11 @@ class TestResuming:
     def test_what_was_begun_otherwise_is_refused_by_name_and_stays(self, tmp_path):
         learn(tmp_path)
         before = (tmp_path / "sorting.checkpoint.pt").read_bytes()
-        with pytest.raises(InputError, match=r"made by another plan \(other lr, clip\): give another folder"):
+        with pytest.raises(InputError, match=r"belongs to another training \(other lr, clip\): give another folder"):
             learn(tmp_path, lr=1, clip=None)
         task = Sorting()
         task.identity = "fifty points"
-        with pytest.raises(InputError, match="made by another plan: give another folder"):
+        with pytest.raises(InputError, match="belongs to another training: give another folder"):
             learn(tmp_path, task)
         assert (tmp_path / "sorting.checkpoint.pt").read_bytes() == before
         learn(tmp_path, workers=1, checkpoint_every=2)
@@ -169,12 +169,12 @@ class TestResuming:
         learn(tmp_path)
         file = tmp_path / "sorting.checkpoint.pt"
         file.write_bytes(damage(file.read_bytes()))
-        with pytest.raises(InputError, match=r"sorting\.checkpoint\.pt is no checkpoint that can be read .*delete it"):
+        with pytest.raises(InputError, match=r"sorting\.checkpoint\.pt cannot be read as a checkpoint .*delete it"):
             learn(tmp_path)
 
     def test_a_file_of_something_else_is_refused(self, tmp_path):
         torch.save([1, 2], tmp_path / "sorting.checkpoint.pt")
-        with pytest.raises(InputError, match="made by another plan"):
+        with pytest.raises(InputError, match="belongs to another training"):
             learn(tmp_path)
 
 
@@ -341,7 +341,7 @@ class TestSettings:
         [
             ({"optimizer": "adamww"}, "timm cannot make the optimizer 'adamww'"),
             ({"optimizer_args": {"nonsense": 1}}, "the optimizer 'adamw' with {'nonsense': 1}"),
-            ({"layer_decay": 0.7}, "Small does not say what its layers are"),
+            ({"layer_decay": 0.7}, "Small does not define its layers"),
         ],
     )
     def test_an_optimizer_that_cannot_be_made_is_refused_before_anything_is_written(self, tmp_path, settings, sentence):
@@ -373,7 +373,7 @@ class TestWhatGoesWrong:
             task.module.model[0].weight.register_hook(lambda g: g * math.inf if task.calls == 6 else g)
         task.loss = breaking
         with pytest.raises(
-            InputError, match="The loss of sorting, or its gradient, is no number any more before step 8"
+            InputError, match="The loss of sorting, or its gradient, became NaN or infinite before step 8"
         ):
             learn(tmp_path, task)
         state = torch.load(tmp_path / "sorting.checkpoint.pt", weights_only=True)
@@ -393,14 +393,14 @@ class TestWhatGoesWrong:
             return made
 
         task.batches = broken
-        sentence = "cat.png is not a picture: training stopped behind step 9, and goes on from its last checkpoint once"
+        sentence = "cat.png is not a picture: training stopped after step 9"
         with pytest.raises(InputError, match=sentence):
             learn(tmp_path / "parts", task, workers=workers)
         same(whole, learn(tmp_path / "parts")[0])
 
     def test_without_accelerate_it_says_what_to_install(self, monkeypatch, tmp_path):
         monkeypatch.setitem(sys.modules, "accelerate", None)
-        sentence = r"Training needs accelerate \(accelerate is not here\): pip install 'tokensieve\[train\]'"
+        sentence = r"Training needs accelerate \(accelerate is not installed\): pip install 'tokensieve\[train\]'"
         with pytest.raises(InputError, match=sentence):
             need_accelerate()
         with pytest.raises(InputError, match=sentence):
@@ -477,7 +477,7 @@ def python(*arguments, devices=1):
 
 def test_processes_that_are_not_joined_do_not_train_side_by_side(monkeypatch, tmp_path):
     monkeypatch.setenv("WORLD_SIZE", "2")
-    with pytest.raises(InputError, match="one of 2 processes that accelerate does not join"):
+    with pytest.raises(InputError, match="one of 2 processes that accelerate does not connect"):
         learn(tmp_path / "out")
     assert not (tmp_path / "out").exists()
 

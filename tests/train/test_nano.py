@@ -36,7 +36,7 @@ def quiet(row):
 
 def train(folder, scenes=96, report=quiet, **settings):
     """A short training of the nano ConvNet on batches of 16 scenes, alike whenever it is begun."""
-    config, task = prepare("nano_convnet", scenes=scenes, looked_at=20, workers=0)
+    config, task = prepare("nano_convnet", scenes=scenes, validation_scenes=20, workers=0)
     config = replace(config, **{"batch_size": 16, "validate_every": 2, "warmup": 2, **settings})
     return loop.train(config, task, folder, report=report)
 
@@ -70,7 +70,7 @@ def test_the_weights_are_small_and_load_into_the_model(tmp_path):
 
 def test_another_plan_does_not_go_on_from_the_checkpoint(tmp_path):
     train(tmp_path, scenes=16, validate_every=1)
-    with pytest.raises(InputError, match="another plan"):
+    with pytest.raises(InputError, match="another training"):
         train(tmp_path, scenes=32, validate_every=1)
 
 

@@ -43,7 +43,7 @@ def test_a_single_moment_is_read_at_its_place_in_time() -> None:
 
 
 def test_the_transformer_sees_single_moments_first_then_clips() -> None:
-    _, task = prepare("nano_video", scenes=64, looked_at=4)
+    _, task = prepare("nano_video", scenes=64, validation_scenes=4)
     batches = task.batches(2, 8, 0)
     seen = [(batches[number][0].shape[1], batches[number][3]) for number in range(8)]
     assert seen == [(2, 0), (2, 1), (2, 2), (2, 3), (2, 0), (2, 1), (8, 0), (8, 0)]
@@ -79,7 +79,7 @@ def test_cells_are_labelled_by_how_much_of_the_digit_they_show() -> None:
 
 
 def test_the_loss_asks_for_the_class_the_digit_and_the_direction() -> None:
-    _, task = prepare("nano_video_proposal", scenes=64, looked_at=4)
+    _, task = prepare("nano_video_proposal", scenes=64, validation_scenes=4)
 
     class Sure(nn.Module):
         """Says one class of clips, and nothing of patches."""
@@ -111,7 +111,7 @@ def test_the_loss_asks_for_the_class_the_digit_and_the_direction() -> None:
 
 @pytest.mark.slow
 def test_it_learns_and_its_weights_load_into_the_model(tmp_path: Path) -> None:
-    config, task = prepare("nano_video_proposal", scenes=16 * 24, looked_at=20, workers=0)
+    config, task = prepare("nano_video_proposal", scenes=16 * 24, validation_scenes=20, workers=0)
     config = replace(config, batch_size=16, validate_every=6, warmup=4)
     file = loop.train(config, task, tmp_path, report=lambda row: None)
     rows = read_log(tmp_path, "nano_video_proposal")

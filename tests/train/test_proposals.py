@@ -141,5 +141,5 @@ def test_what_cannot_be_taught_is_refused(tmp_path):
         ProposalSettings(loss="pairs")
     with pytest.raises(RecipeError, match="target must be one of"):
         ProposalSettings(target="cam")
-    with pytest.raises(InputError, match="too few to learn from"):
+    with pytest.raises(InputError, match="too few to train on"):
         train_proposal(tiny(), TensorDataset(IMAGES[:5]), tmp_path, QUICK, **NORMS)

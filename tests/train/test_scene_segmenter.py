@@ -23,7 +23,7 @@ def quiet(*_):
 
 @pytest.mark.slow
 def test_a_short_training_writes_what_opens(tmp_path):
-    config, task = prepare(tmp_path, scenes=6, looked_at=2, workers=0, say=quiet)
+    config, task = prepare(tmp_path, scenes=6, validation_scenes=2, workers=0, say=quiet)
     config = replace(config, batch_size=2, validate_every=3, precision="fp32")
     rows = []
     weights = loop.train(config, task, tmp_path, report=rows.append)

@@ -272,14 +272,14 @@ class TestPreparing:
         assert not any(each.requires_grad for each in task.module.backbone.parameters())
 
     def test_what_makes_no_sense_is_refused(self, sets, tmp_path):
-        with pytest.raises(RecipeError, match=r'"dtop.*" lets no token leave'):
+        with pytest.raises(RecipeError, match=r'"dtop.*" lets no token exit'):
             begin(sets, tmp_path / "x", recipe="dtop(threshold=1)")
-        with pytest.raises(RecipeError, match="lets no token leave"):
+        with pytest.raises(RecipeError, match="lets no token exit"):
             begin(sets, tmp_path / "x", recipe="tome(r=2)")
         with pytest.raises(InputError, match="from a trained base, or from a plan: give one of them"):
             prepare_dtop(None, EXITS, *sets(), tmp_path / "x", SETTINGS)
         other = segmentation_set(tmp_path / "set", classes=4)
-        with pytest.raises(InputError, match="The segmenter has 3 classes, and the set it is learnt from 4"):
+        with pytest.raises(InputError, match="The segmenter has 3 classes, and the training set has 4"):
             prepare(plan_of(), other, other, tmp_path / "x", SETTINGS, pretrained=False)
         for settings in ({"steps": 0}, {"trainable": "none"}, {"drop_path": 1}):
             with pytest.raises(RecipeError, match=next(iter(settings))):
@@ -287,7 +287,7 @@ class TestPreparing:
 
     def test_pictures_that_cannot_be_used_are_named_before_anything_is_written(self, sets, tmp_path):
         (tmp_path / "set" / "labels" / "a.png").unlink()
-        with pytest.raises(InputError, match=r"a\.jpg has no label picture .*mend or remove it before training"):
+        with pytest.raises(InputError, match=r"a\.jpg has no label picture .*repair or remove it before training"):
             begin(sets, tmp_path / "x")
         assert not (tmp_path / "x").exists()
 

@@ -73,6 +73,6 @@ def test_other_answers_are_refused_and_stay(model, tmp_path, other):
         file.write_bytes(file.read_bytes()[:30])
     before = file.read_bytes()
     about = "six images" if other == "images" else "seven images"
-    with pytest.raises(InputError, match="another teacher's answers, or answers about other photographs: delete it"):
+    with pytest.raises(InputError, match="the targets of another teacher, or of other photographs: delete it"):
         remember(Teacher(model, "other" if other == "name" else "small"), views(), about, file)
     assert file.read_bytes() == before

@@ -95,7 +95,7 @@ def test_the_fingerprint_is_of_the_pixels():
 
 
 def test_what_cannot_be_read_is_named():
-    with pytest.raises(InputError, match=r"picture 2 is broken.*mend or remove it"):
+    with pytest.raises(InputError, match=r"picture 2 is broken.*repair or remove it"):
         list(every_batch(Pictures(broken=(2,)), 3))
     with pytest.raises(InputError, match="2 of 7 photographs cannot be read"):
         fingerprint(Pictures(broken=(2, 5)))

@@ -1,1 +1,1 @@
-"""What is known: the methods, the models that open, and this machine. Asked for, and none of it written twice."""
+"""Facts about methods, models and this machine, determined from the code itself."""

@@ -1,4 +1,4 @@
-"""What this machine has, and whether tokensieve works on it: found out by trying, not by version numbers."""
+"""Hardware and software of this machine, and whether tokensieve works on it, tested by running it."""
 
 from __future__ import annotations
 
@@ -31,16 +31,16 @@ from ..stream import sieve
 from .models import bundled_names
 
 SHOWN = ("torch", "timm", "torchvision", "transformers", "onnx", "onnxscript", "onnxruntime")
-"""Packages whose version decides what works; those that are not installed are left out."""
+"""Packages whose versions are listed, if they are installed."""
 
 SOURCE = Path(__file__).resolve().parents[3]
-"""The project's folder where the package runs from its source."""
+"""The project's folder, if the package runs from its source."""
 
 
 def machine_facts() -> dict[str, Any]:
     """Versions, processor, accelerators, attention kernels, extras, bundled weights, MACs, self-test, as plain JSON.
 
-    `failures` are sentences about what keeps tokensieve from working, `warnings` about what makes it slower or less.
+    `failures` are sentences about errors that prevent tokensieve from working, `warnings` about limitations.
     """
     needs, installed = requirements()
     versions = {name: version for name in SHOWN if (version := _version(name))}
@@ -67,9 +67,9 @@ def machine_facts() -> dict[str, Any]:
 
 
 def requirements() -> tuple[dict[str, list[Requirement]], bool]:
-    """What the package needs, by extra ("" is the core), and whether that comes from an installed distribution.
+    """Requirements of the package by extra ("" is the core), and whether they come from an installed distribution.
 
-    Of a source folder that was never installed `pyproject.toml` is read; where there is neither, nothing is known.
+    For a source folder that is not installed, `pyproject.toml` is read; without either the result is empty.
     """
     needs: dict[str, list[Requirement]] = {}
     try:
@@ -82,15 +82,15 @@ def requirements() -> tuple[dict[str, list[Requirement]], bool]:
         return needs, False
     needs = {extra: [] for extra in ("", *(distribution.get_all("Provides-Extra") or []))}
     for need in map(Requirement, distribution.get_all("Requires-Dist") or []):
-        of = re.search(r"""extra\s*==\s*["']([^"']+)""", str(need.marker))
-        extra = of[1] if of else ""
+        match = re.search(r"""extra\s*==\s*["']([^"']+)""", str(need.marker))
+        extra = match[1] if match else ""
         if need.marker is None or need.marker.evaluate({"extra": extra}):
             needs.setdefault(extra, []).append(need)
     return needs, True
 
 
 def cores() -> int:
-    """Cores that this process may use: of the machine, of its affinity, of its container's quota, the fewest."""
+    """Number of cores that this process may use: the smallest of the machine's, its affinity, its container's quota."""
     count = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     try:
         quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
@@ -100,7 +100,7 @@ def cores() -> int:
 
 
 def kernels(device: torch.device, dtype: torch.dtype) -> dict[str, Any]:
-    """Which attention kernel torch runs, alone and with the additive mask of merged tokens, and which it could run."""
+    """The attention kernel that torch selects without a mask and with the mask of merged tokens, and all available."""
     q = torch.randn(1, 2, 17, 64, generator=torch.Generator().manual_seed(0)).to(device, dtype)
     ran: dict[str, str] = {}
     can: dict[str, list[str]] = {}
@@ -113,7 +113,7 @@ def kernels(device: torch.device, dtype: torch.dtype) -> dict[str, Any]:
 
 def _runs(backend: SDPBackend, call: Callable[[], Any]) -> bool:
     try:
-        # torch says at length why a kernel is not chosen.
+        # torch warns about the reasons why a kernel is not available.
         with warnings.catch_warnings(action="ignore"), torch.no_grad(), sdpa_kernel(backend):
             call()
     except RuntimeError:
@@ -122,7 +122,7 @@ def _runs(backend: SDPBackend, call: Callable[[], Any]) -> bool:
 
 
 def compiler() -> str | None:
-    """The C++ compiler that torch.compile calls for CPUs, as torch itself looks for it; None where there is none."""
+    """The C++ compiler that torch.compile uses for CPUs; None if there is none."""
     from torch._inductor import cpp_builder, exc
 
     try:
@@ -137,7 +137,7 @@ def _tiny_vit() -> VisionTransformer:
 
 
 def count_known() -> dict[str, Any]:
-    """MACs of a tiny ViT as `macs` counts them, beside the right answer; `counted` is a sentence where it refuses."""
+    """MACs of a tiny ViT as `macs` counts them (`counted`, or its error message) and the known number (`known`)."""
     patches, width, depth, classes = 16, 32, 3, 5
     tokens = patches + 1
     blocks = depth * (12 * tokens * width**2 + 2 * tokens**2 * width)  # projections and MLP, and attention's products
@@ -155,28 +155,31 @@ def _wrong_counts(counts: dict[str, Any]) -> list[str]:
     if counts["counted"] == counts["known"]:
         return []
     return [
-        f"MACs are counted wrong with torch {torch.__version__}: {counts['counted']:,.0f} of a tiny ViT that has "
-        f"{counts['known']:,}. No figure of MACs can be trusted here."
+        f"MACs are counted wrongly with torch {torch.__version__}: {counts['counted']:,.0f} for a tiny ViT that has "
+        f"{counts['known']:,}. Figures of MACs are not reliable on this machine."
     ]
 
 
 def self_test() -> list[str]:
-    """Sieve a tiny random ViT. Returns what is wrong, in sentences: nothing where all is well."""
+    """Sieve a tiny random ViT. Returns sentences about errors; empty if everything works."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         model = _tiny_vit()
         images = torch.randn(2, 3, 32, 32)
-    wrong = []
+    failures = []
     with torch.no_grad():
         dense = model(images)
         if not torch.equal(sieve(model, "papr(keep=1) + tome(r=0)")(images), dense):
-            wrong.append("At identity settings the sieved model does not agree with the dense one bit for bit.")
+            failures.append("At identity settings the sieved model does not agree with the dense one bit for bit.")
         recipe = "papr(keep=0.5, significance=centre) + tome(r=1)"
         fast = sieve(model, recipe)
         trace, planned = fast.trace(images), [reads.mlp for reads in fast.plan.reads(16)]
         if trace.tokens_per_block != planned or not bool(trace.output.isfinite().all()):
-            wrong.append(f"{recipe} left {trace.tokens_per_block} tokens where {planned} were planned, or no numbers.")
-    return wrong
+            failures.append(
+                f"{recipe} left {trace.tokens_per_block} tokens where {planned} were planned, or its output is not "
+                "finite."
+            )
+    return failures
 
 
 def _version(name: str) -> str | None:
@@ -208,7 +211,7 @@ def _missing(needs: list[Requirement]) -> list[str]:
 
 def _extra(name: str, needs: dict[str, list[Requirement]], installed: bool) -> dict[str, Any]:
     requirements, todo = list[Requirement](), [name]
-    for extra in todo:  # an extra may ask for another of the same package
+    for extra in todo:  # an extra may require another extra of the same package
         for need in needs[extra]:
             if need.name == "tokensieve":
                 todo += [other for other in sorted(need.extras) if other not in todo]
@@ -226,7 +229,7 @@ def _extra(name: str, needs: dict[str, list[Requirement]], installed: bool) -> d
 
 
 def _bundled(name: str) -> dict[str, Any]:
-    """Whether a bundled model loads, strictly, from its file, and the SHA-256 of that."""
+    """Whether a bundled model loads strictly from its file, and the file's SHA-256."""
     try:
         load(name, {}, None, {}, pretrained=True)
     except SieveError as error:
@@ -235,12 +238,12 @@ def _bundled(name: str) -> dict[str, Any]:
 
 
 def _outdated(core: list[Requirement]) -> list[str]:
-    """Needs of the core that are not met: what works in spite of that may fail later."""
+    """Warnings about requirements of the core that are missing or outdated."""
     messages = []
     for need in core:
         for requirement in _missing([need]):
             version = _version(need.name)
-            state = "is missing" if version is None else f"{version} will not do"
+            state = "is missing" if version is None else f"{version} is not suitable"
             messages.append(f'{need.name} {state}, {requirement} is needed: pip install --upgrade "{requirement}".')
     return messages
 
@@ -248,11 +251,11 @@ def _outdated(core: list[Requirement]) -> list[str]:
 def _warnings(facts: dict[str, Any]) -> list[str]:
     messages = []
     if not facts["installed"] and not facts["extras"]:
-        messages.append("tokensieve is not installed, only found: what it needs, and its extras, are not known.")
+        messages.append("tokensieve is not installed, only importable: its requirements and extras are not known.")
     threads, available = facts["threads"], facts["cores"]
     if threads > available:
         messages.append(
-            f"torch runs {threads} threads on {available} cores, and they will wait for each other: "
+            f"torch runs {threads} threads on {available} cores, which slows all of them down: "
             f"give --threads {available}, or set OMP_NUM_THREADS={available}."
         )
     x86 = facts["architecture"].lower() in ("x86_64", "amd64")
@@ -262,12 +265,14 @@ def _warnings(facts: dict[str, Any]) -> list[str]:
         for call in ("plain", "masked"):
             if kernel[call] == "math":
                 mask = "with the mask of merged tokens " if call == "masked" else ""
-                messages.append(f"Attention in {kernel['dtype']} {mask}is not fused on {kernel['device']}, and slow.")
+                messages.append(
+                    f"Attention in {kernel['dtype']} {mask}is not fused on {kernel['device']}, and therefore slow."
+                )
     if facts["compiler"] is None:
         messages.append("torch.compile finds no C++ compiler: install g++ or clang++, or name one in CXX.")
     if not facts["python_headers"]:
         messages.append(
-            "torch.compile needs Python's C headers for CPUs: install them, as python3-dev or python3-devel."
+            "torch.compile needs Python's C headers for CPUs: install them (package python3-dev or python3-devel)."
         )
     broken = (model for model in facts["bundled"] if not model["loads"])
     messages += [f"The bundled {model['name']} does not load: {model['reason']}" for model in broken]

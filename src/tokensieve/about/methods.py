@@ -1,4 +1,4 @@
-"""What a method is, told by its class: settings from the fields, their meaning from the docstring."""
+"""Facts about a method from its class: settings from the fields, their descriptions from the docstring."""
 
 from __future__ import annotations
 
@@ -15,44 +15,44 @@ from ..methods.base import SHORTHANDS
 
 
 def method_facts(name: str | None = None) -> list[dict[str, Any]]:
-    """Every method that recipes know, or the one called `name`, as plain JSON; then the shorthands.
+    """All methods and then all shorthands, or the one called `name`, as plain JSON.
 
     Raises:
-        RecipeError: there is no method of this name.
+        RecipeError: there is no method with this name.
     """
     known: dict[str, Callable[..., dict[str, Any]]] = {
         **dict.fromkeys(METHODS, _method),
         **dict.fromkeys(SHORTHANDS, _shorthand),
     }
     if name is None:
-        return [describe(word) for word, describe in known.items()]
-    word = name.lower()
-    if word not in known:
+        return [describe(method) for method, describe in known.items()]
+    key = name.lower()
+    if key not in known:
         raise RecipeError(f"There is no method {name!r}{nearest(name, known)}. Known: {', '.join(sorted(known))}.")
-    return [known[word](word)]
+    return [known[key](key)]
 
 
 def _method(name: str) -> dict[str, Any]:
     cls = METHODS[name]
-    summary, docs, notes = _read(cls.__doc__ or "")
+    summary, docs, notes = _parse(cls.__doc__ or "")
     return {
         "name": name,
         "class": cls.__name__,
         "short_for": None,
         "summary": summary,
         "notes": notes,
-        **_nature(cls),
+        **_kind(cls),
         "settings": [_setting(field, docs.get(field.name, "")) for field in fields(cls)],
     }
 
 
 def _shorthand(name: str) -> dict[str, Any]:
-    """A shorthand is a function of settings to a method: what its settings mean, that method says."""
+    """Facts about a shorthand, a function from settings to a method; that method's docstring describes the settings."""
     function = SHORTHANDS[name]
     parameters = inspect.signature(function).parameters.values()
     method = _example(function)
     cls = type(method)
-    docs = _read(cls.__doc__ or "")[1]
+    docs = _parse(cls.__doc__ or "")[1]
     settings = [
         {
             "name": parameter.name,
@@ -69,12 +69,13 @@ def _shorthand(name: str) -> dict[str, Any]:
         "short_for": str(method),
         "summary": f"Short for {method}, for example.",
         "notes": "",
-        **_nature(cls),
+        **_kind(cls),
         "settings": settings,
     }
 
 
-def _nature(cls: type[BaseMethod]) -> dict[str, Any]:
+def _kind(cls: type[BaseMethod]) -> dict[str, Any]:
+    """Where a method acts, and on what."""
     kinds = {"on_tokens": cls.on_tokens, "on_pixels": cls.on_pixels}
     place, merges = (cls.place, cls.merges) if issubclass(cls, Method) else ("", False)
     return {"place": place, "merges": merges, "needs_significance": cls.needs_significance, **kinds}
@@ -92,12 +93,12 @@ def _setting(field: Field[Any], doc: str) -> dict[str, Any]:
 
 
 def _spelled(annotation: Any) -> str:
-    """A type as its author wrote it, whether or not annotations are kept as text."""
+    """A type annotation as text."""
     return annotation if isinstance(annotation, str) else inspect.formatannotation(annotation)
 
 
 def _example(function: Callable[..., BaseMethod]) -> BaseMethod:
-    """The function called with a value that its required settings take: a share, or else a count."""
+    """Call the function with 0.5, or else 1, for its required settings."""
     required = [p.name for p in inspect.signature(function).parameters.values() if p.default is p.empty]
     try:
         return function(**dict.fromkeys(required, 0.5))
@@ -105,13 +106,13 @@ def _example(function: Callable[..., BaseMethod]) -> BaseMethod:
         return function(**dict.fromkeys(required, 1))
 
 
-def _read(docstring: str) -> tuple[str, dict[str, str], str]:
-    """A Google-style docstring -> its first line, the meaning of each argument, and the paragraphs between the two."""
-    read = docstring_parser.parse(docstring, docstring_parser.DocstringStyle.GOOGLE)
+def _parse(docstring: str) -> tuple[str, dict[str, str], str]:
+    """A Google-style docstring -> its first line, the description of each argument, and the paragraphs in between."""
+    parsed = docstring_parser.parse(docstring, docstring_parser.DocstringStyle.GOOGLE)
     args = {
         name: " ".join((param.description or "").split())
-        for param in read.params
-        for name in param.arg_name.split(", ")  # several that share a meaning
+        for param in parsed.params
+        for name in param.arg_name.split(", ")  # arguments with a common description
     }
-    paragraphs = (read.long_description or "").split("\n\n")
-    return read.short_description or "", args, "\n\n".join(" ".join(paragraph.split()) for paragraph in paragraphs)
+    paragraphs = (parsed.long_description or "").split("\n\n")
+    return parsed.short_description or "", args, "\n\n".join(" ".join(paragraph.split()) for paragraph in paragraphs)

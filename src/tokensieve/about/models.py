@@ -1,4 +1,4 @@
-"""Which models open, as hosts or as proposals. A model is built and tried; nothing is concluded from its name."""
+"""Which models can be hosts or proposals. A model is built and tried; its name is not used to decide."""
 
 from __future__ import annotations
 
@@ -24,24 +24,26 @@ from ..stream import sieve
 from ..zoo.models import TORCHVISION
 
 HEAVY = 100_000_000
-"""Parameters above which a model is not tried as a proposal: it would cost as much as the hosts that it is to spare."""
+"""Number of parameters above which a model is not tried as a proposal: it would cost as much as its host."""
 
 
 def bundled_names() -> list[str]:
-    """Models that come with the package, weights included."""
+    """Names of the models that come with the package, weights included."""
     return [*zoo.BUNDLED, *SEGMENTERS]
 
 
 def families() -> list[dict[str, Any]]:
     """timm's families of models (its modules), those that may hold hosts first, as plain JSON.
 
-    `hosts` is True where the module knows a class that opens; whether a model of it does, `model_facts` finds out.
+    `hosts` is True if the module contains a class that can be a host; `model_facts` tests a single model.
     """
     facts = []
     tags = pretrained_tags()
     for module in timm.list_modules():
         names = timm.list_models(module=module)
-        inside = timm.model_entrypoint(names[0]).__globals__.values()  # a user's own module need not be of timm
+        inside = timm.model_entrypoint(
+            names[0]
+        ).__globals__.values()  # a user may have registered a module outside of timm
         facts.append(
             {
                 "module": module,
@@ -54,13 +56,13 @@ def families() -> list[dict[str, Any]]:
 
 
 def matching(pattern: str) -> list[str]:
-    """The models whose names fit a pattern such as `deit*` or `*.mae`: bundled, those of transformers that read videos,
-    then timm's, then torchvision's.
+    """Names of models that match a pattern such as `deit*` or `*.mae`: bundled ones, transformers' video models, timm's
+    and torchvision's.
 
-    Of a name that both know only timm's model; "torchvision/conv*" is torchvision's.
+    A name in both timm and torchvision means timm's model; "torchvision/conv*" means torchvision's.
 
     Raises:
-        InputError: none does.
+        InputError: no name matches.
     """
     names = [name for name in (*bundled_names(), *zoo.VIDEO_MODELS) if fnmatchcase(name, pattern)]
     names += timm.list_models(pattern)
@@ -73,8 +75,8 @@ def matching(pattern: str) -> list[str]:
     if not names:
         known = [*bundled_names(), *zoo.VIDEO_MODELS, *timm.list_models(), *torchvision.models.list_models()]
         raise InputError(
-            f"No model's name fits {pattern!r}{nearest(pattern.strip('*'), known)}. A pattern needs * where anything "
-            "may stand, for example 'vit_*'."
+            f"No model's name matches {pattern!r}{nearest(pattern.strip('*'), known)}. In a pattern * matches any "
+            "text, for example 'vit_*'."
         )
     return list(dict.fromkeys(names))
 
@@ -90,7 +92,7 @@ def pretrained_tags() -> dict[str, list[str]]:
 
 
 def weights_of(name: str) -> list[str]:
-    """The pretrained weights that the model's library has under this name; empty where there are none."""
+    """The pretrained weights that the model's library has for this name; empty if there are none."""
     if name in bundled_names():
         return ["bundled"]
     if name in zoo.VIDEO_MODELS:
@@ -105,10 +107,10 @@ def weights_of(name: str) -> list[str]:
 def model_facts(name: str, *, quick: bool = False) -> dict[str, Any]:
     """Build a model without weights, try to open it, and describe it as plain JSON.
 
-    `opens_as` is "host", "proposal" or None, for which `reason` and `reason_proposal` say why. `parameters` are
-    counted, `macs` are for an image of `input_size` (C, H, W), or a video of the `layout` given: a proposal's up to its
-    feature map `features` (K, h, w), without classifier; None where they cannot be counted, for which `macs_reason`
-    says why. `quick` tries models as hosts alone and counts no MACs.
+    `opens_as` is "host", "proposal" or None; `reason` and `reason_proposal` explain None. `macs` are per image of
+    `input_size` (C, H, W), or per clip of the given `layout`; those of a proposal are up to its feature map `features`
+    (K, h, w), without classifier; None if they cannot be counted, explained by `macs_reason`. `quick` tries models only
+    as hosts and counts no MACs.
     """
     model, spec = built(name)
     facts: dict[str, Any] = {
@@ -137,9 +139,9 @@ def _library(name: str) -> str:
 
 
 def built(name: str) -> tuple[nn.Module, InputSpec]:
-    """The model with neither weights nor memory for them, and what it reads.
+    """The model without memory for its weights, and its input spec.
 
-    It lives on the meta device, where tensors have shapes alone, so that giants are as cheap as others.
+    It is on the meta device, where tensors have only shapes, so that large models need no memory.
 
     Raises:
         RecipeError: no library knows the name, or can build it.
@@ -147,7 +149,7 @@ def built(name: str) -> tuple[nn.Module, InputSpec]:
     try:
         with zoo.without_memory():
             model = load(name, {}, None, {}, pretrained=False).model
-    except RecipeError:  # some constructors compute with numbers, which only a real device has
+    except RecipeError:  # some constructors compute with values, which the meta device does not have
         model = load(name, {}, None, {}, pretrained=False).model
     return model.requires_grad_(False), InputSpec.of(model)
 
@@ -155,31 +157,31 @@ def built(name: str) -> tuple[nn.Module, InputSpec]:
 def _as_host(model: nn.Module, host: Host | StagedHost) -> dict[str, Any]:
     if isinstance(host, StagedHost):
         blocks = sum(len(stage.blocks) for stage in host.stages)
-        reason = f"{type(model).__name__}'s maps keep their full size: papr chooses the pixels of each stage."
+        reason = f"{type(model).__name__}'s maps keep their full size: papr selects the pixels of each stage."
         return {"blocks": blocks, "prefix": 0, "merges": False, "merges_reason": reason}
-    merges, why = True, None
+    merges, merges_reason = True, None
     try:
         sieve(model, "tome(r=1)")
     except UnsupportedHost as refusal:
-        merges, why = False, str(refusal)
+        merges, merges_reason = False, str(refusal)
     return {
         "blocks": len(host.blocks),
         "prefix": host.prefix,
         "merges": merges,
-        "merges_reason": why,
+        "merges_reason": merges_reason,
     }
 
 
 def _as_proposal(name: str, parameters: int, spec: InputSpec) -> dict[str, Any]:
-    """Cut for real, at a feature map, as a recipe would: what a network computes cannot be told from shapes alone."""
+    """Try a model as a proposal: build it on a real device, up to a feature map, and run it."""
     if parameters > HEAVY:
-        why = f"{parameters / 1e6:.0f} M parameters are too many for a proposal, so {name} was not tried as one."
-        return {"reason_proposal": why}
+        reason = f"{parameters / 1e6:.0f} M parameters are too many for a proposal, so {name} was not tried as one."
+        return {"reason_proposal": reason}
     build = named_video_proposal if name in zoo.VIDEO_PROPOSALS else named_proposal
     try:
         proposal = build(name, pretrained=False)
         features = proposal(torch.zeros(1, *spec)).shape[1:]
-    except (SieveError, RuntimeError) as refusal:  # torch refuses some networks with its own words
+    except (SieveError, RuntimeError) as refusal:  # torch raises its own errors for some networks
         return {"reason_proposal": str(refusal)}
     return {"opens_as": "proposal", "reason": None, "features": list(features), **_cost(proposal, spec)}
 
@@ -187,5 +189,5 @@ def _as_proposal(name: str, parameters: int, spec: InputSpec) -> dict[str, Any]:
 def _cost(module: nn.Module, spec: InputSpec) -> dict[str, Any]:
     try:
         return {"macs": macs(module, spec)}
-    except InputError as refusal:  # operators that are known to nobody
+    except InputError as refusal:  # operators without a formula
         return {"macs": None, "macs_reason": str(refusal)}

@@ -12,7 +12,7 @@ from typing import Any
 from huggingface_hub import constants as hub
 
 from ..errors import InputError, first_line
-from ..show.gallery import HOW_TO_READ, OF_STAGES, how_to_read
+from ..show.gallery import HOW_TO_READ, HOW_TO_READ_STAGES, how_to_read
 from ..show.page import fragment, style
 from . import examples
 from .backend import Backend, Result, Source, message_for
@@ -250,7 +250,7 @@ class Page:
 
     def _outputs(self, result: Result) -> dict[Any, Any]:
         spec, videos = result.entry.spec, result.entry.videos
-        explained = OF_STAGES if result.fast.units == "pixels" else HOW_TO_READ
+        explained = HOW_TO_READ_STAGES if result.fast.units == "pixels" else HOW_TO_READ
         notes = "".join(f"<li>{escape(note)}</li>" for note in how_to_read([result.section], explained))
         return {
             self.result: _result(result),

@@ -166,7 +166,7 @@ class Cascade(Sieved):
     def _traced(self, images: Tensor | None, kwargs: dict[str, Any], count: bool = True) -> CascadeTrace:
         if images is not None:
             check_images(self.model, images, self.host.layout)
-        images, kwargs = self._now().host.arguments(images, kwargs)
+        images, kwargs = self._current_stream().host.arguments(images, kwargs)
         for name in ("labels", "output_hidden_states", "output_attentions"):
             if kwargs.pop(name, False) is not False:
                 raise InputError(f"A cascade returns only logits: leave out {name}=, or call a member with it.")
@@ -190,7 +190,7 @@ class Cascade(Sieved):
         begun: Begun | None = None
         separate = bool(kwargs) or not self.sharing  # keyword arguments may be for the embedding
         if not separate:
-            first: Any = self._members[self.active[0]]._now()
+            first: Any = self._members[self.active[0]]._current_stream()
             begun = first.begin(images)
         depths = self.depths(None if begun is None else prod(begun.tokens.grid))
         for position, (index, depth) in enumerate(zip(self.active, depths, strict=True)):
@@ -198,7 +198,7 @@ class Cascade(Sieved):
             if depth is None:
                 output = member(images, **kwargs)
             else:
-                stream: Any = member._now()
+                stream: Any = member._current_stream()
                 begun = stream.begin(images, depth, begun)
                 output = stream.answer(images, begun=begun)
             scores = sureness(logits_of(output, member, self.recipe.score, len(images)), self.recipe.score)

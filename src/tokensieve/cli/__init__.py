@@ -1,4 +1,4 @@
-"""The command line: options in; one table, or one JSON object, out. A file a command; what is computed lives elsewhere.
+"""The command line: each command reads options and prints one table or one JSON object. One file per command.
 
 torch, timm and rich are imported inside the commands, so that --help answers at once.
 """
@@ -39,10 +39,10 @@ from .tune import tune
 
 
 def _command(function: Any) -> Any:
-    """A function as a command that stands in no group."""
-    alone = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
-    alone.command()(function)
-    return typer.main.get_command(alone)
+    """A click command from a function, outside of the app."""
+    command_app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
+    command_app.command()(function)
+    return typer.main.get_command(command_app)
 
 
 INTERRUPTED = 128 + signal.SIGINT
@@ -50,6 +50,8 @@ INTERRUPTED = 128 + signal.SIGINT
 
 
 class Train(WithKinds):
+    """`tokensieve train` with its sub-commands segment, dtop and proposal."""
+
     kinds: ClassVar = {
         "segment": _command(with_groups(train_segment)),
         "dtop": _command(with_groups(dtop)),
@@ -95,14 +97,14 @@ def _root(context: typer.Context, version: VersionOption = False) -> None:
 
 
 def _sentence(error: Exception) -> str | None:
-    """What the user can act on; None for a defect of ours, which keeps its traceback."""
+    """The message for an error that the user can correct; None for a bug in tokensieve, which keeps its traceback."""
     if isinstance(error, OSError) and error.filename is not None:
         return f"{error.filename} cannot be used: {error.strerror}."
     if isinstance(error, SettingError):
         return f"{option_for(error.setting)} {error.problem}"
     if isinstance(error, SieveError | OSError):
         return str(error)
-    if hasattr(error, "format_message"):  # the command line's own: unknown options, values out of range
+    if hasattr(error, "format_message"):  # errors of click: unknown options, values out of range
         return error.format_message()
     if isinstance(error, RuntimeError) and "memory" in str(error):
         return f"Out of memory, a smaller batch may fit: {first_line(error)}."
@@ -111,14 +113,14 @@ def _sentence(error: Exception) -> str | None:
 
 @contextmanager
 def _terminable() -> Iterator[list[int]]:
-    """SIGTERM ends a command as Ctrl-C does, so that the work so far is kept; gives the list of those that came."""
+    """Make SIGTERM end a command as Ctrl-C does, so that work done so far is saved; yields the signals received."""
     signals: list[int] = []
 
     def end(number: int, _frame: object) -> None:
         signals.append(number)
         raise KeyboardInterrupt
 
-    if current_thread() is not main_thread():  # only there a signal can be handled
+    if current_thread() is not main_thread():  # signal handlers can only be set in the main thread
         yield signals
         return
     before = signal.signal(signal.SIGTERM, end)
@@ -129,8 +131,8 @@ def _terminable() -> Iterator[list[int]]:
 
 
 def main() -> int:
-    """Run the command line. Exit code 2, and one line on stderr, for whatever the user can mend; 130 after Ctrl-C and
-    143 after SIGTERM where nothing was there to be kept."""
+    """Run the command line. Exit code 2 and one line on stderr for errors that the user can correct; 130 after Ctrl-C
+    and 143 after SIGTERM, unless the command handles them itself and saves its work."""
     with _terminable() as signals:
         return _run(signals)
 

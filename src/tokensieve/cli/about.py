@@ -1,4 +1,4 @@
-"""`tokensieve methods`, `models` and `doctor`: what there is, what opens, and whether this machine is ready."""
+"""`tokensieve methods`, `models` and `doctor`: the available methods and models, and a check of this machine."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from .output import print_record
 def methods(
     name: Annotated[
         str | None,
-        typer.Argument(metavar="[NAME]", help="One method, told whole.", autocompletion=one_of(METHODS)),
+        typer.Argument(metavar="[NAME]", help="Show one method in full.", autocompletion=one_of(METHODS)),
     ] = None,
     as_json: JsonOption = False,
 ) -> None:
@@ -29,15 +29,15 @@ def models(
     pattern: Annotated[
         str | None, typer.Argument(metavar="[PATTERN]", help="Names to build and try, such as 'deit*'.")
     ] = None,
-    everything: Annotated[bool, typer.Option("--all", help="Also what opens neither way, and why.")] = False,
+    everything: Annotated[bool, typer.Option("--all", help="Also list models that cannot be used, and why.")] = False,
     pretrained: Annotated[
-        bool, typer.Option("--pretrained", help="Only with pretrained weights, naming them.")
+        bool, typer.Option("--pretrained", help="Only models with pretrained weights; list the weights.")
     ] = False,
     as_json: JsonOption = False,
 ) -> None:
-    """List the models that open as hosts or as proposals: without a PATTERN by family, with one each match, tried."""
+    """List the models that can be hosts or proposals: by family, or with PATTERN each match, built and tried."""
     if everything and pattern is None:
-        raise InputError("--all says why models are refused, and needs a pattern that names them, such as 'beit*'.")
+        raise InputError("--all lists why models are refused, and needs a pattern for their names, such as 'beit*'.")
     from ..about.models import bundled_names, families, matching, weights_of
 
     if pattern is None:
@@ -48,7 +48,7 @@ def models(
         return
     names = [name for name in matching(pattern) if not pretrained or weights_of(name)]
     if not names:
-        raise InputError(f"No model that fits {pattern!r} has pretrained weights: leave out --pretrained.")
+        raise InputError(f"No model that matches {pattern!r} has pretrained weights: leave out --pretrained.")
     tried = _tried(names)
     opening = [model for model in tried if model["opens_as"]]
     record = {
@@ -63,12 +63,12 @@ def models(
 
 
 def doctor(as_json: JsonOption = False) -> None:
-    """Say what this machine has and whether tokensieve works on it. Exit code 2 where it does not."""
+    """Show the machine's hardware and software, and check that tokensieve works on it. Exit code 2 if it does not."""
     try:
         from ..about.machine import machine_facts
     except ImportError as error:
         raise SieveError(
-            f"tokensieve cannot start: {error}. Install what it needs with: pip install tokensieve."
+            f"tokensieve cannot start: {error}. Install its dependencies with: pip install tokensieve."
         ) from error
     record = machine_facts()
     print_record(record, "about_view.doctor_view", as_json)

@@ -1,4 +1,4 @@
-"""`tokensieve bench`: how much faster, and why not more."""
+"""`tokensieve bench`: measure the speed of a recipe relative to the dense model, and explain it."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ if TYPE_CHECKING:  # heavy imports wait until the command runs, so that --help a
     from ..measure.decoding import Decoding
 
 DECODED = 8
-"""Pictures that a worker prepares at a time: few, so that the rate is known soon."""
+"""Pictures that a worker prepares at a time: few, so that the rate is soon known."""
 COMPARED = 100
-"""Pictures of --data on which the loss is measured, at most."""
+"""Maximum number of pictures of --data on which the loss is measured."""
 POOL = 128
-"""Pictures of --data on which a cascade is timed, where there are so many: each takes its own time."""
+"""Number of pictures of --data, if there are as many, on which a cascade is timed: its time depends on the picture."""
 
 
 @dataclass(frozen=True)
@@ -42,32 +42,34 @@ def bench(
         str | None,
         typer.Option(
             metavar="N,...",
-            help="Batch sizes; default 8, of a cascade 1,8,32; of the waterfall the first and the last, default 4 N.",
+            help="Batch sizes; default 8, for a cascade 1,8,32; for the waterfall one or two, default N and 4 N.",
         ),
     ] = None,
     machine: MachineOptions,
-    seconds: Annotated[float, typer.Option(min=0, help="Time for each batch size, the waterfall, decoding.")] = 10.0,
+    seconds: Annotated[
+        float, typer.Option(min=0, help="Time for each batch size, for the waterfall and for decoding.")
+    ] = 10.0,
     waterfall: Annotated[
         bool,
         typer.Option(
-            "--waterfall", help="Add the recipe, bf16 (or --dtype fp16), torch.compile, a larger batch in turn."
+            "--waterfall", help="Add the recipe, bf16 (or --dtype fp16), torch.compile and a larger batch, in turn."
         ),
     ] = False,
     prepack: Annotated[
-        bool, typer.Option("--prepack", help="Pack linear weights once, on CPUs, for both; in the waterfall a row.")
+        bool, typer.Option("--prepack", help="Pack linear weights of both models once (CPUs); a row of the waterfall.")
     ] = False,
     memory: Annotated[bool, typer.Option(help="Measure peak memory as well; the waterfall always does.")] = False,
     data: Annotated[
         str | None,
-        typer.Option(metavar="FOLDER", help="Measure on these pictures or videos, and how fast they are decoded."),
+        typer.Option(metavar="FOLDER", help="Measure on these pictures or videos, and measure decoding speed."),
     ] = None,
     workers: Annotated[
-        int | None, typer.Option(min=0, metavar="N", help="Processes that decode --data; default 0, by turns.")
+        int | None, typer.Option(min=0, metavar="N", help="Processes that decode --data; default 0: the main process.")
     ] = None,
     clips: ClipOptions,
     as_json: JsonOption = False,
 ) -> None:
-    """Measure how much faster a model gets, beside the dense model in the same process, and say why not more.
+    """Measure how much faster a recipe is than the dense model in the same process, and what limits it.
 
     Weights are random by default: speed does not depend on them. With weights and --data it also measures the loss.
     """
@@ -79,8 +81,8 @@ def bench(
     if workers is not None and data is None:
         raise InputError("--workers decode the pictures of --data: give both, or neither.")
     dtype = machine.dtype
-    begins = "fp32" if waterfall and dtype in PRECISIONS else dtype  # --dtype says where the waterfall goes
-    spec = read_spec(network, replace(machine, dtype=begins), clips, cascades=True)
+    first_dtype = "fp32" if waterfall and dtype in PRECISIONS else dtype  # --dtype is the waterfall's lower precision
+    spec = read_spec(network, replace(machine, dtype=first_dtype), clips, cascades=True)
     cascaded = is_cascade_recipe(network)
     if cascaded:
         batches = numbers(batch or "1,8,32", "--batch")
@@ -114,7 +116,7 @@ def bench(
             keep = max(keep, 2 * max(batches), POOL) if cascaded else keep
             decoded, images = _decode(source, keep, workers or 0, seconds)
             if scored:
-                work.update("comparing answers")
+                work.update("comparing outputs")
                 record["loss"] = _loss(opened, images[: min(COMPARED, decoded.pictures)])
         record["decoding"] = asdict(decoded)
         record |= files_record(source, decoded.pictures, decoded.failures)
@@ -152,7 +154,7 @@ def bench(
 
 
 def _run(opened: OpenedModel, images: Tensor, seconds: float, memory: bool, context: dict[str, Any]) -> dict[str, Any]:
-    """The measurements of one batch size, dense, sieved and limit interleaved, with a verdict."""
+    """Measurements for one batch size, dense, sieved and limit interleaved, with an explanation of the result."""
     import torch
 
     from ..measure import peak_memory, speed
@@ -174,27 +176,27 @@ def _run(opened: OpenedModel, images: Tensor, seconds: float, memory: bool, cont
 
 
 def _check_cascade(spec: ModelSpec, data: str | None, waterfall: bool, memory: bool) -> None:
-    """Refuse what says nothing of a cascade, of which the pictures decide what it costs."""
+    """Check the options for a cascade, whose cost depends on the pictures and on the weights."""
     if data is None or not (spec.pretrained or spec.weights is not None):
         raise InputError(
-            "What a cascade reads again depends on the pictures and on the answers: give --data FOLDER, and weights, "
-            "by --pretrained or --weights FILE."
+            "The cost of a cascade depends on its pictures and its answers: give --data FOLDER, and weights by "
+            "--pretrained or --weights FILE."
         )
     if waterfall or memory:
         raise InputError(
-            f"{'--waterfall' if waterfall else '--memory'} is of one reading: give one of the cascade's recipes."
+            f"{'--waterfall' if waterfall else '--memory'} cannot measure a cascade: give one of the cascade's recipes."
         )
 
 
 def _cascade_run(opened: OpenedModel, images: Tensor, batch: int, seconds: float) -> dict[str, Any]:
-    """One batch size of a cascade, beside the dense model."""
+    """Measurements of a cascade and the dense model for one batch size."""
     from ..measure.cascade_speed import cascade_speed
 
     return asdict(cascade_speed(opened.fast, opened.dense, images, batch, seconds=seconds))  # type: ignore[arg-type]
 
 
 def _loss(opened: OpenedModel, images: Tensor) -> dict[str, Any]:
-    """How far the sieved model's answers to some pictures are from the dense one's."""
+    """Fidelity of the sieved model to the dense one on some pictures."""
     from ..measure import fidelity
     from ..show.record import compared
 
@@ -209,17 +211,17 @@ def _waterfall(
     context: dict[str, Any],
     progress: Callable[[str], None],
 ) -> list[dict[str, Any]]:
-    """A row for each step, with its verdict."""
+    """A row for each step, with an explanation."""
     from ..measure.waterfall import waterfall
     from ..show.waterfall_verdict import waterfall_verdicts
 
-    fall = waterfall(opened.fast, opened.dense, images, batch=batch, progress=progress, **settings)
-    verdicts = waterfall_verdicts(fall, **context)
-    return [{**asdict(row), "verdict": sentences} for row, sentences in zip(fall.rows, verdicts, strict=True)]
+    result = waterfall(opened.fast, opened.dense, images, batch=batch, progress=progress, **settings)
+    verdicts = waterfall_verdicts(result, **context)
+    return [{**asdict(row), "verdict": sentences} for row, sentences in zip(result.rows, verdicts, strict=True)]
 
 
 def _decode(pictures: Any, keep: int, workers: int, seconds: float) -> tuple[Decoding, Tensor]:
-    """How fast the pictures or videos come as the model reads them, and the first of them."""
+    """Speed of decoding and preprocessing pictures or videos, and the first `keep` of them as tensors."""
     from ..data import load_batches
     from ..measure.decoding import decoding
 

@@ -1,4 +1,4 @@
-"""What the shell's tab key offers for values, written down here: to ask the package would load torch each time."""
+"""Values for shell completion, listed here because asking the package for them would import torch each time."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ MODELS = (
     "videomae_base", "videomae_base_ssv2", "videomae_huge", "videomae_large", "videomae_small", "vivit_base",
     "vjepa2_giant_ssv2", "vjepa2_large_ssv2",
 )  # fmt: skip
-"""Names of the package's own models; timm's are too many for a tab, and `tokensieve models PATTERN` lists them."""
+"""Names of the package's own models; timm has too many for completion, `tokensieve models PATTERN` lists them."""
 
 
 def one_of(values: Iterable[str]) -> Callable[[str], list[str]]:
-    """A completion for typer: those of the values that begin as what was typed."""
+    """A completion function for typer: the values that begin with the typed text."""
     choices = tuple(values)
 
     def complete(incomplete: str) -> list[str]:

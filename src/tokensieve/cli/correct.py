@@ -1,4 +1,4 @@
-"""`tokensieve correct`: fit what the head reads under a recipe to what it reads in the dense model."""
+"""`tokensieve correct`: fit a linear map from the head's input under a recipe to its input in the dense model."""
 
 from __future__ import annotations
 
@@ -27,20 +27,23 @@ def correct(
     recipe: RecipeOption,
     data: Annotated[str, typer.Option(metavar="FOLDER", help="Pictures, without labels: a folder, a tar, a data set.")],
     out: Annotated[
-        str, typer.Option(metavar="FILE.json", help="The recipe to write; its weights go beside it, .safetensors.")
+        str, typer.Option(metavar="FILE.json", help="The recipe to write; its weights go to a .safetensors beside it.")
     ],
     network: NetworkOptions,
     proposal_weights: ProposalWeightsOption = None,
     limit: Annotated[int, typer.Option(min=10, metavar="N", help="At most N pictures, evenly spread.")] = 250,
-    views: Annotated[int, typer.Option(min=1, metavar="N", help="Ways each is seen: whole, mirrored, cropped.")] = 8,
+    views: Annotated[
+        int, typer.Option(min=1, metavar="N", help="Augmented versions of each picture: whole, mirrored, cropped.")
+    ] = 8,
     preprocessing: PreprocessingOption = "timm",
-    seed: Annotated[int, typer.Option(min=0, metavar="N", help="Of the crops.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, metavar="N", help="Random seed of the crops.")] = 0,
     machine: PlaceOptions,
     as_json: JsonOption = False,
 ) -> None:
-    """Correct a recipe's answers on your own pictures, no labels needed: what it loses on all of them alike comes back.
+    """Correct the systematic error of a recipe on your own pictures, without labels.
 
-    Nothing is trained: a linear map for the class token, by ridge regression. It costs next to nothing to run.
+    Fits a linear map of the class token by ridge regression; the model itself is not trained. Its cost at inference is
+    negligible.
     """
     from .._files import check_place
     from ..recipe import recipes_with
@@ -51,7 +54,7 @@ def correct(
     if replaced and (owners := recipes_with(file)) != [recipe_file]:
         other_names = ", ".join(owner.name for owner in owners if owner != recipe_file)
         why = f"belongs to {other_names}" if other_names else f"does not belong to {recipe_file}"
-        raise InputError(f"{file} is there and {why}: give another --out, or move the file away.")
+        raise InputError(f"{file} exists and {why}: give another --out, or move the file away.")
     spec = read_spec(network, machine, recipe=recipe, proposal_weights=proposal_weights, preprocessing=preprocessing)
     from ..data import load_batches
     from ..search import correction
@@ -69,7 +72,7 @@ def correct(
             pretrained=spec.pretrained, report=status.update,
         )  # fmt: skip
     result.recipe.save(recipe_file)
-    if replaced and result.ridge is None:  # it was of the recipe that has just been replaced
+    if replaced and result.ridge is None:  # it belonged to the recipe that has just been replaced
         file.unlink(missing_ok=True)
     record: dict[str, Any] = {
         **record_of(spec, opened),

@@ -20,7 +20,7 @@ class Task(NamedTuple):
 
     Attributes:
         recipes: bundled host -> its recipe; the first host is the default.
-        module: in `show/`, whose `run_demo` measures and draws.
+        module: module in `show/` whose `run_demo` measures and draws.
     """
 
     recipes: dict[str, str]
@@ -49,7 +49,7 @@ DemoModelOption = Annotated[
     str | None,
     typer.Option(
         metavar="NAME|FILE",
-        help=f"A ViT, ConvNeXt or Swin, its weights downloaded; or a segmenter's file. Default {MODELS}.",
+        help=f"A ViT, ConvNeXt or Swin with downloaded weights, or a segmenter's file. Default {MODELS}.",
     ),
 ]
 
@@ -58,13 +58,13 @@ DemoModelOption = Annotated[
 class DemoModel(ModelOptions):
     """A bundled model with its own recipe, or any other, with its weights."""
 
-    model: DemoModelOption = None  # type: ignore[assignment]  # the task says which, where none is given
-    pretrained: Annotated[bool, typer.Option(help="Download weights that no FILE gives, or let them be random.")] = True
+    model: DemoModelOption = None  # type: ignore[assignment]  # by default the task's model
+    pretrained: Annotated[bool, typer.Option(help="Download weights not given as a FILE, or use random ones.")] = True
     recipe: Annotated[
         str | None,
         typer.Option(
             metavar="TEXT|FILE",
-            help=f"Default {RECIPES}; of other models {DEFAULT_RECIPE_TEXT}.",
+            help=f"Default {RECIPES}; for other models {DEFAULT_RECIPE_TEXT}.",
         ),
     ] = None
 
@@ -78,29 +78,29 @@ def demo(
         str | None,
         typer.Option(
             metavar=KINDS,
-            help="What a picture shows, the class of every pixel, or what a video shows; default what --model does.",
+            help="Classify pictures, segment pictures, or classify videos; default the task of --model.",
         ),
     ] = None,
     network: DemoModel,
-    scenes: Annotated[int, typer.Option(min=8, metavar="N", help="Scenes that the bundled model reads.")] = 300,
-    seed: Annotated[int, typer.Option(min=0, metavar="N", help="Which scenes: every seed gives others.")] = 1,
+    scenes: Annotated[int, typer.Option(min=8, metavar="N", help="Generated scenes for the bundled model.")] = 300,
+    seed: Annotated[int, typer.Option(min=0, metavar="N", help="Random seed of the generated scenes.")] = 1,
     batch: Annotated[int, typer.Option(min=1, metavar="N", help="Batch size at which speed is measured.")] = 16,
     seconds: Annotated[float, typer.Option(min=0, help="Time to spend on measuring speed.")] = 10.0,
     out: Annotated[
-        list[str] | None, typer.Option(metavar="FILE", help=f"A .png or .html; repeats. Default {' and '.join(OUT)}.")
+        list[str] | None,
+        typer.Option(metavar="FILE", help=f"A .png or .html; may be repeated. Default {' and '.join(OUT)}."),
     ] = None,
     machine: MachineOptions,
     as_json: JsonOption = False,
 ) -> None:
-    """See it work: a bundled model on generated scenes, or any pretrained model on photographs.
+    """Show a recipe at work: a bundled model on generated scenes, or any pretrained model on photographs.
 
-    Prints the dense model and the recipe beside random patches and merging, and writes a picture and a page. With
-    --task segment a segmenter is shown whose patches leave early, where they are easy; with --task video a model that
-    reads videos, on generated clips.
+    Compares the dense model and the recipe with random patches and with merging, and writes a picture and a web page.
+    --task segment shows a segmenter in which easy patches exit early; --task video a video model on generated clips.
     """
     task = task or task_of(network.model)
     if task not in TASKS:
-        raise InputError(f"There is no task {task!r} to show{nearest(task, TASKS)}: one of {', '.join(TASKS)}.")
+        raise InputError(f"--task {task!r} is unknown{nearest(task, TASKS)}: choose one of {', '.join(TASKS)}.")
     from .._files import check_place
     from ..show.page import SUFFIXES
 
@@ -139,7 +139,7 @@ def demo(
 
 
 def task_of(model: str | None) -> str:
-    """The task of a model, by its name; `classify` where the name does not tell."""
+    """The task of a model, by its name; `classify` by default."""
     from ..zoo.hf_video import is_video_model
 
     named = [name for name, task in TASKS.items() if model in task.recipes]

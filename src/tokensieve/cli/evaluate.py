@@ -1,4 +1,4 @@
-"""`tokensieve eval`: what a recipe loses on the user's own pictures or videos."""
+"""`tokensieve eval`: measure the loss of a recipe on the user's own pictures or videos."""
 
 from __future__ import annotations
 
@@ -30,7 +30,9 @@ def evaluate(
     *,
     data: Annotated[
         str,
-        typer.Option(metavar="FOLDER", help="Class folders, a flat folder, a tar, a timm data set; a list of videos."),
+        typer.Option(
+            metavar="FOLDER", help="Class folders, a flat folder, a tar, a timm dataset, or a list of videos."
+        ),
     ],
     network: ModelOptions,
     classes: ClassesOption = None,
@@ -40,15 +42,15 @@ def evaluate(
     limit: Annotated[int | None, typer.Option(min=1, metavar="N", help="At most N pictures, evenly spread.")] = None,
     workers: WorkersOption = 0,
     predictions: Annotated[
-        str | None, typer.Option(metavar="FILE.csv", help="Write both models' answers to each picture or video.")
+        str | None, typer.Option(metavar="FILE.csv", help="Write both models' predictions for each picture or video.")
     ] = None,
     clips: SetOptions,
     machine: MachineOptions,
     as_json: JsonOption = False,
 ) -> None:
-    """Measure what a recipe loses on your own pictures or videos: accuracy where there are labels, else agreement.
+    """Measure the loss of a recipe on your own pictures or videos: in accuracy if there are labels, else in agreement.
 
-    Of videos the answers to several --views are averaged, each view being a clip and a crop of it.
+    For videos the outputs for several --views are averaged; a view is a crop of a clip.
     """
     ks = None if k is None else numbers(k, "--k")
     from .._files import check_place
@@ -66,7 +68,7 @@ def evaluate(
     from ..show.progress import TrackedBatches, list_failures, working
     from ..show.record import cascade_reads, compared, on_pictures
 
-    # The data is opened first, which is soon done; how its pictures are prepared, only the model knows.
+    # The data is opened before the model, so that its errors are reported early; the model decides the preprocessing.
     media = Media(data, classes=classes, limit=limit, root=clips.root)
     with working("opening the model"):
         dense, fast, prepared = opened = spec.open()
@@ -75,17 +77,15 @@ def evaluate(
         views = opened.views
         tracked = TrackedBatches(load_batches(pictures, max(1, batch // views), workers))
     labels = dict(getattr(pictures, "classes", ()))
-    answers = Predictions(class_names(dense), labels)
+    table = Predictions(class_names(dense), labels)
     if predictions_file is not None and not class_count(dense):
-        raise InputError(f"--predictions are of classes, and {spec.model} has no classifier.")
+        raise InputError(f"--predictions needs a classifier, and {spec.model} has none.")
     averaged = (fast, dense) if views == 1 else (AveragedViews(fast, views, batch), AveragedViews(dense, views, batch))
     scored = _scorable(ks, tracked, 0 if classes else len(labels), class_count(dense))
-    result = fidelity(
-        averaged[0], averaged[1], tracked, k=scored, each=None if predictions_file is None else answers.see
-    )
+    result = fidelity(averaged[0], averaged[1], tracked, k=scored, each=None if predictions_file is None else table.see)
     if predictions_file is not None:
-        answers.write(predictions_file)
-    if isinstance(fast, Cascade):  # of all that were read: what is read again depends on the picture
+        table.write(predictions_file)
+    if isinstance(fast, Cascade):  # measured on all pictures: the cost depends on the picture
         record |= cascade_reads(fast, opened.input_spec, fast.watch.shares)
     elif tracked.first is not None:
         images = tracked.first.images
@@ -104,14 +104,14 @@ def evaluate(
 
 
 def _scorable(ks: list[int] | None, tracked: TrackedBatches, folders: int, classes: int) -> list[int] | None:
-    """The top-k that make sense: none where labels or a classifier are missing, or do not belong together."""
+    """The k for top-k accuracy; None without labels or classifier, or if the class folders do not fit the model."""
     why = None
     if not classes or not tracked.labelled:
         why = f"accuracy needs a label for every {tracked.kind.one} and a model with a classifier"
     elif folders and folders != classes:
         why = (
             f"the {folders} class folders are not the {classes} classes of the model; "
-            "--classes FILE says which folder is which class"
+            "map folders to classes with --classes FILE"
         )
     if why is None:
         return ks or [k for k in (1, 5) if k <= classes]

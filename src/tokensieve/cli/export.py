@@ -26,34 +26,38 @@ def export(
     out: Annotated[
         str,
         typer.Option(
-            metavar="FILE|FOLDER", help="The file to write: .onnx, or .pt2 for torch.export; of a cascade a folder."
+            metavar="FILE|FOLDER", help="The file to write: .onnx, or .pt2 for torch.export; for a cascade a folder."
         ),
     ],
     network: ModelOptions,
     format: Annotated[
-        str | None, typer.Option(metavar="|".join(FORMATS), help="What to write; default by the end of FILE, or onnx.")
+        str | None, typer.Option(metavar="|".join(FORMATS), help="File format; default by the ending of FILE, or onnx.")
     ] = None,
     output: Annotated[
         str | None,
-        typer.Option(metavar="NAME", help="What to write: logits, last_hidden_state or feature_maps; default logits."),
+        typer.Option(
+            metavar="NAME", help="Output to export: logits, last_hidden_state or feature_maps; default logits."
+        ),
     ] = None,
     batch: Annotated[
-        int | None, typer.Option(min=1, metavar="N", help="The one batch size that the file takes; default any.")
+        int | None, typer.Option(min=1, metavar="N", help="Fixed batch size of the file; default any.")
     ] = None,
     opset: Annotated[int | None, typer.Option(metavar="N", help="Version of ONNX's operators; default 20.")] = None,
-    seed: Annotated[int, typer.Option(help="Of the random images on which the file is checked.")] = 0,
+    seed: Annotated[int, typer.Option(help="Random seed of the images with which the file is checked.")] = 0,
     clips: ClipOptions,
     machine: MachineOptions,
     as_json: JsonOption = False,
 ) -> None:
-    """Write the sieved model as ONNX or as a torch.export program, checked against PyTorch before it takes its place.
+    """Write the sieved model as ONNX or as a torch.export program, after checking its outputs against PyTorch.
 
-    ONNX is written in fp32 on the CPU; a program keeps --dtype and --device.
+    ONNX is written in fp32 on the CPU; a program has the --dtype and --device given.
     """
     cascaded = is_cascade_recipe(network)
     kind = format or next((name for name, end in FORMATS.items() if out.endswith(end)), "onnx" if cascaded else None)
     if kind not in FORMATS:
-        problem = f"--format must be one of {', '.join(FORMATS)}, not {kind!r}" if kind else f"{out} says no format"
+        problem = (
+            f"--format must be one of {', '.join(FORMATS)}, not {kind!r}" if kind else f"{out} has no known ending"
+        )
         raise InputError(f"{problem}: let --out end in .onnx or .pt2, or give --format.")
     dtype, device = machine.dtype, machine.device
     if kind == "onnx" and (dtype, device) not in (("fp32", "cpu"), ("fp32", "auto")):
@@ -62,7 +66,7 @@ def export(
         raise InputError("--opset is for ONNX: leave it out, or let --out end in .onnx.")
     if cascaded:
         if output is not None:
-            raise InputError("--output is of one model: a cascade decides by its scores of classes.")
+            raise InputError("--output cannot be given for a cascade, which needs the class scores of its members.")
         check_folder(out)
     spec = read_spec(network, replace(machine, device="cpu") if kind == "onnx" else machine, clips, cascades=True)
     from ..cascades.cascade import Cascade
@@ -94,7 +98,7 @@ def export(
             "path": str(files.path),
             "bytes": files.bytes,
         }
-        members = [{**asdict(each), "path": str(each.path)} for each in files.members]
+        members = [{**asdict(member), "path": str(member.path)} for member in files.members]
         record |= {"members": members, "difference": files.difference, "tolerance": TOLERANCE, "seed": seed}
         print_record(record, "export_view.cascade_view", as_json)
         return

@@ -1,4 +1,4 @@
-"""`tokensieve heal`: teach a model to answer under a recipe as it does without one."""
+"""`tokensieve heal`: train a model so that its outputs under a recipe match its dense outputs."""
 
 from __future__ import annotations
 
@@ -28,49 +28,48 @@ def heal(
     *,
     recipe: RecipeOption,
     data: Annotated[str, typer.Option(metavar="FOLDER", help="Pictures, without labels: a folder, a tar, a data set.")],
-    out: Annotated[str, typer.Option(metavar="FOLDER", help="best.json, model.safetensors, and what it goes on from.")],
+    out: Annotated[
+        str, typer.Option(metavar="FOLDER", help="Folder for best.json, model.safetensors and checkpoints.")
+    ],
     network: NetworkOptions,
     proposal_weights: ProposalWeightsOption = None,
     trainable: Annotated[
-        str, typer.Option(metavar="all|lora|norms", help="All parameters, adapters of peft, or norms and biases only.")
+        str,
+        typer.Option(metavar="all|lora|norms", help="Train all parameters, LoRA adapters (peft), or norms and biases."),
     ] = "all",
-    epochs: Annotated[float, typer.Option(metavar="N", help="Times through the pictures.")] = 8,
-    batch: Annotated[int, typer.Option(min=1, metavar="N", help="Pictures a step.")] = 32,
+    epochs: Annotated[float, typer.Option(metavar="N", help="Passes over the pictures.")] = 8,
+    batch: Annotated[int, typer.Option(min=1, metavar="N", help="Pictures per step.")] = 32,
     lr: Annotated[
-        float | None, typer.Option(metavar="RATE", help="Learning rate; default 2e-5 of all, 2e-4 of lora and norms.")
+        float | None, typer.Option(metavar="RATE", help="Learning rate; default 2e-5 for all, 2e-4 for lora and norms.")
     ] = None,
-    rank: Annotated[int, typer.Option(min=1, metavar="N", help="Of adapters.")] = 16,
+    rank: Annotated[int, typer.Option(min=1, metavar="N", help="Rank of the LoRA adapters.")] = 16,
     views: Annotated[
         int,
-        typer.Option(
-            min=1,
-            metavar="N",
-            help="Views of each picture: whole, mirrored, cropped, then mixed crops and crops.",
-        ),
+        typer.Option(min=1, metavar="N", help="Views of each picture: whole, mirrored, cropped, cropped and mixed."),
     ] = 4,
-    mixed: Annotated[bool, typer.Option(help="Mix the fourth view, and every other from there, with others.")] = True,
+    mixed: Annotated[bool, typer.Option(help="Mix every second view from the fourth on with other pictures.")] = True,
     patience: Annotated[
-        int, typer.Option(min=0, metavar="N", help="Looks at held-out pictures without a gain; 0 never ends early.")
+        int, typer.Option(min=0, metavar="N", help="Stop after N validations without improvement; 0: never.")
     ] = 4,
     test_data: Annotated[
-        str | None, typer.Option(metavar="FOLDER", help="Further pictures to evaluate on, with labels or without.")
+        str | None, typer.Option(metavar="FOLDER", help="More pictures to evaluate on, with or without labels.")
     ] = None,
     classes: ClassesOption = None,
     limit: Annotated[int | None, typer.Option(min=20, metavar="N", help="At most N pictures of each set.")] = None,
     preprocessing: PreprocessingOption = "timm",
-    precision: Annotated[str, typer.Option(metavar="auto|fp32|bf16", help="Of the forward while it learns.")] = "auto",
-    seed: Annotated[int, typer.Option(min=0, metavar="N", help="Of order, crops and held-out pictures.")] = 0,
+    precision: Annotated[str, typer.Option(metavar="auto|fp32|bf16", help="Precision of the training.")] = "auto",
+    seed: Annotated[int, typer.Option(min=0, metavar="N", help="Random seed of order, crops and held-out set.")] = 0,
     workers: WorkersOption = 0,
     machine: PlaceOptions,
     as_json: JsonOption = False,
 ) -> None:
-    """Train a copy of the model to answer under a recipe as the dense model does, without labels.
+    """Train a copy of the model, without labels, so that its outputs under a recipe match the dense model's.
 
-    The same command resumes a training that was stopped. `--model NAME --weights FOLDER/model.safetensors --recipe
-    FOLDER/best.json` opens the result.
+    The same command resumes a stopped training. To open the result, use `--model NAME --weights
+    FOLDER/model.safetensors --recipe FOLDER/best.json`.
     """
     if classes is not None and test_data is None:
-        raise InputError("--classes says which folder of --test-data is which class: give --test-data too.")
+        raise InputError("--classes maps the folders of --test-data to classes: give --test-data too.")
     from .._files import check_folder
 
     folder = check_folder(out)
@@ -99,7 +98,7 @@ def heal(
     test_batches = None if test_media is None else load_batches(test_media.prepared(prepared), batch, workers)
     if test_batches is not None and classes is None:
         folders = getattr(test_batches.dataset, "classes", ())
-        if len(folders) != class_count(dense):  # they are not the model's classes: no labels
+        if len(folders) != class_count(dense):  # the folders are not the model's classes: drop the labels
             test_batches = load_batches(set_of(test_batches), batch, workers)
     healed = run_healing(
         dense, fast.recipe, pictures, folder, settings, test_images=test_batches, mean=prepared.mean, std=prepared.std,

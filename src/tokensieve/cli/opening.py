@@ -1,4 +1,4 @@
-"""From options to what commands work with: the model that they describe, pictures or videos, the record of a run."""
+"""Turns options into the model, the pictures or videos, and the record that commands work with."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ if TYPE_CHECKING:  # heavy imports wait until a command needs them, so that --he
     from ..data import Preprocessing, VideoPreprocessing
 
 CLIPS = ("frames", "stride", "sampling", "views")
-"""Options about clips -> the settings of a `ModelSpec` of the same names."""
+"""Names of the clip options, which are also the names of `ModelSpec` settings."""
 OPTIONS = {"precision": "--dtype"}
-"""Settings of a `ModelSpec` -> the options that set them, where they are not called alike."""
+"""`ModelSpec` setting -> the option that sets it, where the names differ."""
 
 
 def option_for(setting: str) -> str:
@@ -34,9 +34,12 @@ def read_spec(
     cascades: bool = False,
     **others: Any,
 ) -> ModelSpec:
-    """The `ModelSpec` that the options describe, checked before anything slow begins. Sets torch's CPU threads.
+    """The checked `ModelSpec` of the options. Also sets torch's number of CPU threads.
 
-    `cascades`: whether the command takes cascades of several recipes.
+    Args:
+        network, place, clips: groups of options.
+        cascades: whether the command accepts a cascade of several recipes.
+        others: further `ModelSpec` settings.
     """
     settings = {**vars(network), **vars(place), **others}
     if clips is not None:
@@ -44,15 +47,15 @@ def read_spec(
     threads = settings.pop("threads")
     settings["precision"] = settings.pop("dtype", "fp32")
     if ":" in settings["model"] and (folder := os.getcwd()) not in sys.path:
-        sys.path.insert(0, folder)  # as python itself has it: the user's own module lies here, not beside this program
+        sys.path.insert(0, folder)  # as `python` does, so that a module in the working directory can be imported
     spec = ModelSpec(**settings)
     if not cascades and spec.recipe is not None:
         from ..cascade_recipe import is_cascade
 
         if is_cascade(spec.recipe):
             raise InputError(
-                "A cascade is several readings, and this command is of one: give one of its recipes. eval, bench, run "
-                "and export take cascades."
+                "This command takes one recipe, not a cascade: give one of the cascade's recipes. eval, bench, run and "
+                "export take cascades."
             )
     spec.check()
     if threads is not None:
@@ -63,7 +66,7 @@ def read_spec(
 
 
 def is_cascade_recipe(network: NetworkOptions) -> bool:
-    """Whether `--recipe` says a cascade of several."""
+    """Whether `--recipe` is a cascade of several recipes."""
     from ..cascade_recipe import CascadeRecipe, read_recipe
 
     recipe = getattr(network, "recipe", None)
@@ -71,8 +74,8 @@ def is_cascade_recipe(network: NetworkOptions) -> bool:
 
 
 class Media:
-    """The pictures or videos at `data`: opened at once, which soon tells what is wrong with them, and `prepared` when
-    the model is there that says which it reads, and how. Settings are those of `media_set`."""
+    """The pictures or videos at `data`. They are opened at once, so that errors are reported early; `prepared` then
+    applies the model's preprocessing. Settings are those of `media_set`."""
 
     def __init__(self, data: str, **settings: Any) -> None:
         from ..data import media_set
@@ -81,7 +84,7 @@ class Media:
         self.media: Any = media_set(data, **settings)
 
     def prepared(self, preprocessing: Preprocessing | VideoPreprocessing) -> Any:
-        """The set as the model reads it. It is said how much there is, and of what."""
+        """The dataset with the model's preprocessing. Prints the number and kind of its files."""
         from ..data import VideoPreprocessing, VideoSet, media_set
         from ..show.files import tell_files
 

@@ -1,4 +1,4 @@
-"""The options that several commands share, and the groups in which commands take them."""
+"""Options that several commands share, and the groups of options that commands use."""
 
 from __future__ import annotations
 
@@ -19,25 +19,25 @@ ModelOption = Annotated[
     str,
     typer.Option(
         metavar="NAME|FILE",
-        help="A model that timm or torchvision knows, videomae_base and its like; a segmenter's FILE.safetensors, of "
-        "`train segment`; or package.module:function.",
+        help="A model name of timm or torchvision, or a video model such as videomae_base; a segmenter's "
+        "FILE.safetensors from `train segment`; or package.module:function.",
         autocompletion=one_of(MODELS),
     ),
 ]
 RecipeOption = Annotated[
-    str, typer.Option(metavar="TEXT|FILE", help="What to read of a picture, e.g. 'papr(keep=0.8) + tome(r=8)'.")
+    str, typer.Option(metavar="TEXT|FILE", help="The methods to apply, e.g. 'papr(keep=0.8) + tome(r=8)'.")
 ]
 OwnRecipeOption = Annotated[
     str | None,
     typer.Option(
         metavar="TEXT|FILE",
-        help=f"What to read, e.g. 'papr(keep=0.8) + tome(r=8)'. Default {DEFAULT_RECIPE_TEXT}.",
+        help=f"The methods to apply, e.g. 'papr(keep=0.8) + tome(r=8)'. Default {DEFAULT_RECIPE_TEXT}.",
         show_default=False,
     ),
 ]
 WeightsOption = Annotated[str | None, typer.Option(metavar="FILE", help="The model's weights, instead of a download.")]
 PretrainedOption = Annotated[
-    bool, typer.Option(help="Download weights that no FILE gives, of model and proposal, or let them be random.")
+    bool, typer.Option(help="Download weights of model and proposal not given as a FILE, or use random ones.")
 ]
 ProposalWeightsOption = Annotated[str | None, typer.Option(metavar="FILE", help="Weights of the recipe's proposal.")]
 SizeOption = Annotated[str | None, typer.Option(metavar="224|224x256", help="Height x width; default the model's.")]
@@ -45,7 +45,7 @@ DtypeOption = Annotated[
     str,
     typer.Option(metavar="|".join(PRECISIONS), help="Precision of the model.", autocompletion=one_of(PRECISIONS)),
 ]
-DeviceOption = Annotated[str, typer.Option(metavar="cpu|cuda|cuda:0|auto", help="Where to run.")]
+DeviceOption = Annotated[str, typer.Option(metavar="cpu|cuda|cuda:0|auto", help="Device to run on.")]
 ThreadsOption = Annotated[int | None, typer.Option(min=1, metavar="N", help="CPU threads; default torch's choice.")]
 PreprocessingOption = Annotated[
     str,
@@ -53,37 +53,39 @@ PreprocessingOption = Annotated[
         metavar="|".join(PREPROCESSINGS), help="How pictures are resized.", autocompletion=one_of(PREPROCESSINGS)
     ),
 ]
-BatchOption = Annotated[int, typer.Option(min=1, metavar="N", help="Pictures that go through together.")]
-WorkersOption = Annotated[int, typer.Option(min=0, metavar="N", help="Processes that read ahead.")]
+BatchOption = Annotated[int, typer.Option(min=1, metavar="N", help="Batch size.")]
+WorkersOption = Annotated[int, typer.Option(min=0, metavar="N", help="Data loader processes.")]
 FramesOption = Annotated[
-    int | None, typer.Option(min=1, metavar="N", help="Of videos: frames of a clip; default the model's.")
+    int | None, typer.Option(min=1, metavar="N", help="Videos: frames per clip; default the model's.")
 ]
 StrideOption = Annotated[
     int | None,
-    typer.Option(min=1, metavar="N", help="Of videos: frames from one of a clip to the next; default the model's."),
+    typer.Option(min=1, metavar="N", help="Videos: step between the frames of a clip; default the model's."),
 ]
 SamplingOption = Annotated[
-    str | None, typer.Option(metavar="dense|uniform", help="Of videos: neighbouring frames, or over the whole video.")
+    str | None,
+    typer.Option(metavar="dense|uniform", help="Videos: frames STRIDE apart, or spread over the whole video."),
 ]
 ViewsOption = Annotated[
-    str | None, typer.Option(metavar="5x3", help="Of videos: clips x crops whose answers are averaged; default 1x1.")
+    str | None, typer.Option(metavar="5x3", help="Videos: clips x crops whose outputs are averaged; default 1x1.")
 ]
 RootOption = Annotated[
-    str | None, typer.Option(metavar="FOLDER", help="Of a list of videos: where its paths begin; default beside it.")
+    str | None,
+    typer.Option(metavar="FOLDER", help="Folder of the paths in a list of videos; default the list's own folder."),
 ]
 CLASS_FILES = (
-    "A folder name a line; lines 'n01440764 tench, Tinca tinca'; CSV or tabs under a header folder,index; or JSON."
+    "One folder name per line; lines 'n01440764 tench, Tinca tinca'; CSV or TSV with a header folder,index; or JSON."
 )
 ClassesOption = Annotated[
     str | None,
-    typer.Option(metavar="FILE", help=f"Which folder is which class, for folders of some classes. {CLASS_FILES}"),
+    typer.Option(metavar="FILE", help=f"Maps folders to the model's classes. {CLASS_FILES}"),
 ]
-JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object, unrounded, and nothing else.")]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object with unrounded numbers.")]
 
 
 @dataclass(frozen=True)
 class NetworkOptions:
-    """Which model with which weights."""
+    """The model and its weights."""
 
     model: ModelOption = "vit_base_patch16_224"
     weights: WeightsOption = None
@@ -92,7 +94,7 @@ class NetworkOptions:
 
 @dataclass(frozen=True)
 class ModelOptions(NetworkOptions):
-    """Which model under which recipe."""
+    """The model, its weights and the recipe."""
 
     recipe: OwnRecipeOption = None
     proposal_weights: ProposalWeightsOption = None
@@ -116,7 +118,7 @@ class MachineOptions(PlaceOptions):
 
 @dataclass(frozen=True)
 class ClipOptions:
-    """How clips are taken from a video."""
+    """How clips are sampled from a video."""
 
     frames: FramesOption = None
     stride: StrideOption = None
@@ -125,14 +127,14 @@ class ClipOptions:
 
 @dataclass(frozen=True)
 class SetOptions(ClipOptions):
-    """How a set of videos is read."""
+    """How a dataset of videos is read."""
 
     views: ViewsOption = None
     root: RootOption = None
 
 
 def with_groups(command: Callable[..., None]) -> Callable[..., None]:
-    """A command that takes groups of options, as typer wants it: with each option of a group in the group's place."""
+    """Make a command with groups of options usable by typer: each group is replaced by its single options."""
     hints = get_type_hints(command, include_extras=True)
     groups: dict[str, Any] = {name: kind for name, kind in hints.items() if is_dataclass(kind)}
     parameters: list[inspect.Parameter] = []
@@ -162,7 +164,7 @@ def with_groups(command: Callable[..., None]) -> Callable[..., None]:
 
 
 def numbers(text: str, option: str, separator: str = ",") -> list[int]:
-    """'1,8,32' -> [1, 8, 32], all of them at least 1."""
+    """'1,8,32' -> [1, 8, 32]. Raises `InputError` unless all are whole numbers of at least 1."""
     parts = [part.strip() for part in text.lower().split(separator)]
     if not all(part.isdecimal() and int(part) > 0 for part in parts):
         raise InputError(f"{option} must be whole numbers from 1 up, joined by {separator!r}, not {text!r}.")

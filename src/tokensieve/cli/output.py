@@ -1,4 +1,4 @@
-"""How commands speak: the result on stdout, everything else on stderr."""
+"""Output of commands: the result goes to stdout, everything else to stderr."""
 
 from __future__ import annotations
 
@@ -6,11 +6,11 @@ import json
 from importlib import import_module
 from typing import Any
 
-from ..show.messages import say as say  # where commands find it
+from ..show.messages import say as say  # re-exported for the commands
 
 
 def print_record(record: dict[str, Any], view: str, as_json: bool) -> None:
-    """One JSON object, or what a view shows of it: `view` is "module.function" in `show/`, imported only then."""
+    """Print the record as one JSON object, or as a view: `view` is "module.function" in `show/`, imported if needed."""
     if as_json:
         print(json.dumps(record, indent=2, ensure_ascii=False))
         return

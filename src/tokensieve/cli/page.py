@@ -1,4 +1,4 @@
-"""`tokensieve app`: a page on which one drops pictures and clips, and sees what a recipe reads of them."""
+"""`tokensieve app`: a web page that shows which patches of uploaded pictures and clips a recipe keeps."""
 
 from __future__ import annotations
 
@@ -18,20 +18,20 @@ PageModelOption = Annotated[
     str | None,
     typer.Option(
         metavar="NAME|FILE",
-        help="A model to offer beside the bundled ones, and before them: as of the other commands. Default none.",
+        help="A model to offer first, before the bundled ones: as for the other commands. Default none.",
     ),
 ]
 
 
 @dataclass(frozen=True)
 class PageModelOptions(ModelOptions):
-    """A model of one's own, or none."""
+    """An additional model, or none."""
 
-    model: PageModelOption = None  # type: ignore[assignment]  # the bundled ones are offered without one
+    model: PageModelOption = None  # type: ignore[assignment]  # optional: the bundled models are always offered
     pretrained: PretrainedOption = True
     recipe: Annotated[
         str | None,
-        typer.Option(metavar="TEXT|FILE", help=f"The one that the page begins with. Default {DEFAULT_RECIPE_TEXT}."),
+        typer.Option(metavar="TEXT|FILE", help=f"The recipe shown first. Default {DEFAULT_RECIPE_TEXT}."),
     ] = None
 
 
@@ -42,27 +42,27 @@ def page(
         str | None, typer.Option(metavar="FILE", help=f"Names of the model's classes. {CLASS_FILES}")
     ] = None,
     host: Annotated[
-        str, typer.Option(metavar="ADDRESS", help="Where it is served; 0.0.0.0 lets other machines in.")
+        str, typer.Option(metavar="ADDRESS", help="Address to serve on; 0.0.0.0 allows other machines.")
     ] = "127.0.0.1",
     port: Annotated[
-        int | None, typer.Option(min=1, max=65535, metavar="N", help="Default the first that is free from 7860 up.")
+        int | None, typer.Option(min=1, max=65535, metavar="N", help="Port; default the first free one from 7860.")
     ] = None,
-    browser: Annotated[bool, typer.Option(help="Open it in the browser.")] = True,
-    megabytes: Annotated[int, typer.Option(min=1, metavar="N", help="Of a file that is dropped, at most.")] = 50,
+    browser: Annotated[bool, typer.Option(help="Open the page in the browser.")] = True,
+    megabytes: Annotated[int, typer.Option(min=1, metavar="N", help="Maximum size of an uploaded file in MB.")] = 50,
     waiting: Annotated[
-        int, typer.Option(min=1, metavar="N", help="Questions that wait at most; more are refused.")
+        int, typer.Option(min=1, metavar="N", help="Maximum number of waiting requests; more are refused.")
     ] = 50,
     check: Annotated[
-        bool, typer.Option("--check", help="Serve it, ask it about an example, tell the time that took, and end.")
+        bool, typer.Option("--check", help="Serve the page, run one example, print the time that took, and exit.")
     ] = False,
     machine: MachineOptions,
 ) -> None:
-    """Serve a page on which one drops a picture or a clip, moves the keep ratio, and sees what the model reads.
+    """Serve a web page that shows which patches of an uploaded picture or clip the model reads at a given keep ratio.
 
-    With it come the bundled models, which need no download. The page asks nothing of any other host. Ctrl-C ends it.
+    The bundled models need no download. The page loads nothing from other hosts. Ctrl-C ends it.
     """
     if network.model is None and any((network.weights, network.recipe, network.proposal_weights, classes)):
-        raise InputError("--weights, --proposal-weights, --recipe and --classes are of a model: give --model too.")
+        raise InputError("--weights, --proposal-weights, --recipe and --classes need a model: give --model too.")
     from ..app import page as page_module
     from ..app.backend import Backend
     from ..app.models import bundled_entries, given_entry
@@ -70,17 +70,17 @@ def page(
 
     page_module.import_gradio()
     with working("opening the model"):
-        given = [] if network.model is None else [given_entry(read_spec(network, machine))]
+        own_models = [] if network.model is None else [given_entry(read_spec(network, machine))]
         bundled = bundled_entries(machine.device, machine.dtype)
-        backend = Backend([*given, *(entry for entry in bundled if entry.name != network.model)], classes)
+        backend = Backend([*own_models, *(entry for entry in bundled if entry.name != network.model)], classes)
         blocks, url = page_module.launch(
             backend, host=host, port=port, browser=browser, megabytes=megabytes, waiting=waiting
         )
     try:
         if check:
-            say(f"the page at {url} answered in {page_module.probe(url):.2f} s.")
+            say(f"the page at {url} ran an example in {page_module.probe(url):.2f} s.")
             return
-        say(f"the page is at {url} until Ctrl-C.")
+        say(f"the page is at {url}; press Ctrl-C to end.")
         Event().wait()
     except KeyboardInterrupt:
         pass

@@ -1,4 +1,4 @@
-"""`tokensieve run`: a row for each picture or video, in a job that survives."""
+"""`tokensieve run`: write a row of outputs for each picture or video, in a job that can be resumed."""
 
 from __future__ import annotations
 
@@ -24,57 +24,57 @@ def run(
     sources: Annotated[
         list[str],
         typer.Argument(
-            metavar="SOURCE...", help="Folders, tars, lists, Parquet files, pictures or videos, hfds/NAME, URLs."
+            metavar="SOURCE...", help="Folders, tars, lists, Parquet files, pictures, videos, hfds/NAME or URLs."
         ),
     ],
     *,
     network: ModelOptions,
-    out: Annotated[str | None, typer.Option(metavar="FOLDER", help="Where rows are written; also a URL.")] = None,
+    out: Annotated[str | None, typer.Option(metavar="FOLDER", help="Folder or URL to write rows to.")] = None,
     output: Annotated[
-        str, typer.Option(metavar="classes|embeddings|features|maps", help="What a row tells of its item.")
+        str, typer.Option(metavar="classes|embeddings|features|maps", help="The output in each row.")
     ] = "classes",
-    form: Annotated[str, typer.Option("--format", metavar="parquet|jsonl", help="Of the files of rows.")] = "parquet",
-    k: Annotated[int, typer.Option(min=1, metavar="K", help="Of classes: how many, the most likely first.")] = 5,
+    form: Annotated[str, typer.Option("--format", metavar="parquet|jsonl", help="Format of the files.")] = "parquet",
+    k: Annotated[int, typer.Option(min=1, metavar="K", help="Classes per row, the most likely first.")] = 5,
     classes: Annotated[
-        str | None, typer.Option(metavar="FILE", help="Of classes: what they are called, if the model does not know.")
+        str | None, typer.Option(metavar="FILE", help="Names of the classes, if the model has none.")
     ] = None,
     pooling: Annotated[
-        str | None, typer.Option(metavar="token|avg|max|...", help="Of embeddings; default the model's own.")
+        str | None, typer.Option(metavar="token|avg|max|...", help="Pooling of embeddings; default the model's own.")
     ] = None,
-    normalize: Annotated[bool, typer.Option("--normalize", help="Of embeddings: of length 1.")] = False,
+    normalize: Annotated[bool, typer.Option("--normalize", help="Scale embeddings to length 1.")] = False,
     store: Annotated[str, typer.Option(metavar="fp32|fp16", help="Precision in which numbers are stored.")] = "fp32",
     limit: Annotated[int | None, typer.Option(min=1, metavar="N", help="At most N items, evenly spread.")] = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Tell how long it will take, and write nothing.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Estimate the time, and write nothing.")] = False,
     batch: BatchOption = 32,
     shard: Annotated[
-        int | None, typer.Option(min=1, metavar="N", help="Items of a file of rows; default 1024, of maps 128.")
+        int | None, typer.Option(min=1, metavar="N", help="Items per output file; default 1024, for maps 128.")
     ] = None,
     workers: Annotated[
-        int | None, typer.Option(min=0, metavar="N", help="Processes that decode, for each device; 0 by turns.")
+        int | None, typer.Option(min=0, metavar="N", help="Decoding processes per device; 0: the main process.")
     ] = None,
     max_errors: Annotated[
-        int | None, typer.Option(min=0, metavar="N", help="Give up after more unreadable items; default never.")
+        int | None, typer.Option(min=0, metavar="N", help="Stop if more than N items are unreadable; default never.")
     ] = None,
     devices: Annotated[
-        str | None, typer.Option(metavar="0,1|cpu,cpu", help="A process for each; a number is a CUDA device.")
+        str | None, typer.Option(metavar="0,1|cpu,cpu", help="One process per device; a number is a CUDA device.")
     ] = None,
-    engine: Annotated[str, typer.Option(metavar="local|ray", help="On this machine, or on a Ray cluster.")] = "local",
+    engine: Annotated[
+        str, typer.Option(metavar="local|ray", help="Run on this machine, or on a Ray cluster.")
+    ] = "local",
     address: Annotated[
-        str | None, typer.Option(metavar="auto|HOST:PORT", help="Of the Ray cluster; default one on this machine.")
+        str | None, typer.Option(metavar="auto|HOST:PORT", help="Address of the Ray cluster; default a local one.")
     ] = None,
     actors: Annotated[
-        str | None, typer.Option(metavar="N|N-M", help="Of Ray: how many, or between which it scales; default 1.")
+        str | None, typer.Option(metavar="N|N-M", help="Ray: number of actors, or its range; default 1.")
     ] = None,
-    actor_cpus: Annotated[float | None, typer.Option(metavar="N", help="Of Ray: CPUs of each actor.")] = None,
+    actor_cpus: Annotated[float | None, typer.Option(metavar="N", help="Ray: CPUs per actor.")] = None,
     actor_gpus: Annotated[
-        float | None, typer.Option(metavar="N", help="Of Ray: GPUs of each actor; 0.5 puts two on each.")
+        float | None, typer.Option(metavar="N", help="Ray: GPUs per actor; with 0.5 two actors share a GPU.")
     ] = None,
-    split: Annotated[str, typer.Option(metavar="NAME", help="Of data sets (hfds/): which part.")] = "train",
-    image_column: Annotated[
-        str | None, typer.Option(metavar="NAME", help="Of tables: which column holds the pictures.")
-    ] = None,
+    split: Annotated[str, typer.Option(metavar="NAME", help="Split of a dataset (hfds/).")] = "train",
+    image_column: Annotated[str | None, typer.Option(metavar="NAME", help="Tables: column with the pictures.")] = None,
     id_column: Annotated[
-        str | None, typer.Option(metavar="NAME", help="Of tables: which column holds the ids; default row numbers.")
+        str | None, typer.Option(metavar="NAME", help="Tables: column with the ids; default row numbers.")
     ] = None,
     preprocessing: PreprocessingOption = "timm",
     clips: SetOptions,
@@ -83,10 +83,10 @@ def run(
 ) -> None:
     """Write classes, embeddings, patch features or maps of every picture or video, as Parquet or JSON lines.
 
-    Ended at any moment and started again by the same command, it goes on: no row is lost, none is there twice.
+    If it is stopped, the same command resumes it: no row is lost or written twice.
     """
     if out is None and not dry_run:
-        raise InputError("--out FOLDER says where the rows go; --dry-run needs none.")
+        raise InputError("Give --out FOLDER to write the rows to, or --dry-run.")
     device_names = [] if devices is None else [part.strip() for part in devices.split(",")]
     if not all(device_names):
         raise InputError(f"--devices must be names of devices, joined by commas, not {devices!r}.")
@@ -117,7 +117,7 @@ def run(
     }
     if dry_run:
         job = job_of(spec, sources, out or "", **settings)
-        with working("decoding and asking a few"):
+        with working("running a few items"):
             estimated = estimate(job, workers=workers, devices=max(1, len(device_names)))
         print_record(asdict(estimated), "run_view.estimate_view", as_json)
         return
@@ -132,7 +132,7 @@ def run(
 
 
 def _cluster(address: str | None, actors: str | None, cpus: float | None, gpus: float | None) -> dict[str, Any]:
-    """The options of the cluster that were given."""
+    """The Ray options that were given."""
     cluster: dict[str, Any] = {"address": address, "cpus": cpus, "gpus": gpus}
     if actors is not None:
         ends = actors.split("-")

@@ -1,4 +1,4 @@
-"""`tokensieve segment`: the class of every pixel, by a segmenter that was trained here."""
+"""`tokensieve segment`: predict the class of every pixel with a segmenter trained by tokensieve."""
 
 from __future__ import annotations
 
@@ -16,35 +16,35 @@ def segment(
     segmenter: Annotated[
         str,
         typer.Option(
-            metavar="FILE|NAME", help="NAME.safetensors of `train segment` or `train dtop`; or nano_segmenter."
+            metavar="FILE|NAME", help="NAME.safetensors from `train segment` or `train dtop`; or nano_segmenter."
         ),
     ],
     images: Annotated[
         str,
         typer.Option(
             metavar="FOLDER|TAR|scenes",
-            help="Pictures; with --layout a set with labels; scenes are generated, with labels.",
+            help="Pictures; with --layout a dataset with labels; or `scenes`, generated with labels.",
         ),
     ],
     recipe: RecipeOption = "",
     layout: Annotated[
         str | None,
         typer.Option(
-            metavar="NAME", help="How pictures and labels lie, to be scored: folders, ade20k, camvid ...; see `train`."
+            metavar="NAME", help="Layout of a dataset with labels: folders, ade20k, camvid ...; see `train segment`."
         ),
     ] = None,
     split: Annotated[
-        str | None, typer.Option(metavar="NAME", help="Which part of a set with labels; default val.")
+        str | None, typer.Option(metavar="NAME", help="Split of a dataset with labels; default val.")
     ] = None,
     out: Annotated[
-        str | None, typer.Option(metavar="FOLDER", help="Where a palette picture of each is written, in its size.")
+        str | None, typer.Option(metavar="FOLDER", help="Folder for the predicted label maps, as palette images.")
     ] = None,
     limit: Annotated[int | None, typer.Option(min=1, metavar="N", help="At most N pictures, evenly spread.")] = None,
     device: DeviceOption = "cpu",
     threads: ThreadsOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Name the class of every pixel, dense and under a recipe: mean IoU where there are labels, agreement anywhere."""
+    """Segment pictures with the dense model and with a recipe; report agreement, and mean IoU if there are labels."""
     import torch
 
     from .._files import check_folder
@@ -68,18 +68,18 @@ def segment(
         fast = sieve(model, recipe) if recipe else model
     assert plan.mean is not None
     assert plan.std is not None
-    reads: Any = AsTensor(plan.mean, plan.std)
+    transform: Any = AsTensor(plan.mean, plan.std)
     if layout is None and images != SCENES:
         pictures: Any = image_set(images, Preprocessing((1, 1), plan.mean, plan.std), limit=limit)
-        pictures.transform = reads
+        pictures.transform = transform
     else:
         classes_of_plan = list(plan.classes) if layout == "folders" else None
         default = None if layout == "folders" else "val"
         pictures = segmentation_set(
-            images, layout or "folders", split or default, classes=classes_of_plan, transform=reads, limit=limit
+            images, layout or "folders", split or default, classes=classes_of_plan, transform=transform, limit=limit
         )
         if images == SCENES and pictures.classes != plan.classes:
-            raise InputError("Scenes are labelled with classes of their own, which are not this segmenter's.")
+            raise InputError("The classes of the generated scenes are not the classes of this segmenter.")
     tell_files(pictures)
     with Counting("pictures read") as counting:
         result = segment_pictures(

@@ -1,4 +1,4 @@
-"""`tokensieve show`: pictures, and films of videos, of what a recipe reads, drops and merges."""
+"""`tokensieve show`: draw which patches of pictures and videos a recipe keeps, drops and merges."""
 
 from __future__ import annotations
 
@@ -30,43 +30,42 @@ def show(
     *,
     images: Annotated[
         list[str],
-        typer.Argument(metavar="IMAGES", help="Images or videos: files, folders, tars, lists; scenes are generated."),
+        typer.Argument(metavar="IMAGES", help="Images or videos: files, folders, tars, lists; or `scenes`, generated."),
     ],
     network: NetworkOptions,
     recipe: OwnRecipeOption = None,
     proposal_weights: Annotated[
         list[str] | None,
-        typer.Option(metavar="FILE|NAME=FILE", help="Weights of the recipe's proposal, or of the named one; repeats."),
+        typer.Option(metavar="FILE|NAME=FILE", help="Weights of the recipe's proposal, or of NAME; may be repeated."),
     ] = None,
-    keep: Annotated[str | None, typer.Option(metavar="K,...", help="Keep ratios, beside each other.")] = None,
-    proposals: Annotated[str | None, typer.Option(metavar="NAME,...", help="Proposals, below each other.")] = None,
+    keep: Annotated[str | None, typer.Option(metavar="K,...", help="Keep ratios to compare, as columns.")] = None,
+    proposals: Annotated[str | None, typer.Option(metavar="NAME,...", help="Proposals to compare, as rows.")] = None,
     compare: Annotated[
-        str | None, typer.Option(metavar="MAP,...", help=f"Significance maps beside each other: {', '.join(MAPS)}.")
+        str | None, typer.Option(metavar="MAP,...", help=f"Significance maps to compare: {', '.join(MAPS)}.")
     ] = None,
     limit: Annotated[int, typer.Option(min=1, metavar="N", help="At most N pictures, evenly spread.")] = 12,
     classes: Annotated[
         str | None, typer.Option(metavar="FILE", help=f"Names of the model's classes. {CLASS_FILES}")
     ] = None,
-    whole: Annotated[
-        bool, typer.Option("--whole", help="Of videos: all of it, clip after clip, instead of a clip of its middle.")
-    ] = False,
+    whole: Annotated[bool, typer.Option("--whole", help="Videos: all clips, instead of one from the middle.")] = False,
     out: Annotated[
         list[str] | None,
         typer.Option(
             metavar="FILE",
-            help=f"A .png, .html, of videos .mp4 or .gif; repeats. Default {' and '.join(OUT)}, of videos {FILM[0]}.",
+            help=f"A .png or .html, for videos also .mp4 or .gif; may be repeated. Default {' and '.join(OUT)}, for "
+            f"videos {FILM[0]}.",
         ),
     ] = None,
     clips: SetOptions,
     machine: MachineOptions,
     as_json: JsonOption = False,
 ) -> None:
-    """Draw what a recipe reads: the significance map, the patches kept and merged, the answers before and after.
+    """Draw the significance map, the patches that a recipe keeps and merges, and the predictions with and without it.
 
-    With --keep and --proposals a grid of both; with --compare a column for each map, and what each map costs. Of videos
-    it is a film of clips, one for each of --views or --whole, and a page with strips of them.
+    --keep and --proposals draw a grid; --compare draws a column for each map, with its cost. Videos become a film of
+    clips (see --views and --whole) and a page with strips of frames.
     """
-    keeps, nets, maps = _ratios(keep), _words(proposals, "--proposals"), _words(compare, "--compare")
+    keeps, nets, maps = _ratios(keep), _names(proposals, "--proposals"), _names(compare, "--compare")
     if maps and (nets or len(keeps) > 1):
         raise InputError("--compare takes one --keep and the recipe's own proposal: leave --proposals out.")
     files = _files(proposal_weights or [], nets)
@@ -77,7 +76,7 @@ def show(
 
     out_paths = None if out is None else [check_place(path, (*SUFFIXES, *FILMS)) for path in out]
     if recipe is None and (keeps or nets or maps or files):
-        recipe = RANKED  # they vary what ranks the patches
+        recipe = RANKED  # these options need a recipe that ranks patches
     spec = read_spec(network, machine, clips, recipe=recipe)
     from ..cascade_recipe import CascadeRecipe
     from ..data import load_batches
@@ -154,7 +153,7 @@ def _show_videos(
 
     preprocessing: Any = opened.preprocessing
     if Views.parse(preprocessing.views).crops > 1 or (whole and options.views is not None):
-        raise InputError("--views of show says how many clips of each video, such as 3x1, and --whole reads them all.")
+        raise InputError("show reads one crop: --views must be a number of clips such as 3x1, without --whole.")
     out_paths = out_paths or [check_place(path) for path in FILM]
     videos = Videos(sources, preprocessing, limit, options.root)
     tell_files(videos)
@@ -196,29 +195,30 @@ def _write(out_paths: Sequence[Path], report: Report) -> None:
 
 
 def _ratios(text: str | None) -> list[float]:
-    """'0.8,0.4' -> [0.8, 0.4]; whether they are keep ratios, the recipe says."""
+    """'0.8,0.4' -> [0.8, 0.4]; the recipe checks their range later."""
     try:
         return [] if text is None else [float(part) for part in text.split(",")]
     except ValueError:
         raise InputError(f"--keep must be keep ratios joined by commas, such as 0.8,0.4, not {text!r}.") from None
 
 
-def _words(text: str | None, option: str) -> list[str]:
-    names = [] if text is None else [word.strip() for word in text.split(",")]
+def _names(text: str | None, option: str) -> list[str]:
+    """'a,b' -> ['a', 'b']. Raises `InputError` for an empty name."""
+    names = [] if text is None else [name.strip() for name in text.split(",")]
     if not all(names):
         raise InputError(f"{option} must be names joined by commas, not {text!r}.")
     return names
 
 
-def _files(given: Sequence[str], nets: Sequence[str]) -> dict[str, str]:
-    """Weights by the name of their proposal, which is empty where the recipe's own is meant."""
+def _files(values: Sequence[str], nets: Sequence[str]) -> dict[str, str]:
+    """Proposal name -> its weights file; the name is empty for the recipe's own proposal."""
     files: dict[str, str] = {}
-    for text in given:
+    for text in values:
         name, equals, file = text.partition("=")
         if not equals or Path(text).is_file():
             name, file = nets[0] if len(nets) == 1 else "", text
         if name in files or (not name and nets):
-            raise InputError(f"--proposal-weights {text} does not say which proposal it is for: write NAME=FILE.")
+            raise InputError(f"--proposal-weights {text} does not name its proposal: write NAME=FILE.")
         if not Path(file).is_file():
             raise InputError(f"There is no weights file {file}.")
         files[name] = file

@@ -1,4 +1,4 @@
-"""`tokensieve slim`: search which patches each block of a model can do without."""
+"""`tokensieve slim`: search for the patches that each block of a model does not need."""
 
 from __future__ import annotations
 
@@ -20,31 +20,31 @@ FORMS = ("A", "B")
 def slim(
     *,
     data: Annotated[str, typer.Option(metavar="FOLDER", help="Pictures, without labels: a folder, a tar, a data set.")],
-    out: Annotated[str, typer.Option(metavar="FILE", help="The recipe file to write; other commands take it.")],
+    out: Annotated[str, typer.Option(metavar="FILE", help="The recipe file to write.")],
     network: NetworkOptions,
     tolerance: Annotated[
-        float | None, typer.Option(min=0, metavar="E", help="Relative error a block may make; default 0.02.")
+        float | None, typer.Option(min=0, metavar="E", help="Allowed relative error of a block; default 0.02.")
     ] = None,
     saving: Annotated[
-        float | None, typer.Option(metavar="SHARE", help="Share of the MACs to save at least, instead of a tolerance.")
+        float | None, typer.Option(metavar="SHARE", help="Share of MACs to save, instead of --tolerance.")
     ] = None,
     granularity: Annotated[int, typer.Option(min=1, metavar="N", help="Patches added at a time.")] = 10,
     form: Annotated[
-        str, typer.Option(metavar="A|B", help="A: all that arrives is read; B: the others drop out.")
+        str, typer.Option(metavar="A|B", help="A: other patches still serve as keys and values; B: they are dropped.")
     ] = "A",
     limit: Annotated[int, typer.Option(min=1, metavar="N", help="At most N pictures, evenly spread.")] = 64,
     plot: Annotated[
-        str | None, typer.Option(metavar="FILE.png", help="Draw what is kept, and the significance of each patch.")
+        str | None, typer.Option(metavar="FILE.png", help="Draw the kept patches and the significance of each patch.")
     ] = None,
     machine: PlaceOptions,
     as_json: JsonOption = False,
 ) -> None:
-    """Search the patches that each block of a model needs, the same for all pictures, and write them as a recipe.
+    """Search for the patches that each block needs, the same for all pictures, and write them as a recipe.
 
-    Patch Slimming without fine-tuning: nothing is trained, and labels are not looked at.
+    This is Patch Slimming without fine-tuning: nothing is trained, and no labels are needed.
     """
     if tolerance is not None and saving is not None:
-        raise InputError("--saving searches the tolerance: give one of them.")
+        raise InputError("--saving chooses the tolerance itself: give only one of --saving and --tolerance.")
     if form not in FORMS:
         raise InputError(f"--form must be A or B, not {form!r}.")
     if plot is not None and Path(plot).suffix.lower() != ".png":
@@ -52,7 +52,7 @@ def slim(
     from .._files import draft
 
     for path in filter(None, (out, plot)):
-        with draft(path):  # says at once that nothing could be written there
+        with draft(path):  # fails early if the file cannot be written
             pass
     spec = read_spec(network, machine, recipe="")
     from ..data import load_batches

@@ -1,4 +1,4 @@
-"""`tokensieve train`: the recipes behind the bundled weights, and small models on folders of photographs."""
+"""`tokensieve train`: train the bundled models, or small models on folders of photographs."""
 
 from __future__ import annotations
 
@@ -26,63 +26,65 @@ def train(
         str,
         typer.Argument(
             metavar="nano|NAME|segment|dtop|proposal",
-            help=f"The bundled models, {' or '.join(VIDEO)}; with --images a model; or see below.",
+            help=f"nano (the bundled image models), {' or '.join(VIDEO)}; with --images a timm model; or see below.",
         ),
     ],
     out: Annotated[
-        str, typer.Option(metavar="FOLDER", help="Weights, logs and checkpoints; default what is trained.")
+        str,
+        typer.Option(metavar="FOLDER", help="Folder for weights, logs and checkpoints; default the first argument."),
     ] = "",
     only: Annotated[str | None, typer.Option(metavar="NAME", help="One of the bundled models.")] = None,
     scenes: Annotated[
-        int | None, typer.Option(min=64, metavar="N", help="Scenes each model sees; default its plan's.")
+        int | None,
+        typer.Option(min=64, metavar="N", help="Training scenes per model; default that of its configuration."),
     ] = None,
     images: Annotated[
-        str | None, typer.Option(metavar="FOLDER|TAR", help="Photographs in class folders to learn from.")
+        str | None, typer.Option(metavar="FOLDER|TAR", help="Training photographs in class folders.")
     ] = None,
     validation: Annotated[
-        str | None, typer.Option(metavar="FOLDER|TAR", help="Photographs of the same classes that are only looked at.")
+        str | None, typer.Option(metavar="FOLDER|TAR", help="Validation photographs of the same classes.")
     ] = None,
     epochs: Annotated[
-        int | None, typer.Option(min=1, metavar="N", help="Times through the photographs; default 60.")
+        int | None, typer.Option(min=1, metavar="N", help="Passes over the photographs; default 60.")
     ] = None,
     size: Annotated[
-        int | None, typer.Option(min=32, metavar="PIXELS", help="At which photographs are read; default 128.")
+        int | None, typer.Option(min=32, metavar="PIXELS", help="Side of the photographs in pixels; default 128.")
     ] = None,
     args: Annotated[str | None, typer.Option(metavar="JSON", help="Arguments of the model's constructor.")] = None,
     teacher: Annotated[
-        str | None, typer.Option(metavar="NAME", help="A model whose answers are learnt too, asked once.")
+        str | None, typer.Option(metavar="NAME", help="A model to distil from; it runs once on each photograph.")
     ] = None,
-    teacher_weights: Annotated[str | None, typer.Option(metavar="FILE", help="Its weights.")] = None,
-    seed: Annotated[int, typer.Option(min=0, metavar="N", help="Of images and first weights.")] = 0,
-    workers: Annotated[int, typer.Option(min=0, metavar="N", help="Processes that make batches ahead.")] = 1,
+    teacher_weights: Annotated[str | None, typer.Option(metavar="FILE", help="The teacher's weights.")] = None,
+    seed: Annotated[int, typer.Option(min=0, metavar="N", help="Random seed of images and initial weights.")] = 0,
+    workers: Annotated[int, typer.Option(min=0, metavar="N", help="Data loader processes.")] = 1,
     threads: ThreadsOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Train the bundled models on generated scenes, or a timm model on photographs; stopped, it goes on where it was.
+    """Train the bundled models on generated scenes, or a timm model on photographs. Resumes if it was stopped.
 
-    nano is the models that read images, all three; nano_video and nano_video_proposal learn from moving scenes.
+    nano means all bundled models that read images; nano_video and nano_video_proposal are trained on moving scenes.
 
     Writes NAME.safetensors, NAME.csv (the log) and NAME.checkpoint.pt for each model into the folder.
 
-    `tokensieve train segment` trains segmenters, `tokensieve train dtop` segmenters that tokens leave early, and
-    `tokensieve train proposal` what ranks patches for a host; each has options of its own: see its --help.
+    `tokensieve train segment` trains segmenters, `tokensieve train dtop` segmenters with early exits for tokens, and
+    `tokensieve train proposal` a proposal that ranks patches for a host; see the --help of each.
     """
     if images is None and what not in BUNDLED:
         raise InputError(
-            f"There is nothing called {what!r} to train{nearest(what, BUNDLED)}: tokensieve train nano, or a model's "
-            "name with --images and --validation."
+            f"There is no bundled model {what!r} to train{nearest(what, BUNDLED)}: use tokensieve train nano, or a "
+            "model's name with --images and --validation."
         )
     if images is not None and (validation is None or only or scenes):
-        raise InputError("Photographs are learnt with --images and --validation, without --only and --scenes.")
+        raise InputError("Training on photographs needs --images and --validation, without --only and --scenes.")
     photograph_options = {
         "--validation": validation, "--epochs": epochs, "--size": size, "--args": args, "--teacher": teacher,
         "--teacher-weights": teacher_weights,
     }  # fmt: skip
-    given = [option for option, value in photograph_options.items() if value is not None]
-    if images is None and given:
-        raise InputError(f"{given[0]} belongs to --images.")
+    options_given = [option for option, value in photograph_options.items() if value is not None]
+    if images is None and options_given:
+        raise InputError(f"{options_given[0]} needs --images.")
     if teacher_weights and teacher is None:
-        raise InputError("--teacher-weights are weights of --teacher: name it.")
+        raise InputError("--teacher-weights needs --teacher.")
     names = BUNDLED[what] if images is None else (what,)
     if only is not None and only not in names:
         raise InputError(f"--only must be one of {', '.join(names)}, not {only!r}.")
@@ -114,7 +116,7 @@ def train(
                 seed=seed, teacher=teacher, teacher_weights=teacher_weights, workers=workers, say=say,
                 opened=tell_files,
             )  # fmt: skip
-            # `prepare` raises where a picture cannot be read
+            # `prepare` has raised if a picture cannot be read, so there are no failures
             sets = {"images": task.known, "validation": task.unseen}
             files_read = {name: files_record(image_set, len(image_set), ()) for name, image_set in sets.items()}
         weights = loop.train(config, task, folder, report=tell)

@@ -1,4 +1,4 @@
-"""What the commands that train share."""
+"""Shared parts of the commands that train."""
 
 from __future__ import annotations
 
@@ -12,30 +12,30 @@ from .output import say
 
 
 def json_object(text: str | None, option: str, example: str) -> dict[str, Any] | None:
-    """The JSON object in an option's value; None where it is not given."""
+    """The JSON object in an option's value; None if the option is not given."""
     if text is None:
         return None
     try:
         value = json.loads(text)
     except json.JSONDecodeError as error:
-        raise InputError(f"{option} is no JSON ({error}): {option} '{example}'.") from error
+        raise InputError(f"{option} is not JSON ({error}): write for example {option} '{example}'.") from error
     if not isinstance(value, dict):
-        raise InputError(f"{option} must be a JSON object: {option} '{example}'.")
+        raise InputError(f"{option} must be a JSON object, for example {option} '{example}'.")
     return value
 
 
 def tell(row: dict[str, Any]) -> None:
-    """Say on stderr what a validation found, and how long the training still takes."""
+    """Print the figures of a validation and the remaining training time to stderr."""
     left = row["seconds"] / row["step"] * (row["steps"] - row["step"])
     formats = {
-        "train_top1": "right on training images {:.1f} %",
-        "validation_top1": "on validation images {:.1f} %",
+        "train_top1": "training top-1 {:.1f} %",
+        "validation_top1": "validation top-1 {:.1f} %",
         "validation_miou": "validation mIoU {:.1f} %",
-        "gmac": "{:.3g} GMAC a crop",
-        "heldout_likeness": "held-out pictures alike {:.1f} %",
+        "gmac": "{:.3g} GMAC per crop",
+        "heldout_likeness": "held-out agreement {:.1f} %",
         "heldout_divergence": "divergence {:.4f}",
     }
-    parts = [text.format(row[name]) for name, text in formats.items() if name in row]
+    parts = [template.format(row[name]) for name, template in formats.items() if name in row]
     say(
         f"{row['model']} step {row['step']} of {row['steps']}, {row['seconds'] / 60:.0f} min, about {left / 60:.0f} "
         f"to go: loss {row['loss']:.3f}, {', '.join(parts)}"
@@ -43,7 +43,7 @@ def tell(row: dict[str, Any]) -> None:
 
 
 class WithKinds(typer.core.TyperCommand):
-    """A command whose first word may name another one: `tokensieve train segment` beside `tokensieve train NAME`."""
+    """A command whose first argument may be a sub-command: `tokensieve train segment` and `tokensieve train NAME`."""
 
     kinds: ClassVar[dict[str, Any]]
 

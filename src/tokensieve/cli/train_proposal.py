@@ -1,4 +1,4 @@
-"""`tokensieve train proposal`: a tiny ConvNet taught to rank patches as a host does."""
+"""`tokensieve train proposal`: train a tiny ConvNet to rank patches by their importance for a host."""
 
 from __future__ import annotations
 
@@ -18,28 +18,35 @@ def proposal(
     *,
     data: Annotated[str, typer.Option(metavar="FOLDER", help="Pictures, without labels: a folder, a tar, a data set.")],
     network: NetworkOptions,
-    out: Annotated[str, typer.Option(metavar="FOLDER", help="Weights, recipe, log and checkpoint.")] = "proposal",
+    out: Annotated[
+        str, typer.Option(metavar="FOLDER", help="Folder for weights, recipe, log and checkpoint.")
+    ] = "proposal",
     target: Annotated[
-        str, typer.Option(metavar="gradient|attention|hidden", help="What of the host ranks patches, see docs.")
+        str,
+        typer.Option(
+            metavar="gradient|attention|hidden", help="The host's measure of importance; see docs/proposals.md."
+        ),
     ] = "gradient",
     loss: Annotated[
-        str, typer.Option(metavar="listwise|pairwise|regression", help="How its ranking is learnt.")
+        str, typer.Option(metavar="listwise|pairwise|regression", help="Loss on the ranking.")
     ] = "listwise",
-    epochs: Annotated[float, typer.Option(metavar="N", help="Times through the pictures.")] = 20,
-    batch: Annotated[int, typer.Option(min=1, metavar="N", help="Pictures a step.")] = 64,
+    epochs: Annotated[float, typer.Option(metavar="N", help="Passes over the pictures.")] = 20,
+    batch: Annotated[int, typer.Option(min=1, metavar="N", help="Pictures per step.")] = 64,
     lr: Annotated[float, typer.Option(metavar="RATE", help="Learning rate after the warm-up.")] = 4e-3,
-    keep: Annotated[float, typer.Option(metavar="SHARE", help="Of the tokens, in the recipe that is written.")] = 0.7,
+    keep: Annotated[float, typer.Option(metavar="SHARE", help="Keep ratio of the recipe that is written.")] = 0.7,
     limit: Annotated[int | None, typer.Option(min=20, metavar="N", help="At most N pictures, evenly spread.")] = None,
     preprocessing: PreprocessingOption = "timm",
-    seed: Annotated[int, typer.Option(min=0, metavar="N", help="Of first weights, order and what is left out.")] = 0,
+    seed: Annotated[
+        int, typer.Option(min=0, metavar="N", help="Random seed of initial weights, order and held-out set.")
+    ] = 0,
     workers: WorkersOption = 0,
     machine: PlaceOptions,
     as_json: JsonOption = False,
 ) -> None:
-    """Teach a tiny ConvNet to rank patches as a host does, on your own pictures, no labels needed.
+    """Train a tiny ConvNet on your own pictures, without labels, to rank patches by their importance for a host.
 
-    It takes 1 % of what DeiT-Tiny does. The recipe that is written, proposal.json, leaves the least of its map out
-    before the first block. Stopped, the same command goes on where it was.
+    It costs 1 % of the MACs of DeiT-Tiny. The recipe that is written, proposal.json, drops the patches of lowest rank
+    before the first block. The same command resumes a stopped training.
     """
     from .._files import check_folder
 
@@ -58,18 +65,18 @@ def proposal(
     with working("opening the model"):
         dense, _, prepared = spec.open()
     pictures = media.prepared(prepared)
-    learnt = train_proposal(
+    result = train_proposal(
         dense, pictures, folder, settings, keep=keep, mean=prepared.mean, std=prepared.std, report=tell, say=say
     )
     plan = {"name": "nano_proposal", "host": spec.model, **asdict(settings)}
     trained: dict[str, Any] = {
         "model": "nano_proposal",
-        "weights": str(learnt.weights),
+        "weights": str(result.weights),
         "plan": plan,
-        "log": learnt.log,
+        "log": result.log,
     }
     record = {
-        "trained": [{**trained, "recipe": str(learnt.recipe)}],
+        "trained": [{**trained, "recipe": str(result.recipe)}],
         "data": {"images": files_record(pictures, len(pictures), ())},
     }
     if joined.is_main_process:

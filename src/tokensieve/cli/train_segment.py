@@ -1,4 +1,4 @@
-"""`tokensieve train segment` and `tokensieve train dtop`: segmenters, and segmenters that tokens leave early."""
+"""`tokensieve train segment` and `tokensieve train dtop`: train segmenters, without and with early exits for tokens."""
 
 from __future__ import annotations
 
@@ -15,32 +15,31 @@ from .train_options import json_object, tell
 
 BASE_STEPS, FINETUNE_STEPS = 160_000, 40_000
 
-ImagesOption = Annotated[
-    str, typer.Option(metavar="FOLDER|TAR", help="Pictures with a class for each pixel, to learn from.")
-]
+ImagesOption = Annotated[str, typer.Option(metavar="FOLDER|TAR", help="Training pictures with a class for each pixel.")]
 LayoutOption = Annotated[
     str,
     typer.Option(
         metavar="NAME",
-        help="How they lie: folders (images/ and labels/), ade20k, pascal-context, coco-stuff10k, coco-stuff164k, "
-        "cityscapes or camvid.",
+        help="Layout of the dataset: folders (images/ and labels/), ade20k, pascal-context, coco-stuff10k, "
+        "coco-stuff164k, cityscapes or camvid.",
     ),
 ]
 ValidationOption = Annotated[
     str | None,
-    typer.Option(metavar="FOLDER|TAR", help="Pictures that are only looked at; default the split val of --images."),
+    typer.Option(metavar="FOLDER|TAR", help="Validation pictures; default the split val of --images."),
 ]
-LookedAtOption = Annotated[
+ValidationLimitOption = Annotated[
     int | None, typer.Option(min=1, metavar="N", help="At most N validation pictures, evenly spread.")
 ]
 ClassesOption = Annotated[
-    str | None, typer.Option(metavar="N|FILE", help="Of a pair of folders: how many classes, or a file of their names.")
+    str | None,
+    typer.Option(metavar="N|FILE", help="For the layout folders: number of classes, or a file of their names."),
 ]
 SegmenterModelOption = Annotated[str | None, typer.Option(metavar="NAME", help="The backbone: a plain ViT.")]
-PretrainedOption = Annotated[bool, typer.Option(help="Download the backbone's weights that no FILE gives.")]
+PretrainedOption = Annotated[bool, typer.Option(help="Download the backbone's weights unless --weights is given.")]
 ArgsOption = Annotated[
     str | None,
-    typer.Option(metavar="JSON", help="Of the backbone's constructor; default of timm's dynamic_img_size."),
+    typer.Option(metavar="JSON", help="Arguments of the backbone's constructor; default for timm dynamic_img_size."),
 ]
 HeadOption = Annotated[
     str,
@@ -48,27 +47,31 @@ HeadOption = Annotated[
 ]
 HeadArgsOption = Annotated[
     str | None,
-    typer.Option(metavar="JSON", help='Of the head, e.g. \'{"exits": [5, 7, 11], "width": 384, "heads": 6}\'.'),
+    typer.Option(
+        metavar="JSON", help='Arguments of the head, e.g. \'{"exits": [5, 7, 11], "width": 384, "heads": 6}\'.'
+    ),
 ]
-CropOption = Annotated[str, typer.Option(metavar="512|176x240", help="What is read at once, height x width.")]
+CropOption = Annotated[str, typer.Option(metavar="512|176x240", help="Crop that the model reads, height x width.")]
 StrideOption = Annotated[
-    str | None, typer.Option(metavar="341|92x120", help="From window to window in validation; default 2/3 of the crop.")
+    str | None, typer.Option(metavar="341|92x120", help="Step between validation windows; default 2/3 of the crop.")
 ]
-StepsOption = Annotated[int | None, typer.Option(min=1, metavar="N", help="Steps of the optimizer; default as DToP's.")]
-BatchOption = Annotated[int, typer.Option(min=1, metavar="N", help="Crops a step.")]
+StepsOption = Annotated[int | None, typer.Option(min=1, metavar="N", help="Optimizer steps; default those of DToP.")]
+BatchOption = Annotated[int, typer.Option(min=1, metavar="N", help="Crops per step.")]
 RateOption = Annotated[float, typer.Option(metavar="RATE", help="Learning rate of the backbone, after the warm-up.")]
-HeadRateOption = Annotated[float, typer.Option(metavar="TIMES", help="How many times as large that of the heads is.")]
+HeadRateOption = Annotated[
+    float, typer.Option(metavar="TIMES", help="Learning rate of the heads, as a multiple of --lr.")
+]
 WarmupOption = Annotated[int, typer.Option(min=0, metavar="N", help="Steps of linear warm-up.")]
 DropPathOption = Annotated[float, typer.Option(metavar="RATE", help="Stochastic depth of the backbone.")]
-TrainableOption = Annotated[str, typer.Option(metavar="all|heads", help="What learns.")]
-PrecisionOption = Annotated[str, typer.Option(metavar="auto|fp32|bf16", help="Of the forward.")]
+TrainableOption = Annotated[str, typer.Option(metavar="all|heads", help="Parameters to train.")]
+PrecisionOption = Annotated[str, typer.Option(metavar="auto|fp32|bf16", help="Precision of the training.")]
 EveryOption = Annotated[int, typer.Option(min=1, metavar="N", help="Steps between validations.")]
 CheckpointOption = Annotated[
     int | None, typer.Option(min=1, metavar="N", help="Steps between checkpoints; default at each validation.")
 ]
-OutOption = Annotated[str, typer.Option(metavar="FOLDER", help="Weights, logs and checkpoints.")]
-SeedOption = Annotated[int, typer.Option(min=0, metavar="N", help="Of crops and first weights.")]
-WorkersOption = Annotated[int, typer.Option(min=0, metavar="N", help="Processes that make batches ahead.")]
+OutOption = Annotated[str, typer.Option(metavar="FOLDER", help="Folder for weights, logs and checkpoints.")]
+SeedOption = Annotated[int, typer.Option(min=0, metavar="N", help="Random seed of crops and initial weights.")]
+WorkersOption = Annotated[int, typer.Option(min=0, metavar="N", help="Data loader processes.")]
 
 
 @dataclass(frozen=True)
@@ -78,13 +81,13 @@ class SetOptions:
     images: ImagesOption
     layout: LayoutOption = "folders"
     validation: ValidationOption = None
-    looked_at: LookedAtOption = None
+    validation_limit: ValidationLimitOption = None
     classes: ClassesOption = None
 
 
 @dataclass(frozen=True)
 class SegmenterOptions:
-    """How a segmenter is built, and how it learns."""
+    """The architecture of a segmenter and the settings of its training."""
 
     weights: WeightsOption = None
     pretrained: PretrainedOption = True
@@ -116,11 +119,11 @@ def segment(
     out: OutOption = "segment",
     as_json: JsonOption = False,
 ) -> None:
-    """Train a segmenter on a plain ViT; stopped, the same command goes on where it was.
+    """Train a segmenter with a plain ViT as its backbone. The same command resumes a stopped training.
 
-    Writes HEAD.safetensors, HEAD.json (how it is built), HEAD.csv (the log) and HEAD.checkpoint.pt into the folder.
+    Writes HEAD.safetensors, HEAD.json (the architecture), HEAD.csv (the log) and HEAD.checkpoint.pt into the folder.
     """
-    _learn({**vars(sets), **vars(settings), "model": model, "out": out, "as_json": as_json})
+    _train({**vars(sets), **vars(settings), "model": model, "out": out, "as_json": as_json})
 
 
 def dtop(
@@ -128,31 +131,33 @@ def dtop(
     sets: SetOptions,
     base: Annotated[
         str | None,
-        typer.Option(metavar="FILE", help="What `train segment` trained, to go on from; without it one is begun anew."),
+        typer.Option(
+            metavar="FILE", help="Segmenter of `train segment` to fine-tune; without it training starts anew."
+        ),
     ] = None,
     recipe: Annotated[
-        str, typer.Option(metavar="TEXT|FILE", help="Which tokens leave; dtop, alone or with other methods.")
+        str, typer.Option(metavar="TEXT|FILE", help="The recipe to train with: dtop, alone or with other methods.")
     ] = "dtop(threshold=0.95, keep_per_class=5)",
     model: SegmenterModelOption = None,
     settings: SegmenterOptions,
     out: OutOption = "dtop",
     as_json: JsonOption = False,
 ) -> None:
-    """Train a segmenter that certain tokens leave early: with --base DToP's @Finetune, without its @Retrain.
+    """Train a segmenter with early exits for confident tokens: with --base DToP's @Finetune, without it its @Retrain.
 
     Writes HEAD_dtop.safetensors, its .json, .csv, .recipe.json and .checkpoint.pt into the folder.
     """
     options = {"base": base, "recipe": recipe, "model": model, "out": out, "as_json": as_json}
-    _learn({**vars(sets), **vars(settings), **options})
+    _train({**vars(sets), **vars(settings), **options})
 
 
-def _learn(options: dict[str, Any]) -> None:
+def _train(options: dict[str, Any]) -> None:
     base, with_exits = options.get("base"), "recipe" in options
     if base is not None:
         of_plan = {"model": "--model", "weights": "--weights", "args": "--args", "head_args": "--head-args"}
         for name, option in of_plan.items():
             if options[name] is not None:
-                raise InputError(f"{option} belongs to a segmenter that is begun anew; --base says how it is built.")
+                raise InputError(f"{option} cannot be given with --base, whose segmenter already has it.")
     import torch
 
     from ..data import segmentation_set
@@ -172,7 +177,7 @@ def _learn(options: dict[str, Any]) -> None:
         layout,
         None if separate else "val",
         classes=classes,
-        limit=options["looked_at"],
+        limit=options["validation_limit"],
     )
     for pictures in (training, unseen):
         tell_files(pictures)
@@ -212,9 +217,9 @@ def _learn(options: dict[str, Any]) -> None:
     plan_of = {"name": task.name, "images": crops_seen, **asdict(config), "task": task.identity}
     trained = {"model": task.name, "weights": str(weights), "plan": plan_of, "log": loop.read_log(folder, task.name)}
     sets = {"images": task.known, "validation": task.unseen}
-    read = {name: files_record(picture_set, len(picture_set), ()) for name, picture_set in sets.items()}
+    files_read = {name: files_record(picture_set, len(picture_set), ()) for name, picture_set in sets.items()}
     if joined.is_main_process:
-        print_record({"trained": [trained], "data": read}, "train_view.train_view", options["as_json"])
+        print_record({"trained": [trained], "data": files_read}, "train_view.train_view", options["as_json"])
 
 
 def _sides(text: str, option: str) -> tuple[int, int]:

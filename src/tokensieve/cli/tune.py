@@ -1,4 +1,4 @@
-"""`tokensieve tune`: recipes for the user's own model, pictures and budget."""
+"""`tokensieve tune`: search recipes for the user's own model, pictures and budget."""
 
 from __future__ import annotations
 
@@ -32,46 +32,48 @@ if TYPE_CHECKING:  # heavy imports wait until a command needs them, so that --he
 
 FOLDER = "tokensieve-tune"
 IMAGES, MOTION = "mobileone_s0", "motion"
-"""The default proposals: a network for images, motion, which needs none, for videos."""
+"""The default proposals: a network for images; for videos motion, which needs no network."""
 
 
 def tune(
     *,
     data: Annotated[
-        str, typer.Option(metavar="FOLDER", help="Pictures or videos: a folder, a tar, a timm data set, a list.")
+        str, typer.Option(metavar="FOLDER", help="Pictures or videos: a folder, a tar, a timm dataset, a list.")
     ],
     network: NetworkOptions,
     segmenter: Annotated[
         str | None,
         typer.Option(metavar="FILE", help="NAME.safetensors of `train segment` instead of --model; reads windows."),
     ] = None,
-    macs: Annotated[float | None, typer.Option(metavar="X", help="Wanted: X times fewer MACs.")] = None,
-    time: Annotated[float | None, typer.Option(metavar="X", help="Wanted: X times as fast, measured here.")] = None,
+    macs: Annotated[float | None, typer.Option(metavar="X", help="Budget: X times fewer MACs.")] = None,
+    time: Annotated[
+        float | None, typer.Option(metavar="X", help="Budget: X times as fast, measured on this machine.")
+    ] = None,
     divergence: Annotated[
-        float | None, typer.Option(metavar="KL", help="Allowed: this divergence, and as cheap as can be.")
+        float | None, typer.Option(metavar="KL", help="Budget: at most this divergence, with as few MACs as possible.")
     ] = None,
     agree: Annotated[
         float | None,
-        typer.Option(metavar="SHARE", help="Wanted: so many answers the same, 0.98, as cheap as can be: cascades."),
+        typer.Option(metavar="SHARE", help="Budget: this share of equal predictions, e.g. 0.98; searches cascades."),
     ] = None,
-    confidence: Annotated[float, typer.Option(metavar="SHARE", help="Of --agree: how sure its promise is.")] = 0.95,
+    confidence: Annotated[float, typer.Option(metavar="SHARE", help="Confidence level for --agree.")] = 0.95,
     limit: Annotated[
         int | None,
         typer.Option(min=4, metavar="N", help="At most N pictures, evenly spread; default 250, with --agree 1000."),
     ] = None,
-    trials: Annotated[int, typer.Option(min=0, metavar="N", help="Recipes to try in the searches.")] = 200,
-    timeout: Annotated[float | None, typer.Option(metavar="SECONDS", help="End the search after so long.")] = None,
+    trials: Annotated[int, typer.Option(min=0, metavar="N", help="Number of recipes to try.")] = 200,
+    timeout: Annotated[float | None, typer.Option(metavar="SECONDS", help="Time limit of the search.")] = None,
     storage: Annotated[
-        str | None, typer.Option(metavar="FILE.db", help="Keep the trials here; the same command goes on from them.")
+        str | None, typer.Option(metavar="FILE.db", help="Store the trials here; the same command resumes from them.")
     ] = None,
-    out: Annotated[str, typer.Option(metavar="FOLDER", help="Recipe files, front.csv, .json, .png.")] = FOLDER,
+    out: Annotated[str, typer.Option(metavar="FOLDER", help="Folder for recipes and front.csv, .json, .png.")] = FOLDER,
     family: Annotated[
-        list[str] | None, typer.Option(metavar="NAME", help="Search this family only; may be repeated.")
+        list[str] | None, typer.Option(metavar="NAME", help="Search only this family; may be repeated.")
     ] = None,
     proposal: Annotated[
         list[str] | None,
         typer.Option(
-            metavar="NAME|none", help="May rank patches; may be repeated. Default mobileone_s0, of videos motion."
+            metavar="NAME|none", help="Proposal to try; may be repeated. Default mobileone_s0, for videos motion."
         ),
     ] = None,
     proposal_weights: Annotated[
@@ -79,32 +81,36 @@ def tune(
     ] = None,
     holdout: Annotated[
         float | None,
-        typer.Option(metavar="SHARE", help="Pictures that the search does not see; default 0.3, with --agree 0.5."),
+        typer.Option(metavar="SHARE", help="Share of held-out pictures; default 0.3, with --agree 0.5."),
     ] = None,
     correct: Annotated[
-        bool, typer.Option(help="Correct what the recommended recipe loses on all pictures alike.")
+        bool, typer.Option(help="Correct the systematic error of the recommended recipe; see `tokensieve correct`.")
     ] = True,
     labels: Annotated[
         bool,
-        typer.Option("--labels", help="The folders are the model's classes: tell accuracy too. --classes means it."),
+        typer.Option(
+            "--labels", help="The folders are the model's classes: report accuracy too. Implied by --classes."
+        ),
     ] = False,
     classes: ClassesOption = None,
     preprocessing: PreprocessingOption = "timm",
     batch: BatchOption = 32,
     workers: WorkersOption = 0,
-    seed: Annotated[int, typer.Option(min=0, metavar="N", help="Of the search, and of which pictures it sees.")] = 0,
+    seed: Annotated[
+        int, typer.Option(min=0, metavar="N", help="Random seed of the search and of the held-out pictures.")
+    ] = 0,
     clips: SetOptions,
     machine: MachineOptions,
     as_json: JsonOption = False,
 ) -> None:
-    """Find recipes for your model on your own pictures or videos, no labels needed, within a budget."""
+    """Search recipes for your model on your own pictures or videos within a budget; no labels needed."""
     if clips.views is not None:
-        raise InputError("--views are averaged by tokensieve eval: a search reads one clip of a video.")
+        raise InputError("tune reads one clip of each video: leave out --views, which tokensieve eval averages over.")
     from .._files import check_folder
 
     check_folder(out)
     if agree is not None and segmenter is not None:
-        raise InputError("--agree is of classifiers; of segmenters give --macs, --time or --divergence.")
+        raise InputError("--agree is for classifiers: for segmenters give --macs, --time or --divergence.")
     limit = limit or (250 if agree is None else 1000)
     holdout = (0.3 if agree is None else 0.5) if holdout is None else holdout
     correction = _correction(Path(out)) if correct and segmenter is None and agree is None else None
@@ -113,7 +119,7 @@ def tune(
     else:
         if network.weights is not None or labels or classes is not None or machine.size is not None:
             raise InputError(
-                "--segmenter has its own weights, size and classes: no --weights, --size, --classes, --labels."
+                "--segmenter has its own weights, size and classes: leave out --weights, --size, --classes, --labels."
             )
         window, spec = _segmenter(segmenter, machine)
     from ..cascades.cascade import Cascade
@@ -136,11 +142,13 @@ def tune(
     labelled = labels or classes is not None
     if labelled and not classes and (folders := len(getattr(pictures, "classes", ()))) != class_count(dense):
         raise InputError(
-            f"--labels: the {folders} class folders are not the {class_count(dense)} classes of the model; --classes "
-            "FILE says which folder is which class."
+            f"--labels: the {folders} class folders are not the {class_count(dense)} classes of the model; map folders "
+            "to classes with --classes FILE."
         )
-    if labelled and (loose := getattr(pictures, "unlabelled", 0)):
-        raise InputError(f"Accuracy needs a label for every {kind.one}, and {loose} lie in no class folder: move them.")
+    if labelled and (unlabelled := getattr(pictures, "unlabelled", 0)):
+        raise InputError(
+            f"Accuracy needs a label for every {kind.one}, and {unlabelled} are not in a class folder: move them."
+        )
 
     class Unlabelled(TrackedBatches):
         def __iter__(self) -> Iterator[Any]:
@@ -199,14 +207,14 @@ def tune(
 
 
 def _segmenter(file: str, machine: MachineOptions) -> tuple[Any, Any]:
-    """What makes a picture a window of the size that it reads, and the description of the model."""
+    """The transform from a picture to a window of the segmenter's size, and the `ModelSpec` of the segmenter."""
     from ..data import AsTensor, Preprocessing
     from ..segmentation.plan import SegmenterPlan, plan_file
     from ..segmentation.sliding import OneWindow
 
     plan = SegmenterPlan.load(plan_file(file))
     if plan.mean is None or plan.std is None:
-        raise InputError(f"{plan_file(file)} does not say how images are normalised: mean and std.")
+        raise InputError(f"{plan_file(file)} lacks the normalisation of images: mean and std.")
     network = NetworkOptions(model="tokensieve.segmentation.plan:trained")
     preprocessing = Preprocessing(plan.crop, plan.mean, plan.std)
     spec = read_spec(network, machine, recipe="", preprocessing=preprocessing, args={"weights": file})
@@ -214,7 +222,7 @@ def _segmenter(file: str, machine: MachineOptions) -> tuple[Any, Any]:
 
 
 def _on_pictures(point: Point, dense: float, opened: OpenedModel, images: Tensor) -> dict[str, Any]:
-    """The cost of a recipe that leaves each picture its own number of tokens; these in the mean over some pictures."""
+    """MACs and mean token counts, on some pictures, of a recipe with a different number of tokens for each picture."""
     trace = opened.fast.trace(images.to(opened.device, opened.dtype))
     assert trace.tokens is not None
     return {
@@ -227,7 +235,7 @@ def _on_pictures(point: Point, dense: float, opened: OpenedModel, images: Tensor
 
 
 def _correction(folder: Path) -> Path:
-    """The file for the correction's weights; one that belongs to another recipe than an earlier search's is refused."""
+    """The file for the correction's weights. Raises `InputError` if it exists and belongs to another recipe."""
     from ..methods.corrected import CORRECTION
     from ..recipe import recipes_with
 

@@ -1,4 +1,4 @@
-"""A cascade for other runtimes: a file for each member, and the rule which of them answers, checked together."""
+"""A cascade for other runtimes: a file for each member, and the rule that selects the member, checked together."""
 
 from __future__ import annotations
 
@@ -25,23 +25,23 @@ from .onnx_file import OPSET, export_onnx
 from .program_file import export_program
 
 RULE = "cascade.json"
-"""What says which member answers an image."""
+"""File name of the rule that selects the member for an image."""
 VERSION = 1
 FORMATS = {"onnx": ".onnx", "program": ".pt2"}
 CHECKED = 8
-"""Random images on which members and rule are checked together."""
+"""Number of random images on which members and rule are checked together."""
 
 
 @dataclass(frozen=True)
 class ExportedCascade:
-    """The files of a cascade that answer as it does."""
+    """The files of an exported cascade."""
 
     path: Path
-    """The rule; the members' files lie beside it."""
+    """The rule; the members' files are in the same folder."""
     members: tuple[Exported, ...]
-    """Only those that read anything: a member whose threshold is 1 is left out, and its threshold with it."""
+    """The members that are run: those with threshold 1 are left out, with their thresholds."""
     difference: float
-    """Largest difference from the cascade in PyTorch, on random images that no threshold is too near to."""
+    """Largest difference from the cascade in PyTorch, on random images whose scores are not close to a threshold."""
     bytes: int
 
 
@@ -60,55 +60,56 @@ def export_cascade(
 ) -> ExportedCascade:
     """Write a file for each member of a cascade and `cascade.json`, the rule, and check them together.
 
-    The rule names the files from cheap to dense in `members`, with `thresholds`, one for each but the last, and the
-    `score`: an image is given to the first; where the score of its answer is below the threshold, to the next; the last
-    one answers whatever it is given. Every member reads the image from its beginning: what members share in PyTorch is
-    not shared between files. `recipe` is the cascade as `sieve` opens it, with its promise.
+    The rule lists the files from cheap to dense in `members`, with `thresholds`, one for each but the last, and the
+    `score`: run the first member on an image; while the score of its output is below the threshold, run the next one;
+    the output of the last member always counts. Every file computes the whole member: computation that members share in
+    PyTorch is not shared between files. `recipe` is the JSON of the cascade for `sieve`, with its promise.
 
     Args:
-        cascade: what `tokensieve.cascade` or `sieve` returned; its score has a name.
-        folder: made if it is not there and the one above it is. A rule that was there stays until all is written.
+        cascade: a cascade from `tokensieve.cascade` or `sieve`, with a named score.
+        folder: made if it does not exist; its parent must exist. An existing rule is replaced last.
+        input_size: as for `export_onnx`.
         format: "onnx" or "program".
-        batch, opset, mean, std, seed: as of `export_onnx`.
+        batch, opset, mean, std, seed: as for `export_onnx`.
 
     Raises:
-        InputError: no cascade, a score that is a function, or as `export_onnx` raises.
-        ExportError: a member cannot be exported, or the files do not answer as the cascade does.
+        InputError: not a cascade, a score that is a function, or as for `export_onnx`.
+        ExportError: a member cannot be exported, or the files' outputs differ from the cascade's.
     """
-    itself = eager(cascade)
-    if not isinstance(itself, Cascade):
-        raise InputError("export_cascade is of a cascade; one recipe is written by export_onnx or export_program.")
+    eager_cascade = eager(cascade)
+    if not isinstance(eager_cascade, Cascade):
+        raise InputError("export_cascade takes a cascade; export a single recipe with export_onnx or export_program.")
     if format not in FORMATS:
-        raise InputError(f"format is {' or '.join(FORMATS)}, not {format!r}.")
-    score = itself.recipe.score
+        raise InputError(f"format must be {' or '.join(FORMATS)}, not {format!r}.")
+    score = eager_cascade.recipe.score
     if not isinstance(score, str):
-        raise InputError("A cascade whose score is a function cannot be written for other runtimes: name a score.")
-    folder, spec = make_folder(folder), own_input(itself.dense, input_size)
-    thresholds = [threshold for threshold in itself.thresholds if threshold < 1]
+        raise InputError("A cascade whose score is a function cannot be exported: use a named score.")
+    folder, spec = make_folder(folder), own_input(eager_cascade.dense, input_size)
+    thresholds = [threshold for threshold in eager_cascade.thresholds if threshold < 1]
     written: list[Exported] = []
     names: list[str] = []
     write: Callable[..., Exported] = partial(export_onnx, opset=opset) if format == "onnx" else export_program
-    for number, index in enumerate(itself.active):
+    for number, index in enumerate(eager_cascade.active):
         names.append(f"member-{number}{FORMATS[format]}")
         written.append(
-            write(itself.members[index], folder / names[-1], spec, batch=batch, mean=mean, std=std, seed=seed)
+            write(eager_cascade.members[index], folder / names[-1], spec, batch=batch, mean=mean, std=std, seed=seed)
         )
-    like = next(itself.dense.parameters())
+    weight = next(eager_cascade.dense.parameters())
     generator = torch.Generator().manual_seed(seed)
-    images = torch.randn(batch or CHECKED, *spec, generator=generator).to(like.device, like.dtype)
+    images = torch.randn(batch or CHECKED, *spec, generator=generator).to(weight.device, weight.dtype)
     calls = [_runner(folder / name, format) for name in names]
-    difference = _checked(itself, calls, thresholds, score, images, batch)
+    difference = _checked(eager_cascade, calls, thresholds, score, images, batch)
     rule = {
         "tokensieve_cascade_files": VERSION,
         "tokensieve": __version__,
         "members": names,
         "thresholds": thresholds,
         "score": score,
-        "recipe": json.loads(itself.recipe.to_json()),
+        "recipe": json.loads(eager_cascade.recipe.to_json()),
     }
     with draft(folder / RULE) as file:
         file.write_text(json.dumps(rule, indent=2) + "\n", encoding="utf-8")
-    size = sum(each.bytes for each in written) + (folder / RULE).stat().st_size
+    size = sum(member.bytes for member in written) + (folder / RULE).stat().st_size
     return ExportedCascade(folder / RULE, tuple(written), difference, size)
 
 
@@ -128,7 +129,7 @@ def _checked(
     images: Tensor,
     batch: int | None,
 ) -> float:
-    """The largest difference of what the files answer under the rule from what the cascade does."""
+    """The largest difference of the files' outputs under the rule from the cascade's outputs."""
     trace = cascade.trace(images)
     expected = logits_of(trace.output, cascade, score, len(images))
     outputs, settled = torch.full_like(expected, float("nan")), torch.ones(len(images), dtype=torch.bool)
@@ -136,7 +137,7 @@ def _checked(
     for call, threshold in zip(calls, (*thresholds, None), strict=True):
         if not len(pending):
             break
-        # A file of one batch size gets all images; its outputs for those already answered are not used.
+        # A file with a fixed batch size gets all images; outputs for images that are already done are not used.
         inputs = images if batch else images[pending]
         output = call(inputs)
         logits = logits_of(output[0] if isinstance(output, tuple | list) else output, cascade, score, len(inputs))
@@ -151,6 +152,6 @@ def _checked(
     difference = float((outputs - expected)[settled].abs().max())
     if not difference <= TOLERANCE:
         raise ExportError(
-            f"The cascade's files answer otherwise than it does, by {difference:.1e} where {TOLERANCE:g} is allowed."
+            f"The outputs of the cascade's files differ from PyTorch's by {difference:.1e}, {TOLERANCE:g} is allowed."
         )
     return difference

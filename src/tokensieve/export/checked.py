@@ -1,4 +1,4 @@
-"""What all files for other runtimes share: traced, written, compared with PyTorch, and only then put in place."""
+"""Shared part of all exports: trace, write, compare with PyTorch, and only then put the file in place."""
 
 from __future__ import annotations
 
@@ -30,32 +30,32 @@ from .parity import largest_difference
 TOLERANCE = 1e-4
 """Largest difference from PyTorch in any output."""
 LEAST_TORCH = "2.9"
-"""In older versions export ties the graph to the example's batch, and the conversion to ONNX lacks operators."""
+"""In older versions export fixes the batch size of the example, and the conversion to ONNX lacks operators."""
 BATCHES = (1, 5)
-"""Batch sizes at which a file that takes any is checked; it is traced with another."""
+"""Batch sizes at which a file with a free batch size is checked; it is traced with another one."""
 NOT_IN_ONNX = {
     "eigen-cam": "needs eigenvectors, for which ONNX has no operator",
     "random": "hashes the bits of the images, which ONNX cannot see",
 }
 Shape = tuple[str | int, ...]
-Written = tuple[Callable[[Tensor], Any], int]  # what runs the file, and the operators in it
+Written = tuple[Callable[[Tensor], Any], int]  # a function that runs the file, and its number of operators
 
 
 @dataclass(frozen=True)
 class Exported:
-    """A file that was written and answers as PyTorch does."""
+    """An exported file whose outputs match PyTorch's."""
 
     path: Path
     inputs: dict[str, Shape]
-    """Name -> shape; a dimension that may be any number is a name."""
+    """Name -> shape; a free dimension is given by its name."""
     outputs: dict[str, Shape]
     differences: dict[int, float]
-    """Batch size -> largest difference from PyTorch in any output, on random images: absolute, and of tokens and maps
-    a share of the output's largest number where that is above 1."""
+    """Batch size -> largest difference from PyTorch in any output, on random images: absolute, but for tokens and maps
+    relative to the output's largest value if that is above 1."""
     nodes: int
-    """Operators in the graph."""
+    """Number of operators in the graph."""
     bytes: int
-    """Size of what was written."""
+    """Size of the files written, in bytes."""
     opset: int | None = None
     """Version of ONNX's operators; None for an exported program."""
 
@@ -71,12 +71,10 @@ def write_checked(
     write: Callable[[ExportedProgram, Path, tuple[str, ...]], Written],
     opset: int | None = None,
 ) -> Exported:
-    """Trace, write beside the target, compare, and only then put in place."""
+    """Trace a module, write a draft of the file, compare its outputs with PyTorch's, and put it in place."""
     kind = type(module).__name__
     if TorchVersion(torch.__version__) < LEAST_TORCH:
-        raise ExportError(
-            f"Writing files for other runtimes needs torch {LEAST_TORCH} or newer; this is {torch.__version__}."
-        )
+        raise ExportError(f"Exporting needs torch {LEAST_TORCH} or newer; this is {torch.__version__}.")
     if batch is not None and batch < 1:
         raise InputError(f"batch must be at least 1, or None for any, not {batch}.")
     parameter, generator = next(module.parameters(), torch.empty(0)), torch.Generator().manual_seed(seed)
@@ -104,10 +102,10 @@ def write_checked(
 
 @contextmanager
 def attempt(what: str, refusal: type[SieveError] = ExportError) -> Iterator[None]:
-    """Quietly. What fails in the depths of a library, in whatever way, becomes a sentence that begins with `what`."""
+    """Context without warnings in which any error of a library becomes a `refusal` whose message begins with `what`."""
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # exporters warn of what they do to a model; what matters of it is checked
+            warnings.simplefilter("ignore")  # exporters warn about changes to the model; its outputs are checked anyway
             yield
     except SieveError:
         raise
@@ -116,36 +114,36 @@ def attempt(what: str, refusal: type[SieveError] = ExportError) -> Iterator[None
 
 
 def refuse(module: Any, reasons: dict[str, str]) -> None:
-    """Refuse what cannot be exported, before anything slow."""
+    """Raise for modules that cannot be exported, before anything slow; `reasons`: name of a map -> why it cannot."""
     kind = type(module).__name__
     if hasattr(module, "_orig_mod"):
         raise InputError(f"{kind} is compiled: export the module that was compiled.")
     if any(isinstance(part, PackedLinear) for part in module.modules()):
-        raise InputError("The model's weights are packed for this CPU: export the model that prepack() was given.")
+        raise InputError("The model's weights are packed for this CPU: export the model without prepack().")
     if isinstance(module, Cascade):
-        raise InputError("A cascade becomes a file for each member, and a rule: export_cascade(cascade, folder).")
+        raise InputError("A cascade is exported by export_cascade(cascade, folder), with a file for each member.")
     if getattr(module, "model", module).training:
-        raise InputError(f"{kind} is in training mode, which a file does not have: call .eval() first.")
+        raise InputError(f"{kind} is in training mode, which cannot be exported: call .eval() first.")
     if getattr(module, "significance", None) is None:
         return
     for method in module.recipe:
         if isinstance(method, PaPr) and isinstance(method.significance, str) and method.significance in reasons:
             known = ", ".join(name for name in ("mean", "cam", "centre", *NOT_IN_ONNX) if name not in reasons)
             raise ExportError(
-                f"The map {method.significance} {reasons[method.significance]}. Maps that can be written: {known}."
+                f"The map {method.significance} {reasons[method.significance]}. Maps that can be exported: {known}."
             )
 
 
 def preprocessing_of(
     module: nn.Module, input_size: InputSize | None, mean: Sequence[float] | None, std: Sequence[float] | None
 ) -> tuple[InputSpec, Preprocessing | VideoPreprocessing | None]:
-    """The images or clips, and their preprocessing: None where the host states none for as many channels."""
+    """The input spec, and the preprocessing; the latter is None if the host has none for its number of channels."""
     input_spec = None if input_size is None else own_input(module, input_size)
     if "T" in (stated := input_spec or InputSpec.of(module)).layout:
         own_clips = {"input_size": stated.size, "frames": stated.frames, "layout": stated.layout}
         return stated, VideoPreprocessing.of(module, mean, std, **own_clips)
     preprocessing = Preprocessing.of(module, mean, std, None if input_spec is None else input_spec.size)
-    if input_spec is None and channels_of(module) is None:  # as many as the normalisation is for
+    if input_spec is None and channels_of(module) is None:  # take the number of channels from the normalisation
         input_spec = InputSpec((len(preprocessing.mean), *preprocessing.input_size))
     spec = input_spec or own_input(module, preprocessing.input_size)
     if len(preprocessing.mean) == spec.channels:
@@ -165,6 +163,6 @@ def facts_of(module: nn.Module, preprocessing: Preprocessing | VideoPreprocessin
     recipe = getattr(module, "recipe", None)
     if isinstance(recipe, Recipe):
         facts["recipe"] = str(recipe)
-        with suppress(RecipeError):  # a module or a tensor in the recipe: the graph holds it, text cannot
+        with suppress(RecipeError):  # a module or a tensor in the recipe is part of the graph, but cannot be text
             facts["recipe_json"] = recipe.to_json()
     return facts

@@ -1,4 +1,4 @@
-"""A traced program in ONNX's operators, and onnxruntime to run it: all that is known here of those libraries."""
+"""Converts a traced program to ONNX's operators, and runs it in onnxruntime; only this file uses these libraries."""
 
 from __future__ import annotations
 
@@ -33,18 +33,18 @@ def translate(program: ExportedProgram, outputs: Sequence[str], opset: int) -> t
         verbose=False,
     )
     assert graph is not None
-    # The optimiser's time grows with the square of the nodes: it gets them without the constant ones, half of them.
+    # The optimiser's time grows with the square of the nodes: first remove the constant ones, about half of them.
     optimizer.fold_constants(graph.model)
     passes.RemoveUnusedNodesPass()(graph.model)
     passes.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(graph.model)
     graph.optimize()
-    passes.ClearMetadataAndDocStringPass()(graph.model)  # traces with folders of the machine that wrote the file
+    passes.ClearMetadataAndDocStringPass()(graph.model)  # stack traces, which contain paths of this machine
     _name_batch(graph.model.graph)
     return graph
 
 
 def _name_batch(graph: Any) -> None:
-    """Call the free dimension `batch` wherever a shape speaks of it, where torch has a symbol of its own for it."""
+    """Rename the free dimension from torch's own symbol to `batch` in all shapes."""
     free = graph.inputs[0].shape[0]
     if not isinstance(free, onnx_ir.SymbolicDim):
         return
@@ -59,24 +59,24 @@ def _name_batch(graph: Any) -> None:
 
 
 def _stable_sort(x: Any, stable: bool | None = None, dim: int = -1, descending: bool = False) -> Any:
-    """Sorting as ONNX has it: of equal values TopK gives the lower index first, which is what stable means here."""
+    """Stable sort by ONNX's TopK, which gives the lower index first for equal values."""
     count: Any = opset18.Constant(value_ints=[x.shape[dim]])
     return opset18.TopK(x, count, axis=dim, largest=int(descending), sorted=1)
 
 
 def weight_bytes(graph: torch.onnx.ONNXProgram) -> int:
-    """Bytes of all the numbers that the graph carries."""
+    """Size of all weights in the graph, in bytes."""
     return sum(
         value.const_value.nbytes for value in graph.model.graph.initializers.values() if value.const_value is not None
     )
 
 
 def runner(file: Path) -> Callable[[Tensor], tuple[Tensor, ...]]:
-    """onnxruntime on the CPU, with as many threads as torch has: images in, the file's outputs out."""
+    """A function from images to the file's outputs, by onnxruntime on the CPU with torch's number of threads."""
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = torch.get_num_threads()
-    # Idle threads that go on spinning take the cores from the next session, and from torch.
+    # Without this, idle threads keep spinning and take cores from the next session and from torch.
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-    options.log_severity_level = 4  # what goes wrong is raised, and said once
+    options.log_severity_level = 4  # errors are raised; do not log them too
     session = onnxruntime.InferenceSession(file, options, providers=["CPUExecutionProvider"])
     return lambda images: tuple(map(torch.from_numpy, session.run(None, {"images": images.numpy()})))

@@ -1,4 +1,4 @@
-"""What a model returns, tensor by tensor under names, and the model that returns the chosen ones alone."""
+"""Names of a model's output tensors, and a module that returns only the chosen ones."""
 
 from __future__ import annotations
 
@@ -13,41 +13,41 @@ from ..measure.outputs import FIELDS
 from ..stream import Sieved
 
 MAPS = "feature_maps"
-"""The output of hosts with stages that has the maps behind each stage, and of a backbone the maps it returns."""
+"""Name of the output with the maps of all stages of a host, or with the maps that a backbone returns."""
 OBVIOUS = (*FIELDS, MAPS)
-"""Outputs from the one that is most likely wanted."""
+"""Outputs in the order in which one is chosen by default."""
 Fields = dict[str, dict[str, Tensor]]
-"""Output -> its tensors under their names: most have one, called as the output is."""
+"""Output -> its tensors by name; most outputs have one tensor, with the output's name."""
 
 
 class Chosen(nn.Module):
-    """A model that returns one of its outputs alone: a tensor, or several as a tuple.
+    """A module that returns one output of a model: a tensor, or several as a tuple.
 
-    `names` are those of its tensors, `example` is what it returned for the images that it was made with; `plain` says
-    that the model itself returns nothing else.
+    `names` are the names of the tensors, `example` holds them for the images given to the constructor; `plain` is True
+    if the model itself returns just this tensor.
     """
 
     def __init__(self, module: nn.Module, images: Tensor, output: str | None = None) -> None:
-        """Run on images (B, C, H, W), and choose.
+        """Run the model on images (B, C, H, W), and choose the output.
 
         Raises:
-            InputError: the model does not run on these images, or has no such output.
-            ExportError: it returns nothing that can be written.
+            InputError: the model does not run on these images, or does not have this output.
+            ExportError: it returns no tensor that can be exported.
         """
         super().__init__()
-        # A sieved model shares its host's parts, which torch finds by their names: `model` would be two things in it
-        # where the host has a part of that name. So the host is what is known here, and the model itself is not.
+        # Register the host, and hide the sieved model in a tuple: it shares the host's submodules under the host's
+        # names, so that `model` would be ambiguous if the host has a submodule with that name.
         self.host = module.model if isinstance(module, Sieved) else module
         self._module, self.way, self.single = (module,), "", name_of(module)
         kind, shape, ways = type(module).__name__, tuple(images.shape), _ways(module)
         with reading(module, images):
-            answer = module(images)
-            fields = fields_of(answer, self.single)
+            result = module(images)
+            fields = fields_of(result, self.single)
             if output in ways and not _find(fields, output):
                 self.way = ways[output]
                 fields = self.run(images)
         if not fields:
-            raise ExportError(f"{kind} returns a {type(answer).__name__} without a tensor that can be written.")
+            raise ExportError(f"{kind} returns a {type(result).__name__} without a tensor that can be exported.")
         if output is None:
             output = next((field for field in OBVIOUS if field in fields), next(iter(fields)))
         selected = _find(fields, output)
@@ -57,18 +57,18 @@ class Chosen(nn.Module):
         for name, tensor in selected.items():
             if tensor.shape[:1] != images.shape[:1]:
                 raise ExportError(
-                    f"{kind} returns {name} of shape {tuple(tensor.shape)} for images of shape {shape}; outputs with "
-                    "the batch first can be written."
+                    f"{kind} returns {name} of shape {tuple(tensor.shape)} for images of shape {shape}; only outputs "
+                    "with the batch first can be exported."
                 )
         self.names, self.example = tuple(selected), tuple(selected.values())
-        self.plain = isinstance(answer, Tensor) and not self.way
-        self.training = module.training  # train() would reach into the model
+        self.plain = isinstance(result, Tensor) and not self.way
+        self.training = module.training  # set directly, since train() would change the model
 
     def run(self, images: Tensor) -> Fields:
         """All outputs of the call that has the requested one."""
         (module,) = self._module
-        answer = getattr(module, self.way)(images) if self.way else module(images)
-        return fields_of(answer, _NAMES.get(self.way, self.single))
+        result = getattr(module, self.way)(images) if self.way else module(images)
+        return fields_of(result, _NAMES.get(self.way, self.single))
 
     def forward(self, images: Tensor) -> Tensor | tuple[Tensor, ...]:
         every = {name: tensor for field in self.run(images).values() for name, tensor in field.items()}
@@ -77,40 +77,40 @@ class Chosen(nn.Module):
 
 
 _NAMES = {"forward_features": "last_hidden_state", "forward_intermediates": MAPS}
-"""Outputs that need another call than `model(images)`."""
+"""Functions other than `model(images)` -> the output that they return."""
 
 
 def _ways(module: Any) -> dict[str, str]:
-    """Output -> the function that computes it, where the model's call does not return it."""
+    """Output -> the model's function that computes it, for outputs that the model's call does not return."""
     ways = {"last_hidden_state": "forward_features"} if hasattr(module, "forward_features") else {}
     # other models' forward_intermediates return more than the maps
     return {**ways, MAPS: "forward_intermediates"} if getattr(module, "units", "") == "pixels" else ways
 
 
 def name_of(module: nn.Module) -> str:
-    """The name of the single tensor that a model returns: `logits`, or `features` of one without classifier."""
+    """The name for the single tensor that a model returns: `logits`, or `features` without a classifier."""
     return "features" if getattr(getattr(module, "model", module), "num_classes", None) == 0 else "logits"
 
 
-def fields_of(answer: Any, single: str) -> Fields:
-    """The outputs in what a model returned.
+def fields_of(result: Any, single: str) -> Fields:
+    """The outputs in a model's return value.
 
-    A tensor is the output `single`. Of a `ModelOutput` each field is one. A list, a tuple or a dictionary of tensors is
-    one output, `feature_maps` where these are maps.
+    A tensor is the output `single`. Each field of a `ModelOutput` is an output. A list, a tuple or a dict of tensors is
+    one output, `feature_maps` if these are maps.
     """
-    if isinstance(answer, Tensor):
-        return {single: {single: answer}}
-    if hasattr(answer, "to_tuple"):
-        return {field: tensors for field, value in answer.items() if (tensors := _tensors(field, value))}
-    parts = list(answer.values()) if isinstance(answer, Mapping) else answer
+    if isinstance(result, Tensor):
+        return {single: {single: result}}
+    if hasattr(result, "to_tuple"):
+        return {field: tensors for field, value in result.items() if (tensors := _tensors(field, value))}
+    parts = list(result.values()) if isinstance(result, Mapping) else result
     maps = isinstance(parts, list | tuple) and all(isinstance(part, Tensor) and part.ndim == 4 for part in parts)
     field = MAPS if maps else "output"
-    tensors = _tensors(field, answer)
+    tensors = _tensors(field, result)
     return {field: tensors} if tensors else {}
 
 
 def _tensors(field: str, value: Any) -> dict[str, Tensor]:
-    """The tensors of an output: by its own name, by theirs, or by its name and a number."""
+    """The tensors of an output: named by the output, by their own names, or by the output and an index."""
     if isinstance(value, Tensor):
         return {field: value}
     if isinstance(value, Mapping):
@@ -123,7 +123,7 @@ def _tensors(field: str, value: Any) -> dict[str, Tensor]:
 
 
 def _find(fields: Fields, output: str) -> dict[str, Tensor]:
-    """The tensors of an output, or the one tensor of this name."""
+    """The tensors of an output, or the one tensor with this name."""
     if output in fields:
         return fields[output]
     return next(({output: field[output]} for field in fields.values() if output in field), {})

@@ -1,4 +1,4 @@
-"""Weights packed once for the CPU's matrix units, instead of at each call."""
+"""Packs linear weights once for the CPU's matrix units, instead of at each call."""
 
 from __future__ import annotations
 
@@ -13,24 +13,23 @@ from ..errors import InputError
 
 
 def prepack(model: nn.Module, *, rows: int = 1024) -> nn.Module:
-    """The same model with linear weights already in the layout that the CPU's matrix product wants. Inference only.
+    """A copy of the model with linear weights in the layout of the CPU's matrix product. For inference only.
 
-    A plain linear layer brings its weights into that layout at each call: a constant cost, which few tokens do not
-    amortise and which therefore hides what a sieve saves (bf16 on CPUs with matrix units shows it most). Packing pays
-    it once. Pack the model, then sieve it: `sieve(prepack(model), recipe)`.
+    A plain linear layer converts its weights to that layout at each call. This constant cost reduces the gain from
+    fewer tokens, most of all in bf16 on CPUs with matrix units. Packing pays it once. Pack the model, then sieve it:
+    `sieve(prepack(model), recipe)`.
 
     Args:
-        model: on the CPU, in fp32 or bf16. It is not changed. The result has its classes and shares its tensors, and
-            holds the packed weights beside them: linear layers take twice the memory. Pack again after a change of
-            weights.
-        rows: batch times tokens of a typical call, which the layout is chosen for; others work as well.
+        model: on the CPU, in fp32 or bf16. It is not changed. The copy has the same classes and shares its tensors, and
+            holds the packed weights too: linear layers take twice the memory. Pack again after changing weights.
+        rows: batch size times tokens of a typical call, for which the layout is chosen; others work too.
 
     Raises:
-        InputError: the weights are elsewhere than on a CPU, or in another precision, or in bf16 on a processor without
-            instructions for it; or oneDNN is missing.
+        InputError: weights on another device or in another precision, or in bf16 on a processor without instructions
+            for it; or oneDNN is missing.
     """
     if not torch.backends.mkldnn.is_available():
-        raise InputError("This build of torch has no oneDNN, which packs the weights; run the model as it is.")
+        raise InputError("This build of torch has no oneDNN, which packs the weights; run the model unpacked.")
     shared: dict[int, Any] = {id(tensor): tensor for tensor in (*model.parameters(), *model.buffers())}
     packed = copy.deepcopy(model, memo=shared)
     for parent in list(packed.modules()):
@@ -46,7 +45,7 @@ def packs_bf16() -> bool:
 
 
 class PackedLinear(nn.Linear):
-    """A linear layer that multiplies by its packed weight; `weight` and `bias` stay those of the original."""
+    """A linear layer that computes with its packed weight; `weight` and `bias` stay those of the original."""
 
     def __init__(self, linear: nn.Linear, rows: int) -> None:
         nn.Module.__init__(self)
@@ -60,7 +59,7 @@ class PackedLinear(nn.Linear):
         if weight.dtype == torch.bfloat16 and not packs_bf16():
             raise InputError(
                 "This processor has no instructions for bf16 that the packed layout needs (AVX-512 or "
-                "AVX-NE-CONVERT): pack the model in fp32, or run it in bf16 as it is."
+                "AVX-NE-CONVERT): pack the model in fp32, or run it unpacked in bf16."
             )
         self.weight, self.bias = linear.weight, linear.bias
         self.train(linear.training)
@@ -71,7 +70,7 @@ class PackedLinear(nn.Linear):
             raise InputError(
                 "Packed weights have no gradient: call the model under torch.no_grad() or inference_mode()."
             )
-        if input.dtype != self.weight.dtype:  # autocast, which knows nothing of packed weights
+        if input.dtype != self.weight.dtype:  # under autocast, which does not support packed weights
             return F.linear(input, self.weight, self.bias)
         return torch.ops.mkldnn._linear_pointwise(input, self._packed, self.bias, "none", [], "")
 

@@ -1,4 +1,4 @@
-"""PyTorch's own exported program, once it has been read again and has answered as the module does."""
+"""Export as a `torch.export` program, checked after loading it again."""
 
 from __future__ import annotations
 
@@ -28,20 +28,20 @@ def export_program(
     std: Sequence[float] | None = None,
     seed: int = 0,
 ) -> Exported:
-    """Write a `torch.export` program (.pt2), once it has been read again and has answered as the module does.
+    """Write a `torch.export` program (.pt2), after loading it again and checking its outputs against the module's.
 
-    `torch.export.load(path).module()` is called with images (batch, C, H, W) in the module's precision, on its device,
-    and returns a tensor, or a tuple where there are several. What an ONNX file has as metadata are extra files here:
-    `recipe`, `recipe_json`, `preprocessing`, `tokensieve`, and `outputs`, a JSON list of their names.
-    Arguments and errors as in `export_onnx`; the module may have any precision and be on any device.
+    `torch.export.load(path).module()` is called with images (batch, C, H, W) in the module's precision and on its
+    device, and returns a tensor, or a tuple of several. The metadata of ONNX files are extra files here: `recipe`,
+    `recipe_json`, `preprocessing`, `tokensieve`, and `outputs`, a JSON list of the outputs' names. Arguments and errors
+    as in `export_onnx`; the module may have any precision and be on any device.
     """
     if Path(path).suffix != ".pt2":
-        raise InputError(f"torch.export reads its programs from files that end in .pt2, not from {path}.")
+        raise InputError(f"torch.export programs must end in .pt2, and {path} does not.")
     refuse(module, UNTRACEABLE)
 
     def write(program: ExportedProgram, file: Path, names: tuple[str, ...]) -> Written:
         for node in program.graph.nodes:
-            node.meta.pop("stack_trace", None)  # names folders of the machine that writes the file
+            node.meta.pop("stack_trace", None)  # contains paths of this machine
         with attempt("torch.export cannot save the program"):
             torch.export.save(
                 program, file, extra_files=facts_of(module, preprocessing) | {"outputs": json.dumps(names)}

@@ -1,1 +1,1 @@
-"""The forward pass of a sieved model: begin with `token_stream.py`."""
+"""The forward pass of a sieved model: start reading in `token_stream.py`."""

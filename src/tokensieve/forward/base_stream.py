@@ -1,4 +1,4 @@
-"""What both streams are: a host under a recipe, with the plan, the map and the learned layers that go with it."""
+"""The base class of both streams: a host with a recipe applied, its plan, significance map and learned layers."""
 
 from __future__ import annotations
 
@@ -11,19 +11,19 @@ from .._devices import check_device
 
 
 class BaseStream:
-    """A host under a recipe, for as many calls as one likes: it keeps nothing between them."""
+    """A host with a recipe applied. Stateless: nothing is stored between calls."""
 
     units: ClassVar[str]
-    """`tokens` or `pixels`: what the recipe reduces."""
+    """Unit that the recipe reduces: `tokens` or `pixels`."""
 
     def __init__(self, host: Any, plan: Any, significance: Any, parts: nn.ModuleDict) -> None:
         self.host, self.plan, self.significance, self.parts = host, plan, significance, parts
 
     def learned(self, index: int, x: Tensor) -> nn.Module | None:
-        """The learned layers of the recipe's method of this number, which will be given activations x.
+        """The learned layers of the method with this index in the recipe, to be called with activations x.
 
         Raises:
-            InputError: they are on another device.
+            InputError: the layers are on another device than x.
         """
         module = self.parts[str(index)] if str(index) in self.parts else None  # noqa: SIM401
         if module is not None:
@@ -31,10 +31,10 @@ class BaseStream:
         return module
 
     def sizes(self, images: Tensor) -> Sequence[tuple[int, ...]]:
-        """The size of each grid or map that the host makes of these images."""
+        """The sizes of the host's grid of patches, or of its feature maps, for these images."""
         raise NotImplementedError
 
     def covered(self, images: Tensor) -> Tensor:
-        """What of the images the first grid or map covers, which is what significance maps are made of: (B, C, H, W),
-        or (B, C, T, H, W) of clips in any layout."""
+        """The part of the images that the first grid or map covers, from which significance maps are computed:
+        (B, C, H, W), or (B, C, T, H, W) for clips of any layout."""
         return self.host.covered(images, self.sizes(images)[0])

@@ -1,4 +1,4 @@
-"""Features of chosen blocks: timm's `forward_intermediates`, also where tokens were dropped or merged on the way."""
+"""Features of chosen blocks, as in timm's `forward_intermediates`, also if tokens were dropped or merged."""
 
 from __future__ import annotations
 
@@ -32,10 +32,10 @@ class FeatureRequest:
     fill: str = "nearest"
 
     def take_indices(self, count: int) -> tuple[list[int], int]:
-        """Which of `count` blocks or stages, and the last of them.
+        """The requested indices among `count` blocks or stages, and the largest of them.
 
         Raises:
-            InputError: indices that are not there.
+            InputError: an index out of range.
         """
         try:
             indices = list(self.indices) if isinstance(self.indices, (list, tuple)) else self.indices
@@ -45,40 +45,41 @@ class FeatureRequest:
         return list(taken), last
 
     def check(self, formats: tuple[str, ...] = FORMATS) -> None:
-        """Raises `InputError` for a format that cannot be had."""
+        """Raise `InputError` for an unsupported output format."""
         if self.output_fmt not in formats:
             raise InputError(f"output_fmt must be {' or '.join(formats)}, not {self.output_fmt!r}.")
 
 
 class Intermediates:
-    """Looks on at a walk, and keeps the tokens of the blocks that are wanted."""
+    """Collects the tokens of the requested blocks during a forward."""
 
     def __init__(self, host: Host, request: FeatureRequest) -> None:
         request.check()
         self.host, self.request = host, request
         self.indices, last = request.take_indices(len(host.blocks))
         self.blocks = last + 1 if request.stop_early else len(host.blocks)
-        self.kept: list[tuple[int, Tokens]] = []
+        self.collected: list[tuple[int, Tokens]] = []
 
     def see(self, step: Step) -> None:
+        """Callback for `walk`."""
         if step.block in self.indices:
             tokens = self.host.features(step.tokens) if self.request.norm else step.tokens
-            self.kept.append((step.block, tokens))
+            self.collected.append((step.block, tokens))
 
     def answer(self, tokens: Tokens, batch: int) -> Any:
         """The return value, as timm's: `tokens` are the last block's after the final norm, of `batch` images."""
-        request, prefix = self.request, [x.x[:batch, : x.prefix] for _, x in self.kept]
-        features = [self._laid_out(block, kept)[:batch] for block, kept in self.kept]
+        request, prefix = self.request, [x.x[:batch, : x.prefix] for _, x in self.collected]
+        features = [self._formatted(block, x)[:batch] for block, x in self.collected]
         split = request.return_prefix_tokens and tokens.prefix > 0
         if request.output_dict:
-            answer: dict[str, Any] = {"image_intermediates": features}
-            answer |= {"image_intermediates_prefix": prefix} if split else {}
-            return answer if request.intermediates_only else answer | {"image_features": tokens.x}
-        every: list[Any] = list(zip(features, prefix, strict=True)) if split else features
-        return every if request.intermediates_only else (tokens.x, every)
+            result: dict[str, Any] = {"image_intermediates": features}
+            result |= {"image_intermediates_prefix": prefix} if split else {}
+            return result if request.intermediates_only else result | {"image_features": tokens.x}
+        intermediates: list[Any] = list(zip(features, prefix, strict=True)) if split else features
+        return intermediates if request.intermediates_only else (tokens.x, intermediates)
 
-    def _laid_out(self, block: int, tokens: Tokens) -> Tensor:
-        """The patch tokens as the format wants them."""
+    def _formatted(self, block: int, tokens: Tokens) -> Tensor:
+        """The patch tokens of a block in the requested format."""
         count = tokens.x.shape[1] - tokens.prefix
         if self.request.restore:
             x = tokens.on_grid(fill=self.request.fill)
@@ -88,22 +89,23 @@ class Intermediates:
             return x
         if not tokens.whole:
             raise InputError(
-                f"Behind block {block} {count} tokens stand for {prod(tokens.grid)} patches, and are no grid any more: "
-                'restore=True puts them back on it, output_fmt="NLC" gives them as they are.'
+                f"After block {block} {count} tokens represent {prod(tokens.grid)} patches and do not form a grid: use "
+                'restore=True to put them back on the grid, or output_fmt="NLC" to get the tokens.'
             )
         return x.transpose(1, 2).unflatten(2, tokens.grid).contiguous()
 
 
 class HiddenStates:
-    """Looks on at a walk, and keeps what transformers calls the hidden states: what block 0 reads, and what each gives.
+    """Collects transformers' hidden states during a forward: the input of block 0, and the output of each block.
 
-    Each is (B, prefix + P, d): dropped patches have the row of the nearest kept one, merged ones share theirs.
+    Each is (B, prefix + P, d): a dropped patch has the row of the nearest kept one, merged patches share a row.
     """
 
     def __init__(self) -> None:
         self.states: list[Tensor] = []
 
     def see(self, step: Step) -> None:
+        """Callback for `walk`."""
         if not self.states:
             self.states.append(step.read.whole_grid().x)
         self.states.append(step.tokens.whole_grid().x)

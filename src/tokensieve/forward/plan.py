@@ -58,7 +58,7 @@ class Plan:
         return acts
 
     def left_by(self, method: Method[Any], block: int, count: int, patches: int) -> int | None:
-        """How many of `count` tokens a method leaves here, or None where it does not act."""
+        """Number of tokens, out of `count`, that a method leaves here; None if it does not act."""
         site = TokenSite(block, self.depth, as_int(count), self.prefix, as_int(patches))
         return method.left(site) if method.acts(site) else None
 
@@ -67,9 +67,9 @@ class Plan:
         return any(self.acts(place, block, count, patches) for place in _OPENING)
 
     def untouched(self, patches: int) -> int:
-        """How many blocks from the first on no method touches, for an image of `patches` patches.
+        """Number of blocks at the start in which no method acts, for an image with `patches` patches.
 
-        None where a method wants to see the embedded patches (`prepare`), wherever it acts then.
+        0 if a method reads the embedded patches (`prepare`).
         """
         if any(type(method).prepare is not Method.prepare for _, method in self.methods):
             return 0
@@ -94,7 +94,7 @@ class Plan:
         return self.walked(patches)[0]
 
     def left(self, patches: int) -> int:
-        """How many tokens the final norm and the head read."""
+        """Number of tokens that the final norm and the head read."""
         return self.walked(patches)[1]
 
     def walked(self, patches: int) -> tuple[list[Reads], int]:

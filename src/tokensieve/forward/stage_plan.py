@@ -1,4 +1,4 @@
-"""The plan on a host with stages: which method chooses pixels where, on how many. Known before the first image."""
+"""The plan on a host with stages: which method selects pixels before which block, and how many."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from .walk import Reads
 
 
 class StagePlan:
-    """Which method chooses pixels where. Known before the first image, from integers alone."""
+    """The methods that select pixels, and where. Computed from integers alone, before the first image."""
 
     varies = False
     """Every image keeps the same number of pixels."""
@@ -24,7 +24,8 @@ class StagePlan:
         self.methods = [(i, method) for i, method in choosing if self._stages(method)]
 
     def choice(self, stage: int, block: int, pixels: int) -> tuple[int, PixelMethod, PixelSite, int] | None:
-        """The method that chooses in front of this block, with its place in the recipe, and how many of `pixels`."""
+        """The method that selects pixels before this block, or None: its index in the recipe, the method, the site, and
+        the number of pixels that it selects out of `pixels`."""
         site = PixelSite(stage, len(self.depths), block, self.depths[stage], as_int(pixels))
         for index, method in self.methods:
             count = method.chooses(site)
@@ -33,7 +34,7 @@ class StagePlan:
         return None
 
     def reads(self, stage: int, pixels: int) -> list[Reads]:
-        """What each block of a stage reads of a map of so many pixels."""
+        """The number of pixels that each block of a stage reads, for a map of `pixels` pixels."""
         count, reads = pixels, []
         for block in range(self.depths[stage]):
             choice = self.choice(stage, block, pixels)
@@ -42,13 +43,13 @@ class StagePlan:
         return reads
 
     def check(self, host: StagedHost) -> None:
-        """Refuse, before anything runs, what makes no sense."""
+        """Raise, before anything runs, if methods conflict or the host cannot run all of them."""
         name = type(host.model).__name__
         for method in self.every:
             if not method.on_pixels:
                 raise UnsupportedHost(
-                    f"{name} cannot take {method.name}: its maps keep their full size, and no token in them can be "
-                    "dropped, merged or corrected. papr chooses the pixels of its point-wise operators."
+                    f"{name} cannot take {method.name}: its feature maps keep their full size, and tokens cannot be "
+                    "dropped, merged or corrected. papr can select the pixels of its point-wise operators."
                 )
             if method.family not in ("", host.family):
                 raise UnsupportedHost(f"{name} cannot take {method.name}: it is made for {method.family}.")
@@ -57,13 +58,13 @@ class StagePlan:
             for stage in self._stages(method):
                 if stage in method_of:
                     raise RecipeError(
-                        f"{method_of[stage]} and {method.name} would both choose the pixels of stage {stage}; keep "
+                        f"{method_of[stage]} and {method.name} would both select the pixels of stage {stage}; keep "
                         "one of them there."
                     )
                 method_of[stage] = method.name
 
     def _stages(self, method: PixelMethod) -> list[int]:
-        """The stages in which a method chooses, whatever the number of pixels."""
+        """The stages in which a method selects pixels, for some number of pixels."""
         return [
             stage
             for stage, depth in enumerate(self.depths)

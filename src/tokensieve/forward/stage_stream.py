@@ -1,4 +1,4 @@
-"""The forward of a host with stages: maps keep their size, and point-wise operators run on chosen pixels alone."""
+"""The forward of a host with stages: maps keep their size, and point-wise operators run only on selected pixels."""
 
 from __future__ import annotations
 
@@ -27,11 +27,11 @@ from .trace import Mask, Trace
 from .walk import Reads
 
 Step = Callable[[int, int, PixelBlock, Tensor], Tensor]
-"""Stage, block in its stage, the block and the map that goes into it -> the map behind it."""
+"""Function from stage index, index of the block in its stage, the block and its input map to its output map."""
 
 
 def walk_stages(host: StagedHost, x: Tensor, step: Step, stages: int | None = None) -> list[Tensor]:
-    """A map through the first `stages`, or all: what goes into the first, and what comes out of each."""
+    """Run a map through the first `stages` stages, or all: returns the input of the first and the output of each."""
     maps = [x]
     for number, stage in enumerate(host.stages[:stages]):
         x = stage.enter(x)
@@ -42,10 +42,11 @@ def walk_stages(host: StagedHost, x: Tensor, step: Step, stages: int | None = No
 
 
 class StageStream(BaseStream):
-    """A host with stages under a recipe (PaPr, section 3; methods that choose the pixels of a stage). Keeps nothing.
+    """Runs the forward of a host with stages with a recipe applied (PaPr, section 3; methods that select pixels).
+    Stateless.
 
-    In evaluation mode a background of `zero` sets what is left out to zero; in training it keeps its residual, as in
-    the published code.
+    In evaluation mode the background `zero` sets pixels that are not selected to zero; in training they keep their
+    residual, as in the published code.
     """
 
     units = "pixels"
@@ -55,7 +56,7 @@ class StageStream(BaseStream):
 
     @staticmethod
     def planned(host: StagedHost, recipe: Recipe) -> StagePlan:
-        """The recipe on this host, or a refusal."""
+        """The recipe's plan on this host; raises if the host cannot run it."""
         plan = StagePlan(recipe, host)
         plan.check(host)
         return plan
@@ -65,7 +66,7 @@ class StageStream(BaseStream):
         return method.build_for_stages(self.host.widths, self.plan.depths, pretrained)
 
     def run(self, images: Tensor, trace: Trace | None = None, stages: int | None = None) -> list[Tensor]:
-        """Images to maps: what goes into the first stage, and what comes out of each; of the first `stages` alone."""
+        """Images -> maps: the input of the first stage, and the output of each; `stages`: run only the first n."""
         if is_empty(images):
             maps = self.run(dummy_batch(images), trace, stages)
             if trace is not None:
@@ -83,22 +84,22 @@ class StageStream(BaseStream):
         return self.answer(self.run(images), images, **kwargs)
 
     def answer(self, maps: Sequence[Tensor], images: Tensor, **kwargs: Any) -> Any:
-        """What `run` gave of these images -> the host's own output."""
+        """The maps of `run` for these images -> the host's own output."""
         if self.host.sized:
             kwargs["size"] = images.shape[-2:]
         return self.host.answer(maps, **kwargs)
 
     def features(self, images: Tensor) -> Tensor:
-        """(B, C, H, W) -> the last map, as the host's own `forward_features` gives it."""
+        """(B, C, H, W) -> the last map, as the host's own `forward_features` returns it."""
         return self.host.features(self.run(images)[-1])
 
     def intermediates(self, images: Tensor, request: FeatureRequest) -> Any:
-        """The map (B, C, H, W) behind each stage that is wanted, whole; with the last one where that is asked too."""
+        """The output map (B, C, H, W) of each requested stage; together with the final features if requested."""
         request.check(("NCHW",))
         if request.return_prefix_tokens or request.output_dict or request.norm:
             raise InputError(
-                f"{type(self.host.model).__name__} has stages: its maps have no prefix tokens, no norm that fits them "
-                "all and no dictionary. return_prefix_tokens, norm and output_dict are for hosts with tokens."
+                f"{type(self.host.model).__name__} has stages: return_prefix_tokens, norm and output_dict are for "
+                "hosts with tokens."
             )
         indices, last = request.take_indices(len(self.host.stages))
         maps = self.run(images, stages=last + 1 if request.stop_early else None)
@@ -112,7 +113,7 @@ class StageStream(BaseStream):
         """Run on images and record what happened."""
         if trace.looks:
             raise InputError(
-                f"{type(self.host.model).__name__} has stages, and no class token whose attention to keep."
+                f"{type(self.host.model).__name__} has stages, and no class token whose attention could be recorded."
             )
         maps = self.run(images, trace)
         x = self._channels_first(self.host.features(maps[-1]))
@@ -121,12 +122,12 @@ class StageStream(BaseStream):
         return trace
 
     def reads(self, images: Tensor) -> list[Reads]:
-        """How many pixels each block reads where."""
+        """Number of pixels that each part of each block reads."""
         sizes = enumerate(self.sizes(images))
         return [reads for stage, size in sizes for reads in self.plan.reads(stage, prod(size))]
 
     def limit(self, images: Tensor, reads: Sequence[Reads] | None = None) -> Any:
-        """Point-wise operators on the first pixels of each map, which is changed in place: as if choosing were free."""
+        """Run point-wise operators on the first pixels of each map, in place: the cost with free pixel selection."""
         expected, counts = None if reads is None else iter(reads), list[Reads]()
 
         def step(number: int, index: int, block: PixelBlock, x: Tensor) -> Tensor:
@@ -152,7 +153,7 @@ class StageStream(BaseStream):
         return sizes
 
     def map_call(self, images: Tensor) -> Callable[[], Any]:
-        """A function that only computes the significance maps of these images, to be counted or timed."""
+        """A function that only computes the significance maps of these images, to count its FLOPs or to time it."""
         compute, sizes = self.significance.for_images, self.sizes(images)
         images = self.host.covered(images, sizes[0])
 
@@ -170,22 +171,22 @@ class StageStream(BaseStream):
         return x if self.host.channels_first else x.movedim(-1, 1)
 
     def own_layout(self, x: Tensor) -> Tensor:
-        """(B, H, W, C) as the host has its maps."""
+        """(B, H, W, C) -> the host's own layout of maps."""
         return x.movedim(-1, 1) if self.host.channels_first else x
 
 
 class Choosing:
-    """A recipe's steps through one batch. A block for which no pixels were chosen is called whole, as it is."""
+    """Runs the blocks on one batch under a recipe. A block for which no pixels were selected is called as it is."""
 
     def __init__(self, stream: StageStream, images: Tensor, x: Tensor) -> None:
-        """`x` is the map that goes into stage 0."""
+        """`x` is the input map of stage 0."""
         self.stream, self.host, self.plan = stream, stream.host, stream.plan
         covered = self.host.covered(images, self.host.size(x))
         self.significance = None if stream.significance is None else stream.significance.for_images(covered)
         self.sizes: list[tuple[int, ...]] = []
         self.chosen: list[Pixels | None] = []
         """The pixels that the last block of each stage so far ran on."""
-        self._settled = False  # whether these pixels' background is what it is to be
+        self._settled = False  # whether the pixels outside of the selection already have their background value
 
     def __call__(self, number: int, index: int, block: PixelBlock, x: Tensor) -> Tensor:
         if index == 0:
@@ -209,7 +210,7 @@ class Choosing:
         return x
 
     def tell(self, trace: Trace) -> None:
-        """What was chosen, stage by stage."""
+        """Record the selected pixels of each stage in a trace."""
         trace.kept = [None if pixels is None else pixels.index for pixels in self.chosen]
         for number, (size, pixels) in enumerate(zip(self.sizes, self.chosen, strict=True)):
             trace.reads += self.plan.reads(number, prod(size))
@@ -219,7 +220,7 @@ class Choosing:
             trace.significance = self.significance(self.sizes[0]).unflatten(1, self.sizes[0])
 
     def _on(self, index: int, block: PixelBlock, pixels: Pixels, settled: bool, x: Tensor) -> Tensor:
-        """A block, of this number in its stage, whose point-wise operator runs on these pixels."""
+        """Run a block, with its index in its stage, whose point-wise operator runs only on the selected pixels."""
         if not torch.compiler.is_compiling():
             refuse_hooks(self.host.model, block.bypassed)
         residual, y = block.spatial(x)
@@ -231,10 +232,10 @@ class Choosing:
         recorded = recording()
         if block.pixelwise and not training and x.device.type == "cpu" and not recorded:
             operator = partial(by_slices, block.pointwise)
-        kept = pixels.index.shape[1]
-        indices, update = pixels.flat, operator(take(y, pixels.flat, kept)).flatten(0, 1)
+        count = pixels.index.shape[1]
+        indices, update = pixels.flat, operator(take(y, pixels.flat, count)).flatten(0, 1)
         if pixels.cheaper is not None:
-            rest = pixels.cheaper[str(index)](take(y, pixels.flat_rest, pixels.count - kept))
+            rest = pixels.cheaper[str(index)](take(y, pixels.flat_rest, pixels.count - count))
             indices, update = torch.cat([indices, pixels.flat_rest]), torch.cat([update, rest.flatten(0, 1)])
         in_place = settled and not torch.is_grad_enabled() and not recorded and not block.residual_hooked
         out = put(residual, indices, update, background, in_place=in_place)

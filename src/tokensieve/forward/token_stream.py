@@ -63,8 +63,8 @@ class TokenStream(BaseStream):
     ) -> Tokens:
         """Images -> the head's input, the remaining tokens after the final norm; `blocks`: run only the first n blocks.
 
-        The outputs of auxiliary heads between blocks are appended to `exits`. With `begun` (see `begin`) what came
-        before its block is not computed again.
+        The outputs of auxiliary heads between blocks are appended to `exits`. With `begun` (see `begin`) the forward
+        continues from its block, without computing the earlier ones again.
         """
         if is_empty(images):  # an empty batch: run a dummy one and return zero rows
             tokens = self.run(dummy_batch(images), trace, watch, blocks, exits)
@@ -88,8 +88,8 @@ class TokenStream(BaseStream):
         return tokens
 
     def begin(self, images: Tensor, blocks: int = 0, begun: Begun | None = None) -> Begun:
-        """Images -> their tokens in front of block `blocks`, none of them reduced; from `begun` on, where that is
-        given. Any recipe that leaves these blocks alone (`Plan.untouched`) goes on from there, with the same result."""
+        """Images -> their tokens before block `blocks`, none of them reduced; continues from `begun`, if given. Any
+        recipe that does not act in these blocks (`Plan.untouched`) can continue from there, with the same result."""
         tokens, first = (self.host.embed(images), 0) if begun is None else begun
         return Begun(walk(self.host.blocks[:blocks], tokens, first=first), max(first, blocks))
 
@@ -106,14 +106,14 @@ class TokenStream(BaseStream):
         begun: Begun | None = None,
         **kwargs: Any,
     ) -> Any:
-        """Images -> the host's own output, with the `hidden` states where they are asked for; of a host that reads
-        the last block's tokens alone also from where another recipe has `begun`."""
+        """Images -> the host's own output, with the `hidden` states if requested. With `begun` (only for hosts whose
+        head reads just the last block's tokens) the forward continues from there."""
         levels = Levels(self.host)
         watch = [levels.see] if self.host.levels else []
         watch += [] if hidden is None else [hidden.see]
         tokens = self.run(images, trace, watch, exits=levels.exits, begun=begun)
         if hidden is not None:
-            # An empty batch ran as a dummy one: cut its hidden states back to zero images.
+            # For an empty batch a dummy batch was run: cut its hidden states to zero images.
             kwargs["hidden_states"] = tuple(x[: len(images)] for x in hidden.states)
         if not self.host.levels:
             return self.host.head(tokens, **kwargs)
@@ -125,7 +125,7 @@ class TokenStream(BaseStream):
         return self.run(images).x
 
     def intermediates(self, images: Tensor, request: FeatureRequest) -> Any:
-        """Features of chosen blocks, as timm's `forward_intermediates` gives them."""
+        """Features of chosen blocks, as timm's `forward_intermediates` returns them."""
         collector = Intermediates(self.host, request)
         tokens = self.run(images, watch=[collector.see], blocks=collector.blocks)
         return collector.answer(tokens, len(images))
@@ -139,17 +139,17 @@ class TokenStream(BaseStream):
     def _check_looks(self, looks: Sequence[int]) -> None:
         name, depth = type(self.host.model).__name__, len(self.host.blocks)
         if looks and not self.host.class_token:
-            raise InputError(f"{name} has no class token whose attention to keep.")
+            raise InputError(f"{name} has no class token whose attention could be recorded.")
         for block in looks:
             if not 0 <= block < depth:
                 raise InputError(f"attention={block} must be one of {depth} blocks, 0 to {depth - 1}.")
             if self.host.blocks[block].closed:  # the reason why the block cannot be opened, or empty
                 raise UnsupportedHost(
-                    f"The attention of {name} cannot be seen: in block {block}, {self.host.blocks[block].closed}."
+                    f"The attention of {name} cannot be recorded: in block {block}, {self.host.blocks[block].closed}."
                 )
 
     def reads(self, images: Tensor) -> list[Reads]:
-        """How many tokens each block reads for these images; from the plan alone if the counts do not vary by image."""
+        """Number of tokens that each block reads for these images; from the plan if the counts do not vary by image."""
         if self.plan.varies:
             trace = Trace()
             self.run(images, trace)
@@ -231,7 +231,7 @@ class RecipeActor(Actor):
         attending = [act.method for act in self._acts("inside", block, tokens) if act.method.attends]
         if not attending:
             return attention.attend(), None
-        method = attending[0]  # `check` allows one at most
+        method = attending[0]  # `check` allows at most one
         return method.attend(attention) if tokens.lengths is None else attend_per_length(method, attention)
 
     def inside(self, block: int, tokens: Tokens, attention: BlockQKV, attention_scores: Tensor | None) -> Tokens:
@@ -277,7 +277,7 @@ class RecipeActor(Actor):
         return per_length(tokens, act, left, method.name)
 
     def _left(self, method: Method[Any], block: int, tokens: Tokens) -> int | None:
-        """How many of these tokens a method leaves, or None where it does not act."""
+        """Number of these tokens that a method leaves; None if it does not act."""
         return self.plan.left_by(method, block, tokens.x.shape[1], prod(tokens.grid))
 
     def _acts(self, place: Place, block: int, tokens: Tokens) -> list[Reduction]:

@@ -1,4 +1,4 @@
-"""Trace: what a sieved model did with a batch of images."""
+"""Trace: a record of the tokens that a sieved model kept, merged and dropped for a batch of images."""
 
 from __future__ import annotations
 
@@ -17,47 +17,48 @@ from .walk import Reads, Step
 
 
 class Mask(NamedTuple):
-    """Patches, or the pixels of a stage, that were chosen."""
+    """Patches, or pixels of a stage, that were kept."""
 
     title: str
     kept: Tensor
     """(B, K) int64, ascending unless the recipe's order says otherwise."""
     grid: tuple[int, ...]
-    """The grid that they were chosen from."""
+    """The grid from which they were selected."""
 
 
 @dataclass
 class Trace:
-    """What a sieved model did with a batch of images."""
+    """The output of a sieved model for a batch of images, and the tokens that each of its blocks read."""
 
     output: Any = None
-    """What the host returns."""
+    """The host's output."""
     significance: Tensor | None = None
-    """(B, *grid) fp32: the map that ranked the patches; None where the recipe has none."""
+    """(B, *grid) fp32: the map that ranked the patches; None if the recipe uses no map."""
     kept: Any = None
-    """(B, K) int64: the patches kept before block 0, in token order; -1 behind those of an image that keeps fewer than
-    others; None where none were dropped there. On a host with stages a list, one entry a stage: the pixels that the
-    stage's last block ran on, None for all."""
+    """(B, K) int64: the patches kept before block 0, in token order, padded with -1 for images that keep fewer; None if
+    none were dropped there. On a host with stages a list with an entry per stage: the pixels that the stage's last
+    block ran on, None for all."""
     reads: list[Reads] = field(default_factory=list)
-    """Tokens, prefix and padding included, that each block's keys, queries and MLP were made of."""
+    """Numbers of tokens, prefix and padding included, of each block's keys, queries and MLP."""
     lengths: list[Tensor] = field(default_factory=list)
-    """For each block (B,) int64: tokens of each image, prefix included and padding not, that its MLP read."""
+    """For each block (B,) int64: number of tokens of each image that its MLP read, with prefix, without padding."""
     tokens: Tokens | None = None
     """The last block's tokens after the host's final norm."""
 
     masks: list[Mask] = field(default_factory=list)
-    """What was chosen by ranking: one entry where patches were dropped before block 0, one for each stage on a host
-    with stages; what the entries of `kept` are without their grids."""
+    """Patches kept by ranking, with their grid: one entry if patches were dropped before block 0, or one for each stage
+    in which pixels were selected."""
     looks: Sequence[int] = ()
     """Blocks whose class attention is recorded."""
     class_attention: dict[int, Tensor] = field(default_factory=dict)
-    """Block -> (B, N) how much its first token attends to each token it reads, mean over heads, fp32 or more."""
+    """Block -> (B, N) attention of its first token to each token it reads, mean over heads, fp32 or more precise."""
     exits: list[tuple[int, Tensor]] = field(default_factory=list)
-    """Where tokens could leave: a block, and (B, P) int64 the token behind it that stands for each patch, -1 where it
-    had left before."""
+    """For each exit its block, and (B, P) int64: the token after it that represents each patch, -1 for patches that
+    exited before."""
     _read: list[Tokens] = field(default_factory=list)
 
     def begin(self, tokens: Tokens, significance: Tensor) -> None:
+        """Record the tokens kept before block 0, and the map."""
         self.kept, self.significance = tokens.positions, significance.unflatten(1, tokens.grid)
         if tokens.positions is not None:
             if tokens.real is not None:
@@ -65,12 +66,13 @@ class Trace:
             self.masks.append(Mask("Kept patches", self.kept, tokens.grid))
 
     def see(self, step: Step) -> None:
-        """Note a block's step. Of its tokens all but the activations is kept."""
+        """Record a block's step; of its tokens everything but the activations."""
         self.reads.append(step.reads)
         self.lengths.append(step.tokens.lengths_per_image())
         self._read.append(replace(step.read, x=step.read.x.new_empty(0).expand(*step.read.x.shape[:2], 0), table=None))
 
     def end(self, tokens: Tokens, class_attention: dict[int, Tensor], exits: Sequence[Exit]) -> None:
+        """Record the final tokens, the class attention and the exits."""
         self.tokens, self.class_attention, self.exits = (
             tokens,
             class_attention,
@@ -78,11 +80,11 @@ class Trace:
         )
 
     def forget(self) -> None:
-        """Leave nothing of the image that stood in for an empty batch but its token counts."""
+        """Make the trace that of an empty batch, for which a dummy image was run; only token counts stay."""
         self.significance = None if self.significance is None else self.significance[:0]
-        kept = self.kept if isinstance(self.kept, list) else [self.kept]
-        kept = [None if index is None else index[:0] for index in kept]
-        self.kept = kept if isinstance(self.kept, list) else kept[0]
+        indices = self.kept if isinstance(self.kept, list) else [self.kept]
+        indices = [None if index is None else index[:0] for index in indices]
+        self.kept = indices if isinstance(self.kept, list) else indices[0]
         self.masks = [mask._replace(kept=mask.kept[:0]) for mask in self.masks]
         self.class_attention = {block: attention[:0] for block, attention in self.class_attention.items()}
         self.tokens = None if self.tokens is None else self.tokens.nothing()
@@ -92,7 +94,7 @@ class Trace:
 
     @property
     def reads_per_image(self) -> list[list[Reads]]:
-        """`reads` of each image by itself; for recipes without a method that selects queries by its attention."""
+        """`reads` for each image alone; for recipes without a method that selects queries by their attention."""
         per_image: list[list[Reads]] = [[] for _ in self.lengths[0]]
         for reads, read, lengths in zip(self.reads, self._read, self.lengths, strict=True):
             for image_reads, keys, mlp in zip(
@@ -104,25 +106,25 @@ class Trace:
 
     @property
     def tokens_per_block(self) -> list[int]:
-        """Tokens, prefix included, that each block's MLP read."""
+        """Number of tokens, prefix included, that each block's MLP read."""
         return [reads.mlp for reads in self.reads]
 
     @property
     def source(self) -> Tensor:
-        """(B, P) int64: for each patch the last block's token that stands for it, prefix counted; -1 if dropped."""
+        """(B, P) int64: index of the last block's token that represents each patch, prefix counted; -1 if dropped."""
         assert self.tokens is not None
         assert self.tokens.source is not None
         return self.tokens.source
 
     @property
     def sources(self) -> list[Tensor]:
-        """For each block (B, P) int64: the token that stands for each patch among those that the block reads."""
+        """For each block (B, P) int64: index, among the tokens it reads, of the token that represents each patch."""
         sources = [tokens.source for tokens in self._read]
         return [source for source in sources if source is not None]
 
     @property
     def left_behind(self) -> Tensor:
-        """(B, *grid) int64: the block behind which each patch left the model, early by `dtop` or behind the last."""
+        """(B, *grid) int64: the block after which each patch exited, early by `dtop` or after the last block."""
         assert self.tokens is not None
         left = torch.full_like(self.source, len(self.reads) - 1)
         later = [source for _, source in self.exits[1:]] + [self.source]
@@ -131,13 +133,13 @@ class Trace:
         return left.unflatten(1, self.tokens.grid)
 
     def restore(self, features: Tensor | None = None, fill: str = "nearest", block: int | None = None) -> Tensor:
-        """Token features back on the grid of patches.
+        """Put token features back on the grid of patches.
 
         Args:
             features: (B, N, C) for all tokens of the last block, or (B, N - prefix, C) without the prefix; by default
                 the final features.
-            fill: what a dropped patch shows, the `nearest` kept patch or `zero`.
-            block: `features` are of the tokens that this block reads, as its first norm sees them.
+            fill: value of a dropped patch: that of the `nearest` kept patch, or `zero`.
+            block: index of a block, if `features` belong to that block's input tokens instead.
 
         Returns:
             (B, C, *grid).

@@ -22,7 +22,7 @@ class Reads(NamedTuple):
     keys: int
     """Tokens projected to keys and values."""
     q_proj: int
-    """Tokens projected to queries; equal to `keys` where queries are selected by the attention itself."""
+    """Tokens projected to queries; equal to `keys` if queries are selected by the attention itself."""
     queries: int
     """Queries for which the attention output is computed."""
     mlp: int
@@ -56,7 +56,7 @@ class Actor:
         return attention.attend(), None
 
     def inside(self, block: int, tokens: Tokens, attention: BlockQKV, attention_scores: Tensor | None) -> Tokens:
-        """Between attention and MLP: what the MLP reads."""
+        """Between attention and MLP: returns the tokens that the MLP reads."""
         return tokens
 
     def after(self, block: int, tokens: Tokens) -> Tokens:
@@ -87,15 +87,15 @@ class FirstTokens(Actor):
 
 
 class Begun(NamedTuple):
-    """A forward that has come as far as a block without reducing anything, from where several recipes can go on."""
+    """A forward up to a block without any reduction, from which several recipes can continue."""
 
     tokens: Tokens
-    """What goes into that block: every patch, as the host embedded it or as the blocks before left it."""
+    """The input of that block, with all patches."""
     block: int
 
 
 class Step(NamedTuple):
-    """What the callbacks of `walk` receive after each block."""
+    """The argument of the callbacks of `walk`, after each block."""
 
     block: int
     read: Tokens
@@ -114,7 +114,7 @@ def walk(
 ) -> Tokens:
     """Run tokens through blocks: `actor` reduces them, each callback in `watch` is called after each block.
 
-    With `first` the tokens have been through the blocks before that one already.
+    With `first`, start at that block: the tokens have been through the earlier ones.
     """
     actor = Actor() if actor is None else actor
     for index, block in enumerate(blocks[first:], start=first):
@@ -122,13 +122,13 @@ def walk(
         separately = actor.one_by_one(index, read)
         opens = not separately and actor.opens(index, read)
         run = partial(_opened, index, block, actor) if opens else partial(_whole, block, separately)
-        # Gradient checkpointing; a block that is called whole may already do it in its own forward.
+        # Gradient checkpointing; a block that is not opened may already do it in its own forward.
         if block.checkpoints and (opens or not block.checkpoints_itself):
             tokens, reads = checkpoint(run, read, use_reentrant=False)
         else:
             tokens, reads = run(read)
-        for look in watch:
-            look(Step(index, read, tokens, reads))
+        for callback in watch:
+            callback(Step(index, read, tokens, reads))
         tokens = actor.after(index, tokens)
     return tokens
 
@@ -149,7 +149,7 @@ def _opened(index: int, block: HostBlock, actor: Actor, tokens: Tokens) -> tuple
 def up_to_mlp(index: int, block: HostBlock, actor: Actor, tokens: Tokens) -> tuple[Tokens, int, int]:
     """A block up to its MLP -> tokens after attention, number of queries projected, number of queries that attended.
 
-    A function of its own, so that queries, keys and values are freed before the MLP runs.
+    A separate function, so that queries, keys and values are freed before the MLP runs.
     """
     # block_rows (B, N): each token's index among the block's input tokens; None while all are present.
     tokens = replace(tokens, block_rows=None)
@@ -168,7 +168,7 @@ def up_to_mlp(index: int, block: HostBlock, actor: Actor, tokens: Tokens) -> tup
 
 
 def through_mlp(block: HostBlock, tokens: Tokens) -> Tokens:
-    """Tokens behind the block's MLP, which reads no padding."""
+    """The tokens after the block's MLP, which does not read padding."""
     packing = _packing(block, tokens)
     x = block.mlp(tokens.x) if packing is None else packing.unpack(block.mlp(packing.pack(tokens.x)))
     return replace(tokens, x=x)

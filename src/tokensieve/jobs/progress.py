@@ -130,6 +130,6 @@ class Progress:
             return []
         readers = f"{workers} worker{'s' if workers > 1 else ''} that decode{'' if workers > 1 else 's'}"
         return [
-            f"The model's {threads} threads and {readers} share {count} cores, and a model this quick may wait for them: "
-            f"compare with --threads {max(1, count - workers)}."
+            f"The model's {threads} threads and {readers} share {count} cores, and a model this quick may wait for "
+            f"them: compare with --threads {max(1, count - workers)}."
         ]

@@ -1,4 +1,4 @@
-"""What a sieved model costs and what it loses."""
+"""Measurements of a sieved model: MACs, speed, memory, accuracy, and fidelity to the dense model."""
 
 from .accuracy import Accuracy, accuracy, score
 from .cascade_speed import CascadeSpeed, Latency, cascade_speed

@@ -1,4 +1,4 @@
-"""How right a model is on labelled images."""
+"""Accuracy of a model on labelled images."""
 
 from __future__ import annotations
 
@@ -26,28 +26,28 @@ def accuracy(
     """Score a classifier on labelled images, in evaluation mode and without gradients; its modes are restored.
 
     Args:
-        model: images (B, 3, H, W) to scores (B, K), or to an object with `.logits`.
-        batches: of `load_batches`, or any tuples that begin with images and labels (B,) int.
+        model: maps images (B, 3, H, W) to scores (B, K), or to an object with `.logits`.
+        batches: a loader of `load_batches`, or any iterable of tuples that begin with images and labels (B,) int.
         k: one or several; each from 1 to K.
-        device: where the images go (not the model); by default where the model is.
-        dtype: of the images (not the model); by default the model's.
+        device: the device that images are moved to (the model is not moved); by default the model's.
+        dtype: the dtype that images are converted to (the model is not); by default the model's.
 
     Raises:
         RecipeError: a k below 1 or above K.
-        InputError: images without labels, labels beyond K, a model without a classifier, nothing to read.
+        InputError: images without labels, labels beyond K, a model without a classifier, no images.
     """
     counter = TopK(k)
     with evaluating(model):
-        for answers in forward_batches([model], batches, device=device, dtype=dtype):
-            (output,) = answers.outputs
-            if not answers.classes:
+        for batch_outputs in forward_batches([model], batches, device=device, dtype=dtype):
+            (output,) = batch_outputs.outputs
+            if not batch_outputs.classes:
                 raise InputError(f"{type(model).__name__} has no classifier, its outputs are features: use fidelity.")
             if output.ndim > 3:
                 raise InputError(
                     f"{type(model).__name__} returns maps of shape {tuple(output.shape)}, which have no top-k: "
                     "measure.score gives their mean IoU."
                 )
-            counter.update(output, answers.labels)
+            counter.update(output, batch_outputs.labels)
     if not counter.count:
         raise nothing_read(batches)
     return counter.result(failures_of(batches))
@@ -63,33 +63,33 @@ def score(
     device: torch.device | str | None = None,
     dtype: torch.dtype | None = None,
 ) -> Accuracy | MapScore:
-    """Score any model on labelled images by the kind of its output: top-k accuracy, mean IoU or errors of depth.
+    """Score any model on labelled images: by top-k accuracy, mean IoU or depth errors, depending on its output.
 
-    In evaluation mode and without gradients; the model's modes are restored.
+    Runs in evaluation mode and without gradients; the model's modes are restored.
 
     Args:
-        model: images (B, 3, H, W) to scores (B, K), to maps of class scores (B, K, h, w), or to depths (B, 1, h, w) or
-            (B, h, w); or to transformers' `ModelOutput` with `.logits` or `.predicted_depth`.
+        model: maps images (B, 3, H, W) to scores (B, K), to maps of class scores (B, K, h, w), or to depths
+            (B, 1, h, w) or (B, h, w); or to transformers' `ModelOutput` with `.logits` or `.predicted_depth`.
         batches: tuples that begin with images and labels: (B,) int, a class for each image; (B, H, W) int, a class for
             each pixel; or (B, H, W) floating-point, a depth for each pixel. Maps of another size than the labels are
             resized to it, bilinearly.
-        k: of top-k accuracy; one or several; each from 1 to K.
-        ignore_index: the label of pixels that count nowhere, as negative ones do; None for none. Of depths those count
-            nowhere whose label is 0, negative or not finite.
-        kind: "depth" where a tensor (B, h, w) is meant as that; see `measure.comparison.KINDS`.
-        device, dtype: as of `accuracy`.
+        k: for top-k accuracy, one or several; each from 1 to K.
+        ignore_index: the label of pixels that are not scored; negative labels never are. None: no such label. Depths
+            are not scored where the label is 0, negative or not finite.
+        kind: "depth" if the output is a tensor (B, h, w) of depths; see `measure.comparison.KINDS`.
+        device, dtype: as for `accuracy`.
 
     Raises:
         RecipeError: a k below 1 or above K.
-        InputError: labels that are missing, of another shape or beyond K; outputs that labels cannot score; nothing to
-            read.
+        InputError: labels that are missing, have another shape or are beyond K; outputs that labels cannot score; no
+            images.
     """
     counter: Scorer | None = None
     with evaluating(model):
-        for answers in forward_batches([model], batches, device=device, dtype=dtype):
+        for batch_outputs in forward_batches([model], batches, device=device, dtype=dtype):
             if counter is None:
-                counter = answers.kind(kind).scorer(k, ignore_index)
-            counter.update(answers.outputs[0], answers.labels)
+                counter = batch_outputs.kind(kind).scorer(k, ignore_index)
+            counter.update(batch_outputs.outputs[0], batch_outputs.labels)
     if counter is None:
         raise nothing_read(batches)
     result: Accuracy | MapScore = counter.result(failures_of(batches))

@@ -1,4 +1,4 @@
-"""Which attention kernels a call was given."""
+"""Which attention kernels torch selected in a call."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ _DISPATCHED = re.compile(r"aten::_scaled_dot_product_(?:attention_(math)|(\w+?)_
 def attention_kernels(call: Callable[[], object]) -> tuple[str, ...]:
     """Names of the kernels to which `scaled_dot_product_attention` dispatched during a call, sorted.
 
-    `flash`, `efficient` and `cudnn` are fused; `math` writes out the whole attention matrix. Empty where attention is
+    `flash`, `efficient` and `cudnn` are fused; `math` computes the whole attention matrix. Empty if attention is
     computed without that function.
     """
     check_call(call, "attention_kernels")
-    with profile(activities=[ProfilerActivity.CPU]) as record:  # the dispatcher runs on the CPU whatever the device
+    with profile(activities=[ProfilerActivity.CPU]) as record:  # the dispatcher runs on the CPU on every device
         call()
     matches = (_DISPATCHED.match(event.name()) for event in record.profiler.kineto_results.events())
     return tuple(sorted({match[1] or match[2] for match in matches if match}))
 
 
 def lost_attention(before: Collection[str], after: Collection[str]) -> bool:
-    """Whether kernels that were all fused before (of `attention_kernels`) are not all fused after."""
+    """Whether the kernels were all fused before, and are not all fused after (both from `attention_kernels`)."""
     return bool(before) and "math" not in before and "math" in after

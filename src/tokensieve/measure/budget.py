@@ -1,4 +1,4 @@
-"""Merging or dropping by as much as a budget of MACs asks for: how methods are compared at equal cost."""
+"""Recipes that merge or drop just enough tokens to fit a budget of MACs, to compare methods at equal cost."""
 
 from __future__ import annotations
 
@@ -23,17 +23,17 @@ def merge_to(
     *,
     pretrained: bool = True,
 ) -> Recipe:
-    """The recipe `before` with the least ToMe after it, spread evenly over the blocks, that fits a budget.
+    """The recipe `before` followed by the weakest ToMe, spread evenly over the blocks, that fits a budget.
 
     Args:
         model: the host.
-        target: MACs for each image that the host may take; a proposal's come on top and are not counted.
+        target: MACs per image that the host may use; a proposal's are not counted.
         input_size: as in `macs`.
-        before: what the recipe begins with.
+        before: the methods before ToMe in the recipe.
         pretrained: False builds named proposals with random weights, as in `sieve`.
 
     Raises:
-        RecipeError: merging alone cannot save as much.
+        RecipeError: merging alone cannot reach the budget.
     """
     start, depth = Recipe.of(before), len(open_tokens(model, "merged").blocks)
 
@@ -60,23 +60,23 @@ def merge_to(
 
 
 def even_tome(total: int, depth: int) -> ToMe:
-    """ToMe that merges away so many tokens in all, as evenly over `depth` blocks as whole numbers allow."""
-    share = tuple(total * (block + 1) // depth - total * block // depth for block in range(depth))
-    return ToMe(r=share if depth != 2 else (*share, 0))  # two numbers alone mean something else
+    """ToMe that merges away `total` tokens, as evenly over `depth` blocks as whole numbers allow."""
+    per_block = tuple(total * (block + 1) // depth - total * block // depth for block in range(depth))
+    return ToMe(r=per_block if depth != 2 else (*per_block, 0))  # two numbers alone would mean (r, inflect)
 
 
 STEPS = 256
-"""Keep ratios that `drop_to` chooses from."""
+"""Number of keep ratios that `drop_to` chooses from."""
 
 
 def drop_to(
     model: nn.Module, target: float, input_size: InputSize | None = None, *, significance: str = "random"
 ) -> Recipe:
-    """The recipe that keeps as many patches as fit a budget, ranked without a proposal.
+    """The recipe that keeps as many patches as a budget allows, ranked without a proposal.
 
     Args:
         model: the host.
-        target: MACs for each image.
+        target: MACs per image.
         input_size: as in `macs`.
         significance: "random" or "centre".
 

@@ -1,4 +1,4 @@
-"""Speed of a cascade, beside the dense model: what it takes on average, and in the worst cases, differ."""
+"""Speed of a cascade relative to the dense model, with its mean and its slowest batches, which differ."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from .speed import clock, spread
 
 @dataclass(frozen=True)
 class Latency:
-    """Seconds a batch: the mean over batches of other images, the median, and what 99 of 100 stay within."""
+    """Seconds per batch, over batches of different images: mean, median and 99th percentile."""
 
     mean: float
     p50: float
@@ -26,17 +26,17 @@ class Latency:
 
     @classmethod
     def of(cls, seconds: Sequence[float]) -> Latency:
-        """Of at least two batches."""
+        """The latency from the seconds of at least two batches."""
         cuts = quantiles(seconds, n=100, method="inclusive")
         return cls(fmean(seconds), cuts[49], cuts[98])
 
 
 @dataclass(frozen=True)
 class CascadeSpeed:
-    """How long a cascade takes beside the dense model, batch for batch in turn."""
+    """Time of a cascade and of the dense model, measured in turn on each batch."""
 
     ratio: float
-    """Dense time over the cascade's, of all batches together."""
+    """Dense time divided by the cascade's, summed over all batches."""
     low: float
     """10th percentile of the ratio over batches."""
     high: float
@@ -46,10 +46,11 @@ class CascadeSpeed:
     shares: tuple[float, ...]
     """The share of the images that each member read."""
     batch: int
+    """Images per batch."""
     images: int
-    """How many different ones."""
+    """Number of different images."""
     batches: int
-    """How many were timed."""
+    """Number of timed batches."""
     threads: int
 
 
@@ -57,30 +58,33 @@ class CascadeSpeed:
 def cascade_speed(
     cascade: Cascade, dense: nn.Module, images: Tensor, batch: int, *, seconds: float = 10.0, max_passes: int = 20
 ) -> CascadeSpeed:
-    """Time a cascade and the dense model on all images, batch for batch, the two taking turns.
+    """Time a cascade and the dense model on all images, the two in turn on each batch.
 
     Args:
-        images: (N, C, H, W), as they are: device and precision are the images'. What is read again depends on them, so
-            give many, and such as those in use; batches are cut from them in their order.
-        batch: how many go through together; N is at least twice that, and what is left over is not timed.
-        seconds: time to spend; one pass over the images is made however long it takes.
+        cascade: the cascade, or its compiled module.
+        dense: the dense model.
+        images: (N, C, H, W), on the device and in the precision of both models. The time depends on how many images go
+            on to the next member, so give many, like those in use; batches are taken from them in order.
+        batch: images per batch; N must be at least twice that. An incomplete last batch is not timed.
+        seconds: time to spend; at least one pass over the images is made.
+        max_passes: passes over the images at most.
 
     Raises:
-        InputError: no cascade, or too few images.
+        InputError: not a cascade, or too few images.
     """
     check_pair(cascade, dense, "cascade_speed")
-    itself = eager(cascade)
-    if not isinstance(itself, Cascade):
-        raise InputError("cascade_speed is of a cascade; of one recipe speed(fast, dense, images) is.")
+    eager_cascade = eager(cascade)
+    if not isinstance(eager_cascade, Cascade):
+        raise InputError("cascade_speed times a cascade; use speed(fast, dense, images) for a single recipe.")
     chunks = [chunk for chunk in check_images(images, InputSpec.of(dense).layout).split(batch) if len(chunk) == batch]
     if len(chunks) < 2:
-        raise InputError(f"{len(images)} images are no two batches of {batch}: give more.")
-    models = {"dense": dense, "cascade": itself.unwatched() if cascade is itself else cascade}
+        raise InputError(f"{len(images)} images are fewer than two batches of {batch}: give more.")
+    models = {"dense": dense, "cascade": eager_cascade.unwatched() if cascade is eager_cascade else cascade}
     times: dict[str, list[float]] = {name: [] for name in models}
-    order, reads = list(models), torch.zeros(len(itself.members))
+    order, shares = list(models), torch.zeros(len(eager_cascade.members))
     with reading(dense, images):
         for chunk in chunks:
-            reads += torch.tensor(itself.trace(chunk).shares) / len(chunks)  # and warms up
+            shares += torch.tensor(eager_cascade.trace(chunk).shares) / len(chunks)  # also warms up
         dense(chunks[0])
         start = clock()
         for turn in range(max_passes):
@@ -88,9 +92,9 @@ def cascade_speed(
                 break
             for chunk in chunks:
                 for name in order:
-                    begun = clock()
+                    began = clock()
                     models[name](chunk)
-                    times[name].append(clock() - begun)
+                    times[name].append(clock() - began)
                 order.reverse()
     low, _, high = spread([d / c for d, c in zip(times["dense"], times["cascade"], strict=True)])
     return CascadeSpeed(
@@ -99,7 +103,7 @@ def cascade_speed(
         high=high,
         dense=Latency.of(times["dense"]),
         cascade=Latency.of(times["cascade"]),
-        shares=tuple(reads.tolist()),
+        shares=tuple(shares.tolist()),
         batch=batch,
         images=len(chunks) * batch,
         batches=len(times["dense"]),

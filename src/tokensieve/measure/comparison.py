@@ -1,7 +1,7 @@
-"""How far two outputs of one kind are apart: class scores, embeddings, tokens, and maps of classes, features or depth.
+"""Differences between two outputs: class scores, embeddings, tokens, and maps of classes, features or depth.
 
-Every comparison of a sieved model with its dense one comes from here: `kind_of` says what an output is, and its kind
-computes `divergence`, `agreement` and `cosine` of each image, and gives the counter that scores it against labels.
+Every comparison of a sieved model with its dense one is made here: `kind_of` gives the kind of an output, and the kind
+computes `divergence`, `agreement` and `cosine` of each image and creates the scorer that compares it with labels.
 """
 
 from __future__ import annotations
@@ -18,18 +18,18 @@ from ..errors import InputError, nearest
 from .scores import DepthErrors, PixelClasses, Scorer, TopK
 
 ROWS = 1024
-"""Rows of a matrix of similarities that are held at a time."""
+"""Rows of a similarity matrix that are held in memory at a time."""
 
 
 class OutputKind(ABC):
-    """One kind of output. All methods take a batch of dense and of sieved outputs of one shape, in any precision."""
+    """One kind of output. All methods take a batch of dense and of sieved outputs of equal shape, in any precision."""
 
     name: ClassVar[str]
     """Its name, for `kind=` of `fidelity` and others."""
     divergence_name: ClassVar[str]
-    """The name of what `divergence` computes."""
+    """Name of the quantity that `divergence` computes."""
     agreement_name: ClassVar[str | None] = None
-    """What is the same where both agree; None where `agreement` is None."""
+    """Name of the quantity that `agreement` compares; None if `agreement` returns None."""
     classes: ClassVar[bool] = False
     """Whether the output has a score for each class, so that `divergence` is a KL divergence."""
     across_images: ClassVar[bool] = False
@@ -37,21 +37,21 @@ class OutputKind(ABC):
 
     @abstractmethod
     def divergence(self, dense: Tensor, sieved: Tensor) -> Tensor:
-        """How far each image's sieved output is from its dense one: (B,) float64, 0 where they are the same."""
+        """Distance of each image's sieved output from its dense one: (B,) float64, 0 if they are equal."""
 
     def agreement(self, dense: Tensor, sieved: Tensor) -> Tensor | None:
-        """The share of each image's answers that are the same, (B,) float64 from 0 to 1; None where there are none."""
+        """Share of each image's predictions that are equal, (B,) float64 from 0 to 1; None if the kind has none."""
         return None
 
     @abstractmethod
     def cosine(self, dense: Tensor, sieved: Tensor) -> Tensor:
-        """Cosine of both outputs, (B,) float64: of each token or pixel, and then their mean over the image."""
+        """Cosine similarity of both outputs, (B,) float64; of token or pixel outputs the mean over tokens or pixels."""
 
     def scorer(self, k: int | Sequence[int], ignore_index: int | None) -> Scorer:
-        """An empty counter of how right outputs are.
+        """A new scorer that compares outputs with labels.
 
         Raises:
-            InputError: labels say nothing about outputs of this kind.
+            InputError: outputs of this kind cannot be compared with labels.
         """
         raise InputError(f"Labels cannot score outputs of the kind {self.name!r}: use fidelity, which needs none.")
 
@@ -70,7 +70,7 @@ class ClassScores(OutputKind):
         return kl_divergence(dense.double(), sieved.double())
 
     def agreement(self, dense: Tensor, sieved: Tensor) -> Tensor:
-        """1 where both have the same first class."""
+        """1 if both have the same top-1 class, else 0."""
         return (dense.argmax(1) == sieved.argmax(1)).double()
 
     def cosine(self, dense: Tensor, sieved: Tensor) -> Tensor:
@@ -93,7 +93,7 @@ class Embeddings(OutputKind):
         return 1 - _cosine(dense, sieved, 1)
 
     def agreement(self, dense: Tensor, sieved: Tensor) -> Tensor | None:
-        """1 where the nearest other image, by cosine, is the same one; None of fewer than three images."""
+        """1 if the nearest other image, by cosine, is the same in both, else 0; None for fewer than three images."""
         if len(dense) < 3:
             return None
         return (nearest_neighbours(dense) == nearest_neighbours(sieved)).double()
@@ -108,7 +108,7 @@ class TokenMaps(OutputKind):
     name, divergence_name = "tokens", "1 - cosine per token"
 
     def divergence(self, dense: Tensor, sieved: Tensor) -> Tensor:
-        """1 - cosine, the mean over the tokens."""
+        """1 - cosine, averaged over the tokens."""
         return 1 - self.cosine(dense, sieved)
 
     def cosine(self, dense: Tensor, sieved: Tensor) -> Tensor:
@@ -116,23 +116,23 @@ class TokenMaps(OutputKind):
 
 
 class _Maps(OutputKind):
-    """Something for each pixel: (B, C, H, W), or with more axes behind the channels."""
+    """Maps with channels for each pixel: (B, C, H, W), or with more axes after the channels."""
 
     def cosine(self, dense: Tensor, sieved: Tensor) -> Tensor:
-        return _each_image(lambda a, b: _cosine(a, b, 0).mean(), dense, sieved)
+        return _per_image(lambda a, b: _cosine(a, b, 0).mean(), dense, sieved)
 
 
 class ClassMaps(_Maps):
-    """Scores of K classes for each pixel, (B, K, H, W), as segmenters give them."""
+    """Scores of K classes for each pixel, (B, K, H, W): the output of segmenters."""
 
     name, divergence_name, agreement_name, classes = "class-map", "kl per pixel", "class of a pixel", True
 
     def divergence(self, dense: Tensor, sieved: Tensor) -> Tensor:
-        """KL(dense || sieved) of each pixel's class probabilities in nats, the mean over the pixels."""
-        return _each_image(lambda a, b: kl_divergence(a, b, dim=0).mean(), dense, sieved)
+        """KL(dense || sieved) of each pixel's class probabilities in nats, averaged over the pixels."""
+        return _per_image(lambda a, b: kl_divergence(a, b, dim=0).mean(), dense, sieved)
 
     def agreement(self, dense: Tensor, sieved: Tensor) -> Tensor:
-        """The share of pixels to which both give the same class."""
+        """Share of the pixels that have the same class in both."""
         return (dense.argmax(1) == sieved.argmax(1)).flatten(1).double().mean(1)
 
     def scorer(self, k: int | Sequence[int], ignore_index: int | None) -> PixelClasses:
@@ -148,7 +148,7 @@ class FeatureMaps(_Maps):
     name, divergence_name = "feature-map", "1 - cosine per pixel"
 
     def divergence(self, dense: Tensor, sieved: Tensor) -> Tensor:
-        """1 - cosine, the mean over the pixels."""
+        """1 - cosine, averaged over the pixels."""
         return 1 - self.cosine(dense, sieved)
 
 
@@ -158,13 +158,13 @@ class DepthMaps(OutputKind):
     name, divergence_name, agreement_name = "depth", "relative error", "depth of a pixel within a factor of 1.25"
 
     def divergence(self, dense: Tensor, sieved: Tensor) -> Tensor:
-        """Sum over the pixels of |sieved - dense|, over that of |dense|."""
+        """Sum over the pixels of |sieved - dense|, divided by that of |dense|."""
         a, b = dense.flatten(1).double(), sieved.flatten(1).double()
         error, size = (a - b).abs().sum(1), a.abs().sum(1)
-        return torch.where(error == 0, error, error / size)  # of a map that is 0 everywhere any change is infinite
+        return torch.where(error == 0, error, error / size)  # for a map of zeros any change is infinite
 
     def agreement(self, dense: Tensor, sieved: Tensor) -> Tensor:
-        """The share of pixels whose depths differ by less than a factor of 1.25, as depth estimators are scored."""
+        """Share of the pixels whose depths differ by less than a factor of 1.25, the usual metric of depth models."""
         a, b = dense.flatten(1).double(), sieved.flatten(1).double()
         low, high = torch.minimum(a.abs(), b.abs()), torch.maximum(a.abs(), b.abs())
         within = (a.sign() == b.sign()) & (high < 1.25 * low)
@@ -192,11 +192,11 @@ def kind_of(output: Tensor, classes: bool, field: str | None = None, kind: str |
     Args:
         output: (B, ...).
         classes: whether the model has a classifier, see `outputs.classifies`.
-        field: the field of transformers' `ModelOutput` that it was, if it was one.
-        kind: a name of `KINDS` that says it instead: a tensor (B, H, W) is taken for tokens where nothing tells depth.
+        field: the field of transformers' `ModelOutput` that the output was taken from, if any.
+        kind: a name in `KINDS`, to set the kind explicitly: a tensor (B, H, W) counts as tokens unless told "depth".
 
     Raises:
-        InputError: there is no such kind, or the output has not its shape.
+        InputError: the kind is unknown, or the output does not have its shape.
     """
     if kind is not None:
         if kind not in KINDS:
@@ -206,7 +206,7 @@ def kind_of(output: Tensor, classes: bool, field: str | None = None, kind: str |
         return KINDS[kind]
     if field == "predicted_depth":
         return KINDS["depth"]
-    if output.ndim == 2:  # one class alone always agrees: that is no agreement
+    if output.ndim == 2:  # with a single class the prediction is always the same, so agreement means nothing
         return KINDS["classes" if classes and output.shape[1] > 1 else "embeddings"]
     if output.ndim == 3:
         return KINDS["tokens"]
@@ -221,15 +221,15 @@ _AXES = {
 
 
 def divergence_title(name: str) -> str:
-    """A `divergence_name` in a sentence or above a column."""
+    """A `divergence_name` as it is written in sentences and table headers."""
     return name.replace("kl", "KL")
 
 
 def check_shapes(dense: Tensor, sieved: Tensor) -> None:
-    """Refuse outputs that cannot be compared.
+    """Check that two outputs can be compared.
 
     Raises:
-        InputError: they are of two shapes.
+        InputError: their shapes differ.
     """
     if sieved.ndim == dense.ndim == 3 and sieved.shape[1] != dense.shape[1] and sieved.shape[2] == dense.shape[2]:
         raise InputError(
@@ -239,19 +239,19 @@ def check_shapes(dense: Tensor, sieved: Tensor) -> None:
     if sieved.shape != dense.shape:
         raise InputError(
             f"Outputs of shape {tuple(sieved.shape)} and {tuple(dense.shape)} cannot be compared: "
-            "scores, features, tokens or maps of one shape are needed."
+            "scores, features, tokens or maps of equal shape are needed."
         )
 
 
 def kl_divergence(dense: Tensor, sieved: Tensor, dim: int = -1) -> Tensor:
-    """KL(dense || sieved) in nats of the softmax of scores along `dim`; what dense excludes (-inf) adds nothing."""
+    """KL(dense || sieved) in nats of the softmax of scores along `dim`; classes at -inf in `dense` add nothing."""
     log_p, log_q = dense.log_softmax(dim), sieved.log_softmax(dim)
     p = log_p.exp()
     return torch.where(p > 0, p * (log_p - log_q), 0).sum(dim)
 
 
 def nearest_neighbours(embeddings: Tensor) -> Tensor:
-    """(N, D) -> (N,) int64: the other row of the largest cosine; of equal ones the first."""
+    """(N, D) -> (N,) int64: for each row the other row with the largest cosine; the first if several are equal."""
     rows = F.normalize(embeddings.double(), dim=1)
     neighbours = []
     for start in range(0, len(rows), ROWS):
@@ -262,7 +262,7 @@ def nearest_neighbours(embeddings: Tensor) -> Tensor:
 
 
 def relative_difference(outputs: Tensor, reference: Tensor) -> float:
-    """The largest absolute difference of two outputs, over the largest absolute number in the reference."""
+    """Largest absolute difference of two outputs, divided by the largest absolute value of the reference."""
     return float((outputs - reference).abs().max() / reference.abs().max())
 
 
@@ -270,7 +270,7 @@ def _cosine(dense: Tensor, sieved: Tensor, dim: int) -> Tensor:
     return F.cosine_similarity(sieved.double(), dense.double(), dim=dim).clamp(-1, 1)
 
 
-def _each_image(measure: Callable[[Tensor, Tensor], Tensor], dense: Tensor, sieved: Tensor) -> Tensor:
-    """Image by image, so that a batch of maps is not held in float64."""
+def _per_image(measure: Callable[[Tensor, Tensor], Tensor], dense: Tensor, sieved: Tensor) -> Tensor:
+    """Apply `measure` to one image after the other, so that only one is held in float64."""
     values = [measure(a.double(), b.double()) for a, b in zip(dense, sieved, strict=True)]
     return torch.stack(values)

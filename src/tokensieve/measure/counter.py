@@ -1,4 +1,4 @@
-"""A counter of multiply-accumulates, operator by operator, that says what it could not count."""
+"""Counts multiply-accumulates operator by operator, and records operators that it cannot count."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ from torch.utils.flop_counter import flop_registry
 from .._recording import counting
 
 Formula = Callable[..., int]
-"""An operator's arguments, and its output as `out=`, -> multiply-accumulates."""
+"""Function from an operator's arguments, and its output as `out=`, to multiply-accumulates."""
 
 PLAIN = {"aten", "prim", "prims", "profiler", "torchvision", "c10d", "_c10d_functional", "rngprims", "debugprims"}
-"""Libraries of operators whose names tell which of them multiply matrices. In any other each may."""
+"""Operator libraries in which the name shows whether an operator multiplies matrices. In others any operator may."""
 PRODUCTS = re.compile(
     r"attention|multi_head|transformer|matmul|mm(_|$)|(^|add)mv_?$|^v?dot$|(?<!bi)(?<!tri)linear(?!1d|_combination)|"
     r"conv(?!ert)|mkldnn|fbgemm|gru(?!_cell)|lstm(?!_cell)|rnn(?!.*flatten)|^_trilinear|cdist|pdist|euclidean_dist|_fft_|"
@@ -33,13 +33,13 @@ PRODUCTS = re.compile(
 class MacCounter:
     """Adds up the multiply-accumulates of all operators that run in its context.
 
-    The count follows from shapes alone. Attention counts the same whichever kernel computes it, masked or not, on every
-    device and in every version of torch; the formulas of `torch.utils.flop_counter`, which are used for everything
-    else, are of some kernels in some versions.
+    The count depends on shapes alone. Attention has the same count for every kernel, masked or not, on every device and
+    in every version of torch. All other operators use the formulas of `torch.utils.flop_counter`, whose own attention
+    formulas cover only some kernels in some versions.
 
     Args:
-        extra: further formulas, by names of operators.
-        only: nothing is counted but what runs inside these modules.
+        extra: further formulas, by operator name.
+        only: count only what runs inside these modules.
     """
 
     def __init__(self, extra: Mapping[str, Formula] | None = None, only: Iterable[nn.Module] | None = None) -> None:
@@ -53,10 +53,10 @@ class MacCounter:
 
     def __enter__(self) -> Self:
         with ExitStack() as context:
-            # What is compiled runs as it was written: nobody sees what is in a generated kernel.
+            # Compiled modules run eagerly: operators inside a generated kernel cannot be seen.
             context.enter_context(torch.compiler.set_stance("force_eager"))
             context.enter_context(counting())
-            # torch's own encoder layers have a fast path in which all is one operator.
+            # torch's own encoder layers have a fast path that is a single operator.
             context.callback(torch.backends.mha.set_fastpath_enabled, torch.backends.mha.get_fastpath_enabled())
             torch.backends.mha.set_fastpath_enabled(False)
             for module in self._only or ():
@@ -83,8 +83,8 @@ class MacCounter:
             self._silent -= 1
 
     def add(self, name: str, operator: Any, args: Any, kwargs: dict[str, Any], out: Any) -> None:
-        """Count one call of an operator, or note it: without the operator itself no formula is asked."""
-        base_name = name.removesuffix("_")  # what works in place costs the same
+        """Count one call of an operator, or record it as unknown. With `operator` None no formula is used."""
+        base_name = name.removesuffix("_")  # an in-place operator costs the same
         if operator is not None and base_name != name:
             library, _, plain = base_name.partition("::")
             operator = getattr(getattr(torch.ops, library), plain, operator)
@@ -103,7 +103,7 @@ class MacCounter:
 
 
 class _Operators(TorchDispatchMode):
-    """Sees the operators that are left once all that is made of others is taken apart."""
+    """Counts the basic operators, after composite operators are decomposed into them."""
 
     def __init__(self, counter: MacCounter) -> None:
         super().__init__()
@@ -112,12 +112,12 @@ class _Operators(TorchDispatchMode):
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None) -> Any:
         kwargs = kwargs or {}
         if any(kind.__name__ == "NestedTensor" for kind in types):
-            return NotImplemented  # a ragged batch calls operators on what it holds, and those are seen
+            return NotImplemented  # a nested tensor calls operators on its inner tensors, which are counted
         operator = func._overloadpacket
         name = operator._qualified_op_name
-        ragged = any(isinstance(arg, Tensor) and arg.is_nested for arg in args)  # whose shapes are no numbers
+        ragged = any(isinstance(arg, Tensor) and arg.is_nested for arg in args)  # its shape is not a fixed number
         if not ragged and name not in self.counter.formulas and func is not torch.ops.prim.device.default:
-            with self:  # inference_mode leaves whole what else comes in parts
+            with self:  # under inference_mode composite operators arrive undecomposed
                 out = func.decompose(*args, **kwargs)
             if out is not NotImplemented:
                 return out
@@ -128,11 +128,11 @@ class _Operators(TorchDispatchMode):
 
 
 class _Calls(TorchFunctionMode):
-    """Sees what is called before it becomes operators.
+    """Counts function calls before torch turns them into operators.
 
-    Attention is counted where it is called, and not again in what computes it: what a kernel is given is no measure,
-    on GPUs flash attention gets heads padded to a multiple of 8 channels. Operators that call functions
-    (`flex_attention`, `cond`) are seen here alone, since not every version of torch shows them with the others.
+    Attention is counted at the call, and not again in its kernels: the kernels' arguments would give a wrong count, as
+    flash attention on GPUs gets heads padded to a multiple of 8 channels. Higher-order operators (`flex_attention`,
+    `cond`) are counted here too, since not every version of torch dispatches them like the others.
     """
 
     def __init__(self, counter: MacCounter) -> None:
@@ -149,8 +149,8 @@ class _Calls(TorchFunctionMode):
             return out
         if func is not F.scaled_dot_product_attention or not self.counter.counting:
             return func(*args, **kwargs)
-        q, k, v = _asked(*args, **kwargs)
-        if q.is_nested or k.is_nested:  # the lengths in a ragged batch are known to the kernel alone
+        q, k, v = _query_key_value(*args, **kwargs)
+        if q.is_nested or k.is_nested:  # only the kernel knows the lengths in a nested tensor
             return func(*args, **kwargs)
         with self.counter.silent():
             out = func(*args, **kwargs)
@@ -158,7 +158,10 @@ class _Calls(TorchFunctionMode):
         return out
 
 
-def _asked(query: Tensor, key: Tensor, value: Tensor, *_rest: Any, **_named: Any) -> tuple[Tensor, Tensor, Tensor]:
+def _query_key_value(
+    query: Tensor, key: Tensor, value: Tensor, *_rest: Any, **_named: Any
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The first three arguments of an attention call, given by position or by keyword."""
     return query, key, value
 
 
@@ -169,22 +172,22 @@ def _multiplies(name: str) -> bool:
 
 
 def _attention(q: Tensor, k: Tensor, v: Tensor, *_rest: Any, **_named: Any) -> int:
-    """Of (..., H, M, d), (..., H or fewer, N, d), (..., N, d'): every query meets every key, masked or not."""
+    """For (..., H, M, d), (..., H or fewer, N, d) and (..., N, d'): all pairs of query and key count, masked or not."""
     batch = torch.broadcast_shapes(q.shape[:-3], k.shape[:-3])
     return prod(batch) * prod(q.shape[-3:-1]) * k.shape[-2] * (q.shape[-1] + v.shape[-1])
 
 
 def _attention_backward(_grad: Tensor, q: Tensor, k: Tensor, v: Tensor, *_rest: Any, **_named: Any) -> int:
-    """Four products to two of the forward. What a kernel computes again, instead of keeping it, does not count."""
+    """Four matrix products where the forward has two. What a kernel recomputes instead of storing is not counted."""
     return 2 * _attention(q, k, v)
 
 
 def _packed_attention(q: Tensor, k: Tensor, v: Tensor, *rest: Any, **named: Any) -> int:
-    """Of (..., M, H, d): whole batches, or sequences end to end, whose beginnings are told beside them."""
+    """For (..., M, H, d): batches, or concatenated sequences whose offsets are further int32 arguments."""
     width = q.shape[-2] * (q.shape[-1] + v.shape[-1])
-    begins = [x for x in (*rest, *named.values()) if isinstance(x, Tensor) and x.dtype == torch.int32 and x.ndim == 1]
-    if len(begins) >= 2:
-        queries, keys = (offsets.long().diff() for offsets in begins[:2])
+    offsets = [x for x in (*rest, *named.values()) if isinstance(x, Tensor) and x.dtype == torch.int32 and x.ndim == 1]
+    if len(offsets) >= 2:
+        queries, keys = (starts.long().diff() for starts in offsets[:2])
         return int((queries * keys).sum()) * width
     return prod(q.shape[:-2]) * k.shape[-3] * width
 
@@ -195,12 +198,12 @@ def _eigenvectors(matrix: Tensor, *_rest: Any, **_named: Any) -> int:
 
 
 def _recurrent_layer(x: Tensor, input_weight: Tensor, hidden: Tensor, *_rest: Any, **_named: Any) -> int:
-    """At each step one product by either weight."""
+    """One product with each of the two weights per step."""
     return prod(x.shape[:-1]) * (input_weight.numel() + hidden.numel())
 
 
 def _recurrent(x: Tensor, weights: Sequence[Tensor], *_rest: Any, **_named: Any) -> int:
-    """All layers and directions at once."""
+    """A recurrent network: all layers and directions in one call."""
     return prod(x.shape[:-1]) * sum(weight.numel() for weight in weights if weight.ndim == 2)
 
 
@@ -241,4 +244,5 @@ FORMULAS: dict[str, Formula] = {
     "mkldnn::_linear_pointwise": _packed_linear,
     "mkl::_mkl_linear": _packed_linear,
 }
-"""By the operator's name, which not every version of torch has: what the registry of torch lacks, or not always has."""
+"""Formulas by operator name, for operators that torch's own registry lacks in some or all versions. By name, because
+not every version of torch has each operator."""

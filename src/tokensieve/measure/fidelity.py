@@ -1,4 +1,4 @@
-"""How far a sieved model's outputs are from the dense one's, on any images, without labels."""
+"""Fidelity: how close a sieved model's outputs are to the dense model's, on any images, without labels."""
 
 from __future__ import annotations
 
@@ -21,33 +21,33 @@ from .scores import IGNORE_INDEX, Accuracy, MapScore, Scorer
 
 @dataclass(frozen=True)
 class Fidelity:
-    """Agreement of a sieved model with its dense one. Every interval is one of 95 %.
+    """Agreement of a sieved model with its dense one. All intervals are 95 % confidence intervals.
 
     Attributes:
-        agreement: percent of the images to which both give the same class; of class maps percent of the pixels, of
-            depth maps percent of the pixels whose depths differ by less than a factor of 1.25. None for embeddings,
-            tokens and maps of features.
-        agreement_stderr: standard error of it, in percentage points, of classes the binomial one, of maps that of the
-            mean over the images. It is 0 where all agree: the interval is what to print.
-        kl: mean KL(dense || sieved) of the class probabilities, in nats, of class maps of each pixel's; None without
-            classes.
-        cosine: mean cosine of the two outputs; of tokens and maps the mean over tokens or pixels, of depths the cosine
-            of the whole maps.
-        count: images compared.
-        failures: pictures that could not be read; they count nowhere.
-        accuracy: of the sieved model, where it was requested: an `Accuracy`, or of maps a `MapScore`.
-        dense_accuracy: of the dense model, where it was requested.
-        agreement_interval: of classes Wilson's, else by bootstrap over the images; in percent.
+        agreement: percent of the images for which both predict the same class; for class maps percent of the pixels,
+            for depth maps percent of the pixels whose depths differ by less than a factor of 1.25. None for embeddings,
+            tokens and feature maps.
+        agreement_stderr: standard error of `agreement` in percentage points: binomial for classes, of the mean over the
+            images for maps. It is 0 if all agree, so report the interval instead.
+        kl: mean KL(dense || sieved) of the class probabilities in nats, for class maps also averaged over the pixels;
+            None without classes.
+        cosine: mean cosine similarity of the two outputs; for tokens and maps averaged over tokens or pixels, for depth
+            the cosine of the whole maps.
+        count: number of images compared.
+        failures: pictures that could not be read; they are not counted.
+        accuracy: score of the sieved model, if requested: an `Accuracy`, or a `MapScore` for maps.
+        dense_accuracy: score of the dense model, if requested.
+        agreement_interval: in percent; Wilson's for classes, else by bootstrap over the images.
         kl_interval, cosine_interval: by bootstrap over the images; None for one image.
-        changes: figure -> by how much the sieved model's is higher, where accuracy was requested: of top-k accuracy
-            k -> percentage points, of maps by the names of `MapScore.figures`.
-        change_intervals: of the same, by paired bootstrap over the images.
-        kind: what the outputs are: "classes", "embeddings", "tokens", "class-map", "feature-map" or "depth".
-        divergence: the mean of what `tune` makes small: `kl` with classes, of depths the relative error, else
+        changes: sieved score minus dense score, if accuracy was requested: by k in percentage points for top-k
+            accuracy, by the names of `MapScore.figures` for maps.
+        change_intervals: intervals of `changes`, by paired bootstrap over the images.
+        kind: kind of the outputs: "classes", "embeddings", "tokens", "class-map", "feature-map" or "depth".
+        divergence: mean of the loss that `tune` minimises: `kl` with classes, the relative error for depth, else
             1 - cosine.
         divergence_interval: by bootstrap over the images; None for one image.
-        neighbours: of embeddings, percent of the images whose nearest other image is the same; None of fewer than
-            three images, and of other outputs.
+        neighbours: for embeddings, percent of the images whose nearest other image is the same in both; None for fewer
+            than three images and for other outputs.
         neighbours_interval: Wilson's, in percent.
     """
 
@@ -86,39 +86,39 @@ def fidelity(
 ) -> Fidelity:
     """Compare a sieved model with the dense one, in evaluation mode and without gradients; modes are restored.
 
-    Any two modules with outputs of one shape can be compared, such as a segmenter and the same one on a sieved
+    Any two modules with outputs of equal shape can be compared, such as a segmenter and the same segmenter on a sieved
     backbone.
 
     Args:
-        fast: images (B, 3, H, W) to scores (B, K), embeddings (B, D), tokens (B, N, D), maps of class scores or
+        fast: maps images (B, 3, H, W) to scores (B, K), embeddings (B, D), tokens (B, N, D), maps of class scores or
             features (B, C, H, W) or of depths (B, 1, H, W); or to transformers' `ModelOutput`.
-        dense: the same, or its outputs for all images in order (`collect_outputs`), on any device.
-        loader: of `load_batches`, or any tensors of images, or tuples that begin with images.
-        device: where the images go (not the models); by default where each model is.
-        dtype: of the images (not the models); by default each model's.
+        dense: the dense model, or its outputs for all images in order (`collect_outputs`), on any device.
+        loader: a loader of `load_batches`, or any iterable of image tensors or of tuples that begin with images.
+        device: the device that images are moved to (the models are not moved); by default each model's.
+        dtype: the dtype that images are converted to (the models are not); by default each model's.
         k: also score both models by top-k accuracy in the same pass; the images then need labels.
         labels: also score both models against the labels, as `measure.score` does; `k` implies it.
-        ignore_index: as of `measure.score`.
-        kind: "depth" where tensors (B, H, W) are meant as that; see `measure.comparison.KINDS`.
-        each: called with each batch as it came, and with both models' outputs for it, the dense one's first.
+        ignore_index: as for `measure.score`.
+        kind: "depth" if outputs (B, H, W) are depths; see `measure.comparison.KINDS`.
+        each: called with each batch of the loader, the dense output and the sieved output.
 
     Raises:
-        InputError: the two models in each other's place, outputs that cannot be compared, cached outputs of other
-            images, nothing to read.
+        InputError: the two models are swapped, their outputs cannot be compared, cached outputs are of other images,
+            or there are no images.
     """
     check_pair(fast, dense, "fidelity", sieved=False)
     models = [fast] if isinstance(dense, Tensor) else [fast, dense]
     sums: _Sums | None = None
     with evaluating(*models):
-        for answers in forward_batches(models, loader, device=device, dtype=dtype):
-            sieved_output, *dense_outputs = answers.outputs
-            sums = sums or _Sums(answers.kind(kind))
+        for batch_outputs in forward_batches(models, loader, device=device, dtype=dtype):
+            sieved_output, *dense_outputs = batch_outputs.outputs
+            sums = sums or _Sums(batch_outputs.kind(kind))
             reference = dense_outputs[0] if dense_outputs else _cached(dense, sums.count, len(sieved_output))
             if not sums.count and (labels or k is not None):
                 sums.scorers = [sums.kind.scorer((1, 5) if k is None else k, ignore_index) for _ in range(2)]
-            sums.add(reference, sieved_output, answers.labels)
+            sums.add(reference, sieved_output, batch_outputs.labels)
             if each is not None:
-                each(answers.batch, reference, sieved_output)
+                each(batch_outputs.batch, reference, sieved_output)
     if sums is None:
         raise nothing_read(loader)
     if isinstance(dense, Tensor) and len(dense) != sums.count:
@@ -127,17 +127,17 @@ def fidelity(
 
 
 class _Sums:
-    """One number for each image of everything that is compared."""
+    """Collects every compared quantity, one number per image."""
 
     def __init__(self, kind: OutputKind) -> None:
         self.kind, self.count = kind, 0
         self.scorers: list[Scorer] = []
-        """Scorers of the dense and of the sieved model, where there are labels."""
+        """Scorers of the dense and of the sieved model, if there are labels."""
         self.divergence: list[Tensor] = []
         self.cosine: list[Tensor] = []
         self.shares: list[Tensor] = []
         self.outputs: list[tuple[Tensor, Tensor]] = []
-        """Kept for a kind whose agreement needs all images at once."""
+        """Stored for a kind whose agreement needs all images at once."""
 
     def add(self, dense: Tensor, sieved: Tensor, labels: Tensor | None) -> None:
         check_shapes(dense, sieved)
@@ -153,20 +153,20 @@ class _Sums:
 
     def result(self, failures: tuple[Failure, ...]) -> Fidelity:
         divergence, cosine = torch.cat(self.divergence), torch.cat(self.cosine)
-        mean, ends = float(divergence.mean()), mean_interval(divergence)
+        mean, interval = float(divergence.mean()), mean_interval(divergence)
         classes = self.kind.classes
         agreement = torch.cat(self.shares) if self.shares else None
-        near = None
+        neighbours = None
         if self.outputs:
             dense, sieved = zip(*self.outputs, strict=True)
-            near = self.kind.agreement(torch.cat(dense), torch.cat(sieved))
-        scored: dict[str, Any] = {}
+            neighbours = self.kind.agreement(torch.cat(dense), torch.cat(sieved))
+        score_fields: dict[str, Any] = {}
         if self.scorers:
             dense_score, sieved_score = (scorer.result(failures) for scorer in self.scorers)
             values = [
                 score.top if isinstance(score, Accuracy) else score.figures for score in (dense_score, sieved_score)
             ]
-            scored = {
+            score_fields = {
                 "accuracy": sieved_score,
                 "dense_accuracy": dense_score,
                 "changes": {name: values[1][name] - values[0][name] for name in values[1]},
@@ -180,14 +180,14 @@ class _Sums:
             count=self.count,
             failures=failures,
             agreement_interval=None if agreement is None else agreement_interval(agreement),
-            kl_interval=ends if classes else None,
+            kl_interval=interval if classes else None,
             cosine_interval=mean_interval(cosine),
             kind=self.kind.name,
             divergence=mean,
-            divergence_interval=ends,
-            neighbours=_percent(near),
-            neighbours_interval=None if near is None else agreement_interval(near),
-            **scored,
+            divergence_interval=interval,
+            neighbours=_percent(neighbours),
+            neighbours_interval=None if neighbours is None else agreement_interval(neighbours),
+            **score_fields,
         )
 
 
@@ -196,7 +196,7 @@ def _percent(shares: Tensor | None) -> float | None:
 
 
 def _stderr(shares: Tensor) -> float:
-    """Standard error of the mean share in percentage points; of shares that are 0 or 1 the binomial one."""
+    """Standard error of the mean share in percentage points; for shares of 0 or 1 this is the binomial one."""
     return 100 * math.sqrt(float(shares.var(correction=0)) / len(shares))
 
 

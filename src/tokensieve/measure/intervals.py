@@ -1,4 +1,4 @@
-"""95 % intervals of what is measured on a sample of images: of shares, and of differences between two models."""
+"""95 % confidence intervals of figures measured on a sample of images: shares, and differences between two models."""
 
 from __future__ import annotations
 
@@ -11,21 +11,21 @@ from numpy.typing import ArrayLike, NDArray
 LEVEL = 0.95
 RESAMPLES = 2000
 CELLS = 2_000_000
-"""Numbers drawn at a time, so that a large set of images does not fill the memory."""
+"""Numbers drawn at a time, which limits the memory used for a large set of images."""
 SHARES, DIFFERENCES = "Wilson", "paired bootstrap"
 """Names of the two kinds of interval, for output."""
 
 
 class Interval(NamedTuple):
-    """Both ends, in the unit of the figure between them."""
+    """Both ends of an interval, in the unit of the figure."""
 
     low: float
     high: float
 
 
 def share_interval(hits: int, count: int) -> Interval:
-    """Wilson's interval of the share `hits` of `count`, in percent. It is never empty: 10 of 10 give 72 to 100 %."""
-    from scipy.stats import binomtest  # scipy.stats takes a while: only where it is used
+    """Wilson's interval of the share `hits` of `count`, in percent. Its width is never 0: 10 of 10 give 72 to 100 %."""
+    from scipy.stats import binomtest  # imported only where it is used: importing scipy.stats is slow
 
     interval = binomtest(hits, count).proportion_ci(LEVEL, method="wilson")
     return Interval(100 * float(interval.low), 100 * float(interval.high))
@@ -37,11 +37,10 @@ def percent_interval(percent: float | None, count: int) -> Interval | None:
 
 
 def agreement_interval(shares: ArrayLike) -> Interval | None:
-    """Interval of the mean of each image's share (N,), 0 to 1, of answers that are the same, in percent.
+    """Interval, in percent, of the mean of `shares` (N,), the share from 0 to 1 of equal predictions in each image.
 
-    Wilson's where every image agrees as a whole or not at all, which one class for each image does and maps that agree
-    in every pixel; else by bootstrap over the images, whose pixels are not independent. None for a single image that
-    agrees in part.
+    Wilson's if every share is 0 or 1, as for classifiers, or for maps that agree in every pixel; else by bootstrap over
+    the images, since pixels of an image are not independent. None for a single image that agrees in part.
     """
     shares = np.asarray(shares, dtype=np.float64)
     if np.isin(shares, (0, 1)).all():
@@ -50,10 +49,10 @@ def agreement_interval(shares: ArrayLike) -> Interval | None:
 
 
 def mean_interval(values: ArrayLike) -> Interval | None:
-    """Bootstrap interval (percentile, always the same) of the mean of one value an image, (N,).
+    """Bootstrap interval (percentile, fixed seed) of the mean of one value per image, (N,).
 
-    The values are what a sieved and its dense model differ by on the same image, which pairs them. None for a single
-    image, of which nothing can be drawn anew.
+    The values are differences between a sieved and a dense model on the same image, so the bootstrap is paired. None
+    for a single image, which cannot be resampled.
     """
     values = np.asarray(values, dtype=np.float64)
     if not np.isfinite(values).all():
@@ -64,11 +63,12 @@ def mean_interval(values: ArrayLike) -> Interval | None:
 def resampled_interval(
     statistic: Callable[[NDArray[np.intp]], NDArray[np.float64]], count: int, width: int
 ) -> Interval | None:
-    """Bootstrap interval, as of `mean_interval`, of any figure of `count` images.
+    """Bootstrap interval, as for `mean_interval`, of any figure computed from `count` images.
 
     Args:
-        statistic: images drawn, as numbers (R, count) -> the figure of each of the R draws.
-        width: numbers that it holds of an image.
+        statistic: image indices (R, count) of R resamples -> the figure of each resample, (R,).
+        count: number of images.
+        width: numbers that `statistic` holds in memory per image.
     """
     return _bootstrap(np.arange(count), lambda indices, axis: statistic(np.moveaxis(indices, axis, -1)), width)
 
@@ -86,10 +86,10 @@ def _bootstrap(values: NDArray[Any], statistic: Callable[..., Any], width: int) 
 
 
 def change_interval(before: ArrayLike, after: ArrayLike) -> Interval:
-    """Interval of how many percentage points more images are right after than before, from both (N,) of bool.
+    """Interval of the change in accuracy in percentage points, from whether each image is correct, two (N,) of bool.
 
-    A paired bootstrap. Where no image changed, or all changed alike, there is nothing to draw from: then Wilson's
-    interval of the share that changed bounds the difference, so that ten equal answers never look like certainty.
+    By paired bootstrap. If no image changed, or all changed in the same direction, the bootstrap would have no width:
+    then Wilson's interval of the share that changed bounds the difference, so that ten images give no false certainty.
     """
     change = np.asarray(after, dtype=np.int8) - np.asarray(before, dtype=np.int8)
     if (change == change[0]).all():

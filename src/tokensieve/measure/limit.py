@@ -1,4 +1,4 @@
-"""The slicing limit: the host itself on as many tokens, with selection for free."""
+"""The slicing limit: the host run on the recipe's numbers of tokens, with no cost for selecting them."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ from .pair import eager
 
 
 class SlicingLimit(nn.Module):
-    """What a sieved model would cost if choosing tokens cost nothing: its host on the first n tokens.
+    """The host of a sieved model on the first n tokens of each block: the cost if choosing tokens were free.
 
     Every attention and every MLP reads as many tokens as under the recipe. There is no proposal, no selection, no
-    merging and no size bias, so its answers are worthless and its time is the honest ceiling of the recipe's.
+    merging and no size bias: the outputs are meaningless, and the time is a lower bound on the time of the recipe.
     """
 
     def __init__(self, fast: Sieved, reads: Sequence[Reads] | None = None) -> None:
-        """`reads` says how many tokens each block reads; None is the recipe's plan.
+        """Create the limit of a sieved model; `reads` holds the tokens that each block reads, None: the recipe's plan.
 
         Raises:
-            InputError: `fast` is not what `sieve` returned.
+            InputError: `fast` is not a sieved model.
         """
         super().__init__()
         fast = eager(fast)
@@ -34,13 +34,13 @@ class SlicingLimit(nn.Module):
                 "A cascade has no slicing limit; each of its members has: SlicingLimit(cascade.members[0])."
             )
         if isinstance(fast, nn.Module) and not isinstance(fast, Sieved):
-            raise InputError(f"The slicing limit is of what sieve() returned, not of {type(fast).__name__}.")
+            raise InputError(f"SlicingLimit takes a model returned by sieve(), not {type(fast).__name__}.")
         self.model, self._fast, self._reads = fast.model, (fast,), reads
         self.training = fast.training
 
     @classmethod
     def on(cls, fast: Sieved, images: Tensor) -> SlicingLimit:
-        """The limit on these images: where the counts depend on them (`ats`), those that they bring."""
+        """The limit on these images: if token counts depend on the images (`ats`), those of these images are used."""
         return cls(fast, fast.reads(images) if fast.plan.varies else None)
 
     def forward(self, images: Tensor) -> Any:

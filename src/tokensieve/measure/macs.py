@@ -33,42 +33,43 @@ def macs(
     fvcore_compat: bool = False,
     images: Tensor | None = None,
 ) -> float:
-    """Count multiply-accumulates for each image: what papers print as "GFLOPs" is this over 1e9.
+    """Count multiply-accumulates (MACs) per image; papers call this number divided by 1e9 "GFLOPs".
 
-    Counted by running an image: every convolution and matrix product, attention's two included. One
-    multiply-accumulate counts as one. The count follows from shapes alone: it is the same on every device, with every
-    version of torch, in every precision, and of a compiled model what it is of the model itself.
+    Counts every convolution and matrix product, including the two of attention, while the model runs one image. One
+    multiply-accumulate counts as one. The count depends on shapes alone: it is the same on every device, with every
+    version of torch, in every precision, and for a compiled model.
 
     Args:
         module: a dense model, a sieved one, or any module that takes images.
-        input_size: a side in pixels, (H, W) or (C, H, W) of the image, or an `InputSpec`, of a video for one; None is
-            what the model was built for.
-        proposal: False leaves out what computes the significance map.
+        input_size: a side in pixels, (H, W) or (C, H, W) of the image, or an `InputSpec`, for example for video; None
+            is the model's default.
+        proposal: False leaves out the computation of the significance map.
         selection: True adds the arithmetic of choosing tokens (ToMe's similarity scores, 0.03 to 0.5 %), which the
             papers' tables leave out.
-        fvcore_compat: add what the papers' counter adds: 5 for each element of a LayerNorm's output, 2 for each of a
-            BatchNorm's, 4 for each of a bilinear resize; also for a proposal's BatchNorms that are folded here, and
-            where a resize of a segmenter's maps changes nothing and is not run here. Channels-first LayerNorm is left
-            out, as there.
-        images: (B, C, H, W), or videos as `input_size` or the model's host lays them out, to count on instead, and the
-            mean over them. Where the count depends on the data (`ats`), it is the most that can be without them. A
-            cascade needs them: it is the mean over what each of them is read by, what two readings share counted once.
+        fvcore_compat: add what the papers' counter (fvcore) adds: 5 per element of a LayerNorm's output, 2 per element
+            of a BatchNorm's, 4 per element of a bilinear resize. This includes a proposal's BatchNorms that tokensieve
+            folds, and resizes of a segmenter's maps that change nothing and that tokensieve skips. Like fvcore, it
+            leaves out channels-first LayerNorm.
+        images: (B, C, H, W), or videos in the layout of `input_size` or of the host, to count on instead; the result is
+            the mean over them. If the count depends on the data (`ats`), it is an upper bound without them. A cascade
+            needs them: its count is the mean over the members that each image goes through, with computation shared
+            between members counted once.
 
     Returns:
-        MACs for each image.
+        MACs per image.
 
     Raises:
-        InputError: the model states no size, and none is given; it does not run on images of this size; it runs
-            operators that multiply matrices and for which no formula is known; a cascade without `images`.
+        InputError: the model has no default size and none is given; it does not run on images of this size; it runs
+            operators that multiply matrices without a known formula; a cascade without `images`.
     """
     module = eager(module)
     has_images = images is not None
     if images is None and isinstance(module, Cascade):
-        raise InputError("What a cascade costs depends on its images: give some, macs(cascade, images=batch).")
+        raise InputError("The cost of a cascade depends on its images: give some, macs(cascade, images=batch).")
     if images is None:
-        like = next((parameter for parameter in module.parameters() if parameter.is_floating_point()), torch.empty(0))
+        example = next((weight for weight in module.parameters() if weight.is_floating_point()), torch.empty(0))
         spec = own_input(module, input_size)
-        images = torch.zeros(1, *spec, device=like.device, dtype=like.dtype)
+        images = torch.zeros(1, *spec, device=example.device, dtype=example.dtype)
     else:
         spec = input_size if isinstance(input_size, InputSpec) else InputSpec.of(module)
     if not len(check_images(images, spec.layout)):
@@ -78,28 +79,28 @@ def macs(
             return _of_cascade(module, images, proposal, selection, fvcore_compat) / len(images)
         if not isinstance(module, Sieved):
             return count(module, partial(module, images), fvcore_compat=fvcore_compat) / len(images)
-        # Where each image keeps its own number of tokens, zeros stand for none of them.
-        alone = images.split(1) if module.plan.varies else [images]
-        lengths = (
-            [(SlicingLimit.on(module, image), image) for image in alone]
+        # If each image keeps its own number of tokens, blank images would not have typical numbers.
+        batches = images.split(1) if module.plan.varies else [images]
+        limits = (
+            [(SlicingLimit.on(module, image), image) for image in batches]
             if has_images
             else [(SlicingLimit(module), images)]
         )
-        total = _parts(module, lengths, images, proposal, fvcore_compat=fvcore_compat)
+        total = _parts(module, limits, images, proposal, fvcore_compat=fvcore_compat)
         if selection:
-            for image in alone:
+            for image in batches:
                 counted = _parts(module, [(SlicingLimit.on(module, image), image)], image, True)
-                with unpacked():  # a fixed number of tokens is counted whole, as above
+                with unpacked():  # with a fixed number of tokens padding is counted, as above
                     total += count(module, partial(module, image)) - counted
         return total / len(images)
 
 
 def reading_macs(cascade: Cascade, input_size: InputSize | None = None) -> tuple[float, ...]:
-    """What each reading of a cascade adds to an image that comes to it, in MACs: what it shares with the one before is
-    the one's before, and a member that is left out adds none. Arguments as of `macs`."""
+    """MACs that each member of a cascade adds for an image that reaches it. Computation shared with the member before
+    counts for the member before; a member that is never run adds 0. Arguments as for `macs`."""
     spec = own_input(cascade, input_size)
-    like = next(cascade.dense.parameters())
-    image = torch.zeros(1, *spec, device=like.device, dtype=like.dtype)
+    example = next(cascade.dense.parameters())
+    image = torch.zeros(1, *spec, device=example.device, dtype=example.dtype)
     added = [0.0] * len(cascade.members)
     before: int | None = None
     patches = prod(cascade.sizes(image)[0]) if cascade.sharing else None
@@ -113,26 +114,26 @@ def reading_macs(cascade: Cascade, input_size: InputSize | None = None) -> tuple
 
 
 def _of_cascade(cascade: Cascade, images: Tensor, proposal: bool, selection: bool, fvcore_compat: bool) -> float:
-    """Of all images together: each reading on the images that it reads, less what the one before had computed."""
+    """MACs of all images: each member on the images that reach it, minus what the member before had computed."""
     total = 0.0
     with torch.no_grad():
         readings = cascade.trace(images).readings
-    for each in readings:
-        member, read_images = cascade.members[each.member], images[each.images]
-        counted = read_images if member.plan.varies else read_images[:1]  # else every image costs the same
+    for member_reading in readings:
+        member, member_images = cascade.members[member_reading.member], images[member_reading.images]
+        counted = member_images if member.plan.varies else member_images[:1]  # else every image costs the same
         cost = macs(member, proposal=proposal, selection=selection, fvcore_compat=fvcore_compat, images=counted)
-        if each.shared:
-            begins = partial(member.stream.begin, read_images[:1], each.begun)
-            cost -= count(member.model, begins, fvcore_compat=fvcore_compat)
-        total += cost * len(read_images)
+        if member_reading.shared:
+            shared_part = partial(member.stream.begin, member_images[:1], member_reading.begun)
+            cost -= count(member.model, shared_part, fvcore_compat=fvcore_compat)
+        total += cost * len(member_images)
     return total
 
 
 def _parts(
-    fast: Sieved, lengths: list[tuple[SlicingLimit, Tensor]], images: Tensor, proposal: bool, **settings: Any
+    fast: Sieved, limits: list[tuple[SlicingLimit, Tensor]], images: Tensor, proposal: bool, **settings: Any
 ) -> float:
-    """What the papers count, the host on as many tokens; what comes on top, the map and layers of a method's own."""
-    total = count(fast.model, lambda: [limit(image) for limit, image in lengths], **settings)
+    """MACs as papers count them: the host on the reduced tokens, the significance map, and methods' learned layers."""
+    total = count(fast.model, lambda: [limit(image) for limit, image in limits], **settings)
     if fast.significance is not None and proposal:
         total += count(fast.significance, fast.map_call(images), **settings)
     if fast.parts:
@@ -154,7 +155,7 @@ EXTRA: dict[str, Formula] = {
     **{f"aten::{norm}": lambda x, *_, **__: 2 * x.numel() for norm in BATCH_NORMS},
     "aten::upsample_bilinear2d": lambda *_, out, **__: 4 * out.numel(),
 }
-"""The modules that the papers' counter adds."""
+"""Formulas of the operators that the papers' counter adds."""
 
 
 @torch.no_grad()
@@ -165,9 +166,9 @@ def count(
     fvcore_compat: bool = False,
     only: Iterable[nn.Module] | None = None,
 ) -> float:
-    """MACs of one call; `owner` holds the modules that it runs, of which `only` those count."""
-    kept = None if only is None else list(only)
-    counter = MacCounter(EXTRA if fvcore_compat else None, kept)
+    """MACs of one call. `owner` holds the modules that it runs; if `only` is given, just these modules count."""
+    counted_modules = None if only is None else list(only)
+    counter = MacCounter(EXTRA if fvcore_compat else None, counted_modules)
     correction = 0
 
     def leave_out(_module: nn.Module, _inputs: Any, output: Tensor) -> None:
@@ -184,7 +185,7 @@ def count(
 
     with ExitStack() as hooks:
         if fvcore_compat:
-            for part in owner.modules() if kept is None else kept:
+            for part in owner.modules() if counted_modules is None else counted_modules:
                 if isinstance(part, LayerNorm2d):
                     hooks.callback(part.register_forward_hook(leave_out).remove)
                 elif isinstance(part, Resize):
@@ -196,7 +197,7 @@ def count(
     if counter.unknown:
         unknown = ", ".join(sorted(name.replace("::", ".") for name in counter.unknown))
         raise InputError(
-            f"The MACs of {type(owner).__name__} cannot be counted: it runs {unknown}, for which no formula is known "
-            "here. torch.utils.flop_counter.register_flop_formula tells torch one, and then it counts."
+            f"The MACs of {type(owner).__name__} cannot be counted: it runs {unknown}, for which no formula is known. "
+            "Register one with torch.utils.flop_counter.register_flop_formula."
         )
     return counter.total + correction

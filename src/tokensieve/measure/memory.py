@@ -10,19 +10,19 @@ from torch.profiler import ProfilerActivity, profile
 
 from .pair import check_call
 
-os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # else the profiler tells every start and stop on the terminal
+os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # else the profiler logs every start and stop
 
 
 @torch.no_grad()
 def peak_memory(call: Callable[[], object], device: str | torch.device = "cpu") -> int:
-    """Most bytes that a call holds at one time beyond what was held before it: activations, not weights.
+    """Peak memory of a call in bytes, above what was allocated before it: activations, not weights.
 
-    On CUDA the allocator's own count; on the CPU the running sum of what torch allocates and frees, which leaves out
-    the scratch space of matrix libraries.
+    On CUDA the allocator's own count; on the CPU the running sum of what torch allocates and frees, without the
+    scratch space of matrix libraries.
     """
     check_call(call, "peak_memory")
     device = torch.device(device)
-    call()  # lazy initialisation is not the call's
+    call()  # so that lazy initialisation is not measured
     if device.type == "cuda":
         torch.cuda.synchronize(device)
         torch.cuda.reset_peak_memory_stats(device)

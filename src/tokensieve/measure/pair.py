@@ -1,4 +1,4 @@
-"""The dense model and the sieved one, in the places where they belong."""
+"""Checks that the sieved and the dense model are passed in the right order."""
 
 from __future__ import annotations
 
@@ -12,30 +12,32 @@ from ..stream import Sieved
 
 
 def eager(model: Any) -> Any:
-    """The model itself, where it is compiled or wrapped for several devices."""
+    """The model inside a compiled module, DataParallel or DistributedDataParallel; any other model as it is."""
     if isinstance(model, DataParallel | DistributedDataParallel):
         return eager(model.module)
     return eager(model._orig_mod) if hasattr(model, "_orig_mod") else model
 
 
 def check_pair(fast: Any, dense: Any, function: str, *, sieved: bool = True) -> None:
-    """Refuse the two in each other's place and, where the first must be a sieved one, anything else there.
+    """Check that the sieved and the dense model are not swapped and, with `sieved`, that the first is a sieved model.
 
     Raises:
-        InputError: they are not what `function` compares.
+        InputError: they are not; the message names `function`.
     """
     if isinstance(eager(fast), Sieved) or not (sieved or isinstance(eager(dense), Sieved)):
         return
     if isinstance(eager(dense), Sieved):
-        raise InputError(f"The models are in each other's place: call {function}(fast, dense, ...).")
-    raise InputError(f"{function}(fast, dense, ...) begins with what sieve() returned, not with {type(fast).__name__}.")
+        raise InputError(f"The two models are swapped: call {function}(fast, dense, ...).")
+    raise InputError(
+        f"The first argument of {function}(fast, dense, ...) is a model returned by sieve(), not {type(fast).__name__}."
+    )
 
 
 def check_call(call: Any, function: str) -> None:
-    """Refuse a model where something is needed that is called without arguments.
+    """Check that `call` is a function without arguments, not a model.
 
     Raises:
-        InputError: it is one, or nothing that can be called.
+        InputError: it is a model, or cannot be called; the message names `function`.
     """
     if isinstance(call, nn.Module) or not callable(call):
         raise InputError(

@@ -190,7 +190,7 @@ class PixelClasses:
         if highest >= self.classes:
             raise InputError(
                 f"Label {highest} is beyond the {self.classes} classes of the model: give the class index that it was "
-                "trained with, or name the label that counts nowhere by ignore_index."
+                "trained with, or set ignore_index to the label of pixels that are not scored."
             )
         for scores, truth, labelled in zip(outputs, labels, labelled_pixels, strict=True):
             if not bool(labelled.any()):
@@ -227,7 +227,7 @@ class PixelClasses:
 
     def _arrays(self) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
         if not self.count:
-            raise InputError("No pixel is labelled: all have the label that counts nowhere.")
+            raise InputError("No pixel is labelled: all have the label ignore_index.")
         return np.stack(self._overlaps), np.asarray(self._correct, dtype=np.float64)
 
     @staticmethod
@@ -295,7 +295,7 @@ class DepthErrors:
 
     def _array(self) -> NDArray[np.float64]:
         if not self.count:
-            raise InputError("No pixel is labelled: a depth counts where its label is finite and above 0.")
+            raise InputError("No pixel is labelled: a depth is scored where its label is finite and above 0.")
         return np.asarray(self._errors)
 
 

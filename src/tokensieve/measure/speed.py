@@ -21,36 +21,36 @@ from .pair import check_pair, eager
 
 @dataclass(frozen=True)
 class Speed:
-    """How many times faster than the dense model, everything included.
+    """Speed of a sieved model relative to the dense model, with the cost of proposal and selection included.
 
-    Each figure is the median over rounds; in a round every contestant runs once, so that a machine that slows down
-    slows all of them.
+    Each figure is the median over rounds; in each round every model runs once, so that a machine that slows down slows
+    all of them.
     """
 
     ratio: float
-    """Dense time over sieved time."""
+    """Dense time divided by sieved time."""
     low: float
     """10th percentile of the ratio over rounds."""
     high: float
     """90th percentile."""
     limit: float
-    """Dense time over the slicing limit's time: what the ratio would be if choosing tokens cost nothing."""
+    """Dense time divided by the slicing limit's time: the ratio if choosing tokens cost nothing."""
     of_limit: float
-    """Limit time over sieved time: 1 means that nothing is lost to selection, merging, size bias and proposal."""
+    """Limit time divided by sieved time: 1 means that selection, merging, size bias and proposal cost nothing."""
     of_limit_low: float
     of_limit_high: float
     proposal_share: float
-    """Time of the significance map over dense time; 0 where the recipe has none."""
+    """Time of the significance map divided by dense time; 0 if the recipe has none."""
     seconds: dict[str, float]
-    """Median seconds a batch of `dense`, `sieved`, `limit` and `proposal`. Comparable within one run alone."""
+    """Median seconds per batch of `dense`, `sieved`, `limit` and `proposal`. Comparable only within one run."""
     batch: int
     threads: int
     rounds: int
     times: dict[str, list[float]] = field(repr=False, default_factory=dict)
-    """All measured seconds, a value for each round."""
+    """All measured seconds, one value per round."""
 
     def without_proposal(self) -> float:
-        """Limit time over sieved time less the proposal's: the overhead of selection alone."""
+        """Limit time divided by (sieved time minus proposal time): the overhead without the proposal's."""
         sieved, limit = self.times["sieved"], self.times["limit"]
         proposal = self.times.get("proposal", [0.0] * len(sieved))
         return median(n / (s - p) for n, s, p in zip(limit, sieved, proposal, strict=True))
@@ -67,41 +67,46 @@ def speed(
     max_rounds: int = 200,
     limit: nn.Module | None = None,
 ) -> Speed:
-    """Measure `fast` against `dense` on `images` (B, 3, H, W), as they are: device, dtype and batch are the images'.
+    """Measure how much faster `fast` is than `dense`, interleaved in one process.
 
     Args:
-        seconds: time to spend after warm-up; at least `min_rounds` rounds run however long they take.
-        limit: what to take as the limit; by default `SlicingLimit.on` these images. A compiled `fast` needs one too.
+        fast: the sieved model.
+        dense: the dense model.
+        images: (B, 3, H, W), on the device and in the dtype of both models; B is the batch size.
+        seconds: time to spend after warm-up; at least `min_rounds` rounds are run.
+        min_rounds, max_rounds: number of rounds at least and at most.
+        limit: the slicing limit to measure; by default `SlicingLimit.on` these images. For a compiled `fast`, give a
+            compiled limit.
 
-    Runs in as many threads as torch is set to.
+    Uses torch's current number of threads.
 
     Raises:
-        InputError: the two in each other's place, another module than `sieve` returned as `fast`, images that are no
-            tensor (B, C, H, W) of floating-point numbers, or that the models do not read.
+        InputError: the two models are swapped, `fast` is not a sieved model, `images` is not a floating-point tensor
+            (B, C, H, W), or the models cannot read it.
     """
     check_pair(fast, dense, "speed")
     with reading(dense, check_images(images, InputSpec.of(dense).layout)):
-        times = _race(fast, dense, images, limit, seconds=seconds, min_rounds=min_rounds, max_rounds=max_rounds)
+        times = _measure(fast, dense, images, limit, seconds=seconds, min_rounds=min_rounds, max_rounds=max_rounds)
     return summarise(times, images.shape[0])
 
 
-def _race(
+def _measure(
     fast: Sieved, dense: nn.Module, images: Tensor, limit: nn.Module | None, **settings: Any
 ) -> dict[str, list[float]]:
-    """Everybody's times."""
-    itself = eager(fast)
-    contestants: dict[str, Callable[[], object]] = {
+    """Seconds per call, round by round, of the dense model, the sieved one, the limit and the proposal."""
+    sieved = eager(fast)
+    calls: dict[str, Callable[[], object]] = {
         "dense": partial(dense, images),
         "sieved": partial(fast, images),
-        "limit": partial(limit if limit is not None else SlicingLimit.on(itself, images), images),
+        "limit": partial(limit if limit is not None else SlicingLimit.on(sieved, images), images),
     }
-    if itself.significance is not None:
-        contestants["proposal"] = itself.map_call(images)
-    return interleaved(contestants, **settings)
+    if sieved.significance is not None:
+        calls["proposal"] = sieved.map_call(images)
+    return interleaved(calls, **settings)
 
 
 def summarise(times: dict[str, list[float]], batch: int) -> Speed:
-    """`Speed` from the seconds of `dense`, `sieved`, `limit` and, where there is one, `proposal`, round by round."""
+    """`Speed` from the seconds of `dense`, `sieved`, `limit` and, if any, `proposal`, one value per round."""
     dense, sieved, limit = times["dense"], times["sieved"], times["limit"]
     low, ratio, high = spread([d / s for d, s in zip(dense, sieved, strict=True)])
     of_low, of_limit, of_high = spread([n / s for n, s in zip(limit, sieved, strict=True)])
@@ -124,17 +129,17 @@ def summarise(times: dict[str, list[float]], batch: int) -> Speed:
 
 
 def interleaved(
-    contestants: dict[str, Callable[[], object]], *, seconds: float, min_rounds: int, max_rounds: int
+    calls: dict[str, Callable[[], object]], *, seconds: float, min_rounds: int, max_rounds: int
 ) -> dict[str, list[float]]:
-    """Seconds a call of each contestant, a value for each round; every round runs all, forwards then backwards."""
-    # Not torch's benchmark Timer, which runs every single call three times to warm up.
-    timers = {name: timeit.Timer(call, timer=clock) for name, call in contestants.items()}
+    """Seconds per call of each function, one value per round. Every round runs all, in alternating order."""
+    # Not torch.utils.benchmark.Timer, which runs every call three times to warm up.
+    timers = {name: timeit.Timer(call, timer=clock) for name, call in calls.items()}
     repeats = {}
     for name, timer in timers.items():
         once = timer.timeit(1)
-        if once < 1:  # the first call warms up; a slow one was slow for its own sake
+        if once < 1:  # the first call includes warm-up, which matters only for short calls
             once = timer.timeit(1)
-        repeats[name] = max(1, min(50, round(0.05 / once)))  # short calls are repeated to some 50 ms
+        repeats[name] = max(1, min(50, round(0.05 / once)))  # short calls are repeated for about 50 ms
     times: dict[str, list[float]] = {name: [] for name in timers}
     order, start = list(timers), perf_counter()
     for turn in range(max_rounds):
@@ -147,7 +152,7 @@ def interleaved(
 
 
 def clock() -> float:
-    """Seconds, once an accelerator has done what it was given."""
+    """Time in seconds, after an accelerator has finished its queued work."""
     if torch.accelerator.is_available():
         torch.accelerator.synchronize()
     return perf_counter()

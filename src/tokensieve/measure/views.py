@@ -1,4 +1,4 @@
-"""Several views of a video, one answer."""
+"""Averages a model's outputs over several views of a video."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ from .outputs import as_tensor, classifies
 
 
 class AveragedViews(nn.Module):
-    """A model of clips on videos of several views, scored by the mean over them: (B, views, *clip_shape) -> (B, K).
+    """A clip model applied to videos with several views; the outputs are averaged: (B, views, *clip_shape) -> (B, K).
 
-    Of a classifier it gives the logarithm of the mean of the views' softmax, so that softmax gives that mean back; of a
-    model without one the mean of the views' embeddings.
+    For a classifier the output is the logarithm of the mean softmax over the views, so that its softmax is that mean;
+    for other models it is the mean embedding over the views.
 
     Args:
-        model: clips (N, *clip_shape) to scores (N, K) or embeddings (N, D), dense or sieved.
-        views: of a video.
-        at_once: clips that go through the model together.
+        model: maps clips (N, *clip_shape) to scores (N, K) or embeddings (N, D); dense or sieved.
+        views: number of views per video.
+        at_once: clips per call of the model.
 
     Raises:
-        InputError: when called, with another number of views, or on a model that returns no row for each clip.
+        InputError: when called with another number of views, or if the model does not return one row per clip.
     """
 
     def __init__(self, model: nn.Module, views: int, at_once: int = 8) -> None:
@@ -34,7 +34,7 @@ class AveragedViews(nn.Module):
     def forward(self, videos: Tensor) -> Tensor:
         if videos.ndim != 6 or videos.shape[1] != self.views:
             raise InputError(
-                f"Videos have shape {tuple(videos.shape)}: expected (batch, {self.views} views, sides of a clip)."
+                f"Videos have shape {tuple(videos.shape)}: expected (batch, {self.views} views, shape of a clip)."
             )
         outputs, classes = [], True
         for clips in videos.flatten(0, 1).split(self.at_once):
@@ -44,8 +44,8 @@ class AveragedViews(nn.Module):
         rows = torch.cat(outputs)
         if rows.ndim != 2:
             raise InputError(
-                f"{type(self.model).__name__} returns shape {tuple(rows.shape)}: views can be averaged of scores or "
-                "embeddings, a row for each clip. Give one view."
+                f"{type(self.model).__name__} returns shape {tuple(rows.shape)}: only scores or embeddings, one row "
+                "per clip, can be averaged over views. Use one view."
             )
         if not classes:
             return rows.unflatten(0, (-1, self.views)).mean(1)

@@ -1,4 +1,4 @@
-"""The waterfall: what the recipe, a lower precision, the compiler and a larger batch each add to the row before."""
+"""The waterfall: the speed gained step by step by the recipe, a lower precision, the compiler and a larger batch."""
 
 from __future__ import annotations
 
@@ -29,44 +29,47 @@ PRECISIONS = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp1
 
 @dataclass(frozen=True)
 class Row:
-    """One thing added to the row before. Ratios are of the time an image, each the median over rounds."""
+    """A row of the waterfall: the setup of the row before plus one step. Ratios are medians over rounds of the time per
+    image."""
 
     step: str
-    """What is added: `dense`, `recipe`, `bf16` or `fp16`, `prepack`, `compile`, `batch`."""
+    """The added step: `dense`, `recipe`, `bf16` or `fp16`, `prepack`, `compile`, `batch`."""
     batch: int
     dtype: str
     ratio: float
-    """The first row's time over this one's; `low` and `high` are its 10th and 90th percentile."""
+    """Time of the first row divided by the time of this one; `low` and `high` are its 10th and 90th percentile."""
     low: float
     high: float
     gain: float
-    """The time of the row before over this one's, with percentiles."""
+    """Time of the row before divided by the time of this one, with percentiles."""
     gain_low: float
     gain_high: float
     limit: float | None
-    """The first row's time over that of the slicing limit in this row's precision, packing, compilation and batch."""
+    """Time of the first row divided by that of the slicing limit in this row's precision, packing, compilation and
+    batch."""
     of_limit: float | None
-    """The limit's time over this row's."""
+    """Time of the limit divided by the time of this row."""
     map_share: float | None
-    """Time of the significance map over this row's; None where there is none, or where it is compiled into the rest."""
+    """Time of the significance map divided by the time of this row; None if there is no map, or if it is compiled
+    together with the model."""
     images_per_second: float
     seconds: dict[str, float]
-    """Median seconds a batch of the `row`, its `limit` and its `map`. Comparable within one run alone."""
+    """Median seconds per batch of the `row`, its `limit` and its `map`. Comparable only within one run."""
     memory_bytes: int
-    """Peak memory of a call, weights not counted."""
+    """Peak memory of a call, without the weights."""
     attention: tuple[str, ...]
-    """Kernels that attention was dispatched to."""
+    """Attention kernels that torch selected."""
     difference: float | None
-    """Largest change of an output, against the recipe's row in fp32, as a share of its largest output."""
+    """Largest change of an output against the recipe's row in fp32, divided by the largest output of that row."""
     agreement: float | None
-    """Percent of the images, or pixels, to which the dense model gives the same class, where that was asked for."""
+    """Percent of the images, or pixels, with the same class as the dense model's; None unless requested."""
     compared: int
-    """Images behind `difference` and `agreement`."""
+    """Number of images compared for `difference` and `agreement`."""
 
 
 @dataclass(frozen=True)
 class Skipped:
-    """A step that cannot run here; the next row adds to the last one that could."""
+    """A step that cannot run on this machine; the next step is added to the last row that could."""
 
     step: str
     reason: str
@@ -74,7 +77,7 @@ class Skipped:
 
 @dataclass(frozen=True)
 class Waterfall:
-    """The rows in order, and the recipe's step alone as `speed` gives it."""
+    """The rows in order, and the speed of the recipe's step alone."""
 
     rows: list[Row | Skipped]
     recipe: Speed
@@ -84,11 +87,11 @@ class Waterfall:
 class _Setup:
     step: str
     model: nn.Module
-    """What runs: dense, sieved, packed or compiled."""
+    """The model that runs: dense, sieved, packed or compiled."""
     limit: nn.Module | None
     images: Tensor
     sieved: Sieved
-    """The sieved model in this precision, as it is before packing and compiling."""
+    """The sieved model in this precision, before packing and compiling."""
     packed: bool = False
     compiled: bool = False
 
@@ -116,20 +119,23 @@ def waterfall(
     max_rounds: int = 200,
     progress: Callable[[str], None] = lambda _: None,
 ) -> Waterfall:
-    """Measure what each step adds, all rows and their limits interleaved in the same rounds.
+    """Measure the speed that each step adds, all rows and their limits interleaved in the same rounds.
 
     Args:
-        fast, dense: a pair that shares its weights, in fp32.
-        images: (M, 3, H, W) fp32 where the models are: the last row's batch; the rows before read the first `batch`.
-        dtype: the lower precision, of model and images; a proposal keeps its own.
-        prepacked: add a row with linear weights packed once (CPUs). Packed layers do not compile: the compiler packs
-            the weights itself then.
-        agreement: compare classes with the dense model; for real weights and pictures.
-        seconds: time to spend once everything has run; at least `min_rounds` rounds run however long they take.
-        progress: called with what is going on.
+        fast, dense: the sieved and the dense model that shares its weights, in fp32.
+        images: (M, 3, H, W) fp32 on the models' device: the batch of the last row; the other rows use the first
+            `batch`.
+        batch: batch size of all rows but the last.
+        dtype: the lower precision of model and images; a proposal keeps its own.
+        prepacked: add a row with linear weights packed once (CPUs). Packed layers cannot be compiled; in the compiled
+            rows the compiler packs the weights itself.
+        agreement: compare classes with the dense model; needs real weights and pictures.
+        seconds: time to spend after the first calls; at least `min_rounds` rounds are run.
+        min_rounds, max_rounds: number of rounds at least and at most.
+        progress: called with a message about the current step.
 
     Raises:
-        InputError: a batch that is not smaller than the number of images, or a model that cannot run at all.
+        InputError: `batch` is not smaller than the number of images, or a model cannot run at all.
     """
     check_pair(fast, dense, "waterfall")
     check_images(images, InputSpec.of(dense).layout)
@@ -154,7 +160,10 @@ def waterfall(
             setup = replace(add(setups[-1]), step=step)
             output = _outputs(setup, images, batch)
             setup.calls()["limit"]()
-        except (SieveError, RuntimeError) as error:  # compilers, missing kernels and full memory raise RuntimeErrors
+        except (
+            SieveError,
+            RuntimeError,
+        ) as error:  # raised by the compiler, for a missing kernel, and if memory is full
             skipped[step] = Skipped(step, first_line(error))
         else:
             setups.append(setup)
@@ -190,7 +199,7 @@ def _packed(setup: _Setup) -> _Setup:
 
 
 def _compiled(setup: _Setup) -> _Setup:
-    # Else dynamo, where it has seen the same code with other numbers, takes the token counts for dynamic.
+    # Else dynamo, after seeing the same code with other token counts, treats them as dynamic.
     torch._dynamo.reset()
     options: dict[str, Any] = {"freezing": True} if setup.packed else {}  # freezing packs constant weights
 
@@ -205,7 +214,7 @@ def _larger(setup: _Setup, images: Tensor) -> _Setup:
 
 
 def _outputs(setup: _Setup, images: Tensor, batch: int) -> Tensor:
-    """(n, ...) fp32 on the CPU: answers in its own batches to the images that make whole batches of the first rows."""
+    """Outputs (n, ...) fp32 on the CPU, in batches of the setup's size, for the images of the first rows' batches."""
     count, size = len(images) // batch * batch, len(setup.images)
     return collect_outputs(setup.model, images[: max(count, size)].split(size))[:count].float()
 

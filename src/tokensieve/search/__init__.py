@@ -1,1 +1,1 @@
-"""The search behind `tokensieve.tune`: what a recipe costs, which recipes there are, how far each is from the model."""
+"""The search behind `tokensieve.tune`: costs of recipes, families of recipes, and their loss."""

@@ -1,4 +1,4 @@
-"""Sets the bars of `adaptive`, its thresholds, so that images keep as many tokens on average as a schedule does."""
+"""Sets the thresholds (`bars`) of `adaptive` so that images keep as many tokens on average as under a schedule."""
 
 from __future__ import annotations
 
@@ -32,9 +32,9 @@ if TYPE_CHECKING:
     from .budget_search import Search
 
 BUDGET_TOLERANCE = 0.002
-"""How far below its budget, as a share of it, a recipe's mean MACs may be."""
+"""By how much a recipe's mean MACs may be below the budget, as a share of it."""
 MAX_CORRECTIONS = 6
-"""How often the mean number of merges is corrected at most to meet the budget."""
+"""Maximum number of corrections of the mean number of merges to meet the budget."""
 DIGITS = 5
 """Decimals of a threshold in a recipe."""
 
@@ -133,12 +133,12 @@ def adapted(
             best = calibrated
             if cost >= (1 - BUDGET_TOLERANCE) * target:
                 break
-        # What merges save is roughly in proportion to their number.
+        # The saving by merges is roughly proportional to their number.
         if cost >= unmerged_macs:
             break
         factor *= (unmerged_macs - (1 - BUDGET_TOLERANCE / 2) * target) / (unmerged_macs - cost)
     if best is None:
-        raise RecipeError(f"No bars were found by which {recipe} takes {target / 1e9:.3g} GMAC on average.")
+        raise RecipeError(f"No thresholds were found with which {recipe} takes {target / 1e9:.3g} GMAC on average.")
     return best
 
 
@@ -164,7 +164,7 @@ def _calibrated(
     """
     indices = [i for i, method in enumerate(recipe) if isinstance(method, Guarded)]
     if len(indices) != 1:
-        raise RecipeError(f"Bars take the place of one guarded's numbers, and {recipe} has {len(indices)} of them.")
+        raise RecipeError(f"Thresholds replace the numbers of one guarded, and {recipe} has {len(indices)} of them.")
     methods: list[BaseMethod] = list(recipe)
     schedule = methods[indices[0]]
     assert isinstance(schedule, Guarded)
@@ -234,35 +234,35 @@ def _thresholds_of(
                 AfterAttention(inside, attended, guard.pairs(inside, actor.evidence, attended) if merges else None)
             )
         if merges:
-            thresholds[index] = _threshold([each.pairs for each in states if each.pairs is not None], merges)
-        patches = sum(float((each.tokens.lengths_per_image() - fast.host.prefix).sum()) for each in states)
-        image_count = sum(each.tokens.x.shape[0] for each in states)
+            thresholds[index] = _threshold([state.pairs for state in states if state.pairs is not None], merges)
+        patches = sum(float((state.tokens.lengths_per_image() - fast.host.prefix).sum()) for state in states)
+        image_count = sum(state.tokens.x.shape[0] for state in states)
         if drops:
             left = patches / image_count - merges
             shares[index] = round(min(0.999, drops / max(left, 1.0)), DIGITS)
-        for number, (each, (actor, _)) in enumerate(zip(states, batches, strict=True)):
-            tokens = each.tokens
-            if each.pairs is not None:
-                tokens = guard.merge(tokens, each.pairs, thresholds[index])
+        for number, (state, (actor, _)) in enumerate(zip(states, batches, strict=True)):
+            tokens = state.tokens
+            if state.pairs is not None:
+                tokens = guard.merge(tokens, state.pairs, thresholds[index])
             if drops:
-                tokens = drop_least(tokens, AttentionEvidence.follow(each.attended, tokens), shares[index])
+                tokens = drop_least(tokens, AttentionEvidence.follow(state.attended, tokens), shares[index])
             batches[number] = actor, actor.after(index, through_mlp(blocks[index], tokens))
     lengths.append(torch.cat([tokens.lengths_per_image() for _, tokens in batches]))
     return thresholds, shares, lengths
 
 
 def _scheduled(schedule: Guarded, block: int, depth: int) -> tuple[float, float]:
-    """How many tokens the schedule merges and drops in a block."""
+    """The numbers of tokens that the schedule merges and drops in a block."""
     return at(schedule.r, schedule.layers, block, depth), at(schedule.drop, schedule.layers, block, depth)
 
 
 def _threshold(pairs: Sequence[Pairs], merges: float) -> float:
     """The lowest threshold, to `DIGITS`, above which at most `merges` tokens merge, in the mean over the images."""
-    most = merges * sum(each.cosine.shape[0] for each in pairs)
+    most = merges * sum(batch.cosine.shape[0] for batch in pairs)
     low, high = -2.0, 1.0
     while high - low > 0.5 * 10**-DIGITS:
         middle = (low + high) / 2
-        if sum(int(above(each, middle).merging.sum()) for each in pairs) > most:
+        if sum(int(above(batch, middle).merging.sum()) for batch in pairs) > most:
             low = middle
         else:
             high = middle
@@ -270,7 +270,7 @@ def _threshold(pairs: Sequence[Pairs], merges: float) -> float:
 
 
 class _EvidenceRecorder(RecipeActor):
-    """Keeps the evidence that methods inside a block would get, and reduces nothing there."""
+    """Records the evidence that methods inside a block would get, and does not reduce tokens there."""
 
     evidence: AttentionEvidence
 

@@ -1,4 +1,4 @@
-"""Which budgets are searched, and how trials are allotted to budgets and families."""
+"""Chooses the budgets to search, and distributes trials over budgets and families."""
 
 from __future__ import annotations
 
@@ -31,10 +31,10 @@ class Clock:
     """Raises `OutOfTime` once the timeout is over."""
 
     timeout: float | None
-    begun: float = field(default_factory=monotonic)
+    began: float = field(default_factory=monotonic)
 
     def __call__(self) -> None:
-        if self.timeout is not None and monotonic() - self.begun > self.timeout:
+        if self.timeout is not None and monotonic() - self.began > self.timeout:
             raise OutOfTime
 
 
@@ -45,7 +45,7 @@ class Progress:
     trials: int
     """Trials that have ended, those of earlier runs in the storage included."""
     of: int
-    """Number of trials in all; an estimate where the budgets are not known beforehand."""
+    """Total number of trials; an estimate if the budgets are not known beforehand."""
     ratio: float
     """The budget that is being searched, dense MACs over sieved."""
     family: str
@@ -67,11 +67,12 @@ class Search:
     """Called with a sentence after each round at a budget."""
     studies: dict[float, list[FamilyStudy]] = field(default_factory=dict)
     adapted: dict[float, FamilyStudy] = field(default_factory=dict)
-    """Budget -> thresholds in place of the numbers of the best `guarded` recipe, see `bars`."""
+    """Budget -> thresholds in place of the numbers of the best `guarded` recipe, see `bars.py`."""
     recommends_adapted: bool = False
-    """Whether one of these may be the recommended recipe, which compiled and exported graphs cannot take."""
+    """Whether one of these may be the recommended recipe; compiled and exported graphs do not support them."""
     expected: int = 0
-    begun: float = field(default_factory=monotonic)
+    """Expected total number of trials."""
+    began: float = field(default_factory=monotonic)
 
     def at(self, ratio: float, trials: int, near: float | None = None) -> None:
         """Search a budget by successive halving over the families that have parameters.
@@ -80,15 +81,17 @@ class Search:
         worse half.
 
         Args:
-            near: a budget searched before, whose best recipes, and better half of the families without parameters, are
-                the starting points.
+            ratio: the budget, dense MACs divided by sieved.
+            trials: number of trials.
+            near: a budget searched before; its best recipes, and the better half of its families without parameters,
+                are the starting points.
         """
         studies = self.studies.setdefault(ratio, [])
-        for family, neighbour in self._begin(near):
+        for family, neighbour in self._starts(near):
             study = self.study_of(ratio, family, neighbour)
             studies.append(study)
             study.start()
-        self._round(ratio, f"{len(studies)} families begun")
+        self._tell_round(ratio, f"{len(studies)} families started")
         active = [study for study in studies if study.family.searched and study.alive]
         rounds = ceil(log2(len(active))) + 1 if active else 0
         trials_given = dict.fromkeys(map(id, active), 0)
@@ -96,7 +99,7 @@ class Search:
             for study in active:
                 trials_given[id(study)] += trials // rounds // len(active)
                 study.run(study.starts + trials_given[id(study)])
-            self._round(ratio, f"round {turn + 1} of {rounds}")
+            self._tell_round(ratio, f"round {turn + 1} of {rounds}")
             if turn < rounds - 1:
                 active.sort(key=lambda study: study.lowest(study.starts + trials_given[id(study)]))
                 active = active[: ceil(len(active) / 2)]
@@ -111,7 +114,7 @@ class Search:
         return FamilyStudy(ratio, family, self.fit(ratio), self.evaluator, trials_so_far, self.seed, self._tell, near)
 
     def best(self, ratio: float) -> float | None:
-        """The smallest divergence at a budget; None where no trial has succeeded."""
+        """The smallest divergence at a budget; None if no trial has succeeded."""
         scored = [trial.figures.value for study in self.studies.get(ratio, ()) if (trial := study.best()) is not None]
         return min(scored, default=None)
 
@@ -126,7 +129,8 @@ class Search:
     def _all_studies(self) -> list[FamilyStudy]:
         return [*(study for studies in self.studies.values() for study in studies), *self.adapted.values()]
 
-    def _begin(self, near: float | None) -> list[tuple[Family, tuple[Mapping[str, float], int] | None]]:
+    def _starts(self, near: float | None) -> list[tuple[Family, tuple[Mapping[str, float], int] | None]]:
+        """The families to search, each with the parameters and variant of its best trial at the budget `near`."""
         if near is None:
             return [(family, None) for family in self.families]
         started = [(study, trial) for study in self.studies[near] if (trial := study.best()) is not None]
@@ -142,14 +146,15 @@ class Search:
         total = max(self.expected, self.trials)
         self.report(Progress(self.trials, total, study.ratio, study.family.title, self.best(study.ratio)))
 
-    def _round(self, ratio: float, description: str) -> None:
+    def _tell_round(self, ratio: float, description: str) -> None:
+        """Report the best result so far at a budget."""
         scored = [(trial.figures.value, study) for study in self.studies[ratio] if (trial := study.best()) is not None]
         best = ""
         if scored:
             value, study = min(scored, key=lambda pair: pair[0])
             name = "divergence" if self.evaluator.goal is None else "cost of a cascade"
             best = f", best {name} {value:.4f} by {study.family.title}"
-        minutes = (monotonic() - self.begun) / 60
+        minutes = (monotonic() - self.began) / 60
         self.tell(
             f"{ratio:.2f}x, {description}{best}; {self.trials} of {max(self.expected, self.trials)} recipes tried, "
             f"{minutes:.0f} min"
@@ -157,7 +162,7 @@ class Search:
 
 
 def neighbouring_budgets(target: float) -> list[float]:
-    """Budgets from 1.2 to a fifth above the wanted one; the wanted one first, each later one next to an earlier one."""
+    """Budgets from 1.2 to a fifth above `target`: the target first, then each next to an earlier one."""
     low = min(LOWEST, 1 + (target - 1) / 2)
     below = STEPS - 2
     steps = [low + (target - low) * i / below for i in range(below)]
@@ -165,7 +170,7 @@ def neighbouring_budgets(target: float) -> list[float]:
 
 
 def search_budgets(search: Search, target: float, trials: int) -> None:
-    """Spend half of the trials at the wanted budget, the rest at others, each started from the nearest one searched."""
+    """Spend half of the trials at the budget `target`, the rest at others, each started from the nearest searched."""
     steps = neighbouring_budgets(target)
     starts = sum(family.starts(search.fit(1.0).costs.depth) for family in search.families)
     search.expected = max(search.expected, starts + trials + (STEPS - 1) * (len(search.families) // 2 + 1))
@@ -178,10 +183,10 @@ def search_budgets(search: Search, target: float, trials: int) -> None:
 
 
 def towards(search: Search, divergence: float, trials: int) -> None:
-    """Search budgets that converge on the one whose best recipe just meets an allowed divergence.
+    """Search budgets that converge to the one whose best recipe just meets an allowed divergence.
 
-    Bisection with the start of one family gives the first budget; later ones are interpolated between the searched
-    budgets, and each search starts from the nearest of them.
+    The first budget is found by bisection with the starting recipe of one family; later ones are interpolated between
+    the searched budgets, and each search starts from the nearest of them.
     """
     starts = sum(family.starts(search.fit(1.0).costs.depth) for family in search.families)
     search.expected = starts + trials + STEPS * (len(search.families) // 2 + 1)
@@ -212,7 +217,7 @@ def towards(search: Search, divergence: float, trials: int) -> None:
 
 
 def _bracket(search: Search, divergence: float) -> float:
-    """The budget at which the start of the first family that can be evaluated has the allowed divergence."""
+    """The budget at which the starting recipe of the first usable family has the allowed divergence."""
     low, high = 1.05, 4.0
     for family in search.families:
         try:

@@ -1,4 +1,4 @@
-"""The four budgets that a search may have, and the one of them that must be measured on the way."""
+"""The four kinds of budget of a search, and the search for a speed, which must be measured."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 def budget(
     macs: float | None, time: float | None, divergence: float | None, agree: float | None = None
 ) -> dict[str, float]:
-    """The one of the four that was given, by its name; raises `RecipeError` where there is not exactly one."""
+    """The name and value of the given budget. Raises `RecipeError` unless exactly one of the four is given."""
     named = (("macs", macs), ("time", time), ("divergence", divergence), ("agree", agree))
     limits = {name: value for name, value in named if value is not None}
     if len(limits) != 1:
@@ -35,7 +35,7 @@ def budget(
 
 
 def until_fast(search: Search, target: float, trials: int) -> None:
-    """Search by MACs, measure, and move the budget until a recipe is as fast as wanted."""
+    """Search by MACs, measure speed, and change the budget until a recipe reaches the speed ratio `target`."""
     from .budget_search import search_budgets
 
     search_budgets(search, target, 2 * trials // 3)

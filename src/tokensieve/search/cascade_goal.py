@@ -1,4 +1,4 @@
-"""The objective of a search for cascades: the cost of a cascade that begins with a recipe."""
+"""The objective of a search for cascades: the cost of a cascade whose first member is a given recipe."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ from ..stream import sieve
 from .evaluator import Evaluator
 
 AROUND = (0.75, 1.0, 1.25, 1.5)
-"""Multiples of the allowed disagreement over which the cost is averaged: at one of them a single image decides."""
+"""Multiples of the allowed disagreement over which the cost is averaged, so that it does not depend on one image."""
 
 
 def agreement_needed(agree: float, confidence: float, images: int) -> float:
-    """The share of `images` that must agree for the promise to be certified; 1 where they are too few to certify it."""
+    """The share of `images` that must agree for the promise to be certified; 1 if they are too few to certify it."""
     low, high = 0, images  # bounds of the number of images that may disagree
     if lower_bound(images, images, confidence) < agree:
         return 1.0
@@ -34,13 +34,16 @@ def agreement_needed(agree: float, confidence: float, images: int) -> float:
     return 1 - low / images
 
 
-def least_again(scores: NDArray[np.float64], same: NDArray[np.bool_], needed: float) -> tuple[float, float]:
-    """The smallest share of images that must be read again so that `needed` of all agree, and the threshold for it.
+def smallest_share_passed_on(
+    scores: NDArray[np.float64], same: NDArray[np.bool_], needed: float
+) -> tuple[float, float]:
+    """The smallest share of images that must go on to the next member so that a share `needed` of all agrees, and the
+    threshold for it.
 
-    `scores` and `same` (N,) are of one reading; all that is read again agrees.
+    `scores` and `same` (N,) are those of the first member; all images that go on agree.
     """
     order = np.argsort(scores)
-    wrong = np.cumsum((~same[order])[::-1])[::-1]  # errors among the accepted, if all from this image on are
+    wrong = np.cumsum((~same[order])[::-1])[::-1]  # errors if all images from this one on are accepted
     allowed = (1 - needed) * len(scores) + 1e-9
     allowed_counts = np.flatnonzero(np.append(wrong, 0) <= allowed)
     first = int(allowed_counts[0])
@@ -53,16 +56,16 @@ def least_again(scores: NDArray[np.float64], same: NDArray[np.bool_], needed: fl
 
 @dataclass
 class CascadeGoal:
-    """Objective: the MACs of a cascade of a recipe and the last reading, as a share of the dense model's.
+    """Objective: the MACs of a cascade of a recipe and the last member, as a share of the dense model's.
 
     The threshold is the lowest that keeps the promise on the given images.
 
     Args:
-        evaluator: of the model.
+        evaluator: the evaluator of the model.
         needed: the share of the images that must agree.
-        last: the recipe of the last reading, "" or "readout()".
+        last: the recipe of the last member, "" or "readout()".
         dense: MACs of the dense model.
-        score: as of `CascadeRecipe`.
+        score: as for `CascadeRecipe`.
     """
 
     evaluator: Evaluator
@@ -75,17 +78,17 @@ class CascadeGoal:
         """The cost, as a mean over agreements around the needed one (see `AROUND`)."""
         first, last = self.added([recipe, self.last])
         scores, same = answers(outputs, dense, self.score)
-        shares = [least_again(scores, same, 1 - (1 - self.needed) * part)[0] for part in AROUND]
+        shares = [smallest_share_passed_on(scores, same, 1 - (1 - self.needed) * part)[0] for part in AROUND]
         return (first + float(np.mean(shares)) * last) / self.dense
 
     def added(self, recipes: Sequence[Recipe]) -> tuple[float, ...]:
-        """MACs that each reading adds for an image that reaches it, proposals included."""
+        """MACs that each member adds for an image that reaches it, proposals included."""
         return reading_macs(self.cascade(recipes), self.evaluator.input_size)
 
     def cascade(self, recipes: Sequence[Recipe], thresholds: Sequence[float] | None = None) -> Cascade:
         """The recipes as a cascade, without a promise."""
         thresholds_used = thresholds or (0.5,) * (len(recipes) - 1)
-        members = [sieve(self.evaluator.host_model, each, **self.evaluator.settings) for each in recipes]
+        members = [sieve(self.evaluator.host_model, recipe, **self.evaluator.settings) for recipe in recipes]
         return Cascade(members, CascadeRecipe(tuple(recipes), tuple(thresholds_used), self.score))
 
 

@@ -1,4 +1,4 @@
-"""`cascade()`: from readings of rising cost and unlabelled images to a cascade that keeps a promise."""
+"""`cascade()`: calibrates a cascade of models of rising cost on unlabelled images, so that it keeps a promise."""
 
 from __future__ import annotations
 
@@ -30,37 +30,37 @@ def cascade(
     towards: Sequence[float] | None = None,
     batch: int = 32,
 ) -> Cascade:
-    """Make a model that reads every image as cheaply as its answer allows, and agrees with the dense model as promised.
+    """Make a cascade that runs cheap models first and agrees with the dense model on a promised share of images.
 
-    Each image is read by the first member; where the answer is not sure enough, by the next one, and at last by the
-    dense model. How sure is enough is found on `images`: the lowest thresholds for which the share of answers that are
-    the dense model's is at least `agree`, with that confidence, by an exact bound (Clopper and Pearson's, over a fixed
-    sequence of thresholds: "learn then test"). The promise is about images drawn like these and says nothing about
-    others: of a thousand calibrations on images like these, at `confidence` 0.95, fifty may miss it.
+    Each image is read by the first member; if the prediction is not confident enough, by the next one, and finally by
+    the dense model. The thresholds on the confidence are calibrated on `images`: they are the lowest for which the
+    share of predictions equal to the dense model's is at least `agree` with probability `confidence`, by an exact bound
+    (Clopper and Pearson's, over a fixed sequence of thresholds: "learn then test"). The promise holds for images from
+    the same distribution as these, and not for others; at `confidence` 0.95, 5 % of calibrations may miss it.
 
     Args:
-        members: from cheap to dense: what `sieve` returned, and last the dense model, or `sieve(model, "readout()")`,
-            which answers alike but for rounding. Members of one host share its weights and what they compute alike.
-        images: batches (B, 3, H, W) as the models read them, or tuples that begin with them, or one tensor. No labels
-            are needed. The more, the closer to `agree` the thresholds come: 500 images certify 0.98 where 99.2 % agree,
-            6,500 images certify 0.99 there.
-        agree: the share of images, between 0 and 1, to which both give the same class.
-        confidence: with which that is promised.
-        score: how sure an answer is: "margin", "probability" or "entropy", see `CascadeRecipe`; or a function of what
-            the host returns -> (B, K) scores of classes, for hosts without a classifier, such as the products of image
-            embeddings with those of texts.
-        towards: of three members or more, thresholds found on other images, whose proportions are kept; by default
-            all have the same one.
-        batch: how many images of one tensor go through together.
+        members: models from cheap to dense: sieved models, and last the dense model, or `sieve(model, "readout()")`,
+            which gives the same outputs up to rounding. Members of one host share weights and common computation.
+        images: batches (B, 3, H, W) as the models read them, tuples that begin with such batches, or one tensor. No
+            labels are needed. With more images the thresholds come closer to `agree`: 500 images certify 0.98 if 99.2 %
+            agree, 6,500 images certify 0.99 in that case.
+        agree: the share of images, between 0 and 1, for which both predict the same class.
+        confidence: the probability with which the promise holds.
+        score: confidence of a prediction: "margin", "probability" or "entropy", see `CascadeRecipe`; or a function from
+            the host's output to class scores (B, K), for hosts without a classifier, such as the products of image
+            embeddings and text embeddings.
+        towards: for three or more members, thresholds found on other images, whose proportions are kept; by default all
+            thresholds are equal.
+        batch: batch size if `images` is one tensor.
 
     Returns:
-        A module that is called like the dense model and returns what it returns, in the images' order, with
-        `thresholds`, `shares`, `certificate` and `trace(images)`. Where the images cannot certify the promise, it
-        warns, says how many would, and reads everything by the dense model.
+        A module that is called like the dense model and returns the same kind of output, in the order of the images,
+        with `thresholds`, `shares`, `certificate` and `trace(images)`. If the images cannot certify the promise, it
+        warns, with the number of images that could, and all images go to the dense model.
 
     Raises:
-        RecipeError: fewer than two members, settings that make no sense.
-        UnsupportedHost: a host without a classifier, where `score` is no function.
+        RecipeError: fewer than two members, or invalid settings.
+        UnsupportedHost: a host without a classifier, and `score` is not a function.
         InputError: there are no images.
     """
     check_share("agree", agree)
@@ -71,21 +71,21 @@ def cascade(
             "A cascade has two members or more, from cheap to dense: cascade([sieve(model, recipe), model], images)."
         )
     sieved = [member if isinstance(member, Sieved) else sieve(member) for member in members]
-    if towards is not None and (len(towards) != len(sieved) - 1 or not all(0 < each < 1 for each in towards)):
-        raise RecipeError(f"towards is {len(sieved) - 1} thresholds between 0 and 1 here, not {towards!r}.")
-    plain = CascadeRecipe(tuple(each.recipe for each in sieved), (0.0,) * (len(sieved) - 1), score)
-    Cascade(sieved, plain)  # refuses what cannot be one before anything slow begins
+    if towards is not None and (len(towards) != len(sieved) - 1 or not all(0 < threshold < 1 for threshold in towards)):
+        raise RecipeError(f"towards must be {len(sieved) - 1} thresholds between 0 and 1, not {towards!r}.")
+    plain = CascadeRecipe(tuple(member.recipe for member in sieved), (0.0,) * (len(sieved) - 1), score)
+    Cascade(sieved, plain)  # raises for invalid members before anything slow begins
     scores, same = answers_of(sieved, images, score, batch)
     certificate = certify(scores, same, agree, confidence, towards)
     exact = bool(same[-1].all())
     if not certificate.certified and not exact and certificate.images >= (images_needed(agree, confidence) or 0):
         raise RecipeError(
             f"The last member agrees with the dense model on {100 * same[-1].mean():.1f} % of these "
-            f"{certificate.images} images, which is not enough for {100 * agree:g} %: let the dense model itself "
-            "be the last."
+            f"{certificate.images} images, which is not enough for {100 * agree:g} %: use the dense model itself as "
+            "the last member."
         )
-    if (why := shortfall(certificate, agree, confidence)) is not None:
-        warnings.warn(why, stacklevel=2)
+    if (reason := shortfall(certificate, agree, confidence)) is not None:
+        warnings.warn(reason, stacklevel=2)
     promise: dict[str, Any] = {"agree": agree, "confidence": confidence} if certificate.certified or exact else {}
     recipe = CascadeRecipe(
         plain.recipes, certificate.thresholds, score, images=certificate.images, shares=certificate.shares, **promise
@@ -96,31 +96,32 @@ def cascade(
 def answers_of(
     members: Sequence[Sieved], images: Iterable[Any] | Tensor, score: str | Callable[[Any], Tensor], batch: int = 32
 ) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
-    """How sure each member but the last is of each image, (M - 1, N), and whether each one's answer is the dense
-    model's, (M, N). Raises as `cascade` does."""
+    """The confidence of each member but the last for each image, (M - 1, N), and whether each member's prediction
+    equals the dense model's, (M, N). Raises as `cascade` does."""
     dense = members[-1].model
     exact = not members[-1].plan.methods
     models = [_Scored(member, score) for member in (*members[:-1], *(() if exact else members[-1:]), dense)]
     scores: list[list[Tensor]] = [[] for _ in members[:-1]]
     same: list[list[Tensor]] = [[] for _ in members]
     with evaluating(*models):
-        for answers in forward_batches(models, images.split(batch) if isinstance(images, Tensor) else images):
-            dense_classes = answers.outputs[-1].argmax(1)
+        for batch_outputs in forward_batches(models, images.split(batch) if isinstance(images, Tensor) else images):
+            outputs = batch_outputs.outputs
+            dense_classes = outputs[-1].argmax(1)
             for index in range(len(members)):
-                output = answers.outputs[min(index, len(models) - 1)]
+                output = outputs[min(index, len(models) - 1)]
                 same[index].append(output.argmax(1) == dense_classes)
                 if index < len(scores):
                     scores[index].append(sureness(output, score))
     if not same[0]:
         raise nothing_read(images)
     return (
-        np.stack([torch.cat(each).double().numpy() for each in scores]),
-        np.stack([torch.cat(each).numpy() for each in same]),
+        np.stack([torch.cat(member_scores).double().numpy() for member_scores in scores]),
+        np.stack([torch.cat(member_same).numpy() for member_same in same]),
     )
 
 
 class _Scored(nn.Module):
-    """A model that returns the logits by which a cascade decides."""
+    """A model that returns the logits from which a cascade computes its score."""
 
     def __init__(self, model: nn.Module, score: object) -> None:
         super().__init__()
@@ -131,20 +132,20 @@ class _Scored(nn.Module):
 
 
 def shortfall(certificate: Certified, agree: float, confidence: float) -> str | None:
-    """Why every image is read by the last member, as a sentence; None where a threshold could be certified."""
-    promise = f"{100 * agree:g} % the same answers with confidence {confidence:g}"
+    """The reason why every image goes to the last member; None if a threshold could be certified."""
+    promise = f"{100 * agree:g} % equal predictions with confidence {confidence:g}"
     least = images_needed(agree, confidence)
     if not certificate.certified and least is not None and certificate.images < least:
         return (
-            f"{certificate.images} images cannot certify {promise}, however many of them agree: {least} at least can. "
-            "Until then everything is read by the last member."
+            f"{certificate.images} images cannot certify {promise}, even if all of them agree: at least {least} are "
+            "needed. Until then every image goes to the last member."
         )
     if all(threshold >= 1 for threshold in certificate.thresholds):
         needed = None if certificate.refused is None else images_needed(agree, confidence, certificate.refused)
-        would = "no number of images would" if needed is None else f"about {needed} images would"
+        would = "no number of images is enough" if needed is None else f"about {needed} images are needed"
         return (
-            f"No threshold certifies {promise} on these {certificate.images} images: of the surest answers "
-            f"{100 * (certificate.refused or 0):.1f} % are the same, where {would}. Everything is read by "
-            "the last member."
+            f"No threshold certifies {promise} on these {certificate.images} images: of the most confident predictions "
+            f"{100 * (certificate.refused or 0):.1f} % are equal, for which {would}. Every image goes to the last "
+            "member."
         )
     return None

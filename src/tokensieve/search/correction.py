@@ -24,15 +24,14 @@ from ..stream import Sieved, sieve
 from ..tokens import Tokens
 
 RIDGES = (0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0)
-"""What a large correction costs beside what it mends, in mean squares of the features: the images choose."""
+"""Candidates for the ridge penalty, in mean squares of the features; cross-validation chooses one."""
 UNSURE = 2.0
-"""Losses that differ by so many standard errors count as equal; agreement decides between them."""
+"""Losses that differ by less than this many standard errors count as equal; agreement decides between them."""
 WORTH, ROUNDING = 0.99, 1e-7
-"""A correction is kept if it leaves so much of the divergence at most, and where the divergence is more than
-rounding."""
+"""A correction is used if at most this share of the divergence remains, and if the divergence is above rounding."""
 FOLDS = 5
 LEAST = 2 * FOLDS
-"""Images without which nothing can be chosen."""
+"""Minimum number of images for cross-validation."""
 
 
 @dataclass(frozen=True)
@@ -40,18 +39,19 @@ class Correction:
     """The result of `correct`."""
 
     recipe: Recipe
-    """The given one with `corrected(weights=FILE)` behind it; without any correction where none helps."""
+    """The given recipe followed by `corrected(weights=FILE)`; without a correction if none helps."""
     ridge: float | None
-    """The one of `RIDGES` that was chosen; None where no correction helps, and no file was written."""
+    """The value of `RIDGES` that was chosen; None if no correction helps, and then no file is written."""
     divergence: float
-    """Of the recipe without correction: mean KL(dense || sieved) over the images, 1 - cosine for embeddings."""
+    """Divergence without correction: mean KL(dense || sieved) over the images, 1 - cosine for embeddings."""
     corrected_divergence: float
-    """With correction, of each image by a correction that was fitted without it."""
+    """Divergence with correction, for each image with a correction fitted on other images."""
     agreement: float | None
-    """Percent of the images to which recipe and dense model give the same class; None for embeddings."""
+    """Percent of the images with the same class in the sieved and the dense model; None for embeddings."""
     corrected_agreement: float | None
-    """With correction, as `corrected_divergence`."""
+    """Agreement with correction, as `corrected_divergence`."""
     images: int
+    """Number of images."""
 
 
 @torch.no_grad()
@@ -69,28 +69,28 @@ def correct(
     batch: int = 32,
     report: Callable[[str], object] | None = None,
 ) -> Correction:
-    """Fit what the head reads under a recipe to what it reads in the dense model, by ridge regression.
+    """Fit a linear map from the head's input under a recipe to its input in the dense model, by ridge regression.
 
-    Each image is seen whole, mirrored, and in random crops. How large the correction may be is decided by five-fold
-    cross-validation over images, by divergence and, where that cannot tell, agreement; the correction that is written
-    is fitted on all of them. Images that are all of a few classes also teach it that there are no others: fit on images
-    like those the model will see.
+    Each image is used whole, mirrored, and in random crops. The ridge penalty is chosen by five-fold cross-validation
+    over images, by divergence and, between equal ones, by agreement; the correction that is written is fitted on all
+    images. A correction fitted on images of a few classes works worse on others: use images like those the model will
+    see.
 
     Args:
-        model: the host, one whose head reads a class token. Its modes are restored.
-        recipe: what is corrected; a correction that it already has is replaced.
-        loader: batches of images (B, 3, H, W) normalised as the model reads them, or tuples that begin with images, or
-            one tensor; labels are not looked at. A few hundred images are enough.
-        out: the file of weights to write, .safetensors. Its folder is made if the one above is there.
-        views: ways in which each image is seen.
-        seed: of the crops.
+        model: the host; its head must read a class token. Its modes are restored.
+        recipe: the recipe to correct; a correction that it already has is replaced.
+        loader: batches of images (B, 3, H, W) normalised as the model reads them, tuples that begin with images, or one
+            tensor; labels are not used. A few hundred images are enough.
+        out: the weights file to write, .safetensors. Its folder is made if the parent folder exists.
+        views: number of augmented versions of each image.
+        seed: random seed of the crops.
         mean, std, pretrained: as in `sieve`.
-        batch: images that go through together, where `loader` is a tensor.
-        report: called with a sentence on how far it is.
+        batch: batch size if `loader` is a tensor.
+        report: called with a message about the progress.
 
     Raises:
         InputError: too few images, or `out` cannot be written.
-        RecipeError: the recipe makes no sense, or `views` or `batch` is below 1.
+        RecipeError: the recipe is invalid, or `views` or `batch` is below 1.
         UnsupportedHost: the model cannot be sieved, or its head reads patch tokens.
     """
     out = check_place(out, (".safetensors",), new_folder=True)
@@ -98,31 +98,31 @@ def correct(
         raise RecipeError(f"views={views} and batch={batch} must be at least 1.")
     plain = Recipe(tuple(method for method in Recipe.of(recipe) if not isinstance(method, Corrected)))
     settings: dict[str, Any] = {"mean": mean, "std": std, "pretrained": pretrained}
-    sieve(model, plain + Corrected(), **{**settings, "pretrained": False})  # refuses what cannot be corrected
+    sieve(model, plain + Corrected(), **{**settings, "pretrained": False})  # raises if the model cannot be corrected
     fast, dense = sieve(model, plain, **settings), sieve(model)
     with evaluating(model, fast):
         sieved, targets = _features(fast, dense, loader, views, seed, batch, report or (lambda _: None))
-        answers = _Answers(dense, sieved, targets)
-        by_ridge = {ridge: answers.divergences(_left_out(sieved, targets, ridge)) for ridge in RIDGES}
-        before, same = _means(answers.divergences(torch.zeros_like(targets[:, 0, 0])))
+        head = _HeadDivergence(dense, sieved, targets)
+        by_ridge = {ridge: head.divergences(_cross_validated(sieved, targets, ridge)) for ridge in RIDGES}
+        before, agreement = _means(head.divergences(torch.zeros_like(targets[:, 0, 0])))
     ridge = _chosen(by_ridge)
-    after, then_same = _means(by_ridge[ridge])
+    after, corrected_agreement = _means(by_ridge[ridge])
     if after > WORTH * before or before < ROUNDING:
-        return Correction(plain, None, before, before, same, same, len(targets))
+        return Correction(plain, None, before, before, agreement, agreement, len(targets))
     weight, bias = fit(sieved[:, :, 0].flatten(0, 1), targets[:, :, 0].flatten(0, 1), ridge)
     make_folder(out.parent)
     with draft(out) as file:
         save_file({"weight": weight.float().contiguous(), "bias": bias.float()}, file, {"recipe": str(plain)})
     corrected = (plain + Corrected(weights=out)).with_hashes()
-    return Correction(corrected, ridge, before, after, same, then_same, len(targets))
+    return Correction(corrected, ridge, before, after, agreement, corrected_agreement, len(targets))
 
 
 def fit(sieved: Tensor, dense: Tensor, ridge: float) -> tuple[Tensor, Tensor]:
-    """W (d, d) and b (d,) that make the sum over n of |dense - (x + W (x - mean) + b')|^2 + n ridge s |W|^2 least.
+    """W (d, d) and b (d,) that minimise the sum over n of |dense - (x + W (x - mean) + b')|^2 + n ridge s |W|^2.
 
     Args:
-        sieved, dense: features x (n, d) and what they should be (n, d).
-        ridge: its price, where s is the mean square of x - mean.
+        sieved, dense: features x (n, d) and their targets (n, d).
+        ridge: the penalty, in units of s, the mean square of x - mean.
 
     Returns:
         W, and b = b' - W mean, in float64: x + W x + b is the corrected feature.
@@ -130,13 +130,13 @@ def fit(sieved: Tensor, dense: Tensor, ridge: float) -> tuple[Tensor, Tensor]:
     from sklearn.linear_model import Ridge
 
     x = sieved.double().numpy()
-    size = max(x.var(axis=0).mean(), np.finfo(x.dtype).tiny)  # of features that are all the same W is 0
+    size = max(x.var(axis=0).mean(), np.finfo(x.dtype).tiny)  # if all features are equal, W is 0
     ridge_model = Ridge(ridge * len(x) * size, solver="cholesky").fit(x, dense.double().numpy() - x)
     return torch.from_numpy(ridge_model.coef_), torch.from_numpy(ridge_model.intercept_)
 
 
-def _left_out(sieved: Tensor, dense: Tensor, ridge: float) -> Tensor:
-    """What is added to each whole image's feature (N, d) by a correction that was fitted without that image."""
+def _cross_validated(sieved: Tensor, dense: Tensor, ridge: float) -> Tensor:
+    """The change of each whole image's feature (N, d) by a correction that was fitted without that image."""
     from sklearn.model_selection import PredefinedSplit
 
     change = torch.zeros_like(sieved[:, 0, 0], dtype=torch.float64)
@@ -153,7 +153,7 @@ def _means(divergences: tuple[Tensor, Tensor | None]) -> tuple[float, float | No
 
 
 def _chosen(by_ridge: dict[float, tuple[Tensor, Tensor | None]]) -> float:
-    """The ridge of the least divergence, or of those that lose hardly more the one of the most agreement."""
+    """The ridge with the most agreement among those whose divergence is about equal to the smallest."""
     best = min(by_ridge, key=lambda ridge: float(by_ridge[ridge][0].mean()))
 
     def equal(ridge: float) -> bool:
@@ -167,19 +167,19 @@ def _chosen(by_ridge: dict[float, tuple[Tensor, Tensor | None]]) -> float:
     return min(filter(equal, by_ridge), key=rank)
 
 
-class _Answers:
-    """The divergences of corrected features, by the host's own head."""
+class _HeadDivergence:
+    """Computes the divergence of corrected features after the host's head."""
 
     def __init__(self, dense: Sieved, sieved: Tensor, targets: Tensor) -> None:
         self.host, self.tokens = dense.host, sieved[:, 0]
         self.dense, self.kind = self._head(targets[:, 0])
 
     def divergences(self, change: Tensor) -> tuple[Tensor, Tensor | None]:
-        """The divergence of each whole image, to whose class token `change` (N, d) is added, and if its class stays."""
+        """The divergence of each whole image after adding `change` (N, d) to its class token, and its agreement."""
         first = (self.tokens[:, :1].double() + change[:, None]).to(self.tokens.dtype)
-        answers, _ = self._head(torch.cat([first, self.tokens[:, 1:]], dim=1))
-        same = self.kind.agreement(self.dense, answers) if self.kind.classes else None
-        return self.kind.divergence(self.dense, answers), same
+        outputs, _ = self._head(torch.cat([first, self.tokens[:, 1:]], dim=1))
+        same = self.kind.agreement(self.dense, outputs) if self.kind.classes else None
+        return self.kind.divergence(self.dense, outputs), same
 
     def _head(self, x: Tensor) -> tuple[Tensor, OutputKind]:
         model = self.host.model
@@ -201,12 +201,12 @@ def _features(
         images, _ = dense.host.arguments(unpack(batch_of_loader)[0], {})
         images = images.to(parameter.device, parameter.dtype)
         for view in _views(images, views, seed, count):
-            for model, kept in zip((fast, dense), features, strict=True):
-                kept.append(model.forward_features(view)[:, :prefix].float().cpu())
-        for kept in features:
-            kept[-views:] = [torch.stack(kept[-views:], dim=1)]
+            for model, collected in zip((fast, dense), features, strict=True):
+                collected.append(model.forward_features(view)[:, :prefix].float().cpu())
+        for collected in features:
+            collected[-views:] = [torch.stack(collected[-views:], dim=1)]
         count += len(images)
-        report(f"{count} images seen")
+        report(f"{count} images read")
     if not count:
         raise nothing_read(loader)
     if count < LEAST:
@@ -215,7 +215,7 @@ def _features(
 
 
 def _views(images: Tensor, count: int, seed: int, first: int) -> Iterator[Tensor]:
-    """Whole, mirrored, then cropped at random: half to all of the area, mirrored or not."""
+    """Views of images: whole, mirrored, then random crops of half to all of the area, mirrored or not."""
     yield images
     if count > 1:
         yield images.flip(3)
@@ -223,7 +223,9 @@ def _views(images: Tensor, count: int, seed: int, first: int) -> Iterator[Tensor
     change = v2.Compose([crop, v2.RandomHorizontalFlip()])
     for view in range(2, count):
         changed = []
-        for number, image in enumerate(images, start=first):  # by an image's number, in whatever batch it comes
+        for number, image in enumerate(
+            images, start=first
+        ):  # seeded by the image's index, so that batches do not matter
             with torch.random.fork_rng(devices=[]):
                 torch.manual_seed((seed * 1_000_003 + number) * 1009 + view)
                 changed.append(change(image))

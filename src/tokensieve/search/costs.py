@@ -1,4 +1,4 @@
-"""The MACs of a recipe by arithmetic: a search needs them ten thousand times, too often to run an image each time."""
+"""Computes the MACs of recipes by polynomials: a search needs them too often to run an image each time."""
 
 from __future__ import annotations
 
@@ -19,18 +19,18 @@ from ..stream import Sieved, sieve
 from ..tokens import Tokens
 
 FEW = 5
-"""Patches on which a block is counted."""
+"""Minimum number of patches, which the counts of a block need."""
 
 
 class BlockCost(NamedTuple):
-    """MACs of one block as a polynomial of the tokens that its keys (k), queries (q) and MLP (m) are made of."""
+    """MACs of one block as a polynomial of the numbers of its keys (k), its queries (q) and its MLP's tokens (m)."""
 
     whole: tuple[int, int, int] | None
-    """Coefficients of 1, k and k^2, of a block that cannot be opened; None of all others."""
+    """Coefficients of 1, k and k^2, for a block that cannot be opened; None for all others."""
     projected: tuple[int, int]
-    """Coefficients of 1 and k: norm and projections, where queries are made of all tokens."""
+    """Coefficients of 1 and k: norm and projections, if queries are projected from all tokens."""
     q_proj: tuple[int, int, int]
-    """Coefficients of 1, k and the tokens that queries are made of: the same, where those are fewer."""
+    """Coefficients of 1, k and the tokens that queries are projected from: norm and projections, if those are fewer."""
     pair: int
     """Coefficient of k q: attention."""
     query: int
@@ -39,6 +39,7 @@ class BlockCost(NamedTuple):
     """Coefficient of m."""
 
     def of(self, reads: Reads) -> int:
+        """MACs of the block for these numbers of tokens."""
         k, q_proj, q, m = reads
         if self.whole is not None:
             return self.whole[0] + self.whole[1] * k + self.whole[2] * k * k
@@ -49,7 +50,7 @@ class BlockCost(NamedTuple):
         return projected + self.pair * k * q + self.query * q + self.mlp * m
 
     def of_whole(self, tokens: Tensor) -> Tensor:
-        """The MACs where keys, queries and MLP read all `tokens`: numbers of them, float64, of any shape."""
+        """MACs if keys, queries and MLP read all tokens; `tokens` holds their numbers, float64, of any shape."""
         once, per_token, pairs = self.whole or (
             self.projected[0],
             self.projected[1] + self.query + self.mlp,
@@ -61,28 +62,28 @@ class BlockCost(NamedTuple):
 class Costs:
     """The MACs of a model under any recipe, as `measure.macs(..., proposal=False)` counts them.
 
-    Every part of the host is counted once on a few tokens; what follows from the tokens it reads is a polynomial.
+    Every part of the host is counted once on a few tokens; from this follows a polynomial in the number of tokens.
 
     Args:
         fast: the host under the empty recipe.
         input_size: (3, H, W).
 
     Raises:
-        UnsupportedHost: a host whose parts cost otherwise, which a recipe counted both ways has shown.
+        UnsupportedHost: a host whose MACs are not such a polynomial, as the count of a recipe shows.
     """
 
     def __init__(self, fast: Sieved, input_size: Sequence[int]) -> None:
         self.host, host = fast.host, fast.host
-        like = next(fast.model.parameters())
+        weight = next(fast.model.parameters())
         with torch.no_grad():
-            tokens = host.embed(torch.zeros(1, *input_size, device=like.device, dtype=like.dtype))
+            tokens = host.embed(torch.zeros(1, *input_size, device=weight.device, dtype=weight.dtype))
         self.depth, self.prefix, self.patches = len(host.blocks), host.prefix, tokens.x.shape[1] - host.prefix
         if self.patches < FEW:
             raise InputError(f"An image of {self.patches} patches leaves nothing to reduce: give larger images.")
         self.blocks = [_block_cost(fast.model, block, tokens) for block in host.blocks]
         every = self.patches + self.prefix
         self.per_token = 0
-        """What the head costs for each token that it reads; none where it reads every patch, put back on the grid."""
+        """MACs of the head for each token that it reads; 0 if it always reads the whole grid of patches."""
         if not host.levels:
             part = _BlockCounter(fast.model, host.blocks[-1], tokens, host)
             heads = [part.count(Reads(n, n, n, n)) - self.blocks[-1].of(Reads(n, n, n, n)) for n in (every, every - 1)]
@@ -94,7 +95,7 @@ class Costs:
         self._check(fast, input_size, 0.6 if self.patches > FEW else 0.8)
 
     def _check(self, fast: Sieved, input_size: Sequence[int], keep: float) -> None:
-        """Count the MACs of a recipe both ways; refuse a host where they differ."""
+        """Count the MACs of a recipe both ways; raise `UnsupportedHost` if they differ."""
         trial = Recipe.parse(f"papr(keep={keep}, significance=centre)")
         counted = macs(sieve(fast.model, trial), input_size, proposal=False)
         if round(counted) != self.of(trial):
@@ -104,26 +105,26 @@ class Costs:
             )
 
     def add(self, outside: int) -> None:
-        """Add the MACs, an image, of a model around the host, which no recipe changes."""
+        """Add the MACs per image of a model around the host, which no recipe changes."""
         self.dense += outside
         self.rest += outside
 
     def of(self, recipe: Recipe) -> int:
-        """MACs of an image under a recipe, its proposal left out."""
+        """MACs per image under a recipe, without its proposal."""
         plan = Plan(recipe, self.depth, self.prefix)
         return self.of_reads(*plan.walked(self.patches))
 
     def of_reads(self, reads: Sequence[Reads], left: int) -> int:
-        """MACs of an image whose blocks read so many tokens, and its head `left`."""
+        """MACs of an image whose blocks read these numbers of tokens, and whose head reads `left`."""
         blocks = sum(block.of(read) for block, read in zip(self.blocks, reads, strict=True))
         return self.rest + blocks + self.per_token * left
 
 
 class _BlockCounter:
-    """One block, counted alone on so many tokens."""
+    """Counts the MACs of one block for given numbers of tokens."""
 
     def __init__(self, model: nn.Module, block: HostBlock, tokens: Tokens, host: Host | None = None) -> None:
-        """With `host`, its final norm and head behind the block are counted too."""
+        """With `host`, its final norm and head after the block are counted too."""
         self.model, self.block, self.tokens, self.host = model, block, tokens, host
 
     def count(self, reads: Reads) -> int:
@@ -136,7 +137,7 @@ class _BlockCounter:
 
 
 def _block_cost(model: nn.Module, block: HostBlock, tokens: Tokens) -> BlockCost:
-    """By differences, which are exact: all counts are whole numbers, and each is linear in each number of tokens."""
+    """The cost of a block, from differences of counts; exact, since counts are integers and linear in each number."""
     part, n = _BlockCounter(model, block, tokens), tokens.prefix + 1
 
     def macs_of(keys: int, q_proj: int, queries: int, mlp: int) -> int:
@@ -154,7 +155,7 @@ def _block_cost(model: nn.Module, block: HostBlock, tokens: Tokens) -> BlockCost
     query = at_low - pair * low
 
     def projected(keys: int, q_proj: int) -> int:
-        queries = n if q_proj == keys else q_proj  # where fewer queries are made, all of them attend
+        queries = n if q_proj == keys else q_proj  # if only some queries are projected, all of these attend
         return macs_of(keys, q_proj, queries, n) - pair * keys * queries - query * queries - mlp * n
 
     all_low, per_key = projected(low, low), projected(high, high) - projected(low, low)

@@ -1,4 +1,4 @@
-"""The recipe that commands take where none is given: no training, no proposal to download where the host allows it."""
+"""The default recipe of commands. It needs no training and, if the host allows it, no downloaded proposal."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ if TYPE_CHECKING:  # heavy imports wait until a recipe is made, so that --help a
     from .fit import Fit
 
 SAVING = 1.5
-"""Times fewer MACs. A DeiT-Tiny keeps 96 % of its answers there (results/compare.csv, 35 % saved)."""
+"""Ratio of dense to sieved MACs. A DeiT-Tiny keeps 96 % of its predictions (results/compare.csv, 35 % saved)."""
 RANKED = "papr(keep=0.65)"
-"""Where tokens can be neither merged nor ranked by a class token, and on hosts with stages."""
+"""For hosts with stages, and if tokens can be neither merged nor ranked by a class token."""
 MOVING = "papr(keep=0.65, significance=motion)"
-"""The same for hosts that read videos, where motion ranks without a network."""
+"""The same for hosts that read videos; motion ranks patches without a network."""
 EXITS = "dtop()"
-"""On segmenters with a head behind several blocks, which were trained for it."""
+"""For segmenters with heads after several blocks, which were trained for it."""
 DEFAULT_RECIPE_TEXT = (
     f"guarded merging at {SAVING:g}x fewer MACs, no proposal; {RANKED} on hosts with stages; {EXITS} on segmenters "
     "with exits"
@@ -30,13 +30,13 @@ DEFAULT_RECIPE_TEXT = (
 def default_recipe(model: nn.Module, input_size: InputSize) -> Recipe:
     """The best recipe without training or proposal, scaled to `SAVING` on this host.
 
-    Guarded merging by the schedule known, with the readout, where the head reads a class token; else ToMe by the same
-    schedule; else `RANKED`. Of segmenters with exits `EXITS`. On a DeiT-Tiny the first loses least of all at 25 to 55 %
-    of the MACs saved (results/compare.csv), and it is what `tune` begins with.
+    Guarded merging with the fixed schedule and the readout, if the head reads a class token; else ToMe with the same
+    schedule; else `RANKED`. For segmenters with exits `EXITS`. On a DeiT-Tiny the first loses least at 25 to 55 % of
+    the MACs saved (results/compare.csv); `tune` starts from it.
 
     Args:
         model: the host.
-        input_size: of its images or clips, as in `measure.macs`.
+        input_size: size of its images or clips, as in `measure.macs`.
 
     Raises:
         UnsupportedHost: the model cannot be sieved.
@@ -55,12 +55,12 @@ def default_recipe(model: nn.Module, input_size: InputSize) -> Recipe:
 
     try:
         fit = budget_of(model, spec, 1 / SAVING)
-    except SieveError:  # parts whose cost is not known beforehand
+    except SieveError:  # the cost of some parts cannot be computed beforehand
         return ranked
     for family in (Scheduled("guarded"), Scheduled("tome")):
         try:
             recipe = family.recipe({}, family.variants()[0], fit)
-        except SieveError:  # so much cannot be saved by merging
+        except SieveError:  # merging cannot save as much
             continue
         if _takes(model, recipe):
             return recipe
@@ -68,10 +68,10 @@ def default_recipe(model: nn.Module, input_size: InputSize) -> Recipe:
 
 
 def budget_of(model: nn.Module, input_size: InputSize | None, share: float) -> Fit:
-    """A budget of `share` of the model's MACs, for recipes that are scaled to one.
+    """A budget of `share` of the model's MACs, to scale recipes to.
 
     Raises:
-        SieveError: the model cannot be sieved, or has parts whose cost is not known beforehand.
+        SieveError: the model cannot be sieved, or the cost of some parts cannot be computed beforehand.
     """
     from ..data.inputs import own_input
     from ..stream import sieve

@@ -1,4 +1,4 @@
-"""The dense model's activations on some images, which Patch Slimming's search reads."""
+"""The dense model's activations on some images, for the search of Patch Slimming."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from ..measure.outputs import nothing_read, unpack
 from ..tokens import Tokens
 
 CHUNK = 8
-"""Images whose attention matrices are held at a time."""
+"""Number of images whose attention matrices are held in memory at a time."""
 
 
 class DenseTokens:
@@ -28,6 +28,7 @@ class DenseTokens:
 
     @classmethod
     def read(cls, model: nn.Module, loader: Iterable[Any], limit: int | None) -> DenseTokens:
+        """Run the model on the first `limit` images of a loader and keep its activations."""
         host = _open(model)
         chunks: list[list[Tokens]] = []
         size: tuple[int, ...] = ()
@@ -53,13 +54,13 @@ class DenseTokens:
 
 
 def _open(model: nn.Module) -> Host:
-    """The host, or why Patch Slimming makes no sense on it."""
+    """Open the host. Raises `UnsupportedHost` if Patch Slimming cannot be applied to it."""
     host, name = open_tokens(model, "slimmed"), type(model).__name__
     if not host.class_token or not host.reads_prefix:
-        why = "its head reads patch tokens too" if host.class_token else "it has no class token"
+        reason = "its head reads patch tokens too" if host.class_token else "it has no class token"
         raise UnsupportedHost(
-            f"{name} cannot be slimmed: {why}, and the search starts from a head that reads a class token. "
-            "PaPr and ToMe need none."
+            f"{name} cannot be slimmed: {reason}, and the search starts from a head that reads a class token. "
+            "PaPr and ToMe do not need one."
         )
     for index, block in enumerate(host.blocks):
         if block.closed:
@@ -68,14 +69,14 @@ def _open(model: nn.Module) -> Host:
 
 
 def _chunks(model: nn.Module, loader: Iterable[Any], limit: int | None) -> Iterator[Tensor]:
-    """The first `limit` images, a few at a time, where the model is and in its precision."""
+    """The first `limit` images, a few at a time, on the model's device and in its precision."""
     if limit is not None and limit < 1:
         raise RecipeError(f"The limit on images must be at least 1, not {limit}.")
-    like, left = next(model.parameters()), limit
+    weight, left = next(model.parameters()), limit
     for batch in loader:
         images, _ = unpack(batch)
         images = images if left is None else images[:left]
-        yield from images.to(like.device, like.dtype).split(CHUNK)
+        yield from images.to(weight.device, weight.dtype).split(CHUNK)
         if left is not None:
             left -= len(images)
             if not left:
@@ -83,5 +84,5 @@ def _chunks(model: nn.Module, loader: Iterable[Any], limit: int | None) -> Itera
 
 
 def exact(x: Tensor) -> Tensor:
-    """In fp32, or more where it is."""
+    """`x` in fp32, or in its own type if that is more precise."""
     return x.to(torch.promote_types(x.dtype, torch.float32))

@@ -34,16 +34,16 @@ MAP_SCORES = {"class-map": "miou", "depth": "delta1"}
 
 @dataclass(frozen=True)
 class Figures:
-    """How far a recipe is from the dense model."""
+    """Loss of a recipe relative to the dense model."""
 
     divergence: float
     """Mean of the output kind's divergence: KL, 1 - cosine or relative error, see `measure.comparison`."""
     agreement: float | None
-    """Percent of the images, or pixels, to which both give the same class; of depths, of the pixels whose depth stays
-    within a factor of 1.25. None of embeddings and maps of features."""
+    """Percent of the images, or pixels, with the same class in both; for depth, of the pixels whose depths differ by
+    less than a factor of 1.25. None for embeddings and feature maps."""
     accuracy: float | None
-    """Percent of the images whose label comes first; of class maps the mean IoU in percent, of depth maps the share of
-    pixels within a factor of 1.25 of the label, in percent. None without labels."""
+    """Top-1 accuracy in percent; for class maps the mean IoU in percent, for depth maps the percentage of pixels within
+    a factor of 1.25 of the label. None without labels."""
     images: int
     """Number of images."""
     kind: str = "classes"
@@ -51,7 +51,7 @@ class Figures:
     interval: Interval | None = None
     """95 % interval of an agreement over pixels, in percent, by bootstrap over the images; None for others."""
     cost: float | None = None
-    """In a search for cascades: the cost of a cascade that begins with the recipe, as a share of the dense MACs."""
+    """In a search for cascades: the cost of a cascade with the recipe as first member, as a share of the dense MACs."""
 
     def __post_init__(self) -> None:
         if self.interval is not None:  # JSON has it as a list
@@ -75,11 +75,11 @@ class Evaluator:
         model: the host, in evaluation mode.
         loader: tensors of images, tuples that begin with images and labels, or one tensor (N, 3, H, W).
         holdout: share of the images that are held out.
-        seed: of the split.
+        seed: random seed of the split.
         batch: batch size.
         mean, std, pretrained: as in `sieve`.
         check: called between batches; may raise to end the search.
-        kind: of the outputs, where it cannot be inferred; see `measure.comparison.kind_of`.
+        kind: kind of the outputs, if it cannot be inferred; see `measure.comparison.kind_of`.
         ignore_index: the label of pixels that are not scored.
         backbone: name of the sub-module that is the host, if the model itself is not; see `Wrapped`.
 
@@ -174,7 +174,7 @@ class Evaluator:
             self.check()
             cached_maps.rows = rows
             with torch.inference_mode():
-                outputs += [answers.outputs[0] for answers in forward_batches([fast], [self.images[rows]])]
+                outputs += [batch.outputs[0] for batch in forward_batches([fast], [self.images[rows]])]
         return torch.cat(outputs)
 
     def figures_of(self, outputs: Tensor, part: Part) -> Figures:
@@ -184,17 +184,17 @@ class Evaluator:
         return collected.figures(self._accuracy(collected.outputs, collected.rows))
 
     def macs(self, recipe: Recipe, include_proposal: bool = True) -> float:
-        """MACs of an image by `measure.macs`; those of a proposal are cached."""
+        """MACs per image by `measure.macs`; those of a proposal are cached."""
         host_macs = macs(self._sieved_host(recipe, _CachedMaps()), self.input_size, proposal=False)
         return host_macs + self.outside + (self.proposal_macs(recipe) if include_proposal else 0)
 
     @property
     def outside(self) -> int:
-        """MACs of an image in the model around the host."""
+        """MACs per image of the model around the host."""
         return 0 if self.wrapped is None else self.wrapped.outside
 
     def proposal_macs(self, recipe: Recipe) -> float:
-        """MACs of an image in the proposals of a recipe; 0 without any."""
+        """MACs per image of the proposals of a recipe; 0 without any."""
         return sum(self.map_of(method)[1] for method in recipe if _needs_maps(method))
 
     def check_map(self, method: PaPr) -> None:
@@ -205,8 +205,8 @@ class Evaluator:
             self._host(Recipe.of(method))
 
     def map_of(self, method: PaPr) -> tuple[Tensor, float]:
-        """The maps of all images (N, h, w), of clips (N, t, h, w), and their MACs for an image. Cached: they do not
-        depend on the keep ratio.
+        """The maps of all images (N, h, w), or of clips (N, t, h, w), and their MACs per image. Cached, since they do
+        not depend on the keep ratio.
 
         Raises:
             InputError: weights that cannot be loaded.
@@ -252,8 +252,8 @@ class Evaluator:
         for method in recipe:
             if _needs_maps(method):
                 cached_maps.maps = self.map_of(method)[0]
-                kept = {name: getattr(method, name) for name in (*method.not_of_the_map, "align_corners")}
-                methods.append(PaPr(**kept, significance=cached_maps))
+                settings = {name: getattr(method, name) for name in (*method.not_of_the_map, "align_corners")}
+                methods.append(PaPr(**settings, significance=cached_maps))
             else:
                 methods.append(method)
         return sieve(self.host_model, Recipe(tuple(methods)), **self.settings)
@@ -276,7 +276,7 @@ class _Collected:
         self.divergence: list[Tensor] = []
         self.shares: list[Tensor] = []
         self.outputs: list[Tensor] = []
-        """The outputs, where labels or a goal need them."""
+        """The outputs, if labels or a goal need them."""
         self.rows: list[Tensor] = []
 
     def add(self, rows: Tensor, dense: Tensor, sieved: Tensor, keep: bool) -> None:
@@ -302,7 +302,7 @@ class _Collected:
 
 
 class _CachedMaps:
-    """A significance that returns the cached maps of the current batch."""
+    """A significance function that returns the cached maps of the current batch."""
 
     maps: Tensor
     rows: Tensor
@@ -314,7 +314,7 @@ class _CachedMaps:
 
 
 def _needs_maps(method: BaseMethod) -> TypeGuard[PaPr]:
-    """Whether a method needs maps that a network makes."""
+    """Whether a method needs maps computed by a network."""
     return isinstance(method, PaPr) and method.needs_proposal and method.ranks
 
 
@@ -322,55 +322,55 @@ def _read(
     model: nn.Module, loader: Iterable[Any] | Tensor, batch: int, kind: str | None
 ) -> tuple[Tensor, Tensor, Tensor | None, OutputKind]:
     """Read all images: (N, 3, H, W) in the model's precision, its outputs (N, ...), labels or None, and the kind."""
-    kept: list[Tensor] = []
+    all_images: list[Tensor] = []
     parameter = next(model.parameters())
     free_memory = _free_memory()
 
-    def kept_batches() -> Iterator[Any]:
+    def collecting_batches() -> Iterator[Any]:
         for item in loader.split(batch) if isinstance(loader, Tensor) else loader:
             images = item[0] if isinstance(item, tuple | list) and item else item
             if isinstance(images, Tensor):
-                if kept and images.shape[1:] != kept[0].shape[1:]:
+                if all_images and images.shape[1:] != all_images[0].shape[1:]:
                     raise InputError(
-                        f"The images have different sizes, {tuple(kept[0].shape[1:])} and {tuple(images.shape[1:])}: "
-                        "resize them to one."
+                        f"The images have different sizes, {tuple(all_images[0].shape[1:])} and "
+                        f"{tuple(images.shape[1:])}: resize them to one size."
                     )
-                kept.append(images.detach().to(device="cpu", dtype=parameter.dtype))
-                if sum(tensor.nbytes for tensor in kept) > 0.7 * free_memory:
-                    raise _too_many(kept)
+                all_images.append(images.detach().to(device="cpu", dtype=parameter.dtype))
+                if sum(tensor.nbytes for tensor in all_images) > 0.7 * free_memory:
+                    raise _too_many(all_images)
             yield item
 
     labels: list[Tensor | None] = []
     outputs: list[Tensor] = []
     kind_of_output: OutputKind | None = None
-    for answers in forward_batches([model], kept_batches()):
-        labels.append(answers.labels)
-        outputs.append(answers.outputs[0])
-        kind_of_output = kind_of_output or answers.kind(kind)
-        if sum(t.nbytes for t in (*kept, *outputs)) > 0.7 * free_memory:
-            raise _too_many(kept)
+    for batch_outputs in forward_batches([model], collecting_batches()):
+        labels.append(batch_outputs.labels)
+        outputs.append(batch_outputs.outputs[0])
+        kind_of_output = kind_of_output or batch_outputs.kind(kind)
+        if sum(t.nbytes for t in (*all_images, *outputs)) > 0.7 * free_memory:
+            raise _too_many(all_images)
     if kind_of_output is None:
         raise nothing_read(loader)
     dense = torch.cat(outputs)
     if kind_of_output.name == "tokens":
         raise InputError(
             f"{type(model).__name__} returns shape {tuple(dense.shape)}: a search needs scores, an embedding or a map "
-            'of each image, so pool the tokens, or put them back on the grid; a map of depths is meant by kind="depth".'
+            'for each image: pool the tokens, or put them back on the grid; for a depth map, give kind="depth".'
         )
     known_labels = [t for t in labels if t is not None]
     complete = len(known_labels) == len(labels) and all(map(kind_of_output.labelled, known_labels))
-    return torch.cat(kept), dense, torch.cat(known_labels) if complete else None, kind_of_output
+    return torch.cat(all_images), dense, torch.cat(known_labels) if complete else None, kind_of_output
 
 
 def _too_many(images: list[Tensor]) -> InputError:
     return InputError(
-        f"{sum(map(len, images))} images fill the memory, and the search holds all of them, with the model's outputs: "
-        "give fewer (--limit), a few hundred are enough."
+        f"{sum(map(len, images))} images fill the memory; the search holds all of them and the model's outputs: give "
+        "fewer (--limit), a few hundred are enough."
     )
 
 
 def _free_memory() -> float:
-    """Free memory in bytes; infinite where the system does not report it."""
+    """Free memory in bytes; infinite if the system does not report it."""
     try:
         lines = Path("/proc/meminfo").read_text(encoding="utf-8").splitlines()
         return next(float(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable"))

@@ -1,7 +1,7 @@
-"""What recipes cost a segmenter with exits, where the mean over images is the cost.
+"""MACs of recipes on a segmenter with exits, as the mean over images.
 
-Where each image keeps its own tokens, MACs are known for images alone. They follow from the number of tokens that every
-image has in every block; those are counted by running the blocks in front of the last exit.
+If each image keeps its own number of tokens, MACs depend on the images. They follow from the number of tokens of every
+image in every block, which is counted by running the blocks before the last exit.
 """
 
 from __future__ import annotations
@@ -27,36 +27,36 @@ from .exits import Arrived, ExitReader
 
 
 class ExitCosts(Costs):
-    """The MACs of a segmenter under any recipe; where its tokens leave early, the mean over the evaluator's images.
+    """The MACs of a segmenter under any recipe; if tokens exit early, the mean over the evaluator's images.
 
-    `of` is what `measure.macs(..., images=...)` counts on them. The heads behind exits are counted once on a few
-    tokens, as blocks are.
+    `of` gives the result of `measure.macs(..., images=...)` on them. The heads at the exits are counted once on a few
+    tokens, like the blocks.
 
     Args:
-        evaluator: of a host with exits.
+        evaluator: an evaluator of a host with exits.
 
     Raises:
-        UnsupportedHost: a host whose parts cost otherwise, which recipes counted both ways have shown.
+        UnsupportedHost: a host whose MACs do not follow from its parts, as the count of recipes shows.
     """
 
     def __init__(self, evaluator: Evaluator) -> None:
         fast = evaluator.empty
         super().__init__(fast, evaluator.input_size)
         self.evaluator, self.exits = evaluator, tuple(fast.host.exits)
-        like = next(fast.model.parameters())
+        weight = next(fast.model.parameters())
         with torch.no_grad():
-            tokens = fast.host.embed(torch.zeros(1, *evaluator.input_size, device=like.device, dtype=like.dtype))
+            tokens = fast.host.embed(torch.zeros(1, *evaluator.input_size, device=weight.device, dtype=weight.dtype))
         self.heads = {block: _head_cost(fast, block, tokens) for block in self.exits}
-        """Block -> what its head costs, 1 and each token."""
-        self.beside = 0
-        """Embedding and what else runs once, where heads judge tokens one by one."""
+        """Block -> MACs of its head: the constant part, and per token."""
+        self.fixed = 0
+        """MACs of the embedding and other parts that run once, under recipes with exits."""
         self._means: dict[tuple[str, Part], float] = {}
         self._dense: dict[int, Arrived] = {}
         trials = [DToP(budget=0.6, keep_per_class=0), DToP(budget=0.4, keep_per_class=0, layers=self.exits[:1])]
         for trial in map(Recipe.of, trials):
             counted = round(macs(sieve(fast.model, trial), evaluator.input_size))
             if trial == Recipe.of(trials[0]):
-                self.beside = counted - self.of(trial)
+                self.fixed = counted - self.of(trial)
             elif counted != self.of(trial):
                 raise UnsupportedHost(
                     f"{type(fast.model).__name__} cannot be tuned: the MACs of its parts with exits "
@@ -65,14 +65,14 @@ class ExitCosts(Costs):
 
     def add(self, outside: int) -> None:
         super().add(outside)
-        self.beside += outside
+        self.fixed += outside
 
     def varies(self, recipe: Recipe) -> bool:
-        """Whether its MACs differ between images."""
+        """Whether the MACs of a recipe differ between images."""
         return self._plan(recipe).varies
 
     def of(self, recipe: Recipe) -> int:
-        """MACs of an image under a recipe, its proposal left out; where they vary, the mean over the search images."""
+        """MACs per image under a recipe, without its proposal; if they vary, the mean over the search images."""
         plan = self._plan(recipe)
         if plan.varies:
             return round(self.mean(recipe))
@@ -82,14 +82,14 @@ class ExitCosts(Costs):
         reads, left = plan.walked(self.patches)
         blocks = sum(block.of(read) for block, read in zip(self.blocks, reads, strict=True))
         return (
-            self.beside
+            self.fixed
             + blocks
             + sum(self._head(e, reads[e].mlp) for e in exit_blocks)
             + self._head(self.exits[-1], left)
         )
 
     def mean(self, recipe: Recipe, part: Part = "search") -> float:
-        """MACs of `dtop` alone, the mean over a part of the images."""
+        """MACs of a recipe of `dtop` alone, the mean over a part of the images."""
         key, plan = (str(recipe), part), self._plan(recipe)
         if key not in self._means:
             (dtop,) = (method for _, method in plan.methods)
@@ -100,9 +100,9 @@ class ExitCosts(Costs):
         return self._means[key]
 
     def of_exits(self, left: Mapping[int, Tensor]) -> float:
-        """MACs, the mean over images, where heads run behind these blocks and so many tokens (I,) then stay."""
+        """Mean MACs over images for exits after the blocks in `left`: block -> tokens of each image that stay (I,)."""
         now = torch.full((1,), float(self.patches + self.prefix), dtype=torch.float64)
-        total = torch.full((1,), float(self.beside), dtype=torch.float64)
+        total = torch.full((1,), float(self.fixed), dtype=torch.float64)
         for index, block in enumerate(self.blocks):
             total = total + block.of_whole(now)
             if index in left:
@@ -111,22 +111,22 @@ class ExitCosts(Costs):
         return float((total + self._head(self.exits[-1], now)).mean())
 
     def arrived(self, block: int, before: DToP | None = None) -> Arrived:
-        """What arrives at the exit behind a block of the search images, where `before` are the exits in front of it."""
+        """The tokens of the search images that arrive at the exit after a block; `before` holds the earlier exits."""
         if before is not None:
             return self.reader().read(block + 1, before, [block])[0][block]
-        if not self._dense:  # needed again and again: all exits at once, and kept
+        if not self._dense:  # needed often: read all exits at once, and cache them
             self._dense, _ = self.reader().read(self.exits[-2] + 1, blocks_read=self.exits[:-1])
         return self._dense[block]
 
     def reader(self, part: Part = "search") -> ExitReader:
-        """Reads the images of a part, in the batches in which they are judged."""
+        """A reader of the images of a part, in the evaluator's batches."""
         evaluator = self.evaluator
-        like = next(evaluator.model.parameters())
+        weight = next(evaluator.model.parameters())
 
         def batches() -> Iterator[Tensor]:
             for rows in evaluator.parts[part].split(evaluator.batch):
                 evaluator.check()
-                yield evaluator.images[rows].to(like.device)
+                yield evaluator.images[rows].to(weight.device)
 
         return ExitReader(evaluator.host_model, batches)
 
@@ -140,7 +140,7 @@ class ExitCosts(Costs):
 
 
 def _head_cost(fast: Sieved, block: int, tokens: Tokens) -> tuple[int, int]:
-    """The MACs of the head behind a block: once, and for each token; counted on two numbers of them."""
+    """The MACs of the head after a block: the constant part, and per token; from counts for two numbers of tokens."""
     n = tokens.prefix + 1
     few, more = (round(count(fast.model, partial(fast.host.predict, block, tokens.first(k)))) for k in (n, n + 1))
     return few - n * (more - few), more - few

@@ -1,4 +1,4 @@
-"""Families of `dtop`: which exits of a segmenter are used, and at which confidence tokens leave there."""
+"""Families of `dtop` recipes: the exits of a segmenter that are used, and the confidence at which tokens exit."""
 
 from __future__ import annotations
 
@@ -19,23 +19,23 @@ from .families import EXITS, Family, Variant
 from .fit import Fit
 
 KEPT = 5
-"""Tokens of each class that stay as context, as published."""
+"""Number of tokens of each class that stay as context, as published."""
 STRETCH, CONTEXT = 3.0, 1.6
-"""Natural logarithm of the factor by which a parameter of 1 changes an exit's weight, and the tokens kept as
-context."""
+"""Natural logarithm of the factor by which a parameter of 1 changes an exit's weight, and the number of context
+tokens."""
 LEAST = 0.1
-"""Weight, beside the largest, below which an exit is not used."""
+"""Share of the largest weight below which an exit is not used."""
 EVERY_SET = 3
-"""Exits, the last left out, up to which every set of them is a beginning."""
+"""Maximum number of exits, without the last, for which every subset is a variant."""
 PASSES = 8
-"""Thresholds that are counted on the images to meet a budget with one for all exits."""
+"""Maximum number of thresholds whose cost is counted on the images to meet a budget with one threshold."""
 NEAR = 0.997
-"""Share of a budget that is near enough."""
+"""Share of a budget that is close enough to it."""
 
 
 @dataclass(frozen=True)
 class OneThreshold(Family):
-    """`dtop` at all exits with one threshold, as published; the budget decides it."""
+    """`dtop` at all exits with one threshold, as published; the threshold follows from the budget."""
 
     name: str = "dtop"
 
@@ -48,16 +48,16 @@ class OneThreshold(Family):
         def build(threshold: float) -> Recipe:
             return Recipe.of(DToP(threshold=threshold, keep_per_class=KEPT, **variant))
 
-        # What a threshold costs is guessed from the confidences without exits, then counted on the images; by how far
-        # the guess was off the next one is corrected.
-        steps, guess = _guesses(costs)
-        low, high, best, off = 0, len(steps) - 1, None, 1.0
+        # The cost of a threshold is estimated from the confidences without exits, then counted on the images; the ratio
+        # of the two corrects the next estimate.
+        steps, estimate = _estimates(costs)
+        low, high, best, correction = 0, len(steps) - 1, None, 1.0
         for _ in range(PASSES):
             if low > high:
                 break
-            index = _last(low, high, lambda step: guess(step) * off <= fit.target)  # noqa: B023
+            index = _last(low, high, lambda step: estimate(step) * correction <= fit.target)  # noqa: B023
             cost = costs.of(build(steps[index]))
-            off = cost / guess(index)
+            correction = cost / estimate(index)
             if cost > fit.target:
                 high = index - 1
                 continue
@@ -70,14 +70,14 @@ class OneThreshold(Family):
         return best
 
 
-def _guesses(costs: ExitCosts) -> tuple[list[float], Callable[[int], float]]:
-    """Thresholds worth trying, in rising order, and what each of them is guessed to cost."""
+def _estimates(costs: ExitCosts) -> tuple[list[float], Callable[[int], float]]:
+    """Thresholds to try, in rising order, and a function from their index to their estimated cost."""
     arrived = {block: costs.arrived(block) for block in costs.exits[:-1]}
     confidences = torch.cat([at.confidence.flatten() for at in arrived.values()]).double()
     steps = [step for step in (confidences * 10**DIGITS).round().unique().tolist() if 0 < step < 10**DIGITS]
     steps = [step / 10**DIGITS for step in steps] or [0.5]
 
-    def guess(index: int) -> float:
+    def estimate(index: int) -> float:
         left: dict[int, Tensor] = {}
         stays: Tensor | None = None
         for block, at in arrived.items():
@@ -86,11 +86,11 @@ def _guesses(costs: ExitCosts) -> tuple[list[float], Callable[[int], float]]:
             left[block] = stays.sum(1).clamp(min=1) + at.prefix
         return costs.of_exits(left)
 
-    return steps, guess
+    return steps, estimate
 
 
 def _last(low: int, high: int, holds: Callable[[int], bool]) -> int:
-    """The last number in low ... high for which something holds that holds of all below it; else `low`."""
+    """The largest number in low ... high for which `holds` is True, if it is monotonic; else `low`."""
     while high > low:
         middle = (low + high + 1) // 2
         low, high = (middle, high) if holds(middle) else (low, middle - 1)
@@ -99,14 +99,14 @@ def _last(low: int, high: int, holds: Callable[[int], bool]) -> int:
 
 @dataclass(frozen=True)
 class Exits(Family):
-    """`dtop` with the exits that serve, and a threshold for each.
+    """`dtop` with a choice of exits, and a threshold for each.
 
-    An exit with a weight of w lets exp(-s w) of the tokens that arrive there stay, on the mean over the images; the
-    budget decides s, and the last threshold what is left of it. Parameters: the logarithms of the weights, of which
-    small ones mean that the exit is not used, and of how many tokens of each class stay as context.
+    At an exit with weight w a share exp(-s w) of the arriving tokens stays, on average over the images; s follows from
+    the budget, and the last threshold uses up the rest of it. Parameters: the logarithms of the weights, where small
+    ones mean that the exit is not used, and of the number of tokens of each class that stay as context.
 
     Args:
-        exits: the blocks with a head behind them, the last one left out.
+        exits: the blocks that are followed by a head, without the last one.
     """
 
     exits: tuple[int, ...]
@@ -117,7 +117,7 @@ class Exits(Family):
         return [*(f"exit{block}" for block in self.exits), "context"]
 
     def variants(self) -> Sequence[Variant]:
-        """All exits, and fewer of them; all once more where each stage says how sure its classes are."""
+        """All exits, subsets of them, and all exits with `class_probability` of the stage."""
         all_exits, sizes = self.exits, range(len(self.exits) - 1, 0, -1)
         if len(all_exits) <= EVERY_SET:
             fewer = [layers for size in sizes for layers in combinations(all_exits, size)]
@@ -143,21 +143,20 @@ class Exits(Family):
         for index, block in enumerate(weights):
             at = costs.arrived(block, build() if thresholds else None)
             if index < len(weights) - 1:
-                target_shares = _wanted(costs, left, dict(list(weights.items())[index:]), fit.target)
-                threshold = at.threshold(keep, lambda counts: float(counts.double().mean()) <= target_shares)  # noqa: B023
+                target_count = _target_count(costs, left, dict(list(weights.items())[index:]), fit.target)
+                threshold = at.threshold(keep, lambda counts: float(counts.double().mean()) <= target_count)  # noqa: B023
             else:
                 threshold = at.threshold(keep, lambda counts: costs.of_exits({**left, block: counts}) <= fit.target)  # noqa: B023
             if threshold < 1:
                 thresholds[block], left[block] = threshold, at.left(threshold, keep)
         if not thresholds:
-            raise RecipeError(f"No token has to leave for {fit.target / 1e9:.3g} GMAC.")
+            raise RecipeError(f"No token has to exit to meet {fit.target / 1e9:.3g} GMAC.")
         recipe = Recipe.of(build())
         _check(costs.of_exits(left), recipe, fit)
         return recipe
 
     def _weights(self, params: Mapping[str, float], layers: Sequence[int]) -> dict[int, float]:
-        """Of the exits that are used. Those that the beginning leaves out join where their parameter is large
-        enough."""
+        """Block -> weight of the exits that are used. An exit not in `layers` is used if its parameter is large."""
         weights = {
             block: exp(STRETCH * (min(3.0, max(-3.0, params.get(f"exit{block}", 0.0))) - (block not in layers)))
             for block in self.exits
@@ -165,13 +164,13 @@ class Exits(Family):
         return {block: weight for block, weight in weights.items() if weight >= LEAST * max(weights.values())}
 
 
-def _wanted(costs: ExitCosts, left: Mapping[int, Tensor], weights: Mapping[int, float], target: float) -> float:
-    """How many tokens are to stay at the first of these exits, the mean over images, so that the budget is met where
-    the same holds of those behind it."""
+def _target_count(costs: ExitCosts, left: Mapping[int, Tensor], weights: Mapping[int, float], target: float) -> float:
+    """Mean number of tokens that should stay at the first of these exits, so that the budget is met if the later exits
+    keep tokens according to their weights."""
     now = [*left.values()][-1].double() if left else torch.tensor([float(costs.patches + costs.prefix)]).double()
     patches = now - costs.prefix
 
-    def behind(scale: float) -> dict[int, Tensor]:
+    def later_counts(scale: float) -> dict[int, Tensor]:
         counts, total = {}, 0.0
         for block, weight in weights.items():
             total += weight
@@ -181,9 +180,9 @@ def _wanted(costs: ExitCosts, left: Mapping[int, Tensor], weights: Mapping[int, 
     low, high = 0.0, 8.0 / min(weights.values())
     for _ in range(40):
         middle = (low + high) / 2
-        enough = costs.of_exits({**left, **behind(middle)}) <= target
+        enough = costs.of_exits({**left, **later_counts(middle)}) <= target
         low, high = (low, middle) if enough else (middle, high)
-    return float(behind(high)[next(iter(weights))].mean())
+    return float(later_counts(high)[next(iter(weights))].mean())
 
 
 def exit_costs(fit: Fit) -> ExitCosts:
@@ -195,10 +194,10 @@ def exit_costs(fit: Fit) -> ExitCosts:
 def _check(cost: float, recipe: Recipe, fit: Fit) -> None:
     if cost > fit.target:
         over = f"{cost / fit.target:.2f}" if fit.target > 0 else "many"
-        raise RecipeError(f"{recipe} still takes {over} times the MACs that it may.")
+        raise RecipeError(f"{recipe} still takes {over} times the MACs of the budget.")
 
 
 def exit_families(names: Sequence[str], exits: Sequence[int]) -> list[Family]:
-    """The families of these names, for a segmenter with heads behind these blocks."""
+    """The families with these names, for a segmenter with heads after the blocks `exits`."""
     by_name: dict[str, Family] = dict(zip(EXITS, (Exits(tuple(exits[:-1])), OneThreshold()), strict=True))
     return [by_name[name] for name in names if name in by_name]

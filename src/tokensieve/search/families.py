@@ -1,7 +1,8 @@
-"""Families: recipe spaces with a few numbers, every member of which is scaled to meet a budget of MACs.
+"""Families: recipe spaces with a few numeric parameters, whose recipes are scaled to a budget of MACs.
 
-A *single* is one method alone, spread evenly: one number that the budget decides, and a few variants. A *scheduled*
-family merges and drops by its own number in each block, after a proposal or without one; a search decides the numbers.
+A *single* is one method alone, spread evenly over the blocks: one number that follows from the budget, and a few
+variants. A *scheduled* family merges and drops a different number in each block, with or without a proposal before it;
+a search optimises the numbers.
 """
 
 from __future__ import annotations
@@ -22,24 +23,24 @@ from ..zoo import VIDEO_PROPOSALS
 from .fit import Fit
 
 Variant = Mapping[str, Any]
-"""Settings of the family that are not numbers."""
+"""Settings of a family that are not numeric parameters."""
 
 
 class Family(ABC):
-    """A recipe space. Its parameters are numbers around 0, where the best that is known beforehand lies."""
+    """A recipe space. Its parameters are numbers around 0; at 0 is the best recipe known beforehand."""
 
     name: str
     proposal: Mapping[str, Any] | None = None
-    """Settings of `papr` that name the network, or the map without one, which ranks; None for none."""
+    """Settings of `papr` that name the ranking network, or the map without a network; None: no proposal."""
     searched: bool = False
-    """Whether it has parameters, or is one recipe for each variant."""
+    """Whether it has parameters; else it has a single recipe for each variant."""
 
     def param_names(self, depth: int) -> list[str]:
-        """Names of the numbers to search, for a host of so many blocks."""
+        """Names of the parameters to search, for a host with `depth` blocks."""
         return []
 
     def beginnings(self, depth: int) -> list[dict[str, float]]:
-        """Parameters to begin with: the best that is known, and whatever else may be near the best."""
+        """Parameters to start from: the best known beforehand first, then other promising ones."""
         return [{}]
 
     def starts(self, depth: int) -> int:
@@ -52,16 +53,17 @@ class Family(ABC):
 
     @abstractmethod
     def recipe(self, params: Mapping[str, float], variant: Variant, fit: Fit) -> Recipe:
-        """The member that meets the budget; raises `RecipeError` where none does."""
+        """The recipe with these parameters that meets the budget. Raises `RecipeError` if none does."""
 
     @property
     def title(self) -> str:
+        """The family's name, with that of its proposal."""
         return self.name if self.proposal is None else f"{self.name} with {ranked_by(self.proposal)}"
 
 
 @dataclass(frozen=True)
 class Even(Family):
-    """One method that takes the same number in every block."""
+    """One method that removes the same number of tokens in every block."""
 
     name: str
     choices: tuple[Variant, ...] = ({},)
@@ -75,7 +77,7 @@ class Even(Family):
 
 @dataclass(frozen=True)
 class DropAndMerge(Family):
-    """`diffrate` with the same two numbers in every block; the variants share the work out between them."""
+    """`diffrate` with the same two numbers in every block; the variants differ in the share that is dropped."""
 
     name: str = "diffrate"
 
@@ -93,7 +95,7 @@ class DropAndMerge(Family):
 
 @dataclass(frozen=True)
 class Number(Family):
-    """One method with one number that grows with its cost, from `low` to what `high` makes of the patches."""
+    """One method with one number that rises with its cost, from `low` to `high(number of tokens)`."""
 
     name: str
     low: int
@@ -113,7 +115,7 @@ class Number(Family):
 
 @dataclass(frozen=True)
 class Proposed(Family):
-    """`papr` alone: as many patches as the budget leaves beside the proposal."""
+    """`papr` alone, which keeps as many patches as the budget allows after the proposal's cost."""
 
     proposal: Mapping[str, Any] | None = None
     name: str = "papr"
@@ -126,36 +128,36 @@ class Proposed(Family):
 
 
 TAKEN = (0.005, 0.07, 0.08, 0.13, 0.17, 0.18, 0.19, 0.14, 0.15, 0.2, 0.1)
-"""Which share of the patches that are left blocks 0 to 10 of a Tiny ViT take away at 1.9x, about the best known."""
+"""Share of the remaining patches that blocks 0 to 10 of a Tiny ViT remove at 1.9x, about the best schedule known."""
 TAKEN_AFTER = (0.017, 0.029, 0.036, 0.094, 0.145, 0.17, 0.163, 0.147, 0.126, 0.184, 0.097)
-"""The same after a proposal has dropped a tenth of them."""
+"""The same after a proposal has dropped a tenth of the patches."""
 LATE, SOURCE, DESTINATION, DROPPED = 0.75, 0.088, 0.031, 0.09
-"""Of that schedule: from which share of the depth on blocks drop, both guards, the share that the proposal drops."""
+"""Settings of that schedule: share of the depth from which blocks drop, both guards, share that the proposal drops."""
 KNOTS = 6
-"""Numbers by which a schedule departs from the known one, evenly over the depth and with lines between: a number for
-each block was no better on images that the search had not seen, and took it longer."""
+"""Number of parameters that change the known schedule, evenly spread over the depth with linear interpolation. A
+parameter for each block was no better on held-out images, and made the search slower."""
 TILT = 0.8
-"""The parameter of the last block's share, and minus that of the first's, in a schedule moved to later blocks."""
+"""The parameter of the last block's share, and minus that of the first's, in a schedule shifted to later blocks."""
 STRETCH = 0.8
 """Natural logarithm of the factor by which a parameter of 1 changes a weight."""
 
 
 @dataclass(frozen=True)
 class Scheduled(Family):
-    """A number of its own for every block but the last: merges, and late drops where the method has them.
+    """A different number for every block but the last: merges, and late drops if the method has them.
 
-    Each block takes a share of what is left, so that no budget, however small, leaves a block without patches.
-    Parameters: how even the shares are (0 as in the schedule known, 1 all the same) and the logarithm of what they are
-    multiplied with, at some places of the depth; for `guarded` both guards and the block from which on patches are
-    dropped; with a proposal the share that it drops. `readout()` follows where the host takes it.
+    Each block removes a share of the remaining patches, so that no budget leaves a block without patches. Parameters:
+    how even the shares are (0: as in the known schedule, 1: all equal), and the logarithm of a factor on them at some
+    positions of the depth; for `guarded` both guards and the block from which patches are dropped; with a proposal the
+    share that it drops. `readout()` follows if the host supports it.
     """
 
     method: str = "guarded"
     proposal: Mapping[str, Any] | None = None
     searched: bool = True
     spares: tuple[float, ...] = ()
-    """Shares of the depth from the first block on that may be left alone, each a variant: a second reading goes on from
-    there."""
+    """Shares of the depth that may run without reduction from the first block on, one variant each, so that the second
+    member of a cascade can continue from there."""
 
     @property
     def name(self) -> str:  # type: ignore[override]
@@ -167,8 +169,10 @@ class Scheduled(Family):
         return ["even", *knots, *guards, *(["dropped"] if self.proposal else [])]
 
     def beginnings(self, depth: int) -> list[dict[str, float]]:
-        """The schedule known; the same share in every block; the known one moved to earlier and to later blocks, for
-        hosts whose class attention is telling at another depth."""
+        """The known schedule; equal shares in all blocks; the known schedule shifted to earlier and to later blocks.
+
+        The last two are for hosts whose class attention becomes informative at another depth.
+        """
         knots = min(depth - 1, KNOTS)
         slope = np.linspace(-TILT, TILT, knots)
         tilted = [{f"share{i}": float(sign * value) for i, value in enumerate(slope)} for sign in (-1, 1)]
@@ -201,7 +205,7 @@ class Scheduled(Family):
         nothing = [0] * (depth - 1)
         end = Recipe.parse("readout()") if fit.readout else Recipe()
         if fit.meets(blocks(nothing, end, Recipe())):
-            end = Recipe()  # a budget so near the dense model's that the readout alone would overshoot
+            end = Recipe()  # the budget is so close to the dense cost that the readout alone would save more
         start = Recipe()
         if self.proposal is not None:
             settings_of = {**self.proposal, **({"layer": variant["layer"]} if "layer" in variant else {})}
@@ -215,36 +219,36 @@ class Scheduled(Family):
         return fit.schedule(weights, lambda counts: blocks(counts, end, start), patches)
 
     def _weights(self, params: Mapping[str, float], blocks: int) -> list[float]:
-        """The share that each block drops of what is left; a search scales them."""
+        """The share of the remaining patches that each block removes, up to a common scale."""
         drops = spread_over(TAKEN if self.proposal is None else TAKEN_AFTER, blocks)
         even = params.get("even", 0.0)
-        turned = spread_over([params.get(f"share{i}", 0.0) for i in range(min(blocks, KNOTS))], blocks)
+        changes = spread_over([params.get(f"share{i}", 0.0) for i in range(min(blocks, KNOTS))], blocks)
         return [
-            float(share ** (1 - even) * drops.mean() ** even * scale(parameter))
-            for share, parameter in zip(drops, turned, strict=True)
+            float(share ** (1 - even) * drops.mean() ** even * scale(change))
+            for share, change in zip(drops, changes, strict=True)
         ]
 
 
 def ranked_by(proposal: Mapping[str, Any]) -> str:
-    """The name of the network, or of the map without one, in settings of `papr`."""
+    """The name of the network, or of the map without a network, in `papr` settings."""
     name: str = proposal.get("proposal") or proposal["significance"]
     return name
 
 
 def layers(proposal: Mapping[str, Any] | None) -> list[Variant]:
-    """Which feature map of a network that reads images is read: the last, or a finer one."""
+    """Variants of the feature map that is used of an image network: the last, or a finer one."""
     with_network = proposal is not None and proposal.get("proposal", "") not in ("", *VIDEO_PROPOSALS)
     return [{}, {"layer": -2}] if with_network else [{}]
 
 
 def kept(count: int, fit: Fit, settings: Mapping[str, Any]) -> Recipe:
-    """`papr` that keeps so many patches: the middle of the shares that come to that, since a share is cut off."""
+    """`papr` that keeps `count` patches, with the middle of all keep ratios that round down to this count."""
     share = (count + 0.5) / (fit.costs.patches + fit.costs.prefix)
     return Recipe.of(make("papr", {"keep": round(share, 5), **settings}))
 
 
 def spread_over(values: Sequence[float], count: int) -> NDArray[np.float64]:
-    """Values along the depth of a host, at another number of places."""
+    """Interpolate values along the depth of a host at `count` points."""
     points = np.linspace(0, len(values) - 1, count) if count > 1 else np.array([(len(values) - 1) / 2])
     return np.interp(points, range(len(values)), values)
 
@@ -265,23 +269,23 @@ SINGLES: dict[str, Family] = {
     "ats": Number("ats", 2, lambda tokens: tokens - 1, lambda n: {"tokens": n}),
     "random": Number("random", 1, lambda _: 9999, lambda n: {"keep": n / 10000}),
 }
-"""Name of the method -> family. `random` is a control: it is searched only where it is named."""
+"""Name of the method -> family. `random` is a control: it is searched only if requested by name."""
 CONTROLS = ("random",)
 ADAPTIVE = Adaptive.name
-"""The best of `scheduled-guarded` at each budget with bars in the place of its numbers; not searched by itself."""
+"""The best of `scheduled-guarded` at each budget with thresholds instead of numbers; it is not searched itself."""
 EXITS = ("scheduled-dtop", "dtop")
-"""Families for segmenters with exits alone, see `exit_families`."""
+"""Families only for segmenters with exits, see `exit_families`."""
 
 
 def family_names() -> list[str]:
-    """All that `families=` may name, as far as their methods are there."""
+    """All names that `families=` accepts."""
     singles = [name for name in ("papr", *SINGLES) if name in METHODS or name in CONTROLS]
     scheduled = [f"scheduled-{name}" for name in ("guarded", "tome") if name in METHODS]
     return [*scheduled, ADAPTIVE, *singles, *EXITS]
 
 
 def families(names: Sequence[str], proposals: Sequence[Mapping[str, Any]]) -> list[Family]:
-    """The families of these names; those that can ask a proposal come once without and once with each."""
+    """The families with these names; those that can use a proposal come once without, and once with each proposal."""
     result: list[Family] = []
     for name in names:
         if name == "papr":

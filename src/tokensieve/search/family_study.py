@@ -1,4 +1,4 @@
-"""A family study: one family at one budget, searched by CMA-ES in a study of its own."""
+"""A family study: one family at one budget, searched by CMA-ES."""
 
 from __future__ import annotations
 
@@ -46,10 +46,10 @@ class TriedRecipe:
 class FamilyStudy:
     """Trials of one family at one budget.
 
-    The first trials are its variants (proposal layer, metric ...) at the best parameters known, and the family's other
-    starting points; then the parameters are searched around the best of them. A trial whose divergence after a step of
-    the images is above the median of earlier ones is pruned; its divergence is extrapolated to all images by the ratio
-    that the first trial had.
+    The first trials are its variants (proposal layer, metric ...) with the best known parameters, and the family's
+    other starting points; then the parameters are searched around the best of them. A trial whose divergence after a
+    step of the images is above the median of earlier ones is pruned; its divergence is extrapolated to all images by
+    the ratio of the first trial.
     """
 
     ratio: float
@@ -61,11 +61,11 @@ class FamilyStudy:
     on_trial: Callable[[FamilyStudy], None]
     """Called after every trial."""
     near: tuple[Mapping[str, float], int] | None = None
-    """Params and variant of the best at a neighbouring budget, from which alone the search starts then."""
+    """Parameters and variant of the best trial at a nearby budget, the only starting point then."""
 
     @property
     def starts(self) -> int:
-        """How many trials `start` makes."""
+        """Number of trials that `start` makes."""
         return 1 if self.near is not None else self.family.starts(self.fit.costs.depth)
 
     def start(self) -> None:
@@ -117,22 +117,22 @@ class FamilyStudy:
 
     @property
     def count(self) -> int:
-        """Trials that have ended."""
+        """Number of trials that have ended."""
         return len(self._trials())
 
     def best(self, among: int | None = None) -> TriedRecipe | None:
-        """The recipe of the smallest divergence, or cost of a cascade; None where none was finished.
+        """The finished trial with the smallest divergence, or cost of a cascade; None if there is none.
 
-        Of the first so many trials, or of all."""
+        `among`: consider only the first so many trials."""
         return min(self._finished(among), key=lambda trial: trial.figures.value, default=None)
 
     def lowest(self, among: int | None = None) -> float:
-        """The smallest divergence among the first so many trials; infinite where none was finished."""
+        """The smallest divergence among the first so many trials; infinite if none is finished."""
         best = self.best(among)
         return inf if best is None else best.figures.value
 
     def top(self, count: int) -> list[TriedRecipe]:
-        """The best finished recipes, each once."""
+        """The best finished trials with different recipes."""
         by_text = {trial.text: trial for trial in self._finished()}
         return sorted(by_text.values(), key=lambda trial: trial.figures.value)[:count]
 
@@ -177,8 +177,8 @@ class FamilyStudy:
         cost = self.evaluator.proposal_macs(with_proposal) * self.fit.count_proposal
         if cost >= self.fit.target:
             raise RecipeError(
-                f"{ranked_by(self.family.proposal)} alone takes {cost / 1e9:.3g} GMAC, and model and "
-                f"proposal may take {self.fit.target / 1e9:.3g} together."
+                f"{ranked_by(self.family.proposal)} alone takes {cost / 1e9:.3g} GMAC, and the budget for model and "
+                f"proposal together is {self.fit.target / 1e9:.3g}."
             )
         return replace(self.fit, target=self.fit.target - cost)
 
@@ -189,16 +189,16 @@ class FamilyStudy:
         return first[-1] / first[steps - 1] if len(first) >= steps and first[steps - 1] > 0 else 1.0
 
     def _best_start(self) -> tuple[Mapping[str, float], int]:
-        """Params and variant of the best start; the defaults where none succeeded."""
+        """Parameters and variant of the best starting point; the defaults if none succeeded."""
         starts = [trial for trial in self._trials() if trial.user_attrs.get("start") and trial.value is not None]
         best = min(starts, key=lambda trial: trial.value or 0.0, default=None)
         return ({}, 0) if best is None else (best.user_attrs["params"], best.user_attrs["variant"])
 
     def _draft(self) -> optuna.Study:
-        """A copy of the finished trials in memory, from which the next is sampled; `study` gets it once it has ended.
+        """A copy of the finished trials in memory, from which the next is sampled; it is added to `study` at its end.
 
-        So an interruption leaves no unfinished trial. The sampler is new for each trial and seeded by it: it restores
-        the state of CMA-ES from the trials, so that a resumed search repeats what an uninterrupted one does.
+        So an interruption leaves no unfinished trial. The sampler is new for each trial, with its own seed: it restores
+        the state of CMA-ES from the trials, so that a resumed search gives the same trials as an uninterrupted one.
         """
         ended = self._trials()
         name = f"{self.seed} {self.study.study_name} {len(ended)}"

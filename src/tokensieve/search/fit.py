@@ -1,4 +1,4 @@
-"""Recipes that meet a budget of MACs exactly: the largest that one more token in any block would overstep."""
+"""Scales recipes to a budget of MACs: to the most expensive one that does not exceed it."""
 
 from __future__ import annotations
 
@@ -13,27 +13,28 @@ from .costs import Costs
 
 @dataclass(frozen=True)
 class Fit:
-    """A budget, and the ways to spend it."""
+    """A budget, and functions that scale recipes to it."""
 
     costs: Costs
     target: float
-    """MACs that the host may take, the proposal's left out."""
+    """MACs that the host may use, without the proposal's."""
     readout: bool = False
-    """Whether the host takes `readout()`, which loses nothing."""
+    """Whether the host supports `readout()`, which loses nothing."""
     count_proposal: bool = True
     """Whether the proposal's MACs are part of the budget."""
 
     def meets(self, recipe: Recipe) -> bool:
+        """Whether a recipe is within the budget."""
         return self.costs.of(recipe) <= self.target
 
     def count(self, low: int, high: int, build: Callable[[int], Recipe]) -> Recipe:
-        """The recipe of the largest number in low ... high that meets the budget, where more costs more.
+        """The recipe `build(n)` with the largest n in low ... high that meets the budget; cost must rise with n.
 
         Raises:
-            RecipeError: `low` costs too much already.
+            RecipeError: even `low` exceeds the budget.
         """
         if not self.meets(build(low)):
-            raise RecipeError(f"{build(low)} still takes {self._over(build(low))} times the MACs that it may.")
+            raise RecipeError(f"{build(low)} still takes {self._over(build(low))} times the MACs of the budget.")
         while high > low:
             middle = (low + high + 1) // 2
             low, high = (middle, high) if self.meets(build(middle)) else (low, middle - 1)
@@ -42,17 +43,17 @@ class Fit:
     def schedule(
         self, weights: Sequence[float], build: Callable[[list[int]], Recipe], patches: int | None = None
     ) -> Recipe:
-        """The recipe of whole numbers in the proportions `weights`, one a block, that meets the budget.
+        """The recipe with an integer for each block, in the proportions `weights`, that meets the budget.
 
-        The scale is found by halving; then every number that is larger than it has to be gives back.
+        The scale is found by bisection; then every number is reduced as far as the budget allows.
 
         Args:
-            weights: what each block takes away; the scale is this method's.
+            weights: relative number of tokens that each block removes.
             build: numbers -> recipe.
-            patches: if given, the weights are of shares, of these at first and then of what the block before left.
+            patches: number of patches; if given, the weights are for shares of the patches that the block before left.
 
         Raises:
-            RecipeError: no scale is enough.
+            RecipeError: no scale meets the budget.
         """
 
         def scaled(scale: float) -> list[int]:
@@ -69,7 +70,7 @@ class Fit:
         while not self.meets(build(scaled(high))):
             if high * max(weights) > 64 * self.costs.patches:
                 raise RecipeError(
-                    f"{build(scaled(high))} still takes {self._over(build(scaled(high)))} times the MACs that it may."
+                    f"{build(scaled(high))} still takes {self._over(build(scaled(high)))} times the MACs of the budget."
                 )
             high *= 2
         while scaled(low) != scaled(high) and high - low > 1e-9 * high:

@@ -21,18 +21,19 @@ VERSION = 2
 
 @dataclass(frozen=True)
 class Measured:
-    """Dense time over the recipe's, proposal included, all recipes interleaved; low and high are percentiles 10, 90."""
+    """Dense time divided by the recipe's, proposal included, all recipes interleaved; with the 10th and 90th
+    percentile."""
 
     ratio: float
     low: float
     high: float
     batch: int
     attempts: int
-    """How often it was measured before the machine was quiet, or this was given up."""
+    """Number of measurements until the machine was quiet, or the limit was reached."""
     others: float
-    """Cores that other processes kept busy meanwhile."""
+    """Number of cores that other processes kept busy during the measurement."""
     busy: str
-    """Why the figure is not to be relied on; empty where the machine was quiet."""
+    """Why the figure is unreliable; empty if the machine was quiet."""
 
 
 @dataclass(frozen=True)
@@ -41,40 +42,40 @@ class Point:
 
     recipe: Recipe | CascadeRecipe
     family: str
-    """The family it comes from: the name of a method alone, or of a scheduled family."""
+    """Its family: the name of a single method, or of a scheduled family."""
     proposal: str | None
-    """The network that ranks patches for it, if any."""
+    """The network that ranks patches, if any."""
     kind: Literal["searched", "single", "corrected", "cascade"]
     budget: float
-    """The saving factor that it was made to meet."""
+    """The saving factor that the recipe was scaled to."""
     macs: float
-    """An image, the proposal's included unless the search left it out; where tokens leave early, the mean over
-    the search images."""
+    """MACs per image, with the proposal's unless the search left them out; if tokens exit early, the mean over the
+    search images."""
     ratio: float
-    """Dense MACs over these."""
+    """Dense MACs divided by `macs`."""
     search: Figures
-    """On the images that the search saw."""
+    """Figures on the search images."""
     heldout: Figures | None
-    """On the images that it did not see; None where none were held out."""
+    """Figures on the held-out images; None if there are none."""
     speed: Measured | None = None
     dominated: bool = False
-    """Another recipe costs no more and loses less on the search images."""
+    """Whether another recipe does not cost more and loses less on the search images."""
     heldout_macs: float | None = None
-    """Where tokens leave early, the mean over the images that the search did not see; else MACs are of any image."""
+    """Mean MACs over the held-out images if tokens exit early; None if MACs do not depend on the image."""
 
     @property
     def varies(self) -> bool:
-        """Whether each image keeps a number of tokens of its own, which graphs cannot take."""
+        """Whether the number of tokens varies between images, which graphs do not support."""
         return any(isinstance(method, Adaptive) for method in self.recipe)
 
     @property
     def divergence(self) -> float:
-        """Of the search images: KL in nats with classes, relative error of depth maps, else 1 - cosine."""
+        """Divergence on the search images: KL in nats with classes, relative error for depth maps, else 1 - cosine."""
         return self.search.divergence
 
     @property
     def kl(self) -> float | None:
-        """The divergence of a model with classes, of class maps the mean over the pixels; None of other models."""
+        """The KL divergence of a model with classes, for class maps averaged over pixels; None for other models."""
         return self.search.divergence if KINDS[self.search.kind].classes else None
 
     @property
@@ -83,7 +84,7 @@ class Point:
         return self.search.agreement
 
     def record(self, folder: Path | None = None) -> dict[str, Any]:
-        """As plain JSON, with paths for a file in `folder`, or for the working directory."""
+        """The point as plain JSON, with paths relative to `folder`, or to the working directory."""
         recipe = json.loads(self.recipe.to_json(folder))
         return {**asdict_flat(self), "recipe": recipe["text"], "recipe_json": recipe, "title": self.title}
 
@@ -95,7 +96,7 @@ class Point:
 
 
 def asdict_flat(point: Point) -> dict[str, Any]:
-    """A point's fields as plain JSON, the recipe left to its own writers."""
+    """A point's fields as plain JSON, without the recipe."""
     plain: dict[str, Any] = {name: value for name, value in vars(point).items() if name != "recipe"}
     for name, value in plain.items():
         if isinstance(value, Measured):
@@ -110,7 +111,7 @@ def asdict_flat(point: Point) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class Failed:
-    """A recipe that could not be judged, and why; the search went on."""
+    """A recipe that could not be evaluated, and the reason; the search continued."""
 
     study: str
     reason: str
@@ -118,14 +119,14 @@ class Failed:
 
 @dataclass(frozen=True)
 class Front:
-    """Recipes from cheap to dear, and the recommended one."""
+    """Recipes from cheap to expensive, and the recommended one."""
 
     points: tuple[Point, ...]
-    """The best of each family at each budget, by rising MACs."""
+    """The best recipe of each family at each budget, by rising MACs."""
     best: Point
-    """The recommended one: of those that meet the wanted budget the one of the smallest divergence on the search
-    images; for an allowed divergence the cheapest that keeps to it, for a wanted agreement the cheapest that keeps it
-    with certainty."""
+    """The recommended recipe: of those that meet the budget the one with the smallest divergence on the search images;
+    for an allowed divergence the cheapest within it, for a requested agreement the cheapest that is certified to keep
+    it."""
     wanted: Mapping[str, float]
     """The budget: {"macs": 1.9}, {"time": 1.5}, {"divergence": 0.05} or {"agree": 0.98}."""
     reached: bool
@@ -134,20 +135,20 @@ class Front:
     embeddings, `kl per pixel` for segmenters, `relative error` for depth."""
     dense_macs: float
     dense_accuracy: Mapping[str, float | None]
-    """Of the dense model, percent, on `search` and `heldout` images; None without labels."""
+    """Accuracy of the dense model in percent on `search` and `heldout` images; None without labels."""
     finalists: tuple[Point, ...]
-    """The ten best at the recommended one's budget, by their search divergence, with what they lose on the held-out
-    images: how far the order can be trusted. It does not change the choice, which would make those figures a choice's
-    too."""
+    """The ten best recipes at the budget of `best`, by their divergence on the search images, with their figures on the
+    held-out images, which show how reliable the order is. The choice of `best` does not use them, so that its held-out
+    figures stay unbiased."""
     trials: int
     corrected: Point | None = None
-    """`best` with a correction of what the head reads, see `tokensieve.correct`; None where none was asked for, or
-    none helps. Its figures on the search images are those of corrections that were fitted without them."""
+    """`best` with a correction of the head's input, see `tokensieve.correct`; None if not requested, or if it does not
+    help. Its figures on the search images are cross-validated."""
     stopped: str | None = None
     """Why the search ended early: `timeout` or `interrupted`."""
     failures: tuple[Failed, ...] = ()
     left_out: Mapping[str, str] = field(default_factory=dict)
-    """Proposals and families that could not take part, and why."""
+    """Name of each proposal or family that could not be tried -> the reason."""
     settings: Mapping[str, Any] = field(default_factory=dict)
 
     def __iter__(self) -> Any:
@@ -158,7 +159,7 @@ class Front:
 
     @property
     def recommended(self) -> Point:
-        """The corrected best where that loses less on the held-out images, or none were held out; else the best."""
+        """`corrected` if it loses less on the held-out images than `best`, or if there are none; else `best`."""
         point = self.corrected
         if point is None or (
             point.heldout is not None
@@ -170,11 +171,11 @@ class Front:
 
     @property
     def pareto(self) -> tuple[Point, ...]:
-        """The points that no other one beats in both MACs and divergence."""
+        """The points that are not dominated: no other point is better in both MACs and divergence."""
         return tuple(point for point in self.points if not point.dominated)
 
     def to_json(self, folder: Path | None = None) -> str:
-        """Everything, with a version, with paths for a file in `folder`, or for the working directory."""
+        """JSON of everything, with a version and with paths relative to `folder`, or to the working directory."""
         return json.dumps(self.record(folder), indent=2)
 
     def record(self, folder: Path | None = None) -> dict[str, Any]:
@@ -199,12 +200,12 @@ class Front:
 
     @property
     def unit(self) -> str:
-        """The divergence's name in a sentence."""
+        """The name of the divergence as it is written in sentences."""
         return divergence_title(self.objective)
 
     @property
     def summary(self) -> str:
-        """A paragraph in plain words: the best recipe, and whether a proposal paid."""
+        """A paragraph about the result: the best recipe, its loss and speed, and whether a proposal helps."""
         from ..show.front_text import describe
 
         return describe(self)
@@ -212,8 +213,8 @@ class Front:
     def save(self, folder: str | os.PathLike[str]) -> Path:
         """Write best.json, the recommended recipe, a file for every point of the front, front.csv, .json and .png.
 
-        The folder is made if its parent is there; files of the same names are replaced. Paths of weights are relative
-        to it. The correction.safetensors of a search that was saved here before goes, unless a recipe here names it.
+        The folder is made if its parent exists; files of the same names are replaced. Paths of weights are relative to
+        it. The correction.safetensors of an earlier search is removed, unless a recipe in the folder names it.
 
         Raises:
             InputError: it cannot be written.
@@ -224,9 +225,9 @@ class Front:
 
 
 def mark_dominated(points: list[Point]) -> list[Point]:
-    """The same points, by rising MACs, those marked that another one beats in both MACs and divergence.
+    """The points by rising MACs, with `dominated` set for those that another one beats in both MACs and divergence.
 
-    One whose count varies between images beats none that has a fixed one, which graphs can take.
+    A recipe with a varying number of tokens never dominates one with a fixed number, which graphs support.
     """
     ordered = sorted(points, key=lambda point: (point.macs, point.divergence))
     least, least_fixed, marked = float("inf"), float("inf"), []

@@ -1,4 +1,4 @@
-"""How much each patch matters to what the head reads, over all paths through the deeper blocks."""
+"""Significance of each patch for the head's input, over all paths through the deeper blocks (Patch Slimming)."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def significance_scores(
     limit: int | None = None,
     approx: Approximation | None = None,
 ) -> Tensor:
-    """How much dropping each patch after each block can change what the head reads: section 3.2, exactly.
+    """Upper bound on the change of the head's input if a patch is dropped after a block: section 3.2, exactly.
 
     The paper sums the squared norms over all H^(L-t) paths through the heads of the deeper blocks. With M = A'A for
     the product A of masked attentions along one path, the sum over paths follows
@@ -36,13 +36,13 @@ def significance_scores(
         M_L = I,  M_(l-1) = sum over h of P_l^h' (m_l m_l' * M_l) P_l^h,
         s_(t,i) = (M_t)_ii * sum over h of || P_t^h[i] |Z_(t-1)| ||^2,
 
-    at O(H N^3) for a block and an image.
+    in O(H N^3) per block and image.
 
     Args:
         model, loader, limit: as in `slim`.
-        patches: the patches alive after each block, nested, which mask the deeper blocks; None is all of them, but
-            for the last block, after which prefix tokens alone are alive, as in the paper.
-        approx: "head_mean" multiplies the attentions averaged over heads instead, and may rank otherwise.
+        patches: the patches kept after each block, nested, which mask the deeper blocks; None is all of them, except
+            after the last block, where only prefix tokens are kept, as in the paper.
+        approx: "head_mean" multiplies attentions averaged over heads instead, which may give another order.
 
     Returns:
         (L, P) float64, mean over images, on the CPU.
@@ -58,13 +58,13 @@ def significance_scores(
             patches = [*[tuple(range(count))] * (depth - 1), ()]
         method = PatchSlimming(tuple(map(tuple, patches)), grid=dense.grid)
         if len(method.patches) != depth:
-            raise RecipeError(f"patches names {len(method.patches)} blocks and this model has {depth}.")
+            raise RecipeError(f"patches has {len(method.patches)} blocks and this model has {depth}.")
         moments = Moments(dense, approx)
         return torch.stack([moments.scores(method.patches[:block:-1]) for block in reversed(range(depth))]).flip(0)
 
 
 class Moments:
-    """Significance of patches, from the last block upwards. Only the latest step is held."""
+    """Computes the significance of patches from the last block towards the first; only the latest step is cached."""
 
     def __init__(self, dense: DenseTokens, approx: Approximation | None) -> None:
         if approx not in (None, "head_mean"):
@@ -75,7 +75,7 @@ class Moments:
         self._held: list[Tensor] | None = None
 
     def scores(self, masks: Masks) -> Tensor:
-        """(P,) float64 on the CPU: s of the block before those that `masks` are of; of -1, what is embedded."""
+        """(P,) float64 on the CPU: significance after the block before those in `masks`; -1 is the embedding."""
         block = len(self.dense.host.blocks) - 1 - len(masks)
         if block not in self._norms:
             self._norms[block] = [self._norm(block, chunk) for chunk in self.dense.chunks]
@@ -84,12 +84,12 @@ class Moments:
         for turn, norm in enumerate(self._norms[block]):
             share = norm.double() if moments is None else norm.double() * self._diagonal(moments[turn]).double()
             total += share.sum(0).cpu()
-        # The paper's sum over head paths; the mean, which fp32 holds at any depth, is what is carried along.
+        # The moments hold the mean over head paths, which fp32 can represent at any depth; the paper has the sum.
         paths = 1.0 if self.average else float(self._heads()) ** len(masks)
         return total[self.dense.prefix :] * (paths / self.dense.images)
 
     def _at(self, masks: Masks) -> list[Tensor] | None:
-        """For each chunk M (B, N, N), or with averaged heads A (B, m, N), under `masks`; None is the identity."""
+        """For each chunk M (B, N, N), or A (B, m, N) with averaged heads, under `masks`; None is the identity."""
         count = len(self._masks)
         if masks[:count] != self._masks:
             self._masks, self._held, count = (), None, 0
@@ -105,7 +105,7 @@ class Moments:
         return self._held
 
     def _step(self, block: int, chunk: list[Tokens], index: Tensor, moment: Tensor | None) -> Tensor:
-        """One block further up, where the tokens `index` (m,) are alive after it."""
+        """The moment one block closer to the input, with the tokens `index` (m,) kept after that block."""
         tokens = chunk[block]
         query_rows = index.expand(len(tokens.x), -1)
         attention = self.dense.host.blocks[block].qkv(tokens).only_queries(query_rows)

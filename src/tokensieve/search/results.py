@@ -1,4 +1,4 @@
-"""The front of a search: its points, the recommended one, and that one corrected."""
+"""Assembles the front of a search: its points, the recommended one, and its correction."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from .budget_search import Search
 
 FINALISTS = 10
-"""The most recipes at the budget of the recommended one that are reported beside it."""
+"""Maximum number of further recipes that are reported at the budget of the recommended one."""
 
 
 def assemble_front(
@@ -39,8 +39,8 @@ def assemble_front(
     evaluator = search.evaluator
     points = mark_dominated(points_of(search, include_proposal, with_heldout))
     if not points:
-        why = search.failures[0].reason if search.failures else "the time was over before the first one; allow more"
-        raise InputError(f"No recipe could be judged: {why.rstrip('.')}.")
+        reason = search.failures[0].reason if search.failures else "the timeout ended before the first; allow more time"
+        raise InputError(f"No recipe could be evaluated: {reason.rstrip('.')}.")
     if "time" in target:
         points = with_speed(evaluator, points, points)
     eligible = [point for point in points if search.recommends_adapted or not point.varies]
@@ -104,6 +104,7 @@ def adapted_point(search: Search, ratio: float, recipe: Recipe, with_heldout: bo
 
 
 def point_of(search: Search, study: Any, trial: Any, include_proposal: bool, with_heldout: bool) -> Point:
+    """The point of a trial, with its MACs and figures."""
     evaluator, family = search.evaluator, study.family
     figures = evaluator.recalled(trial.recipe, "heldout") if with_heldout and len(evaluator.parts["heldout"]) else None
     costs, varies = study.fit.costs, isinstance(study.fit.costs, ExitCosts) and study.fit.costs.varies(trial.recipe)
@@ -123,29 +124,29 @@ def point_of(search: Search, study: Any, trial: Any, include_proposal: bool, wit
 
 
 def choose(points: Sequence[Point], target: Mapping[str, float]) -> tuple[Point, bool]:
-    """The recommended point, and whether it meets the target; if none does, the nearest."""
+    """The recommended point, and whether it meets the target; if none does, the closest one."""
     ((kind, value),) = target.items()
     if kind == "divergence":
-        kept = [point for point in points if point.divergence <= value]
-        if kept:
-            return max(kept, key=lambda point: (point.ratio, -point.divergence)), True
+        valid = [point for point in points if point.divergence <= value]
+        if valid:
+            return max(valid, key=lambda point: (point.ratio, -point.divergence)), True
         return min(points, key=lambda point: point.divergence), False
 
     def saving(point: Point) -> float:
         return point.ratio if kind == "macs" else 0.0 if point.speed is None else point.speed.ratio
 
-    kept = [point for point in points if saving(point) >= value * (1 - 1e-9)]
-    if kept:
-        return min(kept, key=lambda point: point.divergence), True
+    valid = [point for point in points if saving(point) >= value * (1 - 1e-9)]
+    if valid:
+        return min(valid, key=lambda point: point.divergence), True
     return max(points, key=lambda point: (saving(point), point.ratio)), False
 
 
 def cannot_correct(evaluator: Evaluator) -> SieveError | None:
     """Why a recipe cannot be corrected here; None if it can."""
     if len(evaluator.parts["search"]) < LEAST:
-        return InputError(f"it takes {LEAST} images to search on.")
+        return InputError(f"it needs at least {LEAST} search images.")
     if evaluator.wrapped is not None:
-        return UnsupportedHost("it corrects what the head of a whole model reads, and here a sub-module is sieved.")
+        return UnsupportedHost("it corrects the head's input of a whole model, and here a sub-module is sieved.")
     try:
         sieve(evaluator.model, Corrected(), pretrained=False)
     except SieveError as error:
@@ -154,7 +155,7 @@ def cannot_correct(evaluator: Evaluator) -> SieveError | None:
 
 
 def corrected(front: Front, evaluator: Evaluator, file: Path, include_proposal: bool, seed: int) -> Front:
-    """The front with a corrected form of its recommended recipe; unchanged where no correction helps.
+    """The front with a correction of its recommended recipe; unchanged if no correction helps.
 
     Its figures on the search images are cross-validated: each image's correction was fitted without that image.
     """
@@ -169,7 +170,7 @@ def corrected(front: Front, evaluator: Evaluator, file: Path, include_proposal: 
             return front
         cost = evaluator.macs(correction.recipe, include_proposal)
         held_out = evaluator.evaluate(correction.recipe, "heldout") if len(evaluator.parts["heldout"]) else None
-    except (SieveError, KeyboardInterrupt) as error:  # the front is returned nevertheless
+    except (SieveError, KeyboardInterrupt) as error:  # return the front without a correction
         return replace(front, left_out={**front.left_out, "correction": str(error) or "it was interrupted"})
     point = replace(
         best, recipe=correction.recipe, kind="corrected", macs=cost, ratio=front.dense_macs / cost, heldout=held_out,

@@ -1,4 +1,4 @@
-"""The search of Patch Slimming: which patches each block of a model can do without, on pictures without labels."""
+"""The search of Patch Slimming for the patches that each block of a model needs, on pictures without labels."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from .dense_tokens import DenseTokens, exact
 from .path_scores import Approximation, Masks, Moments
 
 STEPS = 16
-"""Tolerances that are tried for a budget, at most."""
+"""Maximum number of tolerances that are tried for a budget."""
 DEFAULT = 0.02
 """The default tolerance."""
 
@@ -32,19 +32,19 @@ class Slimmed:
     """The result of `slim`."""
 
     recipe: Recipe
-    """One `PatchSlimming`, for the model that was searched."""
+    """A recipe of one `PatchSlimming`, for the model that was searched."""
     counts: tuple[int, ...]
-    """Patches alive after each block."""
+    """Number of patches kept after each block."""
     errors: tuple[float, ...]
-    """For each block the error that its choice of patches makes, see `slim`; 0 where nothing was chosen."""
+    """Error of each block's selection of patches, see `slim`; 0 if nothing was selected."""
     scores: Tensor
-    """(L, P) float64: the significance by which each block's patches were ranked, mean over images, on the CPU."""
+    """(L, P) float64: significance of the patches after each block, mean over images, on the CPU."""
     tolerance: float
-    """The largest error that was allowed."""
+    """The largest allowed error."""
     saving: float
     """Share of the model's MACs that the recipe saves."""
     images: int
-    """Pictures that were looked at."""
+    """Number of pictures used."""
 
     @property
     def method(self) -> PatchSlimming:
@@ -65,30 +65,30 @@ def slim(
     approx: Approximation | None = None,
     report: Callable[[str], None] | None = None,
 ) -> Slimmed:
-    """Search the patches to keep, top-down as in section 3.3 of Patch Slimming, without its fine-tuning.
+    """Search for the patches to keep, top-down as in section 3.3 of Patch Slimming, without its fine-tuning.
 
-    From the last block to the first: the patches alive after a block are those alive after the next one, and
+    From the last block to the first: the patches kept after a block are those kept after the next one, plus
     `granularity` more at a time, most significant first, until the error is at most `tolerance` or all are kept. The
-    error is ||Z' - Z||_F / ||Z||_F over the tokens that the next block keeps, mean over images, where Z is the dense
-    model's activation: after the next block in form A, after the block itself in form B, which is where leaving
-    patches out first shows. That the error is relative, and the default of `tolerance`, are choices made here.
+    error is ||Z' - Z||_F / ||Z||_F over the tokens that the next block keeps, mean over images, where Z is the first
+    activation of the dense model that the selection changes: after the next block in form A, after the block itself in
+    form B. The relative error and the default `tolerance` are choices of this implementation, not of the paper.
 
     Args:
-        model: a host whose head reads prefix tokens alone, one of them a class token. It is not changed.
-        loader: batches of images (B, 3, H, W), or tuples that begin with them; labels are not looked at. All
-            activations of these images are held in memory: L + 1 times images x tokens x width.
-        tolerance: see above; 0.02 where neither it nor `saving` is given.
-        saving: share of the MACs to save at least, in (0, 1); the smallest tolerance that does is searched instead.
-        granularity: patches added at a time: small is exact, large is quick.
-        form: of `PatchSlimming`.
-        limit: images to look at, at most; None is all.
-        approx: of `significance_scores`.
-        report: called with how far the search has come, a line at a time.
+        model: a host whose head reads only prefix tokens, one of them a class token. It is not changed.
+        loader: batches of images (B, 3, H, W), or tuples that begin with them; labels are not used. All activations of
+            these images are held in memory: L + 1 times images x tokens x width.
+        tolerance: the largest allowed error; 0.02 if neither it nor `saving` is given.
+        saving: minimum share of the MACs to save, in (0, 1); the smallest tolerance that reaches it is used.
+        granularity: patches added at a time: small is more exact, large is faster.
+        form: form of `PatchSlimming`.
+        limit: maximum number of images; None is all.
+        approx: as for `significance_scores`.
+        report: called with messages about the progress.
 
     Raises:
         UnsupportedHost: a head that reads patches, no class token, or a block that cannot be opened.
-        RecipeError: settings that make no sense, or a saving that cannot be had.
-        InputError: there are no images, or of several sizes.
+        RecipeError: invalid settings, or a saving that cannot be reached.
+        InputError: there are no images, or they have several sizes.
     """
     if tolerance is not None and saving is not None:
         raise RecipeError("slim takes a tolerance or a saving to reach, not both.")
@@ -109,10 +109,10 @@ def slim(
 
 
 class _Search:
-    """The top-down search, which remembers what it has ranked and tried, so that another tolerance is soon searched.
+    """The top-down search. Rankings and errors are cached, so that a further tolerance is searched faster.
 
-    What is chosen is always the patches that a block's keys come from: those alive after the block before it, in form
-    A, or gathered in front of the block, in form B.
+    It selects the patches from which a block's keys are computed: those kept after the block before it in form A, or
+    gathered before the block in form B.
     """
 
     def __init__(
@@ -126,10 +126,10 @@ class _Search:
     ) -> None:
         self.model, self.dense, self.form, self.granularity, self.say = model, dense, form, granularity, progress
         self.moments = Moments(dense, approx)
-        self.whole = macs(model, dense.size)
+        self.dense_macs = macs(model, dense.size)
         self._scores: dict[Masks, Tensor] = {}
         self._errors: dict[tuple[int, tuple[int, ...], tuple[int, ...]], float] = {}
-        self._read: tuple[int, list[BlockQKV]] | None = None
+        self._attention: tuple[int, list[BlockQKV]] | None = None
 
     def within(self, tolerance: float) -> Slimmed:
         """The search itself, for one tolerance."""
@@ -138,16 +138,16 @@ class _Search:
         scores, errors = [self._rank(())], list[float]()
         for block in range(depth - 1, 0 if self.form == "A" else -1, -1):
             scores.append(self._rank(masks))
-            kept, error = self._choose(block, masks[-1], scores[-1], tolerance)
-            self.say(f"block {block} reads {len(kept)} of {count} patches, error {error:.3g}")
-            masks += (kept,)
+            selected, error = self._choose(block, masks[-1], scores[-1], tolerance)
+            self.say(f"block {block} reads {len(selected)} of {count} patches, error {error:.3g}")
+            masks += (selected,)
             errors.append(error)
         if self.form == "A":
             errors.insert(0, 0.0)
         else:
             masks, scores = masks[1:], scores[1:]
         method = PatchSlimming(masks[::-1], form=self.form, grid=self.dense.grid)
-        saved = 1 - macs(sieve(self.model, method), self.dense.size) / self.whole
+        saved = 1 - macs(sieve(self.model, method), self.dense.size) / self.dense_macs
         return Slimmed(
             Recipe.of(method),
             tuple(map(len, method.patches)),
@@ -189,43 +189,44 @@ class _Search:
     def _choose(
         self, block: int, alive: tuple[int, ...], scores: Tensor, tolerance: float
     ) -> tuple[tuple[int, ...], float]:
-        """The patches that `block` reads, where those `alive` are kept of what it writes; and their error."""
+        """The patches that `block` reads, if the patches `alive` are kept of its output; and their error."""
         alive_before = set(alive)
         remaining = [
             patch for patch in scores.argsort(descending=True, stable=True).tolist() if patch not in alive_before
         ]
         for added in range(0, len(remaining), self.granularity):
-            kept = tuple(sorted([*alive, *remaining[:added]]))
-            error = self._error(block, kept, alive)
+            selected = tuple(sorted([*alive, *remaining[:added]]))
+            error = self._error(block, selected, alive)
             if error <= tolerance:
-                return kept, error
+                return selected, error
         return tuple(range(len(scores))), 0.0
 
     def _error(self, block: int, keys: tuple[int, ...], rows: tuple[int, ...]) -> float:
         """||Z' - Z||_F / ||Z||_F of the tokens `rows` after `block` if it reads `keys` alone, mean over images."""
         key = (block, keys, rows)
         if key not in self._errors:
-            if self._read is None or self._read[0] != block:
-                self._read = block, [self.dense.host.blocks[block].qkv(chunk[block]) for chunk in self.dense.chunks]
-            pairs = zip(self.dense.chunks, self._read[1], strict=True)
-            read, query_rows = self.dense.index(keys), self.dense.index(rows)
-            total = sum(self._errors_of(block, chunk, attention, read, query_rows) for chunk, attention in pairs)
+            if self._attention is None or self._attention[0] != block:
+                attentions = [self.dense.host.blocks[block].qkv(chunk[block]) for chunk in self.dense.chunks]
+                self._attention = block, attentions
+            pairs = zip(self.dense.chunks, self._attention[1], strict=True)
+            key_rows, query_rows = self.dense.index(keys), self.dense.index(rows)
+            total = sum(self._errors_of(block, chunk, attention, key_rows, query_rows) for chunk, attention in pairs)
             self._errors[key] = total / self.dense.images
         return self._errors[key]
 
     def _errors_of(
-        self, block: int, chunk: list[Tokens], attention: BlockQKV, read: Tensor, query_rows: Tensor
+        self, block: int, chunk: list[Tokens], attention: BlockQKV, key_rows: Tensor, query_rows: Tensor
     ) -> float:
-        """The errors of one chunk's images, summed."""
-        verbs, x = self.dense.host.blocks[block], chunk[block].x
+        """The sum of the errors of one chunk's images."""
+        host_block, x = self.dense.host.blocks[block], chunk[block].x
         heads = attention.only_queries(query_rows.expand(len(x), -1))
         heads = replace(
             heads,
-            k=heads.k[:, :, read],
-            v=heads.v[:, :, read],
-            keys=heads.keys[:, :, read],
-            bias=None if heads.bias is None else heads.bias[..., read],
+            k=heads.k[:, :, key_rows],
+            v=heads.v[:, :, key_rows],
+            keys=heads.keys[:, :, key_rows],
+            bias=None if heads.bias is None else heads.bias[..., key_rows],
         )
-        sieved = exact(verbs.rest(heads.attend(), heads, x[:, query_rows]))
+        sieved = exact(host_block.rest(heads.attend(), heads, x[:, query_rows]))
         dense = exact(chunk[block + 1].x[:, query_rows])
         return float(((sieved - dense).flatten(1).norm(dim=1) / dense.flatten(1).norm(dim=1)).double().sum())

@@ -1,6 +1,7 @@
-"""Hosts with stages: the cost of a recipe, and the families to search.
+"""Hosts with stages: the costs of recipes, and the families to search.
 
-Their maps keep their size, so that nothing can be merged: the only method is `papr`, with a keep ratio for each stage.
+Their feature maps keep their size, so that nothing can be merged: the only method is `papr`, with a keep ratio for each
+stage.
 """
 
 from __future__ import annotations
@@ -24,9 +25,9 @@ from .fit import Fit
 CENTRE: Variant = {"significance": "centre"}
 """Settings of `papr` that need no network."""
 FINE = 10_000
-"""Steps into which a share is divided."""
+"""Number of steps into which a keep ratio is divided."""
 REACH = 0.5
-"""Share of a stage's pixels that a parameter of 1 keeps beyond the common level."""
+"""Share of a stage's pixels that a parameter of 1 keeps in addition to the common level."""
 
 
 class StageCosts(Costs):
@@ -39,9 +40,9 @@ class StageCosts(Costs):
     """
 
     def __init__(self, fast: Sieved, input_size: Sequence[int]) -> None:
-        like = next(fast.model.parameters())
+        weight = next(fast.model.parameters())
         with torch.no_grad():
-            sizes = fast.sizes(torch.zeros(1, *input_size, device=like.device, dtype=like.dtype))
+            sizes = fast.sizes(torch.zeros(1, *input_size, device=weight.device, dtype=weight.dtype))
         self.host: Any = fast.host
         self.depth, self.pixels = len(sizes), [prod(size) for size in sizes]
         self.dense, self.rest = round(macs(fast.model, input_size)), 0
@@ -58,7 +59,7 @@ class StageCosts(Costs):
         return [plan.reads(stage, pixels)[0].mlp for stage, pixels in enumerate(self.pixels)]
 
     def of(self, recipe: Recipe) -> int:
-        """MACs of an image under a recipe, its proposal left out."""
+        """MACs per image under a recipe, without its proposal."""
         counts = zip(self.pixels, self.kept(recipe), self.per_pixel, strict=True)
         return self.dense - sum((pixels - kept) * per_pixel for pixels, kept, per_pixel in counts)
 
@@ -75,7 +76,7 @@ def _variants(proposal: Mapping[str, Any] | None) -> list[Variant]:
 
 @dataclass(frozen=True)
 class Shared(Family):
-    """`papr` with one keep ratio for all stages, as published; the budget decides it."""
+    """`papr` with one keep ratio for all stages, as published; it follows from the budget."""
 
     name: str
     settings: Variant
@@ -93,8 +94,8 @@ class Shared(Family):
 class Staged(Family):
     """`papr` with a keep ratio for each stage, ranked by a proposal or by the distance to the centre.
 
-    The keep ratio of a stage is a common level plus an offset from its parameter, at most 1. The budget decides the
-    level; what is left of the budget is spent on single pixels.
+    The keep ratio of a stage is a common level plus an offset from its parameter, at most 1. The level follows from the
+    budget; the rest of the budget is spent on single pixels.
     """
 
     proposal: Mapping[str, Any] | None = None
@@ -145,11 +146,11 @@ def _share(count: int, pixels: int) -> float:
 
 
 NAMES = ("scheduled-papr", "papr", "centre", "random")
-"""Families for hosts with stages. `random` is a control, which is searched only where it is named."""
+"""Families for hosts with stages. `random` is a control, which is searched only if requested by name."""
 
 
 def stage_families(names: Sequence[str], proposals: Sequence[Mapping[str, Any]]) -> list[Family]:
-    """The families of these names, with each of the proposals; `scheduled-papr` also ranked by the centre."""
+    """The families with these names, with each of the proposals; `scheduled-papr` also ranked by the centre."""
     families: list[Family] = []
     for name in names:
         if name == "scheduled-papr":

@@ -1,4 +1,4 @@
-"""Where the trials of a search are kept, and what tells one search from another."""
+"""The storage of a search's trials, and the identity of a search."""
 
 from __future__ import annotations
 
@@ -17,23 +17,24 @@ from ..errors import InputError, first_line
 from ..zoo import file_sha256
 from .families import ranked_by
 
-if TYPE_CHECKING:  # optuna is an extra: it is imported where a search begins, so that its absence can be explained
+if TYPE_CHECKING:  # optuna is optional: it is imported at the start of a search, with an error if it is missing
     import optuna
 
 
 def import_optuna() -> Any:
+    """Import optuna. Raises `InputError` if it is not installed."""
     try:
-        import cmaes  # noqa: F401  (what optuna's sampler runs on)
+        import cmaes  # noqa: F401  (optuna's sampler needs it)
         import optuna
     except ImportError as error:
         raise InputError(
-            f"Tuning needs optuna and cmaes ({error.name} is not here): pip install 'tokensieve[tune]'."
+            f"Tuning needs optuna and cmaes ({error.name} is not installed): pip install 'tokensieve[tune]'."
         ) from None
     return optuna
 
 
 class quiet:
-    """optuna's own lines on every trial are left out: `report` tells the same."""
+    """Context without optuna's own messages about every trial, which `report` gives too."""
 
     def __init__(self, optuna: Any) -> None:
         self.logging = optuna.logging
@@ -49,7 +50,11 @@ class quiet:
 def storage_for(
     optuna: Any, file: str | os.PathLike[str] | None, settings: dict[str, Any], folder: Path | None
 ) -> optuna.storages.BaseStorage:
-    """Where trials are kept; a file that holds another search is refused. `folder` is one that is made for it."""
+    """The storage of the trials: a SQLite file, or memory. `folder` is a folder that may be made for the file.
+
+    Raises:
+        InputError: the file cannot be used, or holds another search.
+    """
     if file is None:
         return optuna.storages.InMemoryStorage()
     path = check_place(file, new_folder=Path(file).parent == folder)
@@ -63,7 +68,9 @@ def storage_for(
         if before is None:
             study.set_user_attr("settings", now)
     except (SQLAlchemyError, RuntimeError) as error:
-        raise InputError(f"{path} cannot keep the trials, it is no storage of a search: {first_line(error)}.") from None
+        raise InputError(
+            f"{path} cannot store the trials, it is not a search's storage: {first_line(error)}."
+        ) from None
     changed = [name for name in {**(before or {}), **now} if before is not None and before.get(name) != now.get(name)]
     if changed:
         changes = ", ".join(f"{name} was {_brief(before.get(name))} and is {_brief(now.get(name))}" for name in changed)
@@ -79,6 +86,7 @@ def _brief(value: Any) -> str:
 
 
 def identity(proposal: Mapping[str, Any]) -> dict[str, Any]:
+    """Name and SHA-256 of the weights of a proposal, which identify it."""
     file = proposal.get("proposal_weights")
     return {"name": ranked_by(proposal), "sha256": None if file is None else file_sha256(file)}
 

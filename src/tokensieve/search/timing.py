@@ -1,4 +1,4 @@
-"""How fast the recipes of a front are on this machine, all of them in the same rounds."""
+"""Measures the speed of the recipes of a front, all of them in the same rounds."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ from .evaluator import Evaluator
 from .front import Front, Measured, Point
 
 MEASURED = 16
-"""Images a batch when the front's speed is measured."""
+"""Batch size for measuring the speed of a front."""
 ATTEMPTS = 3
-"""How often the front's speed is measured while the machine is not quiet."""
+"""Maximum number of measurements while the machine is not quiet."""
 
 
 def timed(front: Front, evaluator: Evaluator) -> Front:
@@ -36,10 +36,10 @@ def timed(front: Front, evaluator: Evaluator) -> Front:
 def with_speed(
     evaluator: Evaluator, points: Sequence[Point], chosen: Sequence[Point], seconds: float = 10.0
 ) -> list[Point]:
-    """All points, the chosen ones with their speed: each against the dense model, all of them in the same rounds.
+    """All points; the chosen ones get their speed relative to the dense model, measured in the same rounds.
 
-    Where other processes kept the machine busy, or the rounds differ much, it is measured again; the steadiest
-    measurement counts.
+    If other processes keep the machine busy, or the rounds differ much, it is measured again; the measurement with the
+    smallest spread is used.
     """
     parameter = next(evaluator.model.parameters())
     images = evaluator.images[evaluator.parts["search"][:MEASURED]].to(parameter.device)
@@ -58,7 +58,7 @@ def with_speed(
             }
             spread = median((speed.high - speed.low) / speed.ratio for speed in speeds.values())
             rounds.append((_busy(other_load, spread), spread, other_load, speeds))
-    except KeyboardInterrupt:  # the user does not want to wait for this either, and gets the front without it
+    except KeyboardInterrupt:  # the user interrupts the measurement: return the front without it
         if not rounds:
             return list(points)
     busy, _, other_load, speeds = min(rounds, key=lambda entry: (bool(entry[0]), entry[1]))
@@ -73,12 +73,12 @@ def with_speed(
 
 
 def _unwatched(fast: nn.Module) -> nn.Module:
-    """A cascade read over and over on the same images would find that they are not like its calibration's."""
+    """A cascade without its watch, which would warn about repeated images that differ from its calibration."""
     return fast.unwatched() if isinstance(fast, Cascade) else fast
 
 
 def _busy(other_load: float, spread: float) -> str:
-    """Why a measurement is unreliable; empty where the machine was quiet."""
+    """Why a measurement is unreliable; empty if the machine was quiet."""
     sentences = []
     if disturbs(other_load, torch.get_num_threads()):
         sentences.append(f"other processes used {other_load:.1f} of {os.cpu_count()} cores")

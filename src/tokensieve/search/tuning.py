@@ -1,4 +1,4 @@
-"""`tune()`: the recipes that lose least within a budget, found on a few hundred unlabelled images."""
+"""`tune()`: searches the recipes that lose least within a budget, on a few hundred unlabelled images."""
 
 from __future__ import annotations
 
@@ -66,65 +66,65 @@ def tune(
     kind: str | None = None,
     ignore_index: int | None = IGNORE_INDEX,
 ) -> Front:
-    """Find recipes for a model within a budget, by how far its outputs on unlabelled images change.
+    """Search recipes for a model within a budget, by the change of its outputs on unlabelled images.
 
-    Every recipe is scaled to use its budget of MACs exactly, so that each budget has one objective to minimise: the
-    mean KL(dense || sieved) over the search images (of class maps over their pixels too; for embeddings
-    and maps of features 1 - cosine, for maps of depth the relative error). CMA-ES does that over
-    some ten numbers (how the schedule runs over the depth, two guards, what a proposal drops). The front comes from
-    five such searches, each started from the best of the neighbouring budget, and not from one search with two
-    objectives: CMA-ES has no form for two, and genetic algorithms spread their trials over the whole front, of which
-    the user wants one point.
+    Every recipe is scaled to use its budget of MACs exactly, so that each budget has a single objective: the mean
+    KL(dense || sieved) over the search images (for class maps also over their pixels; 1 - cosine for embeddings and
+    feature maps; the relative error for depth maps). CMA-ES minimises it over about ten numbers (the shape of the
+    schedule over the depth, two guards, the share that a proposal drops). The front comes from five such searches, each
+    started from the best of the nearest budget. A single search with two objectives would be worse: CMA-ES does not
+    support it, and genetic algorithms spread their trials over the whole front, of which the user needs one point.
 
     Args:
-        model: the host, or a model around it, see `backbone`: images to scores (B, K), embeddings (B, D), or maps
+        model: the host, or a model around it, see `backbone`: maps images to scores (B, K), embeddings (B, D), or maps
             (B, C, H, W), as a tensor or in transformers' `ModelOutput`. Its modes are restored.
-        loader: batches of images (B, 3, H, W), or of clips as the model lays them out, normalised as the model reads
-            them, or tuples that begin with images and labels, or one tensor. A few hundred are enough; all are held in
-            memory. With labels accuracy is reported, with a label for each pixel the mean IoU of class maps, or how
-            right depths are.
-        macs: wanted saving factor, 1.9 for 1.9 times fewer MACs than the dense model, proposal included. Give this,
-            `time`, `divergence` or `agree`.
-        time: wanted speed-up, measured on this machine where the model is.
+        loader: batches of images (B, 3, H, W), or of clips in the model's layout, normalised as the model reads them;
+            tuples that begin with images and labels; or one tensor. A few hundred images are enough; all are held in
+            memory. With labels accuracy is reported too, with labels for pixels the mean IoU of class maps, or the
+            errors of depth maps.
+        macs: requested saving factor, 1.9 for 1.9 times fewer MACs than the dense model, proposal included. Give
+            exactly one of `macs`, `time`, `divergence` and `agree`.
+        time: requested speed-up, measured on this machine and the model's device.
         divergence: largest allowed divergence on the search images.
-        agree: the share of images, between 0 and 1, that must be answered as by the dense model: searched are cascades,
-            a cheap recipe whose unsure answers are read again (see `tokensieve.cascade`), recipe and thresholds, for
-            the cheapest total. The promise is certified on the held-out images, which must be many: 0.98 takes 149 at
-            least, and the more, the cheaper. The front has cascades for several promises, and plain recipes.
-        confidence, score: of the promise, as of `tokensieve.cascade`.
-        families: what to search, see `tokensieve.search.families.family_names()`, for hosts with stages
-            `tokensieve.search.stages.NAMES`; None is all that the host takes.
-        proposals: networks that may rank patches: names, or name -> file of weights; of videos also "motion", which
-            asks none. Whether one pays, with what it costs, is found out; one that cannot be had is left out, and the
-            result says so.
-        trials: recipes to try in the searches, half of them at the wanted budget.
-        timeout: seconds after which the search ends with the trials so far. Measuring and correcting the result come on
-            top.
-        storage: SQLite file that keeps the trials: an interrupted search resumes, and more trials can be
-            added later. Other settings are refused.
-        holdout: share of the images that the search does not see, on which its results are reported too.
-        seed: of the split of the images and of CMA-ES.
-        include_proposal: False leaves the proposal's MACs out of the budget, where its map comes for free.
-        correction: file of weights to write, .safetensors: the recommended recipe is corrected on the search images,
-            see `tokensieve.correct`, and what that costs is part of the budget. Its folder is made when there is
-            something to write, if the one above is there. None corrects nothing.
+        agree: share of images, between 0 and 1, for which the prediction must equal the dense model's. The search is
+            then over cascades (see `tokensieve.cascade`): a cheap recipe whose uncertain images go on to the next
+            member. Recipe and thresholds are chosen for the smallest total cost. The promise is certified on the
+            held-out images: 0.98 needs at least 149, and more images allow a cheaper cascade. The front has cascades
+            for several promises, and single recipes.
+        confidence, score: confidence level and score for `agree`, as for `tokensieve.cascade`.
+        families: families to search, see `tokensieve.search.families.family_names()`, for hosts with stages
+            `tokensieve.search.stages.NAMES`; None is all that the host supports.
+        proposals: networks that may rank patches: names, or name -> weights file; for videos also "motion", which needs
+            no network. The search shows whether one is worth its cost. A proposal that cannot be loaded is left out,
+            and listed in the result.
+        trials: number of recipes to try, half of them at the requested budget.
+        timeout: seconds after which the search ends with the trials so far. Measuring and correcting the result take
+            further time.
+        storage: SQLite file for the trials: an interrupted search resumes from it, and more trials can be added later.
+            Raises `InputError` if the file belongs to a search with other settings.
+        holdout: share of held-out images, on which results are reported too.
+        seed: random seed of the split of the images and of CMA-ES.
+        include_proposal: False leaves the proposal's MACs out of the budget, for maps that cost nothing extra.
+        correction: weights file to write, .safetensors: the recommended recipe is corrected on the search images, see
+            `tokensieve.correct`; the correction's cost is part of the budget. Its folder is made if needed and if the
+            parent folder exists. None: no correction.
         report: called after every trial.
-        tell: called with a sentence when something is left out, when a round of the search is over and when what it
-            found is measured or corrected.
-        keep: called with the front as soon as there is one, before it is measured and corrected, and for a wanted
-            `time`, of which the measuring is a part, after that: so that what was found outlives an end in between.
+        tell: called with a sentence when something is left out, after each round of the search, and when its result is
+            measured or corrected.
+        keep: called with the front before it is measured and corrected (with `time`: after it is measured), so that the
+            result can be saved even if the rest is interrupted.
         mean, std, pretrained: as in `sieve`.
         batch: batch size.
-        backbone: the name of the sub-module that is sieved, where the model itself is none that can be, such as a
-            segmenter. The model gives it the images as they are and calls it, its `forward_features` or its
-            `forward_intermediates`. MACs and speed are of the whole model; the recipes found are the sub-module's:
+        backbone: name of the sub-module to sieve, if the model itself cannot be sieved, such as a segmenter. The model
+            must pass the images to it unchanged, by its call, `forward_features` or `forward_intermediates`. MACs and
+            speed are those of the whole model; the recipes are for the sub-module:
             `model.backbone = sieve(model.backbone, front.recommended.recipe)`.
-        kind: "depth" where tensors (B, H, W) are meant as that; see `measure.comparison.KINDS`.
+        kind: "depth" if outputs (B, H, W) are depths; see `measure.comparison.KINDS`.
         ignore_index: the label of pixels that are not scored.
 
     Raises:
         InputError: images, weights or a storage that cannot be used; no recipe could be evaluated; optuna is missing.
-        RecipeError: settings that make no sense.
+        RecipeError: invalid settings.
         UnsupportedHost: the model cannot be sieved.
     """
     target = budget(macs, time, divergence, agree)
@@ -165,7 +165,7 @@ def tune(
         exits = getattr(host, "exits", ())
         costs = ExitCosts(evaluator) if len(exits) > 1 else costs_of(evaluator.empty, evaluator.input_size)
         costs.add(evaluator.outside)
-        # a model around the host may read the patches that readout() leaves out
+        # a model around the host may read patches that readout() does not compute
         readout = backbone is None and "readout" in METHODS and refusal(evaluator, Recipe.parse("readout()")) is None
         left_out = _LeftOut(tell or (lambda _: None))
         searched_families = families_for(
@@ -178,8 +178,8 @@ def tune(
                 for family in searched_families
             ]
             correction = None
-        if correction is not None and (why := cannot_correct(evaluator)) is not None:
-            left_out["correction"], correction = str(why), None
+        if correction is not None and (error := cannot_correct(evaluator)) is not None:
+            left_out["correction"], correction = str(error), None
         spare = 0 if correction is None else evaluator.empty.host.width**2
         settings = {
             **target,
@@ -223,7 +223,7 @@ def tune(
         if agree is None and stopped != "interrupted" and (names is None or ADAPTIVE in names) and not staged:
             search.recommends_adapted = names is not None
             try:
-                left_out.tell("Setting thresholds in place of the best numbers of merges.")
+                left_out.tell("Replacing the numbers of the best schedules by thresholds.")
                 adapt_all(search, macs if search.recommends_adapted else None, trials // 8)
             except OutOfTime:
                 stopped = "timeout"
@@ -241,13 +241,13 @@ def tune(
             )
 
         if stopped == "interrupted" and keep is not None and "time" not in target:
-            keep(front_of(False))  # at once: a user who ended the search may not wait for the rest
-        left_out.tell("Judging what was found on the held-out images.")
+            keep(front_of(False))  # save the result at once: the user may interrupt the rest too
+        left_out.tell("Evaluating the recipes on the held-out images.")
         front = front_of(True)
         if keep is not None:
             keep(front)
         if "time" not in target:
-            left_out.tell("Measuring how fast it is.")
+            left_out.tell("Measuring speed.")
             front = timed(front, evaluator)
         if correction is not None:
             left_out.tell("Fitting the correction.")
@@ -256,7 +256,7 @@ def tune(
 
 
 class _LeftOut(dict[str, str]):
-    """What was left out: name -> reason, reported as soon as it is known."""
+    """Families, proposals and steps that were left out: name -> reason. Each is reported as soon as it is known."""
 
     def __init__(self, tell: Callable[[str], object]) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""A model that holds the host as a sub-module, such as a segmenter with its backbone."""
+"""A model that contains the host as a sub-module, such as a segmenter with its backbone."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from ..stream import sieve
 
 
 class _Probe:
-    """A significance that keeps what the host was given; its map, the same everywhere, costs no MACs."""
+    """A significance function that records the host's input; its constant map costs no MACs."""
 
     def __init__(self) -> None:
-        self.given: list[Tensor] = []
+        self.inputs: list[Tensor] = []
 
     def __call__(self, images: Tensor) -> Tensor:
-        self.given.append(images)
+        self.inputs.append(images)
         return images.new_zeros(len(images), 8, 8)
 
 
@@ -30,13 +30,13 @@ class Wrapped:
     """The sub-module that is sieved, and the model around it.
 
     Args:
-        model: takes images (B, 3, H, W) and gives them to the sub-module as they are.
-        backbone: the sub-module's name, as `model.get_submodule` takes it.
-        input_size: of the images.
+        model: takes images (B, 3, H, W) and passes them to the sub-module unchanged.
+        backbone: the sub-module's name, as for `model.get_submodule`.
+        input_size: size of the images.
 
     Raises:
         InputError: there is no such sub-module.
-        UnsupportedHost: it cannot be sieved, or the model saves nothing, or something else, when it is.
+        UnsupportedHost: it cannot be sieved, or the whole model does not save the same MACs as the sub-module.
     """
 
     def __init__(self, model: nn.Module, backbone: str, input_size: InputSpec) -> None:
@@ -51,35 +51,35 @@ class Wrapped:
         )
         if round(saved) != round(expected):
             raise UnsupportedHost(
-                f"{type(model).__name__} cannot be tuned by its {backbone}: sieved, that saves "
-                f"{expected / 1e9:.4g} GMAC alone and {saved / 1e9:.4g} inside the model. It must be called once, with "
-                "the images as they are, by its own call or by forward_features or forward_intermediates."
+                f"{type(model).__name__} cannot be tuned by its {backbone}: sieving it saves {expected / 1e9:.4g} GMAC "
+                f"in the sub-module and {saved / 1e9:.4g} in the whole model. The model must call it once, with the "
+                "unchanged images, directly or by forward_features or forward_intermediates."
             )
         parameter = next(model.parameters())
         images = torch.rand(1, *input_size, generator=torch.Generator().manual_seed(0)).to(
             parameter.device, parameter.dtype
         )
-        probe.given.clear()
+        probe.inputs.clear()
         with torch.no_grad():
             self.with_backbone(fast)(images)
-        if len(probe.given) != 1 or not torch.equal(probe.given[0], fast.covered(images)):
+        if len(probe.inputs) != 1 or not torch.equal(probe.inputs[0], fast.covered(images)):
             raise UnsupportedHost(
-                f"{type(model).__name__} changes the images before its {backbone} reads them: let it take them as they "
-                "are, normalised and resized by the data loader."
+                f"{type(model).__name__} changes the images before its {backbone} reads them: normalise and resize "
+                "images in the data loader instead."
             )
         self.outside = round(total_macs - backbone_macs)
-        """MACs an image of the model around the sub-module; less what the sub-module computes in vain."""
+        """MACs per image of the model around the sub-module, minus what the sub-module computes without use."""
 
     def with_backbone(self, module: nn.Module) -> nn.Module:
-        """The model with another sub-module in the place of its own, which keeps it; all else is shared."""
+        """A copy of the model with another sub-module in place of the backbone; everything else is shared."""
         return _replaced(self.model, self.backbone.split("."), module)
 
 
 def submodule(model: nn.Module, name: str) -> nn.Module:
-    """The sub-module of this name.
+    """The sub-module with this name.
 
     Raises:
-        InputError: there is none.
+        InputError: it does not exist.
     """
     names = [path for path, _ in model.named_modules() if path]
     if name not in names:

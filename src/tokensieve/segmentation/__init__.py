@@ -1,6 +1,6 @@
-"""Dense prediction: segmenters over plain vision transformers, and the published checkpoints they load."""
+"""Dense prediction: segmenters with plain vision transformers as backbone, and the published checkpoints they load."""
 
-from . import host as _host  # noqa: F401  (registers what sieve opens)
+from . import host as _host  # noqa: F401  (registers segmenters as hosts)
 from .atm import AtmPrediction
 from .build import linear, segvit, segvit_v1, segvit_v2, setr
 from .checkpoints import load_mmseg

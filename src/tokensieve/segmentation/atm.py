@@ -1,6 +1,6 @@
-"""ATM heads: queries, one for each class, attend to patches, and the attention's logits are the masks.
+"""ATM (attention-to-mask) heads: queries, one per class, attend to patches, and the attention's logits are the masks.
 
-SegViT (Zhang et al., NeurIPS 2022, arXiv 2210.05844), sections 3.1 and 3.2; with two classes a query and one head an
+SegViT (Zhang et al., NeurIPS 2022, arXiv 2210.05844), sections 3.1 and 3.2; with two classes per query and one head per
 exit, DToP (Tang et al., ICCV 2023, arXiv 2308.01045), section 3.2.
 """
 
@@ -20,19 +20,19 @@ DROPOUT = 0.1
 
 @dataclass(frozen=True)
 class AtmPrediction:
-    """The output of an ATM head on N tokens, for K classes with a query each."""
+    """The output of an ATM head on N tokens, for K classes with one query each."""
 
     classes: Tensor
-    """(B, K, C) logits of the queries: C = 2, present and absent; or C = K + 1, the classes and none of them."""
+    """(B, K, C) logits of the queries: C = 2, present and absent; or C = K + 1, the classes and "none"."""
     masks: Tensor
     """(B, K, N) logits of a token belonging to a query's mask; (B, K, h, w) on the grid."""
 
     @property
     def probability(self) -> Tensor:
-        """(B, K, N), or (B, K, h, w): of each class at each token.
+        """(B, K, N), or (B, K, h, w): probability of each class at each token.
 
-        With C = 2 a query's presence times its mask; with C = K + 1 the sum over all queries of the probability that
-        the query is of the class, times its mask. The latter need not be below 1.
+        With C = 2 a query's presence times its mask; with C = K + 1 the sum over all queries of the query's probability
+        of the class times its mask, which can be above 1.
         """
         masks, classes = self.masks.sigmoid(), self.classes.softmax(-1)
         if classes.shape[-1] == 2:
@@ -41,12 +41,12 @@ class AtmPrediction:
         return (classes[..., :-1].transpose(1, 2) @ masks.flatten(2)).unflatten(2, masks.shape[2:])
 
     def on_grid(self, prefix: int, grid: Sequence[int]) -> AtmPrediction:
-        """The same without the first `prefix` tokens, masks laid out on the grid: (B, K, h, w)."""
+        """The prediction without the first `prefix` tokens, with masks on the grid: (B, K, h, w)."""
         return replace(self, masks=self.masks[:, :, prefix:].unflatten(2, tuple(grid)))
 
 
 class CrossAttention(nn.Module):
-    """Queries attend to tokens, by projections with bias."""
+    """Attention of queries to tokens, with biases in the projections."""
 
     def __init__(self, width: int, heads: int) -> None:
         super().__init__()
@@ -57,17 +57,17 @@ class CrossAttention(nn.Module):
     def forward(
         self, queries: Tensor, tokens: Tensor, real: Tensor | None, *, masks: bool
     ) -> tuple[Tensor, Tensor | None]:
-        """(B, K, d), (B, N, d) -> (B, K, d) and, if wanted, the scaled logits' mean over heads, (B, K, N)."""
+        """(B, K, d), (B, N, d) -> (B, K, d) and, if `masks`, the scaled logits averaged over heads, (B, K, N)."""
         q, k, v = (
             projected.unflatten(2, (self.heads, -1)).transpose(1, 2)
             for projected in (self.q(queries), self.k(tokens), self.v(tokens))
         )
         dropout = DROPOUT if self.training else 0.0
-        reads = None if real is None else real[:, None, None, :]
+        attention_mask = None if real is None else real[:, None, None, :]
         if not masks:
-            out = F.scaled_dot_product_attention(q, k, v, attn_mask=reads, dropout_p=dropout)
+            out = F.scaled_dot_product_attention(q, k, v, attn_mask=attention_mask, dropout_p=dropout)
             return self.proj(out.transpose(1, 2).flatten(2)), None
-        # The logits are the result, so that no fused kernel helps; head by head, B x H x K x N is never held.
+        # The logits are needed, so no fused kernel fits; one head at a time, so that B x H x K x N is never held.
         q, total, outs = q * q.shape[3] ** -0.5, None, []
         for head in range(self.heads):
             logits = q[:, head] @ k[:, head].transpose(1, 2)
@@ -79,7 +79,7 @@ class CrossAttention(nn.Module):
 
 
 class AtmLayer(nn.Module):
-    """A decoder layer: self-attention of the queries, attention to tokens, MLP; a LayerNorm behind each."""
+    """A decoder layer: self-attention of the queries, attention to tokens, MLP; a LayerNorm after each."""
 
     def __init__(self, width: int, heads: int, self_attention: bool) -> None:
         super().__init__()
@@ -99,14 +99,14 @@ class AtmLayer(nn.Module):
         if self.self_attention is not None and self.norm1 is not None:
             mixed, _ = self.self_attention(queries, queries, queries, need_weights=False)
             queries = self.norm1(queries + self.dropout(mixed))
-        read, logits = self.cross_attention(queries, tokens, real, masks=masks)
-        queries = self.norm2(queries + self.dropout(read))
+        attended, logits = self.cross_attention(queries, tokens, real, masks=masks)
+        queries = self.norm2(queries + self.dropout(attended))
         hidden = self.dropout(self.linear1(queries).relu())
         return self.norm3(queries + self.dropout(self.linear2(hidden))), logits
 
 
 class AtmDecoder(nn.Module):
-    """Tokens of one block, projected and normed, and the layers in which queries read them."""
+    """Projects and normalises the tokens of one block, and runs the layers in which queries attend to them."""
 
     def __init__(self, channels: int, width: int, heads: int, layers: int, self_attention: bool = True) -> None:
         super().__init__()
@@ -114,7 +114,7 @@ class AtmDecoder(nn.Module):
         self.layers = nn.ModuleList(AtmLayer(width, heads, self_attention) for _ in range(layers))
 
     def forward(self, queries: Tensor, tokens: Tensor, real: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """(B, K, d), (B, N, D) -> the queries behind the last layer, and its mask logits (B, K, N)."""
+        """(B, K, d), (B, N, D) -> the queries after the last layer, and its mask logits (B, K, N)."""
         tokens = self.norm(self.project(tokens))
         masks: Tensor | None = None
         for index, layer in enumerate(self.layers, 1):
@@ -124,12 +124,12 @@ class AtmDecoder(nn.Module):
 
 
 class AtmHead(nn.Module):
-    """The ATM head of one block, as DToP has it: each query says whether its class is there, and where.
+    """The ATM head of one block, as in DToP: each query predicts whether its class is present, and its mask.
 
     Args:
-        channels: D, of the tokens.
+        channels: D, channels of the tokens.
         num_classes: K.
-        width, heads, layers: d, of the decoder.
+        width, heads, layers: channels d, attention heads and layers of the decoder.
     """
 
     def __init__(self, channels: int, num_classes: int, width: int, heads: int, layers: int) -> None:
@@ -142,8 +142,8 @@ class AtmHead(nn.Module):
     def forward(self, tokens: Tensor, real: Tensor | None = None) -> AtmPrediction:
         """(B, N, D), any tokens of the block -> the prediction for each of them.
 
-        `real` (B, N) bool, as `Tokens.real`, is False where there is padding and no token: nothing attends to it, and
-        what is predicted for it means nothing. Each image needs one token at least.
+        `real` (B, N) bool, as `Tokens.real`, is False for padding, which is masked; predictions for padding have no
+        meaning. Each image needs at least one token.
         """
         queries = self.queries.weight.expand(tokens.shape[0], -1, -1)
         queries, masks = self.decoder(queries, tokens, real)
@@ -151,13 +151,14 @@ class AtmHead(nn.Module):
 
 
 class AtmCascade(nn.Module):
-    """ATM heads of several blocks, from the deepest to the shallowest: queries are handed on, masks are added up.
+    """ATM heads of several blocks, from the deepest to the shallowest: each gets the queries of the one before, and the
+    masks are summed.
 
     Args:
-        channels: D, of the tokens.
+        channels: D, channels of the tokens.
         num_classes: K.
-        levels: of how many blocks it reads.
-        width, heads, layers: d, of each decoder.
+        levels: number of blocks that it reads.
+        width, heads, layers: channels d, attention heads and layers of each decoder.
         classes: C, 2 or K + 1.
         self_attention: whether queries attend to each other.
     """
@@ -180,20 +181,20 @@ class AtmCascade(nn.Module):
         initialise(self)
 
     def forward(self, levels: Sequence[Tensor], real: Tensor | None = None) -> AtmPrediction:
-        """(B, N, D) of each block, the shallowest first -> the prediction behind the last stage.
+        """(B, N, D) of each block, the shallowest first -> the prediction after the last stage.
 
-        `real` is that of `AtmHead`.
+        `real` as for `AtmHead`.
         """
         queries, masks = self._decode(levels, real)[-1]
         return AtmPrediction(self.classifier(queries), masks)
 
     def stages(self, levels: Sequence[Tensor], real: Tensor | None = None) -> list[AtmPrediction]:
-        """The same behind every stage, all of which are supervised in training: the deepest block's first."""
+        """The predictions after every stage, all of which are supervised in training; the deepest block's first."""
         decoded = self._decode(levels, real)
         return [AtmPrediction(self.classifier(queries), masks) for queries, masks in decoded]
 
     def _decode(self, levels: Sequence[Tensor], real: Tensor | None) -> list[tuple[Tensor, Tensor]]:
-        """Queries, and the sum of the masks so far, behind each stage."""
+        """Queries, and the sum of the masks so far, after each stage."""
         queries = self.queries.weight.expand(levels[0].shape[0], -1, -1)
         decoded: list[tuple[Tensor, Tensor]] = []
         for decoder, tokens in zip(self.decoders, reversed(levels), strict=True):
@@ -203,7 +204,7 @@ class AtmCascade(nn.Module):
 
 
 def initialise(head: nn.Module) -> None:
-    """Linear layers from a normal distribution of deviation 0.02, truncated at two of them; biases zero."""
+    """Initialise linear layers from a normal distribution with std 0.02, truncated at two std; biases are zero."""
     for module in head.modules():
         if isinstance(module, nn.Linear):
             nn.init.trunc_normal_(module.weight, std=0.02, a=-0.04, b=0.04)

@@ -1,4 +1,4 @@
-"""SegViT: a plain vision transformer with ATM heads, one head an exit or a cascade of them."""
+"""SegViT: a plain vision transformer with ATM heads, one head per exit or a cascade of heads."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from .segmenter import Segmenter, written
 
 
 class SegViT(Segmenter):
-    """SegViT as DToP uses it: an ATM head behind each exit, of which the last one is shown.
+    """SegViT as DToP uses it: an ATM head at each exit; the last one gives the output.
 
-    A class token, where it stays, is one more token that the heads read; it is left out of the maps.
+    The heads read the class token too, if it is kept; the maps leave it out.
     """
 
     probabilities = True
@@ -41,15 +41,15 @@ class SegViT(Segmenter):
 
     @property
     def exits(self) -> tuple[int, ...]:
-        """The blocks with a head behind them."""
+        """The blocks that are followed by a head."""
         return self.levels
 
     def predict(self, block: int, tokens: Tensor, real: Tensor | None) -> AtmPrediction:
         return self.heads[self.levels.index(block)](tokens, real)
 
     def assembled(self, stages: Sequence[tuple[AtmPrediction, Tensor, str]], grid: Sequence[int]) -> Tensor:
-        """Masks of the stage where a patch left, times the presence of its class as the last head sees it (2.1 of the
-        published rule), or as that stage's own did."""
+        """Masks of the stage after which a patch exited, times the presence of its class as predicted by the last head
+        (the published rule, 2.1), or by that stage's own head."""
         per_stage = stages[0][2] == "stage"
         if per_stage:
             maps = [(prediction.probability, source) for prediction, source, _ in stages]
@@ -60,7 +60,7 @@ class SegViT(Segmenter):
 
     @property
     def heads(self) -> list[nn.Module]:
-        """One for each exit."""
+        """One head for each exit."""
         return [*self.auxiliary_head, self.decode_head]
 
     def scores(self, levels: Sequence[Tokens]) -> Tensor:
@@ -85,9 +85,9 @@ class SegViT(Segmenter):
 
 
 class CascadedSegViT(Segmenter):
-    """SegViT v1, whose queries name any class, and the form with a query for each class and no self-attention.
+    """SegViT v1, whose queries predict any class, and the form with a query for each class and no self-attention.
 
-    Both hand their queries from the deepest block to the shallowest and add up the masks, which are resized before the
+    Both pass their queries from the deepest block to the shallowest and sum the masks, which are resized before the
     sigmoid.
     """
 
@@ -135,6 +135,6 @@ class CascadedSegViT(Segmenter):
 def _check(width: int, heads: int, layers: int) -> None:
     if min(width, heads, layers) < 1 or width % heads:
         raise InputError(
-            f"An ATM head has a width that its heads share evenly, and one layer or more; not width={width}, "
-            f"heads={heads}, layers={layers}."
+            "The width of an ATM head must be a multiple of its heads, and it has at least one layer; not "
+            f"width={width}, heads={heads}, layers={layers}."
         )

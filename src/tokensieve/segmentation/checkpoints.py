@@ -1,4 +1,4 @@
-"""Weights of mmsegmentation's SETR, of SegViT's and DToP's releases: their names, and what they are called here.
+"""Loads checkpoints of mmsegmentation's SETR and of the SegViT and DToP releases, by mapping names of weights.
 
 The layouts are documented in docs/segmentation.md.
 """
@@ -24,7 +24,7 @@ from .segmenter import Segmenter
 
 Kind = TypeVar("Kind", bound=Segmenter)
 Rules = list[tuple[str, str]]
-"""Patterns of names here, and what published checkpoints call them."""
+"""Pairs of a pattern for tokensieve's name of a weight, and its replacement: the published name."""
 
 BACKBONE: Rules = [
     (r"backbone\.(cls_token|pos_embed)", r"backbone.\1"),
@@ -62,41 +62,41 @@ MLA: Rules = [
 ]
 
 UNUSED = r"num_batches_tracked$|\.loss_decode\."
-"""Entries that no published model uses at inference: counters of BatchNorm, weights of losses."""
+"""Entries that published models do not use at inference: counters of BatchNorm, weights of losses."""
 UNUSED_BY_ATM = UNUSED + r"|\.conv_seg\."
 UNUSED_BY_V2 = UNUSED_BY_ATM + r"|\.decoder_\d+\.layers\.\d+\.(self_attn|norm1)\."
 
 
 def load_mmseg(segmenter: Kind, state_dict: Mapping[str, Any] | str | PathLike[str]) -> Kind:
-    """Load a checkpoint of mmsegmentation's SETR, of SegViT's or of DToP's release into a segmenter of that form.
+    """Load a checkpoint of mmsegmentation's SETR, or of the SegViT or DToP release, into a segmenter of the same form.
 
-    All of it is loaded, or nothing. The position embedding is resized bicubically where the backbone has another
-    grid than the checkpoint, whose grid is taken to be square. What the published heads hold and never use
-    (`conv_seg` of ATM heads, `num_batches_tracked`, weights of losses) is left out, and a warning names it.
+    Either all weights are loaded, or none. The position embedding is resized bicubically if the backbone's grid differs
+    from the checkpoint's, which is assumed to be square. Weights that the published heads contain but never use
+    (`conv_seg` of ATM heads, `num_batches_tracked`, weights of losses) are skipped, and a warning names them.
 
     Args:
-        segmenter: of `segvit`, `segvit_v1`, `segvit_v2` or `setr`, on timm's `VisionTransformer`.
-        state_dict: names to tensors, a checkpoint with a `state_dict` inside, or the file of either, which is read
-            with `weights_only`.
+        segmenter: made by `segvit`, `segvit_v1`, `segvit_v2` or `setr`, on timm's `VisionTransformer`.
+        state_dict: a state dict, a checkpoint that contains a `state_dict`, or the file of either, which is read with
+            `weights_only`.
 
     Returns:
         The segmenter.
 
     Raises:
-        InputError: the file cannot be read; a name is missing, unknown, or of another shape.
-        UnsupportedHost: the segmenter has a backbone or a head for which no layout is published.
+        InputError: the file cannot be read; a weight is missing, unknown, or has another shape.
+        UnsupportedHost: no checkpoints are published for this kind of backbone or head.
     """
     names, unused = _published(segmenter)
     published = _weights(state_dict)
     ignored = sorted(name for name in published if re.search(unused, name))
     published = {_numbered(name): value for name, value in published.items() if name not in set(ignored)}
-    state = segmenter.state_dict()
-    expected = {names[name]: state[name] for name in names}
+    state_dict_here = segmenter.state_dict()
+    expected = {names[name]: state_dict_here[name] for name in names}
     target = f"this {type(segmenter).__name__}"
     if missing := [name for name in expected if name not in published]:
-        raise InputError(f"The checkpoint is not of {target}: it lacks {_listed(missing)}.")
+        raise InputError(f"The checkpoint does not fit {target}: it lacks {_listed(missing)}.")
     if unknown := [name for name in published if name not in expected]:
-        raise InputError(f"The checkpoint is not of {target}, which has no place for {_listed(unknown)}.")
+        raise InputError(f"The checkpoint does not fit {target}, which does not have {_listed(unknown)}.")
     table = "backbone.pos_embed"
     published[table] = _resized(published[table], expected[table], segmenter)
     for name, value in published.items():
@@ -107,16 +107,16 @@ def load_mmseg(segmenter: Kind, state_dict: Mapping[str, Any] | str | PathLike[s
             )
     segmenter.load_state_dict({name_here: published[name] for name_here, name in names.items()}, strict=False)
     if ignored:
-        warnings.warn(f"Not loaded, since the published heads never use them: {', '.join(ignored)}.", stacklevel=2)
+        warnings.warn(f"Not loaded, since the published heads do not use them: {', '.join(ignored)}.", stacklevel=2)
     return segmenter
 
 
 def _published(segmenter: Segmenter) -> tuple[dict[str, str], str]:
-    """What is loaded, by its name here -> its published name; and a pattern of published names that nobody uses."""
+    """The segmenter's names of the weights to load -> published names; and a pattern for published names to skip."""
     if type(segmenter.backbone) is not VisionTransformer:
         raise UnsupportedHost(
-            f"Published checkpoints are of plain vision transformers: build the segmenter on timm's VisionTransformer, "
-            f"not on {type(segmenter.backbone).__name__}."
+            f"Published checkpoints are for plain vision transformers: build the segmenter on timm's "
+            f"VisionTransformer, not on {type(segmenter.backbone).__name__}."
         )
     rules, unused = BACKBONE + (FINAL_NORM if segmenter.final_norm else []), UNUSED
     if isinstance(segmenter, SegViT):
@@ -135,27 +135,27 @@ def _published(segmenter: Segmenter) -> tuple[dict[str, str], str]:
         rules += MLA
     else:
         raise UnsupportedHost(
-            f"No checkpoint of a {type(segmenter).__name__} is published in mmsegmentation's layout: segvit, "
-            "segvit_v1, segvit_v2 and setr can be loaded."
+            f"There are no published checkpoints in mmsegmentation's layout for {type(segmenter).__name__}: only "
+            "segvit, segvit_v1, segvit_v2 and setr can be loaded."
         )
     names = {}
     for name in segmenter.state_dict():
         if _outside(name, segmenter) or re.search(UNUSED, name):
             continue
         renamed = (re.sub(rule, published_name, name) for rule, published_name in rules if re.match(rule, name))
-        names[name] = next(renamed, name)  # a part that no published backbone has will be missing under its own name
+        names[name] = next(renamed, name)  # without a rule the name stays, and is reported as missing
     return names, unused
 
 
 def _outside(name: str, segmenter: Segmenter) -> bool:
-    """Whether a weight is of what stands behind the backbone's blocks, and the segmenter does not run."""
+    """Whether a weight belongs to layers after the backbone's blocks, which the segmenter does not run."""
     module_name = name.removeprefix("backbone.").split(".")[0]
-    behind = {"head", "fc_norm", "attn_pool"} | (set() if segmenter.final_norm else {"norm"})
-    return name.startswith("backbone.") and module_name in behind
+    not_run = {"head", "fc_norm", "attn_pool"} | (set() if segmenter.final_norm else {"norm"})
+    return name.startswith("backbone.") and module_name in not_run
 
 
 def _numbered(name: str) -> str:
-    """The same where a head of one stage leaves the stage's number out."""
+    """The name with the number of the stage, which heads with a single stage leave out."""
     return re.sub(rf"^{HEAD}\.(input_proj|proj_norm|decoder)\.", r"\1.\2_1.", name)
 
 
@@ -165,17 +165,17 @@ def _weights(source: Mapping[str, Any] | str | PathLike[str]) -> dict[str, Tenso
             return read_weights(source)
         except InputError as error:
             raise InputError(
-                f"{error} Checkpoints are read with weights_only, tensors and plain Python alone: where you trust the "
-                "file, save its state_dict by itself."
+                f"{error} Checkpoints are read with weights_only, which allows only tensors and plain Python types: if "
+                "you trust the file, save its state_dict to a new file."
             ) from error
     inner = source.get("state_dict", source)
     if not isinstance(inner, Mapping) or not all(isinstance(value, Tensor) for value in inner.values()):
-        raise InputError("state_dict maps names to tensors, or holds such a mapping as its 'state_dict'.")
+        raise InputError("state_dict must map names to tensors, or contain such a mapping as its 'state_dict'.")
     return dict(inner)
 
 
 def _resized(table: Tensor, ours: Tensor, segmenter: Segmenter) -> Tensor:
-    """A position embedding (1, 1 + P, D) for the backbone's grid."""
+    """Resize a position embedding (1, 1 + P, D) to the backbone's grid."""
     if table.shape == ours.shape or table.ndim != 3 or table.shape[2] != ours.shape[2]:
         return table
     side = round((table.shape[1] - 1) ** 0.5)
@@ -183,8 +183,8 @@ def _resized(table: Tensor, ours: Tensor, segmenter: Segmenter) -> Tensor:
     grid = backbone.patch_embed.grid_size
     if side * side != table.shape[1] - 1:
         raise InputError(
-            f"backbone.pos_embed is of {table.shape[1] - 1} patches, no square grid: build the backbone for images of "
-            "the checkpoint's size."
+            f"backbone.pos_embed has {table.shape[1] - 1} patches, which are not a square grid: build the backbone for "
+            "images of the checkpoint's size."
         )
     patches = table[:, 1:].transpose(1, 2).unflatten(2, (side, side))
     patches = F.interpolate(patches, size=tuple(grid), mode="bicubic", align_corners=False)

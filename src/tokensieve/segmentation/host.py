@@ -1,4 +1,4 @@
-"""Segmenters under a recipe: how `sieve` opens them."""
+"""The host class of segmenters, so that they can be sieved."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ from .segmenter import Segmenter
 
 @register_host(SegViT, CascadedSegViT, Setr, SetrMla, LinearSegmenter)
 class SegmenterHost(WrappingHost, Host):
-    """A segmenter over a plain vision transformer. Without exits its heads read every patch: merged ones share their
-    token, dropped ones show the nearest kept one (`fill="zero"`: nothing)."""
+    """A segmenter with a plain vision transformer as backbone. Without exits its heads read the whole grid: merged
+    patches share their token, dropped ones get the nearest kept one (with `fill="zero"`: zeros)."""
 
     read_kwargs = ("fill", "stages")
     rebound = ("slide",)
@@ -38,7 +38,7 @@ class SegmenterHost(WrappingHost, Host):
 
     @property
     def input_spec(self) -> InputSpec:
-        """Of the size of its crops; where it does not say that, of the backbone's."""
+        """The input spec, with the size of the segmenter's crops, or else the backbone's size."""
         crop: tuple[int, int] | None = self.model.crop
         return self.inner.input_spec if crop is None else self.inner.input_spec.resized(*crop)
 
@@ -65,11 +65,11 @@ class SegmenterHost(WrappingHost, Host):
         stages: bool = False,
         **kwargs: Any,
     ) -> Any:
-        """Scores (B, K, H, W); with `stages` what every head says of the whole grid, as `Segmenter.stages`."""
+        """Scores (B, K, H, W); with `stages` the output of every head on the whole grid, as `Segmenter.stages`."""
         model, grid = self.model, levels[-1].grid
         if not exits:
-            laid = [tokens.whole_grid(fill) for tokens in levels]
-            tokens_of_levels = [model.level(block, tokens) for block, tokens in zip(self.levels, laid, strict=True)]
+            grids = [tokens.whole_grid(fill) for tokens in levels]
+            tokens_of_levels = [model.level(block, tokens) for block, tokens in zip(self.levels, grids, strict=True)]
             return model.supervised(tokens_of_levels) if stages else model.answer(tokens_of_levels, size)
         if stages:
             return model.staged(self._heads(levels, exits), grid)
@@ -80,7 +80,7 @@ class SegmenterHost(WrappingHost, Host):
         return model.at_size(model.assembled([*stages_left, end], grid), size)
 
     def _heads(self, levels: Sequence[Tokens], exits: Sequence[Exit]) -> list[tuple[Any, Tensor]]:
-        """The output of every head on the tokens behind its block, and the token of each patch."""
+        """The output of every head on the tokens after its block, and the token of each patch."""
         exited = {stage.block: (stage.prediction, stage.source) for stage in exits}
         predictions = []
         for block, tokens in zip(self.levels, levels, strict=True):

@@ -14,13 +14,13 @@ from .setr_heads import MlaHead, MlaNeck, UpsamplingHead, on_grid
 
 
 def patches(tokens: Tokens) -> Tensor:
-    """(B, P, D): without class token and registers."""
+    """The patch tokens (B, P, D), without class token and registers."""
     return tokens.x[:, tokens.prefix :]
 
 
 @dataclass(frozen=True)
 class LogitPrediction:
-    """The output of a 1x1 head on N tokens, one by one."""
+    """The output of a 1x1 head for each of N tokens."""
 
     logits: Tensor
     """(B, K, N)"""
@@ -32,7 +32,7 @@ class LogitPrediction:
 
 
 class Setr(Segmenter):
-    """SETR naive or PUP: one head behind the last level, and an auxiliary head, for training, behind each other."""
+    """SETR naive or PUP: a head after the last level, and auxiliary heads, for training, after the other levels."""
 
     def __init__(
         self,
@@ -56,27 +56,28 @@ class Setr(Segmenter):
 
     @property
     def heads(self) -> list[UpsamplingHead]:
-        """One for each level."""
+        """One head for each level."""
         return [*self.auxiliary_head, self.decode_head]
 
     @property
     def exits(self) -> tuple[int, ...]:
-        """All levels, where heads judge patches one by one: in the naive form with one convolution."""
+        """All levels, if the heads classify each patch separately: in the naive form with one convolution."""
         return self.levels if all(head.kernel == 1 and len(head.convs) == 1 for head in self.heads) else ()
 
     def predict(self, block: int, tokens: Tensor, real: Tensor | None) -> LogitPrediction:
         head = self.heads[self.levels.index(block)]
         if not self.training:
             return LogitPrediction(head.predict(tokens))
-        # The head's BatchNorm must learn from patches alone, as where it reads whole maps: from no padding, no prefix.
-        read = torch.ones_like(tokens[..., 0], dtype=torch.bool) if real is None else real.clone()
-        read[:, : self.prefix] = False
-        logits = head.predict(tokens[read][None])[0].transpose(0, 1)
-        laid = logits.new_zeros(*read.shape, logits.shape[1]).masked_scatter(read[..., None], logits)
-        return LogitPrediction(laid.transpose(1, 2))
+        # The head's BatchNorm statistics must come from patches only, without padding and prefix, as for whole maps.
+        is_patch = torch.ones_like(tokens[..., 0], dtype=torch.bool) if real is None else real.clone()
+        is_patch[:, : self.prefix] = False
+        patch_logits = head.predict(tokens[is_patch][None])[0].transpose(0, 1)
+        empty = patch_logits.new_zeros(*is_patch.shape, patch_logits.shape[1])
+        logits = empty.masked_scatter(is_patch[..., None], patch_logits)
+        return LogitPrediction(logits.transpose(1, 2))
 
     def assembled(self, stages: Sequence[tuple[LogitPrediction, Tensor, str]], grid: Sequence[int]) -> Tensor:
-        """Class logits of the stage where each patch left, upsampled as the head does."""
+        """Class logits of the stage after which each patch exited, upsampled as by the head."""
         canvas = written([(prediction.logits, source) for prediction, source, _ in stages])
         return self.decode_head.upsampled(canvas.unflatten(2, tuple(grid)))
 
@@ -93,7 +94,7 @@ class Setr(Segmenter):
 
 
 class SetrMla(Segmenter):
-    """SETR MLA: all levels are added up from the deepest on; an auxiliary 1x1 convolution, for training, reads each."""
+    """SETR MLA: the levels are summed from the deepest on; an auxiliary 1x1 convolution, for training, reads each."""
 
     def __init__(
         self,
@@ -125,7 +126,7 @@ class SetrMla(Segmenter):
 
 
 class LinearHead(nn.Module):
-    """BatchNorm and a 1x1 convolution over the concatenated channels of all levels, as DINOv2 is evaluated
+    """BatchNorm and a 1x1 convolution over the concatenated channels of all levels, as in DINOv2's evaluation
     (Oquab et al., 2023, arXiv 2304.07193, section 7.4)."""
 
     def __init__(self, channels: int, num_classes: int) -> None:
@@ -138,12 +139,12 @@ class LinearHead(nn.Module):
         return self.classifier(self.norm(on_grid(x, grid)))
 
     def predict(self, x: Tensor) -> Tensor:
-        """Any tokens (B, N, channels) -> class logits of each, (B, K, N)."""
+        """Any tokens (B, N, channels) -> class logits of each token, (B, K, N)."""
         return self.forward(x, (x.shape[1], 1)).squeeze(3)
 
 
 class LinearSegmenter(Segmenter):
-    """A linear head over one level or several. `final_norm` acts on every level, as in DINOv2."""
+    """A linear head on one or several levels. `final_norm` is applied to every level, as in DINOv2."""
 
     def __init__(
         self, backbone: nn.Module, num_classes: int, levels: Sequence[int], *, class_token: bool, final_norm: bool

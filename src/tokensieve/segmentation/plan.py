@@ -1,4 +1,4 @@
-"""How a segmenter is built, as plain JSON: written beside trained weights, so that they can be opened again."""
+"""The architecture of a segmenter as plain JSON, written beside trained weights so that they can be opened again."""
 
 from __future__ import annotations
 
@@ -27,24 +27,24 @@ HEADS: dict[str, tuple[Any, dict[str, Any]]] = {
     "setr_mla": (setr, {"form": "mla"}),
     "linear": (linear, {}),
 }
-"""Name -> the function that builds the segmenter, and its arguments."""
+"""Name of a head -> the function that builds the segmenter, and arguments for it."""
 BUNDLED = ("nano_segmenter",)
-"""Segmenters whose weights travel in the package; `tokensieve train nano` makes these weights."""
+"""Segmenters whose weights are part of the package; `tokensieve train nano` trains them."""
 
 
 @dataclass(frozen=True)
 class SegmenterPlan:
-    """A segmenter by names and numbers.
+    """The architecture of a segmenter, with its classes, crop size and normalisation.
 
     Attributes:
         backbone: a model's name; see `tokensieve.zoo.create`.
-        classes: their names, in order.
+        classes: names of the classes, in order.
         head: one of `HEADS`.
-        head_args: words of the function that builds it, such as {"exits": [5, 7, 11], "width": 192, "heads": 3}.
-        backbone_args: of the backbone's constructor; timm's transformers read any size with dynamic_img_size.
-        crop: height and width, in pixels, of what it reads at once.
-        stride: from window to window, likewise.
-        mean, std: the normalisation of its images; None until a model has said its own.
+        head_args: arguments of the function that builds it, such as {"exits": [5, 7, 11], "width": 192, "heads": 3}.
+        backbone_args: arguments of the backbone's constructor; None: dynamic_img_size for timm's models.
+        crop: height and width in pixels of the windows that it reads.
+        stride: vertical and horizontal step between windows in pixels.
+        mean, std: the normalisation of its images; None: that of the backbone.
     """
 
     backbone: str
@@ -79,19 +79,19 @@ class SegmenterPlan:
         pretrained: bool = False,
         drop_path: float = 0.0,
     ) -> tuple[Segmenter, SegmenterPlan]:
-        """The segmenter, its heads with random weights, and this plan with the backbone's own normalisation.
+        """Build the segmenter, its heads with random weights; complete this plan by the backbone's normalisation.
 
-        The segmenter states its classes, the size of its crops and its normalisation, as timm's models do.
+        The segmenter has its class names, crop size and normalisation as attributes, like timm's models.
 
         Args:
             backbone_weights: a file of the backbone's weights.
-            pretrained: where there is no such file, load the library's; else they are random.
+            pretrained: without such a file, load the library's pretrained weights; else they are random.
             drop_path: rate of stochastic depth in training, for backbones whose constructor takes `drop_path_rate`.
 
         Raises:
-            RecipeError: a backbone that is not known, or arguments it does not take; words the head does not take.
-            InputError: weights that cannot be had or used; levels that are not there.
-            UnsupportedHost: a backbone that is no plain vision transformer.
+            RecipeError: an unknown backbone, or arguments that the backbone or the head does not take.
+            InputError: weights that cannot be loaded; levels out of range.
+            UnsupportedHost: the backbone is not a plain vision transformer.
         """
         args = {**(self.backbone_args or {}), **({"drop_path_rate": drop_path} if drop_path else {})}
         loaded = create(self.backbone, weights=backbone_weights, pretrained=pretrained, args=args)
@@ -109,30 +109,30 @@ class SegmenterPlan:
         return segmenter, plan
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Write it as JSON."""
+        """Write the plan as a JSON file."""
         with draft(path) as file:
             file.write_text(json.dumps(asdict(self), indent=2) + "\n")
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> SegmenterPlan:
-        """Read what `save` wrote; raises InputError for anything else."""
+        """Read the file of `save`. Raises `InputError` for anything else."""
         try:
             content = json.loads(Path(path).read_text())
             known = {field.name for field in fields(cls)}
             if not isinstance(content, dict) or not {"backbone", "classes"} <= content.keys() <= known:
-                raise ValueError("it does not say how a segmenter is built")
+                raise ValueError("it is not the plan of a segmenter")
             return cls(**content)
         except (OSError, ValueError, TypeError) as error:
             raise InputError(f"{path} cannot be read as the plan of a segmenter: {error}.") from error
 
 
 def plan_file(weights: str | os.PathLike[str]) -> Path:
-    """Where the plan of trained weights lies: NAME.json beside NAME.safetensors."""
+    """The path of the plan of trained weights: NAME.json beside NAME.safetensors."""
     return Path(weights).with_suffix(".json")
 
 
 def trained_files(name: str | os.PathLike[str]) -> tuple[Path, Path] | None:
-    """Weights and plan of a bundled segmenter or of NAME.safetensors, which need not be there; None of other names."""
+    """Paths of weights and plan of a bundled segmenter or NAME.safetensors, existing or not; None for other names."""
     weights = bundled_weights(os.fspath(name)) if name in BUNDLED else Path(name)
     return (weights, plan_file(weights)) if weights.suffix == ".safetensors" else None
 
@@ -140,22 +140,21 @@ def trained_files(name: str | os.PathLike[str]) -> tuple[Path, Path] | None:
 def open_trained(
     weights: str | os.PathLike[str], *, drop_path: float = 0.0, pretrained: bool = True
 ) -> tuple[Segmenter, SegmenterPlan]:
-    """The segmenter that training wrote as NAME.safetensors, with NAME.json beside it, in evaluation mode.
+    """Open a trained segmenter, NAME.safetensors with NAME.json beside it, in evaluation mode.
 
     Args:
         weights: the file; or the name of a bundled segmenter, "nano_segmenter".
         drop_path: rate of stochastic depth in further training.
-        pretrained: False leaves its weights random, to measure cost alone.
+        pretrained: False leaves its weights random, to measure cost only.
 
     Returns:
-        The segmenter, which states the size and the normalisation of its images and the names of its classes, and how
-        it is built.
+        The segmenter, with its class names, crop size and normalisation as attributes, and its plan.
 
     Raises:
-        InputError: files that are missing or damaged, weights of another segmenter.
+        InputError: files that are missing or damaged, or weights of another segmenter.
     """
-    file, built = trained_files(weights) or (Path(weights), plan_file(weights))
-    plan = SegmenterPlan.load(built)
+    file, plan_path = trained_files(weights) or (Path(weights), plan_file(weights))
+    plan = SegmenterPlan.load(plan_path)
     segmenter, plan = plan.build(drop_path=drop_path)
     if pretrained:
         load_strictly(segmenter, read_weights(file), f"{file.name} into {plan.head} on {plan.backbone}")
@@ -163,5 +162,5 @@ def open_trained(
 
 
 def trained(weights: str) -> Segmenter:
-    """The segmenter of `open_trained` alone, for whatever opens a model by the path of a function."""
+    """The segmenter of `open_trained` without its plan, to be used as an import path ("package.module:function")."""
     return open_trained(weights)[0]

@@ -1,4 +1,4 @@
-"""Bilinear resizing of dense predictions, counted as the papers count it."""
+"""Bilinear resizing of dense predictions, with a count of resizes as in the papers."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from .._recording import recording
 
 
 class Resize(nn.Module):
-    """Bilinear, between pixel centres (align_corners=False). A map that has the size already is returned as it is.
+    """Resize maps bilinearly (align_corners=False). Maps that already have the size are returned unchanged.
 
     Args:
-        published: how many resizes to this size the published code does in the place of this one. All but the first
-            change nothing, so they are not run; `measure.macs(fvcore_compat=True)` counts them, as the papers do.
+        published: number of resizes to this size in the published code. All but the first change nothing, so they are
+            not run; `measure.macs(fvcore_compat=True)` counts them, as the papers do.
     """
 
     def __init__(self, published: int = 1) -> None:
@@ -28,12 +28,12 @@ class Resize(nn.Module):
         if tuple(maps.shape[2:]) == tuple(size):
             return maps
         if maps.device.type == "cpu" and not recording():
-            # Half the time, of the argmax over classes that follows too. What comes out has these strides.
+            # channels_last halves the time, also of a later argmax over classes; the output has these strides too.
             maps = maps.contiguous(memory_format=torch.channels_last)
         return F.interpolate(maps, size=tuple(size), mode="bilinear", align_corners=False)
 
     def not_run(self, maps: Tensor, resized: Tensor) -> int:
-        """How many of the published resizes a call leaves out."""
+        """Number of published resizes that a call does not run."""
         return self.published - (tuple(maps.shape[2:]) != tuple(resized.shape[2:]))
 
     def extra_repr(self) -> str:

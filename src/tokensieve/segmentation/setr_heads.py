@@ -1,8 +1,8 @@
-"""SETR's heads: maps of tokens, convolved and upsampled by steps.
+"""SETR's heads: maps of tokens are convolved and upsampled in steps.
 
 SETR (Zheng et al., CVPR 2021, arXiv 2012.15840), section 3.2: naive upsampling, progressive upsampling (PUP),
-multi-level feature aggregation (MLA). Channels of tokens are normed first; convolutions are followed by BatchNorm and
-ReLU; the classifier is a 1x1 convolution behind the last upsampling.
+multi-level feature aggregation (MLA). Tokens pass a LayerNorm first; convolutions are followed by BatchNorm and ReLU;
+the classifier is a 1x1 convolution after the last upsampling.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ EPSILON = 1e-6
 
 
 def on_grid(x: Tensor, grid: Sequence[int]) -> Tensor:
-    """(B, P, D) -> (B, D, h, w)."""
+    """Patch tokens (B, P, D) -> map (B, D, h, w)."""
     return x.transpose(1, 2).unflatten(2, tuple(grid))
 
 
@@ -29,12 +29,12 @@ class UpsamplingHead(nn.Module):
     """Naive and PUP: convolutions, each followed by a bilinear upsampling, then the classifier.
 
     Args:
-        channels: D, of the tokens.
+        channels: D, channels of the tokens.
         num_classes: K.
         hidden: channels of the convolutions.
-        convs: how many.
-        kernel: 1 or 3, their side.
-        scale: by how much each upsampling enlarges.
+        convs: number of convolutions.
+        kernel: kernel size, 1 or 3.
+        scale: factor of each upsampling.
     """
 
     def __init__(self, channels: int, num_classes: int, hidden: int, convs: int, kernel: int, scale: int) -> None:
@@ -54,23 +54,23 @@ class UpsamplingHead(nn.Module):
         return self.classifier(maps)
 
     def upsampled(self, maps: Tensor) -> Tensor:
-        """Maps as large as this head makes them."""
+        """Upsample maps to the size of this head's output."""
         for _ in self.convs:
             maps = _upsampled(maps, self.scale)
         return maps
 
     def predict(self, x: Tensor) -> Tensor:
-        """Any tokens (B, N, D) -> class logits of each alone, (B, K, N), without upsampling.
+        """Any tokens (B, N, D) -> class logits of each token alone, (B, K, N), without upsampling.
 
-        With one convolution `forward` is this, upsampled: the classifier and the upsampling may change places.
+        With one convolution `forward` gives the same, upsampled, since classifier and upsampling commute.
 
         Raises:
             UnsupportedHost: a token's logits depend on its neighbours.
         """
         if self.kernel != 1:
             raise UnsupportedHost(
-                f"This head convolves {self.kernel}x{self.kernel} patches, and cannot judge tokens one by one: "
-                'form="naive" can.'
+                f"This head convolves {self.kernel}x{self.kernel} patches and cannot classify single tokens: use "
+                'form="naive".'
             )
         maps = self.norm(x).transpose(1, 2).unsqueeze(3)
         for conv in self.convs:
@@ -79,7 +79,7 @@ class UpsamplingHead(nn.Module):
 
 
 class MlaNeck(nn.Module):
-    """MLA's aggregation: each level's map, narrowed and added to the sum of all deeper ones, then convolved 3x3."""
+    """MLA's aggregation: each level's map is projected to fewer channels, added to all deeper ones, and convolved."""
 
     def __init__(self, channels: int, hidden: int, levels: int) -> None:
         super().__init__()

@@ -1,1 +1,1 @@
-"""Results for people: tables."""
+"""Results for people: tables, pictures, videos, web pages and plots."""

@@ -1,4 +1,4 @@
-"""Tables of what is known: methods, models, this machine. Made from the records that `--json` prints."""
+"""Tables of methods, models and this machine, from the records that `--json` prints."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ def methods_view(record: Record) -> RenderableType:
     parts: list[RenderableType] = []
     for method in record["methods"]:
         settings = ", ".join(_call(setting) for setting in method["settings"])
-        grid = _facts(("", method["summary"]), ("acts", _nature(method)), ("settings", settings))
+        grid = _facts(("", method["summary"]), ("acts", _action(method)), ("settings", settings))
         parts += [Text(method["name"], style="bold"), Padding(grid, (0, 0, 1, 2))]
-    return Group(*parts, Text("tokensieve methods NAME says what each setting means.", style="dim"))
+    return Group(*parts, Text("tokensieve methods NAME describes each setting.", style="dim"))
 
 
 def method_view(record: Record) -> RenderableType:
-    """The record of `tokensieve methods NAME`: the whole of it."""
+    """The record of `tokensieve methods NAME`: one method with all its settings."""
     (method,) = record["methods"]
     table = Table.grid(padding=(0, 2))
     for setting in method["settings"]:
@@ -34,7 +34,7 @@ def method_view(record: Record) -> RenderableType:
     head: list[RenderableType] = [
         Text.assemble((method["name"], "bold"), f": {method['summary']}"),
         "",
-        _facts(("class", f"tokensieve.{method['class']}"), ("acts", _nature(method))),
+        _facts(("class", f"tokensieve.{method['class']}"), ("acts", _action(method))),
         "",
         table,
     ]
@@ -55,15 +55,15 @@ def families_view(record: Record) -> RenderableType:
     if unused:
         names = ", ".join(f"{family['module']} {len(family['models'])}" for family in unused)
         parts += [
-            Text("Families without hosts, where proposals are found:", style="bold"),
+            Text("Families without hosts, which contain proposals:", style="bold"),
             Padding(Text(names), (0, 2)),
         ]
-    legend = "tokensieve models PATTERN, such as 'deit*', builds each match and says whether and how it opens."
+    legend = "tokensieve models PATTERN, such as 'deit*', builds each match and shows whether it can be used, and how."
     return Group(*parts, "", Text(legend, style="dim"))
 
 
 def models_view(record: Record) -> RenderableType:
-    """The record of `tokensieve models PATTERN`: hosts, proposals, and with --all what opens as neither, and why."""
+    """The record of `tokensieve models PATTERN`: hosts, proposals, and with --all the refused models with reasons."""
     parts = models_tables(record["models"])
     if record["pretrained"]:
         parts += ["", Text("Pretrained weights", style="bold")]
@@ -71,14 +71,13 @@ def models_view(record: Record) -> RenderableType:
             Text.assemble(f"{model['name']}  ", (" ".join(model["weights"]), "dim")) for model in record["models"]
         ]
     if record["refused"] and not record["all"]:
-        verb = "opens" if record["refused"] == 1 else "open"
-        of = f"{record['refused']} of the {record['matches']} models that match"
-        parts += ["", Text(f"{of} {verb} neither as a host nor as a proposal; --all says why.", style="dim")]
+        count = f"{record['refused']} of the {record['matches']} models that match"
+        parts += ["", Text(f"{count} can be neither host nor proposal; --all shows why.", style="dim")]
     return Group(*parts)
 
 
 def models_tables(models: list[Record]) -> list[RenderableType]:
-    """Models by the way they open."""
+    """Tables of hosts, proposals and refused models."""
     hosts = [model for model in models if model["opens_as"] == "host"]
     proposals = [model for model in models if model["opens_as"] == "proposal"]
     parts: list[RenderableType] = []
@@ -96,12 +95,12 @@ def models_tables(models: list[Record]) -> list[RenderableType]:
 
 
 def doctor_view(record: Record) -> RenderableType:
-    """The record of `tokensieve doctor`: what is there, whether it works, what to mend."""
+    """The record of `tokensieve doctor`: hardware and software, results of the checks, and warnings."""
     versions = record["versions"]
     threads = f"{_count(record['threads'], 'thread')} on {_count(record['cores'], 'core')}"
     variable = record["omp_num_threads"]
     rows = [
-        ("tokensieve", versions["tokensieve"] + ("" if record["installed"] else ", from its source, not installed")),
+        ("tokensieve", versions["tokensieve"] + ("" if record["installed"] else ", from source, not installed")),
         ("versions", ", ".join(f"{name} {version}" for name, version in versions.items() if name != "tokensieve")),
         ("processor", f"{record['machine']}, {record['architecture']}, torch uses {record['instructions']}"),
         ("threads", threads + (f", OMP_NUM_THREADS={variable}" if variable else "")),
@@ -129,8 +128,8 @@ def _attention(row: Record) -> str:
 
 def _counts(macs: Record) -> str:
     if macs["counted"] == macs["known"]:
-        return f"counted right: {macs['known']:,} of a model that is known to have as many"
-    return "counted wrong"
+        return f"correct: {macs['known']:,} counted for a model with this known number"
+    return "counted wrongly"
 
 
 def _extra(extra: Record) -> str:
@@ -139,14 +138,15 @@ def _extra(extra: Record) -> str:
     return f"{', '.join(extra['missing'])} missing: {extra['install']}"
 
 
-def _nature(method: Record) -> str:
+def _action(method: Record) -> str:
+    """Where a method acts, and whether it drops or merges tokens."""
     phrases = [PLACES[method["place"]]] if method["on_tokens"] else []
     if method["needs_significance"]:
         phrases.append("by a significance map")
     if method["on_tokens"]:
         phrases.append("merges tokens" if method["merges"] else "drops tokens")
     if method["on_pixels"]:
-        phrases.append("on models with stages chooses the pixels of point-wise operators")
+        phrases.append("on models with stages selects the pixels for point-wise operators")
     return "; ".join(phrases)
 
 
@@ -168,7 +168,7 @@ def _models(models: list[Record], *columns: str) -> Table:
 
 
 def _reason(title: str, models: list[Record], *reasons: str) -> list[RenderableType]:
-    """What several models share, once."""
+    """A reason that several models share, with their names."""
     names = ", ".join(model["name"] for model in models)
     return [Text.assemble((f"{title}: ", "bold"), names), *(Padding(Text(reason), (0, 2)) for reason in reasons)]
 

@@ -1,4 +1,4 @@
-"""What `tokensieve bench` prints: a row for each batch size or step, what it means, what is lost."""
+"""The output of `tokensieve bench`: a row for each batch size or step, explanations, and the loss."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ Record = dict[str, Any]
 
 
 def bench_view(record: Record) -> RenderableType:
-    """The record of `tokensieve bench`: what ran, a row for each batch size or step, the verdicts."""
+    """The record of `tokensieve bench`: the setup, a row for each batch size or step, explanations."""
     if record.get("cascade"):
         return Group(header(record), "", *cascade_runs(record), "", *_loss(record))
     return _waterfall_view(record) if record["waterfall"] else _runs_view(record)
@@ -52,8 +52,8 @@ def _runs_view(record: Record) -> RenderableType:
             pictures.add_row(str(images), *map(short, rates))
     tables = [piece for view in (table, memory_table, pictures) if view.row_count for piece in ("", view)]
     legend = (
-        "MACs and speed: dense over sieved, proposal included. "
-        f"Limit: the host on as many {units(record)}, with selection and proposal for free."
+        "MACs and speed: dense divided by sieved, proposal included. "
+        f"Limit: the host on as many {units(record)}, without the cost of selection and proposal."
     )
     verdicts = _verdicts((f"batch {run['batch']}", run["verdict"]) for run in record["runs"])
     return Group(header(record), *tables, Text(legend, style="dim"), "", verdicts, "", *_loss(record))
@@ -66,12 +66,11 @@ def _loss(record: Record) -> list[RenderableType]:
             ("loss ", "bold"), f"on {record['loss']['images']} {data_word(record)}: {lost(record['loss'])}"
         )
         return [text, Text(INTERVALS, style="dim")]
-    missing = [
+    needed = [
         *(["weights (--pretrained or --weights FILE)"] if not (record["pretrained"] or record["weights"]) else []),
         *([f"{data_word(record)} (--data FOLDER)"] if record["data"] is None else []),
     ]
-    how = f"give {' and '.join(missing)}, or see tokensieve eval"
-    return [Text.assemble(("loss ", "bold"), f"not measured: {how}.")]
+    return [Text.assemble(("loss ", "bold"), f"not measured: give {' and '.join(needed)}, or use tokensieve eval.")]
 
 
 def _waterfall_view(record: Record) -> RenderableType:
@@ -98,9 +97,9 @@ def _waterfall_view(record: Record) -> RenderableType:
             short(row["memory_bytes"] / 2**20),
         )
     legend = (
-        f"Each row adds one thing to the row before, at batch {rows[0]['batch']} until the last. ms: {a_unit(record)}. "
-        "Over dense, limit: the first row's time over the row's, and over the slicing limit's in the same precision, "
-        "compilation and batch. MiB: peak memory, weights not counted."
+        f"Each row adds one step to the row before, at batch {rows[0]['batch']} until the last. ms: {a_unit(record)}. "
+        "Over dense, limit: the first row's time divided by the row's, and by the slicing limit's in the same "
+        "precision, compilation and batch. MiB: peak memory without the weights."
     )
     parts: list[RenderableType] = [header(record), "", table, Text(legend, style="dim"), ""]
     details = Table.grid(padding=(0, 2))
@@ -129,7 +128,7 @@ def _measured(rows: list[Record], steps: list[tuple[str, Any]], figure: str) -> 
 
 
 def _verdicts(verdicts: Iterable[tuple[str, list[str]]]) -> RenderableType:
-    """The verdicts on the rows of a table: the result, then its reasons."""
+    """The explanations of the rows of a table: the result, then its reasons."""
     grid = Table.grid(padding=(0, 2))
     grid.add_column(no_wrap=True)
     for name, (result, *reasons) in verdicts:

@@ -1,4 +1,4 @@
-"""What `tokensieve bench` prints of a cascade."""
+"""The output of `tokensieve bench` for a cascade."""
 
 from __future__ import annotations
 
@@ -13,26 +13,26 @@ Record = dict[str, Any]
 
 
 def cascade_runs(record: Record) -> list[RenderableType]:
-    """A row for each batch size: how long it takes beside the dense model, on average and at worst."""
+    """A row for each batch size: time of the cascade and of the dense model, mean and percentiles."""
     table = new_table(
         "batch", "MACs", "measured", f"ms {a_unit(record)}", "p50 a batch", "p99 a batch", "read again", "batches"
     )
     for run in record["runs"]:
-        dense, ours, batch = run["dense"], run["cascade"], run["batch"]
-        again = [share for share in run["shares"] if share][1:]
+        latencies, batch = (run["dense"], run["cascade"]), run["batch"]
+        later_shares = [share for share in run["shares"] if share][1:]
         table.add_row(
             str(batch),
             times(record["macs"]["ratio"]),
             with_spread(run["ratio"], run["low"], run["high"], style="bold"),
-            " → ".join(short(1000 * each["mean"] / batch) for each in (dense, ours)),
-            " → ".join(short(1000 * each["p50"]) for each in (dense, ours)),
-            " → ".join(short(1000 * each["p99"]) for each in (dense, ours)),
-            ", ".join(map(percent, again)) or "none",
+            " → ".join(short(1000 * latency["mean"] / batch) for latency in latencies),
+            " → ".join(short(1000 * latency["p50"]) for latency in latencies),
+            " → ".join(short(1000 * latency["p99"]) for latency in latencies),
+            ", ".join(map(percent, later_shares)) or "none",
             str(run["batches"]),
         )
     legend = (
-        "Dense → cascade, in ms. Measured: dense time over the cascade's, of all batches together; in brackets the "
-        f"10th and 90th percentile over batches. Read again: the share of the {data_word(record)} that went on to the "
-        "next reading, on which MACs and time depend."
+        "Dense → cascade, in ms. Measured: dense time divided by the cascade's, over all batches; in brackets the 10th "
+        f"and 90th percentile over batches. Read again: the share of the {data_word(record)} that went on to each "
+        "later recipe, on which MACs and time depend."
     )
     return [table, Text(legend, style="dim")]

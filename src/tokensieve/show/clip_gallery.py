@@ -1,4 +1,4 @@
-"""From videos to the report, the film and the record of `tokensieve show`."""
+"""Makes the report, the film and the record of `tokensieve show` for videos."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ if TYPE_CHECKING:
     from ..model_spec import OpenedModel
 
 SHOWN = 24
-"""Clips on a page or a sheet at most; of more some are shown, evenly spread, and all stand in a table."""
+"""Maximum number of clips drawn on a page or a sheet, evenly spread; a table lists all of them."""
 
 
 class Clip(NamedTuple):
-    """A clip to show: of which video, its tensor (*clip_shape), the times of its frames in seconds."""
+    """A clip to show: its video's path and name, its tensor (*clip_shape), the times of its frames in seconds."""
 
     path: str
     name: str
@@ -37,16 +37,16 @@ class Clip(NamedTuple):
 
 @dataclass
 class Reel:
-    """The clips that were shown: sections for people, the record for programs, what could not be read."""
+    """The clips shown: sections for a page, records as plain JSON, and failures to read."""
 
     sections: list[Section] = field(default_factory=list)
-    """Of every `step`th clip: a long video has more than memory holds."""
+    """Sections of every `step`th clip only, since those of all clips of a long video may not fit in memory."""
     step: int = 1
     clips: list[dict[str, Any]] = field(default_factory=list)
     failures: list[Failure] = field(default_factory=list)
 
     def add(self, clip: Clip, explained: ExplainedClip) -> None:
-        """The next clip."""
+        """Add the next clip."""
         if len(self.clips) % self.step == 0:
             self.sections.append(section(explained, clip.name))
         self.clips.append({"path": clip.path, "name": clip.name, **explained.record()})
@@ -55,16 +55,19 @@ class Reel:
 
     @property
     def videos(self) -> int:
-        """How many videos were read."""
+        """Number of videos read."""
         return len({clip["path"] for clip in self.clips})
 
     def gallery(self) -> Gallery:
-        """All of it for the page."""
-        sections = [*self._shown(), *([Section("All clips", table=table)] if (table := self._table()) else [])]
+        """The sections, figures and records for the page."""
+        sections = [
+            *self._sampled_sections(),
+            *([Section("All clips", table=table)] if (table := self._table()) else []),
+        ]
         return Gallery(tuple(sections), answer_facts(self.clips), {"clips": self.clips})
 
     def _table(self) -> Table | None:
-        """All clips with their times and answers, where the page has no room for all."""
+        """A table of all clips with their times and predictions, if there are more than the page draws."""
         if len(self.clips) <= SHOWN or self.clips[0]["dense"] is None:
             return None
         head = ("clip", "from", "to", "dense", "sieved")
@@ -79,8 +82,8 @@ class Reel:
         ]
         return Table(head, tuple(rows))
 
-    def _shown(self) -> list[Section]:
-        """The sections for which there is room."""
+    def _sampled_sections(self) -> list[Section]:
+        """At most `SHOWN` sections, evenly spread."""
         count = len(self.sections)
         return [self.sections[i * count // SHOWN] for i in range(SHOWN)] if count > SHOWN else self.sections
 
@@ -92,22 +95,22 @@ def show_clips(
     films: Sequence[Path] = (),
     on_clip: Callable[[int], object] = lambda clips: None,
 ) -> Reel:
-    """Explain clip after clip, and write them as films while they come; only one clip is held in memory.
+    """Explain one clip after the other and write them as films; only one clip is held in memory.
 
     Args:
-        opened: both models, and how they read videos.
-        clips: of `clips_of`, or others.
+        opened: both models and their preprocessing.
+        clips: from `clips_of`, or others.
         classes: the names of the classes in index order; see `explain.class_names`.
-        films: files .mp4 or .gif.
-        on_clip: called with how many clips are done.
+        films: files .mp4 or .gif to write.
+        on_clip: called with the number of clips done.
 
     Raises:
-        InputError: nothing could be read; a film that cannot be written.
+        InputError: no video could be read, or a film cannot be written.
     """
     preprocessing, reel = opened.preprocessing, Reel()
     assert isinstance(preprocessing, VideoPreprocessing)
     with ExitStack() as files:
-        reels = [files.enter_context(film(path)) for path in films]
+        writers = [files.enter_context(film(path)) for path in films]
         for clip in clips:
             if isinstance(clip, Failure):
                 reel.failures.append(clip)
@@ -115,7 +118,7 @@ def show_clips(
             (explained,) = explain_clips(
                 opened.fast, opened.dense, clip.clip[None], clip.times[None], preprocessing, classes
             )
-            for writer in reels:
+            for writer in writers:
                 for picture, seconds in annotated_frames(explained, clip.name):
                     writer.add(picture, seconds)
             reel.add(clip, explained)
@@ -134,17 +137,17 @@ def annotate(
     *,
     whole: bool = False,
 ) -> Reel:
-    """Write a video, or all those of a folder or list, with what the recipe reads of it.
+    """Write a film of a video, or of all videos of a folder or list, that shows the patches the recipe keeps.
 
     Args:
-        opened: of `ModelSpec.open`, or made of both models and their `VideoPreprocessing`.
-        source: as of `video_set`.
+        opened: from `ModelSpec.open`, or an `OpenedModel` of both models and their `VideoPreprocessing`.
+        source: as for `video_set`.
         films: files .mp4 or .gif to write.
         classes: the names of the classes in index order; see `explain.class_names`.
-        whole: go over all of a video, clip after clip, instead of the clips of the preprocessing's views.
+        whole: show all clips of a video, one after the other, instead of the clips of the preprocessing's views.
 
     Raises:
-        InputError: nothing could be read; a film that cannot be written.
+        InputError: no video could be read, or a film cannot be written.
     """
     preprocessing = opened.preprocessing
     assert isinstance(preprocessing, VideoPreprocessing)
@@ -154,13 +157,13 @@ def annotate(
 
 
 def section(clip: ExplainedClip, name: str) -> Section:
-    """A clip on a page: its answers, a strip of each layer."""
+    """The section of a clip on a page: its predictions and a strip of each layer."""
     lead = f"{clip.times[0]:.2f} to {clip.times[-1]:.2f} s, {len(clip.times)} frames at {clip.moments} moments."
     return Section(name, lead, clip.facts, clip.panels())
 
 
 def clips_of(videos: Any, names: dict[str, str], *, whole: bool = False) -> Iterator[Clip | Failure]:
-    """The clips of a set of videos, one by one: those of its views, or with `whole` all of them end to end."""
+    """The clips of a set of videos, one by one: those of its views, or with `whole` all clips one after the other."""
     for index in range(len(videos)):
         path = videos.path(index)
         if whole:

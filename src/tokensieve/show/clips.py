@@ -1,4 +1,4 @@
-"""What a recipe does to clips of a video, frame by frame: pictures, figures and plain records."""
+"""Shows the effect of a recipe on clips of a video, frame by frame: pictures, figures and plain records."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ from .page import Fact, Panel
 from .pictures import Merged, groups, heat, kept, photo
 
 HEIGHT = 224
-"""Pixels of a panel's height: a multiple of 14 and of 16, so that common grids fall on whole pixels."""
+"""Height of a panel in pixels: a multiple of 14 and of 16, so that patches of common grids have whole pixels."""
 MOMENTS = 8
-"""Columns of a strip; of more moments some are shown, evenly spread."""
+"""Maximum number of columns of a strip; of more moments some are shown, evenly spread."""
 
 
 @dataclass(frozen=True)
 class Layer:
-    """A clip looked at in one way: a picture of each of its frames, and a note on the moment of each."""
+    """One view of a clip, such as its kept patches: a picture for each frame, and a note for each frame's moment."""
 
     caption: str
     pictures: tuple[Image.Image, ...]
@@ -37,12 +37,12 @@ class ExplainedClip:
     """One clip under a recipe.
 
     Attributes:
-        times: when each frame is shown, in seconds from the beginning of the video.
-        moments: of the grid of patches: of some frames each.
-        layers: the frames; their significance map, kept and merged patches where the recipe has them.
+        times: time of each frame in seconds from the start of the video.
+        moments: temporal positions of the grid of patches; each covers one or more frames.
+        layers: the frames; their significance map, kept and merged patches, if the recipe has them.
         both: both models' outputs on a batch, in which this clip has the index `index`.
-        kept: patches (of hosts with stages, pixels) kept at each moment; None where all were.
-        patches: of a moment.
+        kept: number of patches (pixels for hosts with stages) kept at each moment; None if all were kept.
+        patches: number of patches of a moment.
     """
 
     times: tuple[float, ...]
@@ -55,20 +55,20 @@ class ExplainedClip:
 
     @property
     def verdict(self) -> Verdict | None:
-        """The answers; None for a host without a classifier."""
+        """Both predictions; None for a host without a classifier."""
         return self.both.verdicts[self.index]
 
     @property
     def facts(self) -> tuple[Fact, ...]:
-        """The answers in words."""
+        """The predictions as text."""
         return self.both.facts(self.index)
 
     def moment(self, frame: int) -> int:
-        """The moment that a frame belongs to."""
+        """The moment of a frame."""
         return frame * self.moments // len(self.times)
 
     def panels(self) -> tuple[tuple[Panel, ...], ...]:
-        """A strip for each layer: its first frames of up to `MOMENTS` moments."""
+        """A strip for each layer: the first frame of each of up to `MOMENTS` moments."""
         moments = (
             [i * self.moments // MOMENTS for i in range(MOMENTS)] if self.moments > MOMENTS else range(self.moments)
         )
@@ -82,7 +82,7 @@ class ExplainedClip:
         )
 
     def record(self) -> dict[str, Any]:
-        """As plain JSON, without the pictures."""
+        """The figures as plain JSON, without the pictures."""
         answers = {"dense": None, "sieved": None} if self.verdict is None else self.verdict.record()
         return {
             "start": self.times[0],
@@ -105,16 +105,16 @@ def explain_clips(
     *,
     height: int = HEIGHT,
 ) -> list[ExplainedClip]:
-    """Run both models on clips and draw what the recipe did to each.
+    """Run both models on clips and draw the effect of the recipe on each.
 
     Args:
         fast: the sieved model.
-        dense: the host, or any model that answers alike.
+        dense: the host, or any model with the same kind of output.
         clips: (B, *clip_shape), as `preprocessing` makes them.
-        times: (B, frames), when each frame is shown, in seconds.
-        preprocessing: of both models.
+        times: (B, frames), time of each frame in seconds.
+        preprocessing: preprocessing of both models.
         classes: the names of the classes in index order; see `explain.class_names`.
-        height: of the pictures, in pixels.
+        height: height of the pictures in pixels.
 
     Returns:
         One `ExplainedClip` for each clip.
@@ -138,7 +138,7 @@ def _explained(result: BothOutputs, index: int, times: tuple[float, ...], photos
     count, moments = len(photos), grid[0]
 
     def layer(caption: str, moments: int, draw: Callable[[int, int], Image.Image], note: Callable[[int], str]) -> Layer:
-        """`draw` takes a frame and its moment."""
+        """A layer from `draw(frame, moment)`, which makes a picture, and `note(moment)`."""
         moment_of_frame = [frame * moments // count for frame in range(count)]
         pictures = [draw(frame, moment) for frame, moment in enumerate(moment_of_frame)]
         return Layer(caption, tuple(pictures), tuple(map(note, moment_of_frame)))
@@ -146,8 +146,8 @@ def _explained(result: BothOutputs, index: int, times: tuple[float, ...], photos
     layers = [Layer("Input", tuple(photos), tuple(f"{time:.2f} s" for time in times))]
     if trace.significance is not None:
         maps = trace.significance[index]
-        ends = float(maps.min()), float(maps.max())
-        heat_maps = [heat(picture, maps[f * len(maps) // count], ends) for f, picture in enumerate(photos)]
+        value_range = float(maps.min()), float(maps.max())
+        heat_maps = [heat(picture, maps[f * len(maps) // count], value_range) for f, picture in enumerate(photos)]
         layers.append(Layer("Significance map", tuple(heat_maps), ("blue low, yellow high",) * count))
     per_moment, patches = None, prod(grid[1:])
     if trace.masks:

@@ -1,4 +1,4 @@
-"""The same pictures under several rankings: keep ratios beside proposals, or significance maps beside each other."""
+"""Compares rankings on the same pictures: keep ratios and proposals in a grid, or significance maps in a row."""
 
 from __future__ import annotations
 
@@ -26,12 +26,12 @@ from .tables import percent, short
 from .variants import Variants
 
 HEIGHT = 224
-"""Pixels of a panel's height: less than where a picture has a row of its own."""
+"""Height of a panel in pixels, smaller than in pages with one picture per row."""
 
 
 @dataclass(frozen=True)
 class Cost:
-    """The cost of a map for one picture, absolute and as a share of the dense host's."""
+    """Cost of a significance map for one picture, absolute and as a share of the dense host's."""
 
     macs: float
     share_of_macs: float
@@ -41,10 +41,13 @@ class Cost:
 
 @torch.no_grad()
 def map_costs(fasts: Mapping[str, Sieved], dense: nn.Module, image: Tensor, seconds: float = 3.0) -> dict[str, Cost]:
-    """MACs and time of each significance map for one image (3, H, W), measured in turn with the dense host's.
+    """MACs and time of each significance map and of the dense host for one image (3, H, W), measured in turn.
 
     Args:
-        seconds: to spend on measuring; every map is made three times however long that takes.
+        fasts: name -> sieved model, whose map is measured.
+        dense: the dense host.
+        image: (3, H, W).
+        seconds: time to spend on measuring; every map is computed at least three times.
 
     Returns:
         A `Cost` for each name, and one for "dense", the host itself.
@@ -69,15 +72,18 @@ def map_costs(fasts: Mapping[str, Sieved], dense: nn.Module, image: Tensor, seco
 def grid_section(
     title: str, image: Tensor, mean: Sequence[float], std: Sequence[float], variants: Variants[tuple[str, float]]
 ) -> tuple[Section, dict[str, Any]]:
-    """A picture (3, H, W) under each (proposal, keep ratio): a row a proposal, a column a ratio; and its record."""
+    """A picture (3, H, W) under each (proposal, keep ratio), with a row per proposal and a column per ratio; and the
+    record."""
     results = variants.run(image)
     picture = photo(image, mean, std, HEIGHT)
     first = next(iter(results.values()))[1]
     rows: dict[str, list[Panel | None]] = {}
     for (name, keep), (trace, verdict) in results.items():
         if name not in rows:
-            start = Panel(picture, "Input", "" if first is None else f"dense: {first.dense}") if not rows else None
-            rows[name] = [start]
+            input_panel = (
+                Panel(picture, "Input", "" if first is None else f"dense: {first.dense}") if not rows else None
+            )
+            rows[name] = [input_panel]
             maps = [other.significance for (owner, _), (other, _) in results.items() if owner == name]
             heat_map = next((heat(picture, significance[0]) for significance in maps if significance is not None), None)
             alt = f"Significance map of {name}"
@@ -86,9 +92,9 @@ def grid_section(
         if trace.masks:
             mask = trace.masks[0]
             panel = kept(picture, mask.kept[0], mask.grid)
-        alt = f"What is kept at {spoken(keep)} by {name}"
-        caption, alert = ("", False) if verdict is None else (_said(verdict), not verdict.same)
-        rows[name].append(Panel(panel, f"keep {spoken(keep)}", caption, alt, alert))
+        alt = f"Patches kept at {ratio_text(keep)} by {name}"
+        caption, alert = ("", False) if verdict is None else (_prediction_text(verdict), not verdict.same)
+        rows[name].append(Panel(panel, f"keep {ratio_text(keep)}", caption, alt, alert))
     cells = [
         {"proposal": name, "keep": keep, "kept": _count(trace), **({} if verdict is None else verdict.record())}
         for (name, keep), (trace, verdict) in results.items()
@@ -104,29 +110,31 @@ def compare_section(
     variants: Variants[str],
     costs: Mapping[str, Cost],
 ) -> tuple[Section, dict[str, Any]]:
-    """A picture (3, H, W) under each map, the map above the patches that it keeps; and its record."""
+    """A picture (3, H, W) with each map above the patches that it keeps; and the record."""
     results = variants.run(image)
     picture = photo(image, mean, std, HEIGHT)
     panels: list[Panel] = []
     entries = []
     for name, (trace, verdict) in results.items():
         if verdict is None:
-            raise InputError("--compare needs a host with a classifier: it compares confidence in the dense answer.")
+            raise InputError(
+                "--compare needs a host with a classifier: it compares the confidence in the dense prediction."
+            )
         if not panels:
             panels.append(Panel(picture, "Input", f"dense: {verdict.dense}", "The picture as the model reads it"))
         assert trace.significance is not None
         mask = trace.masks[0]
         stacked = stack([heat(picture, trace.significance[0]), kept(picture, mask.kept[0], mask.grid)])
         note = f"{percent(verdict.confidence)} for {verdict.dense.label}\n"
-        note += "answer stays" if verdict.same else f"now {verdict.sieved}"
+        note += "same prediction" if verdict.same else f"now {verdict.sieved}"
         caption = f"{name}, {short(1000 * costs[name].seconds)} ms"
-        panels.append(Panel(stacked, caption, note, f"Map of {name}, and what it keeps", alert=not verdict.same))
+        panels.append(Panel(stacked, caption, note, f"Map of {name}, and patches kept", alert=not verdict.same))
         entries.append({"map": name, "kept": _count(trace), **verdict.record()})
     return Section(title, panels=(tuple(panels),)), {"maps": entries}
 
 
 def grid_table(variants: Variants[tuple[str, float]], size: Sequence[int]) -> tuple[Table, list[dict[str, Any]]]:
-    """All pictures together, for images of `size` (3, H, W): a row for each proposal and keep ratio; and its record."""
+    """A table over all pictures, of `size` (3, H, W), with a row per proposal and keep ratio; and its record."""
     dense_macs, rows, entries = macs(variants.dense, size), [], []
     for (name, keep), fast in variants.fasts.items():
         total = macs(fast, size)
@@ -137,14 +145,14 @@ def grid_table(variants: Variants[tuple[str, float]], size: Sequence[int]) -> tu
             "macs": total,
             "ratio": dense_macs / total,
         }
-        rows.append((f"{name}, keep {spoken(keep)}", *_scores(entry), f"{dense_macs / total:.2f}x"))
+        rows.append((f"{name}, keep {ratio_text(keep)}", *_scores(entry), f"{dense_macs / total:.2f}x"))
         entries.append(entry)
     head = ("ranking", "answers kept", "confidence in the dense answer", "fewer MACs")
     return Table(head, tuple(rows), "All pictures; MACs with the proposal's."), entries
 
 
 def compare_table(variants: Variants[str], costs: Mapping[str, Cost]) -> tuple[Table, list[dict[str, Any]]]:
-    """All pictures together, a row for the dense host and for each map; and its record, the dense host first."""
+    """A table over all pictures with a row for the dense host and each map; and its record, the dense host first."""
     first = next(iter(variants.verdicts.values()))
     entries: list[dict[str, Any]] = [
         {"map": "dense", "answers_kept": 1.0, "confidence": fmean(verdict.dense.probability for verdict in first)},
@@ -163,12 +171,12 @@ def compare_table(variants: Variants[str], costs: Mapping[str, Cost]) -> tuple[T
 
 
 def compare_plot(entries: Sequence[Mapping[str, Any]]) -> Plot:
-    """What each map of `compare_table` costs and what it is worth: time against confidence in the dense answer."""
+    """Plot of the maps of `compare_table`: their time against the confidence in the dense prediction."""
     dense, *maps = entries
     chart = Figure(figsize=(6.4, 3.8))
     axes = chart.subplots()
     axes.axhline(100 * dense["confidence"], color="#59626d", linestyle="--", linewidth=1, label="dense host")
-    # A shape and a colour each: points may lie close together, where names beside them would cover each other.
+    # Each map has a marker and a colour in a legend: labels beside close points would overlap.
     for entry, marker, colour in zip(maps, cycle("os^Dv<>P"), cycle(_COLOURS), strict=False):
         point = 1000 * entry["seconds"], 100 * entry["confidence"]
         axes.plot(*point, marker, color=colour, markersize=8, clip_on=False, zorder=3, label=entry["map"])
@@ -184,27 +192,27 @@ def compare_plot(entries: Sequence[Mapping[str, Any]]) -> Plot:
     return Plot.of(chart, f"Confidence in the dense answer against the time of the map: {alt}.")
 
 
-# Okabe and Ito's colours, which colour-blind readers tell apart.
+# Okabe and Ito's colours, which colour-blind readers can distinguish.
 _COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000", "#8c6d1f")
 
 
-def spoken(keep: Any) -> str:
-    """A share, or the shares of all stages."""
+def ratio_text(keep: Any) -> str:
+    """A keep ratio, or the keep ratios of all stages, as text."""
     return ", ".join(f"{share:g}" for share in keep) if isinstance(keep, tuple) else f"{keep:g}"
 
 
 def _count(trace: Trace) -> int | None:
-    """Patches kept; on a host with stages pixels, of the first stage in which any were left out, None for no stage."""
+    """Number of patches kept; for a host with stages, of pixels in the first stage that drops any, or None."""
     if trace.masks:
         return trace.masks[0].kept.shape[1]
     assert trace.tokens is not None
     return None if isinstance(trace.kept, list) else prod(trace.tokens.grid)
 
 
-def _said(verdict: Verdict) -> str:
+def _prediction_text(verdict: Verdict) -> str:
     return str(verdict.sieved) if verdict.same else f"now {verdict.sieved}"
 
 
 def _scores(entry: Mapping[str, Any]) -> tuple[str, str]:
-    kept, confidence = entry["answers_kept"], entry["confidence"]
-    return ("", "") if kept is None else (percent(kept), percent(confidence))
+    same_share, confidence = entry["answers_kept"], entry["confidence"]
+    return ("", "") if same_share is None else (percent(same_share), percent(confidence))

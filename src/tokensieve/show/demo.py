@@ -1,4 +1,4 @@
-"""What the demos of all tasks share: their settings, the images they read, the rows they measure."""
+"""Shared parts of the demos of all tasks: settings, images, and the measured rows."""
 
 from __future__ import annotations
 
@@ -28,28 +28,28 @@ if TYPE_CHECKING:
 
 Record = dict[str, Any]
 SHOWN, MOST = 5, 12
-"""Scenes that are drawn; photographs that are read."""
+"""Number of scenes that are drawn, and maximum number of photographs."""
 SIDES = {
     "right": "sieved",
     "right_low": "sieved_low",
     "right_high": "sieved_high",
     "dense_right": "dense",
 }
-"""Figures of a row -> of `record.compared`."""
+"""Names of figures in a row -> their names in `record.compared`."""
 
 
 @dataclass(frozen=True)
 class DemoSettings:
-    """What a demo reads and measures.
+    """Settings of a demo.
 
     Attributes:
-        images: the user's photographs or videos; without any the photographs that scikit-image and scikit-learn ship.
+        images: the user's photographs or videos; if empty, the photographs that scikit-image and scikit-learn ship.
         pretrained: False: proposals without a weights file have random weights.
-        generated: whether the model knows the generated scenes, which are then read too.
-        scenes, seed: how many of those, and which.
-        batch: how many images are read at once, also where speed is measured.
-        seconds: to spend on measuring speed.
-        progress: called with what is going on, in a few words.
+        generated: whether the model was trained on the generated scenes, which are then used too.
+        scenes, seed: number of generated scenes, and their random seed.
+        batch: batch size, also for measuring speed.
+        seconds: time to spend on measuring speed.
+        progress: called with a short message about the current step.
     """
 
     images: Sequence[str]
@@ -64,8 +64,8 @@ class DemoSettings:
 
 @dataclass(frozen=True)
 class DemoImages:
-    """The batches of a demo: those on which models are compared, generated scenes where the model knows them, and
-    photographs; `record` counts the user's own."""
+    """The batches of a demo: those on which models are compared (generated scenes, if the model was trained on them),
+    and the photographs; `record` counts the user's own files."""
 
     evaluated: list[Batch]
     photographs: list[Batch]
@@ -74,10 +74,10 @@ class DemoImages:
 
 
 def demo_images(preprocessing: Preprocessing, settings: DemoSettings, scenes: Dataset[Any] | None) -> DemoImages:
-    """Read the photographs, and the generated `scenes` where there are any.
+    """Read the photographs and, if given, the generated `scenes`.
 
     Raises:
-        InputError: none of those that models are compared on can be read.
+        InputError: none of the images to compare models on can be read.
     """
     user_images = settings.images
     dataset: Dataset[Any] = Pictures(user_images, preprocessing, MOST) if user_images else photograph_set(preprocessing)
@@ -97,7 +97,7 @@ def demo_images(preprocessing: Preprocessing, settings: DemoSettings, scenes: Da
 def demo_record(
     opened: OpenedModel, fasts: Mapping[str, Sieved], batches: Sequence[Batch], settings: DemoSettings, figure: str
 ) -> Record:
-    """The rows of `measure_all`, speed at `settings.batch` images, and on how many pictures they were counted."""
+    """The rows of `measure_all`, with speed at batch size `settings.batch`, and the number of pictures."""
     size = settings.batch
     settings.progress(f"running every model, then measuring speed for {settings.seconds:g} s")
     images = torch.cat([leading(batches, size).images] * size)[:size].to(opened.device, opened.dtype)
@@ -112,12 +112,15 @@ def demo_sections(
     scenes_lead: str,
     photographs_lead: str,
 ) -> list[Section]:
-    """The first scenes and the photographs, drawn by `draw(title, lead, batch)`; of the leads what the task adds."""
+    """Sections of the first scenes and of the photographs, drawn by `draw(title, lead, batch)`.
+
+    `scenes_lead` and `photographs_lead` are the task's additions to the introductory text of each section.
+    """
     settings.progress("drawing")
     sections = []
     if settings.generated:
-        lead = f"Made for this run; none of these handwritten digits was in training. {scenes_lead}"
-        sections.append(draw("Fresh scenes", lead, leading(images.evaluated, SHOWN)))
+        lead = f"Generated for this run; none of these handwritten digits was in training. {scenes_lead}"
+        sections.append(draw("New scenes", lead, leading(images.evaluated, SHOWN)))
     if images.photographs:
         lead = "Whole photographs" + (photographs_lead if settings.generated else ".")
         sections.append(draw("Photographs", lead, leading(images.photographs, MOST)))
@@ -129,7 +132,7 @@ def _count(batches: Sequence[Batch]) -> int:
 
 
 def image_preprocessing(opened: OpenedModel) -> Preprocessing:
-    """How the model reads images; refused where it reads videos."""
+    """The model's image preprocessing. Raises `InputError` if it reads videos."""
     if not isinstance(opened.preprocessing, Preprocessing):
         raise InputError(
             f"This demo shows models that read images, and {type(opened.dense).__name__} reads videos: --task video."
@@ -145,15 +148,15 @@ def measure_all(
     seconds: float,
     figure: str = "top1",
 ) -> list[Record]:
-    """A row for each recipe: answers on `batches`, speed on `images` (B, 3, H, W) with all models interleaved.
+    """A row for each recipe: fidelity on `batches`, and speed on `images` (B, 3, H, W) with all models interleaved.
 
-    `right` and `dense_right` are the percentages `figure`, top1 or miou, None where a picture has no label; `same`
-    counts the answers that are the dense model's, None for embeddings and maps.
+    `right` and `dense_right` are the scores `figure`, top1 or miou, in percent, None unless every picture has a label;
+    `same` is the number of predictions equal to the dense model's, None for embeddings and maps.
     """
-    scored: dict[str, Any] = {}
+    score_settings: dict[str, Any] = {}
     if all(bool((batch.labels >= 0).all()) for batch in batches):
-        scored = {"k": 1} if figure == "top1" else {"labels": True}
-    results = {label: fidelity(fast, dense, batches, **scored) for label, fast in fasts.items()}
+        score_settings = {"k": 1} if figure == "top1" else {"labels": True}
+    results = {label: fidelity(fast, dense, batches, **score_settings) for label, fast in fasts.items()}
     calls: dict[str, Callable[[], object]] = {"dense": partial(dense, images)}
     for label, fast in fasts.items():
         limit = SlicingLimit.on(fast, images)
@@ -170,13 +173,13 @@ def measure_all(
         )
         total = macs(fast, images=sample) if fast.plan.varies else macs(fast, size)
         comparison = compared(results[label])
-        counts = comparison["agreement"] is not None and results[label].kind == "classes"
+        has_classes = comparison["agreement"] is not None and results[label].kind == "classes"
         rows.append(
             {
                 "label": label,
                 "recipe": str(fast.recipe),
                 **{name: comparison[name] for name in ("agreement", "agreement_low", "agreement_high", "cosine")},
-                "same": round(comparison["agreement"] * comparison["images"] / 100) if counts else None,
+                "same": round(comparison["agreement"] * comparison["images"] / 100) if has_classes else None,
                 **{name: comparison[side] and comparison[side][figure] for name, side in SIDES.items()},
                 "macs": total,
                 "macs_ratio": dense_macs / total,
@@ -190,7 +193,7 @@ def measure_all(
 
 
 def leading(batches: Sequence[Batch], count: int) -> Batch:
-    """The first `count` pictures of all batches as one."""
+    """The first `count` pictures of all batches as one batch."""
     images, labels, paths, times = zip(*batches, strict=True)
     frame_times = None if times[0] is None else torch.cat(times)[:count]
     return Batch(torch.cat(images)[:count], torch.cat(labels)[:count], tuple(chain(*paths))[:count], frame_times)

@@ -1,4 +1,4 @@
-"""`tokensieve demo`: a recipe beside the dense model and beside what it must be better than, measured and drawn."""
+"""`tokensieve demo`: measures and draws a recipe, the dense model and two baselines."""
 
 from __future__ import annotations
 
@@ -42,14 +42,14 @@ def run_demo(opened: OpenedModel, settings: DemoSettings) -> tuple[Record, list[
     def draw(title: str, lead: str, batch: Batch) -> Section:
         return drawn(title, lead, batch, mean, std, variants)
 
-    scenes_lead = "A wrong answer is marked."
-    photographs_lead = ", on which a reader of digits has only guesses."
+    scenes_lead = "Wrong predictions are marked."
+    photographs_lead = ", on which a model trained on digits can only guess."
     sections = demo_sections(images, settings, draw, scenes_lead, photographs_lead)
     return record | images.record, sections, images.failures
 
 
 def baselines(model: nn.Module, recipe: Recipe, input_size: Sequence[int], **settings: Any) -> dict[str, Recipe]:
-    """A recipe by its text, and what it must be better than: random patches at its ratio, merging at its MACs."""
+    """Recipes by name: the recipe and its baselines, random patches at its keep ratio and merging at its MACs."""
     recipes = {str(recipe): recipe}
     first = next(iter(recipe), None)
     if isinstance(first, PaPr) and first.ranks and first.needs_proposal:
@@ -60,14 +60,14 @@ def baselines(model: nn.Module, recipe: Recipe, input_size: Sequence[int], **set
             budget = macs(fast, input_size)
             recipes[MERGING] = merge_to(model, budget, input_size)
         except SieveError:
-            pass  # the recipe saves more than merging can, or the host cannot merge: one row fewer
+            pass  # merging cannot save as much, or the host cannot merge: leave this baseline out
     return recipes
 
 
 def drawn(
     title: str, lead: str, batch: Batch, mean: Sequence[float], std: Sequence[float], variants: Variants[str]
 ) -> Section:
-    """A row of panels for each picture: as it is, its map, and what each recipe reads, with the answers."""
+    """A row of panels for each picture: the input, its map, and the patches of each recipe, with predictions."""
     rows = []
     for image, label in zip(batch.images, batch.labels.tolist(), strict=True):
         picture, panels = photo(image, mean, std), list[Panel]()

@@ -1,4 +1,4 @@
-"""`tokensieve demo --task segment`: a segmenter whose patches leave early, measured and drawn beside the dense one."""
+"""`tokensieve demo --task segment`: measures and draws a segmenter with early exits for patches and the dense one."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from ..stream import Sieved
 from .compare import HEIGHT
 from .demo import DemoSettings, Record, demo_images, demo_record, demo_sections, image_preprocessing, leading
 from .demo_view import MERGING, RANDOM
-from .explain import class_names, dense_answers, explain
+from .explain import class_names, dense_output_and_kind, explain
 from .page import Panel, Section
 from .record import COUNTED, on_pictures
 from .segments import class_panel
@@ -30,14 +30,14 @@ if TYPE_CHECKING:
     from ..model_spec import OpenedModel
 
 THRESHOLDS = (0.99, 0.9, 0.7)
-"""Beside a recipe of `dtop` alone with one threshold."""
+"""Further thresholds to compare with, for a recipe of `dtop` alone with one threshold."""
 
 
 def run_demo(opened: OpenedModel, settings: DemoSettings) -> tuple[Record, list[Section], list[Failure]]:
     """Measure and draw a segmenter under its recipe, on generated scenes and on photographs.
 
     Raises:
-        InputError: the model does not name the class of every pixel.
+        InputError: the model does not predict a class for every pixel.
     """
     dense, fast, _ = opened
     preprocessing = image_preprocessing(opened)
@@ -48,10 +48,10 @@ def run_demo(opened: OpenedModel, settings: DemoSettings) -> tuple[Record, list[
         scenes = SceneMaps("val", settings.scenes, settings.seed, AsTensor(mean, std), size=size)
     images = demo_images(preprocessing, settings, scenes)
     sample = leading(images.evaluated, COUNTED).images.to(opened.device, opened.dtype)
-    _, kind = dense_answers(dense, sample[:1])
+    _, kind = dense_output_and_kind(dense, sample[:1])
     if kind.name != "class-map":
         raise InputError(
-            f"--task segment shows models that name the class of every pixel, which {type(dense).__name__} does not."
+            f"--task segment is for models that predict a class for every pixel, and {type(dense).__name__} does not."
         )
     fasts = open_variants(dense, baselines(dense, fast, sample), mean, std, pretrained=settings.pretrained)
     record = demo_record(opened, fasts, images.evaluated, settings, "miou") | on_pictures(fast, dense, sample)
@@ -60,13 +60,14 @@ def run_demo(opened: OpenedModel, settings: DemoSettings) -> tuple[Record, list[
     def draw(title: str, lead: str, batch: Batch) -> Section:
         return drawn(title, lead, opened, batch, names)
 
-    photographs_lead = ", without digits and fragments: most of them leaves at once."
+    photographs_lead = ", without digits and fragments: most patches exit at once."
     sections = demo_sections(images, settings, draw, "Labels are exact.", photographs_lead)
     return record | images.record, sections, images.failures
 
 
 def baselines(dense: nn.Module, fast: Sieved, images: Tensor) -> dict[str, Recipe]:
-    """A recipe by its text; of `dtop` alone other thresholds; and merging and random patches at its MACs."""
+    """Recipes by name: the recipe itself, for `dtop` alone also other thresholds; and merging and random patches at its
+    MACs."""
     recipes = {str(fast.recipe): fast.recipe}
     methods = list(fast.recipe)
     dtop = methods[0] if len(methods) == 1 else None
@@ -76,13 +77,13 @@ def baselines(dense: nn.Module, fast: Sieved, images: Tensor) -> dict[str, Recip
     size = tuple(images.shape[1:])
     budget = macs(fast, images=images) if fast.plan.varies else macs(fast, size)
     for label, baseline in ((MERGING, merge_to), (RANDOM, drop_to)):
-        with suppress(SieveError):  # the recipe saves more than that can, or the host cannot take it: one row fewer
+        with suppress(SieveError):  # it cannot save as much, or the host cannot take it: leave it out
             recipes[label] = baseline(dense, budget, size)
     return recipes
 
 
 def drawn(title: str, lead: str, opened: OpenedModel, batch: Batch, names: Sequence[str] | None) -> Section:
-    """A row of panels for each picture: as it is, its labels where there are any, both answers, and the exits."""
+    """A row of panels for each picture: the input, its labels if any, both predictions, and the exits of patches."""
     dense, fast, preprocessing = opened
     dense_macs = macs(dense, (3, *preprocessing.input_size))
     rows = []
@@ -98,7 +99,7 @@ def drawn(title: str, lead: str, opened: OpenedModel, batch: Batch, names: Seque
 
 
 def _with_agreement(panel: Panel, agreement: float | None) -> Panel:
-    """The panel, of the sieved map with its agreement with the dense one as a note."""
+    """The panel; if it shows the sieved class map, with the agreement with the dense map as a note."""
     if panel.caption == "Classes, sieved" and agreement is not None:
         return replace(panel, note=f"{agreement:.1f} % as in the dense map")
     return panel

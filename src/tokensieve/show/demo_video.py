@@ -1,4 +1,4 @@
-"""`tokensieve demo --task video`: a model that reads videos under a recipe, measured and drawn beside its baselines."""
+"""`tokensieve demo --task video`: measures and draws a video model under a recipe and its baselines."""
 
 from __future__ import annotations
 
@@ -28,25 +28,25 @@ if TYPE_CHECKING:
     from ..model_spec import OpenedModel
 
 SHOWN = 2
-"""Moving scenes that are drawn."""
+"""Number of moving scenes that are drawn."""
 HEIGHT = 192
-"""Pixels of a panel's height."""
+"""Height of a panel in pixels."""
 MOTION = "motion alone"
-"""The same recipe with a map made without a network: how much each patch changes."""
+"""Label of the same recipe with a map of the change of each patch over time, which needs no network."""
 
 
 def run_demo(opened: OpenedModel, settings: DemoSettings) -> tuple[Record, list[Section], list[Failure]]:
     """Measure and draw a model under its recipe, on generated clips or on the user's videos.
 
     Raises:
-        InputError: the model reads images; no videos for a model that knows nothing of the generated ones.
+        InputError: the model reads images, or no videos are given for a model that was not trained on generated ones.
     """
     dense, fast, preprocessing = opened
     if not isinstance(preprocessing, VideoPreprocessing):
-        raise InputError(f"--task video shows models that read videos, which {type(dense).__name__} does not.")
+        raise InputError(f"--task video is for models that read videos, and {type(dense).__name__} does not.")
     videos = settings.images
     if not videos and not settings.generated:
-        raise InputError("Give videos to show the model on: only the bundled one knows the generated scenes.")
+        raise InputError("Give videos to run the model on: only the bundled one was trained on generated scenes.")
     dataset: Any = (
         Videos(videos, preprocessing, MOST)
         if videos
@@ -75,7 +75,7 @@ def run_demo(opened: OpenedModel, settings: DemoSettings) -> tuple[Record, list[
 
 
 def baselines(model: nn.Module, recipe: Recipe, spec: Sequence[int], **settings: Any) -> dict[str, Recipe]:
-    """The baselines of images, and the same recipe by motion alone."""
+    """The baselines of image models, and the same recipe with a map of motion alone."""
     recipes = demo_classify.baselines(model, recipe, spec, **settings)
     first = next(iter(recipe), None)
     if isinstance(first, PaPr) and first.ranks and first.needs_proposal:
@@ -95,7 +95,7 @@ def clip_section(
     *,
     titled: bool,
 ) -> Section:
-    """A clip as columns over time: its frames, its map, and what each recipe reads of it, with the answers."""
+    """A clip as columns over time: its frames, its map, and the patches that each recipe keeps, with predictions."""
     label = int(batch.labels[index])
     assert batch.times is not None
     clip, times = batch.images[index : index + 1], batch.times[index, :1]
@@ -114,7 +114,7 @@ def clip_section(
 
 
 def _with_answer(strip: tuple[Panel, ...], caption: str, clip: ExplainedClip, label: int) -> tuple[Panel, ...]:
-    """A recipe's strip under its name, with its answer at the first moment; a wrong one in another colour."""
+    """A recipe's strip with its name as caption and its prediction at the first moment; a wrong one is marked."""
     verdict = clip.verdict
     first, *rest = (replace(panel, caption=caption) for panel in strip)
     if verdict is None:

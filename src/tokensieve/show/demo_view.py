@@ -1,4 +1,4 @@
-"""What `tokensieve demo` prints and writes, of whatever task: the figures, the table of all recipes, the pictures."""
+"""The output of `tokensieve demo` for all tasks: the figures, the table of all recipes, the pictures."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ RANDOM, RANDOM_PIXELS, MERGING = "random patches", "random pixels", "merging alo
 BASELINES = (RANDOM, RANDOM_PIXELS, MERGING)
 """The labels of the baselines; see `demo_classify.baselines`."""
 FIGURES = {"top1": ("right", "right answers"), "miou": ("mIoU", "mean IoU")}
-"""Figure -> its name above a column, and in a sentence."""
+"""Figure -> its name in a table header, and in a sentence."""
 
 
 def demo_report(record: Record, sections: Sequence[Section]) -> Report:
@@ -65,21 +65,21 @@ def demo_report(record: Record, sections: Sequence[Section]) -> Report:
 
 
 def demo_view(record: Record) -> RenderableType:
-    """What the command prints: what ran, the table, the files."""
+    """The text that the command prints: the setup, the table, the files."""
     head, rows = _cells(record)
     table = new_table(*head)
     for row in rows:
         table.add_row(*row)
     legend = (
         "Measured and limit: times faster than the dense model; the limit is the host on as many "
-        f"{units(record)}, for free."
+        f"{units(record)}, without the cost of selection."
     )
     paths = [Text(path, style="bold") for path in record["out"]]
     return Group(header(record), "", table, "", Text(legend, style="dim"), "", *paths)
 
 
 def _cells(record: Record) -> tuple[tuple[str, ...], list[list[str]]]:
-    """Head and rows of the table, the dense model first; right answers and agreement where there are any."""
+    """Head and rows of the table, the dense model first; with accuracy and agreement if they exist."""
     rows, scored = record["rows"], record["rows"][0]["right"] is not None
     agreeing = record["rows"][0]["agreement"] is not None
     head = [
@@ -96,8 +96,8 @@ def _cells(record: Record) -> tuple[tuple[str, ...], list[list[str]]]:
     for row in rows:
         same = f"{row['cosine']:.3f}"
         if agreeing:
-            counted = row["same"] is not None
-            same = f"{row['same']} of {record['pictures']}" if counted else f"{row['agreement']:.1f}%"
+            has_count = row["same"] is not None
+            same = f"{row['same']} of {record['pictures']}" if has_count else f"{row['agreement']:.1f}%"
         cells.append(
             [
                 brief(row["label"]),

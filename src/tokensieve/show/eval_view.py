@@ -1,4 +1,4 @@
-"""What `tokensieve eval` prints: both models beside each other, how far they agree."""
+"""The output of `tokensieve eval`: both models' scores and their agreement."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ Record = dict[str, Any]
 
 
 def eval_view(record: Record) -> RenderableType:
-    """The record of `tokensieve eval`: what ran, both models beside each other, how far they agree."""
+    """The record of `tokensieve eval`: the setup, both models' scores, their agreement."""
     scored = record["dense"] is not None
     ks = list(record["dense"]) if scored else []
     table = new_table("", *(k.replace("top", "top-") for k in ks), f"GMAC {a_unit(record)}")
@@ -35,12 +35,12 @@ INTERVALS = f"In brackets: 95 % intervals, of shares {SHARES}'s, of changes and 
 
 
 def lost(record: Record) -> str:
-    """How far a sieved model is from its dense one, from `record.compared`."""
+    """The difference between a sieved and its dense model as text, from `record.compared`."""
     parts = [f"cosine {_mean(record, 'cosine')}"]
     ends = between(record["agreement_low"], record["agreement_high"])
     if record.get("neighbours") is not None:
-        near = between(record["neighbours_low"], record["neighbours_high"])
-        parts.append(f"same nearest neighbour {record['neighbours']:.1f}% {near}")
+        neighbour_ends = between(record["neighbours_low"], record["neighbours_high"])
+        parts.append(f"same nearest neighbour {record['neighbours']:.1f}% {neighbour_ends}")
     if record.get("kind") == "class-map":
         parts = [
             f"same class {record['agreement']:.1f}% of the pixels {ends}",

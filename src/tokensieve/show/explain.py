@@ -1,4 +1,4 @@
-"""What a recipe does to each picture, as panels, figures and plain records."""
+"""Shows the effect of a recipe on each picture, as panels, figures and plain records."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from .tables import percent
 
 @dataclass(frozen=True)
 class Answer:
-    """The class that a model gives a picture, its name where it is known, and the probability it gives it."""
+    """The class that a model predicts for a picture, its name if known, and its probability."""
 
     index: int
     name: str | None
@@ -40,7 +40,7 @@ class Answer:
 
 @dataclass(frozen=True)
 class Verdict:
-    """Both models' answers to a picture; `confidence` is the probability that the sieved one gives the dense answer."""
+    """Both models' predictions for a picture; `confidence` is the sieved probability of the dense prediction."""
 
     dense: Answer
     sieved: Answer
@@ -51,7 +51,7 @@ class Verdict:
         return self.dense.index == self.sieved.index
 
     def record(self) -> dict[str, Any]:
-        """As plain JSON."""
+        """The predictions as plain JSON."""
         return {**asdict(self), "same": self.same}
 
 
@@ -60,18 +60,18 @@ class Explained:
     """One picture under a recipe.
 
     Attributes:
-        panels: the picture; its significance map, its kept patches and its merged patches where the recipe has them;
-            of a segmenter both class maps, and where patches left it early.
-        facts: the answers in words.
-        verdict: the answers; None for a host without a classifier.
-        cosine: of the two models' embeddings, or maps of features, where there is no classifier and both have one
-            shape.
-        agreement: percent of the pixels of a class map that keep their class, or of a depth map that keep their depth
-            within a factor of 1.25; None of other outputs.
-        kept: patches kept before block 0, or pixels in the first stage that leaves any out; None where all were kept.
+        panels: the picture; its significance map, its kept patches and its merged patches, if the recipe has them;
+            for a segmenter both class maps, and the early exits of patches.
+        facts: the predictions as text.
+        verdict: the predictions; None for a host without a classifier.
+        cosine: cosine similarity of the two models' embeddings or feature maps, if there is no classifier and both have
+            equal shape.
+        agreement: percent of the pixels of a class map with the same class, or of a depth map with the same depth
+            within a factor of 1.25; None for other outputs.
+        kept: number of patches kept before block 0, or of pixels in the first stage that drops any; None if all were.
         tokens_per_block: tokens of this picture, prefix included, that each block's MLP read.
-        left_behind: of a recipe with early exits the block, as text, behind which patches left -> how many; those that
-            stay leave behind the last.
+        left_behind: for a recipe with early exits, block index as text -> number of patches that exit after that block;
+            patches that never exit early count for the last block.
     """
 
     panels: tuple[Panel, ...]
@@ -84,7 +84,7 @@ class Explained:
     left_behind: dict[str, int] | None = None
 
     def record(self) -> dict[str, Any]:
-        """As plain JSON, without the panels."""
+        """The figures as plain JSON, without the panels."""
         answers = {"dense": None, "sieved": None} if self.verdict is None else self.verdict.record()
         counts = {"kept": self.kept, "tokens_per_block": list(self.tokens_per_block)}
         compared = {"cosine": self.cosine, "agreement": self.agreement, "left_behind": self.left_behind}
@@ -93,7 +93,7 @@ class Explained:
 
 @dataclass(frozen=True)
 class BothOutputs:
-    """The outputs of both models on a batch, image by image, and what the recipe did; see `Explained`."""
+    """The outputs of both models on a batch, their comparison for each image, and the trace; see `Explained`."""
 
     trace: Trace
     dense: Tensor
@@ -104,13 +104,13 @@ class BothOutputs:
     kind: OutputKind
 
     def facts(self, index: int) -> tuple[Fact, ...]:
-        """The answers to one of them in words."""
+        """The predictions for one image as text."""
         return _facts(self.verdicts[index], self.cosines[index], self.agreements[index], self.kind)
 
 
 def run_both(fast: Sieved, dense: nn.Module, images: Tensor, classes: Sequence[str] | None = None) -> BothOutputs:
     """Run both models on images or clips, on their device and in their dtype; arguments as in `explain`."""
-    output, kind = dense_answers(dense, images)
+    output, kind = dense_output_and_kind(dense, images)
     trace = traced(fast, images)
     sieved = as_tensor(trace.output, fast, len(images))
     verdicts = compare_answers(_probabilities(output, kind), sieved, classes)
@@ -127,14 +127,15 @@ def explain(
     *,
     height: int = HEIGHT,
 ) -> list[Explained]:
-    """Run both models on images and draw what the recipe did to each.
+    """Run both models on images and draw the effect of the recipe on each.
 
     Args:
         fast: the sieved model.
-        dense: the host, or any model that answers alike.
-        images: (B, 3, H, W), normalised with `mean` and `std`; they are brought to the models' device and dtype.
+        dense: the host, or any model with the same kind of output.
+        images: (B, 3, H, W), normalised with `mean` and `std`; they are moved to the models' device and dtype.
+        mean, std: the normalisation of the images.
         classes: the names of the classes in index order; see `class_names`.
-        height: of the panels, in pixels.
+        height: height of the panels in pixels.
 
     Returns:
         One `Explained` for each image.
@@ -144,27 +145,29 @@ def explain(
     assert tokens is not None
     grid = (tokens.grid[0], tokens.grid[1])
     merging, staged = tokens.size is not None, fast.units == "pixels"
-    grain = _maps(fast, images) if staged else f"{grid[0] * grid[1]} patches"
+    grid_text = _map_sizes(fast, images) if staged else f"{grid[0] * grid[1]} patches"
 
     explained = []
     for i, image in enumerate(images):
         picture = photo(image, mean, std, height)
-        size = f"{image.shape[-2]} x {image.shape[-1]} pixels, {grain}"
+        size = f"{image.shape[-2]} x {image.shape[-1]} pixels, {grid_text}"
         panels = [Panel(picture, "Input", size, "The picture as the model reads it")]
         if trace.significance is not None:
             note = "blue is low, yellow is high"
             panels.append(Panel(heat(picture, trace.significance[i]), "Significance map", note, "Its significance map"))
         for mask in trace.masks:
             share = f"{mask.kept.shape[1]} of {mask.grid[0] * mask.grid[1]}"
-            reading = kept(picture, mask.kept[i], mask.grid)
-            panels.append(Panel(reading, mask.title, share, f"The {share} {'pixels' if staged else 'patches'} kept"))
+            kept_picture = kept(picture, mask.kept[i], mask.grid)
+            panels.append(
+                Panel(kept_picture, mask.title, share, f"The {share} {'pixels' if staged else 'patches'} kept")
+            )
         if merging:
             left = f"{tokens.x.shape[1] - tokens.prefix} after the last block"
-            reading = groups(picture, trace.source[i], grid)
-            panels.append(Panel(reading, "Merged patches", left, f"The patches merged, {left}"))
+            merged_picture = groups(picture, trace.source[i], grid)
+            panels.append(Panel(merged_picture, "Merged patches", left, f"The patches merged, {left}"))
         if result.kind.name == "class-map":
-            for maps, whose in ((result.dense, "dense"), (result.sieved, "sieved")):
-                panels.append(class_panel(picture, maps[i].argmax(0), maps.shape[1], classes, f"Classes, {whose}"))
+            for maps, owner in ((result.dense, "dense"), (result.sieved, "sieved")):
+                panels.append(class_panel(picture, maps[i].argmax(0), maps.shape[1], classes, f"Classes, {owner}"))
         if trace.exits:
             panels.append(exits_panel(picture, trace, i))
         explained.append(
@@ -183,7 +186,8 @@ def explain(
 
 
 @torch.no_grad()
-def _maps(fast: Sieved, images: Tensor) -> str:
+def _map_sizes(fast: Sieved, images: Tensor) -> str:
+    """The sizes of the first and last feature map as text."""
     parameter = next(fast.model.parameters())
     sizes = fast.sizes(images[:1].to(parameter.device, parameter.dtype))
     return f"maps of {sizes[0][0]} x {sizes[0][1]} to {sizes[-1][0]} x {sizes[-1][1]}"
@@ -191,15 +195,15 @@ def _maps(fast: Sieved, images: Tensor) -> str:
 
 def dense_output(dense: nn.Module, images: Tensor) -> tuple[Tensor, Tensor | None]:
     """The dense model's output on the CPU, and its class probabilities (B, K); None for a host without a classifier."""
-    output, kind = dense_answers(dense, images)
+    output, kind = dense_output_and_kind(dense, images)
     return output, _probabilities(output, kind)
 
 
-def dense_answers(dense: nn.Module, images: Tensor) -> tuple[Tensor, OutputKind]:
-    """The dense model's output on the CPU, and what it is."""
+def dense_output_and_kind(dense: nn.Module, images: Tensor) -> tuple[Tensor, OutputKind]:
+    """The dense model's output on the CPU, and its kind."""
     with evaluating(dense):
-        (answers,) = forward_batches([dense], [images])
-    return answers.outputs[0], answers.kind()
+        (batch_outputs,) = forward_batches([dense], [images])
+    return batch_outputs.outputs[0], batch_outputs.kind()
 
 
 def _probabilities(output: Tensor, kind: OutputKind) -> Tensor | None:
@@ -207,7 +211,7 @@ def _probabilities(output: Tensor, kind: OutputKind) -> Tensor | None:
 
 
 def _compared(kind: OutputKind, dense: Tensor, sieved: Tensor) -> tuple[Sequence[float | None], Sequence[float | None]]:
-    """Of each image the cosine of what has no classes, and the percentage of pixels of a map that stay."""
+    """For each image the cosine of outputs without classes, and the percentage of pixels of a map that agree."""
     nothing: list[float | None] = [None] * len(dense)
     if dense.shape != sieved.shape or kind.name in ("classes", "tokens"):
         return nothing, nothing
@@ -228,7 +232,8 @@ def traced(fast: Sieved, images: Tensor) -> Trace:
 def compare_answers(
     probabilities: Tensor | None, output: Tensor, classes: Sequence[str] | None
 ) -> list[Verdict | None]:
-    """Verdicts from `dense_output` and a sieved output (B, K); a list of None for a host without a classifier."""
+    """Compare predictions, from probabilities of `dense_output` and a sieved output (B, K); a list of None for a host
+    without a classifier."""
     if probabilities is None:
         return [None] * len(output)
     verdicts: list[Verdict | None] = []
@@ -244,12 +249,12 @@ def class_names(model: nn.Module, file: str | Path | None = None) -> list[str] |
     """The names of a model's classes in index order.
 
     Args:
-        model: the host; a segmenter that was trained here names its own, a transformers model those in its config, and
-            the names of ImageNet's classes are known where it has as many.
-        file: names instead, in any form that `data.class_index` reads.
+        model: the host. Names come from a segmenter trained by tokensieve, from the config of a transformers model, or
+            from ImageNet if the model has as many classes.
+        file: a file with other names, in any form that `data.class_index` reads.
 
     Returns:
-        None where the names are not known.
+        The names; None if they are not known.
 
     Raises:
         InputError: the file cannot be read, or does not name every class of the model.
@@ -265,7 +270,7 @@ def class_names(model: nn.Module, file: str | Path | None = None) -> list[str] |
         return [info.index_to_description(index).split(",")[0] for index in range(info.num_classes())]
     names = class_descriptions(file)
     if not count:
-        raise InputError(f"The class names of {file} have no use: {type(model).__name__} has no classifier.")
+        raise InputError(f"The class names of {file} cannot be used: {type(model).__name__} has no classifier.")
     for index in range(count):
         if index not in names:
             raise InputError(f"{file} names {len(names)} classes, but not class {index} of the model's {count}.")
@@ -273,7 +278,7 @@ def class_names(model: nn.Module, file: str | Path | None = None) -> list[str] |
 
 
 def _own_names(model: nn.Module) -> list[str]:
-    """The names that a model states itself; none where it has numbers alone."""
+    """Class names stored in the model; empty if it only has numbers."""
     if model_names := getattr(model, "class_names", ()):
         return list(model_names)
     labels = getattr(getattr(model, "config", None), "id2label", None) or {}
@@ -291,10 +296,10 @@ def _facts(
     verdict: Verdict | None, cosine: float | None, agreement: float | None, kind: OutputKind
 ) -> tuple[Fact, ...]:
     if agreement is not None:
-        kept = "class" if kind.classes else "depth, within a factor of 1.25"
-        return (Fact(percent(agreement / 100), f"of the pixels keep their {kept}"),)
+        quantity = "class" if kind.classes else "depth, within a factor of 1.25"
+        return (Fact(percent(agreement / 100), f"of the pixels keep their {quantity}"),)
     if verdict is None:
-        noun = "map of features" if kind.name == "feature-map" else "embedding"
+        noun = "feature map" if kind.name == "feature-map" else "embedding"
         return () if cosine is None else (Fact(f"{cosine:.3f}", f"cosine of the dense and the sieved {noun}"),)
     facts = [Fact(str(verdict.dense), "dense answer")]
     if verdict.same:

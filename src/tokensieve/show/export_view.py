@@ -1,4 +1,4 @@
-"""What `tokensieve export` prints when the file is in its place."""
+"""The output of `tokensieve export`."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from .tables import header
 
 
 def cascade_view(record: dict[str, Any]) -> RenderableType:
-    """What ran, the rule and the members' files, and how far they are from PyTorch together."""
+    """The setup, the files of the rule and of the members, and the largest difference from PyTorch."""
     grid = Table.grid(padding=(0, 2))
     kind = "exported programs" if record["format"] == "program" else "ONNX"
     grid.add_row("rule", Text(record["path"], style="bold"))
@@ -27,7 +27,7 @@ def cascade_view(record: dict[str, Any]) -> RenderableType:
 
 
 def export_view(record: dict[str, Any]) -> RenderableType:
-    """What ran, the file with its input and output, and how far it is from PyTorch."""
+    """The setup, the file with its inputs and outputs, and the largest difference from PyTorch."""
     grid = Table.grid(padding=(0, 2))
     kind = "exported program" if record["opset"] is None else f"ONNX, opset {record['opset']}"
     grid.add_row("file", Text(record["path"], style="bold"))

@@ -1,4 +1,4 @@
-"""Which files were read, could not be read, and were skipped: counted in every record and table, named on stderr."""
+"""Files that were read, failed or were skipped: counted in every record and table, and named on stderr."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ if TYPE_CHECKING:
     from ..data import Failure, Skipped
 
 NAMED = 3
-"""Skipped files and folders that are named, of each kind."""
+"""Number of skipped files and folders that are named for each reason."""
 
 
 def files_record(pictures: Any, read: int, failures: Sequence[Failure]) -> dict[str, Any]:
     """The parts `files` (counts), `skipped` and `failures` (each with path and reason) of a command's record.
 
     Args:
-        pictures: a set of pictures or videos; it may have `found` and `skipped`.
-        read: pictures that went through the model.
+        pictures: a dataset of pictures or videos; it may have `total` and `skipped`.
+        read: number of pictures that went through the model.
         failures: pictures that could not be read.
     """
     skipped: Sequence[Skipped] = getattr(pictures, "skipped", ())
@@ -40,7 +40,7 @@ def files_record(pictures: Any, read: int, failures: Sequence[Failure]) -> dict[
 
 
 def files_line(files: dict[str, Any]) -> str:
-    """The counts of a record's `files` in words: "12 of 40 pictures read, 1 failed, 3 skipped (.txt 2, ...)"."""
+    """The counts of a record's `files` as text: "12 of 40 pictures read, 1 failed, 3 skipped (.txt 2, ...)"."""
     many: str = files.get("of", PICTURES.many)
     read, failed, total, skipped = files["read"], files["failed"], files["total"], files["skipped"]
     of = f" of {total}" if total is not None and total > read + failed else ""
@@ -50,14 +50,14 @@ def files_line(files: dict[str, Any]) -> str:
 
 
 def tell_files(pictures: Any) -> None:
-    """Print to stderr what a set of pictures skips, kind by kind, and what else changes labels or pictures."""
-    kinds: dict[str, list[str]] = {}
+    """Print to stderr the files that a dataset skips, by reason, and its other notes."""
+    paths_by_reason: dict[str, list[str]] = {}
     for entry in getattr(pictures, "skipped", ()):
-        kinds.setdefault(entry.reason, []).append(entry.path)
-    if kinds:
-        total = sum(map(len, kinds.values()))
+        paths_by_reason.setdefault(entry.reason, []).append(entry.path)
+    if paths_by_reason:
+        total = sum(map(len, paths_by_reason.values()))
         print(f"tokensieve: {total} skipped, which {'is' if total == 1 else 'are'} not read:", file=sys.stderr)
-    for reason, paths in sorted(kinds.items(), key=lambda kind: -len(kind[1])):
+    for reason, paths in sorted(paths_by_reason.items(), key=lambda item: -len(item[1])):
         more = f" and {len(paths) - NAMED} more" if len(paths) > NAMED else ""
         print(f"  {reason} {len(paths)}: {', '.join(paths[:NAMED])}{more}", file=sys.stderr)
     for note in getattr(pictures, "notes", ()):

@@ -1,4 +1,4 @@
-"""The folder that a search leaves: recipe files, a table, a picture and everything as JSON."""
+"""Writes the results of a search to a folder: recipe files, a table, a plot and everything as JSON."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ if TYPE_CHECKING:
 def save_front(front: Front, folder: str | os.PathLike[str]) -> Path:
     """Write best.json, the recommended recipe, a file for every point of the front, front.csv, .json and .png.
 
-    The folder is made if its parent is there; files of the same names are replaced. Paths of weights are relative
-    to it. The correction.safetensors of a search that was saved here before goes, unless a recipe here names it.
+    The folder is made if its parent exists; files of the same names are replaced. Paths of weights are relative to it.
+    The correction.safetensors of an earlier search is removed, unless a recipe in the folder names it.
 
     Raises:
         InputError: it cannot be written.
     """
-    from .front_plot import front_plot  # matplotlib takes a while: only where something is drawn
+    from .front_plot import front_plot  # imported only if needed: importing matplotlib is slow
 
     folder = make_folder(folder)
     for name, point in {"best": front.recommended, **{_file_name(point): point for point in front.pareto}}.items():
@@ -38,9 +38,10 @@ def save_front(front: Front, folder: str | os.PathLike[str]) -> Path:
         front_plot(front).savefig(file, format="png", dpi=150)
     with draft(folder / "front.json") as file:
         file.write_text(front.to_json(folder) + "\n", encoding="utf-8")
-    before, paths = folder / CORRECTION, [] if front.corrected is None else front.corrected.recipe.paths()
-    if before.is_file() and not any(same_file(before, path) for path in paths) and not recipes_with(before):
-        before.unlink()
+    old_weights, paths = folder / CORRECTION, [] if front.corrected is None else front.corrected.recipe.paths()
+    unused = not any(same_file(old_weights, path) for path in paths)
+    if old_weights.is_file() and unused and not recipes_with(old_weights):
+        old_weights.unlink()
     return folder
 
 

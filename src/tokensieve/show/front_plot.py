@@ -1,4 +1,4 @@
-"""The picture of a front: what recipes lose against what they cost and how long they take."""
+"""Plot of a Pareto front: the loss of recipes against their MACs and their time."""
 
 from __future__ import annotations
 
@@ -12,19 +12,19 @@ from matplotlib.figure import Figure
 if TYPE_CHECKING:
     from ..search.front import Front, Point
 
-# Okabe and Ito's colours, which colour-blind readers tell apart.
+# Okabe and Ito's colours, which colour-blind readers can distinguish.
 SEARCHED = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#000000")
 SINGLE = "#8a929b"
 FAR = 12
-"""Recipes that lose so many times what the recommended one does are left outside, where they flatten nothing."""
+"""Recipes that lose more than this many times as much as the recommended one are outside of the plot's range."""
 
 
 def front_plot(front: Front) -> Figure:
-    """Two panels that share the divergence upwards: MACs an image, and time over the dense model's where it was
-    measured.
+    """Two panels with the divergence as the shared y axis: against MACs per image, and against time relative to the
+    dense model if it was measured.
 
-    Searched families are lines with filled marks, methods alone grey marks, the recommended recipe has a ring, and the
-    dense model stands at divergence 0.
+    Searched families are lines with filled markers, single methods have grey markers, the recommended recipe has a
+    ring, and the dense model is at divergence 0.
     """
     chart = Figure(figsize=(10.5, 4.4), layout="constrained")
     left, right = chart.subplots(1, 2, sharey=True)
@@ -42,7 +42,7 @@ def front_plot(front: Front) -> Figure:
         axes.spines[["top", "right"]].set_visible(False)
         axes.grid(color="#e3e6ea", linewidth=0.6)
         axes.set_axisbelow(True)
-    # A root keeps the small divergences apart and still has a place for the dense model's zero.
+    # A square root scale separates small divergences and, unlike a logarithm, contains the dense model's 0.
     left.set_yscale("function", functions=(lambda y: np.sqrt(np.maximum(y, 0)), np.square))
     worst = max(_divergence(point) for point in front.points)
     top = min(worst, FAR * _divergence(front.best)) or worst
@@ -85,7 +85,7 @@ def _draw(
 
 
 def _line(point: Point) -> str:
-    """Which line a point is on: cascades of all promises are on one."""
+    """The name of a point's line; all cascades are on one line."""
     return point.family if point.kind == "cascade" else point.title
 
 
@@ -97,17 +97,17 @@ def _spread(axes: Any, points: Sequence[Point], colour: str) -> None:
 
 
 def _divergence(point: Point) -> float:
-    """On images that the search did not see, where there are any."""
+    """The divergence on the held-out images, or on the search images if there are none."""
     return point.search.divergence if point.heldout is None else point.heldout.divergence
 
 
 def _macs(point: Point) -> float:
-    """An image; where that depends on images, of those whose divergence is shown."""
+    """MACs per image; if they depend on images, on those whose divergence is plotted."""
     return point.macs if point.heldout_macs is None else point.heldout_macs
 
 
 def _ticks(top: float) -> list[float]:
-    """Round numbers from 0 up that a root scale keeps apart."""
+    """Round numbers from 0 up that are far enough apart on a square root scale."""
     base = 10.0 ** np.floor(np.log10(top)) if top > 0 else 1.0
     steps = [0.01, 0.05, 0.1, 0.2, 0.5, 1, 2, 3, 5, 7, 10]
     return [0.0, *(step * base for step in steps if 0.02 * top <= step * base <= 1.1 * top)]

@@ -1,4 +1,4 @@
-"""From files and folders to the report that `tokensieve show` writes, and what it prints about it."""
+"""Makes the report that `tokensieve show` writes, and the text that it prints."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from ..data import Preprocessing
 from ..measure import macs
 from ..measure.outputs import nothing_read
 from ..methods import PaPr
-from .compare import compare_plot, compare_section, compare_table, grid_section, grid_table, map_costs, spoken
+from .compare import compare_plot, compare_section, compare_table, grid_section, grid_table, map_costs, ratio_text
 from .explain import explain
 from .page import Fact, Report, Section
 from .progress import TrackedBatches, working
@@ -31,24 +31,25 @@ Record = dict[str, Any]
 
 HOW_TO_READ = {
     "Significance map": "one colour for each patch, from dark blue (lowest) over green to yellow (highest).",
-    "Kept patches": "what the host reads is as it was, with a light border; what it does not read is dark and grey.",
+    "Kept patches": "patches that the host reads are unchanged, with a light border; dropped ones are dark and grey.",
     "Merged patches": "patches that became one token have one colour, the mean of their pixels, and a border; "
-    "a patch that is still a token of its own is shown as it is.",
-    "Exits": "one colour for each block behind which patches left, the darker the earlier. No later block read them: "
-    "their class is what the head there said. The surest patches of each class stay, as context for the others.",
+    "a patch that was not merged is unchanged.",
+    "Exits": "one colour for each block after which patches exit, darker for earlier blocks. No later block reads "
+    "them: their class is the prediction of the head at that exit. The most confident patches of each class stay, as "
+    "context for the others.",
     "Classes": "the class of each pixel, by the colours below each map.",
 }
-OF_STAGES = {
+HOW_TO_READ_STAGES = {
     "Significance map": "one colour for each pixel of the first map, from dark blue (lowest) over green to yellow "
     "(highest).",
-    "Kept": "the pixels of a stage's map, of the first that leaves any out where one is shown, on which point-wise "
-    "operators run are as they were, with a light border; the others are dark and grey.",
+    "Kept": "pixels of a stage's map (of the first stage that drops any, if one is shown) on which point-wise "
+    "operators run are unchanged, with a light border; the others are dark and grey.",
 }
 
 
 @dataclass(frozen=True)
 class Gallery:
-    """What is shown of all pictures: sections and figures for people, the record for programs."""
+    """The drawn pictures: sections and figures for the page, and the record as plain JSON."""
 
     sections: tuple[Section, ...]
     facts: tuple[Fact, ...]
@@ -58,7 +59,7 @@ class Gallery:
 def explained(
     opened: OpenedModel, batches: TrackedBatches, names: Mapping[str, str], classes: Sequence[str] | None
 ) -> Gallery:
-    """Each picture under the recipe."""
+    """A section for each picture under the recipe."""
     dense, fast, preprocessing = opened
     sections, pictures = [], list[Record]()
     dense_macs = macs(dense, opened.input_spec)
@@ -80,7 +81,7 @@ def explained(
 
 
 def answer_facts(records: Sequence[Record]) -> tuple[Fact, ...]:
-    """How many answers stay, of records of pictures or clips, or how much of class maps; nothing of other outputs."""
+    """Figures over all pictures or clips: predictions that stay the same, or pixels of class maps; else empty."""
     if records[0]["dense"]:
         same = [record["same"] for record in records]
         before, after = (fmean(values) for values in zip(*_confidences(records), strict=True))
@@ -89,16 +90,16 @@ def answer_facts(records: Sequence[Record]) -> tuple[Fact, ...]:
             Fact(f"{percent(before)} → {percent(after)}", "mean confidence in the dense answer"),
         )
     if records[0].get("agreement") is not None:
-        stays = fmean(record["agreement"] for record in records) / 100
-        return (Fact(percent(stays), "of the pixels as in the dense map"),)
+        same_share = fmean(record["agreement"] for record in records) / 100
+        return (Fact(percent(same_share), "of the pixels as in the dense map"),)
     return ()
 
 
 def grid(
     variants: Variants[Any], preprocessing: Preprocessing, batches: TrackedBatches, names: Mapping[str, str]
 ) -> Gallery:
-    """Each picture under every proposal and keep ratio, and a table of all."""
-    sections, pictures = _each(grid_section, variants, preprocessing, batches, names)
+    """A section for each picture with every proposal and keep ratio, and a summary table."""
+    sections, pictures = _sections_of_all(grid_section, variants, preprocessing, batches, names)
     table, entries = grid_table(variants, (3, *preprocessing.input_size))
     return Gallery((*sections, Section("Summary", table=table)), (), {"pictures": pictures, "grid": entries})
 
@@ -106,24 +107,27 @@ def grid(
 def compared(
     variants: Variants[Any], preprocessing: Preprocessing, batches: TrackedBatches, names: Mapping[str, str]
 ) -> Gallery:
-    """Each picture under every map, and a table and a chart of what each map is worth and costs."""
+    """A section for each picture with every map, and a table and a chart of the maps' cost and confidence."""
     if batches.first is None:
         raise nothing_read(batches)
-    with working("measuring what each map costs"):
+    with working("measuring the cost of each map"):
         costs = map_costs(variants.fasts, variants.dense, batches.first.images[0])
-    sections, pictures = _each(partial(compare_section, costs=costs), variants, preprocessing, batches, names)
+    sections, pictures = _sections_of_all(
+        partial(compare_section, costs=costs), variants, preprocessing, batches, names
+    )
     table, entries = compare_table(variants, costs)
     summary = Section("Summary", table=table, plot=compare_plot(entries))
     return Gallery((*sections, summary), (), {"pictures": pictures, "compare": entries})
 
 
-def _each(
+def _sections_of_all(
     section: Callable[..., tuple[Section, Record]],
     variants: Variants[Any],
     preprocessing: Preprocessing,
     batches: TrackedBatches,
     names: Mapping[str, str],
 ) -> tuple[list[Section], list[Record]]:
+    """The section and the record of every picture, made by the function `section`."""
     sections, pictures = [], []
     for images, _, paths, _ in batches:
         for image, path in zip(images, paths, strict=True):
@@ -136,12 +140,12 @@ def _each(
 
 
 def _confidences(pictures: Iterable[Record]) -> Iterable[tuple[float, float]]:
-    """In each picture's dense answer: that of the dense model, that of the sieved one."""
+    """For each picture, the probability of the dense prediction in the dense and in the sieved model."""
     return ((picture["dense"]["probability"], picture["confidence"]) for picture in pictures)
 
 
 def random_parts(spec: ModelSpec, recipes: Iterable[Recipe]) -> list[str]:
-    """Which of host and proposal have random weights."""
+    """Names of the parts, model and proposal, that have random weights."""
     if spec.pretrained:
         return []
     with_proposal = [ranking(recipe) for recipe in recipes if needs_proposal(recipe)]
@@ -153,7 +157,7 @@ def random_parts(spec: ModelSpec, recipes: Iterable[Recipe]) -> list[str]:
 
 
 def report(record: Record, gallery: Gallery, recipe: Recipe) -> Report:
-    """The page: what ran and what it saves, the pictures, how to read them."""
+    """The page: the setup and the saving, the pictures, and notes on how to read them."""
     macs, videos = record["macs"], "clips" in record
     count = record["files"]["read"] if videos else len(record["pictures"])
     per_picture = not ("grid" in record or "compare" in record)
@@ -161,16 +165,16 @@ def report(record: Record, gallery: Gallery, recipe: Recipe) -> Report:
     if per_picture:
         facts = [
             Fact(f"{macs['ratio']:.2f}x", "fewer MACs, proposal included" if macs["proposal"] else "fewer MACs"),
-            _left(record),
+            _remaining(record),
             *facts,
         ]
-    lead = f"{record['model']} at {sides(record)} pixels under {_spoken(recipe)}"
+    lead = f"{record['model']} at {sides(record)} pixels under {_recipe_text(recipe)}"
     lead += (
         ", with the significance maps below." if "compare" in record else "." if per_picture else ", varied as below."
     )
     if count < record["total"]:
         lead += f" {count} of {record['total']} {data_word(record)}."
-    explained = OF_STAGES if record["stages"] else HOW_TO_READ
+    explained = HOW_TO_READ_STAGES if record["stages"] else HOW_TO_READ
     reading_notes = (
         how_to_read(gallery.sections, explained)
         if per_picture
@@ -181,7 +185,7 @@ def report(record: Record, gallery: Gallery, recipe: Recipe) -> Report:
 
 
 def how_to_read(sections: Iterable[Section], explained: Mapping[str, str] = HOW_TO_READ) -> list[str]:
-    """A sentence on each kind of panel that is there; `explained` says what, by the beginning of their captions."""
+    """A sentence for each kind of panel in the sections; `explained` maps the start of captions to explanations."""
     captions = {panel.caption for section in sections for row in section.panels for panel in row if panel}
     return [
         f"{name}: {meaning}"
@@ -190,8 +194,8 @@ def how_to_read(sections: Iterable[Section], explained: Mapping[str, str] = HOW_
     ]
 
 
-def _left(record: Record) -> Fact:
-    """How much of a picture is left to read."""
+def _remaining(record: Record) -> Fact:
+    """The share of pixels, or the number of tokens, that the model still reads."""
     if record["stages"]:
         share = fmean(count / stage["pixels"] for stage in record["stages"] for count in stage["per_block"])
         return Fact(percent(share), "of the pixels, mean over the blocks")
@@ -200,20 +204,20 @@ def _left(record: Record) -> Fact:
     return Fact(f"{tokens['per_block'][-1]} of {tokens['dense']}", f"tokens in the last block{mean}")
 
 
-def _spoken(recipe: Recipe) -> str:
-    """The recipe without the places of its files, which concern nobody else."""
+def _recipe_text(recipe: Recipe) -> str:
+    """The recipe as text, without the paths of weights files."""
     bare = [replace(m, proposal_weights=None) if isinstance(m, PaPr) else m for m in recipe]
     return " + ".join(map(str, bare)) or "the empty recipe, which drops and merges nothing"
 
 
 def _warning(record: Record) -> list[str]:
     parts = record["random"]
-    text = f"The weights of the {' and the '.join(parts)} are random: what they answer and point at means nothing."
+    text = f"The weights of the {' and the '.join(parts)} are random: predictions and maps mean nothing."
     return [text] if parts else []
 
 
 def show_view(record: Record) -> RenderableType:
-    """What the command prints: what ran, a line for each picture or the table of all, the files."""
+    """The text that the command prints: the setup, a row for each picture or a summary table, the files."""
     parts: list[RenderableType] = [header(record), ""]
     if "clips" in record:
         table = new_table("", "from", "to", "dense", "sieved", text=(3, 4))
@@ -229,7 +233,7 @@ def show_view(record: Record) -> RenderableType:
         table = new_table("", "keep", "answers kept", "confidence", "GMAC", "fewer MACs")
         for row in record["grid"]:
             scores = ["" if row[key] is None else percent(row[key]) for key in ("answers_kept", "confidence")]
-            table.add_row(row["proposal"], spoken(row["keep"]), *scores, giga(row["macs"]), f"{row['ratio']:.2f}x")
+            table.add_row(row["proposal"], ratio_text(row["keep"]), *scores, giga(row["macs"]), f"{row['ratio']:.2f}x")
     elif record["pictures"][0]["agreement"] is not None:
         adaptive = "macs" in record["pictures"][0]
         table = new_table("", "pixels as in the dense map", *(["fewer MACs"] if adaptive else []))
@@ -246,5 +250,5 @@ def show_view(record: Record) -> RenderableType:
 
 
 def answer_cell(answer: Mapping[str, Any] | None) -> str:
-    """An answer of a record in words; nothing of a host without a classifier."""
+    """A prediction of a record as text; empty for a host without a classifier."""
     return "" if answer is None else f"{answer['name'] or answer['index']} {percent(answer['probability'])}"

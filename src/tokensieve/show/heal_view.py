@@ -1,4 +1,4 @@
-"""What `tokensieve heal` prints."""
+"""The output of `tokensieve heal`."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from rich.text import Text
 from .eval_view import INTERVALS, signed
 from .tables import between, header, new_table
 
-WHERE = {"heldout_figures": "held-out pictures", "test_figures": "test pictures"}
+SETS = {"heldout_figures": "held-out pictures", "test_figures": "test pictures"}
 
 
 def heal_view(record: dict[str, Any]) -> RenderableType:
-    """Before and after on each set of pictures, what is to be warned of, and where recipe and weights are."""
-    sets = {title: record[key] for key, title in WHERE.items() if record[key]}
+    """The figures before and after on each set of pictures, the warnings, and the paths of recipe and weights."""
+    sets = {title: record[key] for key, title in SETS.items() if record[key]}
     scored = any(measured["after"]["change"] for measured in sets.values())
     kind = next(iter(sets.values()))["after"]["kind"]
     classes = kind in ("classes", "class-map")
@@ -29,10 +29,8 @@ def heal_view(record: dict[str, Any]) -> RenderableType:
             top = [signed(figures["change"]["top1"]) if figures["change"] else ""] if scored else []
             table.add_row(name, f"{figures['images']}", _same(figures), f"{figures['divergence']:.4f}", *top)
     parts: list[RenderableType] = [header(record), "", table, Text(INTERVALS, style="dim"), ""]
-    kept = (
-        f"The weights of step {record['step']} of {record['steps']} were kept; they are {record['weights_mb']:.0f} MB"
-    )
-    parts.append(Text(f"{kept}, beside the dense model's where both are used."))
+    summary = f"The best weights are of step {record['step']} of {record['steps']}, {record['weights_mb']:.0f} MB"
+    parts.append(Text(f"{summary} in addition to the dense model's if both are used."))
     parts += [Text(sentence, style="yellow") for sentence in record["warnings"]]
     return Group(*parts, "", *(Text(path, style="bold") for path in record["out"].values()))
 

@@ -1,4 +1,4 @@
-"""Whole pictures segmented: class maps written as palette pictures, and scored where there are labels."""
+"""Segments whole pictures: writes class maps as palette images, and scores them if there are labels."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ from ..measure.scores import MapScore, PixelClasses
 from ..segmentation import slide
 
 WINDOWS = 8
-"""Windows of a picture that are read at once."""
+"""Windows of a picture per batch."""
 COUNTED = 16
-"""Pictures whose middle crops MACs are counted on."""
+"""Number of pictures on whose centre crops MACs are counted."""
 
 
 @dataclass(frozen=True)
@@ -30,13 +30,13 @@ class Segmented:
     """The result of segmenting a set of pictures.
 
     Attributes:
-        count: pictures that were read.
-        score: mean IoU and more, of a set with labels.
-        written: the files, in the order of the pictures.
+        count: number of pictures read.
+        score: mean IoU and other scores; None without labels.
+        written: the files written, in the order of the pictures.
         failures: pictures that could not be read.
-        agreement: percent of pixels with the same class as by `dense`, mean over pictures; None without it.
-        dense: the score of the dense model beside it.
-        macs, dense_macs: of the middle crops of the first pictures, the mean.
+        agreement: percent of pixels with the same class as with `dense`, mean over pictures; None without `dense`.
+        dense: the score of the dense model; None without labels or `dense`.
+        macs, dense_macs: mean MACs per crop, on the centre crops of the first pictures.
     """
 
     count: int
@@ -61,21 +61,21 @@ def segment_pictures(
     colours: Sequence[tuple[int, int, int]] | None = None,
     on_progress: Callable[[int, int], object] = lambda done, total: None,
 ) -> Segmented:
-    """Read pictures of any size window by window; what cannot be read is recorded, and the rest goes on.
+    """Segment pictures of any size window by window; pictures that cannot be read are recorded and skipped.
 
     Args:
-        model: from images (1, 3, h, w) to scores (1, K, h, w): a segmenter, or one that was sieved.
+        model: a segmenter, sieved or not: maps images (1, 3, h, w) to scores (1, K, h, w).
         pictures: a `SegmentationSet`, which is scored; or an `ImageSet` whose transform keeps the pictures' size.
-        crop, stride: of the windows; see `segmentation.slide`.
-        folder: where a palette picture of each is written, NAME.png, in the size of the picture.
+        crop, stride: size and step of the windows; see `segmentation.slide`.
+        folder: folder for a palette image NAME.png of each picture, in the picture's size.
         dense: a model to compare with.
-        colours: of the classes; by default `data.palette()`.
-        on_progress: called with how many are done, of how many.
+        colours: colours of the classes; by default `data.palette()`.
+        on_progress: called with the number of pictures done and the total.
 
     Raises:
-        InputError: pictures of one name where they are to be written; none that can be read.
+        InputError: two pictures would be written to one file; no picture can be read.
     """
-    paths = None if folder is None else _places(pictures, Path(folder))
+    paths = None if folder is None else _output_paths(pictures, Path(folder))
     labelled = isinstance(pictures, SegmentationSet)
     device = next(model.parameters()).device
     counters = [PixelClasses() for _ in range(1 if dense is None else 2)]
@@ -88,7 +88,7 @@ def segment_pictures(
                 failures.append(result)
                 continue
             image, labels = result[0][None].to(device), result[1]
-            answers = [
+            all_scores = [
                 slide(segmenter, image, crop, stride, windows=WINDOWS).cpu()
                 for segmenter in (model, dense)
                 if segmenter is not None
@@ -97,9 +97,9 @@ def segment_pictures(
             if len(crops) < COUNTED:
                 crops.append(center_crop(image, list(crop)))
             if labelled:
-                for counter, scores in zip(counters, answers, strict=True):
+                for counter, scores in zip(counters, all_scores, strict=True):
                     counter.update(scores, labels[None])
-            resized = [_classes_at(scores, labels.shape if labelled else image.shape[2:]) for scores in answers]
+            resized = [_classes_at(scores, labels.shape if labelled else image.shape[2:]) for scores in all_scores]
             if dense is not None:
                 same.append(100 * float((resized[0] == resized[1]).float().mean()))
             if paths is not None:
@@ -125,20 +125,20 @@ def segment_pictures(
 
 
 def _classes_at(scores: Tensor, size: Sequence[int]) -> Tensor:
-    """(1, K, h, w) -> the class of each pixel (H, W)."""
+    """Scores (1, K, h, w) -> the class of each pixel (H, W), after bilinear resizing to `size`."""
     if tuple(scores.shape[2:]) != tuple(size):
         scores = torch.nn.functional.interpolate(scores, size=tuple(size), mode="bilinear", align_corners=False)
     return scores[0].argmax(0)
 
 
-def _places(pictures: Any, folder: Path) -> list[Path]:
-    """A file for each picture, named as it is."""
+def _output_paths(pictures: Any, folder: Path) -> list[Path]:
+    """The path to write for each picture, with the picture's own name. Raises `InputError` if two are equal."""
     if isinstance(pictures, SegmentationSet):
         names = ["/".join(pictures.parts(index)) for index in range(len(pictures))]
     else:
         paths = [pictures.path(index).partition(".tar:")[2] or pictures.path(index) for index in range(len(pictures))]
-        above = os.path.commonpath([os.path.dirname(path) for path in paths]) if paths else ""
-        names = [os.path.splitext(os.path.relpath(path, above or "."))[0] for path in paths]
+        common = os.path.commonpath([os.path.dirname(path) for path in paths]) if paths else ""
+        names = [os.path.splitext(os.path.relpath(path, common or "."))[0] for path in paths]
     index_of: dict[str, int] = {}
     for index, name in enumerate(names):
         if name in index_of:

@@ -1,6 +1,6 @@
-"""A report: what a page or a sheet of pictures is made of, and the files it becomes, written whole or not at all.
+"""A report, the content of a page or of a sheet of pictures, and the functions that write it to a file.
 
-The page is one file: its pictures are inside it, it asks the network for nothing and needs no script.
+The page is a single file: it contains its pictures, loads nothing from the network and needs no script.
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure as Chart
 
 SUFFIXES = (".png", ".html")
-"""A sheet of pictures, and a page."""
+"""File endings of a sheet of pictures and of a page."""
 
 
 @dataclass(frozen=True)
 class Fact:
-    """A figure worth reading first: a short value in large type, its label below. `alert` gives it another colour."""
+    """A key figure: a short value in large type with its label below. `alert` gives it another colour."""
 
     value: str
     label: str
@@ -49,8 +49,8 @@ class Panel:
 
     Attributes:
         note: a second line; `alert` gives it another colour.
-        alt: what can be seen, for those who cannot see it; by default the caption.
-        legend: what its colours mean, below the note.
+        alt: alternative text for screen readers; by default the caption.
+        legend: the meaning of its colours, below the note.
     """
 
     image: Image.Image
@@ -72,7 +72,7 @@ class Table:
 
 @dataclass(frozen=True)
 class Plot:
-    """A chart as SVG; `alt` says what it shows."""
+    """A chart as SVG; `alt` is its alternative text."""
 
     svg: str
     alt: str
@@ -80,7 +80,7 @@ class Plot:
 
     @classmethod
     def of(cls, chart: Chart, alt: str, caption: str = "") -> Plot:
-        """A matplotlib figure as it is."""
+        """A plot from a matplotlib figure."""
         text = StringIO()
         chart.savefig(text, format="svg", bbox_inches="tight", metadata={"Date": None})
         return cls(text.getvalue(), alt, caption)
@@ -91,11 +91,11 @@ class Section:
     """A part of a report. Each field but the title may be left out.
 
     Attributes:
-        lead: what to know first, in a sentence.
-        facts: its figures.
-        panels: rows of panels; one row flows with the width of the page, several are columns that stay aligned, None
-            leaving a cell empty.
-        table, plot: below the panels.
+        lead: an introductory sentence.
+        facts: key figures.
+        panels: rows of panels. A single row wraps at the width of the page; several rows have aligned columns, with
+            None for an empty cell.
+        table, plot: shown below the panels.
     """
 
     title: str
@@ -118,24 +118,24 @@ class Report:
 
 
 def write_page(path: str | os.PathLike[str], report: Report) -> Path:
-    """Write a report as one self-contained HTML file. Raises `InputError` for a place that cannot be written to."""
+    """Write a report as one self-contained HTML file. Raises `InputError` if `path` cannot be written."""
     page = _template().render(report=report, version=__version__)
-    # A file name may hold what is no text at all.
+    # File names may contain bytes that are not valid text.
     return _write(Path(path), page.encode("utf-8", errors="replace"))
 
 
 def fragment(section: Section) -> str:
-    """What a section holds, without its title and lead, as HTML to stand in another page; `style` is its look."""
+    """The content of a section, without title and lead, as HTML to include in another page; `style` gives its CSS."""
     return str(_environment().get_template("parts.html.jinja").module.content(section))  # type: ignore[attr-defined]
 
 
 def style() -> str:
-    """The look of `fragment`, as CSS. It wants the colours --soft, --rule, --accent and --alert."""
+    """CSS for `fragment`. The page must define the colours --soft, --rule, --accent and --alert."""
     return _environment().get_template("parts.css").render()
 
 
 def write_png(path: str | os.PathLike[str], image: Image.Image) -> Path:
-    """Write a picture as PNG. Raises `InputError` for a place that cannot be written to."""
+    """Write a picture as PNG. Raises `InputError` if `path` cannot be written."""
     data = BytesIO()
     image.save(data, format="PNG")
     return _write(Path(path), data.getvalue())
@@ -153,7 +153,7 @@ def _template() -> Template:
 
 @cache
 def _environment() -> Environment:
-    # The name of the template does not end in .html, by which autoescape would otherwise go.
+    # autoescape=True, since jinja would decide by the ending .html, which the template's name does not have.
     environment = Environment(
         loader=PackageLoader("tokensieve.show", "."),
         autoescape=True,
@@ -167,7 +167,7 @@ def _environment() -> Environment:
 
 def _image_uri(image: Image.Image) -> str:
     data = BytesIO()
-    # A tenth of a PNG's size; at this quality the edges of patches stay crisp.
+    # A tenth of the size of a PNG; at this quality the edges of patches stay sharp.
     image.save(data, format="WEBP", quality=90, method=4)
     return _uri("image/webp", data.getvalue())
 

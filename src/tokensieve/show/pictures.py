@@ -1,4 +1,4 @@
-"""What a recipe does to a picture, drawn over the picture: tensors and indices in, Pillow images out."""
+"""Draws the effect of a recipe over a picture: takes tensors and indices, returns Pillow images."""
 
 from __future__ import annotations
 
@@ -14,20 +14,20 @@ from PIL import Image
 from torch import Tensor
 
 HEIGHT = 336
-"""Pixels of a panel's height: a multiple of 14 and of 16, so that common grids fall on whole pixels."""
+"""Height of a panel in pixels: a multiple of 14 and of 16, so that patches of common grids have whole pixels."""
 
 MAP_COLOURS = "viridis"  # readable without red and green, and in grey
 _COLOUR = 0.68  # share of a map's colour; the rest is the photograph in grey
 _TINT = 0.62  # likewise of a class or a stage
 _LUMINANCE = np.array([0.299, 0.587, 0.114])
-_LINE, _CASING = 255.0, 20.0  # a light line in a dark casing shows on every photograph
-_DROPPED = (0.3, 26.0)  # contrast and base of what was not read: dark, without colour, still recognisable
+_LINE, _CASING = 255.0, 20.0  # a light line with a dark border is visible on every photograph
+_DROPPED = (0.3, 26.0)  # contrast and brightness offset of dropped patches: dark and grey, still recognisable
 
 Array = NDArray[np.float64]
 
 
 def photo(image: Tensor, mean: Sequence[float], std: Sequence[float], height: int = HEIGHT) -> Image.Image:
-    """A normalised image (3, H, W) as a person sees it: `height` pixels high, RGB, in its own aspect ratio."""
+    """A normalised image (3, H, W) as an RGB picture, `height` pixels high, in its own aspect ratio."""
     means, stds = (torch.tensor(tuple(values)).view(-1, 1, 1) for values in (mean, std))
     pixels = (image.detach().cpu().float() * stds + means).clamp(0, 1) * 255
     picture = Image.fromarray(pixels.round().byte().permute(1, 2, 0).numpy())
@@ -35,14 +35,14 @@ def photo(image: Tensor, mean: Sequence[float], std: Sequence[float], height: in
     return picture.resize((width, height), Image.Resampling.LANCZOS)
 
 
-def heat(photo: Image.Image, significance: Tensor, ends: tuple[float, float] | None = None) -> Image.Image:
+def heat(photo: Image.Image, significance: Tensor, value_range: tuple[float, float] | None = None) -> Image.Image:
     """A significance map (h, w) in colours over the photograph, dark blue for its lowest value, yellow for its highest.
 
-    Each patch has one colour, for the ranking sees one number. A map of equal values is drawn in the middle colour.
-    `ends` are the lowest and the highest value where the map is one moment of several.
+    Each patch has one colour, since it has one value. A map of equal values is drawn in the middle colour. Give
+    `value_range`, the lowest and the highest value, if the map is one moment of several.
     """
     values = significance.detach().cpu().double().numpy()
-    low, high = (values.min(), values.max()) if ends is None else ends
+    low, high = (values.min(), values.max()) if value_range is None else value_range
     span = high - low
     shares = (values - low) / span if span > 0 else np.full_like(values, 0.5)
     colours = _over(photo, 255.0 * colormaps[MAP_COLOURS](shares)[..., :3])
@@ -50,30 +50,29 @@ def heat(photo: Image.Image, significance: Tensor, ends: tuple[float, float] | N
 
 
 def kept(photo: Image.Image, index: Tensor, grid: tuple[int, ...]) -> Image.Image:
-    """The patches `index` (K,), row-major on `grid`, as they are and outlined; the dropped ones dark and colourless.
+    """Draw the patches `index` (K,), row-major on `grid`, unchanged and outlined, and all others dark and grey.
 
-    -1 is padding.
+    -1 in `index` is padding.
     """
-    inside = np.zeros(grid, dtype=np.int64)
-    inside.reshape(-1)[index[index >= 0].detach().cpu().numpy()] = 1
-    read = _over(photo, inside)
-    pixels = np.where(read[..., None] == 1, _pixels(photo), _dimmed(photo))
+    is_kept = np.zeros(grid, dtype=np.int64)
+    is_kept.reshape(-1)[index[index >= 0].detach().cpu().numpy()] = 1
+    kept_pixels = _over(photo, is_kept)
+    pixels = np.where(kept_pixels[..., None] == 1, _pixels(photo), _dimmed(photo))
     patch = min(photo.height / grid[0], photo.width / grid[1])
-    width = max(1, round(min(photo.height / 160, patch / 12)))  # small patches would drown in thick lines
-    return _image(_outlined(pixels, read, read == 1, width))
+    width = max(1, round(min(photo.height / 160, patch / 12)))  # thick lines would cover small patches
+    return _image(_outlined(pixels, kept_pixels, kept_pixels == 1, width))
 
 
 @dataclass(frozen=True)
 class Merged:
-    """Of each token, from -1 on, which stands for dropped patches: the patches that it stands for, and the mean colour
-    of their pixels."""
+    """For each token, the number of its patches and the mean colour of their pixels. Entry 0: dropped patches."""
 
     counts: NDArray[np.int64]
     colours: Array
 
     @classmethod
     def of(cls, photos: Sequence[Image.Image], source: Tensor, grid: tuple[int, int, int]) -> Self:
-        """`source` (P,), row-major on `grid`, over photographs in the order of time."""
+        """From `source` (P,), row-major on `grid`, and the photographs of a clip in temporal order."""
         labels = source.detach().cpu().numpy()
         moments, tokens = labels.reshape(grid), labels.max() + 2
         area, sums = np.zeros(tokens), np.zeros((tokens, 3))
@@ -86,10 +85,10 @@ class Merged:
 
 
 def groups(photo: Image.Image, source: Tensor, grid: tuple[int, int], clip_groups: Merged | None = None) -> Image.Image:
-    """Which patches were merged: `source` (P,) is each patch's token, -1 where it was dropped; see `Trace.source`.
+    """Draw the merged patches; `source` (P,) is each patch's token, -1 if it was dropped, see `Trace.source`.
 
-    The patches of one token have their common mean colour and a border around them; a patch that is a token of its own
-    stays as it is, a dropped one is dark. `clip_groups`: those of the whole clip that these patches are a moment of.
+    The patches of one token have their mean colour and a common border; a patch that was not merged is unchanged, a
+    dropped one is dark. `clip_groups`: the groups of the whole clip, if these patches are one moment of it.
     """
     labels = source.detach().cpu().numpy()
     clip_groups = clip_groups or Merged.of([photo], source, (1, *grid))
@@ -97,15 +96,15 @@ def groups(photo: Image.Image, source: Tensor, grid: tuple[int, int], clip_group
     token, pixels = _over(photo, labels.reshape(grid)), _pixels(photo)
     result = np.where(_over(photo, merged.reshape(grid))[..., None], clip_groups.colours[token + 1], pixels)
     result = np.where(token[..., None] < 0, _dimmed(photo), result)
-    # Neighbours that were not merged need no border between them: it would cover the photograph with a grid.
-    alone = np.where(merged, labels, -1 - (labels >= 0))
-    return _image(_outlined(result, _over(photo, alone.reshape(grid)), token >= 0, width=1))
+    # No border between neighbours that were not merged: it would cover the photograph with a grid.
+    regions = np.where(merged, labels, -1 - (labels >= 0))
+    return _image(_outlined(result, _over(photo, regions.reshape(grid)), token >= 0, width=1))
 
 
 def coloured(photo: Image.Image, cells: Tensor, colours: Sequence[tuple[int, int, int] | None]) -> Image.Image:
-    """Cells (h, w), each a number of `colours`, over the photograph in grey; a dark line between unlike neighbours.
+    """Cells (h, w), each an index into `colours`, over the grey photograph; a dark line between different neighbours.
 
-    None leaves the photograph as it is, in its own colours.
+    A colour None leaves the photograph unchanged there.
     """
     numbers = _over(photo, cells.detach().cpu().numpy())
     table = np.array([colour or (0, 0, 0) for colour in colours], dtype=np.float64)

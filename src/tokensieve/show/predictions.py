@@ -1,4 +1,4 @@
-"""The answers of both models to each picture or video, as rows of a CSV file."""
+"""Writes the predictions of both models for each picture or video as rows of a CSV file."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from .explain import compare_answers
 
 
 class Predictions:
-    """Collects what two classifiers answer, batch by batch; `write` makes a file of it.
+    """Collects the predictions of two classifiers, batch by batch; `write` writes them to a file.
 
     Args:
-        classes: names of the model's classes in index order, where they are known.
-        labels: name of a label -> its index, as a set of pictures or videos has it.
+        classes: names of the model's classes in index order; None if they are not known.
+        labels: name of a label -> its index, from the dataset.
     """
 
     def __init__(self, classes: Sequence[str] | None, labels: Mapping[str, int]) -> None:
@@ -28,7 +28,7 @@ class Predictions:
         self.rows: list[dict[str, Any]] = []
 
     def see(self, batch: Batch, dense: Tensor, sieved: Tensor) -> None:
-        """Both models' scores (B, K) for a batch."""
+        """Add both models' scores (B, K) for a batch."""
         verdicts = compare_answers(dense.float().softmax(-1), sieved, self.classes)
         for index, (path, label, verdict) in enumerate(zip(batch.paths, batch.labels.tolist(), verdicts, strict=True)):
             assert verdict is not None
@@ -46,10 +46,10 @@ class Predictions:
             self.rows.append(columns)
 
     def write(self, path: Path) -> None:
-        """A row for each picture or video; `clips` are the seconds from and to which each clip of a video lasts.
+        """Write a row for each picture or video; `clips` holds start and end of each clip of a video in seconds.
 
         Raises:
-            InputError: the place cannot be written to.
+            InputError: the file cannot be written.
         """
         text = io.StringIO()
         writer = csv.DictWriter(text, list(self.rows[0]), lineterminator="\n")

@@ -1,4 +1,4 @@
-"""What is said while work goes on, and about what had to be left out: on stderr, because stdout holds the result."""
+"""Progress of slow work, and lists of failures, on stderr, because stdout holds the result."""
 
 from __future__ import annotations
 
@@ -18,57 +18,57 @@ from ..data.scanning import PICTURES, Kind
 from .messages import Heartbeat, say
 
 SHOWN = 5
-"""Failures named one by one."""
+"""Number of failures listed one by one."""
 
 
 class Work(Protocol):
-    """Work that goes on."""
+    """Display of slow work."""
 
     def update(self, doing: str) -> None:
-        """Change the text that says what is being done."""
+        """Change the text that describes the current step."""
 
 
 @contextmanager
 def working(doing: str) -> Iterator[Work]:
-    """Show what is being done: a turning sign where stderr is a terminal, elsewhere a line now and then."""
+    """Show the current step: a spinner if stderr is a terminal, else a line from time to time."""
     console = Console(stderr=True)
-    with _Turning(Text(doing), console=console) if console.is_terminal else Heartbeat(doing) as work:
+    with _Spinner(Text(doing), console=console) if console.is_terminal else Heartbeat(doing) as work:
         yield work
 
 
-class _Turning(Status):
+class _Spinner(Status):
     def update(self, doing: str) -> None:  # type: ignore[override]
         super().update(Text(doing))
 
 
 class Counting:
-    """Progress over a number of things: a bar where stderr is a terminal, elsewhere a line now and then.
+    """Progress over a number of items: a bar if stderr is a terminal, else a line from time to time.
 
-    Nothing is shown before the first `update`, so that what comes before may show its own.
+    Nothing is shown before the first `update`, so that earlier steps can show their own progress.
     """
 
     def __init__(self, label: str) -> None:
-        self.what, console = label, Console(stderr=True)
+        self.label, console = label, Console(stderr=True)
         columns = TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn()
         self._bar = Progress(*columns, TimeRemainingColumn(), console=console, transient=True)
         self._task = self._bar.add_task(label, total=None)
-        self._shown: Progress | Heartbeat = self._bar if console.is_terminal else Heartbeat(label)
-        self._begun = False
+        self._display: Progress | Heartbeat = self._bar if console.is_terminal else Heartbeat(label)
+        self._began = False
 
     def update(self, done: int, total: int | None, note: str = "") -> None:
-        """So many are done of so many."""
-        if not self._begun:
-            self._shown.__enter__()
-        self._begun = True
-        if isinstance(self._shown, Heartbeat):
+        """Set the number of items done and the total, if known."""
+        if not self._began:
+            self._display.__enter__()
+        self._began = True
+        if isinstance(self._display, Heartbeat):
             of = "" if total is None else f" of {total}"
-            self._shown.update(f"{done}{of} {self.what}" + (note and f", {note}"))
+            self._display.update(f"{done}{of} {self.label}" + (note and f", {note}"))
         else:
-            self._bar.update(self._task, completed=done, total=total, description=note or self.what)
+            self._bar.update(self._task, completed=done, total=total, description=note or self.label)
 
     def say(self, sentence: str) -> None:
-        """A line that stays."""
-        if isinstance(self._shown, Heartbeat):
+        """Print a line that remains above the progress bar."""
+        if isinstance(self._display, Heartbeat):
             say(sentence)
         else:
             self._bar.console.print(f"tokensieve: {sentence}", markup=False, highlight=False)
@@ -77,14 +77,14 @@ class Counting:
         return self
 
     def __exit__(self, *_: object) -> None:
-        if self._begun:
-            self._shown.__exit__(None, None, None)
+        if self._began:
+            self._display.__exit__(None, None, None)
 
 
 class TrackedBatches:
-    """Batches with their progress on stderr. Can be read once.
+    """Batches with their progress on stderr. Can be iterated once.
 
-    The first batch is read at once, because it shows whether there are labels, where the set does not know.
+    The first batch is read in the constructor, because it shows whether there are labels.
     """
 
     def __init__(self, batches: Batches) -> None:
@@ -98,12 +98,12 @@ class TrackedBatches:
 
     @property
     def failures(self) -> list[Failure]:
-        """The pictures left out so far."""
+        """The pictures that could not be read so far."""
         return self.batches.failures
 
     @property
     def kind(self) -> Kind:
-        """Whether pictures or videos are read."""
+        """The kind of the data: pictures or videos."""
         return self.batches.kind
 
     def __iter__(self) -> Iterator[Batch]:
@@ -119,7 +119,7 @@ class TrackedBatches:
 
 
 def list_failures(failures: Sequence[Failure], kind: Kind = PICTURES) -> None:
-    """How many pictures or videos were left out, and the first of them with the reason."""
+    """Print the number of pictures or videos that could not be read, and the first of them with the reason."""
     if not failures:
         return
     lines = [f"  {failure}" for failure in failures[:SHOWN]]

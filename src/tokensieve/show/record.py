@@ -1,4 +1,4 @@
-"""What every result says of itself: machine, versions, and what the recipe does to the model."""
+"""The part that all records share: machine, versions, and the effect of the recipe on the model."""
 
 from __future__ import annotations
 
@@ -23,20 +23,19 @@ from ..measure.macs import reading_macs
 from ..stream import Sieved
 
 COUNTED = 24
-"""Pictures on which MACs and tokens are counted, where they depend on the picture."""
+"""Number of pictures on which MACs and tokens are counted, if they depend on the picture."""
 
 
 @torch.no_grad()
 def describe(fast: Sieved, dense: nn.Module, size: InputSize) -> dict[str, Any]:
-    """Facts about a pair of models that read images or clips of `size`, as `own_input` takes it, as plain JSON.
+    """Facts about a sieved and a dense model for images or clips of `size` (see `own_input`), as plain JSON.
 
-    `macs` are for each image or clip, the proposal's included in `sieved`; `tokens` has the dense count and what each
-    block's MLP reads, prefix included. A host with stages has `stages` instead: the pixels of each stage's map, and
-    those that its blocks' point-wise operators run on. The other one of the two is None. A cascade has neither, but
-    `cascade`: its members with what each adds to an image that comes to it, and its MACs are of the shares that it was
-    calibrated with, or else of images that all are read by all. Where a recipe reads as many
-    tokens as each picture needs, MACs are the most that can be, and tokens those of a black picture: `on_pictures`
-    knows better.
+    `macs` are per image or clip, with the proposal's included in `sieved`; `tokens` has the dense count and the tokens
+    that each block's MLP reads, prefix included. A host with stages has `stages` instead: the pixels of each stage's
+    map, and those that its blocks' point-wise operators run on. The other one of the two is None. A cascade has
+    `cascade` instead of both: its members with the MACs that each adds for an image that reaches it; its MACs use the
+    shares of its calibration, or else assume that every image reaches every member. If the number of tokens depends on
+    the picture, MACs are an upper bound and tokens those of a black picture; `on_pictures` measures them.
     """
     parameter = next(dense.parameters())
     spec = own_input(dense, size)
@@ -76,11 +75,11 @@ def _macs(dense: float, sieved: float, proposal: float) -> dict[str, float]:
 
 
 def cascade_reads(fast: Cascade, spec: InputSize, shares: Sequence[float]) -> dict[str, Any]:
-    """The parts `macs`, `tokens`, `stages` and `cascade` of `describe`, where each member reads this share of the
-    images. Members whose count depends on the image count as the most that can be."""
+    """The parts `macs`, `tokens`, `stages` and `cascade` of `describe`, if each member reads the given share of the
+    images. For members whose cost depends on the image, the upper bound is used."""
     added = reading_macs(fast, spec)
     proposals = [macs(member, spec) - macs(member, spec, proposal=False) for member in fast.members]
-    sieved, proposal = (sum(s * cost for s, cost in zip(shares, each, strict=True)) for each in (added, proposals))
+    sieved, proposal = (sum(s * cost for s, cost in zip(shares, costs, strict=True)) for costs in (added, proposals))
     recipe = fast.recipe
     members = [
         {"recipe": str(member.recipe), "macs": cost, "share": share}
@@ -94,13 +93,12 @@ def cascade_reads(fast: Cascade, spec: InputSize, shares: Sequence[float]) -> di
 
 
 def on_pictures(fast: Sieved, dense: nn.Module, images: Tensor) -> dict[str, Any]:
-    """The parts `macs` and `tokens` of `describe` as means over images (B, 3, H, W), `COUNTED` of them at most, where
-    the recipe reads as many tokens as each image needs, and of a cascade of as many as it reads; nothing where all
-    images cost the same."""
+    """The parts of `describe` that depend on the images (B, 3, H, W), as means over them; empty if all images cost the
+    same. If token counts depend on the image, at most `COUNTED` images are used; for a cascade all of them."""
     if isinstance(fast, Cascade):
-        like = next(dense.parameters())
+        weight = next(dense.parameters())
         with torch.no_grad():
-            parts = [fast.trace(chunk).shares for chunk in images.to(like.device, like.dtype).split(COUNTED)]
+            parts = [fast.trace(chunk).shares for chunk in images.to(weight.device, weight.dtype).split(COUNTED)]
         sizes = [min(COUNTED, len(images) - start) for start in range(0, len(images), COUNTED)]
         means = [
             sum(n * part[i] for n, part in zip(sizes, parts, strict=True)) / len(images) for i in range(len(parts[0]))
@@ -120,13 +118,13 @@ def on_pictures(fast: Sieved, dense: nn.Module, images: Tensor) -> dict[str, Any
 
 
 def averaged(fast: Sieved, dense_macs: float, image: Tensor, counts: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """`on_pictures` of what is known of each.
+    """The result of `on_pictures` from the counts of single pictures.
 
     Args:
-        fast: under such a recipe.
-        dense_macs: of the dense model.
+        fast: a sieved model whose token counts depend on the picture.
+        dense_macs: MACs of the dense model.
         image: one of the images, (1, 3, H, W).
-        counts: of each picture its `macs` and its `tokens_per_block`.
+        counts: for each picture its `macs` and its `tokens_per_block`.
     """
     (grid,) = fast.sizes(image)
     mean = fmean(count["macs"] for count in counts)
@@ -146,10 +144,10 @@ def averaged(fast: Sieved, dense_macs: float, image: Tensor, counts: Sequence[Ma
 
 
 def compared(result: Fidelity) -> dict[str, Any]:
-    """How far a sieved model is from its dense one, as plain JSON: NAME, and NAME_low and NAME_high of its interval.
+    """A `Fidelity` as plain JSON: NAME for each figure, NAME_low and NAME_high for its interval.
 
-    `dense` and `sieved` have a percentage for each top-k, or the figures of a `MapScore`, and `change` what they differ
-    by; None without labels. `kind` says what the outputs are.
+    `dense` and `sieved` have a percentage for each top-k, or the figures of a `MapScore`, and `change` has their
+    differences; None without labels. `kind` is the kind of the outputs.
     """
     comparison: dict[str, Any] = {"images": result.count}
     for name, scores in (("dense", result.dense_accuracy), ("sieved", result.accuracy)):
@@ -165,7 +163,7 @@ def compared(result: Fidelity) -> dict[str, Any]:
 
 
 def _figure(name: int | str) -> str:
-    """The k of top-k as a name."""
+    """The name of a figure; top-k accuracy is given by its k."""
     return f"top{name}" if isinstance(name, int) else name
 
 
@@ -189,7 +187,7 @@ def _reads(fast: Sieved, images: Tensor) -> dict[str, Any]:
 
 
 def machine_name(device: torch.device) -> str:
-    """The GPU, or the processor with the matrix units on which its speed in bf16 depends."""
+    """The name of the GPU, or of the processor with its bf16 units, if any."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     try:

@@ -1,4 +1,4 @@
-"""What `tokensieve run` prints."""
+"""The output of `tokensieve run`."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from .messages import duration
 
 
 def run_view(record: dict[str, Any]) -> RenderableType:
-    """How many rows, how fast, and where they are."""
+    """The number of rows, the speed, and the output folder."""
     grid = Table.grid(padding=(0, 2))
     before = f", {record['before']} of them before" if record["before"] else ""
     grid.add_row("rows", f"{record['rows']} of {record['items']} items{before}")
@@ -24,7 +24,7 @@ def run_view(record: dict[str, Any]) -> RenderableType:
 
 
 def estimate_view(record: dict[str, Any]) -> RenderableType:
-    """What a job will take, and what limits it."""
+    """The estimated time of a job, and the speeds that limit it."""
     grid = Table.grid(padding=(0, 2))
     grid.add_row("items", f"{record['left']} left of {record['items']}, {record['shards']} files")
     grid.add_row("decoding", f"{record['decoded_per_second']:.4g} a second, alone")

@@ -1,4 +1,4 @@
-"""What `tokensieve segment` prints."""
+"""The output of `tokensieve segment`."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from .tables import new_table
 
 
 def segment_view(record: dict[str, Any]) -> RenderableType:
-    """MACs and scores, dense and under the recipe; then each class's IoU, and where the pictures are."""
+    """MACs and scores of the dense model and under the recipe, with the IoU of each class, and the output folder."""
     has_recipe = record["recipe"] is not None
     scores, dense, cost = record["scores"], record["dense"], record["macs"]
     columns = ["dense", "sieved"] if has_recipe else [""]

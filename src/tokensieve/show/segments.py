@@ -1,4 +1,4 @@
-"""What a segmenter answers and where patches leave it, as panels: class maps, and DToP's picture of its exits."""
+"""Panels for segmenters: class maps, and the early exits of patches (DToP)."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ from .tables import percent
 
 Colour = tuple[int, int, int]
 LISTED = 8
-"""Classes that a legend names, those with most pixels first."""
+"""Number of classes that a legend names, those with most pixels first."""
 BACKGROUND = "background"
-"""The name of a class that is shown without a colour."""
+"""The name of a class that is shown in grey."""
 _GREY: Colour = (120, 120, 120)
 _STAGES = "plasma"  # from dark to light in the order of the exits; readable without red and green, and in grey
 _FIRST, _LAST = 0.05, 0.95
@@ -27,7 +27,7 @@ _FEW = (0, 2, 4, 6, 8, 10, 12, 16, 18, 1, 3, 5, 7, 9, 11, 13, 17, 19)  # of tab2
 
 
 def class_colours(count: int, names: Sequence[str] | None = None) -> list[Colour]:
-    """A colour for each class, far apart where there are few; grey for one called background."""
+    """A colour for each class, easy to distinguish if there are few; grey for a class called background."""
     few = [_rgb(colormaps["tab20"](index)) for index in _FEW]
     bare = [] if names is None else [index for index, name in enumerate(names) if name == BACKGROUND]
     colours = few if count - len(bare) <= len(few) else palette(count)
@@ -44,7 +44,7 @@ def class_panel(
     caption: str,
     note: str = "",
 ) -> Panel:
-    """The class of each pixel (H, W) of `count` classes over a picture, with the names of those that cover most."""
+    """Draw the class of each pixel (H, W), of `count` classes, over a picture, with a legend of the largest classes."""
     colours = class_colours(count, names)
     shares = torch.bincount(classes.flatten(), minlength=count) / classes.numel()
     present = [index for index in shares.argsort(descending=True).tolist() if shares[index] > 0]
@@ -64,7 +64,7 @@ def class_name(index: int, names: Sequence[str] | None) -> str:
 
 
 def exits_panel(picture: Image.Image, trace: Trace, index: int, caption: str = "Exits") -> Panel:
-    """Each patch of image `index` of a trace in the colour of the block behind which it left the model.
+    """Draw each patch of image `index` of a trace in the colour of the block after which it exits.
 
     Patches that were dropped before the first block have no colour.
     """
@@ -72,29 +72,29 @@ def exits_panel(picture: Image.Image, trace: Trace, index: int, caption: str = "
     colours = stage_colours(len(blocks))
     legend = []
     for stage, (block, colour) in enumerate(zip(blocks, colours, strict=True)):
-        alt = f"leaves behind block {block}" if block < blocks[-1] else f"stays to the last, block {block}"
+        alt = f"exits after block {block}" if block < blocks[-1] else f"stays to the last, block {block}"
         legend.append(Key(hexadecimal(colour), f"{alt}: {_share(stages == stage)}"))
-    unread = stages == len(blocks)
-    if bool(unread.any()):
-        legend.append(Key("#ffffff", f"dropped before block 0: {_share(unread)}"))
+    dropped = stages == len(blocks)
+    if bool(dropped.any()):
+        legend.append(Key("#ffffff", f"dropped before block 0: {_share(dropped)}"))
     alt = ", ".join(key.meaning for key in legend)
     image = coloured(picture, stages, [*colours, None])
     return Panel(image, caption, f"{stages.numel()} patches", f"{caption}: {alt}", legend=tuple(legend))
 
 
 def exit_counts(trace: Trace, index: int) -> dict[str, int]:
-    """Block, as text, -> how many patches of image `index` left behind it; those that stay leave behind the last."""
+    """Block index as text -> number of patches of image `index` that exit after it; the rest counts for the last."""
     blocks, stages = _stages_of(trace, index)
     return {str(block): int((stages == stage).sum()) for stage, block in enumerate(blocks)}
 
 
 def _stages_of(trace: Trace, index: int) -> tuple[list[int], Tensor]:
-    """The blocks behind which patches can leave, the last included; and which of them each patch (h, w) left behind,
-    counted from 0, one more than there are where it was dropped before the first block."""
+    """The blocks after which patches can exit, the last included; and for each patch (h, w) the index in that list of
+    its block, or the length of the list if it was dropped before the first block."""
     blocks = [block for block, _ in trace.exits] + [len(trace.reads) - 1]
-    left = trace.left_behind[index].cpu()
-    unread = (trace.exits[0][1][index].cpu() < 0).unflatten(0, left.shape)
-    return blocks, torch.searchsorted(torch.tensor(blocks), left).masked_fill(unread, len(blocks))
+    exit_blocks = trace.left_behind[index].cpu()
+    dropped = (trace.exits[0][1][index].cpu() < 0).unflatten(0, exit_blocks.shape)
+    return blocks, torch.searchsorted(torch.tensor(blocks), exit_blocks).masked_fill(dropped, len(blocks))
 
 
 def _share(cells: Tensor) -> str:

@@ -1,7 +1,4 @@
-"""A report as one picture: the same titles, figures, panels and tables as on the page, for slides and messages.
-
-Charts are left to the page.
-"""
+"""Draws a report as one picture, with the titles, figures, panels and tables of the page, but without charts."""
 
 from __future__ import annotations
 
@@ -17,7 +14,7 @@ from .page import Fact, Key, Panel, Report, Section, Table
 
 MARGIN, GAP = 40, 20
 SWATCH = 14
-"""Side of a colour in a legend."""
+"""Side of a colour square in a legend, in pixels."""
 _NARROWEST_COLUMN, _NARROWEST_TEXT, _WIDEST_TEXT = 150, 820, 1500
 GROUND, INK, SOFT, RULE, ACCENT, ALERT = "#ffffff", "#16191d", "#59626d", "#d8dde3", "#0b5fa5", "#a84300"
 
@@ -57,7 +54,7 @@ def _columns(section: Section) -> list[int]:
 
 
 class _Paper:
-    """Writes downwards from the top; what is drawn is kept in a list until the height is known."""
+    """Lays out a sheet from top to bottom; drawing operations are collected until the height is known."""
 
     def __init__(self, width: int) -> None:
         self.width, self.y = width, MARGIN
@@ -77,12 +74,12 @@ class _Paper:
     def facts(self, facts: Sequence[Fact], size: int) -> None:
         x, top, bottom = MARGIN, self.y + 14, self.y
         for fact in facts:
-            wide = max(_length(fact.value, size, True), _length(fact.label, 16, False))
-            if x > MARGIN and x + wide > MARGIN + self.width:
+            fact_width = max(_length(fact.value, size, True), _length(fact.label, 16, False))
+            if x > MARGIN and x + fact_width > MARGIN + self.width:
                 x, top = MARGIN, bottom + 12
-            high = self._lines(fact.value, x, top, self.width, size, ALERT if fact.alert else ACCENT, True)
-            high += self._lines(fact.label, x, top + high, self.width, 16, SOFT, False)
-            x, bottom = x + wide + 2 * GAP, max(bottom, top + high)
+            height = self._lines(fact.value, x, top, self.width, size, ALERT if fact.alert else ACCENT, True)
+            height += self._lines(fact.label, x, top + height, self.width, 16, SOFT, False)
+            x, bottom = x + fact_width + 2 * GAP, max(bottom, top + height)
         self.y = bottom
 
     def panels(self, row: Sequence[Panel | None], columns: Sequence[int]) -> None:
@@ -99,7 +96,7 @@ class _Paper:
         self.y = bottom
 
     def _legend(self, keys: Sequence[Key], x: int, y: int, width: int) -> int:
-        """A swatch and a text for each key; gives where they end."""
+        """Draw a colour square and a text for each key; returns the y coordinate of their end."""
         for key in keys:
             swatch = (x, y + 4, x + SWATCH, y + 4 + SWATCH)
             self.drawn.append(partial(ImageDraw.ImageDraw.rectangle, xy=swatch, fill=key.colour, outline=RULE))
@@ -112,13 +109,13 @@ class _Paper:
         rows = [table.head, *table.rows]
         widths = [max(_length(row[i], 17, True) for row in rows) + 36 for i in range(len(table.head))]
         for row in rows:
-            x, head, high = MARGIN, row is table.head, 0
+            x, head, height = MARGIN, row is table.head, 0
             for i, (cell, width) in enumerate(zip(row, widths, strict=True)):
                 bold = i == 0 and not head
                 indent = 0 if i == 0 else width - _length(cell, 17, bold)
-                high = max(high, self._lines(cell, x + indent, self.y, width, 17, SOFT if head else INK, bold))
+                height = max(height, self._lines(cell, x + indent, self.y, width, 17, SOFT if head else INK, bold))
                 x += width
-            self.y += high + 8
+            self.y += height + 8
             line = (MARGIN, self.y - 3, x, self.y - 3)
             self.drawn.append(partial(ImageDraw.ImageDraw.line, xy=line, fill=RULE))
 
@@ -132,24 +129,24 @@ class _Paper:
         return sheet_image
 
     def _lines(self, text: str, x: int, y: int, width: int, size: int, fill: str, bold: bool) -> int:
-        """Put down text in lines of at most `width`; gives their height."""
+        """Draw text in lines of at most `width` pixels; returns their height."""
         if not text:
             return 0
         lines, step = wrapped(text, width, size, bold), round(1.35 * size)
         for i, line in enumerate(lines):
             position = (x, y + i * step)
-            self.drawn.append(partial(_put, position=position, text=line, fill=fill, font=font(size, bold)))
+            self.drawn.append(partial(_draw_text, position=position, text=line, fill=fill, font=font(size, bold)))
         return step * len(lines)
 
 
-def _put(
+def _draw_text(
     draw: ImageDraw.ImageDraw, position: tuple[int, int], text: str, fill: str, font: ImageFont.FreeTypeFont
 ) -> None:
     draw.text(position, text, fill=fill, font=font)
 
 
 def wrapped(text: str, width: int, size: int, bold: bool) -> list[str]:
-    """Lines that fit: broken at spaces, and inside a word, such as a long file name, where there is no other way."""
+    """Break text into lines of at most `width` pixels: at spaces, or inside a word that is too long for a line."""
     lines = []
     for paragraph in text.encode("utf-8", errors="replace").decode().split("\n"):
         line = ""
@@ -168,13 +165,13 @@ def wrapped(text: str, width: int, size: int, bold: bool) -> list[str]:
 
 
 def _length(text: str, size: int, bold: bool) -> int:
-    """Pixels of the longest line."""
+    """Width of the longest line in pixels."""
     lines = text.encode("utf-8", errors="replace").decode().split("\n")
     return round(max(font(size, bold).getlength(line) for line in lines))
 
 
 @cache
 def font(size: int, bold: bool) -> ImageFont.FreeTypeFont:
-    # matplotlib brings this font along, so that a sheet looks the same on every machine.
+    # matplotlib ships this font, so that a sheet looks the same on every machine.
     file = Path(matplotlib.get_data_path(), "fonts", "ttf", "DejaVuSans-Bold.ttf" if bold else "DejaVuSans.ttf")
     return ImageFont.truetype(str(file), size)

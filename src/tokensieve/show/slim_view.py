@@ -1,4 +1,4 @@
-"""What `tokensieve slim` prints and draws: how many patches each block needs, and which."""
+"""The output and the plot of `tokensieve slim`: the patches that each block needs."""
 
 from __future__ import annotations
 
@@ -21,16 +21,16 @@ COLUMNS = 6
 
 
 def slim_view(record: dict[str, Any]) -> RenderableType:
-    """The record of `tokensieve slim`: what was searched, a row for each block, what is saved, where it is written."""
+    """The record of `tokensieve slim`: the setup, a row for each block, the saving, the paths of the files."""
     count = prod(record["recipe_json"]["methods"][0]["grid"])
     title = f"patch_slimming, form {record['form']}, {count} patches → {record['patches'][-1]}"
     table = new_table("block", "patches", "of all", "error")
-    for block, (kept, error) in enumerate(zip(record["patches"], record["errors"], strict=True)):
-        table.add_row(str(block), str(kept), f"{100 * kept / count:.0f}%", f"{error:.4f}" if error else "none")
+    for block, (left, error) in enumerate(zip(record["patches"], record["errors"], strict=True)):
+        table.add_row(str(block), str(left), f"{100 * left / count:.0f}%", f"{error:.4f}" if error else "none")
     saved = f"{100 * record['saving']:.1f}% of the MACs saved ({times(record['macs']['ratio'])} fewer)"
     details = f", tolerance {record['tolerance']:.4g}, nothing trained"
-    legend = "patches: alive after the block, the same for all pictures. error: what choosing them changes where it "
-    legend += "first shows, relative to the dense model's activations."
+    legend = "patches: kept after the block, the same for all pictures. error: change of the first activations that "
+    legend += "the selection affects, relative to the dense model's activations."
     written = [Text(path, style="bold") for path in (record["out"], record["plot"]) if path]
     text = Text.assemble((saved, "bold"), details)
     return Group(header({**record, "recipe": title}), "", table, Text(legend, style="dim"), "", text, "", *written)
@@ -62,7 +62,7 @@ def slim_plot(slimmed: Slimmed, name: str) -> Figure:
     for block, panel in enumerate(panels):
         panel.set_axis_off()
         if block < depth:
-            veil = np.ones((count, 4))  # white, over the patches that are dropped
+            veil = np.ones((count, 4))  # transparent white over dropped patches
             veil[:, 3] = _VEIL
             veil[list(method.patches[block]), 3] = 0
             panel.imshow(_ranks(slimmed.scores[block], method.grid), cmap=_MAP, vmin=0, vmax=1)
@@ -75,6 +75,6 @@ def slim_plot(slimmed: Slimmed, name: str) -> Figure:
 
 
 def _ranks(scores: Tensor, grid: tuple[int, ...]) -> Any:
-    """Scores of one block as ranks in [0, 1]: their values span orders of magnitude, and only their order counts."""
+    """Scores of one block as ranks in [0, 1], since the values span orders of magnitude."""
     ranks = scores.argsort(stable=True).argsort().double() / max(len(scores) - 1, 1)
     return ranks.reshape(-1, grid[-1]).numpy()

@@ -1,4 +1,4 @@
-"""What is to be shown: the pictures or videos of several files, folders, tars and lists."""
+"""Datasets of the pictures or videos in several files, folders, tars and lists."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from ..errors import InputError
 
 
 class Pictures(Dataset[tuple[Tensor, int]]):
-    """Pictures or videos of several files, folders, tars and lists, in their order, `limit` of them at most, spread
-    evenly.
+    """Pictures or videos of several files, folders, tars and lists, in order; at most `limit` of them, evenly spread.
 
-    Raises `InputError` for a source that holds none, or that can only be read from its beginning.
+    Raises:
+        InputError: a source is empty, or is a stream without random access.
     """
 
     def __init__(
@@ -48,23 +48,25 @@ class Pictures(Dataset[tuple[Tensor, int]]):
         return len(self.entries)
 
     def path(self, index: int) -> str:
-        """Where picture `index` comes from."""
+        """The path of picture `index`."""
         owner, position = self.entries[index]
         return owner.path(position)
 
     def attempt(self, index: int) -> tuple[Tensor, int] | Failure:
-        """Picture `index` as a tensor (3, H, W) without a label, or why it cannot be read."""
+        """Picture `index` as a tensor (3, H, W) without a label, or the failure to read it."""
         owner, position = self.entries[index]
         result = owner.attempt(position)
-        return result if isinstance(result, Failure) else (result[0], -1)  # a folder's number is no class of the model
+        return (
+            result if isinstance(result, Failure) else (result[0], -1)
+        )  # the index of a folder is not a class of the model
 
 
 class Videos(Pictures):
-    """Videos alone, which know the times of their frames; see `VideoSet`."""
+    """Videos of several sources, with the times of their frames; see `VideoSet`."""
 
     @property
     def class_names(self) -> list[str] | None:
-        """Of moving scenes what their labels mean, which the bundled model was trained on; None of other videos."""
+        """Class names of generated moving scenes, on which the bundled model was trained; None for other videos."""
         generated = [owner for owner, _ in self.entries if isinstance(owner, MovingSceneSet)]
         return list(generated[0].classes) if generated else None
 
@@ -79,7 +81,7 @@ class Videos(Pictures):
 
 
 def _common(parents: Sequence[str]) -> str:
-    """The folder that all have in common, empty for none."""
+    """The common parent folder; empty if there is none."""
     try:
         return os.path.commonpath(parents)
     except ValueError:  # absolute and relative ones, or several drives

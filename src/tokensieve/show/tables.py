@@ -1,4 +1,4 @@
-"""What the command line's tables have in common; they are made from the record that `--json` prints for programs."""
+"""Shared parts of the command line's tables, which are made from the records that `--json` prints."""
 
 from __future__ import annotations
 
@@ -20,26 +20,26 @@ WIDEST = 100_000
 
 
 def cascade_lines(cascade: Record) -> Iterator[tuple[str, str]]:
-    """What each member of a cascade reads and adds, and what was promised: two cells for each line."""
-    limits = [*(f", again where {cascade['score']} is below {each:.3g}" for each in cascade["thresholds"]), ""]
-    for index, (member, limit) in enumerate(zip(cascade["members"], limits, strict=True)):
-        who = brief(member["recipe"]) or "dense"
-        text = f"{who}: {percent(member['share'])} of the images, {giga(member['macs'])} G{limit}"
-        yield "" if index else "readings", text if member["macs"] else f"{who}: left out"
+    """Lines of two cells about a cascade: the share of images and the MACs of each member, and the promise."""
+    rules = [*(f", go on if {cascade['score']} is below {limit:.3g}" for limit in cascade["thresholds"]), ""]
+    for index, (member, rule) in enumerate(zip(cascade["members"], rules, strict=True)):
+        name = brief(member["recipe"]) or "dense"
+        text = f"{name}: {percent(member['share'])} of the images, {giga(member['macs'])} G{rule}"
+        yield "" if index else "members", text if member["macs"] else f"{name}: left out"
     if cascade["agree"] is not None:
-        promise = f"{100 * cascade['agree']:g} % as the dense model, confidence {cascade['confidence']:g}"
+        promise = f"{100 * cascade['agree']:g} % agreement with the dense model, confidence {cascade['confidence']:g}"
         yield "promise", f"{promise}, calibrated on {cascade['images']} images"
     if not cascade["one_host"]:
-        yield "memory", "the members have weights of their own: each set is held"
+        yield "memory", "the members do not share weights: all weights are held in memory"
 
 
 def between(low: float | None, high: float | None) -> str:
-    """The interval of a percentage; nothing where there is none."""
+    """The interval of a percentage as text; empty if it is None."""
     return "" if low is None else f"[{low:.1f}-{high:.1f}]"
 
 
 def header(record: Record) -> RenderableType:
-    """The lines above a table: model, recipe, machine, and what the recipe does."""
+    """The lines above a table: model, recipe, machine, data, MACs and tokens."""
     grid = Table.grid(padding=(0, 2))
     kind = "weights from file" if record["weights"] else "pretrained" if record["pretrained"] else "random weights"
     grid.add_row("model", Text(f"{record['model']}, {sides(record)}, {kind}", style="bold"))
@@ -78,12 +78,12 @@ def header(record: Record) -> RenderableType:
 
 
 def reads_videos(record: Record) -> bool:
-    """Whether the model of a record reads clips of videos, and not images."""
+    """Whether the model of a record reads clips of videos instead of images."""
     return "T" in record.get("layout", "")
 
 
 def a_unit(record: Record) -> str:
-    """The unit that MACs and milliseconds are counted for."""
+    """The unit of MACs and milliseconds: "a clip" or "an image"."""
     return "a clip" if reads_videos(record) else "an image"
 
 
@@ -93,13 +93,13 @@ def data_word(record: Record) -> str:
 
 
 def sides(record: Record) -> str:
-    """The size of what the model reads: "224 x 224", or "16 frames of 224 x 224"."""
+    """The input size of the model: "224 x 224", or "16 frames of 224 x 224"."""
     size = " x ".join(map(str, record["input_size"][-2:]))
     return f"{record['input_size'][record['layout'].index('T')]} frames of {size}" if reads_videos(record) else size
 
 
 def _prepared(preprocessing: Record) -> str:
-    """How images or videos became tensors."""
+    """The preprocessing of images or videos as text."""
     if "frames" not in preprocessing:
         return f"preprocessing {preprocessing['name']}"
     dense = preprocessing["sampling"] == "dense"
@@ -123,7 +123,7 @@ def _pixels(stages: list[Record]) -> str:
 
 
 def units(record: Record) -> str:
-    """`tokens` or `pixels`: what the recipe of a record reduces."""
+    """The unit that the recipe of a record reduces: `tokens` or `pixels`."""
     return "pixels" if record["stages"] else "tokens"
 
 
@@ -136,7 +136,7 @@ def _tokens(dense: int, per_block: list[int]) -> str:
 
 
 def print_whole(view: RenderableType) -> None:
-    """Print to stdout. In a file or a pipe a table is as wide as its cells, since nobody can widen the window there."""
+    """Print to stdout. In a file or a pipe a table is as wide as its cells, whatever the width of the console."""
     console = Console(highlight=False)
     for piece in [view] if console.is_terminal else _parts(view):
         if isinstance(piece, Table) and piece.box is not None and not console.is_terminal:
@@ -155,9 +155,9 @@ def _parts(view: RenderableType) -> Iterator[RenderableType]:
 
 
 def new_table(first: str, *columns: str, text: Sequence[int] = ()) -> Table:
-    """A table of figures under a head. Columns `text`, and a first one without a name, hold words.
+    """A table of figures with a head. The columns `text`, and a first column without a name, hold text.
 
-    Where there is no room for all, words go on in a second line; figures stay whole.
+    In a narrow console text wraps to further lines; figures do not.
     """
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False)
     for index, name in enumerate((first, *columns)):
@@ -168,6 +168,7 @@ def new_table(first: str, *columns: str, text: Sequence[int] = ()) -> Table:
 
 
 def with_spread(ratio: float, low: float, high: float, style: str = "") -> Text:
+    """A ratio with its spread, "1.52x [1.48-1.57]"."""
     return Text.assemble((times(ratio), style), f" [{times(low)[:-1]}-{times(high)[:-1]}]")
 
 
@@ -187,12 +188,12 @@ def percent(share: float) -> str:
 
 
 def short(value: float) -> str:
-    """Three significant digits at least, without an exponent."""
+    """A number with at least three significant digits, without an exponent."""
     return f"{value:.0f}" if value >= 100 else f"{value:#.3g}"
 
 
 def brief(recipe: str, most: int = 100) -> str:
-    """Recipe text for a page or a cell: files by their names, and what is long by its methods alone."""
+    """Recipe text for a page or a cell: without the folders of files; if it is long, only the names of the methods."""
     shortened = re.sub(r"(weights=)(['\"])(.*?)\2", lambda match: match[1] + PurePath(match[3]).name, recipe)
     if len(shortened) <= most:
         return shortened
@@ -200,5 +201,5 @@ def brief(recipe: str, most: int = 100) -> str:
 
 
 def short_recipe(text: str, most: int = 400) -> str:
-    """Recipe text that fits a table: one that names every patch of every block does not."""
+    """Recipe text, shortened in the middle if it does not fit a table."""
     return text if len(text) <= most else f"{text[: most // 2]} ... {text[-most // 4 :]}"

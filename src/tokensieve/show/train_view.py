@@ -1,4 +1,4 @@
-"""What `tokensieve train` prints when it is done."""
+"""The output of `tokensieve train`."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from .tables import new_table
 
 COLUMNS = {
     "validation_miou": "validation mIoU",
-    "validation_top1": "right on validation images",
-    "heldout_likeness": "alike at half of the tokens",
+    "validation_top1": "validation top-1",
+    "heldout_likeness": "agreement at half of the tokens",
 }
-"""What a training is judged by -> what a table calls it."""
+"""Figure in the log by which a training is judged -> its name in a table."""
 
 
 def train_view(record: dict[str, Any]) -> RenderableType:
-    """A row for each trained model, and where its weights are."""
+    """A row for each trained model, and the paths of its weights."""
     last_row = record["trained"][0]["log"][-1]
     figure = next(name for name in COLUMNS if name in last_row)
     column = COLUMNS[figure]
@@ -30,8 +30,8 @@ def train_view(record: dict[str, Any]) -> RenderableType:
         minutes, right = f"{last['seconds'] / 60:.0f}", f"{last[figure]:.1f}%"
         table.add_row(trained["model"], f"{last['images']:.0f}", minutes, right)
     files = Table.grid(padding=(0, 2))
-    for name, read in record["data"].items():
-        files.add_row(name, files_line(read["files"]))
+    for name, counts in record["data"].items():
+        files.add_row(name, files_line(counts["files"]))
     parts: list[RenderableType] = [table, ""]
     if record["data"]:
         parts += [files, ""]

@@ -1,4 +1,4 @@
-"""What `tokensieve tune` prints when the search is over."""
+"""The output of `tokensieve tune`."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from .tables import header, new_table, times, with_spread
 Record = dict[str, Any]
 
 SAME = {"classes": "same class", "class-map": "same class", "depth": "within 1.25x"}
-"""Kind of output -> the name of its agreement above a column."""
+"""Kind of output -> the name of its agreement in a table header."""
 RIGHT = {"classes": "top-1", "class-map": "mIoU", "depth": "delta < 1.25"}
-"""Kind of output -> the name of its figure against labels."""
+"""Kind of output -> the name of its accuracy."""
 
 
 def tune_view(record: Record) -> RenderableType:
-    """What ran, the front with the methods alone at the recommended budget, and what was found in a sentence."""
+    """The setup, the front with the single methods at the recommended budget, and a summary in sentences."""
     front = record["front"]
     best, has_heldout = front["best"], front["best"]["heldout"] is not None
     classes = best["search"]["agreement"] is not None
@@ -53,10 +53,10 @@ def tune_view(record: Record) -> RenderableType:
         table.add_row(*row, style="bold" if recommended else "dim" if point["dominated"] else "")
     also = f", as is {same}" if same else ""
     legend = (
-        f"MACs and speed: dense over sieved, proposal included. {unit}: mean over "
+        f"MACs and speed: dense divided by sieved, proposal included. {unit}: mean over "
         f"{best['search']['images']} images of the search"
         + (f"; held out{also}: {best['heldout']['images']} others." if has_heldout else ".")
-        + " Dim: another recipe costs no more and loses less."
+        + " Dim: another recipe does not cost more and loses less."
     )
     if labelled:
         legend += f" Dense {right}: {front['dense']['accuracy'][scored]:.1f}%."

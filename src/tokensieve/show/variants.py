@@ -1,4 +1,4 @@
-"""Variants of one recipe on one host, which differ in keep ratio, proposal or map, and how they classify pictures."""
+"""Variants of one recipe on one host with different keep ratios, proposals or maps, and their predictions."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ Key = TypeVar("Key", str, tuple[str, float])
 
 
 def ranking(recipe: Recipe) -> PaPr:
-    """The method of a recipe that keeps patches by a map; raises `RecipeError` where there is none."""
+    """The method of a recipe that keeps patches by a map. Raises `RecipeError` if there is none."""
     for method in recipe:
         if isinstance(method, PaPr):
             return method
@@ -31,12 +31,12 @@ def ranking(recipe: Recipe) -> PaPr:
 
 
 def needs_proposal(recipe: Recipe) -> bool:
-    """Whether a named proposal makes the map of a recipe."""
+    """Whether a recipe computes its map with a named proposal."""
     return any(isinstance(method, PaPr) and method.needs_proposal for method in recipe)
 
 
 def varied(recipe: Recipe, **settings: Any) -> Recipe:
-    """The recipe with other settings of its `papr`."""
+    """The recipe with other settings for its `papr`."""
     papr = ranking(recipe)
     return replace(recipe, methods=tuple(replace(m, **settings) if m is papr else m for m in recipe))
 
@@ -49,18 +49,20 @@ def choose(
     maps: Sequence[str] = (),
     files: Mapping[str, str] | None = None,
 ) -> dict[str, Recipe]:
-    """The recipes that are shown, by the name of the proposal or map that ranks; one, unless something varies.
+    """The recipes to show, by the name of their proposal or map; a single one if nothing varies.
 
     Args:
-        keeps: ratios to show; the recipes have the smallest, for at 1 no map is made, and `with_keeps` gives all.
-        proposals: names. What belongs to the recipe's own network alone (layer, weights, constructor arguments) is
-            kept for that one and left out for the others.
-        maps: names in `MAPS`, all read from the recipe's own proposal.
+        recipe: the recipe to vary.
+        keeps: keep ratios to show; the recipes have the smallest, since no map is computed at 1; `with_keeps` then
+            gives one variant for each ratio.
+        proposals: names. Settings for the recipe's own proposal (layer, weights, constructor arguments) are used for
+            that one only.
+        maps: names in `MAPS`, all computed from the recipe's own proposal.
         files: weights of proposals by name; an empty name is the recipe's own proposal.
 
     Raises:
-        RecipeError: the recipe keeps no patches or asks no proposal, where that is what varies; an unknown map.
-        InputError: weights for a proposal that is not among them.
+        RecipeError: the recipe has no `papr`, or no proposal to vary; an unknown map.
+        InputError: weights for a proposal that is not used.
     """
     files = files or {}
     if not (keeps or proposals or maps or files):
@@ -82,11 +84,11 @@ def choose(
 def _by_proposal(recipe: Recipe, names: Sequence[str], files: Mapping[str, str]) -> dict[str, Recipe]:
     papr, with_proposal = ranking(recipe), needs_proposal(recipe)
     if (names or files) and not with_proposal:
-        raise RecipeError(f'"{recipe}" asks no proposal: leave --proposals and --proposal-weights out.')
+        raise RecipeError(f'"{recipe}" has no proposal: leave --proposals and --proposal-weights out.')
     names = names or [papr.proposal if with_proposal else papr.significance]
     for name in files:
         if name and name not in names:
-            raise InputError(f"--proposal-weights {name}=... names no proposal here{nearest(name, names)}.")
+            raise InputError(f"--proposal-weights {name}=... names a proposal that is not used{nearest(name, names)}.")
     recipes = {}
     for name in names:
         settings: dict[str, Any] = {}
@@ -108,7 +110,7 @@ def open_variants(
     *,
     pretrained: bool = True,
 ) -> dict[str, Sieved]:
-    """One host under several recipes. A proposal with random weights has the same ones under each."""
+    """Sieve one host with several recipes. A proposal with random weights has the same weights in each."""
     device = next(dense.parameters()).device
     fasts: dict[str, Sieved] = {}
     for name, recipe in recipes.items():
@@ -119,7 +121,7 @@ def open_variants(
 
 
 def with_keeps(fasts: Mapping[str, Sieved], keeps: Sequence[Any]) -> dict[tuple[str, Any], Sieved]:
-    """Each variant at each keep ratio, by default at its own; host and map are shared, not built again."""
+    """Each variant at each keep ratio, by default at its own; host and map are shared."""
     cells: dict[tuple[str, Any], Sieved] = {}
     for name, fast in fasts.items():
         for keep in keeps or [ranking(fast.recipe).keep]:
@@ -131,7 +133,7 @@ def with_keeps(fasts: Mapping[str, Sieved], keeps: Sequence[Any]) -> dict[tuple[
 
 
 class Variants(Generic[Key]):
-    """Sieved variants of one host, run on one picture after the other, with their answers so far."""
+    """Sieved variants of one host, run on one picture after the other, with their predictions so far."""
 
     def __init__(self, fasts: Mapping[Key, Sieved], dense: nn.Module, classes: Sequence[str] | None) -> None:
         self.fasts: Mapping[Key, Sieved] = fasts
@@ -139,7 +141,7 @@ class Variants(Generic[Key]):
         self.verdicts: dict[Key, list[Verdict]] = {key: [] for key in fasts}
 
     def run(self, image: Tensor) -> dict[Key, tuple[Trace, Verdict | None]]:
-        """Run every variant on an image (3, H, W): its trace, and its answer beside the dense one."""
+        """Run every variant on an image (3, H, W): its trace, and its prediction compared with the dense one."""
         _, probabilities = dense_output(self.dense, image[None])
         results = {}
         for key, fast in self.fasts.items():
@@ -151,7 +153,7 @@ class Variants(Generic[Key]):
         return results
 
     def summary(self, key: Key) -> dict[str, float | None]:
-        """Over all pictures so far: the share of answers kept, the mean confidence in the dense answer."""
+        """Over all pictures so far: the share of equal predictions, and the mean confidence in the dense prediction."""
         verdicts = self.verdicts[key]
         return {
             "answers_kept": fmean(verdict.same for verdict in verdicts) if verdicts else None,

@@ -1,4 +1,4 @@
-"""What a speed measurement means, in sentences: how much faster, and if not more, why."""
+"""Explains a speed measurement in sentences: the result, and the reasons if it is lower than possible."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from ..measure.load import WIDE
 from ..measure.speed import Speed
 
 STARVED = 0.9
-"""Slicing below this share of the MAC ratio: the machine does not turn fewer tokens into less time."""
+"""If the slicing limit is below this share of the MAC ratio, fewer tokens do not save enough time on this machine."""
 OVERHEAD = 0.95
-"""Speed below this share of the slicing limit: choosing tokens costs something that deserves a name."""
+"""If the speed is below this share of the slicing limit, the cost of choosing tokens is reported."""
 SMALL, LARGE = 8, 64
-"""Batches: below the first, small operations weigh; from the second on, a larger one is no remedy."""
+"""Batch sizes: below the first, small operations matter; from the second on, a larger batch does not help."""
 MINOR = 0.025
-"""Shares of the dense time up to this are not worth a remedy."""
+"""Shares of the dense time up to this are not reported."""
 NOTHING = {"tokens": "drops and merges nothing", "pixels": "leaves nothing out"}
 CONSTANT = {
     "tokens": "reading the weights, patch embedding",
@@ -41,19 +41,19 @@ def verdict(
     decoded: Decoding | None = None,
     units: str = "tokens",
 ) -> list[str]:
-    """Sentences on what was measured, then why it is not more. A spread that includes 1 is never called faster.
+    """Sentences about a measurement: the result, then the reasons. A spread that includes 1 is never called faster.
 
     Args:
-        speed: one measurement.
-        macs_ratio: MACs of the dense model over those of the sieved one, proposal included.
+        speed: the measurement.
+        macs_ratio: MACs of the dense model divided by those of the sieved one, proposal included.
         dtype: "fp32", "bf16" or "fp16".
         device: "cpu", "cuda" or "cuda:0".
-        host_macs_ratio: the same without the proposal, to hold the slicing limit against; by default `macs_ratio`.
-        prepacked: whether the weights of both were packed once, by `tokensieve.prepack`.
-        network: whether a network makes the significance map, and not a control or a tensor.
-        attention: the kernels of the `dense` and the `sieved` model, of `attention_kernels`.
-        decoded: how fast the pictures that the models read come, where that was measured.
-        units: what the recipe leaves out, `pixels` on hosts with stages.
+        host_macs_ratio: the ratio without the proposal, to compare the slicing limit with; by default `macs_ratio`.
+        prepacked: whether the weights of both models were packed once, by `tokensieve.prepack`.
+        network: whether the significance map is computed by a network.
+        attention: attention kernels of the `dense` and the `sieved` model, from `attention_kernels`.
+        decoded: the measured speed of decoding the pictures, if any.
+        units: `tokens`, or `pixels` on hosts with stages.
 
     Returns:
         Sentences; the first is the result, the others the reasons.
@@ -66,7 +66,7 @@ def verdict(
             f"(spread {spread}).",
             *slow,
         ]
-    # Judged as printed: a spread that reads 1.00-1.04 does not exclude 1.
+    # Use the rounded values that are printed: a spread of 1.00-1.04 includes 1.
     if round(speed.low, 2) > 1:
         result = f"{speed.ratio:.2f}x faster than the dense model (spread {spread}), {_of_limit(speed)}."
     elif round(speed.high, 2) < 1:
@@ -109,7 +109,7 @@ def _little_to_gain(macs_ratio: float, units: str) -> list[str]:
 
 
 def _starved(speed: Speed, macs_ratio: float, dtype: str, device: str, prepacked: bool, units: str) -> list[str]:
-    """The limit itself falls short of the arithmetic: nothing that a better method could change."""
+    """Reasons if the limit itself is much lower than the MAC ratio, which no method could change."""
     if speed.limit >= STARVED * macs_ratio:
         return []
     gap = f"Fewer {units} alone give {speed.limit:.2f}x where the MACs promise {macs_ratio:.2f}x: "
@@ -131,7 +131,7 @@ def _starved(speed: Speed, macs_ratio: float, dtype: str, device: str, prepacked
 
 
 def _overhead(speed: Speed, dtype: str, device: str, network: bool, units: str) -> list[str]:
-    """What makes up the gap between limit and measurement; all times as shares of the dense time."""
+    """Reasons for the gap between limit and measurement, with times as shares of the dense time."""
     if speed.of_limit >= OVERHEAD:
         return []
     saved = max(0.0, 1 - 1 / speed.limit)
@@ -141,45 +141,45 @@ def _overhead(speed: Speed, dtype: str, device: str, network: bool, units: str) 
     remedies = []
     if proposal > MINOR and proposal >= min(saved, 0.5 * lost):
         heavy = ", too heavy for this host" if proposal >= saved else ""
-        parts.append(f"{_maker(network)} takes {percent(proposal)}{heavy}")
+        parts.append(f"{_map_name(network)} takes {percent(proposal)}{heavy}")
         lighter = "proposal_dtype=bfloat16" if device.startswith("cpu") and dtype == "bf16" else "a larger host"
         if network:
             remedies.append(f" A lighter proposal, a smaller proposal_size or {lighter} helps.")
     if selection > MINOR and (selection >= 0.5 * lost or 1 / speed.limit < OVERHEAD * (1 / speed.limit + selection)):
         parts.append(f"choosing {units} ({CHOOSING[units]}) takes {percent(selection)}")
         if speed.batch < SMALL:
-            remedies.append(" Choosing is many small operations: a larger batch carries them better.")
+            remedies.append(" Choosing is many small operations, which take a smaller share with a larger batch.")
     return [f"Of the dense time, {'; '.join(parts)}.{''.join(remedies)}"] if parts[1:] else []
 
 
-def _maker(network: bool) -> str:
+def _map_name(network: bool) -> str:
     return "the proposal" if network else "the significance map"
 
 
-def kernel_lost(before: Collection[str], after: Collection[str], whose: str, whose_after: str) -> list[str]:
-    """A sentence where attention was fused in what came `before`, and is not `after`."""
+def kernel_lost(before: Collection[str], after: Collection[str], model: str, model_after: str) -> list[str]:
+    """A sentence if attention was fused in the kernels `before`, but not in those `after`."""
     if not lost_attention(before, after):
         return []
     return [
-        f"The attention kernel was lost: {whose} runs in a fused one ({', '.join(before)}), {whose_after} writes out "
-        "the whole attention matrix. If the mask of merged tokens does it, tome(proportional=False) has none; else "
-        "take another --dtype."
+        f"The attention kernel was lost: {model} uses a fused one ({', '.join(before)}), {model_after} computes the "
+        "whole attention matrix. If the mask of merged tokens is the reason, tome(proportional=False) has none; else "
+        "use another --dtype."
     ]
 
 
 def noise(low: float, ratio: float, high: float) -> list[str]:
-    """A spread so wide that the reasons after it are guesses."""
+    """A sentence if the spread is so wide that the reasons are uncertain."""
     if (high - low) / ratio <= WIDE:
         return []
-    return ["The spread is wide: measure for longer (--seconds), and leave the machine to it."]
+    return ["The spread is wide: measure for longer (--seconds), on a quiet machine."]
 
 
 def decoding_limit(decoded: Decoding, reader: str, rate: float) -> list[str]:
-    """A sentence where a `reader` at `rate` images a second outruns the pictures."""
+    """A sentence if a model, named `reader`, that reads `rate` images a second is faster than decoding."""
     if rate <= decoded.per_second:
         return []
     count = decoded.workers
-    readers = f"{count} worker{'s' if count > 1 else ''}" if count else "one process, by turns with the model,"
+    readers = f"{count} worker{'s' if count > 1 else ''}" if count else "one process, in turn with the model,"
     return [
         f"Decoding is the limit: {readers} prepare{'s' if count < 2 else ''} {decoded.per_second:.4g} {decoded.of} a "
         f"second, where {reader} alone reads {rate:.4g}. End to end no recipe gets faster than that: give more "
@@ -188,5 +188,5 @@ def decoding_limit(decoded: Decoding, reader: str, rate: float) -> list[str]:
 
 
 def percent(share: float) -> str:
-    """A share of 1 in words, with two digits."""
+    """A share, 0 to 1, as a percentage with two digits."""
     return f"{100 * share:.1f}%" if share < 0.0995 else f"{100 * share:.0f}%"

@@ -1,4 +1,4 @@
-"""Frames as a file that plays: MP4 or GIF, written whole or not at all."""
+"""Writes frames to a video file, MP4 or GIF, completely or not at all."""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ from ..errors import InputError
 
 TICK = Fraction(1, 1000)
 COLOURS = 128
-"""Of a GIF's palette, which has 256 at most."""
+"""Number of colours in a GIF's palette, at most 256."""
 SHORTEST = 20
-"""Milliseconds for which a GIF's frame is shown at least: players slow down what is shorter."""
+"""Minimum duration of a GIF's frame in milliseconds: players slow down shorter frames."""
 
 
 class Film(ABC):
-    """A file that frames are added to, one after the other.
+    """A video file to which frames are added one after the other.
 
-    The first frame says the size; later ones are laid on white, left and top, and cut where they are larger.
+    The first frame determines the size; later ones are placed top left on white, and cropped if they are larger.
     """
 
     def __init__(self, file: Path) -> None:
@@ -35,7 +35,7 @@ class Film(ABC):
         self.size: tuple[int, int] | None = None
 
     def add(self, picture: Image.Image, seconds: float) -> None:
-        """A frame that is shown for so long."""
+        """Add a frame that is shown for `seconds`."""
         self.size = self.size or picture.size
         if picture.size != self.size:
             page = Image.new("RGB", self.size, "white")
@@ -48,14 +48,14 @@ class Film(ABC):
 
     @abstractmethod
     def end(self) -> None:
-        """Write what is still to be written."""
+        """Write the rest of the file."""
 
-    def close(self) -> None:  # noqa: B027 - most hold nothing open
-        """Let go of the file, whether it is whole or not."""
+    def close(self) -> None:  # noqa: B027 - not all formats keep the file open
+        """Close the file, complete or not."""
 
 
 class _MP4(Film):
-    """One frame is held in memory. H.264, or MPEG-4 where PyAV has no encoder for that."""
+    """An MP4 file; one frame is held in memory. H.264, or MPEG-4 if PyAV has no H.264 encoder."""
 
     def __init__(self, file: Path) -> None:
         super().__init__(file)
@@ -67,7 +67,7 @@ class _MP4(Film):
     def _add(self, picture: Image.Image, seconds: float) -> None:
         if self.stream is None:
             codec = "libx264" if "libx264" in self.av.codecs_available else "mpeg4"
-            self.stream = self.out.add_stream(codec, rate=30)  # in name: every frame has its own time
+            self.stream = self.out.add_stream(codec, rate=30)  # a nominal rate: every frame has its own time
             self.stream.pix_fmt = "yuv420p"
             self.stream.width, self.stream.height = (side + side % 2 for side in picture.size)
             if codec == "libx264":
@@ -78,14 +78,14 @@ class _MP4(Film):
 
     def _encode(self, picture: Image.Image) -> None:
         pixels = np.asarray(picture)
-        odd = [(0, side % 2) for side in pixels.shape[:2]]  # in 4:2:0 sides are even
-        frame = self.av.VideoFrame.from_ndarray(np.pad(pixels, [*odd, (0, 0)], mode="edge"), format="rgb24")
+        padding = [(0, side % 2) for side in pixels.shape[:2]]  # 4:2:0 chroma subsampling needs even sides
+        frame = self.av.VideoFrame.from_ndarray(np.pad(pixels, [*padding, (0, 0)], mode="edge"), format="rgb24")
         frame.pts, frame.time_base = round(self.time / TICK), TICK
         self.out.mux(self.stream.encode(frame))
 
     def end(self) -> None:
         assert self.last is not None
-        self._encode(self.last)  # else the last frame would be gone at once
+        self._encode(self.last)  # written again at its end time, so that it is shown for its duration
         self.out.mux(self.stream.encode())
 
     def close(self) -> None:
@@ -93,7 +93,7 @@ class _MP4(Film):
 
 
 class _GIF(Film):
-    """All frames are held in memory, each in the colours of a palette of its own."""
+    """A GIF file; all frames are held in memory, each with its own palette."""
 
     def __init__(self, file: Path) -> None:
         super().__init__(file)
@@ -115,10 +115,10 @@ SUFFIXES = tuple(_KINDS)
 
 @contextmanager
 def film(path: str | os.PathLike[str]) -> Iterator[Film]:
-    """A file .mp4 or .gif, without sound, that takes its place when the context ends well.
+    """Context for writing a file .mp4 or .gif, without sound; the file appears when the context ends without an error.
 
     Raises:
-        InputError: another ending, no frames, a place that cannot be written to; PyAV is missing for .mp4.
+        InputError: another ending, no frames, the file cannot be written, or PyAV is missing for .mp4.
     """
     path = Path(path)
     if path.suffix.lower() not in _KINDS:

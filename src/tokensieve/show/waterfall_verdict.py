@@ -1,4 +1,4 @@
-"""What the rows of a waterfall mean, in sentences."""
+"""Explains the rows of a waterfall in sentences."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from ..measure.waterfall import Row, Skipped, Waterfall
 from .verdict import decoding_limit, kernel_lost, noise, percent, verdict
 
 HEAVY = 0.25
-"""A significance map that takes more than this share of a row's time keeps what the row adds from showing."""
+"""A significance map that takes more than this share of a row's time hides the gain of the row."""
 
 
 def waterfall_verdicts(
@@ -21,13 +21,13 @@ def waterfall_verdicts(
     decoded: Decoding | None = None,
     units: str = "tokens",
 ) -> list[list[str]]:
-    """The sentences on each row: nothing where it is faster than the row before and pictures come fast enough.
+    """Sentences about each row; empty for a row that is faster than the row before and not limited by decoding.
 
-    Arguments as in `verdict`, which speaks for the recipe's row.
+    Arguments as in `verdict`, which makes the sentences for the recipe's row.
     """
     verdicts: list[list[str]] = []
     before: Row | None = None
-    outrun = False
+    decoding_limited = False
     for row in fall.rows:
         if isinstance(row, Skipped):
             verdicts.append([f"Cannot run here: {row.reason.rstrip('.')}. The next row adds to the last that can."])
@@ -46,9 +46,9 @@ def waterfall_verdicts(
             )
         elif before is not None:
             sentences = _of_step(row, before, device, network)
-        if decoded is not None and not outrun:
+        if decoded is not None and not decoding_limited:
             slow = decoding_limit(decoded, "this row", row.images_per_second)
-            sentences, outrun = [*sentences, *slow], bool(slow)
+            sentences, decoding_limited = [*sentences, *slow], bool(slow)
         verdicts.append(sentences)
         before = row
     return verdicts
@@ -60,7 +60,7 @@ def _of_step(row: Row, before: Row, device: str, network: bool) -> list[str]:
     compared = "Slower" if round(row.gain_high, 2) < 1 else "Not measurably faster"
     result = f"{compared} than the row before: {row.gain:.2f}x (spread {row.gain_low:.2f}-{row.gain_high:.2f})."
     if row.step == "prepack":
-        reasons = [f"Packing is a cost of each call, not of each image: a batch of {row.batch} carries it already."]
+        reasons = [f"Packing is a cost per call, not per image: at a batch of {row.batch} it is already small."]
     elif row.step == "compile":
         reasons = [
             "Nothing left to fuse: matrix products, which the compiler leaves to the same libraries, take nearly all "

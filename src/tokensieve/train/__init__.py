@@ -1,4 +1,4 @@
-"""Training: one loop for whatever is learnt, and the tasks behind the bundled weights and small models."""
+"""Training: one loop for all tasks, and the tasks: bundled models, photographs, segmenters, healing, proposals."""
 
 from .config import TrainConfig
 from .loop import read_log, train

@@ -24,28 +24,28 @@ class TrainConfig:
         optimizer: its name in timm.
         optimizer_args: further arguments of the optimizer, such as {"betas": (0.9, 0.99)}.
         lr: learning rate after the warm-up.
-        weight_decay: of weights; biases, norms and what the model excludes have none.
-        decay_all: let biases and norms decay too.
+        weight_decay: weight decay; biases, norms and parameters that the model excludes have none.
+        decay_all: apply weight decay to biases and norms too.
         layer_decay: factor of the learning rate from each layer to the one before; None for one rate.
         lr_scales: factor of the learning rate by prefix of a parameter's name, such as {"decode_head": 10.0}.
         schedule: "cosine", "poly" or "constant", from the end of the warm-up to the last step.
         min_lr: learning rate at which "cosine" and "poly" end.
-        power: of "poly".
+        power: exponent of "poly".
         warmup: steps in which the learning rate grows linearly.
-        clip: largest norm of the gradient of all parameters; None does not clip.
-        precision: "bf16" or "fp32" for the forward; "auto" is bf16 where the device computes in it. Weights stay fp32.
+        clip: largest norm of the gradient of all parameters; None: no clipping.
+        precision: "bf16" or "fp32" for the forward; "auto" is bf16 if the device supports it. Weights stay fp32.
         ema: decay of the moving average of the weights, smaller in the first steps; the average is validated and
-            saved. None keeps no average.
-        seed: of order, augmentation and dropout.
+            saved. None: no average.
+        seed: random seed of order, augmentation and dropout.
         validate_every: steps between validations, each a row of the log.
-        best: a column of the log, a metric to maximise; the weights of the best validation are saved. None saves the
-            last ones.
-        patience: consecutive validations without a larger `best` before early stopping; None never stops early.
-        checkpoint_every: steps between checkpoints; None writes one at each validation.
-        workers: processes that load batches; 0 loads them in this one.
+        best: a column of the log, a metric to maximise; the weights of the best validation are saved. None: the last
+            weights.
+        patience: consecutive validations without a larger `best` before early stopping; None: no early stopping.
+        checkpoint_every: steps between checkpoints; None: one at each validation.
+        workers: data loader processes; 0 loads batches in the training process.
 
     Raises:
-        RecipeError: a setting that makes no sense.
+        RecipeError: an invalid setting.
     """
 
     epochs: float = 1
@@ -93,7 +93,7 @@ class TrainConfig:
         if self.ema is not None and not 0 < self.ema < 1:
             raise RecipeError(f"ema must lie between 0 and 1, not {self.ema}.")
         if self.patience is not None and self.best is None:
-            raise RecipeError("patience waits for a better validation: say by best which metric tells.")
+            raise RecipeError("patience needs a metric that decides which validation is better: set best.")
         for name, choices in (("schedule", SCHEDULES), ("precision", PRECISIONS)):
             value = getattr(self, name)
             if value not in choices:
@@ -106,5 +106,5 @@ class TrainConfig:
         return max(1, round(self.epochs * samples) // self.batch_size)
 
     def course(self) -> dict[str, Any]:
-        """The settings that decide the result: a training resumes only with the same ones."""
+        """The settings that affect the result: a training resumes only with equal ones."""
         return {name: value for name, value in asdict(self).items() if name not in NEUTRAL}

@@ -20,9 +20,9 @@ from ..errors import InputError, RecipeError
 from .task import Order, batch_seed
 
 NAMED = 10
-"""Pictures that cannot be used, named in one error."""
+"""Maximum number of unusable pictures that are named in one error."""
 TRIES = 10
-"""Crops that are looked at for one that no class fills."""
+"""Maximum number of random crops tried until no class fills the crop."""
 COLOURS = v2.Compose(
     [
         v2.RandomApply([v2.ColorJitter(**{name: most})], p=0.5)
@@ -36,9 +36,9 @@ class Augmentation:
     """Random augmentation of a picture and its labels; the crop itself always happens.
 
     Attributes:
-        scale: least and largest factor of both sides, before the crop. (1, 1) keeps the size.
-        one_class: no class has a larger share of a crop, if one of ten tries avoids it; 1 takes the first.
-        flip: probability of a mirror image.
+        scale: smallest and largest factor of both sides, before the crop. (1, 1) keeps the size.
+        one_class: largest share of a crop that one class may have, unless ten tries fail; at 1 the first crop is used.
+        flip: probability of mirroring.
         colours: change brightness, contrast, saturation and hue, each with probability 0.5.
     """
 
@@ -59,18 +59,18 @@ class Augmentation:
     ) -> tuple[Tensor, Tensor]:
         """An RGB picture and its labels (H, W) uint8 -> (3, *crop) and (*crop) uint8.
 
-        Where the picture is smaller than the crop, `fill` (red, green, blue) and 255 fill it up.
+        A picture smaller than the crop is padded with `fill` (red, green, blue), its labels with 255.
         """
         image, low = F.pil_to_tensor(picture), self.scale[0]
         factor = low + (self.scale[1] - low) * float(torch.rand(()))
         size = [max(1, round(side * factor)) for side in image.shape[1:]]
         image = F.resize(image, size, antialias=True)
         label_map = F.resize(labels[None], size, interpolation=InterpolationMode.NEAREST)
-        tall, wide = (max(0, side - length) for side, length in zip(crop, size, strict=True))
-        if tall or wide:
-            image = F.pad(image, [0, 0, wide, tall], fill=list(map(float, fill)))
-            label_map = F.pad(label_map, [0, 0, wide, tall], fill=[float(VOID)])
-        top, left = self._place(label_map[0], crop)
+        pad_bottom, pad_right = (max(0, side - length) for side, length in zip(crop, size, strict=True))
+        if pad_bottom or pad_right:
+            image = F.pad(image, [0, 0, pad_right, pad_bottom], fill=list(map(float, fill)))
+            label_map = F.pad(label_map, [0, 0, pad_right, pad_bottom], fill=[float(VOID)])
+        top, left = self._crop_position(label_map[0], crop)
         area = ..., slice(top, top + crop[0]), slice(left, left + crop[1])
         image, label_map = image[area], label_map[area]
         if float(torch.rand(())) < self.flip:
@@ -79,8 +79,8 @@ class Augmentation:
             image = COLOURS(image)
         return image.contiguous(), label_map[0].contiguous()
 
-    def _place(self, labels: Tensor, crop: tuple[int, int]) -> tuple[int, int]:
-        """The top left corner of a crop."""
+    def _crop_position(self, labels: Tensor, crop: tuple[int, int]) -> tuple[int, int]:
+        """A random top left corner of a crop, see `one_class`."""
         top = left = 0
         for _ in range(TRIES):
             top, left = (
@@ -98,13 +98,13 @@ class Augmentation:
 
 
 class Crops(Dataset[tuple[Tensor, Tensor]]):
-    """Batches by number: images (B, 3, *crop) and labels (B, *crop), both uint8.
+    """Batches by index: images (B, 3, *crop) and labels (B, *crop), both uint8.
 
     Args:
-        pictures: the set.
+        pictures: the dataset.
         crop: height and width.
-        fill: of what lies outside of a picture, red, green and blue from 0 to 255.
-        augmentation: how pictures are changed at random.
+        fill: colour of the padding, red, green and blue from 0 to 255.
+        augmentation: the random augmentation.
         size, count, seed: as in `Task.batches`.
     """
 
@@ -137,12 +137,12 @@ class Crops(Dataset[tuple[Tensor, Tensor]]):
 
 
 def examine(pictures: SegmentationSet, workers: int = 0) -> str:
-    """Read every picture and its labels once, so that a training does not end at one; SHA-256 of all of them.
+    """Read every picture and its labels once, to find unusable ones before training; returns their SHA-256.
 
-    Of generated pictures, all of which can be read, it is that of what says which they are.
+    For generated pictures it is the SHA-256 of the text that identifies them.
 
     Raises:
-        InputError: pictures or labels that cannot be used, by name.
+        InputError: pictures or labels that cannot be used; the message names them.
     """
     if pictures.identity is not None:
         return hashlib.sha256(pictures.identity.encode()).hexdigest()
@@ -153,16 +153,19 @@ def examine(pictures: SegmentationSet, workers: int = 0) -> str:
         else:
             digest.update(problem)
     if len(failures) == 1:
-        raise InputError(f"{failures[0]}: mend or remove it before training.")
+        raise InputError(f"{failures[0]}: repair or remove it before training.")
     if failures:
         names = "; ".join(failures[:NAMED]) + ("; ..." if len(failures) > NAMED else "")
         raise InputError(
-            f"{len(failures)} of {len(pictures)} pictures cannot be used: mend or remove them before training. {names}."
+            f"{len(failures)} of {len(pictures)} pictures cannot be used: repair or remove them before training. "
+            f"{names}."
         )
     return digest.hexdigest()
 
 
 class _Digests(Dataset[Any]):
+    """The SHA-256 of each picture and its labels, or the error if it cannot be used."""
+
     def __init__(self, pictures: SegmentationSet) -> None:
         self.pictures = pictures
 

@@ -34,10 +34,9 @@ from .teacher import Teacher, remember
 from .views import READ, ViewBatches, Views, counted, every_batch, fingerprint, set_of, split
 
 SCORE = "heldout_score"
-"""The column of the log by which the best weights are chosen: `likeness` in percent minus the divergence, which breaks
-ties."""
+"""Column of the log that selects the best weights: `likeness` in percent minus the divergence, which breaks ties."""
 ADAPTER = "adapter"
-"""The folder that adapters are kept in, beside the healed weights."""
+"""Folder of the adapters, beside the healed weights."""
 TRAINABLE = ("all", "lora", "norms")
 RATES = {"all": 2e-5, "lora": 2e-4, "norms": 2e-4}
 """Learning rate for each of `TRAINABLE`. Larger ones overfit the model to the classes of the pictures."""
@@ -51,18 +50,18 @@ class HealSettings:
         trainable: "all" parameters, low-rank adapters of the linear layers ("lora", which needs peft), or "norms" and
             biases only.
         epochs: passes over the pictures, each with another view of every picture.
-        batch_size: pictures in a step.
-        lr: learning rate after the warm-up; None takes that of `RATES`.
-        rank: of the adapters.
-        views: ways each picture is seen: whole, mirrored, cropped, cropped and mixed, then further crops.
-        mixed: mix every other crop from the fourth view on with one of another picture.
-        ema: decay of the moving average of the weights, which is saved; None saves the weights themselves.
-        holdout: share of the pictures for validation, 500 at most.
-        validations: how often the training is validated.
-        patience: validations without improvement before early stopping; None never stops early.
-        precision: of `TrainConfig`.
-        seed: of order, crops, held-out pictures and adapters.
-        workers: processes that load batches.
+        batch_size: pictures per step.
+        lr: learning rate after the warm-up; None: that of `RATES`.
+        rank: rank of the adapters.
+        views: number of views of each picture: whole, mirrored, cropped, cropped and mixed, then further crops.
+        mixed: mix every second view from the fourth on with a crop of another picture.
+        ema: decay of the moving average of the weights, which is saved; None: the weights themselves are saved.
+        holdout: share of the pictures for validation, at most 500 pictures.
+        validations: number of validations.
+        patience: validations without improvement before early stopping; None: no early stopping.
+        precision: as in `TrainConfig`.
+        seed: random seed of order, crops, held-out pictures and adapters.
+        workers: data loader processes.
     """
 
     trainable: str = "all"
@@ -104,17 +103,17 @@ class HealSettings:
 
 
 class Heal:
-    """The task: to give the dense model's outputs under a recipe.
+    """The task: match the dense model's outputs under a recipe.
 
     Args:
         fast: a sieved copy of the host, whose trainable parameters require gradients.
-        kind: of its outputs.
-        views: of the pictures to learn from.
-        taught: the dense model's targets for them (N, views, ...).
+        kind: kind of its outputs.
+        views: views of the training pictures.
+        taught: the dense model's targets for the views (N, views, ...).
         heldout: M pictures for validation.
-        dense: its outputs on those (M, ...).
+        dense: the dense model's outputs on those (M, ...).
         identity: see `Task`.
-        adapter: the low-rank adapters, where these are trained.
+        adapter: the low-rank adapters, if these are trained.
     """
 
     name = "model"
@@ -140,10 +139,10 @@ class Heal:
 
     def loss(self, module: Any, batch: tuple[Tensor, Tensor]) -> Loss:
         images, taught = batch
-        module.eval()  # without dropout and stochastic depth, as it will be used
-        answers = as_output(module(images), module, len(images))
-        check_shapes(taught, answers)
-        return Loss(self.kind.divergence(taught, answers).mean(), {})
+        module.eval()  # without dropout and stochastic depth, as in inference
+        outputs = as_output(module(images), module, len(images))
+        check_shapes(taught, outputs)
+        return Loss(self.kind.divergence(taught, outputs).mean(), {})
 
     def evaluate(self, module: Any) -> dict[str, float]:
         result = fidelity(module, self.dense, load_batches(self.heldout, READ), kind=self.kind.name)
@@ -155,7 +154,7 @@ class Heal:
 
 
 def likeness(result: Fidelity) -> float:
-    """Agreement in percent: of classes, or for embeddings of nearest neighbours; otherwise the cosine times 100."""
+    """Agreement in percent, of classes or, for embeddings, of nearest neighbours; otherwise the cosine times 100."""
     for value in (result.agreement, result.neighbours):
         if value is not None:
             return value
@@ -163,7 +162,7 @@ def likeness(result: Fidelity) -> float:
 
 
 def own_state(model: nn.Module) -> dict[str, Tensor]:
-    """The state dict with tensors that share memory, such as tied weights, cloned: safetensors takes no others."""
+    """The state dict with all tensors cloned: safetensors does not accept tensors that share memory (tied weights)."""
     return {key: value.detach().clone() for key, value in model.state_dict().items()}
 
 
@@ -179,13 +178,13 @@ def prepare(
     pretrained: bool = True,
     say: Callable[[str], object] = lambda _: None,
 ) -> tuple[TrainConfig, Heal]:
-    """Everything that `loop.train` needs; the dense model's targets are saved in `folder`, a file for each view.
+    """The configuration and task for `loop.train`; saves the dense model's targets in `folder`, a file per view.
 
-    Arguments and errors as of `healing.heal`.
+    Arguments and errors as for `healing.heal`.
     """
     state = devices()
     if not state.is_main_process:
-        say = lambda _: None  # noqa: E731  (the first process speaks for all)
+        say = lambda _: None  # noqa: E731  (only the first process prints)
     host = copy.deepcopy(model)
     host.requires_grad_(settings.trainable == "all")
     if settings.trainable == "norms":
@@ -203,17 +202,17 @@ def prepare(
     say(f"reading {len(pictures)} pictures")
     prints = fingerprint(pictures, settings.workers)
     bf16 = computes_in_bf16(settings.precision, state.device.type)
-    name, answer = type(model).__name__, partial(_answer, model=model, kind=kind)
-    teacher = Teacher(model, name, answer, state.device, bf16=bf16)
+    name, target = type(model).__name__, partial(_target, model=model, kind=kind)
+    teacher = Teacher(model, name, target, state.device, bf16=bf16)
     targets: list[Tensor] = []
     with state.local_main_process_first():  # one process runs the teacher, the others read its file
         make_folder(folder)
         for view in range(settings.views):
             content = f"view {view} of {views.description}, pictures {prints}, held out {len(heldout)}"
             description = f"view {view + 1} of {settings.views}"
-            shown = counted(views.of(view, READ, settings.workers), len(known), description, say)
-            targets.append(remember(teacher, shown, content, folder / f"dense-{view}.safetensors"))
-    say(f"asking the dense model about {len(heldout)} pictures that are held out")
+            batches = counted(views.of(view, READ, settings.workers), len(known), description, say)
+            targets.append(remember(teacher, batches, content, folder / f"dense-{view}.safetensors"))
+    say(f"running the dense model on {len(heldout)} held-out pictures")
     dense = collect_outputs(model, every_batch(heldout, READ))
     setting_values = {**asdict(settings), "workers": 0}
     run = f"{views.description}, pictures {prints}, {sorted(setting_values.items())}"
@@ -222,15 +221,16 @@ def prepare(
     return settings.config(len(known)), task
 
 
-def _answer(output: Any, model: nn.Module, kind: OutputKind) -> Tensor:
-    """The targets of an output in half precision: of classes log-probabilities, otherwise the output itself."""
+def _target(output: Any, model: nn.Module, kind: OutputKind) -> Tensor:
+    """The target from an output, in half precision: log-probabilities of classes, otherwise the output itself."""
     tensor = as_output(output, model)
     return (tensor.float().log_softmax(1) if kind.classes else tensor).half()
 
 
 @torch.no_grad()
 def _kind(model: nn.Module, pictures: Any) -> OutputKind:
-    like, image = next(model.parameters()), pictures[0][0]
+    """The kind of a model's outputs, from one picture."""
+    weight, image = next(model.parameters()), pictures[0][0]
     with evaluating(model):
-        output = model(image[None].to(like.device, like.dtype))
+        output = model(image[None].to(weight.device, weight.dtype))
     return kind_of(as_output(output, model, 1), classifies(model, output), field_of(output))

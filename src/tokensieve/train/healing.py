@@ -1,4 +1,4 @@
-"""`heal()`: a short training without labels that recovers the dense model's answers under a recipe."""
+"""`heal()`: a short training without labels that recovers the dense model's outputs under a recipe."""
 
 from __future__ import annotations
 
@@ -27,9 +27,9 @@ from .views import READ, set_of
 
 RECIPE = "best.json"
 FEW = 0.1
-"""Share of a model's classes: pictures of fewer classes than that overfit it to them."""
+"""Share of a model's classes; training pictures of fewer classes may overfit the model to them."""
 CLASS_COVERAGE = 0.9
-"""Share of the answers that the classes which the pictures show make up."""
+"""Share of the predictions that the classes counted by `classes_shown` make up."""
 
 
 @dataclass(frozen=True)
@@ -42,17 +42,17 @@ class BeforeAfter:
 
 @dataclass(frozen=True)
 class Healed:
-    """What `heal` made.
+    """The result of `heal`.
 
     Attributes:
         recipe: file of the recipe, `best.json`.
-        weights: file of the healed host's state dict, `model.safetensors`; the adapters are part of it.
-        adapter: folder of the adapters alone, where these were trained.
-        step, steps: the step of the saved weights, and the number of steps planned.
+        weights: file of the healed host's state dict, `model.safetensors`; adapters are merged into it.
+        adapter: folder of the adapters, if these were trained.
+        step, steps: the step of the saved weights, and the number of planned steps.
         heldout: figures on held-out pictures of the same source.
-        test: figures on the test pictures, where these were given.
-        warnings: sentences on overfitting that the figures show, or cannot show.
-        mb: megabytes of the healed weights.
+        test: figures on the test pictures, if given.
+        warnings: sentences about overfitting, or that the figures cannot show it.
+        mb: size of the healed weights in megabytes.
         log: the rows of the training log.
     """
 
@@ -82,29 +82,29 @@ def heal(
     report: Callable[[dict[str, Any]], object] = lambda _: None,
     say: Callable[[str], object] = lambda _: None,
 ) -> Healed:
-    """Train a copy of a model to give the dense model's outputs under a recipe; labels are not used.
+    """Train a copy of a model so that its outputs under a recipe match the dense model's; labels are not used.
 
     The dense model runs once on each view of every picture; its outputs are saved in `out`. After an interruption the
     same call resumes. The model itself is not changed. With `adaptive` the copy learns under fixed numbers of merges;
     thresholds of the same mean cost are then set for it, see `heal_adaptive`.
 
     Args:
-        model: the host, a classifier or a model of features.
-        recipe: what the copy is healed for.
-        pictures: a data set whose items begin with an image (C, H, W) as the model reads it, such as `image_set` gives;
+        model: the host, a classifier or a feature extractor.
+        recipe: the recipe that the copy is trained for.
+        pictures: a dataset whose items begin with an image (C, H, W) as the model reads it, such as from `image_set`;
             batches of one (`load_batches`); or one tensor (N, C, H, W). Thousands are better than hundreds.
         out: a folder for `best.json`, `model.safetensors`, the log and the checkpoint.
         settings: see `HealSettings`.
         test_images: further pictures to evaluate on, batches or a tensor; with labels top-1 is measured too.
         mean, std, pretrained: as in `sieve`.
-        report: gets each row of the log.
-        say: gets sentences on the progress.
+        report: called with each row of the log.
+        say: called with messages about the progress.
 
     Raises:
-        InputError: pictures that are too few or cannot be read; another healing's files in `out`; accelerate or, for
-            adapters, peft is not installed.
-        RecipeError: the recipe is empty or makes no sense, or a setting does.
-        UnsupportedHost: the model cannot take the recipe.
+        InputError: too few or unreadable pictures; files of another healing in `out`; accelerate or, for adapters, peft
+            is not installed.
+        RecipeError: the recipe is empty or invalid, or a setting is invalid.
+        UnsupportedHost: the model does not support the recipe.
     """
     folder, settings = check_folder(out), settings or HealSettings()
     hashed = Recipe.of(recipe).with_hashes()
@@ -114,7 +114,7 @@ def heal(
     trained_under = hashed if thresholds is None else thresholds.fixed
     config, task = prepare(model, trained_under, pictures, folder, settings, **sieve_args, say=say)
     weights = train(config, task, folder, report=report)
-    say("evaluating")
+    say("evaluating the result")
     host = copy.deepcopy(model)
     host.load_state_dict(load_file(weights, device=str(next(model.parameters()).device)))
     healed_recipe = hashed if thresholds is None else thresholds.recipe_for(host)
@@ -142,18 +142,18 @@ def heal(
 def compare(
     model: nn.Module, before: nn.Module, after: nn.Module, loader: Iterable[Any] | Tensor, kind: str | None = None
 ) -> BeforeAfter:
-    """Fidelity of both models on the same pictures, with top-1 where all of these have labels.
+    """Fidelity of both models on the same pictures, with top-1 accuracy if all of these have labels.
 
     Raises:
-        InputError: nothing to read.
+        InputError: there are no pictures.
     """
     batches = loader.split(READ) if isinstance(loader, Tensor) else loader
     batches = list(batches) if isinstance(batches, Iterator) else batches  # it is iterated three times
     dense, known = [], True
     with evaluating(model):
-        for answers in forward_batches([model], batches):
-            dense.append(answers.outputs[0])
-            known = known and answers.kind(kind).labelled(answers.labels)
+        for batch_outputs in forward_batches([model], batches):
+            dense.append(batch_outputs.outputs[0])
+            known = known and batch_outputs.kind(kind).labelled(batch_outputs.labels)
     if not dense:
         raise nothing_read(batches)
     k = 1 if known and dense[0].ndim == 2 else None
@@ -161,7 +161,7 @@ def compare(
 
 
 def classes_shown(task: Heal) -> tuple[int, int] | None:
-    """How many classes make up `CLASS_COVERAGE` of the dense model's answers, and how many classes it has."""
+    """Number of classes that make up `CLASS_COVERAGE` of the dense model's predictions, and number of all classes."""
     if not task.kind.classes or task.taught.ndim != 3:
         return None
     counts = task.taught[:, 0].argmax(1).bincount().sort(descending=True).values
@@ -169,31 +169,31 @@ def classes_shown(task: Heal) -> tuple[int, int] | None:
 
 
 def warnings_of(heldout: BeforeAfter, test: BeforeAfter | None, shown: tuple[int, int] | None) -> tuple[str, ...]:
-    """Sentences for the user: that healing overfitted the model to the pictures' classes, or that nothing shows it."""
+    """Warnings that healing overfitted the model to the pictures' classes, or that the figures cannot show it."""
     warnings = []
     if likeness(heldout.after) <= likeness(heldout.before):
         warnings.append(
-            "On pictures that were held out the answers are no more alike than before: keep the recipe without these "
-            "weights, or heal on more pictures, longer, or at a smaller lr."
+            "On held-out pictures the agreement with the dense model is no higher than before: use the recipe without "
+            "these weights, or heal on more pictures, for longer, or with a smaller lr."
         )
     if test is not None:
         before, after = test.before, test.after
         lost = likeness(before) - likeness(after)
         if lost > 0 or after.divergence > before.divergence:
             warnings.append(
-                f"On the test pictures the answers are less alike than before healing ({likeness(before):.1f} to "
+                f"On the test pictures the agreement is lower than before healing ({likeness(before):.1f} to "
                 f"{likeness(after):.1f} %, divergence {before.divergence:.4f} to {after.divergence:.4f}): the model "
-                "was bent to the pictures that it was healed on. Heal on pictures like those that it will see."
+                "overfitted to its training pictures. Heal on pictures like those that it will see."
             )
         if after.accuracy is not None and after.changes[1] > 0 and lost > 0:
             warnings.append(
-                f"Top-1 rose above the dense model's ({after.changes[1]:+.1f} points) while agreement fell: that is no "
-                "better model, but one that names the classes of its pictures more often."
+                f"Top-1 rose above the dense model's ({after.changes[1]:+.1f} points) while agreement fell: the model "
+                "is not better in general, it predicts the classes of its training pictures more often."
             )
     elif shown is not None and shown[0] < FEW * shown[1]:
         warnings.append(
             f"The pictures are of few classes: {shown[0]} of {shown[1]} make up {CLASS_COVERAGE:.0%} of the dense "
-            "model's answers. What was learnt may hold for these alone: give test pictures of other classes too "
+            "model's predictions. The result may hold only for these: evaluate on pictures of other classes too "
             "(test_images=, --test-data)."
         )
     return tuple(warnings)

@@ -31,30 +31,30 @@ if TYPE_CHECKING:
     from accelerate import Accelerator, PartialState
 
 PREFETCH = 8
-"""Batches that each worker prefetches."""
+"""Number of batches that each worker prefetches."""
 CHECKPOINTED = ("step", "seconds", "rows", "sums", "since", "best", "waited")
-"""Attributes of `_Training` that a checkpoint holds, beside the state dicts."""
+"""Attributes of `_Training` that a checkpoint holds in addition to the state dicts."""
 
 
 def train(config: TrainConfig, task: Task, folder: Path, *, report: Callable[[dict[str, Any]], object] = print) -> Path:
-    """Train, or resume from the checkpoint in `folder`; returns the file of weights, NAME.safetensors.
+    """Train, or resume from the checkpoint in `folder`; returns the path of the weights, NAME.safetensors.
 
-    Beside it `NAME.csv` gets a row at each validation: step, images, seconds, then means of the loss and of what the
-    task logs, then its metrics. `report` gets each row, before its checkpoint is written. On the CPU a
-    training that was interrupted and resumed ends with the same weights and log as an uninterrupted one, to the bit.
+    `NAME.csv` in the same folder gets a row at each validation: step, images, seconds, then means of the loss and of
+    the task's logged values, then its metrics. `report` is called with each row, before its checkpoint is written. On
+    the CPU a training that was interrupted and resumed ends with bit-equal weights and log.
 
     Under `accelerate launch` the devices share each batch; the first process reports and writes.
 
     Raises:
-        InputError: the folder's checkpoint was made by another training; samples that cannot be read; a loss that is
-            not finite; accelerate is not installed.
-        RecipeError: a batch that cannot be shared evenly, an unknown optimizer, arguments it does not have.
+        InputError: the folder has the checkpoint of another training; samples that cannot be read; a loss that is not
+            finite; accelerate is not installed.
+        RecipeError: a batch size that cannot be divided evenly, an unknown optimizer, or arguments it does not have.
     """
     return _Training(config, task, folder, report).run()
 
 
 class _Step(nn.Module):
-    """The loss as a forward, so that wrappers such as DistributedDataParallel see all that a step computes."""
+    """Computes the loss in its forward, so that wrappers such as DistributedDataParallel cover the whole step."""
 
     def __init__(self, task: Task, half: bool, device: str) -> None:
         super().__init__()
@@ -69,6 +69,8 @@ class _Step(nn.Module):
 
 
 class _Training:
+    """The state of one training, and its loop."""
+
     def __init__(
         self, config: TrainConfig, task: Task, folder: Path, report: Callable[[dict[str, Any]], object]
     ) -> None:
@@ -98,14 +100,14 @@ class _Training:
         self.waited = 0
         """Number of validations since the best one."""
         self.norms = torch.zeros((), device=self.accelerator.device)
-        """Sum of gradient norms, by which non-finite gradients are noticed."""
+        """Sum of gradient norms, which is not finite after a non-finite gradient."""
         folder.mkdir(parents=True, exist_ok=True)
         if self.checkpoint.is_file():
             self._resume()
 
     @property
-    def learnt(self) -> Any:
-        """The module that is validated and saved."""
+    def validated_module(self) -> Any:
+        """The module that is validated and saved: the trained one, or its moving average."""
         return self.task.module if self.average is None else self.average.module
 
     @property
@@ -116,7 +118,7 @@ class _Training:
     def run(self) -> Path:
         config, batches, start = self.config, self._batches(), perf_counter() - self.seconds
         while self.step < self.total and not self._stops_early:
-            self._learn(batches)
+            self._train_step(batches)
             finished = self.step == self.total
             validating = finished or self.step % config.validate_every == 0
             checkpoint_every = config.checkpoint_every
@@ -127,23 +129,23 @@ class _Training:
                 self.seconds = perf_counter() - start
                 self._save()
         if self.best is not None:
-            self.learnt.load_state_dict(self.best["state"])
+            self.validated_module.load_state_dict(self.best["state"])
         if self.accelerator.is_main_process:
-            state = self.task.weights(self.learnt)
+            state_dict = self.task.weights(self.validated_module)
             with draft(self.weights) as file:
-                save_file({key: value.detach().cpu().contiguous() for key, value in state.items()}, file)
+                save_file({key: value.detach().cpu().contiguous() for key, value in state_dict.items()}, file)
         self.accelerator.wait_for_everyone()
         return self.weights
 
-    def _learn(self, batches: Iterator[tuple[int, Any]]) -> None:
+    def _train_step(self, batches: Iterator[tuple[int, Any]]) -> None:
         """Run one optimizer step."""
         config, parts = self.config, self.config.accumulation
-        # timm's warm-up begins with a learning rate of 0; here its first step has one above 0.
+        # timm's warm-up starts with a learning rate of 0; the offset of one step avoids this.
         self.schedule.step_update(self.step + 1 if self.step < config.warmup else self.step)
         self.task.module.train()
         for step_part in range(parts):
             number, batch = next(batches)
-            # Dropout is seeded by batch: a resumed training repeats it. Negative, for `batches` uses the other seeds.
+            # Seed dropout by batch, so that a resumed training repeats it; negative: `batches` uses the other seeds.
             torch.manual_seed(-1 - batch_seed(config.seed, number))
             with nullcontext() if step_part == parts - 1 else self.accelerator.no_sync(self.model):
                 loss, logged = self.model(batch)
@@ -178,18 +180,18 @@ class _Training:
         for number, batch in zip(numbers, loader, strict=True):
             if isinstance(batch, SieveError):
                 raise InputError(
-                    f"{str(batch).rstrip('.')}: training stopped behind step {self.step}, and goes on from its last "
-                    "checkpoint once that is mended."
+                    f"{str(batch).rstrip('.')}: training stopped after step {self.step}. Repair the file and run the "
+                    "same command: it resumes from the last checkpoint."
                 )
             yield number, send_to_device(batch, accelerator.device, non_blocking=True)
 
     def _share(self) -> None:
-        """Average the logged sums over the devices; raises `InputError` where the loss or a gradient is not finite."""
+        """Average the logged sums over the devices. Raises `InputError` if the loss or a gradient is not finite."""
         self.sums = {name: self.accelerator.reduce(value, "mean") for name, value in self.sums.items()}
         if not bool(torch.isfinite(self.norms + self.sums.get("loss", 0))):
             raise InputError(
-                f"The loss of {self.task.name}, or its gradient, is no number any more before step {self.step}: begin "
-                "again with a smaller lr, a longer warmup or precision fp32. The last checkpoint is from before."
+                f"The loss of {self.task.name}, or its gradient, became NaN or infinite before step {self.step}: start "
+                "again with a smaller lr, a longer warmup or precision fp32. The last checkpoint is from before that."
             )
 
     def _validate(self, start: float) -> None:
@@ -197,7 +199,7 @@ class _Training:
         row = {"step": self.step, "images": self.step * self.config.batch_size, "seconds": perf_counter() - start}
         row |= {name: float(value / self.since) for name, value in self.sums.items()}
         self.sums, self.since = {}, 0
-        row |= self.task.evaluate(self.learnt)
+        row |= self.task.evaluate(self.validated_module)
         self._compare(row)
         self.rows.append(row)
         if self.accelerator.is_main_process:
@@ -218,11 +220,11 @@ class _Training:
         if self.best is not None and not value > self.best["value"]:
             self.waited += 1
             return
-        state = {key: part.detach().cpu().clone() for key, part in self.learnt.state_dict().items()}
+        state = {key: part.detach().cpu().clone() for key, part in self.validated_module.state_dict().items()}
         self.best, self.waited = {"value": value, "step": self.step, "state": state}, 0
 
     def _save(self) -> None:
-        self._share()  # raises before weights that are not finite replace a good checkpoint
+        self._share()  # raises if weights are not finite, so that they do not replace a good checkpoint
         if not self.accelerator.is_main_process:
             return
         state: dict[str, Any] = {"config": self.config.course(), "identity": self.task.identity}
@@ -238,7 +240,7 @@ class _Training:
             state = torch.load(file, weights_only=True, map_location="cpu")
         except (RuntimeError, EOFError, ValueError, pickle.UnpicklingError) as error:
             raise InputError(
-                f"{file} is no checkpoint that can be read ({cause(error)}): delete it to start over."
+                f"{file} cannot be read as a checkpoint ({cause(error)}): delete it to start over."
             ) from error
         state = state if isinstance(state, dict) else {}
         saved_config = state.get("config", {})
@@ -246,7 +248,7 @@ class _Training:
             names = [name for name in settings if saved_config and saved_config.get(name) != settings[name]]
             reason = f" (other {', '.join(names)})" if names else ""
             raise InputError(
-                f"{file} was made by another plan{reason}: give another folder, or delete it to start over."
+                f"{file} belongs to another training{reason}: give another folder, or delete it to start over."
             )
         self.task.module.load_state_dict(state["module"])
         self.optimizer.load_state_dict(state["optimizer"])
@@ -258,7 +260,7 @@ class _Training:
 
 
 class _ErrorsAsValues(Dataset[Any]):
-    """Batches by their `numbers`; errors are returned, since a worker process would wrap their messages."""
+    """The batches with indices `numbers`; errors are returned, since a worker process would wrap their messages."""
 
     def __init__(self, batches: Any, numbers: range) -> None:
         self.batches, self.numbers = batches, numbers
@@ -274,21 +276,21 @@ class _ErrorsAsValues(Dataset[Any]):
 
 
 def need_accelerate() -> Any:
-    """The module accelerate; raises InputError where it is not installed."""
+    """The module accelerate. Raises `InputError` if it is not installed."""
     try:
         import accelerate
     except ImportError as error:
         raise InputError(
-            f"Training needs accelerate ({error.name} is not here): pip install 'tokensieve[train]'."
+            f"Training needs accelerate ({error.name} is not installed): pip install 'tokensieve[train]'."
         ) from None
     return accelerate
 
 
 def devices() -> PartialState:
-    """The devices and processes of a training, as accelerate knows them.
+    """The devices and processes of a training, from accelerate.
 
     Raises:
-        InputError: accelerate is not installed, or does not join the processes that were launched.
+        InputError: accelerate is not installed, or does not connect the processes that were launched.
     """
     accelerate = need_accelerate()
     on_cpu = accelerate.utils.parse_flag_from_env(
@@ -298,8 +300,8 @@ def devices() -> PartialState:
     launched = int(os.environ.get("WORLD_SIZE", 1))
     if launched > 1 and state.num_processes == 1:
         raise InputError(
-            f"This is one of {launched} processes that accelerate does not join, each of which would train alone: "
-            "launch one, or set ACCELERATE_USE_CPU=1 to have CPUs joined."
+            f"This is one of {launched} processes that accelerate does not connect, so that each would train alone: "
+            "launch one, or set ACCELERATE_USE_CPU=1 to connect CPU processes."
         )
     return state
 
@@ -309,7 +311,7 @@ def _accelerator(config: TrainConfig) -> Accelerator:
     # A sieved model may not use all parameters of its host.
     unused = accelerate.DistributedDataParallelKwargs(find_unused_parameters=True)
     accelerator = accelerate.Accelerator(
-        # An earlier Accelerator in this process has set it; the autocast of `_Step` overrides it.
+        # An earlier Accelerator in this process may have set it; the autocast of `_Step` overrides it.
         mixed_precision=None if accelerate.state.is_initialized() else "no",
         gradient_accumulation_steps=config.accumulation,
         kwargs_handlers=[unused],
@@ -323,13 +325,13 @@ def _accelerator(config: TrainConfig) -> Accelerator:
 
 
 def _leave(state: PartialState) -> None:
-    """Destroy the process group: at the interpreter's exit its threads sometimes abort the process."""
-    sleep(0.5)  # in torch 2.6 it deadlocks while a thread is busy with the last collective
+    """Destroy the process group before the interpreter exits, when its threads may abort the process."""
+    sleep(0.5)  # torch 2.6 deadlocks here while a thread still runs the last collective operation
     state.destroy_process_group()
 
 
 def computes_in_bf16(precision: str, device: str) -> bool:
-    """Whether a `TrainConfig`'s precision is bfloat16 on a kind of device, "cpu" or "cuda"."""
+    """Whether a `TrainConfig`'s precision means bfloat16 on a device type, "cpu" or "cuda"."""
     if precision != "auto":
         return precision == "bf16"
     if device not in ("cuda", "cpu") or lacks_units("bf16", device):
@@ -345,10 +347,10 @@ def make_optimizer(module: Any, config: TrainConfig) -> torch.optim.Optimizer:
             without `group_matcher`, or `lr_scales` for parameters that do not exist.
     """
     if not any(parameter.requires_grad for parameter in module.parameters()):
-        raise RecipeError(f"{type(module).__name__} has no parameter that requires a gradient: nothing can be learnt.")
+        raise RecipeError(f"{type(module).__name__} has no parameter that requires a gradient: nothing can be trained.")
     if config.layer_decay is not None and not hasattr(module, "group_matcher"):
         raise RecipeError(
-            f"{type(module).__name__} does not say what its layers are (timm's group_matcher): leave layer_decay out."
+            f"{type(module).__name__} does not define its layers (timm's group_matcher): leave layer_decay out."
         )
     settings: dict[str, Any] = {"layer_decay": config.layer_decay, "filter_bias_and_bn": not config.decay_all}
     if config.lr_scales:
@@ -401,14 +403,16 @@ def _scaled(module: Any, config: TrainConfig) -> list[dict[str, Any]]:
                 by_scale[key] = {**group, "params": [], "lr_scale": group.get("lr_scale", 1.0) * scale}
             by_scale[key]["params"].append(parameter)
     if not all(scales.values()):
-        absent = next(name for name, was_used in scales.items() if not was_used)
-        raise RecipeError(f"lr_scales names {absent!r}, and no trainable parameter begins so.")
+        unused = next(name for name, was_used in scales.items() if not was_used)
+        raise RecipeError(f"lr_scales has {unused!r}, but no trainable parameter's name begins with it.")
     return list(by_scale.values())
 
 
 def make_schedule(optimizer: torch.optim.Optimizer, config: TrainConfig, steps: int) -> Any:
     """timm's scheduler; call `step_update` at each step."""
-    length = max(2, steps - config.warmup)  # timm needs 2; of one step only the start of the schedule is used
+    length = max(
+        2, steps - config.warmup
+    )  # timm needs at least 2; for a single step only the start of the schedule is used
     warmup = {"warmup_t": config.warmup, "warmup_prefix": True, "t_in_epochs": False}
     if config.schedule == "cosine":
         return timm.scheduler.CosineLRScheduler(optimizer, length, lr_min=config.min_lr, **warmup)

@@ -12,18 +12,18 @@ from ..errors import InputError, UnsupportedHost
 
 
 class Adapter:
-    """Adapters in a host, which is changed in place: only two small matrices in each linear layer are trainable.
+    """Adds adapters to a host, in place: only two small matrices in each linear layer are trainable.
 
-    The classifier has none. Before training the adapters do not change the outputs.
+    The classifier has no adapter. Before training the adapters do not change the outputs.
 
     Args:
         host: the model.
-        rank: of the matrices.
-        folder: where they are saved after training, for `peft.PeftModel.from_pretrained(model, folder)`.
+        rank: rank of the matrices.
+        folder: folder to save them to after training, for `peft.PeftModel.from_pretrained(model, folder)`.
 
     Raises:
         InputError: peft is not installed.
-        UnsupportedHost: the model has no linear layer of torch's own beside its classifier.
+        UnsupportedHost: the model has no `nn.Linear` layer except its classifier.
     """
 
     def __init__(self, host: nn.Module, rank: int, folder: Path) -> None:
@@ -31,37 +31,37 @@ class Adapter:
         names = adaptable(host)
         if not names:
             raise UnsupportedHost(
-                f"{type(host).__name__} has no linear layers that adapters fit: let all parameters learn, or norms."
+                f"{type(host).__name__} has no linear layers for adapters: train all parameters, or norms."
             )
         config = peft.LoraConfig(r=rank, lora_alpha=rank, target_modules=names, lora_dropout=0.0, bias="none")
         self.peft: Any = peft.get_peft_model(host, config)
         self.folder = folder
 
-    def finish(self, learnt: Any) -> dict[str, Tensor]:
-        """Save the adapters of the sieved model `learnt`, which may be the moving average.
+    def finish(self, trained: Any) -> dict[str, Tensor]:
+        """Save the adapters of the sieved model `trained`, which may be the moving average.
 
         Returns the state dict of the host with the adapters merged into its weights.
         """
         merged = copy.deepcopy(self.peft)
-        merged.base_model.model.load_state_dict(learnt.model.state_dict())
+        merged.base_model.model.load_state_dict(trained.model.state_dict())
         merged.save_pretrained(self.folder)
         return {key: value.detach().clone() for key, value in merged.merge_and_unload().state_dict().items()}
 
 
 def adaptable(host: nn.Module) -> list[str]:
-    """Names of the linear layers that take adapters: exactly `nn.Linear`, no classifier, and none whose weight is read
-    directly, such as the output layer of `nn.MultiheadAttention`."""
+    """Names of the linear layers that get adapters: those of type exactly `nn.Linear`, without the classifier and
+    without layers whose weight is read directly, such as the output layer of `nn.MultiheadAttention`."""
     heads = {"head", "heads", "classifier", "fc", "head_dist", "fc_norm"}
     return [name for name, part in host.named_modules() if type(part) is nn.Linear and name.split(".")[0] not in heads]
 
 
 def need_peft() -> Any:
-    """The module peft; raises InputError where it is not installed."""
+    """The module peft. Raises `InputError` if it is not installed."""
     try:
         import peft
     except ImportError as error:
         raise InputError(
-            f"Adapters need peft ({error.name} is not here): pip install 'tokensieve[lora]', or heal all parameters, "
-            "or norms."
+            f"Adapters need peft ({error.name} is not installed): pip install 'tokensieve[lora]', or train all "
+            "parameters, or norms."
         ) from None
     return peft

@@ -1,7 +1,7 @@
-"""The bundled models' training on scenes: an image loss, and a second one that labels every patch from the exact mask.
+"""The bundled models' training on scenes: an image loss, and a patch loss with labels from the exact mask.
 
-With the image's label alone a small ViT stays at chance for epochs; told for each patch whether it shows a digit, and
-which, it starts at once.
+With image labels alone a small ViT stays at chance for epochs; with a label for each patch, its digit or background, it
+learns at once.
 """
 
 from __future__ import annotations
@@ -20,19 +20,19 @@ from .config import TrainConfig
 from .task import Loss, halved
 
 BACKGROUND = CLASSES
-"""The patch label of everything that is not the digit."""
+"""Patch label of patches without the digit."""
 UNSURE = -100
-"""The patch label of a patch with so little of the digit that either answer would be right."""
+"""Patch label of patches with so little of the digit that they are not scored."""
 
-LOOKED_AT = 1000
-"""Scenes of the validation split that a model is validated on."""
+VALIDATION_SCENES = 1000
+"""Number of validation scenes."""
 RATES = {"nano_convnet": 3e-3, "nano_vit": 1.5e-3, "nano_convnext": 2e-3}
 SEEN = {"nano_convnet": 60_000, "nano_vit": 240_000, "nano_convnext": 120_000}
-"""Scenes that each bundled model was trained on."""
+"""Number of scenes that each bundled model was trained on."""
 
 
 class NanoOutputs(NamedTuple):
-    """Logits of the images (B, 10) and of their patches (B, P, 11), and what the features cost, a scalar."""
+    """Logits of the images (B, 10) and of their patches (B, P, 11), and a penalty on the features, a scalar."""
 
     images: Tensor
     patches: Tensor
@@ -40,7 +40,7 @@ class NanoOutputs(NamedTuple):
 
 
 class NanoHost(nn.Module):
-    """The nano ViT with a second head, on its patches, that is thrown away after training."""
+    """The nano ViT with a second head on its patches, which is dropped after training."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -56,10 +56,10 @@ class NanoHost(nn.Module):
 
 
 class NanoProposal(nn.Module):
-    """The nano ConvNet; its own classifier labels every cell, against a background whose logit is always 0.
+    """The nano ConvNet; its own classifier labels every cell, and the logit of the background is always 0.
 
-    A cell without a digit needs no features then, and the mean of all features is part of the loss, so it has none: the
-    mean over channels, which is PaPr's map, comes to be high where a digit is. Without that price it is not.
+    A cell without a digit then needs no features. Since the mean of all features is part of the loss, these become 0,
+    and the mean over channels, which is PaPr's map, is high where a digit is. Without that penalty it is not.
     """
 
     def __init__(self) -> None:
@@ -73,7 +73,7 @@ class NanoProposal(nn.Module):
 
 
 class NanoStages(nn.Module):
-    """The nano ConvNeXt with a second head on the map of stage 2, where most blocks are; a cell is two patches wide."""
+    """The nano ConvNeXt with a second head on the map of stage 2, which has most blocks; a cell is two patches wide."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -96,18 +96,18 @@ WRAPPED: dict[str, type[nn.Module]] = {
 
 
 class ReadDigits:
-    """The task: which digit is in the scene.
+    """The task: classify the digit in the scene.
 
     Args:
-        name: of a bundled model, with random weights.
-        scenes: how many it sees.
-        seed: of the scenes.
-        looked_at: scenes of the validation split it is validated on.
+        name: name of a bundled model, which starts with random weights.
+        scenes: number of training scenes.
+        seed: random seed of the scenes.
+        validation_scenes: number of validation scenes.
     """
 
-    def __init__(self, name: str, scenes: int, seed: int = 0, looked_at: int = LOOKED_AT) -> None:
-        self.name, self.samples, self.seed, self.looked_at = name, scenes, seed, looked_at
-        self.identity = f"{name}, {scenes} scenes of seed {seed}, {looked_at} looked at"
+    def __init__(self, name: str, scenes: int, seed: int = 0, validation_scenes: int = VALIDATION_SCENES) -> None:
+        self.name, self.samples, self.seed, self.validation_scenes = name, scenes, seed, validation_scenes
+        self.identity = f"{name}, {scenes} scenes of seed {seed}, {validation_scenes} looked at"
         self.module: Any = WRAPPED[name]()
         self._validation: Scene | None = None
 
@@ -116,15 +116,17 @@ class ReadDigits:
 
     def loss(self, module: Any, batch: tuple[Tensor, Tensor, Tensor]) -> Loss:
         images, labels, masks = batch
-        answers = module(normalise(images.float() / 255))
-        image_loss = F.cross_entropy(answers.images.float(), labels)
-        loss = image_loss + patch_loss(answers.patches.float(), labels, masks) + answers.price.float()
-        right = (answers.images.argmax(1) == labels).float().mean()
-        return Loss(loss, {"image_loss": image_loss, "train_top1": 100 * right})
+        outputs = module(normalise(images.float() / 255))
+        image_loss = F.cross_entropy(outputs.images.float(), labels)
+        loss = image_loss + patch_loss(outputs.patches.float(), labels, masks) + outputs.price.float()
+        accuracy = (outputs.images.argmax(1) == labels).float().mean()
+        return Loss(loss, {"image_loss": image_loss, "train_top1": 100 * accuracy})
 
     def evaluate(self, module: Any) -> dict[str, float]:
         if self._validation is None:
-            self._validation = Scenes("validation", self.looked_at, seed=self.seed).batch(range(self.looked_at))
+            self._validation = Scenes("validation", self.validation_scenes, seed=self.seed).batch(
+                range(self.validation_scenes)
+            )
         return {"validation_top1": top1(module.model, self._validation)}
 
     def weights(self, module: Any) -> dict[str, Tensor]:
@@ -132,17 +134,17 @@ class ReadDigits:
 
 
 def prepare(
-    name: str, *, scenes: int | None = None, seed: int = 0, looked_at: int = LOOKED_AT, workers: int = 1
+    name: str, *, scenes: int | None = None, seed: int = 0, validation_scenes: int = VALIDATION_SCENES, workers: int = 1
 ) -> tuple[TrainConfig, ReadDigits]:
-    """Everything `loop.train` needs for a bundled model; by default as the weights in the package were made.
+    """The configuration and task of a bundled model for `loop.train`; by default those of the bundled weights.
 
     Raises:
-        RecipeError: no bundled model of that name.
+        RecipeError: there is no bundled model with that name.
     """
     if name not in WRAPPED:
         raise RecipeError(f"There is no bundled model {name!r}, only {', '.join(WRAPPED)}.")
     torch.manual_seed(seed)
-    task = ReadDigits(name, SEEN[name] if scenes is None else scenes, seed, looked_at)
+    task = ReadDigits(name, SEEN[name] if scenes is None else scenes, seed, validation_scenes)
     config = TrainConfig(
         optimizer_args={"betas": (0.9, 0.99)}, lr=RATES[name], warmup=200, seed=seed, workers=workers
     )  # fmt: skip
@@ -151,21 +153,21 @@ def prepare(
 
 @torch.no_grad()
 def top1(model: nn.Module, scenes: Scene, batch: int = 100) -> float:
-    """Percentage of scenes whose digit `model`, set to eval mode, names."""
+    """Percentage of scenes that `model` classifies correctly; sets it to eval mode."""
     model.eval()
     device = next(model.parameters()).device
-    answers = [model(normalise(images.to(device))).argmax(1).cpu() for images in scenes.images.split(batch)]
-    return 100 * (torch.cat(answers) == scenes.labels).float().mean().item()
+    predicted = [model(normalise(images.to(device))).argmax(1).cpu() for images in scenes.images.split(batch)]
+    return 100 * (torch.cat(predicted) == scenes.labels).float().mean().item()
 
 
 def normalise(images: Tensor) -> Tensor:
-    """Images in [0, 1] as the bundled models read them."""
+    """Normalise images in [0, 1] for the bundled models."""
     mean, std = (torch.tensor(values, device=images.device)[:, None, None] for values in (MEAN, STD))
     return (images - mean) / std
 
 
 def patch_loss(logits: Tensor, labels: Tensor, masks: Tensor) -> Tensor:
-    """Of square patches' logits (B, P, 11) against labels (B,) and masks (B, H, W): see `cell_loss`."""
+    """Loss of patch logits (B, P, 11), for square patches, given labels (B,) and masks (B, H, W); see `cell_loss`."""
     side = round((masks[0].numel() / logits.shape[1]) ** 0.5)
     return cell_loss(logits, labels, F.avg_pool2d(masks[:, None].float(), side).flatten(1))
 
@@ -173,7 +175,7 @@ def patch_loss(logits: Tensor, labels: Tensor, masks: Tensor) -> Tensor:
 def cell_loss(logits: Tensor, labels: Tensor, share: Tensor) -> Tensor:
     """Cross-entropy of cells' logits (B, P, K + 1), the background last; the digit covers `share` (B, P) of each.
 
-    Digit and background weigh about alike, though cells do not.
+    The weights balance digit and background, since most cells are background.
     """
     background = logits.shape[-1] - 1
     targets = torch.where(share > 0.15, labels[:, None], torch.where(share < 0.02, background, UNSURE))
@@ -183,7 +185,7 @@ def cell_loss(logits: Tensor, labels: Tensor, share: Tensor) -> Tensor:
 
 
 class _Batches(Dataset[tuple[Tensor, Tensor, Tensor]]):
-    """Whole batches, so that scenes are made and sent together; images as bytes, a quarter of the way."""
+    """Batches of scenes, generated and sent as a whole; images are uint8, a quarter of the size of float32."""
 
     def __init__(self, scenes: Scenes, size: int) -> None:
         self.scenes, self.size = scenes, size

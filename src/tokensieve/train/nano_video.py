@@ -1,9 +1,9 @@
-"""The training of the bundled models that read video, on moving scenes.
+"""The training of the bundled video models on moving scenes.
 
-As on scenes, a second loss labels every patch from the exact masks. Beside the 80 classes the loss asks for digit and
-direction by themselves, since both are in the answer already: direction is learnt at once, digits take their time. The
-transformer sees single moments first, pairs of frames at their places in time, of which a step takes a quarter of the
-time and says as much of strokes; then whole clips.
+As for images, a second loss labels every patch from the exact masks. In addition to the 80 classes the loss has terms
+for digit and direction alone; directions are learnt at once, digits take longer. The transformer is trained on single
+moments first, pairs of frames with their temporal position, which take a quarter of the time per step and show the
+strokes equally well; then on whole clips.
 """
 
 from __future__ import annotations
@@ -24,22 +24,22 @@ from .task import Loss, halved
 
 DIGITS = CLASSES // len(DIRECTIONS)
 TUBELET = (2, 8, 8)
-"""Frames and pixels of a patch, and of a cell of the proposal's features."""
-LOOKED_AT = 500
-"""Moving scenes of the validation split that a model is validated on."""
+"""Frames, height and width of a patch, and of a cell of the proposal's features."""
+VALIDATION_SCENES = 500
+"""Number of validation scenes."""
 RATES = {"nano_video": 1.5e-3, "nano_video_proposal": 4e-3}
 SEEN = {"nano_video": 160_000, "nano_video_proposal": 24_000}
-"""Moving scenes that each bundled model was trained on."""
+"""Number of moving scenes that each bundled model was trained on."""
 SHORT = {"nano_video": 0.75, "nano_video_proposal": 0.0}
-"""The part of them, the first, of which it saw a single moment."""
+"""Share of these, at the start of the training, of which only a single moment is used."""
 
 
 Batch = tuple[Tensor, Tensor, Tensor, int]
-"""Clips (B, T, 3, H, W) as bytes, labels (B,), masks (B, T, H, W), and at which step of the grid in time they begin."""
+"""Clips (B, T, 3, H, W) uint8, labels (B,), masks (B, T, H, W), and the temporal grid position of their first frame."""
 
 
 class NanoVideoOutputs(NamedTuple):
-    """For clips and their P patches: logits or log-probabilities; and what the features cost, a scalar."""
+    """Logits or log-probabilities for clips and their P patches, and a penalty on the features, a scalar."""
 
     clips: Tensor
     """(B, 80)"""
@@ -51,19 +51,19 @@ class NanoVideoOutputs(NamedTuple):
 
 
 class NanoVideoHost(nn.Module):
-    """The nano VideoMAE with a second head, on its patches, that is thrown away after training."""
+    """The nano VideoMAE with a second head on its patches, which is dropped after training."""
 
     def __init__(self) -> None:
         super().__init__()
         self.model = nano_video()
         self.patches = nn.Linear(self.model.config.hidden_size, DIGITS + 1 + len(DIRECTIONS) + 1)
-        # transformers' 0.02 is for wide models: in one so narrow the positions would drown what the patches show.
+        # transformers' std of 0.02 is for wide models: in this narrow one the positions would dominate the patches.
         for parameter in self.model.videomae.parameters():
             if parameter.ndim > 1:
                 nn.init.xavier_uniform_(parameter.flatten(1))
 
     def forward(self, clips: Tensor, moment: int = 0) -> NanoVideoOutputs:
-        """Clips, or some of their frames, (B, T, 3, H, W), which begin at this step of the grid in time."""
+        """Clips, or some of their frames, (B, T, 3, H, W); `moment` is the temporal grid position of the first one."""
         embeddings, encoder = self.model.videomae.embeddings, self.model.videomae.encoder
         patches = embeddings.patch_embeddings(clips)
         first = moment * patches.shape[1] // (clips.shape[1] // TUBELET[0])
@@ -75,9 +75,9 @@ class NanoVideoHost(nn.Module):
 
 
 class NanoVideoRanker(nn.Module):
-    """The nano 3-D ConvNet; its own classifier labels every cell, against a background whose logit is always 0.
+    """The nano 3-D ConvNet; its own classifier labels every cell, and the logit of the background is always 0.
 
-    As in `scenes.NanoProposal` the mean of all features is part of the loss, so that cells without a digit have none.
+    As in `nano.NanoProposal` the mean of all features is part of the loss, so that cells without a digit have none.
     """
 
     def __init__(self) -> None:
@@ -97,18 +97,20 @@ WRAPPED: dict[str, type[nn.Module]] = {"nano_video": NanoVideoHost, "nano_video_
 
 
 class ReadMovingDigits:
-    """The task: which digit is in the clip, and where it goes.
+    """The task: classify the digit in the clip and its direction.
 
     Args:
-        name: of a bundled model, with random weights.
-        scenes: how many it sees.
-        seed: of the moving scenes.
-        looked_at: moving scenes of the validation split it is validated on.
+        name: name of a bundled model, which starts with random weights.
+        scenes: number of training scenes.
+        seed: random seed of the moving scenes.
+        validation_scenes: number of validation scenes.
     """
 
-    def __init__(self, name: str, scenes: int, seed: int = 0, looked_at: int = LOOKED_AT) -> None:
-        self.name, self.samples, self.seed, self.looked_at = name, scenes, seed, looked_at
-        self.identity = f"{name}, {scenes} moving scenes of seed {seed}, {SHORT[name]} short, {looked_at} looked at"
+    def __init__(self, name: str, scenes: int, seed: int = 0, validation_scenes: int = VALIDATION_SCENES) -> None:
+        self.name, self.samples, self.seed, self.validation_scenes = name, scenes, seed, validation_scenes
+        self.identity = (
+            f"{name}, {scenes} moving scenes of seed {seed}, {SHORT[name]} short, {validation_scenes} looked at"
+        )
         self.module: Any = WRAPPED[name]()
         self._validation: MovingScene | None = None
 
@@ -117,25 +119,25 @@ class ReadMovingDigits:
 
     def loss(self, module: Any, batch: Batch) -> Loss:
         clips, labels, masks, moment = batch
-        answers = NanoVideoOutputs(*(tensor.float() for tensor in module(normalise(clips.float() / 255), moment)))
+        outputs = NanoVideoOutputs(*(tensor.float() for tensor in module(normalise(clips.float() / 255), moment)))
         share = F.avg_pool3d(masks[:, None].float(), TUBELET).flatten(1)
         digit, direction = labels // len(DIRECTIONS), labels % len(DIRECTIONS)
-        classes = answers.clips.log_softmax(1)
+        classes = outputs.clips.log_softmax(1)
         parts = classes.unflatten(1, (DIGITS, len(DIRECTIONS)))
         clip_loss = F.nll_loss(classes, labels)
         loss = clip_loss + F.nll_loss(parts.logsumexp(2), digit) + F.nll_loss(parts.logsumexp(1), direction)
-        loss = loss + cell_loss(answers.digits, digit, share) + cell_loss(answers.directions, direction, share)
-        right = (answers.clips.argmax(1) == labels).float().mean()
-        return Loss(loss + answers.price, {"clip_loss": clip_loss, "train_top1": 100 * right})
+        loss = loss + cell_loss(outputs.digits, digit, share) + cell_loss(outputs.directions, direction, share)
+        accuracy = (outputs.clips.argmax(1) == labels).float().mean()
+        return Loss(loss + outputs.price, {"clip_loss": clip_loss, "train_top1": 100 * accuracy})
 
     def evaluate(self, module: Any) -> dict[str, float]:
         if self._validation is None:
-            scenes = MovingScenes("validation", self.looked_at, seed=self.seed)
-            self._validation = scenes.batch(range(self.looked_at))
-        answers, labels = classes_of(module, self._validation), self._validation.labels
-        columns = {"validation_top1": answers == labels}
-        columns["validation_digits"] = answers // len(DIRECTIONS) == labels // len(DIRECTIONS)
-        columns["validation_directions"] = answers % len(DIRECTIONS) == labels % len(DIRECTIONS)
+            scenes = MovingScenes("validation", self.validation_scenes, seed=self.seed)
+            self._validation = scenes.batch(range(self.validation_scenes))
+        predicted, labels = classes_of(module, self._validation), self._validation.labels
+        columns = {"validation_top1": predicted == labels}
+        columns["validation_digits"] = predicted // len(DIRECTIONS) == labels // len(DIRECTIONS)
+        columns["validation_directions"] = predicted % len(DIRECTIONS) == labels % len(DIRECTIONS)
         return {name: 100 * right.float().mean().item() for name, right in columns.items()}
 
     def weights(self, module: Any) -> dict[str, Tensor]:
@@ -143,18 +145,18 @@ class ReadMovingDigits:
 
 
 def prepare(
-    name: str, *, scenes: int | None = None, seed: int = 0, looked_at: int = LOOKED_AT, workers: int = 1
+    name: str, *, scenes: int | None = None, seed: int = 0, validation_scenes: int = VALIDATION_SCENES, workers: int = 1
 ) -> tuple[TrainConfig, ReadMovingDigits]:
-    """Everything `loop.train` needs for a bundled model; by default as the weights in the package were made.
+    """The configuration and task of a bundled video model for `loop.train`; by default those of the bundled weights.
 
     Raises:
-        RecipeError: no bundled model of that name reads video.
-        InputError: transformers is not installed, of which `nano_video` is a model.
+        RecipeError: there is no bundled video model with that name.
+        InputError: transformers is not installed, which `nano_video` needs.
     """
     if name not in WRAPPED:
-        raise RecipeError(f"There is no bundled model {name!r} of video, only {', '.join(WRAPPED)}.")
+        raise RecipeError(f"There is no bundled video model {name!r}, only {', '.join(WRAPPED)}.")
     torch.manual_seed(seed)
-    task = ReadMovingDigits(name, SEEN[name] if scenes is None else scenes, seed, looked_at)
+    task = ReadMovingDigits(name, SEEN[name] if scenes is None else scenes, seed, validation_scenes)
     config = TrainConfig(
         optimizer_args={"betas": (0.9, 0.99)}, batch_size=32, lr=RATES[name], warmup=200, precision="fp32", seed=seed,
         workers=workers,
@@ -164,15 +166,15 @@ def prepare(
 
 @torch.no_grad()
 def classes_of(module: Any, scenes: MovingScene, batch: int = 50) -> Tensor:
-    """(B,) the class that a wrapped model, set to eval mode, gives each clip."""
+    """(B,) the class that a wrapped model predicts for each clip; sets the model to eval mode."""
     module.eval()
     device = next(module.parameters()).device
-    answers = [module(normalise(clips.to(device))).clips.argmax(1).cpu() for clips in scenes.clips.split(batch)]
-    return torch.cat(answers)
+    predicted = [module(normalise(clips.to(device))).clips.argmax(1).cpu() for clips in scenes.clips.split(batch)]
+    return torch.cat(predicted)
 
 
 class _Batches(Dataset[Batch]):
-    """Whole batches, as on scenes, clips as bytes: the first `short` have single moments, of all times in turn."""
+    """Batches of clips, uint8: the first `short` batches have single moments, going through all moments in turn."""
 
     def __init__(self, scenes: MovingScenes, size: int, short: int = 0) -> None:
         self.scenes, self.size, self.short = scenes, size, short

@@ -1,6 +1,6 @@
-"""Training a small model on a folder of photographs, with a larger model as teacher if there is one.
+"""Training a small model on a folder of photographs, optionally with a larger model as teacher.
 
-The teacher answers once, before the training, on every photograph and on its mirror image, and does not run again.
+The teacher runs once before the training, on every photograph and on its mirror image.
 """
 
 from __future__ import annotations
@@ -29,39 +29,37 @@ from .teacher import Teacher, remember
 from .views import every_batch
 
 MARGIN = 1.25
-"""Photographs are read so much larger than the model reads them, to be cropped from."""
+"""Photographs are read this factor larger than the model's input size, for random crops."""
 SMOOTHING, BATCH, RATE, BETAS = 0.1, 64, 2e-3, (0.9, 0.99)
 
 
 def open_classes(source: str, preprocessing: Preprocessing) -> ImageSet:
-    """The pictures of a folder of class folders, or of a tar of them; raises InputError for anything else."""
+    """The pictures of a folder with class folders, or of a tar with them. Raises `InputError` for anything else."""
     if not (Path(source).is_dir() or (Path(source).is_file() and Path(source).suffix.lower() == ".tar")):
         raise InputError(f"{source} must be a folder, or a tar, of class folders with photographs.")
     pictures = image_set(source, preprocessing)
     assert isinstance(pictures, ImageSet)
     if not pictures.classes:
-        raise InputError(
-            f"{source} has no class folders: put the photographs of each class into a folder of their own."
-        )
+        raise InputError(f"{source} has no class folders: put the photographs of each class into their own folder.")
     return pictures
 
 
 def check(pictures: ImageSet, workers: int = 0) -> None:
-    """Read every picture once, so that a training does not end at one.
+    """Read every picture once, so that unreadable ones are found before training.
 
     Raises:
-        InputError: a picture that cannot be read, or one outside of any class folder.
+        InputError: a picture that cannot be read, or that is not in a class folder.
     """
-    if loose := pictures.unlabelled:
+    if unlabelled := pictures.unlabelled:
         first = next(pictures.path(i) for i, label in enumerate(pictures.items.labels) if label < 0)
-        more = f" ({loose} pictures do)" if loose > 1 else ""
-        raise InputError(f"{first} lies in no class folder{more}: move it into one, or remove it.")
+        more = f" ({unlabelled} pictures are not)" if unlabelled > 1 else ""
+        raise InputError(f"{first} is not in a class folder{more}: move it into one, or remove it.")
     for _ in every_batch(pictures, 100, workers):
         pass
 
 
 def fingerprint(pictures: ImageSet) -> str:
-    """SHA-256 of the classes, of the pictures' files, names and class folders, in order, wherever they lie."""
+    """SHA-256 of the classes and of the pictures' contents, names and class folders, in order; paths do not matter."""
     digest = hashlib.sha256(json.dumps(["upright", *pictures.classes.items()]).encode())
     for index in range(len(pictures)):
         digest.update("/".join(PurePath(pictures.path(index)).parts[-2:]).encode())
@@ -72,7 +70,7 @@ def fingerprint(pictures: ImageSet) -> str:
 
 
 class ClassTeacher(Teacher):
-    """A classifier by name, with the preprocessing and the number of classes it has."""
+    """A teacher that is a classifier with a name, with its preprocessing and number of classes."""
 
     def __init__(self, name: str, weights: str | None, device: torch.device | str = "cpu") -> None:
         model, mean, std = create(name, weights=weights)
@@ -80,22 +78,22 @@ class ClassTeacher(Teacher):
         try:
             self.preprocessing = Preprocessing.of(model, mean, std)
             self.classes = self.predict(torch.zeros(1, 3, *self.preprocessing.input_size)).shape[1]
-        except Exception as error:  # a model may return, or refuse, anything
+        except Exception as error:  # a model may return or raise anything
             raise InputError(
-                f"{name} cannot teach: that takes a classifier that states its input size, and answers with a logit "
-                "for each class."
+                f"{name} cannot be a teacher: it must be a classifier with a known input size that returns a logit for "
+                "each class."
             ) from error
 
 
 class Pupil(nn.Module):
-    """A timm classifier, and a second head that learns all the teacher's classes and is thrown away."""
+    """The student: a timm classifier with a second head for the teacher's classes, which is dropped after training."""
 
-    def __init__(self, model: Any, taught: int | None) -> None:
+    def __init__(self, model: Any, teacher_classes: int | None) -> None:
         super().__init__()
         if not hasattr(model, "forward_head"):
-            raise InputError(f"{type(model).__name__} cannot be trained on photographs: it is no timm classifier.")
+            raise InputError(f"{type(model).__name__} cannot be trained on photographs: it is not a timm classifier.")
         self.model = model
-        self.second = None if taught is None else nn.Linear(model.head_hidden_size, taught)
+        self.second = None if teacher_classes is None else nn.Linear(model.head_hidden_size, teacher_classes)
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor | None]:
         features = self.model.forward_features(images)
@@ -103,25 +101,25 @@ class Pupil(nn.Module):
         return logits, None if self.second is None else self.second(self.model.forward_head(features, pre_logits=True))
 
     def group_matcher(self, coarse: bool = False) -> Callable[[str], int]:
-        """Which layer a parameter belongs to, as timm asks: the model's own layers, the second head with the last."""
+        """For timm: a function from a parameter's name to its layer; the second head belongs to the last layer."""
         layers = group_parameters(self.model, self.model.group_matcher(coarse=coarse), reverse=True)
         last = max(layers.values())
         return lambda name: layers.get(name.removeprefix("model."), last)
 
 
 class NameClasses:
-    """The task: which of the folders a photograph is from.
+    """The task: classify photographs into their class folders.
 
     Args:
-        name: of the model.
-        pupil: what is trained.
-        size: pixels at which it reads.
-        known: the photographs to learn from, larger than that, in [0, 1].
-        unseen: those that are only looked at, likewise.
+        name: name of the model.
+        pupil: the student, which is trained.
+        size: input size of the student in pixels.
+        known: training photographs, larger than `size`, in [0, 1].
+        unseen: validation photographs, in the same form.
         norms: mean and std of the model.
-        taught: what a teacher says of the known ones and of their mirror images, log-probabilities (N, 2, classes).
+        taught: the teacher's log-probabilities for the training photographs and their mirror images (N, 2, classes).
         identity: see `Task`.
-        workers: processes that read the unseen ones.
+        workers: data loader processes for validation.
     """
 
     def __init__(
@@ -151,17 +149,17 @@ class NameClasses:
         if second is not None:
             distillation = F.kl_div(second.float().log_softmax(1), taught[0], log_target=True, reduction="batchmean")
             loss = image_loss + distillation
-        right = (logits.argmax(1) == labels).float().mean()
-        return Loss(loss, {"image_loss": image_loss, "train_top1": 100 * right})
+        accuracy = (logits.argmax(1) == labels).float().mean()
+        return Loss(loss, {"image_loss": image_loss, "train_top1": 100 * accuracy})
 
     @torch.no_grad()
     def evaluate(self, module: Any) -> dict[str, float]:
-        model, right = module.model.eval(), 0
+        model, correct = module.model.eval(), 0
         device = next(model.parameters()).device
         for batch in every_batch(self.unseen, 100, self.workers):
             images = v2.functional.resize(_bytes(batch.images), [self.size, self.size], antialias=True)
-            right += int((model(self._normalise(images.to(device))).argmax(1).cpu() == batch.labels).sum())
-        return {"validation_top1": 100 * right / len(self.unseen)}
+            correct += int((model(self._normalise(images.to(device))).argmax(1).cpu() == batch.labels).sum())
+        return {"validation_top1": 100 * correct / len(self.unseen)}
 
     def weights(self, module: Any) -> dict[str, Tensor]:
         return halved(module.model.state_dict())
@@ -187,31 +185,34 @@ def prepare(
     say: Callable[[str], object] = print,
     opened: Callable[[ImageSet], object] = lambda pictures: None,
 ) -> tuple[TrainConfig, NameClasses]:
-    """Everything `loop.train` needs for a model called `name`, with a class for each class folder of `images`.
+    """The configuration and task for `loop.train` of a model called `name`, with a class per class folder of `images`.
 
-    Every photograph is read once, to see that it can be; none stays in memory: the training reads them again, in
-    `workers` processes. The teacher's answers are kept in `folder`, as `teacher.safetensors`; nothing else is written.
-    Both sets of pictures go to `opened` before they are read.
+    Every photograph is read once, to find unreadable ones; none stays in memory, the training reads them again, in
+    `workers` processes. The teacher's targets are saved in `folder`, as `teacher.safetensors`; nothing else is written.
+    `opened` is called with both sets of pictures before they are read.
 
     Raises:
-        InputError: pictures that cannot be read, other class folders in the two sets, a model that is no classifier, or
-            not of pictures of this size; answers in `folder` to other questions; accelerate is not installed.
+        InputError: pictures that cannot be read, different class folders in the two sets, a model that is not a
+            classifier or does not accept pictures of this size; targets of another teacher in `folder`; accelerate is
+            not installed.
         RecipeError: a model that is not known or cannot be built with `args`.
     """
     state = devices()
-    if not state.is_main_process:  # the first process speaks for all
+    if not state.is_main_process:  # only the first process prints
         say, opened = (lambda sentence: None), (lambda pictures: None)
-    kept = Preprocessing((round(size * MARGIN), round(size * MARGIN)), (0.0,) * 3, (1.0,) * 3)
-    known, unseen = (open_classes(source, kept) for source in (images, validation))
+    preprocessing = Preprocessing((round(size * MARGIN), round(size * MARGIN)), (0.0,) * 3, (1.0,) * 3)
+    known, unseen = (open_classes(source, preprocessing) for source in (images, validation))
     opened(known)
     opened(unseen)
-    if odd := known.classes.keys() ^ unseen.classes.keys():
-        raise InputError(f"{images} and {validation} must have the same class folders: only one has '{min(odd)}'.")
+    if different := known.classes.keys() ^ unseen.classes.keys():
+        raise InputError(
+            f"{images} and {validation} must have the same class folders: only one has '{min(different)}'."
+        )
     if "num_classes" in (args or {}):
         raise RecipeError("num_classes is the number of class folders: leave it out of the model's arguments.")
     torch.manual_seed(seed)
     model, *norms = create(name, pretrained=False, args={"num_classes": len(known.classes), **(args or {})})
-    with state.local_main_process_first():  # one process runs the teacher, the others find its answers
+    with state.local_main_process_first():  # one process runs the teacher, the others read its targets
         teacher_model = None if teacher is None else ClassTeacher(teacher, teacher_weights, state.device)
         pupil = _checked(name, model, teacher_model, len(known.classes), size)
         say(f"reading {len(known)} and {len(unseen)} photographs")
@@ -237,24 +238,24 @@ def prepare(
 def _mirrored(
     images: str, teacher: ClassTeacher, workers: int, say: Callable[[str], object]
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """The photographs as the teacher reads them, and their mirror images."""
+    """Batches of the photographs, preprocessed for the teacher, and their mirror images."""
     pictures = open_classes(images, teacher.preprocessing)
-    say(f"asking the teacher about {len(pictures)} photographs")
+    say(f"running the teacher on {len(pictures)} photographs")
     for batch in every_batch(pictures, 50, workers):
         yield batch.images, batch.images.flip(3)
 
 
 def _checked(name: str, model: nn.Module, teacher: ClassTeacher | None, classes: int, size: int) -> Pupil:
-    """The pupil, once it has answered for an empty picture; raises InputError."""
+    """The student, after a check on a blank picture. Raises `InputError` if it fails."""
     try:
         pupil = Pupil(model, None if teacher is None else teacher.classes).eval()
         with torch.no_grad():
             logits, _ = pupil(torch.zeros(1, 3, size, size))
         if logits.shape != (1, classes):
-            raise ValueError(f"its answer has the shape {tuple(logits.shape)}")
+            raise ValueError(f"its output has the shape {tuple(logits.shape)}")
     except InputError:
         raise
-    except Exception as error:  # a model may refuse pictures in any way
+    except Exception as error:  # a model may raise any error
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
         raise InputError(
             f"{name} cannot be trained on photographs of {size} x {size} pixels ({reason}): give another size, or "
@@ -264,7 +265,7 @@ def _checked(name: str, model: nn.Module, teacher: ClassTeacher | None, classes:
 
 
 class _Batches(Dataset[tuple[Tensor, ...]]):
-    """Photographs read and decoded a batch at a time, each cropped, mirrored, changed and partly erased at random."""
+    """Batches of photographs, each randomly cropped, mirrored, augmented and partly erased."""
 
     def __init__(self, task: NameClasses, size: int, count: int, seed: int) -> None:
         self.known, self.taught = task.known, task.taught
@@ -294,5 +295,5 @@ class _Batches(Dataset[tuple[Tensor, ...]]):
 
 
 def _bytes(images: Tensor) -> Tensor:
-    """Images in [0, 1] as bytes, which is what augmentation is quick on."""
+    """Images in [0, 1] as uint8, on which augmentation is faster."""
     return (images * 255).round().byte()

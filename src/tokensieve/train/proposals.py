@@ -1,4 +1,4 @@
-"""Trains a small proposal to rank patches as a host does, on pictures without labels."""
+"""Trains a small proposal to rank patches by their importance for a host, on pictures without labels."""
 
 from __future__ import annotations
 
@@ -34,9 +34,9 @@ from .views import READ, counted, every_batch, fingerprint, set_of, split
 NAME = "nano_proposal"
 RECIPE = "proposal.json"
 VALIDATION_KEEP = 0.5
-"""Keep ratio of the recipe by which the maps are validated."""
+"""Keep ratio of the recipe with which the maps are validated."""
 PAIRS = 8
-"""Random partners of every patch in `pairwise`."""
+"""Number of random partners of every patch in `pairwise`."""
 
 
 @dataclass(frozen=True)
@@ -44,12 +44,12 @@ class ProposalSettings:
     """Settings of the training of a proposal.
 
     Attributes:
-        target: what it learns to rank by: "gradient", "attention" or "hidden", see `rankings`.
+        target: measure of importance: "gradient", "attention" or "hidden", see `rankings`.
         loss: "regression" of the normal scores of the target's ranks, "pairwise" order, or "listwise" cross-entropy.
         epochs: passes over the pictures, each mirrored at random.
-        batch_size, lr, weight_decay, seed, workers, precision: of `TrainConfig`.
-        holdout: share of the pictures for validation, 500 at most.
-        validations: how often the training is validated.
+        batch_size, lr, weight_decay, seed, workers, precision: as in `TrainConfig`.
+        holdout: share of the pictures for validation, at most 500 pictures.
+        validations: number of validations.
     """
 
     target: str = "gradient"
@@ -81,30 +81,30 @@ class ProposalSettings:
 
 
 def normal_scores(maps: Tensor) -> Tensor:
-    """Maps (B, P) -> the normal quantiles of their ranks (B, P), so that outliers have no larger gradient."""
+    """Maps (B, P) -> the normal quantiles of their ranks (B, P), so that outliers do not dominate the gradient."""
     ranks = maps.argsort(1).argsort(1).float()
     return torch.special.ndtri((ranks + 0.5) / maps.shape[1])
 
 
-def regression(scores: Tensor, wanted: Tensor) -> Tensor:
+def regression(scores: Tensor, target: Tensor) -> Tensor:
     """Mean squared error of scores (B, P), centred, to the normal scores of the target (B, P)."""
-    return F.mse_loss(scores - scores.mean(1, keepdim=True), normal_scores(wanted))
+    return F.mse_loss(scores - scores.mean(1, keepdim=True), normal_scores(target))
 
 
-def pairwise(scores: Tensor, wanted: Tensor) -> Tensor:
-    """Cross-entropy of which of two patches ranks higher (Burges et al., RankNet, 2005), weighted by the difference."""
-    wanted, total, weight = normal_scores(wanted), scores.new_zeros(()), scores.new_zeros(())
+def pairwise(scores: Tensor, target: Tensor) -> Tensor:
+    """Cross-entropy of the order of pairs of patches (Burges et al., RankNet, 2005), weighted by the difference."""
+    target, total, weight = normal_scores(target), scores.new_zeros(()), scores.new_zeros(())
     for _ in range(PAIRS):
         partner = torch.randperm(scores.shape[1], device=scores.device)
-        more = wanted - wanted[:, partner]
-        total = total + (more.abs() * F.softplus(-(scores - scores[:, partner]) * more.sign())).sum()
-        weight = weight + more.abs().sum()
+        difference = target - target[:, partner]
+        total = total + (difference.abs() * F.softplus(-(scores - scores[:, partner]) * difference.sign())).sum()
+        weight = weight + difference.abs().sum()
     return total / weight
 
 
-def listwise(scores: Tensor, wanted: Tensor) -> Tensor:
+def listwise(scores: Tensor, target: Tensor) -> Tensor:
     """Cross-entropy of the softmax over the patches of a picture (Cao et al., ListNet, 2007)."""
-    return -(normal_scores(wanted).softmax(1) * scores.log_softmax(1)).sum(1).mean()
+    return -(normal_scores(target).softmax(1) * scores.log_softmax(1)).sum(1).mean()
 
 
 LOSSES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
@@ -115,7 +115,7 @@ LOSSES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
 
 
 class Ranker(Teacher):
-    """A host as a teacher whose targets are how much each patch matters to its answer, (B, P)."""
+    """A host as a teacher; its targets are the importance of each patch for its output, (B, P)."""
 
     def __init__(self, model: nn.Module, target: str, device: Any, bf16: bool, seed: int) -> None:
         super().__init__(model, type(model).__name__, device=device, bf16=bf16)
@@ -128,15 +128,15 @@ class Ranker(Teacher):
 
 
 class RankPatches:
-    """The task: to rank a picture's patches as the host does.
+    """The task: rank a picture's patches by their importance for the host.
 
     Args:
         model: the host.
-        known, heldout: pictures to learn from and for validation, as the host reads them.
-        targets: (N, P) for the known ones.
+        known, heldout: pictures for training and for validation, as the host reads them.
+        targets: (N, P) for the training pictures.
         grid: height and width of the grid of P patches.
-        norms: mean and std by which the pictures are normalised.
-        loss: of `LOSSES`.
+        norms: mean and std with which the pictures are normalised.
+        loss: a name in `LOSSES`.
         identity: see `Task`.
     """
 
@@ -176,8 +176,8 @@ class RankPatches:
         return _Batches(self, size, count, seed)
 
     def loss(self, module: Any, batch: tuple[Tensor, Tensor]) -> Loss:
-        images, wanted = batch
-        return Loss(self._loss(self.maps(module, images).float(), wanted), {})
+        images, target = batch
+        return Loss(self._loss(self.maps(module, images).float(), target), {})
 
     @torch.no_grad()
     def evaluate(self, module: Any) -> dict[str, float]:
@@ -213,7 +213,7 @@ class _Batches(Dataset[tuple[Tensor, Tensor]]):
 
 @dataclass(frozen=True)
 class LearntProposal:
-    """What `train_proposal` made: the weights, a recipe that uses them, and the rows of the training log."""
+    """The result of `train_proposal`: the weights, a recipe that uses them, and the rows of the training log."""
 
     weights: Path
     recipe: Path
@@ -230,30 +230,32 @@ def prepare(
     std: Sequence[float] | None = None,
     say: Callable[[str], object] = lambda _: None,
 ) -> tuple[TrainConfig, RankPatches]:
-    """Everything that `loop.train` needs; the host's targets are saved in `folder`.
+    """The configuration and task for `loop.train`; saves the host's targets in `folder`.
 
-    Arguments and errors as of `train_proposal`.
+    Arguments and errors as for `train_proposal`.
     """
     state = devices()
     if not state.is_main_process:
-        say = lambda _: None  # noqa: E731  (the first process speaks for all)
+        say = lambda _: None  # noqa: E731  (only the first process prints)
     known, heldout = split(set_of(pictures), settings.holdout, settings.seed)
     dense, image = sieve(model), known[0][0]
     if dense.units != "tokens" or len(image.shape) != 3:
         raise UnsupportedHost(
-            f"{type(model).__name__} is no plain ViT that reads pictures: no proposal is taught by it."
+            f"{type(model).__name__} is not a plain ViT that reads pictures: a proposal cannot be trained for it."
         )
     ((height, width),) = dense.sizes(image[None])
     config = getattr(model, "pretrained_cfg", None) or {}
     mean, std = mean or config.get("mean"), std or config.get("std")
     if mean is None or std is None:
-        raise InputError("A proposal must know how its pictures are normalised: give mean= and std=.")
+        raise InputError("A proposal needs the normalisation of its pictures: give mean= and std=.")
     say(f"reading {len(known) + len(heldout)} pictures")
     prints = fingerprint(known, settings.workers), fingerprint(heldout, settings.workers)
     bf16 = computes_in_bf16(settings.precision, state.device.type)
     with state.local_main_process_first():  # one process runs the teacher, the others read its file
         ranker = Ranker(model, settings.target, state.device, bf16, settings.seed)
-        batches = counted(((batch.images,) for batch in every_batch(known, READ)), len(known), "for its patches", say)
+        batches = counted(
+            ((batch.images,) for batch in every_batch(known, READ)), len(known), "importance of patches", say
+        )
         targets = remember(ranker, batches, f"pictures {prints[0]}", folder / f"patches-{settings.target}.safetensors")
     torch.manual_seed(settings.seed)
     setting_values = sorted({**asdict(settings), "workers": 0}.items())
@@ -274,26 +276,25 @@ def train_proposal(
     report: Callable[[dict[str, Any]], object] = lambda _: None,
     say: Callable[[str], object] = lambda _: None,
 ) -> LearntProposal:
-    """Train a tiny ConvNet to rank patches as a host does; labels are not used.
+    """Train a tiny ConvNet to rank patches by their importance for a host; labels are not used.
 
-    How much each patch matters to the host is computed once for each picture; then the ConvNet learns that ranking.
-    After an interruption the same call resumes.
+    The importance of each patch is computed once for each picture; then the ConvNet is trained on this ranking. After
+    an interruption the same call resumes.
 
     Args:
         model: the host, a plain ViT that reads pictures.
-        pictures: as of `heal`.
+        pictures: as for `heal`.
         out: a folder for `nano_proposal.safetensors`, the log, the checkpoint, and `proposal.json`, the recipe
             `papr(keep=..., proposal=nano_proposal, proposal_weights=...)`.
         settings: see `ProposalSettings`.
         keep: keep ratio of the recipe.
-        mean, std: by which the pictures are normalised; by default what timm's `pretrained_cfg` says.
-        report: gets each row of the log.
-        say: gets sentences on the progress.
+        mean, std: normalisation of the pictures; by default that of timm's `pretrained_cfg`.
+        report: called with each row of the log.
+        say: called with messages about the progress.
 
     Raises:
-        InputError: pictures that are too few or cannot be read, another training's files in `out`, accelerate is not
-            installed.
-        UnsupportedHost: the host is no plain ViT, or has no class token for the target `attention`.
+        InputError: too few or unreadable pictures, files of another training in `out`, accelerate is not installed.
+        UnsupportedHost: the host is not a plain ViT, or has no class token for the target `attention`.
     """
     folder, settings = check_folder(out), settings or ProposalSettings()
     config, task = prepare(model, pictures, folder, settings, mean=mean, std=std, say=say)

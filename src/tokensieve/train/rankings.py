@@ -1,9 +1,9 @@
-"""How much each patch of a picture matters to a host: the targets of learned proposals.
+"""Importance of each patch of a picture for a host: the targets of learned proposals.
 
-- `attention`: attention of the class token to each patch, the mean over the last third of the blocks.
-- `gradient`: minus the gradient of the divergence from the dense output with respect to each patch's weight in every
-  attention, where a random half of the patches is left out; the mean over several draws.
-- `hidden`: the divergence when a square of patches is left out.
+- `attention`: attention of the class token to each patch, averaged over the last third of the blocks.
+- `gradient`: minus the gradient of the divergence from the dense output with respect to each patch's weight in all
+  attentions, while a random half of the patches is masked; averaged over several draws.
+- `hidden`: the divergence when a square of patches is masked.
 """
 
 from __future__ import annotations
@@ -26,29 +26,29 @@ from ..stream import Sieved
 from ..tokens import Tokens
 
 DRAWS = 4
-"""Random halves of the patches that `gradient` leaves out of a picture; the complement of each is left out too."""
+"""Number of random halves of the patches that `gradient` masks in a picture; the complement of each is masked too."""
 LEFT_OUT = 1e-3
-"""Weight of a patch that is left out: above 0, so that it has a gradient."""
+"""Weight of a masked patch: above 0, so that it has a gradient."""
 SIDE = 2
-"""Side, in patches, of the squares that `hidden` leaves out."""
+"""Side, in patches, of the squares that `hidden` masks."""
 
 
 class OpenBlocks(Actor):
-    """Opens every block, so that the weights of tokens enter its attention, and have a gradient."""
+    """Opens every block, so that token weights enter its attention and have a gradient."""
 
     def opens(self, block: int, tokens: Tokens) -> bool:
         return True
 
     def attend(self, block: int, tokens: Tokens, attention: BlockQKV) -> tuple[Tensor, None]:
-        with sdpa_kernel(SDPBackend.MATH):  # other backends have no gradient of an attention bias
+        with sdpa_kernel(SDPBackend.MATH):  # other backends give no gradient for an attention bias
             return attention.attend(), None
 
 
 class WeightedHost:
-    """A host that runs with a weight for each patch.
+    """Runs a host with a weight for each patch.
 
     Raises:
-        UnsupportedHost: a host with a block that cannot be opened.
+        UnsupportedHost: a block of the host cannot be opened.
     """
 
     def __init__(self, dense: Sieved) -> None:
@@ -59,7 +59,7 @@ class WeightedHost:
                 raise UnsupportedHost(f"Block {number} of {name} cannot be opened: {block.closed}.")
 
     def __call__(self, embedded: Tokens, weights: Tensor) -> Any:
-        """Embedded images, and the weight of each of their patches (B, P), normally 1 -> what the host returns."""
+        """The host's output for embedded images and the weight of each of their patches (B, P), normally 1."""
         prefix = weights.new_ones(len(weights), self.host.prefix)
         every = torch.cat([prefix, weights], dim=1)
         tokens = replace(embedded, size=every, weight=every)
@@ -67,15 +67,15 @@ class WeightedHost:
 
 
 def ranking(target: str, dense: Sieved, seed: int = 0) -> Callable[[Tensor], Tensor]:
-    """A function from images (B, C, H, W) to how much each patch matters, (B, P) float32; larger is more.
+    """A function from images (B, C, H, W) to the importance of each patch, (B, P) float32; larger is more important.
 
     Args:
         target: "attention", "gradient" or "hidden", see above.
-        dense: the host, sieved by nothing.
-        seed: of the random halves.
+        dense: the host under the empty recipe.
+        seed: random seed of the masked halves.
 
     Raises:
-        RecipeError: another target.
+        RecipeError: an unknown target.
         UnsupportedHost: the host has no class token (`attention`), stages, or a block that cannot be opened.
     """
     if target not in TARGETS:
@@ -94,8 +94,8 @@ def _attention(dense: Sieved, _seed: int) -> Callable[[Tensor], Tensor]:
         )
 
     def ranked(images: Tensor) -> Tensor:
-        seen = dense.trace(images, attention=last).class_attention
-        return torch.stack([seen[block] for block in last]).float().mean(0)[:, dense.host.prefix :]
+        attention = dense.trace(images, attention=last).class_attention
+        return torch.stack([attention[block] for block in last]).float().mean(0)[:, dense.host.prefix :]
 
     return ranked
 
@@ -104,22 +104,22 @@ class _Divergence:
     """The divergence of outputs with weighted patches from the dense ones."""
 
     def __init__(self, dense: Sieved) -> None:
-        self.dense, self.weighed = dense, WeightedHost(dense)
+        self.dense, self.weighted = dense, WeightedHost(dense)
 
     def begin(self, images: Tensor) -> tuple[Tokens, Callable[[Any], Tensor]]:
         """The embedded images, and a function from an output to its divergence from the dense one, (B,)."""
         with torch.no_grad():
             output = self.dense(images)
-            embedded = self.weighed.host.embed(images)
+            embedded = self.weighted.host.embed(images)
         model = self.dense.model
-        wanted = as_output(output, model).float()
-        kind = kind_of(wanted, classifies(model, output), field_of(output))
+        reference = as_output(output, model).float()
+        kind = kind_of(reference, classifies(model, output), field_of(output))
 
         def divergence(output: Any) -> Tensor:
-            answer = as_output(output, model)
-            if kind is KINDS["embeddings"]:  # 1 - cosine loses its precision near 0
-                return (answer.double() - wanted.double()).square().sum(1) / wanted.double().square().sum(1)
-            return kind.divergence(wanted, answer)
+            tensor = as_output(output, model)
+            if kind is KINDS["embeddings"]:  # 1 - cosine loses precision near 0
+                return (tensor.double() - reference.double()).square().sum(1) / reference.double().square().sum(1)
+            return kind.divergence(reference, tensor)
 
         return embedded, divergence
 
@@ -134,11 +134,11 @@ def _gradient(dense: Sieved, seed: int) -> Callable[[Tensor], Tensor]:
         total = torch.zeros(len(images), patches, device=images.device)
         for _ in range(DRAWS):
             rank = torch.rand(len(images), patches, generator=generator).argsort(1).argsort(1).to(images.device)
-            for kept in (rank < patches // 2, rank >= patches // 2):
-                weights = torch.where(kept, 1.0, LEFT_OUT).requires_grad_()
+            for unmasked in (rank < patches // 2, rank >= patches // 2):
+                weights = torch.where(unmasked, 1.0, LEFT_OUT).requires_grad_()
                 with torch.enable_grad():
                     (gradient,) = torch.autograd.grad(
-                        divergence_of(divergence.weighed(embedded, weights)).sum(), weights
+                        divergence_of(divergence.weighted(embedded, weights)).sum(), weights
                     )
                 total -= gradient.float()
         return total / (2 * DRAWS)
@@ -158,8 +158,8 @@ def _hidden(dense: Sieved, _seed: int) -> Callable[[Tensor], Tensor]:
             for left in range(0, width, SIDE):
                 weights = torch.ones(len(images), height, width, device=images.device)
                 weights[:, top : top + SIDE, left : left + SIDE] = 0.0
-                moved = divergence_of(divergence.weighed(embedded, weights.flatten(1)))
-                scores[:, top : top + SIDE, left : left + SIDE] = moved.float()[:, None, None]
+                change = divergence_of(divergence.weighted(embedded, weights.flatten(1)))
+                scores[:, top : top + SIDE, left : left + SIDE] = change.float()[:, None, None]
         return scores.flatten(1)
 
     return ranked
@@ -170,4 +170,4 @@ TARGETS: dict[str, Callable[[Sieved, int], Callable[[Tensor], Tensor]]] = {
     "gradient": _gradient,
     "hidden": _hidden,
 }
-"""Name of a target -> the function that makes its ranking."""
+"""Name of a target -> the function that creates its ranking function."""

@@ -1,4 +1,4 @@
-"""The bundled segmenter's training: the nano ViT with a head behind several blocks, on scenes with exact label maps."""
+"""The bundled segmenter's training: the nano ViT with heads after several blocks, on scenes with exact label maps."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from .segmentation import prepare as prepare_segmenter
 
 NAME = "nano_segmenter"
 SEEN = 12_800
-"""Scenes that the bundled segmenter was trained on."""
+"""Number of scenes that the bundled segmenter was trained on."""
 BATCH = 16
-LOOKED_AT = 200
-"""Scenes of the validation split that it is validated on."""
+VALIDATION_SCENES = 200
+"""Number of validation scenes."""
 PLAN = SegmenterPlan(
     "nano_vit",
     MAP_CLASSES,
@@ -28,9 +28,9 @@ PLAN = SegmenterPlan(
     crop=(SIZE, SIZE),
     stride=(SIZE, SIZE),
 )
-"""How it is built: four heads behind which tokens may leave, and the last one, which is shown."""
+"""Its architecture: four heads after which tokens may exit, and the last one, which gives the output."""
 STILL = Augmentation(scale=(1, 1), one_class=1, flip=0, colours=False)
-"""Scenes are drawn at random already, and a digit in a mirror is none."""
+"""No augmentation: scenes are random already, and a mirrored digit is not a digit."""
 
 
 def prepare(
@@ -38,14 +38,14 @@ def prepare(
     *,
     scenes: int | None = None,
     seed: int = 0,
-    looked_at: int = LOOKED_AT,
+    validation_scenes: int = VALIDATION_SCENES,
     workers: int = 1,
     say: Callable[[str], Any] = print,
 ) -> tuple[TrainConfig, Segment]:
-    """Everything `loop.train` needs for the bundled segmenter, as the weights in the package were made.
+    """The configuration and task of the bundled segmenter for `loop.train`; by default those of the bundled weights.
 
-    It begins with the bundled nano ViT, and learns from `scenes` scenes, each seen once. How it is built is written to
-    `folder` as nano_segmenter.json.
+    It starts from the bundled nano ViT and is trained on `scenes` scenes, each used once. Its architecture is written
+    to `folder` as nano_segmenter.json.
     """
     count = SEEN if scenes is None else scenes
     settings = SegmentSettings(
@@ -61,7 +61,7 @@ def prepare(
         workers=workers,
         augmentation=STILL,
     )
-    known, unseen = SceneMaps("train", count, seed), SceneMaps("val", looked_at, seed)
+    known, unseen = SceneMaps("train", count, seed), SceneMaps("val", validation_scenes, seed)
     config, task = prepare_segmenter(PLAN, known, unseen, folder, settings, say=say, name=NAME, half=True)
     for block in task.module.backbone.blocks:
         block.attn.fused_attn = False  # on CPUs the fused kernel's backward takes three times as long

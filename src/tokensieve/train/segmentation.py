@@ -1,8 +1,8 @@
-"""Training segmenters: a base, and the same with tokens that leave early (DToP).
+"""Training segmenters, without and with early exits for tokens (DToP).
 
-DToP (Tang et al., ICCV 2023, arXiv 2308.01045, section 4.1) trains a segmenter whose heads have been trained without
-exits once more with them (@Finetune), or from the backbone's weights on with exits from the start (@Retrain). Which
-tokens leave is decided without gradients; a later head's loss reaches an earlier head through tokens that left there.
+DToP (Tang et al., ICCV 2023, arXiv 2308.01045, section 4.1) fine-tunes with exits a segmenter that was trained without
+them (@Finetune), or trains with exits from the backbone's weights on (@Retrain). The exits are decided without
+gradients; a later head's loss reaches an earlier head through the tokens that exited there.
 """
 
 from __future__ import annotations
@@ -34,12 +34,12 @@ from .segmentation_loss import losses
 from .task import Loss, halved
 
 HEADS = ("auxiliary_head", "decode_head", "neck")
-"""How the names of a segmenter's parameters begin that are no backbone's."""
+"""Prefixes of the names of a segmenter's parameters outside of its backbone."""
 
 WINDOWS = 9
-"""Windows of a picture that are read at once in validation."""
+"""Windows of a picture per batch in validation."""
 COUNTED = 16
-"""Pictures whose middle crops the MACs of the log are counted on."""
+"""Number of pictures on whose centre crops the MACs of the log are counted."""
 
 
 @dataclass(frozen=True)
@@ -47,20 +47,20 @@ class SegmentSettings:
     """Settings of a segmenter's training; the defaults are DToP's for short schedules (methods: its section 4.1).
 
     Attributes:
-        steps: of the optimizer.
-        batch_size: crops a step.
-        lr: of the backbone; heads have `head_lr` times as much.
-        head_lr: see above.
-        weight_decay: of all parameters, biases and norms too.
+        steps: optimizer steps.
+        batch_size: crops per step.
+        lr: learning rate of the backbone.
+        head_lr: learning rate of the heads, as a multiple of `lr`.
+        weight_decay: weight decay of all parameters, biases and norms too.
         warmup: steps in which the learning rate grows linearly; then it falls as (1 - t)^0.9.
-        drop_path: rate of stochastic depth in the backbone; 0 where it is not trained.
-        trainable: "all", or "heads" alone.
-        precision: of `TrainConfig`.
-        seed: of order, crops, first weights of heads and dropout.
-        validate_every: steps.
-        checkpoint_every: steps; None writes one at each validation.
-        workers: processes that make batches.
-        augmentation: how pictures are changed at random.
+        drop_path: rate of stochastic depth in the backbone; 0 if it is not trained.
+        trainable: "all" parameters, or only the "heads".
+        precision: as in `TrainConfig`.
+        seed: random seed of order, crops, initial weights of heads and dropout.
+        validate_every: steps between validations.
+        checkpoint_every: steps between checkpoints; None: one at each validation.
+        workers: data loader processes.
+        augmentation: the random augmentation.
     """
 
     steps: int = 20_000
@@ -87,7 +87,7 @@ class SegmentSettings:
             raise RecipeError(f"drop_path must lie in [0, 1), not {self.drop_path}.")
 
     def config(self, samples: int, names: list[str]) -> TrainConfig:
-        """For the loop; `names` are those of the trainable parameters."""
+        """Settings of the loop; `names` are the names of the trainable parameters."""
         scales = {head: self.head_lr for head in HEADS if any(name.startswith(head) for name in names)}
         return TrainConfig(
             epochs=self.steps * self.batch_size / samples,
@@ -108,15 +108,15 @@ class SegmentSettings:
 
 
 class Segment:
-    """The task: the class of every pixel.
+    """The task: predict the class of every pixel.
 
     Args:
-        name: of the files.
-        module: a segmenter, or one that was sieved.
-        plan: how it is built.
-        known: pictures to learn from.
-        unseen: pictures it is validated on.
-        augmentation: of crops.
+        name: name of the files.
+        module: a segmenter, sieved or not.
+        plan: its architecture.
+        known: training pictures.
+        unseen: validation pictures.
+        augmentation: augmentation of crops.
         identity: see `Task`.
         half: write the weights in half precision.
     """
@@ -171,7 +171,7 @@ class Segment:
 
 
 def stages(module: Any, images: Tensor) -> list[Any]:
-    """The output of every head on the whole grid, of a segmenter or of a sieved one; see `Segmenter.stages`."""
+    """The output of every head of a segmenter, sieved or not, on the whole grid; see `Segmenter.stages`."""
     return module(images, stages=True) if isinstance(module, Sieved) else module.stages(images)
 
 
@@ -189,15 +189,15 @@ def prepare(
     name: str | None = None,
     half: bool = False,
 ) -> tuple[TrainConfig, Segment]:
-    """Everything `loop.train` needs for a segmenter without exits: from a plan, its backbone pretrained, or on from a
-    trained `base`, weights with their plan beside them, where plan is None.
+    """The configuration and task for `loop.train` of a segmenter without exits.
 
-    Every picture is read once, to see that it can be. How the segmenter is built is written to `folder` as NAME.json;
-    NAME is `name`, or the head's. `half` has the weights written in half precision.
+    It starts from a plan with a pretrained backbone, or from a trained `base`: weights with their plan beside them.
+    Every picture is read once, to find unusable ones. The plan is written to `folder` as NAME.json; NAME is `name`, or
+    the head's name. With `half` the weights are written in half precision.
 
     Raises:
-        InputError: pictures or labels that cannot be used, other classes in the two sets, weights that cannot be had;
-            both plan and base, or neither.
+        InputError: pictures or labels that cannot be used, different classes in the two sets, weights that cannot be
+            loaded; both plan and base, or neither.
         RecipeError, UnsupportedHost: a segmenter that cannot be built; see `SegmenterPlan.build`.
     """
     return _prepare(plan, None, base, known, unseen, folder, settings, backbone_weights, pretrained, say, name, half)
@@ -216,16 +216,18 @@ def prepare_dtop(
     pretrained: bool = True,
     say: Callable[[str], object] = print,
 ) -> tuple[TrainConfig, Segment]:
-    """Everything `loop.train` needs for a segmenter that tokens leave.
+    """The configuration and task for `loop.train` of a segmenter with early exits.
 
     Args:
-        plan: how the segmenter is built, for @Retrain; None takes that of `base`.
-        recipe: a recipe with `dtop`, alone or with others.
+        plan: the segmenter's architecture, for @Retrain; None: that of `base`.
+        recipe: a recipe with `dtop`, alone or with other methods.
         base: weights that `prepare` trained, with their plan beside them, for @Finetune.
 
+    Other arguments as for `prepare`.
+
     Raises:
-        InputError: as `prepare`; both plan and base, or neither.
-        RecipeError: a recipe that lets no token leave.
+        InputError: as for `prepare`.
+        RecipeError: a recipe in which no token exits.
     """
     return _prepare(plan, Recipe.of(recipe), base, known, unseen, folder, settings, backbone_weights, pretrained, say)
 
@@ -248,7 +250,7 @@ def _prepare(
         raise InputError("A segmenter is trained from a trained base, or from a plan: give one of them.")
     state = devices()
     if not state.is_main_process:
-        say = lambda sentence: None  # noqa: E731  (the first process speaks for all)
+        say = lambda sentence: None  # noqa: E731  (only the first process prints)
     drop_path = settings.drop_path if settings.trainable == "all" else 0.0
     torch.manual_seed(settings.seed)
     if base is not None:
@@ -256,11 +258,11 @@ def _prepare(
     else:
         assert plan is not None
         segmenter, plan = plan.build(backbone_weights=backbone_weights, pretrained=pretrained, drop_path=drop_path)
-    for use, pictures in (("learnt from", known), ("validated on", unseen)):
+    for use, pictures in (("training", known), ("validation", unseen)):
         if pictures.classes != plan.classes:
             raise InputError(
-                f"The segmenter has {len(plan.classes)} classes, and the set it is {use} {len(pictures.classes)} or "
-                "others: give it sets of its classes, in their order."
+                f"The segmenter has {len(plan.classes)} classes, and the {use} set has {len(pictures.classes)} or "
+                "others: the sets must have its classes, in the same order."
             )
     if settings.trainable == "heads":
         segmenter.backbone.requires_grad_(False)
@@ -270,10 +272,10 @@ def _prepare(
         module = sieve(segmenter, recipe)
         if not any(method.reads_exits for _, method in module.plan.methods):
             raise RecipeError(
-                f'"{recipe}" lets no token leave this segmenter: give dtop a threshold below 1, such as '
+                f'"{recipe}" lets no token exit this segmenter early: give dtop a threshold below 1, such as '
                 "dtop(threshold=0.95)."
             )
-    _answers(module, plan)
+    _check_crop_size(module, plan)
     say(f"reading {len(known)} and {len(unseen)} pictures with their labels")
     prints = [examine(pictures, settings.workers) for pictures in (known, unseen)]
     start_weights = base or backbone_weights
@@ -300,6 +302,6 @@ def _prepare(
 
 
 @torch.no_grad()
-def _answers(module: nn.Module, plan: SegmenterPlan) -> None:
-    """Raises InputError where the segmenter does not read crops of this size."""
+def _check_crop_size(module: nn.Module, plan: SegmenterPlan) -> None:
+    """Run the segmenter on a blank crop. Raises `InputError` if it does not accept crops of this size."""
     module.eval()(torch.zeros(1, 3, *plan.crop))

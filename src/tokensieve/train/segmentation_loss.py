@@ -1,4 +1,4 @@
-"""What segmenters minimise: of ATM heads presence, focal and dice losses; of maps of logits the cross-entropy."""
+"""Losses of segmenters: presence, focal and dice losses for ATM heads, cross-entropy for maps of logits."""
 
 from __future__ import annotations
 
@@ -21,28 +21,28 @@ AUXILIARY_WEIGHT = 0.4
 
 
 def losses(stages: Sequence[Any], labels: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-    """The loss over all heads of a segmenter, and parts of the last head's for a log.
+    """The loss over all heads of a segmenter, and the parts of the last head's loss for the log.
 
-    Of ATM heads the sum over heads of the parts of `atm_loss`, focal loss 20 times (SegViT, arXiv 2210.05844, section
-    3.3); of logits the cross-entropy of the last plus 0.4 times that of each auxiliary head (SETR, arXiv 2012.15840,
-    section 3.2).
+    For ATM heads the sum over heads of the parts of `atm_loss`, the focal loss with weight 20 (SegViT, arXiv
+    2210.05844, section 3.3); for logits the cross-entropy of the last head plus 0.4 times that of each auxiliary head
+    (SETR, arXiv 2012.15840, section 3.2).
 
     Args:
-        stages: what `Segmenter.stages` gives, the shown head last.
-        labels: (B, H, W) classes, 255 where none counts.
+        stages: the outputs of `Segmenter.stages`, the decode head last.
+        labels: (B, H, W) classes, 255 for pixels that are not scored.
     """
     if isinstance(stages[-1], AtmPrediction):
         parts = [atm_loss(stage, labels) for stage in stages]
-        weighed = [presence + FOCAL_WEIGHT * focal + DICE_WEIGHT * dice for presence, focal, dice in parts]
-        return torch.stack(weighed).sum(), dict(zip(("presence", "focal", "dice"), parts[-1], strict=True))
+        weighted = [presence + FOCAL_WEIGHT * focal + DICE_WEIGHT * dice for presence, focal, dice in parts]
+        return torch.stack(weighted).sum(), dict(zip(("presence", "focal", "dice"), parts[-1], strict=True))
     stage_losses = [pixel_loss(stage, labels) for stage in stages]
     weights = [AUXILIARY_WEIGHT] * (len(stage_losses) - 1) + [1.0]
-    weighed = [weight * loss for weight, loss in zip(weights, stage_losses, strict=True)]
-    return torch.stack(weighed).sum(), {"cross_entropy": stage_losses[-1]}
+    weighted = [weight * loss for weight, loss in zip(weights, stage_losses, strict=True)]
+    return torch.stack(weighted).sum(), {"cross_entropy": stage_losses[-1]}
 
 
 def pixel_loss(logits: Tensor, labels: Tensor) -> Tensor:
-    """Cross-entropy of logits (B, K, h, w), resized to the labels (B, H, W), averaged over the pixels that count."""
+    """Cross-entropy of logits (B, K, h, w), resized to the labels (B, H, W), averaged over the labelled pixels."""
     logits = F.interpolate(_exact(logits), size=labels.shape[1:], mode="bilinear", align_corners=False)
     count = (labels != VOID).sum().clamp(min=1)
     return F.cross_entropy(logits, labels.long(), ignore_index=VOID, reduction="sum") / count
@@ -51,14 +51,14 @@ def pixel_loss(logits: Tensor, labels: Tensor) -> Tensor:
 def atm_loss(prediction: AtmPrediction, labels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Presence, focal and dice loss of an ATM head, without their weights (arXiv 2210.05844, section 3.3).
 
-    Queries belong to classes by their index. Presence is a cross-entropy, weighted 0.1 where a class is absent, over
-    present and absent or, of K + 1 logits, over the query's own class and none. Masks of the classes that are in an
-    image are compared with it at the labels' size; pixels that count nowhere belong to no mask. Focal and dice loss are
-    sums over these masks, divided by their number, over all devices.
+    The index of a query is its class. Presence is a cross-entropy, with weight 0.1 for absent classes, over "present"
+    and "absent" or, with K + 1 logits, over the query's own class and "none". Masks of the classes present in an image
+    are compared with the labels at the labels' size; pixels that are not scored belong to no mask. Focal and dice loss
+    are sums over these masks, divided by their number over all devices.
 
     Args:
         prediction: classes (B, K, C), masks (B, K, h, w).
-        labels: (B, H, W) classes, 255 where none counts.
+        labels: (B, H, W) classes, 255 for pixels that are not scored.
     """
     batch, count, choices = prediction.classes.shape
     classes = torch.arange(count, device=labels.device)
@@ -86,12 +86,12 @@ def atm_loss(prediction: AtmPrediction, labels: Tensor) -> tuple[Tensor, Tensor,
 
 
 def _exact(x: Tensor) -> Tensor:
-    """In fp32, or in more where it is in more."""
+    """`x` in fp32, or in its own type if that is more precise."""
     return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
 def _over_devices(count: int, device: torch.device) -> Tensor:
-    """The mean over the devices, one at least."""
+    """The mean of a count over the devices, at least 1."""
     number = torch.tensor(float(count), device=device)
     if torch.distributed.is_available() and torch.distributed.is_initialized():
         torch.distributed.all_reduce(number)

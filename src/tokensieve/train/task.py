@@ -10,7 +10,7 @@ from torch.utils.data import Dataset
 
 
 class Loss(NamedTuple):
-    """The loss of one batch: the scalar that is minimised, and further scalars, by column, whose mean is logged."""
+    """The loss of one batch: the scalar to minimise, and further scalars by column name, whose means are logged."""
 
     value: Tensor
     logged: dict[str, Tensor]
@@ -20,8 +20,8 @@ class Task(Protocol):
     """A training task: data, module and loss.
 
     Attributes:
-        name: of the files that the training writes.
-        identity: text of all that decides the result beside the `TrainConfig`: data, sizes, a teacher.
+        name: name of the files that the training writes.
+        identity: text of everything except the `TrainConfig` that affects the result: data, sizes, a teacher.
         module: the module that is trained, with parts that are dropped afterwards; the loop never calls its forward.
         samples: number of samples in an epoch.
     """
@@ -32,32 +32,32 @@ class Task(Protocol):
     samples: int
 
     def batches(self, size: int, count: int, seed: int) -> Dataset[Any]:
-        """A map-style data set of `count` batches of `size` samples.
+        """A map-style dataset of `count` batches of `size` samples.
 
-        A batch must depend on seed and index alone, random augmentation included: then a resumed training repeats, and
-        devices agree. Worker processes load the batches; the loop moves their tensors to the device.
+        A batch, with its random augmentation, must depend only on seed and index, so that a resumed training repeats
+        it, and all devices get the same. Worker processes load the batches; the loop moves tensors to the device.
         """
 
     def loss(self, module: Any, batch: Any) -> Loss:
         """The loss of one batch, in training mode and under autocast.
 
-        `module` is `self.module` itself, so that a task may call whatever it has: a sieved model's `trace(images)`,
-        features, parts.
+        `module` is `self.module` itself, so that a task may use all of its methods, such as a sieved model's
+        `trace(images)`.
         """
 
     def evaluate(self, module: Any) -> dict[str, float]:
-        """The task's metrics, by column of the log; `module` may be the moving average, and is left in eval mode."""
+        """The task's metrics, by column name; `module` may be the moving average, and is left in eval mode."""
 
     def weights(self, module: Any) -> dict[str, Tensor]:
-        """The state dict that is saved at the end."""
+        """The state dict to save at the end."""
 
 
 class Order:
-    """The order of samples in a training: position -> sample, shuffled anew in each epoch.
+    """The order of samples in a training: position -> index of the sample, shuffled again in each epoch.
 
     Args:
         count: number of samples.
-        seed: with the epoch it decides the order.
+        seed: random seed; the order depends on it and on the epoch.
     """
 
     def __init__(self, count: int, seed: int) -> None:
@@ -77,6 +77,6 @@ def batch_seed(seed: int, number: int) -> int:
     return seed * 1_000_003 + number
 
 
-def halved(state: dict[str, Tensor]) -> dict[str, Tensor]:
+def halved(state_dict: dict[str, Tensor]) -> dict[str, Tensor]:
     """A state dict in half precision; integers stay integers."""
-    return {key: value.half() if value.is_floating_point() else value for key, value in state.items()}
+    return {key: value.half() if value.is_floating_point() else value for key, value in state_dict.items()}

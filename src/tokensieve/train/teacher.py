@@ -1,4 +1,4 @@
-"""A frozen model that a student learns from: run once on fixed views of every sample, its outputs cached."""
+"""A frozen model that a student learns from. It runs once on fixed views of every sample; its outputs are cached."""
 
 from __future__ import annotations
 
@@ -17,22 +17,22 @@ from .._files import draft
 from ..errors import InputError
 
 Target = Callable[[Any], Tensor]
-"""From what a model returns to the targets that are learnt (B, ...)."""
+"""A function from a model's output to the targets (B, ...) that the student learns."""
 
 
 def log_probabilities(logits: Tensor) -> Tensor:
-    """(B, classes) -> the same, as log-probabilities."""
+    """Logits (B, classes) -> log-probabilities (B, classes)."""
     return logits.log_softmax(1)
 
 
 class Teacher:
-    """A frozen copy of a model; the one given may itself be trained.
+    """A frozen copy of a model; the original may be trained.
 
     Args:
         model: called with a batch of images.
-        name: of the model, in `identity`.
-        answer: from what the model returns to the targets that are learnt; by default from logits to log-probabilities.
-        device: where it runs.
+        name: name of the model, part of `identity`.
+        answer: function from the model's output to the targets; by default from logits to log-probabilities.
+        device: device of the copy.
         bf16: whether it computes in bfloat16, under autocast; its weights keep their precision.
 
     Attributes:
@@ -62,10 +62,10 @@ class Teacher:
 
 
 def remember(teacher: Teacher, views: Iterable[Sequence[Tensor]], content: str, cache: Path | None = None) -> Tensor:
-    """A teacher's targets for every sample in each of its views: (N, V, ...), by sample and view.
+    """A teacher's targets for every view of every sample: (N, V, ...), by sample and view.
 
-    With `cache` they are kept in that file, and read from there (memory-mapped) when the same teacher runs on the same
-    samples again; `views` is not iterated then.
+    With `cache` they are saved in that file, and read from there (memory-mapped) if the same teacher is used on the
+    same samples again; `views` is not iterated then.
 
     Args:
         teacher: the model.
@@ -78,25 +78,25 @@ def remember(teacher: Teacher, views: Iterable[Sequence[Tensor]], content: str, 
     """
     key = f"{teacher.identity}, {content}"
     if cache is not None and cache.is_file():
-        return _recall(cache, key)
+        return _read_cache(cache, key)
     parts = [torch.stack([teacher.predict(view) for view in batch], 1) for batch in views]
-    answers = torch.cat(parts)
+    targets = torch.cat(parts)
     if cache is None:
-        return answers
+        return targets
     cache.parent.mkdir(parents=True, exist_ok=True)
     with draft(cache) as path:
-        save_file({"answers": answers}, path, {"asked": key})
-    return _recall(cache, key)
+        save_file({"answers": targets}, path, {"asked": key})
+    return _read_cache(cache, key)
 
 
-def _recall(cache: Path, key: str) -> Tensor:
+def _read_cache(cache: Path, key: str) -> Tensor:
+    """The cached targets. Raises `InputError` if they are not those of `key`."""
     try:
         with safe_open(cache, "pt") as file:
             if (file.metadata() or {}).get("asked") == key:
                 return file.get_tensor("answers")
     except SafetensorError:
-        pass  # truncated, or no safetensors file
+        pass  # truncated, or not a safetensors file
     raise InputError(
-        f"{cache} holds another teacher's answers, or answers about other photographs: delete it, or give another "
-        "folder."
+        f"{cache} holds the targets of another teacher, or of other photographs: delete it, or give another folder."
     )

@@ -1,8 +1,8 @@
-"""Pictures without labels in a few fixed views: a teacher runs on them once, and a student learns from its outputs.
+"""Fixed views of pictures without labels: a teacher runs on them once, and a student learns from its outputs.
 
 The first four views are the picture itself, its mirror image, a random crop, and a crop mixed with a crop of another
-picture, so that the targets cover more than the few classes of the pictures; further views are crops and mixed crops in
-turn.
+picture, which makes the targets more varied than the classes of the pictures; further views are alternately crops and
+mixed crops.
 """
 
 from __future__ import annotations
@@ -27,32 +27,32 @@ SCALE = (0.35, 1.0)
 LIGHTEST = 0.5
 """Smallest weight of the picture itself in a mixed view."""
 READ = 50
-"""Batch size where nothing is learnt."""
+"""Batch size for inference."""
 FEWEST, MOST_HELD = 20, 500
-"""The fewest pictures that can be split, and the most that are held out."""
+"""Minimum number of pictures to split, and maximum number of held-out pictures."""
 NAMED = 10
-"""Unreadable pictures that one error names at most."""
+"""Maximum number of unreadable pictures that are named in one error."""
 
 
 def every_batch(pictures: Any, size: int, workers: int = 0) -> Iterator[Batch]:
-    """Batches of all the pictures of a set; unlike `load_batches` it raises where one cannot be read.
+    """Batches of all pictures of a dataset; unlike `load_batches` it raises if one cannot be read.
 
     Raises:
-        InputError: pictures that cannot be read, by name.
+        InputError: pictures that cannot be read; the message names them.
     """
     batches = load_batches(pictures, size, workers)
     yield from batches
     failures = batches.failures
     if len(failures) == 1:
-        raise InputError(f"{failures[0]}: mend or remove it before training.")
+        raise InputError(f"{failures[0]}: repair or remove it before training.")
     if failures:
-        named = "; ".join(map(str, failures[:NAMED])) + ("; ..." if len(failures) > NAMED else "")
-        which = f"{len(failures)} of {len(pictures)} photographs"
-        raise InputError(f"{which} cannot be read: mend or remove them before training. {named}.")
+        names = "; ".join(map(str, failures[:NAMED])) + ("; ..." if len(failures) > NAMED else "")
+        count = f"{len(failures)} of {len(pictures)} photographs"
+        raise InputError(f"{count} cannot be read: repair or remove them before training. {names}.")
 
 
 def set_of(pictures: Any) -> Any:
-    """A map-style data set of (image, -1), from a data set, batches of one, or a tensor of images.
+    """A map-style dataset of (image, -1), from a dataset, batches of one, or a tensor of images.
 
     Raises:
         InputError: an iterable without length or random access.
@@ -60,14 +60,14 @@ def set_of(pictures: Any) -> Any:
     data = getattr(pictures, "dataset", pictures)
     if not hasattr(data, "__len__") or not hasattr(data, "__getitem__"):
         raise InputError(
-            f"Pictures are learnt from in any order, and {type(data).__name__} only goes from beginning to end: give "
-            "a data set with a length, such as image_set(...) of a folder, or a tensor."
+            f"Training reads pictures in random order, and {type(data).__name__} has no random access: give a dataset "
+            "with a length, such as image_set(...) of a folder, or a tensor."
         )
     return _Pictures(data)
 
 
 class _Pictures(Dataset[tuple[Tensor, int]]):
-    """The images of a map-style data set without its labels; failures keep the names that the set gives them."""
+    """The images of a map-style dataset without its labels; failures keep the names from the dataset."""
 
     def __init__(self, data: Any) -> None:
         self.data = data
@@ -95,14 +95,14 @@ class _Pictures(Dataset[tuple[Tensor, int]]):
 
 
 def split(pictures: Any, share: float, seed: int) -> tuple[Subset[Any], Subset[Any]]:
-    """Split pictures at random into those to learn from and those held out.
+    """Split pictures at random into training pictures and held-out pictures.
 
     Raises:
         InputError: fewer than `FEWEST` pictures.
     """
     count = len(pictures)
     if count < FEWEST:
-        raise InputError(f"{count} pictures are too few to learn from: give {FEWEST} or more, better thousands.")
+        raise InputError(f"{count} pictures are too few to train on: give {FEWEST} or more, better thousands.")
     heldout_count = min(MOST_HELD, max(1, round(share * count)))
     order = torch.randperm(count, generator=torch.Generator().manual_seed(seed)).tolist()
     return Subset(pictures, sorted(order[heldout_count:])), Subset(pictures, sorted(order[:heldout_count]))
@@ -112,10 +112,10 @@ class Views(Dataset[Tensor]):
     """`count` views of each picture: item `row * count + view` is an image (C, H, W) as the model reads it.
 
     Args:
-        pictures: a map-style data set whose items begin with an image (C, H, W).
-        count: views of a picture.
-        mixed: whether crops are mixed with one of another picture, in every other view from the fourth on.
-        seed: of the crops.
+        pictures: a map-style dataset whose items begin with an image (C, H, W).
+        count: number of views of a picture.
+        mixed: whether crops are mixed with a crop of another picture, in every second view from the fourth on.
+        seed: random seed of the crops.
     """
 
     def __init__(self, pictures: Any, count: int, *, mixed: bool = True, seed: int = 0) -> None:
@@ -138,13 +138,13 @@ class Views(Dataset[Tensor]):
         if view in (WHOLE, MIRRORED):
             return image.flip(-1) if view == MIRRORED else image
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(batch_seed(self.seed, index))  # the same view whatever the batch
-            shown = _cropped(image)
+            torch.manual_seed(batch_seed(self.seed, index))  # so that a view does not depend on its batch
+            result = _cropped(image)
             if self.mixed and view % 2 and view > MIRRORED:
                 other = int(torch.randint(len(self.pictures), ()))
                 weight = LIGHTEST + (1 - LIGHTEST) * float(torch.rand(()))
-                shown = weight * shown + (1 - weight) * _cropped(self.pictures[other][0])
-        return shown
+                result = weight * result + (1 - weight) * _cropped(self.pictures[other][0])
+        return result
 
     def of(self, view: int, size: int, workers: int = 0) -> Iterator[tuple[Tensor]]:
         """One view of all pictures, in batches."""
@@ -153,7 +153,7 @@ class Views(Dataset[Tensor]):
 
 
 class _Chosen(Dataset[tuple[Tensor]]):
-    """The views of these indices."""
+    """The views with these indices."""
 
     def __init__(self, views: Views, indices: range) -> None:
         self.views, self.indices = views, indices
@@ -166,14 +166,14 @@ class _Chosen(Dataset[tuple[Tensor]]):
 
 
 class ViewBatches(Dataset[tuple[Tensor, Tensor]]):
-    """Batches of views with a teacher's targets, by number: images (B, C, H, W) and targets (B, ...).
+    """Batches of views with a teacher's targets, by index: images (B, C, H, W) and targets (B, ...).
 
     Each epoch has every picture once, in its next view.
 
     Args:
-        views: of the pictures.
+        views: views of the pictures.
         taught: targets (N, views, ...), of any floating-point type.
-        size, count, seed: as of `Task.batches`.
+        size, count, seed: as for `Task.batches`.
     """
 
     def __init__(self, views: Views, taught: Tensor, size: int, count: int, seed: int) -> None:
@@ -184,20 +184,20 @@ class ViewBatches(Dataset[tuple[Tensor, Tensor]]):
         return self.count
 
     def __getitem__(self, number: int) -> tuple[Tensor, Tensor]:
-        images, answers = [], []
+        images, targets = [], []
         for position in range(number * self.size, (number + 1) * self.size):
             row = self.order[position]
             view = (position // self.order.count + row) % self.views.count
             images.append(self.views[row * self.views.count + view])
-            answers.append(self.taught[row, view])
-        return torch.stack(images), torch.stack(answers).float()
+            targets.append(self.taught[row, view])
+        return torch.stack(images), torch.stack(targets).float()
 
 
 def fingerprint(pictures: Any, workers: int = 0) -> str:
-    """SHA-256 of all the pictures as a model reads them; reads each once, so that unreadable ones are known.
+    """SHA-256 of all pictures as a model reads them; reads each once, so that unreadable ones are found.
 
     Raises:
-        InputError: as `every_batch`.
+        InputError: as for `every_batch`.
     """
     digest = hashlib.sha256()
     for batch in every_batch(pictures, 50, workers):
@@ -206,15 +206,15 @@ def fingerprint(pictures: Any, workers: int = 0) -> str:
 
 
 def counted(
-    views: Iterator[tuple[Tensor]], count: int, what: str, say: Callable[[str], object]
+    views: Iterator[tuple[Tensor]], count: int, purpose: str, say: Callable[[str], object]
 ) -> Iterator[tuple[Tensor]]:
-    """Yield the batches, and report progress every 500 pictures."""
+    """Yield the batches, and report progress every 500 pictures; `purpose` is part of the message."""
     done = 0
     for batch in views:
         yield batch
         done += len(batch[0])
         if done // 500 != (done - len(batch[0])) // 500 or done == count:
-            say(f"asking the dense model: {done} of {count} pictures, {what}")
+            say(f"running the dense model: {done} of {count} pictures, {purpose}")
 
 
 def _cropped(image: Tensor) -> Tensor:
