@@ -1,4 +1,5 @@
-"""Whether a forward is being recorded into a graph (by torch.compile, torch.export or torch.jit.trace) or counted."""
+"""Whether the current forward is recorded into a graph (by torch.compile, torch.export or torch.jit.trace), or run to
+count its MACs; and helpers for code that must work in both."""
 
 from __future__ import annotations
 
@@ -10,39 +11,44 @@ from typing import Any
 import torch
 from torch import Tensor
 
-_counted: ContextVar[bool] = ContextVar("counted", default=False)
+_counting_macs: ContextVar[bool] = ContextVar("counting_macs", default=False)
 
 
 def recording() -> bool:
-    """Whether this forward is being recorded into a graph, which must not depend on pixel values or the batch size."""
+    """Whether this forward is being recorded into a graph. Python code must then not branch on tensor values or on the
+    batch size, since the graph would keep one branch for all inputs."""
     return torch.compiler.is_compiling() or torch.jit.is_tracing()
 
 
-def counted() -> bool:
+def counting_macs() -> bool:
     """Whether the MACs of this forward are being counted; then no operator may be replaced by a faster kernel."""
-    return _counted.get()
+    return _counting_macs.get()
 
 
 @contextmanager
-def counting() -> Iterator[None]:
-    """Context in which `counted` is True."""
-    before = _counted.set(True)
+def while_counting_macs() -> Iterator[None]:
+    """Context in which `counting_macs()` is True."""
+    before = _counting_macs.set(True)
     try:
         yield
     finally:
-        _counted.reset(before)
+        _counting_macs.reset(before)
 
 
-def as_int(count: Any) -> int:
-    """A size as an integer. Under torch.jit.trace sizes are tensors, whose product with a ratio would be float32."""
-    return int(count) if isinstance(count, Tensor) else count
+def as_int(size: Any) -> int:
+    """A size from `tensor.shape` as an integer.
+
+    Under torch.jit.trace sizes are tensors, and a token count computed from one times a keep ratio would be rounded in
+    float32.
+    """
+    return int(size) if isinstance(size, Tensor) else size
 
 
 def is_empty(batch: Tensor) -> bool:
-    """Whether a batch is empty; always False while a graph is recorded."""
+    """Whether a batch (B, ...) has no images; always False while a graph is recorded."""
     return not recording() and batch.shape[0] == 0
 
 
 def dummy_batch(images: Tensor) -> Tensor:
-    """One blank image to run in place of an empty batch, which blocks of several hosts cannot handle."""
+    """One blank image (1, C, H, W) to run in place of an empty batch (0, C, H, W), which some hosts cannot handle."""
     return images.new_zeros(1, *images.shape[1:])

@@ -19,7 +19,7 @@ import tokensieve.search.tuning as tuning
 from tests.reference.hosts import host_forms, host_images
 from tokensieve import InputError, PaPr, Recipe, RecipeError, ToMe, UnsupportedHost, sieve, tune
 from tokensieve.measure import fidelity, macs
-from tokensieve.search.budget_search import Clock, OutOfTime, neighbouring_budgets
+from tokensieve.search.budget_search import OutOfTime, TimeLimit, neighbouring_budgets
 from tokensieve.search.costs import Costs
 from tokensieve.search.evaluator import Evaluator
 from tokensieve.search.families import SINGLES, Scheduled
@@ -192,7 +192,7 @@ def test_time_ends_the_search(model, images, monkeypatch):
         if next(counts) > 40:
             raise OutOfTime
 
-    monkeypatch.setattr(Clock, "__call__", over)
+    monkeypatch.setattr(TimeLimit, "__call__", over)
     front = search(model, images, macs=1.5, timeout=1.0, trials=10**6)
     assert front.stopped == "timeout"
     assert "ended early (timeout)" in front.summary

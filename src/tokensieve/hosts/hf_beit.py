@@ -52,7 +52,7 @@ class HFBeitBlock(HFBlock):
         biases = [bias(tokens.grid) for bias in (self.layer_bias, self.shared) if bias is not None]
         return replace(attention, bias=gathered(sum(biases)[0], tokens, query_rows))
 
-    def _add(self, x: Tensor, out: Tensor, branch: int) -> Tensor:
+    def _add_residual(self, x: Tensor, out: Tensor, branch: int) -> Tensor:
         layer = self.layer
         return x + layer.drop_path((layer.lambda_1, layer.lambda_2)[branch] * layer.dropout(out))
 

@@ -1,4 +1,7 @@
-"""The Ray engine: Ray Data distributes shards to actors, each of which opens the model once."""
+"""The Ray engine: Ray Data distributes the shards of a job to actors, each of which opens the model once.
+
+A shard is a number of consecutive items (images or clips) whose results are written to one file.
+"""
 
 from __future__ import annotations
 
@@ -13,12 +16,12 @@ from .devices import check_settings
 from .settings import Job
 from .shards import Listener, ShardProgress, open_work, run_shards
 
-STARTS = 3
+START_ATTEMPTS = 3
 """Number of attempts to start Ray on this machine."""
-PATIENCE = 120
+START_TIMEOUT = 120
 """Seconds to wait for Ray's first process; Ray's default is 20."""
-OBJECT_STORE = 2**27
-"""Bytes of Ray's object store, which only carries shard numbers; its default is a third of the memory."""
+OBJECT_STORE_BYTES = 2**27
+"""Size of Ray's object store, which only carries shard numbers and progress; Ray's default is a third of the memory."""
 
 
 @dataclass(frozen=True)
@@ -26,9 +29,9 @@ class RaySettings:
     """The resources that Ray's actors get.
 
     Attributes:
-        address: address of a running cluster, "auto" for the cluster of this machine; None starts one on this machine.
+        address: address of a running cluster; "auto" for one on this machine that is running; None starts one on it.
         actors: number of actors, or the smallest and largest number between which Ray scales.
-        cpus: CPUs of each actor; None is one for the model and one for each decoding process.
+        cpus: CPUs of each actor; None: one for the model and one for each decoding process.
         gpus: GPUs of each actor; with 0.5 two actors share a GPU.
     """
 
@@ -38,17 +41,29 @@ class RaySettings:
     gpus: float = 0.0
 
     def __post_init__(self) -> None:
-        ends = (self.actors, self.actors) if isinstance(self.actors, int) else self.actors
-        if len(ends) != 2 or not 1 <= ends[0] <= ends[1]:
+        bounds = (self.actors, self.actors) if isinstance(self.actors, int) else self.actors
+        if len(bounds) != 2 or not 1 <= bounds[0] <= bounds[1]:
             raise RecipeError(
-                f"actors must be a number from 1 up, or the smallest and the largest number, not {self.actors!r}."
+                "actors must be an integer of at least 1, or a pair of the smallest and the largest number, not "
+                f"{self.actors!r}."
             )
         if self.gpus < 0 or (self.cpus is not None and self.cpus <= 0):
-            raise RecipeError(f"cpus must be more than 0, and gpus at least 0, not {self.cpus} and {self.gpus}.")
+            raise RecipeError(
+                f"cpus must be more than 0, and gpus at least 0, not cpus={self.cpus} and gpus={self.gpus}."
+            )
 
 
 class ShardActor:
-    """Opens a job once, and runs the shards that it gets. Running a shard twice writes the same file."""
+    """A Ray actor, which opens a job once and runs the shards that it gets.
+
+    Ray may run a shard again after a failure; that replaces the shard's file by an equal one.
+
+    Args:
+        job: the job.
+        settings: the settings in the job's manifest; it is an error if the job as opened here has others.
+        workers: number of decoding processes.
+        threads: number of torch's CPU threads.
+    """
 
     def __init__(self, job: Job, settings: dict[str, Any], workers: int, threads: int) -> None:
         import torch
@@ -58,6 +73,8 @@ class ShardActor:
         check_settings(self.work, settings)
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
+        """Run the shards in the column `shard`; returns the columns `shard`, `progress` (the fields of `ShardProgress`)
+        and `messages`, with a row for each shard."""
         recorder = _Recorder()
         run_shards(self.work, [int(number) for number in batch["shard"]], recorder, workers=self.workers)
         return {
@@ -68,7 +85,7 @@ class ShardActor:
 
 
 class _Recorder:
-    """A listener that records the progress of each shard and messages, which are returned to the driver."""
+    """Keeps the progress of each shard, and the messages, which the actor returns to the main process."""
 
     def __init__(self) -> None:
         self.progress: dict[int, ShardProgress] = {}
@@ -82,7 +99,7 @@ class _Recorder:
         self.messages += sentence + "\n"
 
 
-def library() -> Any:
+def _import_ray() -> Any:
     """Import Ray and Ray Data. Raises `InputError` if they are not installed."""
     try:
         import ray
@@ -107,7 +124,7 @@ def run_ray(
 
     Args:
         job: the job; its paths must be valid on every machine of the cluster.
-        settings: the settings in its manifest, with which each actor compares its own.
+        settings: the settings in the job's manifest; each actor checks that the job as opened there has the same.
         shards: numbers of the shards to run.
         listener: receives the progress of each finished shard.
         ray_settings: settings of the cluster and its actors.
@@ -115,16 +132,17 @@ def run_ray(
 
     Raises:
         InputError: as `run_shards`; or Ray is not installed or cannot be reached.
+        RecipeError: the actors get GPUs, but the job's device is not a GPU.
     """
     if ray_settings.gpus and not job.spec.device.startswith(("cuda", "auto")):
-        raise RecipeError(f"gpus is {ray_settings.gpus}, but the device is {job.spec.device}: give the device cuda.")
-    ray = library()
-    started = not ray.is_initialized()
+        raise RecipeError(f"gpus is {ray_settings.gpus}, but the device is {job.spec.device}: set the device to cuda.")
+    ray = _import_ray()
+    starts_ray = not ray.is_initialized()
     cpus = ray_settings.cpus or 1 + workers
     actors = ray_settings.actors
-    ends = {"size": actors} if isinstance(actors, int) else {"min_size": actors[0], "max_size": actors[1]}
-    if started:
-        _begin(ray, ray_settings.address, math.ceil(max(ends.values()) * cpus))
+    pool_size = {"size": actors} if isinstance(actors, int) else {"min_size": actors[0], "max_size": actors[1]}
+    if starts_ray:
+        _connect(ray, ray_settings.address, math.ceil(max(pool_size.values()) * cpus))
     try:
         context = ray.data.DataContext.get_current()
         context.enable_progress_bars = False
@@ -134,7 +152,7 @@ def run_ray(
         ).map_batches(
             ShardActor,
             batch_size=1,
-            compute=ray.data.ActorPoolStrategy(**ends),
+            compute=ray.data.ActorPoolStrategy(**pool_size),
             fn_constructor_args=(job, settings, workers, max(1, int(cpus) - workers)),
             num_cpus=cpus,
             num_gpus=ray_settings.gpus or None,
@@ -145,23 +163,27 @@ def run_ray(
                 listener.say(sentence)
             listener.advance(ShardProgress(int(shard), int(items), int(errors), waited, computed))
     except ray.exceptions.RayError as error:
-        raise _sentence(error) from error
+        raise _input_error(error) from error
     finally:
-        if started:
+        if starts_ray:
             ray.shutdown()
 
 
-def _begin(ray: Any, address: str | None, cpus: int) -> None:
-    """Connect to a cluster, or start one on this machine that offers `cpus` CPUs, regardless of how many it has.
+def _connect(ray: Any, address: str | None, cpus: int) -> None:
+    """Connect to the cluster at `address`; None starts one on this machine.
 
-    On a busy machine Ray's processes may time out at the start; the start is then repeated.
+    Ray is told that this machine has `cpus` CPUs, so that it places all actors, however many CPUs there are. On a busy
+    machine Ray's processes may time out at the start; the start is then repeated.
+
+    Raises:
+        InputError: no cluster answers, or none can be started.
     """
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # no telemetry
-    os.environ.setdefault("RAY_gcs_server_port_wait_time_s", str(PATIENCE))
+    os.environ.setdefault("RAY_gcs_server_port_wait_time_s", str(START_TIMEOUT))
     settings: dict[str, Any] = {"address": address or "local", "log_to_driver": False, "logging_level": "ERROR"}
     if not address:
-        settings |= {"num_cpus": cpus, "include_dashboard": False, "object_store_memory": OBJECT_STORE}
-    for attempts_left in reversed(range(1 if address else STARTS)):
+        settings |= {"num_cpus": cpus, "include_dashboard": False, "object_store_memory": OBJECT_STORE_BYTES}
+    for attempts_left in reversed(range(1 if address else START_ATTEMPTS)):
         try:
             ray.init(**settings)
             return
@@ -172,8 +194,9 @@ def _begin(ray: Any, address: str | None, cpus: int) -> None:
                 raise InputError(f"No Ray cluster answers at {location}: {first_line(error)}.") from error
 
 
-def _sentence(error: BaseException) -> Exception:
-    """An `InputError` with the message of the actor's `SieveError` that caused Ray's error, or of Ray's error."""
+def _input_error(error: BaseException) -> InputError:
+    """An `InputError` with the message of the actor's `SieveError` that caused Ray's error; if there is none, with that
+    of Ray's error."""
     current: BaseException | None = error
     while current is not None:
         inner = getattr(current, "cause", None)
@@ -181,5 +204,5 @@ def _sentence(error: BaseException) -> Exception:
             return InputError(str(inner))
         current = inner if isinstance(inner, BaseException) else current.__cause__
     return InputError(
-        f"Ray could not finish the job: {cause(error)}. Finished files are kept: give the same command again."
+        f"Ray could not finish the job: {cause(error)}. Finished files are kept: run the same command again to resume."
     )

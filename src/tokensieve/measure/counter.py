@@ -15,7 +15,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 from torch.utils.flop_counter import flop_registry
 
-from .._recording import counting
+from .._recording import while_counting_macs
 
 Formula = Callable[..., int]
 """Function from an operator's arguments, and its output as `out=`, to multiply-accumulates."""
@@ -55,7 +55,7 @@ class MacCounter:
         with ExitStack() as context:
             # Compiled modules run eagerly: operators inside a generated kernel cannot be seen.
             context.enter_context(torch.compiler.set_stance("force_eager"))
-            context.enter_context(counting())
+            context.enter_context(while_counting_macs())
             # torch's own encoder layers have a fast path that is a single operator.
             context.callback(torch.backends.mha.set_fastpath_enabled, torch.backends.mha.get_fastpath_enabled())
             torch.backends.mha.set_fastpath_enabled(False)

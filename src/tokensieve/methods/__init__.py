@@ -1,4 +1,7 @@
-"""Token reduction methods, one file each. To add a method, write its file and import it here."""
+"""Token reduction methods, each in a file of its name, and the base classes that they share.
+
+To add a method, write its file, import it here and name it in `__all__`; `@register` adds it to `METHODS`.
+"""
 
 from .adaptive import Adaptive
 from .ats import ATS

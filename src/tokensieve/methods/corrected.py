@@ -17,19 +17,21 @@ from .base import Evidence, Method, Place, TokenSite, register
 from .weights import load_part
 
 CORRECTION = "correction.safetensors"
-"""Name of its weights file in the output folder of a search."""
+"""Name of the correction's weights file in the output folder of a search."""
 
 
 @register
 @dataclass(frozen=True)
 class Corrected(Method[Evidence]):
-    """Add a linear correction to the class token x after the final norm, x + W x + b; a method of this project.
+    """Replace the class token x after the final norm by x + W x + b; a method of this project.
 
-    Token reduction shifts the class token, in part in the same way for all images; W and b undo this part. The cost is
-    d^2 MACs per image. They are valid for one recipe on one model, and for images like those on which they were fitted.
+    Token reduction changes the class token, in part in the same way for all images; W and b undo this part. The cost is
+    d^2 MACs per image for d channels. A correction is valid for one recipe on one model, and for images like those on
+    which it was fitted.
 
     Args:
-        weights: file with `weight` (d, d) and `bias` (d,), written by `tokensieve.correct` or `tokensieve correct`.
+        weights: file with W as `weight` (d, d) and b as `bias` (d,), written by `tokensieve.correct` or on the command
+            line by `tokensieve correct`.
         sha256: expected SHA-256 of that file; recipe files record it.
     """
 
@@ -46,7 +48,7 @@ class Corrected(Method[Evidence]):
         return site.tokens
 
     def acts(self, site: TokenSite) -> bool:
-        return site.block == site.depth - 1
+        return site.block == site.depth - 1  # the final norm is counted with the last block
 
     def build(self, width: int, depth: int, pretrained: bool) -> nn.Module:
         if self.weights is None and pretrained:
@@ -60,5 +62,5 @@ class Corrected(Method[Evidence]):
         return linear
 
     def reduce(self, tokens: Tokens, left: int, evidence: Evidence) -> Tokens:
-        first = tokens.x[:, :1]
-        return replace(tokens, x=torch.cat([first + evidence.module(first), tokens.x[:, 1:]], dim=1))
+        class_token = tokens.x[:, :1]
+        return replace(tokens, x=torch.cat([class_token + evidence.module(class_token), tokens.x[:, 1:]], dim=1))

@@ -62,4 +62,4 @@ def until_fast(search: Search, target: float, trials: int) -> None:
         step = round(step, 4)
         if step in search.studies:
             return
-        search.at(step, trials // 9, near=min(speeds, key=lambda other: abs(other - step)))
+        search.search_budget(step, trials // 9, near=min(speeds, key=lambda other: abs(other - step)))

@@ -64,9 +64,9 @@ def search_cascades(search: Search, agree: float, confidence: float, score: str,
     evaluator.goal = CascadeGoal(evaluator, needed, last, fit.costs.dense, score)
     starts = sum(len(family.variants()) for family in search.families)
     search.expected = starts + trials + (len(FIRST) - 1) * (len(search.families) // 2 + 1)
-    search.at(FIRST[0], trials // 2)
+    search.search_budget(FIRST[0], trials // 2)
     for ratio in FIRST[1:]:
-        search.at(ratio, trials // 2 // (len(FIRST) - 1), near=FIRST[0])
+        search.search_budget(ratio, trials // 2 // (len(FIRST) - 1), near=FIRST[0])
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,7 @@ from ..measure.scores import IGNORE_INDEX, Accuracy
 from ..methods import BaseMethod, PaPr
 from ..recipe import Recipe
 from ..stream import Sieved, sieve
-from .wrapped import Wrapped
+from .wrapped import WrappedBackbone
 
 Part = Literal["search", "heldout"]
 STEPS = (96,)
@@ -81,7 +81,7 @@ class Evaluator:
         check: called between batches; may raise to end the search.
         kind: kind of the outputs, if it cannot be inferred; see `measure.comparison.kind_of`.
         ignore_index: the label of pixels that are not scored.
-        backbone: name of the sub-module that is the host, if the model itself is not; see `Wrapped`.
+        backbone: name of the sub-module that is the host, if the model itself is not; see `WrappedBackbone`.
 
     Raises:
         InputError: no or too few images, images of different sizes, more images than memory holds.
@@ -120,7 +120,7 @@ class Evaluator:
         self.parts: dict[Part, Tensor] = {"search": order[: count - held_out], "heldout": order[count - held_out :]}
         self.steps = [step for step in STEPS if step < count - held_out] + [count - held_out]
         self.input_size = InputSpec(tuple(images.shape[1:]), InputSpec.of(model).layout)
-        self.wrapped = None if backbone is None else Wrapped(model, backbone, self.input_size)
+        self.wrapped = None if backbone is None else WrappedBackbone(model, backbone, self.input_size)
         self.host_model = model if self.wrapped is None else self.wrapped.host_model
         self.empty = sieve(self.host_model)
 
@@ -186,12 +186,12 @@ class Evaluator:
     def macs(self, recipe: Recipe, include_proposal: bool = True) -> float:
         """MACs per image by `measure.macs`; those of a proposal are cached."""
         host_macs = macs(self._sieved_host(recipe, _CachedMaps()), self.input_size, proposal=False)
-        return host_macs + self.outside + (self.proposal_macs(recipe) if include_proposal else 0)
+        return host_macs + self.outside_macs + (self.proposal_macs(recipe) if include_proposal else 0)
 
     @property
-    def outside(self) -> int:
-        """MACs per image of the model around the host."""
-        return 0 if self.wrapped is None else self.wrapped.outside
+    def outside_macs(self) -> int:
+        """MACs per image of the whole model minus those of the host called alone, see `WrappedBackbone`."""
+        return 0 if self.wrapped is None else self.wrapped.outside_macs
 
     def proposal_macs(self, recipe: Recipe) -> float:
         """MACs per image of the proposals of a recipe; 0 without any."""

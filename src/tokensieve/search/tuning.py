@@ -141,11 +141,11 @@ def tune(
     if storage is not None:
         check_place(storage, new_folder=Path(storage).parent == folder)  # before anything slow begins
     optuna = import_optuna()
-    from .budget_search import Clock, OutOfTime, Search, search_budgets, towards
+    from .budget_search import OutOfTime, Search, TimeLimit, search_budgets, search_for_divergence
     from .cascade_search import SPARES, cascade_front, check_classes, search_cascades
 
     names, proposal_settings = names_of(families, host.model, staged), proposals_of(proposals)
-    clock = Clock(timeout)
+    time_limit = TimeLimit(timeout)
     stopped = None
     with evaluating(model), quiet(optuna):
         evaluator = Evaluator(
@@ -164,7 +164,7 @@ def tune(
         )
         exits = getattr(host, "exits", ())
         costs = ExitCosts(evaluator) if len(exits) > 1 else costs_of(evaluator.empty, evaluator.input_size)
-        costs.add(evaluator.outside)
+        costs.add(evaluator.outside_macs)
         # a model around the host may read patches that readout() does not compute
         readout = backbone is None and "readout" in METHODS and refusal(evaluator, Recipe.parse("readout()")) is None
         left_out = _LeftOut(tell or (lambda _: None))
@@ -205,14 +205,14 @@ def tune(
             report=report or (lambda _: None),
             tell=left_out.tell,
         )
-        evaluator.check = clock
+        evaluator.check = time_limit
         try:
             if agree is not None:
                 search_cascades(search, agree, confidence, score, trials)
             elif macs is not None:
                 search_budgets(search, macs, trials)
             elif divergence is not None:
-                towards(search, divergence, trials)
+                search_for_divergence(search, divergence, trials)
             else:
                 assert time is not None
                 until_fast(search, time, trials)

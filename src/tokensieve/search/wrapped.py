@@ -1,4 +1,4 @@
-"""A model that contains the host as a sub-module, such as a segmenter with its backbone."""
+"""Models of which only a sub-module is sieved, such as a segmenter with its backbone."""
 
 from __future__ import annotations
 
@@ -15,8 +15,11 @@ from ..methods import PaPr
 from ..stream import sieve
 
 
-class _Probe:
-    """A significance function that records the host's input; its constant map costs no MACs."""
+class _InputRecorder:
+    """A significance function that records the images it gets, which are the input of the sieved sub-module.
+
+    Its map, (B, 3, H, W) -> (B, 8, 8), is zero everywhere and costs no MACs.
+    """
 
     def __init__(self) -> None:
         self.inputs: list[Tensor] = []
@@ -26,60 +29,67 @@ class _Probe:
         return images.new_zeros(len(images), 8, 8)
 
 
-class Wrapped:
-    """The sub-module that is sieved, and the model around it.
+class WrappedBackbone:
+    """A backbone that is sieved as a sub-module of a larger model.
+
+    The constructor runs the model with a sieved backbone, to check that the model calls it, and with unchanged images.
 
     Args:
-        model: takes images (B, 3, H, W) and passes them to the sub-module unchanged.
-        backbone: the sub-module's name, as for `model.get_submodule`.
-        input_size: size of the images.
+        model: the larger model; takes images (B, 3, H, W) and passes them to the backbone unchanged.
+        backbone: the backbone's name in the model, as for `model.get_submodule`.
+        input_size: size of the images, without the batch.
 
     Raises:
         InputError: there is no such sub-module.
-        UnsupportedHost: it cannot be sieved, or the whole model does not save the same MACs as the sub-module.
+        UnsupportedHost: the backbone cannot be sieved; or the model does not call it once with unchanged images, so
+            that sieving it would not save the same MACs in the whole model.
     """
 
     def __init__(self, model: nn.Module, backbone: str, input_size: InputSpec) -> None:
         self.model, self.backbone, self.host_model = model, backbone, submodule(model, backbone)
         backbone_macs = macs(self.host_model, input_size)
         total_macs = macs(model, input_size)
-        probe = _Probe()
-        fast = sieve(self.host_model, PaPr(keep=0.6, significance=probe))
-        saved, expected = (
-            total_macs - macs(self.with_backbone(fast), input_size),
-            backbone_macs - macs(fast, input_size),
-        )
-        if round(saved) != round(expected):
+        recorder = _InputRecorder()
+        sieved = sieve(self.host_model, PaPr(keep=0.6, significance=recorder))  # any keep ratio below 1 will do
+        saved_in_backbone = backbone_macs - macs(sieved, input_size)
+        saved_in_model = total_macs - macs(self.with_backbone(sieved), input_size)
+        if round(saved_in_model) != round(saved_in_backbone):
             raise UnsupportedHost(
-                f"{type(model).__name__} cannot be tuned by its {backbone}: sieving it saves {expected / 1e9:.4g} GMAC "
-                f"in the sub-module and {saved / 1e9:.4g} in the whole model. The model must call it once, with the "
-                "unchanged images, directly or by forward_features or forward_intermediates."
+                f"{type(model).__name__} cannot be tuned through its {backbone}: sieving it saves "
+                f"{saved_in_backbone / 1e9:.4g} GMAC in the sub-module and {saved_in_model / 1e9:.4g} in the whole "
+                "model. The model must call the sub-module once, with the unchanged images, directly or by "
+                "forward_features or forward_intermediates."
             )
         parameter = next(model.parameters())
         images = torch.rand(1, *input_size, generator=torch.Generator().manual_seed(0)).to(
             parameter.device, parameter.dtype
         )
-        probe.inputs.clear()
+        recorder.inputs.clear()
         with torch.no_grad():
-            self.with_backbone(fast)(images)
-        if len(probe.inputs) != 1 or not torch.equal(probe.inputs[0], fast.covered(images)):
+            self.with_backbone(sieved)(images)
+        # The significance function gets the part of the images that whole patches cover.
+        if len(recorder.inputs) != 1 or not torch.equal(recorder.inputs[0], sieved.covered(images)):
             raise UnsupportedHost(
                 f"{type(model).__name__} changes the images before its {backbone} reads them: normalise and resize "
                 "images in the data loader instead."
             )
-        self.outside = round(total_macs - backbone_macs)
-        """MACs per image of the model around the sub-module, minus what the sub-module computes without use."""
+        self.outside_macs = round(total_macs - backbone_macs)
+        """MACs per image of the whole model minus those of the backbone called alone.
+
+        Added to the MACs of a sieved backbone, it gives those of the whole model. It is less than the cost of the
+        layers around the backbone if the backbone alone also runs layers that the model skips, such as a classifier.
+        """
 
     def with_backbone(self, module: nn.Module) -> nn.Module:
-        """A copy of the model with another sub-module in place of the backbone; everything else is shared."""
-        return _replaced(self.model, self.backbone.split("."), module)
+        """A copy of the model with `module` in place of the backbone; all other modules and weights are shared."""
+        return _with_replacement(self.model, self.backbone.split("."), module)
 
 
 def submodule(model: nn.Module, name: str) -> nn.Module:
-    """The sub-module with this name.
+    """The sub-module of `model` with this name, such as "body.vit".
 
     Raises:
-        InputError: it does not exist.
+        InputError: there is none.
     """
     names = [path for path, _ in model.named_modules() if path]
     if name not in names:
@@ -87,14 +97,16 @@ def submodule(model: nn.Module, name: str) -> nn.Module:
     return model.get_submodule(name)
 
 
-def _replaced(model: nn.Module, path: list[str], replacement: nn.Module) -> nn.Module:
+def _with_replacement(model: nn.Module, path: list[str], replacement: nn.Module) -> nn.Module:
+    """A copy of `model` with `replacement` at `path`; only the modules along the path are copied."""
     if not path:
         return replacement
     modules: dict[str, Any] = vars(model)["_modules"]
     if "forward" in vars(model):
         raise UnsupportedHost(
-            f"{type(model).__name__} has a forward that was set on the instance, which would run the dense model."
+            f"{type(model).__name__} has a forward that was set on the instance, which would run the dense "
+            "sub-module instead of the sieved one."
         )
     copied = copy.copy(model)
-    copied.__dict__["_modules"] = {**modules, path[0]: _replaced(modules[path[0]], path[1:], replacement)}
+    copied.__dict__["_modules"] = {**modules, path[0]: _with_replacement(modules[path[0]], path[1:], replacement)}
     return copied

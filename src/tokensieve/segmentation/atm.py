@@ -1,4 +1,6 @@
-"""ATM (attention-to-mask) heads: queries, one per class, attend to patches, and the attention's logits are the masks.
+"""ATM (attention-to-mask) heads: queries, one per class, attend to tokens, and the attention's logits are the masks.
+
+Shapes: B images, K classes (and queries), N tokens of D channels, decoders with d channels and H attention heads.
 
 SegViT (Zhang et al., NeurIPS 2022, arXiv 2210.05844), sections 3.1 and 3.2; with two classes per query and one head per
 exit, DToP (Tang et al., ICCV 2023, arXiv 2308.01045), section 3.2.
@@ -16,23 +18,26 @@ from torch import Tensor, nn
 from .._frozen import replace
 
 DROPOUT = 0.1
+"""Dropout rate in training of attention probabilities and of the outputs of sub-layers."""
 
 
 @dataclass(frozen=True)
 class AtmPrediction:
-    """The output of an ATM head on N tokens, for K classes with one query each."""
+    """The output of an ATM head on N tokens, for K classes and K queries."""
 
     classes: Tensor
-    """(B, K, C) logits of the queries: C = 2, present and absent; or C = K + 1, the classes and "none"."""
+    """(B, K, C) logits of each query. C = 2: its class is in the image (index 0), or is not (index 1). C = K + 1: the K
+    classes, or no class (the last index)."""
     masks: Tensor
-    """(B, K, N) logits of a token belonging to a query's mask; (B, K, h, w) on the grid."""
+    """(B, K, N) for each query and token the logit that the token belongs to the query's mask; (B, K, h, w) on the grid
+    of patches."""
 
     @property
     def probability(self) -> Tensor:
         """(B, K, N), or (B, K, h, w): probability of each class at each token.
 
-        With C = 2 a query's presence times its mask; with C = K + 1 the sum over all queries of the query's probability
-        of the class times its mask, which can be above 1.
+        With C = 2 the probability that the query's class is in the image, times that of the mask; with C = K + 1 the
+        sum over all queries of the query's probability of the class times that of its mask, which can be above 1.
         """
         masks, classes = self.masks.sigmoid(), self.classes.softmax(-1)
         if classes.shape[-1] == 2:
@@ -55,31 +60,36 @@ class CrossAttention(nn.Module):
         self.proj = nn.Linear(width, width)
 
     def forward(
-        self, queries: Tensor, tokens: Tensor, real: Tensor | None, *, masks: bool
+        self, queries: Tensor, tokens: Tensor, real: Tensor | None, *, with_masks: bool
     ) -> tuple[Tensor, Tensor | None]:
-        """(B, K, d), (B, N, d) -> (B, K, d) and, if `masks`, the scaled logits averaged over heads, (B, K, N)."""
+        """Queries (B, K, d) and tokens (B, N, d) -> (B, K, d) and, with `with_masks`, the scaled attention logits
+        averaged over heads, (B, K, N); else None.
+
+        `real` (B, N) bool is False for padding tokens, which are not attended to; None: no padding. The logits returned
+        for padding have no meaning.
+        """
         q, k, v = (
             projected.unflatten(2, (self.heads, -1)).transpose(1, 2)
             for projected in (self.q(queries), self.k(tokens), self.v(tokens))
         )
         dropout = DROPOUT if self.training else 0.0
         attention_mask = None if real is None else real[:, None, None, :]
-        if not masks:
+        if not with_masks:
             out = F.scaled_dot_product_attention(q, k, v, attn_mask=attention_mask, dropout_p=dropout)
             return self.proj(out.transpose(1, 2).flatten(2)), None
-        # The logits are needed, so no fused kernel fits; one head at a time, so that B x H x K x N is never held.
-        q, total, outs = q * q.shape[3] ** -0.5, None, []
+        # Fused kernels do not return the logits. One head at a time, so that no tensor (B, H, K, N) is allocated.
+        q, logits_sum, outs = q * q.shape[3] ** -0.5, None, []
         for head in range(self.heads):
             logits = q[:, head] @ k[:, head].transpose(1, 2)
-            total = logits if total is None else total + logits
+            logits_sum = logits if logits_sum is None else logits_sum + logits
             weights = (logits if real is None else logits.masked_fill(~real[:, None], float("-inf"))).softmax(-1)
             outs.append(F.dropout(weights, dropout) @ v[:, head])
-        assert total is not None
-        return self.proj(torch.cat(outs, dim=2)), total / self.heads
+        assert logits_sum is not None
+        return self.proj(torch.cat(outs, dim=2)), logits_sum / self.heads
 
 
 class AtmLayer(nn.Module):
-    """A decoder layer: self-attention of the queries, attention to tokens, MLP; a LayerNorm after each."""
+    """A decoder layer with post-norm residuals: self-attention of the queries (optional), attention to tokens, MLP."""
 
     def __init__(self, width: int, heads: int, self_attention: bool) -> None:
         super().__init__()
@@ -94,12 +104,14 @@ class AtmLayer(nn.Module):
         self.dropout = nn.Dropout(DROPOUT)
 
     def forward(
-        self, queries: Tensor, tokens: Tensor, real: Tensor | None, *, masks: bool
+        self, queries: Tensor, tokens: Tensor, real: Tensor | None, *, with_masks: bool
     ) -> tuple[Tensor, Tensor | None]:
+        """Queries (B, K, d) and tokens (B, N, d) -> the queries after the layer, and the mask logits of
+        `CrossAttention`."""
         if self.self_attention is not None and self.norm1 is not None:
             mixed, _ = self.self_attention(queries, queries, queries, need_weights=False)
             queries = self.norm1(queries + self.dropout(mixed))
-        attended, logits = self.cross_attention(queries, tokens, real, masks=masks)
+        attended, logits = self.cross_attention(queries, tokens, real, with_masks=with_masks)
         queries = self.norm2(queries + self.dropout(attended))
         hidden = self.dropout(self.linear1(queries).relu())
         return self.norm3(queries + self.dropout(self.linear2(hidden))), logits
@@ -114,11 +126,12 @@ class AtmDecoder(nn.Module):
         self.layers = nn.ModuleList(AtmLayer(width, heads, self_attention) for _ in range(layers))
 
     def forward(self, queries: Tensor, tokens: Tensor, real: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """(B, K, d), (B, N, D) -> the queries after the last layer, and its mask logits (B, K, N)."""
+        """Queries (B, K, d) and tokens (B, N, D) -> the queries after the last layer, and the last layer's mask logits
+        (B, K, N). `real` as for `AtmHead`."""
         tokens = self.norm(self.project(tokens))
         masks: Tensor | None = None
         for index, layer in enumerate(self.layers, 1):
-            queries, masks = layer(queries, tokens, real, masks=index == len(self.layers))
+            queries, masks = layer(queries, tokens, real, with_masks=index == len(self.layers))
         assert masks is not None
         return queries, masks
 
@@ -140,7 +153,7 @@ class AtmHead(nn.Module):
         initialise(self)
 
     def forward(self, tokens: Tensor, real: Tensor | None = None) -> AtmPrediction:
-        """(B, N, D), any tokens of the block -> the prediction for each of them.
+        """Tokens (B, N, D), which may be only some of the block's -> the prediction for each of them.
 
         `real` (B, N) bool, as `Tokens.real`, is False for padding, which is masked; predictions for padding have no
         meaning. Each image needs at least one token.
@@ -151,15 +164,15 @@ class AtmHead(nn.Module):
 
 
 class AtmCascade(nn.Module):
-    """ATM heads of several blocks, from the deepest to the shallowest: each gets the queries of the one before, and the
-    masks are summed.
+    """ATM heads of several blocks, from the deepest to the shallowest: each gets the queries of the head before, and
+    the mask logits of all heads are summed.
 
     Args:
         channels: D, channels of the tokens.
         num_classes: K.
         levels: number of blocks that it reads.
         width, heads, layers: channels d, attention heads and layers of each decoder.
-        classes: C, 2 or K + 1.
+        classes: C of `AtmPrediction.classes`: 2 or K + 1.
         self_attention: whether queries attend to each other.
     """
 
@@ -181,7 +194,7 @@ class AtmCascade(nn.Module):
         initialise(self)
 
     def forward(self, levels: Sequence[Tensor], real: Tensor | None = None) -> AtmPrediction:
-        """(B, N, D) of each block, the shallowest first -> the prediction after the last stage.
+        """The tokens (B, N, D) of each block, the shallowest first -> the prediction after the last head.
 
         `real` as for `AtmHead`.
         """
@@ -189,12 +202,13 @@ class AtmCascade(nn.Module):
         return AtmPrediction(self.classifier(queries), masks)
 
     def stages(self, levels: Sequence[Tensor], real: Tensor | None = None) -> list[AtmPrediction]:
-        """The predictions after every stage, all of which are supervised in training; the deepest block's first."""
+        """The prediction after each head, the deepest block's first; all are supervised in training."""
         decoded = self._decode(levels, real)
         return [AtmPrediction(self.classifier(queries), masks) for queries, masks in decoded]
 
     def _decode(self, levels: Sequence[Tensor], real: Tensor | None) -> list[tuple[Tensor, Tensor]]:
-        """Queries, and the sum of the masks so far, after each stage."""
+        """After each head, the deepest block's first: the queries (B, K, d), and the sum of the mask logits so far
+        (B, K, N)."""
         queries = self.queries.weight.expand(levels[0].shape[0], -1, -1)
         decoded: list[tuple[Tensor, Tensor]] = []
         for decoder, tokens in zip(self.decoders, reversed(levels), strict=True):

@@ -1,4 +1,4 @@
-"""SegViT: a plain vision transformer with ATM heads, one head per exit or a cascade of heads."""
+"""SegViT: a plain vision transformer with ATM (attention-to-mask) heads, one head per exit or a cascade of heads."""
 
 from __future__ import annotations
 
@@ -10,13 +10,14 @@ from ..errors import InputError
 from ..tokens import Tokens
 from .atm import AtmCascade, AtmHead, AtmPrediction
 from .resize import Resize
-from .segmenter import Segmenter, written
+from .segmenter import Segmenter, latest_values
 
 
 class SegViT(Segmenter):
-    """SegViT as DToP uses it: an ATM head at each exit; the last one gives the output.
+    """SegViT as DToP uses it (`tokensieve.segmentation.segvit`): an ATM head after each block of `exits`.
 
-    The heads read the class token too, if it is kept; the maps leave it out.
+    The last head gives the output; patches that exit earlier, by the method `dtop`, keep the masks of an earlier head.
+    Heads also attend to the class token, if the backbone keeps it; it has no place on the maps.
     """
 
     probabilities = True
@@ -34,10 +35,10 @@ class SegViT(Segmenter):
         final_norm: bool,
     ) -> None:
         super().__init__(backbone, num_classes, exits, class_token=class_token, final_norm=final_norm)
-        _check(width, heads, layers)
+        _check_decoder(width, heads, layers)
         atm_heads = [AtmHead(self.width, num_classes, width, heads, layers) for _ in self.levels]
         self.auxiliary_head, self.decode_head = nn.ModuleList(atm_heads[:-1]), atm_heads[-1]
-        self.resize = Resize(published=2)
+        self.resize = Resize(published=2)  # the published code resizes a second time, to the same size
 
     @property
     def exits(self) -> tuple[int, ...]:
@@ -48,15 +49,16 @@ class SegViT(Segmenter):
         return self.heads[self.levels.index(block)](tokens, real)
 
     def assembled(self, stages: Sequence[tuple[AtmPrediction, Tensor, str]], grid: Sequence[int]) -> Tensor:
-        """Masks of the stage after which a patch exited, times the presence of its class as predicted by the last head
-        (the published rule, 2.1), or by that stage's own head."""
-        per_stage = stages[0][2] == "stage"
-        if per_stage:
+        """Probability of each class at each patch, (B, K, h, w): the mask that the head at which the patch exited gives
+        it, times the probability that the class is in the image, from the last head (as published) or from the same
+        head, as the setting `class_probability` says ("last" or "stage")."""
+        from_own_head = stages[0][2] == "stage"
+        if from_own_head:
             maps = [(prediction.probability, source) for prediction, source, _ in stages]
         else:
             maps = [(prediction.masks, source) for prediction, source, _ in stages]
-        canvas = written(maps).unflatten(2, tuple(grid))
-        return canvas if per_stage else AtmPrediction(stages[-1][0].classes, canvas).probability
+        assembled = latest_values(maps).unflatten(2, tuple(grid))
+        return assembled if from_own_head else AtmPrediction(stages[-1][0].classes, assembled).probability
 
     @property
     def heads(self) -> list[nn.Module]:
@@ -68,7 +70,8 @@ class SegViT(Segmenter):
         return self.maps(self.decode_head(tokens.x), tokens.prefix, tokens.grid)
 
     def maps(self, prediction: AtmPrediction, prefix: int, grid: Sequence[int]) -> Tensor:
-        """A prediction for all tokens of the grid -> the probability of each class at each patch, (B, K, h, w)."""
+        """A prediction for the prefix tokens and all patches -> the probability of each class at each patch,
+        (B, K, h, w)."""
         return prediction.on_grid(prefix, grid).probability
 
     def supervised(self, levels: Sequence[Tokens]) -> list[AtmPrediction]:
@@ -77,18 +80,21 @@ class SegViT(Segmenter):
         ]
 
     def staged(self, stages: Sequence[tuple[AtmPrediction, Tensor]], grid: Sequence[int]) -> list[AtmPrediction]:
-        maps = [(prediction.masks, source) for prediction, source in stages]
-        canvases = [written(maps[: index + 1]).unflatten(2, tuple(grid)) for index in range(len(maps))]
-        return [
-            AtmPrediction(prediction.classes, canvas) for (prediction, _), canvas in zip(stages, canvases, strict=True)
-        ]
+        values = [(prediction.masks, source) for prediction, source in stages]
+        masks = [latest_values(values[: index + 1]).unflatten(2, tuple(grid)) for index in range(len(values))]
+        return [AtmPrediction(prediction.classes, mask) for (prediction, _), mask in zip(stages, masks, strict=True)]
 
 
 class CascadedSegViT(Segmenter):
-    """SegViT v1, whose queries predict any class, and the form with a query for each class and no self-attention.
+    """SegViT with a cascade of ATM heads: `tokensieve.segmentation.segvit_v1` and `segvit_v2`.
 
-    Both pass their queries from the deepest block to the shallowest and sum the masks, which are resized before the
-    sigmoid.
+    Both pass their queries from the deepest block to the shallowest and sum the logits of the masks, which are resized
+    to the size of the images before the sigmoid.
+
+    Args:
+        any_class: True is v1, in which each query predicts one of the K classes or none, and queries attend to each
+            other. False is v2, in which each query belongs to one class and predicts whether it is in the image, and
+            queries do not attend to each other.
     """
 
     probabilities = True
@@ -104,12 +110,12 @@ class CascadedSegViT(Segmenter):
         layers: int,
         class_token: bool,
         final_norm: bool,
-        contracts: bool,
+        any_class: bool,
     ) -> None:
         super().__init__(backbone, num_classes, levels, class_token=class_token, final_norm=final_norm)
         width = self.width // 2 if width is None else width
-        _check(width, heads, layers)
-        self.contracts = contracts
+        _check_decoder(width, heads, layers)
+        self.any_class = any_class
         self.decode_head = AtmCascade(
             self.width,
             num_classes,
@@ -117,13 +123,13 @@ class CascadedSegViT(Segmenter):
             width,
             heads,
             layers,
-            classes=num_classes + 1 if contracts else 2,
-            self_attention=contracts,
+            classes=num_classes + 1 if any_class else 2,
+            self_attention=any_class,
         )
-        self.resize = Resize(published=2)
+        self.resize = Resize(published=2)  # the published code resizes a second time, to the same size
 
     def answer(self, levels: Sequence[Tokens], size: Sequence[int]) -> Tensor:
-        """(B, K, H, W): presence or class probability of each query times its mask, over queries."""
+        """The probability of each class at each pixel, (B, K, H, W), see `AtmPrediction.probability`."""
         prediction = self.decode_head([tokens.x for tokens in levels]).on_grid(levels[-1].prefix, levels[-1].grid)
         return AtmPrediction(prediction.classes, self.at_size(prediction.masks, size)).probability
 
@@ -132,9 +138,9 @@ class CascadedSegViT(Segmenter):
         return [prediction.on_grid(levels[-1].prefix, levels[-1].grid) for prediction in predictions]
 
 
-def _check(width: int, heads: int, layers: int) -> None:
+def _check_decoder(width: int, heads: int, layers: int) -> None:
     if min(width, heads, layers) < 1 or width % heads:
         raise InputError(
-            "The width of an ATM head must be a multiple of its heads, and it has at least one layer; not "
+            "The width of an ATM head must be a multiple of its heads, and heads and layers at least 1, not "
             f"width={width}, heads={heads}, layers={layers}."
         )

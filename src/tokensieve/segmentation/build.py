@@ -80,7 +80,7 @@ def segvit_v1(
         layers=layers,
         class_token=class_token,
         final_norm=final_norm,
-        contracts=True,
+        any_class=True,
     )
 
 
@@ -110,7 +110,7 @@ def segvit_v2(
         layers=layers,
         class_token=class_token,
         final_norm=final_norm,
-        contracts=False,
+        any_class=False,
     )
 
 

@@ -128,7 +128,7 @@ def _published(segmenter: Segmenter) -> tuple[dict[str, str], str]:
             for stage in stages
             for own_name, published_name in DECODER
         ]
-        rules, unused = rules + ATM + cascade, UNUSED_BY_ATM if segmenter.contracts else UNUSED_BY_V2
+        rules, unused = rules + ATM + cascade, UNUSED_BY_ATM if segmenter.any_class else UNUSED_BY_V2
     elif isinstance(segmenter, Setr):
         rules += SETR
     elif isinstance(segmenter, SetrMla):

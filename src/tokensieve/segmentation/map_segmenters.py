@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from ..tokens import Tokens
-from .segmenter import Segmenter, written
+from .segmenter import Segmenter, latest_values
 from .setr_heads import MlaHead, MlaNeck, UpsamplingHead, on_grid
 
 
@@ -78,7 +78,7 @@ class Setr(Segmenter):
 
     def assembled(self, stages: Sequence[tuple[LogitPrediction, Tensor, str]], grid: Sequence[int]) -> Tensor:
         """Class logits of the stage after which each patch exited, upsampled as by the head."""
-        canvas = written([(prediction.logits, source) for prediction, source, _ in stages])
+        canvas = latest_values([(prediction.logits, source) for prediction, source, _ in stages])
         return self.decode_head.upsampled(canvas.unflatten(2, tuple(grid)))
 
     def scores(self, levels: Sequence[Tokens]) -> Tensor:
@@ -89,7 +89,7 @@ class Setr(Segmenter):
 
     def staged(self, stages: Sequence[tuple[LogitPrediction, Tensor]], grid: Sequence[int]) -> list[Tensor]:
         maps = [(prediction.logits, source) for prediction, source in stages]
-        canvases = [written(maps[: index + 1]).unflatten(2, tuple(grid)) for index in range(len(maps))]
+        canvases = [latest_values(maps[: index + 1]).unflatten(2, tuple(grid)) for index in range(len(maps))]
         return [head.upsampled(canvas) for head, canvas in zip(self.heads, canvases, strict=True)]
 
 

@@ -217,7 +217,7 @@ class Segmenter(nn.Module):
         return f"num_classes={self.num_classes}, levels={self.levels}, class_token={self.class_token}"
 
 
-def written(stages: Sequence[tuple[Tensor, Tensor]]) -> Tensor:
+def latest_values(stages: Sequence[tuple[Tensor, Tensor]]) -> Tensor:
     """Values for each patch, (B, K, P), from values of tokens (B, K, N) and the token of each patch, `source` (B, P);
     later stages overwrite earlier ones."""
     canvas: Tensor | None = None

@@ -14,7 +14,7 @@ from timm.layers import BatchNormAct2d, Conv2dSame
 from torch import Tensor, fx, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
-from .._recording import counted, recording
+from .._recording import counting_macs, recording
 
 # Types are matched exactly: a subclass may transform its weights (weight standardisation), and folding would be wrong.
 _FOLDABLE_NORMS = {
@@ -48,7 +48,7 @@ class _FlatConv3d(nn.Conv3d):
     """
 
     def forward(self, input: Tensor) -> Tensor:
-        if recording() or counted() or input.device.type != "cpu":
+        if recording() or counting_macs() or input.device.type != "cpu":
             return super().forward(input)
         return self.flat(input.contiguous(memory_format=torch.channels_last_3d))
 
