@@ -198,7 +198,7 @@ def test_proposal_weights_go_to_the_proposal(run, tmp_path):
         (["--batch", "8,x"], "--batch must be"),
         (["--threads", "0"], "--threads"),
         (["--device", "tpu"], "--device must be"),
-        (["--device", "cuda:99"], "--device cuda:99 is not there"),
+        (["--device", "cuda:99"], "--device cuda:99 does not exist"),
         ([*HOST, "--weights", "absent.safetensors"], "There is no weights file absent.safetensors."),
         ([*HOST, "--proposal-weights", "x"], "has no proposal"),
         (["--model", "test_vit", "--proposal-weights", "absent"], "There is no weights file absent."),

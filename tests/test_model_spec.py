@@ -165,7 +165,7 @@ class TestTrainedSegmenters:
             moved.open()
 
     def test_what_it_does_not_take_is_refused(self, trained, tmp_path):
-        with pytest.raises(InputError, match=r"args have no use: small\.json says how .*small\.safetensors is built"):
+        with pytest.raises(InputError, match=r"args cannot be given: small\.json holds the arguments of .*small\.safetensors"):
             ModelSpec(str(trained), "", args={"depth": 3}).open()
         with pytest.raises(InputError, match=r"There is no weights file .*absent\.safetensors"):
             ModelSpec(str(tmp_path / "absent.safetensors"), "").check()
@@ -367,7 +367,7 @@ def test_a_users_own_function(own, weights):
         ("{own}:NUMBER", {}, "is no function that returns a model, but int"),
         ("no_such_package.models:build", {}, "there is no module no_such_package"),
         ("{own}.inner:build", {}, "there is no module"),
-        ("{own}:build", {"args": {"chanels": 3}}, "args are none that .*:build takes: got an unexpected .*chanels"),
+        ("{own}:build", {"args": {"chanels": 3}}, "args do not fit the parameters of .*:build: got an unexpected .*chanels"),
         ("{own}:fails", {}, "fails failed: OSError: the disk is full"),
         ("{own}:no_model", {}, "must return a model .*, not dict"),
         ("{own}:unnormalised", {}, "preprocessing of .* is not known, since VisionTransformer has no pretrained_cfg"),
@@ -378,7 +378,7 @@ def test_a_users_own_function(own, weights):
             "size 100 does not divide into test_vit's patches of 16 pixels",
         ),
         ("convnext_atto", {"size": (16, 32), "pretrained": False}, "size 16x32 is too small for convnext_atto"),
-        ("test_vit", {"device": "cuda:99"}, "device cuda:99 is not there"),
+        ("test_vit", {"device": "cuda:99"}, "device cuda:99 does not exist"),
         ("test_vit", {"proposal_weights": "absent.pt", "recipe": None}, "There is no weights file absent.pt"),
         ("vit_bse_patch16_224", {}, "the nearest .* vit_base_patch16_224"),
     ],
@@ -427,7 +427,7 @@ def test_a_module_that_fails_when_it_is_loaded(tmp_path, monkeypatch):
         ({"args": {"depth": torch.zeros(1)}}, "args must be plain JSON"),
         ({"args": {"scale": float("nan")}}, "args must be plain JSON"),
         ({"args": [1]}, "args must be keyword arguments"),
-        ({"sha256": {"x.pt": "0" * 64}}, "sha256 names x.pt, which is no file of this model"),
+        ({"sha256": {"x.pt": "0" * 64}}, "sha256 names x.pt, which is not a file of this model"),
         ({"weights": "x.pt", "sha256": {"x.pt": "12"}}, "64 hexadecimal digits"),
     ],
 )

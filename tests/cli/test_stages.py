@@ -144,7 +144,7 @@ def test_swin_in_another_size(run, there):
 @pytest.mark.parametrize(
     ("command", "sentence"),
     [
-        (["bench", "--recipe", "tome(r=8)"], "ConvNeXt cannot take tome: its maps keep their full size"),
+        (["bench", "--recipe", "tome(r=8)"], "ConvNeXt cannot take tome: its feature maps keep their full size"),
         (["bench", "--recipe", "papr(keep=0.5, stages=(4,))"], "stages=(4,) do not exist, the model has 4 stages"),
         (["bench", "--size", "30"], "--size 30 is too small for convnext_atto: give at least 32 pixels"),
         (["slim", "--data", "{pictures}", "--out", "s.json"], "ConvNeXt cannot be slimmed"),

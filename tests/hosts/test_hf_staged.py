@@ -296,7 +296,7 @@ def test_others_are_not_guessed(kind: str) -> None:
         with pytest.raises(UnsupportedHost, match=f"{kind}Model holds a Mine, for which no opener is written"):
             sieve(model)
         part.__class__ = own
-    with pytest.raises(UnsupportedHost, match=f"{kind}Model cannot take tome: its maps keep their full size"):
+    with pytest.raises(UnsupportedHost, match=f"{kind}Model cannot take tome: its feature maps keep their full size"):
         sieve(model, "tome(r=2)")
 
 

@@ -93,7 +93,7 @@ def test_what_it_reads_and_what_it_costs() -> None:
 
 def test_what_is_refused_says_why() -> None:
     for recipe in ("tome(r=3)", "rlt(threshold=0.1)", "evit(keep=0.5)"):
-        with pytest.raises(UnsupportedHost, match="its maps keep their full size"):
+        with pytest.raises(UnsupportedHost, match="its feature maps keep their full size"):
             sieve(swin(), recipe)
     with pytest.raises(UnsupportedHost, match="it is made for Swin"):
         sieve(swin(), "dynamicswin(keep=0.5)", pretrained=False)

@@ -400,7 +400,7 @@ def test_others_are_not_guessed(name: str) -> None:
     empty.features[1] = nn.Sequential()
     with pytest.raises(UnsupportedHost, match=f"{kind} holds an empty Sequential"):
         sieve(empty)
-    with pytest.raises(UnsupportedHost, match=f"{kind} cannot take tome: its maps keep their full size"):
+    with pytest.raises(UnsupportedHost, match=f"{kind} cannot take tome: its feature maps keep their full size"):
         sieve(STAGED[name](), "tome(r=2)")
 
 
