@@ -102,7 +102,7 @@ def test_processes_that_see_other_jobs_refuse(tiny, photos, tmp_path):
 
 def test_a_device_that_is_not_there_is_a_sentence(tiny, photos, tmp_path):
     assert device_name("3") == "cuda:3"
-    with pytest.raises(InputError, match="cuda:77 is not there"):
+    with pytest.raises(InputError, match="cuda:77 does not exist"):
         run(tiny(), photos(2), tmp_path / "out", devices=["cpu", "77"], **SMALL)
 
 
