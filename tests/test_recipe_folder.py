@@ -218,7 +218,7 @@ def test_what_cannot_be_stored_is_refused_and_leaves_no_folder(there: Path) -> N
         (vit.recipe, {"parts": {}}, RecipeError, "dynamicvit names no weights"),
         (fast.recipe, {"parts": {"1": nn.Linear(2, 2)}}, RecipeError, "method '1', and the recipe has 1 methods"),
         (fast.recipe, {"parts": {"0": nn.Linear(2, 2, device="meta")}}, InputError, "corrected are on the meta device"),
-        (ToMe(r=2), {"parts": fast.parts}, RecipeError, "tome has learned layers and no setting `weights`"),
+        (ToMe(r=2), {"parts": fast.parts}, RecipeError, "tome has learned layers but no setting `weights`"),
     ]
     for recipe, words, error, sentence in refused:
         with pytest.raises(error, match=sentence):
