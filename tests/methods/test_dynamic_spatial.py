@@ -176,7 +176,7 @@ def test_what_cannot_be_is_refused(tmp_path: Path) -> None:
         sieve(model, "dynamiccnn(keep=0.7, layers=(3, 12))", pretrained=False)
     with pytest.raises(RecipeError, match="keep has 2 shares, but there are 3 predictors"):
         sieve(model, "dynamiccnn(keep=(0.7, 0.5))", pretrained=False)
-    with pytest.raises(RecipeError, match="both choose the pixels of stage 2"):
+    with pytest.raises(RecipeError, match="both select the pixels of stage 2"):
         sieve(model, "dynamiccnn(keep=0.7) + papr(keep=0.5, significance=centre)", pretrained=False)
     with pytest.raises(InputError, match="has no"):
         sieve(model, f"dynamiccnn(keep=0.7, weights='{file}', layers=(0, 3, 6))")
