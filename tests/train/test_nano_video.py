@@ -135,5 +135,5 @@ def test_by_default_a_bundled_model_is_trained_as_its_log_says(name: str) -> Non
 
 
 def test_an_unknown_bundled_model_is_refused() -> None:
-    with pytest.raises(RecipeError, match="no bundled model 'nano_vit' of video, only nano_video, nano_video_proposal"):
+    with pytest.raises(RecipeError, match="no bundled video model 'nano_vit', only nano_video, nano_video_proposal"):
         prepare("nano_vit")
