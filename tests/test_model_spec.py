@@ -165,7 +165,9 @@ class TestTrainedSegmenters:
             moved.open()
 
     def test_what_it_does_not_take_is_refused(self, trained, tmp_path):
-        with pytest.raises(InputError, match=r"args cannot be given: small\.json holds the arguments of .*small\.safetensors"):
+        with pytest.raises(
+            InputError, match=r"args cannot be given: small\.json holds the arguments of .*small\.safetensors"
+        ):
             ModelSpec(str(trained), "", args={"depth": 3}).open()
         with pytest.raises(InputError, match=r"There is no weights file .*absent\.safetensors"):
             ModelSpec(str(tmp_path / "absent.safetensors"), "").check()
@@ -367,7 +369,11 @@ def test_a_users_own_function(own, weights):
         ("{own}:NUMBER", {}, "is no function that returns a model, but int"),
         ("no_such_package.models:build", {}, "there is no module no_such_package"),
         ("{own}.inner:build", {}, "there is no module"),
-        ("{own}:build", {"args": {"chanels": 3}}, "args do not fit the parameters of .*:build: got an unexpected .*chanels"),
+        (
+            "{own}:build",
+            {"args": {"chanels": 3}},
+            "args do not fit the parameters of .*:build: got an unexpected .*chanels",
+        ),
         ("{own}:fails", {}, "fails failed: OSError: the disk is full"),
         ("{own}:no_model", {}, "must return a model .*, not dict"),
         ("{own}:unnormalised", {}, "preprocessing of .* is not known, since VisionTransformer has no pretrained_cfg"),

@@ -197,6 +197,7 @@ def test_macs_of_a_known_model_are_counted() -> None:
     assert facts["failures"] == []
 
 
+@pytest.mark.versions
 def test_macs_that_are_counted_wrong_are_told(monkeypatch) -> None:
     # What the count was where torch's own registry lacked the attention of CPUs.
     monkeypatch.setattr(machine, "macs", lambda model: 780_640.0 - 3 * 2 * 17**2 * 32)

@@ -45,7 +45,7 @@ def test_one_method_is_told_whole(run) -> None:
     said = words(result.out)
     assert "class tokensieve.PaPr" in said
     assert "share of tokens to keep, in (0, 1]." in said
-    assert "seed=0 int of the `random` map." in said
+    assert "seed=0 int seed of the `random` map." in said
     assert "At most half of the patch tokens" in words(run("methods", "tome").out)
     assert [method["name"] for method in json.loads(run("methods", "tome", "--json").out)["methods"]] == ["tome"]
 

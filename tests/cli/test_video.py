@@ -121,6 +121,7 @@ def test_show_writes_a_film_and_a_page(run: Any, model: list[str], videos: Path,
     assert frames == 3 * 4 + 1
 
 
+@pytest.mark.versions
 def test_show_goes_over_the_whole_of_a_video(run: Any, model: list[str], videos: Path, there: Path) -> None:
     options = ["--recipe", f"{RECIPE} + tome(r=2)", "--stride", "2", "--whole", "--out", "a.gif", "--out", "a.png"]
     found = record(run("show", videos / "run" / "0.mp4", *model, *options, "--json"))

@@ -151,6 +151,7 @@ def test_a_model_is_counted_at_its_own_size_and_channels(channels: int, recipe: 
 @pytest.mark.parametrize("channels", [1, 4, 13])
 @pytest.mark.parametrize("features_only", [False, True])
 @pytest.mark.parametrize("name", ["convnext_atto", "swin_tiny_patch4_window7_224"])
+@pytest.mark.versions
 def test_hosts_with_stages_are_counted_at_their_own_channels(name: str, features_only: bool, channels: int) -> None:
     with zoo.without_memory():
         model, of_three = (timm.create_model(name, features_only=features_only, in_chans=n) for n in (channels, 3))

@@ -84,6 +84,7 @@ def test_it_costs_one_product_of_a_token_and_is_no_part_of_the_host(written):
         assert list(fast.state_dict()) == list(model.state_dict())
 
 
+@pytest.mark.slow
 def test_it_is_compiled_in_one_graph(written):
     file, *_ = written(16)
     fast, images = sieve(small(), f"tome(r=2) + readout() + corrected(weights='{file}')"), torch.randn(2, 3, 32, 32)

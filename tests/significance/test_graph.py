@@ -33,6 +33,7 @@ def _close(a, b, tolerance=1e-4):
 
 
 @pytest.mark.parametrize(("name", "channels"), NETWORKS)
+@pytest.mark.versions
 def test_made_ready_a_network_answers_as_before(shaken, images, name, channels):
     model = shaken(name)
     proposal = named_proposal(name)
