@@ -33,7 +33,7 @@ COMMANDS = {
     "ray": f"run photographs {NANO} --out job --engine ray",
     "train": "train nano --only nano_convnet --scenes 64",
     "tune": "tune --model nano_vit --data scenes --limit 24 --macs 1.5 --trials 3 --family tome --proposal none",
-    "video": "show moving-scenes --model nano_video --no-pretrained --recipe random(keep=0.4) --limit 1",
+    "video": "show moving-scenes --model swin3d_t --no-pretrained --recipe random(keep=0.4) --limit 1",
     "app": "app --no-browser --check",
 }
 """What is tried with each extra, in a folder with photographs."""
