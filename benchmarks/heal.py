@@ -79,7 +79,7 @@ def pictures(name: str, model: nn.Module, limit: int | None = None) -> Any:
 def heal(args: argparse.Namespace) -> None:
     model = host()
     settings = HealSettings(
-        trainable=args.mode, epochs=args.epochs, views=args.views, batch_size=args.batch, lr=args.lr, holdout=0.03,
+        trainable=args.mode, epochs=args.epochs, views=args.views, batch_size=args.batch, lr=args.lr, holdout=args.holdout,
         validations=args.validations, patience=None, precision=args.precision,
     )  # fmt: skip
     known = pictures("imagenette_train.tar", model, args.limit)
@@ -226,6 +226,7 @@ def main() -> int:
     parser.add_argument("--views", type=int, default=2)
     parser.add_argument("--batch", type=int, default=32)
     parser.add_argument("--lr", type=float)
+    parser.add_argument("--holdout", type=float, default=0.077, help="share of the photographs to validate on")
     parser.add_argument("--validations", type=int, default=5)
     parser.add_argument("--precision", default="auto")
     parser.add_argument("--limit", type=int, help="photographs to learn from")
