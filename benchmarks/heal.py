@@ -79,8 +79,8 @@ def pictures(name: str, model: nn.Module, limit: int | None = None) -> Any:
 def heal(args: argparse.Namespace) -> None:
     model = host()
     settings = HealSettings(
-        trainable=args.mode, epochs=args.epochs, views=args.views, batch_size=args.batch, lr=args.lr, holdout=args.holdout,
-        validations=args.validations, patience=None, precision=args.precision,
+        trainable=args.mode, epochs=args.epochs, views=args.views, batch_size=args.batch, lr=args.lr,
+        holdout=args.holdout, validations=args.validations, patience=None, precision=args.precision,
     )  # fmt: skip
     known = pictures("imagenette_train.tar", model, args.limit)
 
