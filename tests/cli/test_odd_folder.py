@@ -82,7 +82,7 @@ def test_counts_are_printed_and_in_json(run, there, odd, command, kind):
     found = expected.read + expected.failed
     assert record["files"] == {
         "of": "pictures",
-        "found": found,
+        "total": found,
         "read": expected.read,
         "failed": expected.failed,
         "skipped": expected.skipped,
@@ -115,7 +115,7 @@ def test_training_names_what_it_cannot_read_and_then_reads_the_rest(run, there, 
 
     result = run(*command)
     assert (result.code, result.out) == (2, "")
-    assert result.err.splitlines()[-1].startswith("tokensieve: set/loose.png lies in no class folder")
+    assert result.err.splitlines()[-1].startswith("tokensieve: set/loose.png is not in a class folder")
     (there / "set" / "loose.png").unlink()
 
     result = run(*command)
@@ -145,7 +145,7 @@ def test_training_names_what_it_cannot_read_and_then_reads_the_rest(run, there, 
 
     record = json.loads(run(*command, "--json").out)["data"]
     kinds = {kind: count for kind, count in expected.skipped.items() if kind != "not a regular file"}
-    assert record["images"]["files"] == {"of": "pictures", "found": read, "read": read, "failed": 0, "skipped": kinds}
+    assert record["images"]["files"] == {"of": "pictures", "total": read, "read": read, "failed": 0, "skipped": kinds}
     assert record["validation"]["files"]["skipped"] == {"hidden file": 1}
 
 
@@ -189,13 +189,13 @@ def test_accuracy_is_left_out_where_a_picture_has_no_label_wherever_it_comes(run
     assert "1 of 5 pictures are in no class folder" in result.err
     result = run("tune", "--data", "set", *MODEL, *QUICK, "--classes", "classes.csv")
     assert (result.code, result.out) == (2, "")
-    assert "1 lie in no class folder" in result.err
+    assert "1 are not in a class folder" in result.err
 
 
 @pytest.mark.parametrize("command", ["eval", "tune", "show"])
 def test_help_names_the_class_files(run, command):
     said = "".join(run(command, "--help").out.split())
-    for form in ("Afoldernamealine", "'n01440764tench,Tincatinca'", "CSVortabsunderaheaderfolder,index", "JSON"):
+    for form in ("Onefoldernameperline", "'n01440764tench,Tincatinca'", "CSVorTSVwithaheaderfolder,index", "JSON"):
         assert form in said
 
 

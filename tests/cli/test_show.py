@@ -149,7 +149,7 @@ def test_other_sizes_and_precisions(run, pictures, there):
 
 def test_help_names_every_map(run):
     said = "".join(run("show", "--help").out.split())  # without spaces, for lines are broken anywhere
-    assert f"eachother:{','.join(MAPS)}." in said
+    assert f"mapstocompare:{','.join(MAPS)}." in said
 
 
 @pytest.mark.parametrize(

@@ -264,10 +264,10 @@ def test_maps_that_cannot_be_written_are_refused(name, tmp_path) -> None:
     fast = sieve(
         small("class-token", 1), PaPr(keep=0.5, proposal="test_resnet", significance=name), pretrained=False, **HALF
     )
-    with pytest.raises(ExportError, match=rf"The map {name.replace('+', '.')} .* can be written: mean, cam, centre\."):
+    with pytest.raises(ExportError, match=rf"The map {name.replace('+', '.')} .* can be exported: mean, cam, centre\."):
         export_onnx(fast, tmp_path / "a.onnx", **HALF)
     if name not in ("random", "eigen-cam"):
-        with pytest.raises(ExportError, match=r"can be written: mean, cam, centre, eigen-cam, random\."):
+        with pytest.raises(ExportError, match=r"can be exported: mean, cam, centre, eigen-cam, random\."):
             export_program(fast, tmp_path / "a.pt2", **HALF)
 
 

@@ -177,5 +177,5 @@ def test_images_of_several_sizes_or_none_are_refused() -> None:
 
 
 def test_masks_of_another_model_are_refused(small: VisionTransformer, images: Tensor) -> None:
-    with pytest.raises(RecipeError, match="names 2 blocks and this model has 3"):
+    with pytest.raises(RecipeError, match="has 2 blocks and this model has 3"):
         significance_scores(small, [images], ((1,), ()))

@@ -473,7 +473,7 @@ def test_what_cannot_be_corrected_is_tuned_all_the_same(images, tmp_path, monkey
     assert front.recommended is front.best
     assert "class token" in front.left_out["correction"]
     few = search(vit(), images[:8], macs=1.4, trials=0, families=("tome",), correction=file)
-    assert "10 images" in few.left_out["correction"]
+    assert "10 search images" in few.left_out["correction"]
     assert not file.exists()
     for error, why in ((KeyboardInterrupt(), "interrupted"), (InputError("The disk is full."), "The disk is full")):
         with monkeypatch.context() as patch:
@@ -502,9 +502,13 @@ def steady(calls, **_):
 @pytest.mark.parametrize(
     ("cores", "attempts", "said"),
     [
-        ([0.0], 1, "The machine was quiet meanwhile."),
-        ([99.0, 0.0], 2, "The machine was quiet meanwhile, after measuring 2 times."),
-        ([99.0, 99.0, 99.0], 3, "The machine was busy meanwhile, after measuring 3 times, so do not rely on it: other"),
+        ([0.0], 1, "The machine was quiet during the measurement."),
+        ([99.0, 0.0], 2, "The machine was quiet during the measurement, after measuring 2 times."),
+        (
+            [99.0, 99.0, 99.0],
+            3,
+            "The machine was busy during the measurement, after measuring 3 times, so do not rely on it: other",
+        ),
     ],
 )
 def test_a_busy_machine_is_said_and_measured_again(model, images, monkeypatch, cores, attempts, said):

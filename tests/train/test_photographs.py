@@ -264,7 +264,7 @@ class TestRefusals:
     def test_a_picture_outside_of_class_folders(self, begin, sets, tmp_path):
         loose = shutil.copytree(sets[0], tmp_path / "loose")
         Image.new("RGB", (40, 40)).save(loose / "stray.png")
-        self.refuse(begin, tmp_path, r"stray\.png lies in no class folder", images=loose)
+        self.refuse(begin, tmp_path, r"stray\.png is not in a class folder", images=loose)
 
     def test_other_class_folders(self, begin, sets, tmp_path):
         other = shutil.copytree(sets[1], tmp_path / "other")
