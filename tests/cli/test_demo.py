@@ -142,7 +142,7 @@ def test_ones_own_videos(run, refused, tmp_path, monkeypatch):
     assert (record["pictures"], [row["right"] for row in record["rows"]]) == (1, [None])
     assert "1 video was left out" in result.err
     assert "v/clip.mp4" in (tmp_path / "d.html").read_text()
-    assert "which VisionTransformer does not" in refused("demo", "v", "--task", "video", *OTHER)
+    assert "and VisionTransformer does not" in refused("demo", "v", "--task", "video", *OTHER)
 
 
 @pytest.mark.parametrize(

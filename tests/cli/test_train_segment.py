@@ -51,7 +51,7 @@ def test_a_base_and_exits_from_it(run, data, tmp_path):
     assert record["scores"].keys() == {"miou", "pixel_accuracy", "iou"}
     assert record["macs"]["sieved"] != record["macs"]["dense"]
     assert 0 <= record["agreement"] <= 100
-    assert record["files"] == {"of": "pictures", "found": 3, "read": 3, "failed": 0, "skipped": {}}
+    assert record["files"] == {"of": "pictures", "total": 3, "read": 3, "failed": 0, "skipped": {}}
     assert len(list((tmp_path / "masks").iterdir())) == 3
     result = run("segment", "--segmenter", base, "--images", tmp_path / "set" / "images", "--limit", 2)
     assert result.code == 0, result.err

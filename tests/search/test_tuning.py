@@ -507,7 +507,7 @@ def steady(calls, **_):
         (
             [99.0, 99.0, 99.0],
             3,
-            "The machine was busy during the measurement, after measuring 3 times, so do not rely on it: other",
+            "was busy during the measurement, after measuring 3 times, so do not rely on it: other",
         ),
     ],
 )
