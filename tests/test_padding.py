@@ -181,7 +181,7 @@ def test_padding_is_made_and_taken_away() -> None:
 def test_a_graph_cannot_depend_on_lengths() -> None:
     model = FORMS["class-token"]()
     fast = sieve(model, "ats(tokens=12, layers=(1,), adaptive=False) + pitome(r=2, layers=2:)")
-    with pytest.raises((UnsupportedHost, torch._dynamo.exc.Unsupported), match="pitome acts on images with unlike"):
+    with pytest.raises((UnsupportedHost, torch._dynamo.exc.Unsupported), match="pitome acts on images with different"):
         torch.compile(fast, fullgraph=True, backend="eager")(host_images(model))
 
 

@@ -54,12 +54,12 @@ def test_weights_of_something_else_are_never_replaced(refused, there):
     weights = there / "vit.safetensors"
     weights.write_bytes(b"abc")
     again = [*WORDS, "--recipe", RECIPE, "--out", "vit.json"]
-    assert "vit.safetensors is there and does not belong to vit.json: give another --out" in refused("correct", *again)
+    assert "vit.safetensors exists and does not belong to vit.json: give another --out" in refused("correct", *again)
     (there / "vit.json").write_text(Recipe.parse(RECIPE).to_json())
     assert "does not belong to vit.json" in refused("correct", *again)
     for name in ("vit", "copy"):
         Recipe.of(Corrected(weights="vit.safetensors")).save(f"{name}.json")
-    assert "vit.safetensors is there and belongs to copy.json" in refused("correct", *again)
+    assert "vit.safetensors exists and belongs to copy.json" in refused("correct", *again)
     assert weights.read_bytes() == b"abc"
 
 

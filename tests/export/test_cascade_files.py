@@ -50,5 +50,5 @@ def test_what_cannot_be_written(tmp_path) -> None:
     with pytest.raises(InputError, match="onnx or program"):
         export_cascade(cascade, tmp_path / "out", format="tflite")
     own = sieve(model, CascadeRecipe((HALF, ""), (0.4,), lambda output: output))
-    with pytest.raises(InputError, match="name a score"):
+    with pytest.raises(InputError, match="use a named score"):
         export_cascade(own, tmp_path / "out")

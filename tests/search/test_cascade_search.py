@@ -129,7 +129,7 @@ def test_without_enough_images_nothing_is_promised() -> None:
 
 @pytest.mark.slow
 def test_what_has_no_classes_is_refused() -> None:
-    with pytest.raises(UnsupportedHost, match="no scores of classes"):
+    with pytest.raises(UnsupportedHost, match="no class scores"):
         tune(classifier(num_classes=0), pictures(8), agree=0.9, proposals=())
     with pytest.raises(RecipeError, match="agree is a share"):
         tune(classifier(), pictures(8), agree=98, proposals=())

@@ -14,7 +14,7 @@ from tests.reference import comparison as reference
 from tokensieve import InputError, UnsupportedHost, sieve, tune
 from tokensieve.measure import fidelity, macs
 from tokensieve.search.evaluator import Evaluator
-from tokensieve.search.wrapped import Wrapped
+from tokensieve.search.wrapped import WrappedBackbone
 from tokensieve.show.tune_view import tune_view
 from tokensieve.stream import Sieved
 
@@ -228,7 +228,7 @@ def test_another_part_leaves_the_model_alone(images):
     from tokensieve import InputSpec
 
     model = noisy(Segmenter())
-    wrapped = Wrapped(model, "body.vit", InputSpec(SIZE))
+    wrapped = WrappedBackbone(model, "body.vit", InputSpec(SIZE))
     before = model(images)
     other = wrapped.with_backbone(sieve(model.body["vit"], "tome(r=9)"))
     assert not torch.equal(other(images), before)
