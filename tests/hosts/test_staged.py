@@ -349,5 +349,5 @@ def test_what_works_on_tokens_alone_says_so(done: str) -> None:
         "slimmed": lambda: slim(model, [images], saving=0.2),
         "merged": lambda: merge_to(model, 1e6, (3, 64, 64)),
     }
-    with pytest.raises(UnsupportedHost, match=f"cannot be {done}: its feature maps keep their full size"):
+    with pytest.raises(UnsupportedHost, match=f"cannot be {done}: its maps keep their full size"):
         calls[done]()

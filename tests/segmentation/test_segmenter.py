@@ -139,7 +139,7 @@ def test_backbones_that_are_refused() -> None:
         (lambda m: segmentation.segvit(m, 3, ()), "must be block indices"),
         (lambda m: segmentation.segvit(m, 3, 1), "must be block indices"),
         (lambda m: segmentation.segvit(m, 3, (1,), width=10, heads=3), "must be a multiple of its heads"),
-        (lambda m: segmentation.segvit_v1(m, 3, (1,), layers=0), "at least one layer"),
+        (lambda m: segmentation.segvit_v1(m, 3, (1,), layers=0), "heads and layers at least 1"),
         (lambda m: segmentation.segvit(m, 0, (1,)), "at least one class, not 0"),
         (lambda m: segmentation.setr(m, 3, "fcn"), 'form must be "naive", "mla" or "pup"'),
         (lambda m: segmentation.setr(m, 3, "mla", convs=2), "leave convs out"),
