@@ -159,6 +159,7 @@ def test_tokens(recipe: str, form: str, monkeypatch: pytest.MonkeyPatch) -> None
         runs_on_gpu(monkeypatch, form, text)
 
 
+@pytest.mark.versions
 @pytest.mark.parametrize("form", STAGED)
 @pytest.mark.parametrize("background", ["zero", "keep"])
 def test_pixels(background: str, form: str, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator
 import pytest
 from _pytest.mark import ParameterSet
 
-SHARE = 3
+SHARE = 4
 
 
 def in_turn(rows: Iterable[str], columns: Iterable[str], share: int = SHARE) -> list[ParameterSet]:

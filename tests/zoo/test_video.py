@@ -28,6 +28,7 @@ def clips():
     return torch.randn(2, 3, 3, 33, 40)
 
 
+@pytest.mark.versions
 class TestAgainstTheReference:
     @pytest.mark.parametrize("layout", LAYOUTS)
     def test_x3d(self, layout, clips):
@@ -61,6 +62,7 @@ class TestAgainstTheReference:
             assert close(video_classifier("x3d_m", state)(clips), expected)
 
 
+@pytest.mark.versions
 class TestDeeperOnes:
     @pytest.mark.parametrize("layout", LAYOUTS)
     def test_their_weights_are_those_of_more_blocks(self, layout):
@@ -75,6 +77,7 @@ class TestDeeperOnes:
                 assert close(video_proposal(name, state)(clips), run(state, clips, depths, layout))
 
 
+@pytest.mark.versions
 class TestPublishedFigures:
     @pytest.mark.parametrize(
         ("name", "size", "digits", "expected"),
