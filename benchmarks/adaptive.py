@@ -23,10 +23,9 @@ import optuna
 import torch
 from torch import Tensor, nn
 
-from compare_methods import DATA, Study, deit_tiny
+from compare_methods import Study, deit_tiny
 from results import read, write
 from tokensieve import Recipe, Sieved, sieve
-from tokensieve.data import Preprocessing, image_set, load_batches
 from tokensieve.measure.speed import interleaved, spread
 from tokensieve.search.bars import Thresholds
 from tokensieve.search.budget_search import Search
@@ -53,12 +52,6 @@ def schedules() -> dict[str, Recipe]:
 def evaluator_of(images: Tensor, study: Study) -> Evaluator:
     words: dict[str, Any] = {"mean": study.mean, "std": study.std, "pretrained": True}
     return Evaluator(study.model, images, holdout=0, seed=0, batch=50, check=lambda: None, **words)
-
-
-def pictures_to_search(model: nn.Module, count: int) -> Tensor:
-    """Photographs of imagenette_train, as the papers prepare them."""
-    train = image_set(DATA / "imagenette_train.tar", Preprocessing.papers(model), limit=count)
-    return torch.cat([batch.images for batch in load_batches(train, 50)])
 
 
 def figures(answers: Tensor, dense: Tensor, labels: Tensor) -> dict[str, float]:
@@ -101,9 +94,9 @@ def searched(search: Evaluator, costs: Costs, recipe: Recipe, target: float, tri
     return best.recipe
 
 
-def measure(study: Study, precision: str, trials: int, budgets: Sequence[str], size: int) -> None:
+def measure(study: Study, precision: str, trials: int, budgets: Sequence[str]) -> None:
     timed = {(row["budget"], row["method"]): row for row in read(RESULTS)}
-    search = evaluator_of(pictures_to_search(study.model, size), study)
+    search = evaluator_of(torch.cat(study.search), study)
     costs = Costs(search.empty, study.size)
     images, labels = (torch.cat(parts) for parts in zip(*study.loader, strict=True))
     dense, _ = answered(sieve(study.model), images, costs)
@@ -167,9 +160,9 @@ def main() -> int:
     if args.time:
         add_time(deit_tiny(32, "papers"), args.seconds)
     else:
-        study = deit_tiny(args.limit, "papers")
+        study = deit_tiny(args.limit, "papers", args.search_on)
         with torch.autocast("cpu", torch.bfloat16, enabled=args.bf16):
-            measure(study, "bf16 products" if args.bf16 else "fp32", args.trials, args.budgets, args.search_on)
+            measure(study, "bf16 products" if args.bf16 else "fp32", args.trials, args.budgets)
     return 0
 
 

@@ -59,13 +59,13 @@ class Study:
     std: Any = None
 
 
-def deit_tiny(limit: int | None, preprocessing: str = "timm") -> Study:
+def deit_tiny(limit: int | None, preprocessing: str = "timm", search_on: int = 250) -> Study:
     model = create("deit_tiny_patch16_224", weights=WEIGHTS / "deit_tiny_patch16_224.safetensors").model.eval()
     prepared, loader = Preprocessing.named(preprocessing, model), []
     for folder in (DATA / "imagenet_val_a", DATA / "imagenette_val.tar"):
         pictures = image_set(folder, prepared, classes=DATA / "imagenet_classes.json", limit=limit)
         loader += [(batch.images, batch.labels) for batch in load_batches(pictures, 50)]
-    train = image_set(DATA / "imagenette_train.tar", prepared, limit=250)
+    train = image_set(DATA / "imagenette_train.tar", prepared, limit=search_on)
     search = [batch.images for batch in load_batches(train, 32)]
     weights = str(WEIGHTS / "squeezenet1_1.safetensors")
     return Study(

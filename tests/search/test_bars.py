@@ -7,34 +7,23 @@ from dataclasses import replace
 
 import pytest
 import torch
-from timm.models.vision_transformer import VisionTransformer
 
+from tests import contrasts
+from tests.contrasts import SIZE
 from tokensieve import Recipe, RecipeError, sieve, tune
 from tokensieve.measure import macs
-from tokensieve.search.bars import BUDGET_TOLERANCE, adapted, mean_macs
+from tokensieve.search.bars import BUDGET_TOLERANCE, Thresholds, adapted, mean_macs
 from tokensieve.search.costs import Costs
 from tokensieve.search.evaluator import Evaluator
 from tokensieve.search.front import mark_dominated
 
-SIZE = (3, 64, 64)
 SCHEDULE = "guarded(r=(3, 9, 4), drop=(0, 0, 6, 0), source_guard=0.1) + readout()"
 
 
 @pytest.fixture(scope="module")
 def evaluator() -> Evaluator:
-    torch.manual_seed(0)
-    model = VisionTransformer(
-        img_size=64, patch_size=8, embed_dim=32, depth=4, num_heads=2, num_classes=7, mlp_ratio=2.0
-    ).eval()
-    for parameter in model.parameters():
-        if parameter.ndim > 1:
-            torch.nn.init.normal_(parameter, std=0.15)
-    images = torch.randn(20, *SIZE, generator=torch.Generator().manual_seed(1))
-    images = (
-        images
-        * torch.linspace(0.05, 2, 20)[torch.randperm(20, generator=torch.Generator().manual_seed(2)), None, None, None]
-    )
     words = {"mean": (0.5,) * 3, "std": (0.5,) * 3, "pretrained": False}
+    model, images = contrasts.classifier(), contrasts.images(20)
     return Evaluator(model, images, holdout=0.3, seed=0, batch=8, check=lambda: None, **words)
 
 
@@ -52,6 +41,13 @@ def test_the_mean_meets_the_budget(evaluator: Evaluator) -> None:
     fixed = torch.tensor(sieve(evaluator.model, recipe).trace(images[:1]).tokens_per_block).double()
     assert (lengths.mean(1) - fixed).abs().max() < 1.5  # one factor for all, and whole tokens
     assert found.methods[1:] == recipe.methods[1:]
+
+
+def test_trials_for_another_recipe_are_stored_apart(evaluator: Evaluator) -> None:
+    """A search that is resumed may have another best recipe."""
+    keys = {Thresholds(text, evaluator).key for text in (SCHEDULE, "guarded(r=2)", SCHEDULE)}
+    assert len(keys) == 2
+    assert Thresholds(SCHEDULE, evaluator).title == "adaptive"
 
 
 def test_what_has_no_numbers_has_no_bars(evaluator: Evaluator) -> None:

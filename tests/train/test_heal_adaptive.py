@@ -7,41 +7,26 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
-from timm.models.vision_transformer import VisionTransformer
 from torch import nn
 from torch.utils.data import TensorDataset
 
+from tests import contrasts
 from tokensieve import HealSettings, Recipe, heal, sieve
 from tokensieve.measure import macs
 from tokensieve.train.heal_adaptive import ThresholdSetter
 
-SIZE = (3, 64, 64)
 ADAPTIVE = "adaptive(bars=(1, 0.5, 0.45), drop=(0, 0, 0.2), source_guard=0.1) + readout()"
 PLAIN = HealSettings(epochs=2, batch_size=8, views=2, holdout=0.2, validations=2, workers=0)
 
 
 @pytest.fixture(scope="module")
 def model() -> nn.Module:
-    torch.manual_seed(0)
-    model = VisionTransformer(
-        img_size=64, patch_size=8, embed_dim=32, depth=4, num_heads=2, num_classes=7, mlp_ratio=2.0
-    ).eval()
-    for parameter in model.parameters():
-        if parameter.ndim > 1:
-            nn.init.normal_(parameter, std=0.15)
-    return model
+    return contrasts.classifier()
 
 
 @pytest.fixture(scope="module")
 def images() -> torch.Tensor:
-    """Some of little contrast, whose tokens are alike, and some of much."""
-    images = torch.randn(40, *SIZE, generator=torch.Generator().manual_seed(1))
-    return (
-        images
-        * torch.linspace(0.05, 2, 40)[torch.randperm(40, generator=torch.Generator().manual_seed(2))][
-            :, None, None, None
-        ]
-    )
+    return contrasts.images(40)
 
 
 def test_fixed_numbers_are_the_means_over_the_pictures(model: nn.Module, images: torch.Tensor) -> None:
@@ -61,10 +46,7 @@ def test_fixed_numbers_are_the_means_over_the_pictures(model: nn.Module, images:
 
 def test_thresholds_are_set_for_the_host_they_are_used_with(model: nn.Module, images: torch.Tensor) -> None:
     setter = ThresholdSetter(model, Recipe.parse(ADAPTIVE), TensorDataset(images), {})
-    torch.manual_seed(5)
-    other = VisionTransformer(
-        img_size=64, patch_size=8, embed_dim=32, depth=4, num_heads=2, num_classes=7, mlp_ratio=2.0
-    ).eval()
+    other = contrasts.classifier(seed=5)
     cost = macs(sieve(model, ADAPTIVE), images=images)
     ours, drifted = (macs(sieve(other, recipe), images=images) for recipe in (setter.recipe_for(other), ADAPTIVE))
     assert 0.98 * cost <= ours <= cost
@@ -79,10 +61,7 @@ def test_healing_gives_an_adaptive_recipe_of_the_same_cost(
     recipe = Recipe.load(healed.recipe)
     assert [method.name for method in recipe] == ["adaptive", "readout"]
     assert recipe != Recipe.parse(ADAPTIVE)
-    torch.manual_seed(0)
-    host = VisionTransformer(
-        img_size=64, patch_size=8, embed_dim=32, depth=4, num_heads=2, num_classes=7, mlp_ratio=2.0
-    ).eval()
+    host = contrasts.classifier()
     host.load_state_dict(load_file(healed.weights))
     assert macs(sieve(host, recipe), images=images) == pytest.approx(
         macs(sieve(model, ADAPTIVE), images=images), rel=0.02

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -14,6 +14,7 @@ from ..errors import RecipeError, UnsupportedHost
 from ..padding import compact
 from ..tokens import Tokens
 from .base import AttentionEvidence, Method, Place, TokenSite, register
+from .guarded import Guarded
 from .matching import Pairs, above, all_pairs, ranked
 from .schedule import Layers, blocks, layers_field, levels_field
 
@@ -120,6 +121,12 @@ class Adaptive(Method[AttentionEvidence]):
             merging=merging,
         )
         return replace(merged, lengths=None if bool((lengths == longest).all()) else lengths)
+
+
+def pair_settings(method: Guarded | Adaptive) -> dict[str, Any]:
+    """The settings that `guarded` and `adaptive` share, all of them of how a pair is scored and merged."""
+    names = ("source_guard", "destination_guard", "metric", "soften", "norm")
+    return {name: getattr(method, name) for name in names}
 
 
 def drop_least(tokens: Tokens, attended: Tensor, share: float) -> Tokens:

@@ -51,17 +51,9 @@ def product(a: Tensor, b: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def bipartite_match(
-    features: Tensor,
-    r: int,
-    prefix: int,
-    source_cost: Tensor | None = None,
-    destination_cost: Tensor | None = None,
-    moments: Tensor | None = None,
-    window: int = 0,
-) -> Match:
-    """`scored_match` without the cosines of the pairs."""
-    return scored_match(features, r, prefix, source_cost, destination_cost, moments, window)[0]
+def bipartite_match(features: Tensor, r: int, prefix: int, moments: Tensor | None = None, window: int = 0) -> Match:
+    """`scored_match` without costs, and without the cosines of the pairs."""
+    return scored_match(features, r, prefix, moments=moments, window=window)[0]
 
 
 def scored_match(

@@ -16,7 +16,7 @@ from ..errors import RecipeError
 from ..forward.token_stream import RecipeActor, TokenStream
 from ..forward.walk import Reads, through_mlp, up_to_mlp
 from ..methods import Adaptive, Guarded
-from ..methods.adaptive import drop_least
+from ..methods.adaptive import drop_least, pair_settings
 from ..methods.base import AttentionEvidence, BaseMethod
 from ..methods.matching import Pairs, above
 from ..methods.schedule import at
@@ -60,6 +60,11 @@ class Thresholds(Family):
     evaluator: Evaluator
     name: str = Adaptive.name
     searched: bool = True
+
+    @property
+    def key(self) -> str:
+        """With the recipe: when a search is resumed its best recipe may be another one."""
+        return f"{self.title} of {self.recipe_text}"
 
     def param_names(self, depth: int) -> list[str]:
         knots = [f"merges{i}" for i in range(min(depth - 1, KNOTS))]
@@ -142,17 +147,25 @@ def adapted(
     return best
 
 
-@torch.no_grad()
 def mean_macs(evaluator: Evaluator, costs: Costs, recipe: Recipe, part: Part = "search") -> float:
     """Mean MACs over a part of the images, of a recipe whose number of tokens varies; without those of proposals."""
+    return mean_cost(costs, reads_of_images(evaluator, recipe, part))
+
+
+@torch.no_grad()
+def reads_of_images(evaluator: Evaluator, recipe: Recipe, part: Part = "search") -> list[list[Reads]]:
+    """For each image of a part the tokens that each block reads under the recipe."""
     fast = evaluator.host_sieved(recipe)
-    total = 0.0
-    rows = evaluator.parts[part]
-    for chunk in rows.split(evaluator.batch):
+    images: list[list[Reads]] = []
+    for chunk in evaluator.parts[part].split(evaluator.batch):
         evaluator.check()
-        trace = fast.trace(evaluator.batch_of(chunk))
-        total += sum(costs.of_reads(reads, reads[-1].mlp) for reads in trace.reads_per_image)
-    return total / len(rows)
+        images += fast.trace(evaluator.batch_of(chunk)).reads_per_image
+    return images
+
+
+def mean_cost(costs: Costs, images: Sequence[Sequence[Reads]]) -> float:
+    """Mean MACs of images, given the tokens that each block reads of each."""
+    return sum(costs.of_reads(reads, reads[-1].mlp) for reads in images) / len(images)
 
 
 def _calibrated(
@@ -168,13 +181,7 @@ def _calibrated(
     methods: list[BaseMethod] = list(recipe)
     schedule = methods[indices[0]]
     assert isinstance(schedule, Guarded)
-    guard = Adaptive(
-        source_guard=schedule.source_guard,
-        destination_guard=schedule.destination_guard,
-        metric=schedule.metric,
-        soften=schedule.soften,
-        norm=schedule.norm,
-    )
+    guard = Adaptive(**pair_settings(schedule))
     methods[indices[0]] = replace(guard, bars=0.0, drop=0.5)  # acts in every block; thresholds are set below
     fast = evaluator.host_sieved(Recipe(tuple(methods)))
     thresholds, shares, lengths = _thresholds_of(evaluator, fast, guard, schedule, merge_factors, drop_factor)
@@ -184,7 +191,7 @@ def _calibrated(
 
 def _mean_of(costs: Costs, fast: Sieved, lengths: Sequence[Tensor]) -> float:
     """Mean MACs of I images of which block i reads `lengths[i]` (I,) tokens; later blocks read as many as the last."""
-    depth, total = costs.depth, 0
+    depth, images = costs.depth, []
     for counts in torch.stack(list(lengths), dim=1).tolist():
         counts += [counts[-1]] * (depth + 1 - len(counts))
         reads = []
@@ -192,8 +199,8 @@ def _mean_of(costs: Costs, fast: Sieved, lengths: Sequence[Tensor]) -> float:
             limits = [act.left for act in fast.plan.acts("queries", block, keys, costs.patches)]
             queries = min([keys, *limits])
             reads.append(Reads(keys, queries, queries, min(queries, left)))
-        total += costs.of_reads(reads, reads[-1].mlp)
-    return total / len(lengths[0])
+        images.append(reads)
+    return mean_cost(costs, images)
 
 
 @torch.no_grad()

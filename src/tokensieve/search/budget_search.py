@@ -129,7 +129,7 @@ class Search:
         `start`: parameters, and index of the variant, to start from; None: the family's own starting points.
         """
         optuna_study = optuna.create_study(
-            study_name=f"{ratio:.6f} {family.title}", storage=self.storage, load_if_exists=True
+            study_name=f"{ratio:.6f} {family.key}", storage=self.storage, load_if_exists=True
         )
         return FamilyStudy(
             ratio, family, self.fit(ratio), self.evaluator, optuna_study, self.seed, self._report_trial, start

@@ -60,6 +60,11 @@ class Family(ABC):
         """The family's name, with that of its proposal."""
         return self.name if self.proposal is None else f"{self.name} with {ranked_by(self.proposal)}"
 
+    @property
+    def key(self) -> str:
+        """What its trials are stored under."""
+        return self.title
+
 
 @dataclass(frozen=True)
 class Even(Family):

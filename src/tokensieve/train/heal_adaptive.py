@@ -6,15 +6,19 @@ number of tokens drift; training under them diverges.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from statistics import fmean
 from typing import Any
 
 import torch
 from torch import nn
 
+from ..forward.walk import Reads
 from ..methods import Adaptive, Guarded
+from ..methods.adaptive import pair_settings
 from ..methods.base import BaseMethod
 from ..recipe import Recipe
-from ..search.bars import adapted, mean_macs
+from ..search.bars import adapted, mean_cost, reads_of_images
 from ..search.costs import Costs
 from ..search.evaluator import Evaluator
 from .views import READ
@@ -40,11 +44,12 @@ class ThresholdSetter:
     def __init__(self, model: nn.Module, recipe: Recipe, pictures: Any, sieve_args: dict[str, Any]) -> None:
         step = max(1, len(pictures) // PICTURES)
         rows = range(0, len(pictures), step)[:PICTURES]
-        self.images, self.recipe, self.sieve_args = torch.stack([pictures[row][0] for row in rows]), recipe, sieve_args
+        self.images, self.sieve_args = torch.stack([pictures[row][0] for row in rows]), sieve_args
         evaluator = self._evaluator(model)
         self.costs = Costs(evaluator.empty, evaluator.input_size)
-        self.macs = mean_macs(evaluator, self.costs, recipe)
-        self.fixed = fixed_numbers(evaluator, recipe)
+        reads = reads_of_images(evaluator, recipe)
+        self.macs = mean_cost(self.costs, reads)
+        self.fixed = fixed_numbers(recipe, reads, evaluator.empty.host.prefix)
 
     def recipe_for(self, host: nn.Module) -> Recipe:
         """`adaptive` with thresholds for this host, at the mean MACs that the given recipe has on the dense model.
@@ -59,34 +64,32 @@ class ThresholdSetter:
         return Evaluator(model, self.images, holdout=0, seed=0, batch=READ, check=lambda: None, **settings)
 
 
-@torch.no_grad()
-def fixed_numbers(evaluator: Evaluator, recipe: Recipe) -> Recipe:
-    """`guarded` in place of `adaptive`, with the mean number of tokens that each block merges and drops, rounded."""
-    fast = evaluator.host_sieved(recipe)
-    depth = len(fast.host.blocks)
-    before, after = torch.zeros(2, depth, dtype=torch.float64)
-    rows = evaluator.parts["search"]
-    for chunk in rows.split(evaluator.batch):
-        trace = fast.trace(evaluator.batch_of(chunk))
-        for reads in trace.reads_per_image:
-            before += torch.tensor([read.keys for read in reads], dtype=torch.float64) / len(rows)
-        after += torch.stack(trace.lengths).double().sum(1) / len(rows)
+def fixed_numbers(recipe: Recipe, images: Sequence[Sequence[Reads]], prefix: int) -> Recipe:
+    """`guarded` in place of `adaptive`, with the mean number of tokens that each block merges and drops, rounded.
+
+    Args:
+        recipe: with `adaptive`.
+        images: for each image the tokens that each block reads under the recipe.
+        prefix: number of prefix tokens.
+    """
+    depth = len(images[0])
+    means = [
+        (fmean(reads.keys for reads in block), fmean(reads.mlp for reads in block))
+        for block in zip(*images, strict=True)
+    ]
 
     def fixed(method: BaseMethod) -> BaseMethod:
         if not isinstance(method, Adaptive):
             return method
         merges, drops, rest = [0] * depth, [0] * depth, 0.0
-        for block in range(depth):
+        for block, (before, after) in enumerate(means):
             threshold, share = method.at(block, depth)
             if threshold == 1 and share == 0:
                 continue
-            dropped = (after[block].item() - fast.host.prefix) * share / (1 - share)
-            exact = before[block].item() - after[block].item() - dropped + rest
+            dropped = (after - prefix) * share / (1 - share)
+            exact = before - after - dropped + rest
             merges[block], drops[block] = max(0, round(exact)), round(dropped)
             rest = exact - merges[block]  # carried to the next block, so that the numbers add up
-        return Guarded(
-            r=tuple(merges), drop=tuple(drops), source_guard=method.source_guard,
-            destination_guard=method.destination_guard, metric=method.metric, soften=method.soften, norm=method.norm,
-        )  # fmt: skip
+        return Guarded(r=tuple(merges), drop=tuple(drops), **pair_settings(method))
 
     return Recipe(tuple(fixed(method) for method in recipe))

@@ -109,8 +109,7 @@ def heal(
     folder, settings = check_folder(out), settings or HealSettings()
     hashed = Recipe.of(recipe).with_hashes()
     sieve_args: dict[str, Any] = {"mean": mean, "std": std, "pretrained": pretrained}
-    pictures = set_of(pictures)
-    thresholds = ThresholdSetter(model, hashed, pictures, sieve_args) if is_adaptive(hashed) else None
+    thresholds = ThresholdSetter(model, hashed, set_of(pictures), sieve_args) if is_adaptive(hashed) else None
     trained_under = hashed if thresholds is None else thresholds.fixed
     config, task = prepare(model, trained_under, pictures, folder, settings, **sieve_args, say=say)
     weights = train(config, task, folder, report=report)
