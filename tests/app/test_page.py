@@ -79,7 +79,9 @@ def test_a_whole_visit(visit, scene):
     visit.changes(lambda: visit.choose("preset", "(tome)"))
     assert visit.captions == ["Input", "Merged patches"]
     assert [method.name for method in Recipe.parse(visit.copied())] == ["tome"]
-    visit.changes(lambda: visit.write("papr(keep=0.2, significance=centre) + tome(r=2)"))
+    written = "papr(keep=0.2, significance=centre) + tome(r=2)"
+    visit.changes(lambda: visit.write(written))
+    assert visit.recipe == written
     assert visit.captions == ["Input", "Significance map", "Kept patches", "Merged patches"]
     visit.changes(lambda: visit.choose("model", "nano_segmenter"))
     assert "Classes, sieved" in visit.captions

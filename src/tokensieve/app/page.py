@@ -185,8 +185,8 @@ class Page:
         yield from self._answer(_source(source), model, text, changed)
 
     def on_text(self, source: str | int, model: str, text: str) -> Iterator[Any]:
-        """A recipe was typed."""
-        yield from self._answer(_source(source), model, text, {})
+        """A recipe was typed. It is written again: the end of an earlier answer may overwrite it."""
+        yield from self._answer(_source(source), model, text, {self.text: text})
 
     def on_model(self, source: str | int, model: str) -> Iterator[Any]:
         """Another model was chosen: the picture or clip stays if the model reads its kind; else the first example."""

@@ -80,7 +80,7 @@ def page(
         if check:
             say(f"the page at {url} ran an example in {page_module.probe(url):.2f} s.")
             return
-        say(f"the page is at {url}; press Ctrl-C to end.")
+        say(f"press Ctrl-C to end; the page is at {url}")
         Event().wait()
     except KeyboardInterrupt:
         pass
