@@ -18,7 +18,19 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from tests.methods.test_base import ASKING, host_and_recipe
-from tokensieve import Corrected, DynamicViT, InputError, PaPr, PatchSlimming, Recipe, RecipeError, ToMe, _files, sieve
+from tokensieve import (
+    CascadeRecipe,
+    Corrected,
+    DynamicViT,
+    InputError,
+    PaPr,
+    PatchSlimming,
+    Recipe,
+    RecipeError,
+    ToMe,
+    _files,
+    sieve,
+)
 from tokensieve._frozen import replace
 from tokensieve.methods import METHODS, Evidence, Method
 from tokensieve.methods.base import TokenSite
@@ -176,6 +188,40 @@ def test_a_folder_can_be_opened_trained_and_written_again(tmp_path: Path) -> Non
     left = {"corrected-mine.safetensors", "notes.txt", "one.safetensors", "other.json", "recipe.json"}
     assert {path.name for path in folder.iterdir()} == left
     assert Recipe.from_pretrained(folder) == Recipe.of(ToMe(r=2))
+
+
+@torch.no_grad()
+def test_a_cascade_is_one_folder_with_the_weights_of_all_its_recipes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "weights").mkdir()
+    model, first, _ = host_and_recipe("corrected", tmp_path / "weights")
+    images = torch.randn(12, 3, 32, 32)
+    middle = float(sieve(model, CascadeRecipe((first, ""), (0.5,))).trace(images).scores.median())
+    recipe = CascadeRecipe((first, Recipe.of(ToMe(r=2)) + first, ""), (middle, 0.0), images=500)
+    trace = sieve(model, recipe).trace(images)
+    assert set(trace.member.tolist()) == {0, 1}
+    wanted = trace.output
+    assert recipe.save_pretrained(tmp_path / "folder") == tmp_path / "folder"
+    assert len(list((tmp_path / "folder").iterdir())) == 2  # recipe.json, and one file for the two that share it
+    fast = sieve(model, CascadeRecipe.from_pretrained(tmp_path / "folder"))
+    assert torch.equal(fast(images), wanted)
+    with pytest.raises(RecipeError, match="This one is a cascade: read it by CascadeRecipe"):
+        Recipe.from_pretrained(tmp_path / "folder")
+    fast.members[1].parts["1"].bias += 1
+    moved = fast(images)
+    assert not torch.equal(moved, wanted)
+    fast.recipe.save_pretrained(tmp_path / "folder", parts=[member.parts for member in fast.members])
+    shutil.rmtree(tmp_path / "weights")
+    monkeypatch.chdir(shutil.move(tmp_path / "folder", tmp_path / "moved"))
+    found = CascadeRecipe.from_pretrained(".")
+    assert torch.equal(sieve(model, found)(images), moved)
+    assert (found.thresholds, found.images) == ((middle, 0.0), 500)
+    with pytest.raises(RecipeError, match="layers for 1 recipes, and the cascade has 3"):
+        recipe.save_pretrained(tmp_path / "other", parts=[fast.members[0].parts])
+    found.recipes[0].save_pretrained(tmp_path / "single")
+    with pytest.raises(RecipeError, match="has a single recipe, not a cascade"):
+        CascadeRecipe.from_pretrained(tmp_path / "single")
 
 
 def test_a_write_that_is_stopped_leaves_what_was_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

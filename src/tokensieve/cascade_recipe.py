@@ -12,10 +12,13 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from torch import nn
+
 from ._files import check_place, draft, joined_path
+from ._recipe_folder import RECIPE
 from .errors import RecipeError, nearest
 from .methods import BaseMethod
-from .recipe import Recipe, names_a_file, read_file
+from .recipe import Recipe, names_a_file, read_file, write_folder
 
 VERSION = 1
 """Version of the JSON that `CascadeRecipe.to_json` writes."""
@@ -149,6 +152,44 @@ class CascadeRecipe:
             file.write_text(text + "\n", encoding="utf-8")
         return path
 
+    def save_pretrained(
+        self,
+        folder: str | os.PathLike[str],
+        *,
+        parts: Sequence[nn.ModuleDict | Mapping[str, nn.Module] | None] | None = None,
+    ) -> Path:
+        """Write a folder with the cascade and all weights of its recipes; as `Recipe.save_pretrained`.
+
+        Args:
+            folder: made if it does not exist; its parent must exist.
+            parts: learned layers for each recipe, `[member.parts for member in fast.members]`, saved as they are now
+                instead of the files that the recipes name.
+
+        Raises:
+            RecipeError: as `Recipe.save_pretrained`; also if the score is a function, or `parts` has another length.
+            InputError: as `Recipe.save_pretrained`.
+        """
+        layers = [None] * len(self.recipes) if parts is None else list(parts)
+        if len(layers) != len(self.recipes):
+            raise RecipeError(
+                f"parts has learned layers for {len(layers)} recipes, and the cascade has {len(self.recipes)}: give "
+                "[member.parts for member in fast.members]."
+            )
+
+        def stored_in(draft_folder: Path) -> CascadeRecipe:
+            pairs = zip(self.recipes, layers, strict=True)
+            return replace(self, recipes=tuple(recipe.stored_in(draft_folder, layer) for recipe, layer in pairs))
+
+        return write_folder(folder, stored_in)
+
+    @classmethod
+    def from_pretrained(cls, folder: str | os.PathLike[str]) -> CascadeRecipe:
+        """Read the cascade in a folder of `save_pretrained`; runs no code. Errors as for `Recipe.from_pretrained`."""
+        found = read_folder(folder)
+        if not isinstance(found, CascadeRecipe):
+            raise RecipeError(f"{os.fspath(folder)} has a single recipe, not a cascade: use Recipe.from_pretrained.")
+        return found
+
     def to_json(self, folder: str | os.PathLike[str] | None = None) -> str:
         """JSON with every setting of every recipe, a version and the SHA-256 of weights; as `Recipe.to_json`."""
         if callable(self.score):
@@ -213,6 +254,20 @@ def read_recipe(source: Recipe | CascadeRecipe | BaseMethod | str | os.PathLike[
 def parse_recipe(text: str) -> Recipe | CascadeRecipe:
     """Parse the text of a recipe or of a cascade; never the path of a file."""
     return CascadeRecipe.parse(text) if is_cascade(text) else Recipe.parse(text)
+
+
+def recipe_from_json(text: str) -> Recipe | CascadeRecipe:
+    """A recipe or a cascade from its JSON, with paths as they are written."""
+    return CascadeRecipe.from_json(text) if is_cascade(text) else Recipe.from_json(text)
+
+
+def read_folder(folder: str | os.PathLike[str]) -> Recipe | CascadeRecipe:
+    """The recipe or cascade in a folder of `save_pretrained`; errors are as for `Recipe.from_pretrained`."""
+    folder = Path(folder)
+    text = read_file(folder / RECIPE)
+    if not is_cascade(text):
+        return Recipe.from_json(text).opened_in(folder)
+    return CascadeRecipe.from_json(text).each(lambda recipe: recipe.opened_in(folder))
 
 
 def is_cascade(text: str) -> bool:

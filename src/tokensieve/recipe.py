@@ -10,7 +10,7 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path, PureWindowsPath
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
@@ -20,6 +20,9 @@ from ._recipe_text import method_text, read_text
 from .errors import RecipeError, nearest
 from .methods import BaseMethod
 from .methods.base import make
+
+if TYPE_CHECKING:
+    from .cascade_recipe import CascadeRecipe
 
 VERSION = 2
 """Version of recipe files. In version 1 paths were relative to the working directory, and only proposals had a hash."""
@@ -72,7 +75,11 @@ class Recipe:
         except json.JSONDecodeError as error:
             raise RecipeError(f"The recipe file is not JSON: {error}.") from None
         if not isinstance(data, dict) or "tokensieve" not in data or not isinstance(data.get("methods"), list):
-            raise RecipeError('A recipe file is an object like {"tokensieve": 2, "methods": [{"name": "papr", ...}]}.')
+            cascade = isinstance(data, dict) and "recipes" in data
+            raise RecipeError(
+                'A recipe file is an object like {"tokensieve": 2, "methods": [{"name": "papr", ...}]}.'
+                + (" This one is a cascade: read it by CascadeRecipe." if cascade else "")
+            )
         if data["tokensieve"] not in (1, VERSION):
             raise RecipeError(
                 f"The recipe file has version {data['tokensieve']!r}; this release reads versions 1 and {VERSION}. "
@@ -143,13 +150,11 @@ class Recipe:
             RecipeError: a setting is a module or a tensor, a method lacks its weights, or `parts` are not its layers.
             InputError: weights do not exist or have another SHA-256, or the folder cannot be written.
         """
-        with made_folder(folder) as folder, draft(folder / RECIPE) as file:
-            methods = store(self.methods, {} if parts is None else dict(parts.items()), file.parent)
-            file.write_text(replace(self, methods=methods).to_json(file.parent) + "\n", encoding="utf-8")
-        for weights in weights_in(folder):
-            if not recipes_with(weights):
-                weights.unlink()
-        return folder
+        return write_folder(folder, lambda draft_folder: self.stored_in(draft_folder, parts))
+
+    def stored_in(self, folder: Path, parts: nn.ModuleDict | Mapping[str, nn.Module] | None) -> Recipe:
+        """The same recipe with its weights copied into `folder`; see `save_pretrained`."""
+        return replace(self, methods=store(self.methods, {} if parts is None else dict(parts.items()), folder))
 
     @classmethod
     def from_pretrained(cls, folder: str | os.PathLike[str]) -> Recipe:
@@ -160,10 +165,13 @@ class Recipe:
             InputError: weights do not exist, or their SHA-256 is not the recorded one.
         """
         folder = Path(folder)
-        recipe = cls.from_json(read_file(folder / RECIPE))
-        for method in recipe:
+        return cls.from_json(read_file(folder / RECIPE)).opened_in(folder)
+
+    def opened_in(self, folder: Path) -> Recipe:
+        """The same recipe with the paths of its weights in `folder`, which are checked; see `from_pretrained`."""
+        for method in self:
             check_stored(method, folder)
-        return recipe.with_paths(partial(joined_path, folder=folder))
+        return self.with_paths(partial(joined_path, folder=folder))
 
     def to_json(self, folder: str | os.PathLike[str] | None = None) -> str:
         """JSON with every setting, a version and the SHA-256 of weights; `from_json` returns an equal recipe.
@@ -288,6 +296,17 @@ def _of_version_1(path: str, folder: str | os.PathLike[str]) -> str:
             f"{existing[0]} or {others[0]}: write the path into it in full."
         )
     return existing[0] if existing else as_recorded
+
+
+def write_folder(folder: str | os.PathLike[str], stored_in: Callable[[Path], Recipe | CascadeRecipe]) -> Path:
+    """Write `recipe.json`, from what `stored_in` returns for the folder it copies weights into; then remove weights
+    that no recipe in the folder names. The folder is made if it does not exist."""
+    with made_folder(folder) as folder, draft(folder / RECIPE) as file:
+        file.write_text(stored_in(file.parent).to_json(file.parent) + "\n", encoding="utf-8")
+    for weights in weights_in(folder):
+        if not recipes_with(weights):
+            weights.unlink()
+    return folder
 
 
 def recipes_with(weights: Path) -> list[Path]:

@@ -10,7 +10,7 @@ import pytest
 from huggingface_hub import ModelCard
 
 from tests.hub.conftest import StandIn
-from tokensieve import InputError
+from tokensieve import CascadeRecipe, InputError
 from tokensieve.hub import HubRecipe
 
 pytestmark = pytest.mark.versions
@@ -139,3 +139,23 @@ def test_maps_are_told_in_their_own_figures(record: dict[str, Any], tmp_path: Pa
     assert "| abs_rel | 0.0512 | 0.06 | +0.0088 |" in card.text
     assert "| delta1 | 97.2% | 97.2% | +0.0 |" in card.text
     assert card.data.pipeline_tag == "depth-estimation"
+
+
+def test_the_card_of_a_cascade_says_how_many_images_each_recipe_reads(
+    run: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, hub: StandIn
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    recipe = CascadeRecipe((RECIPE, ""), (0.5,))
+    recipe.save("cascade.json")
+    words = ("--model", "nano_vit", "--recipe", "cascade.json", "--data", "scenes", "--limit", 12, "--threads", 1)
+    result = run("eval", *words, "--json")
+    assert result.code == 0, result.err
+    record = json.loads(result.out)
+    HubRecipe(recipe, evaluation=record).push_to_hub("you/nano-cascade")
+    text = (hub.commit("you/nano-cascade") / "README.md").read_text().replace("\xa0", " ")
+    again = record["cascade"]["members"][1]["share"]
+    assert f"| images read by {RECIPE} |  | 100 % |  |" in text
+    assert f"| images read by the dense model |  | {100 * again:.1f} % |  |" in text
+    assert HubRecipe.from_pretrained("you/nano-cascade").evaluation["cascade"] == record["cascade"]
+    with pytest.raises(InputError, match="The evaluation is of the recipe cascade"):
+        HubRecipe(CascadeRecipe((RECIPE, ""), (0.4,)), evaluation=record)

@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 from tests.hub.conftest import StandIn
 from tests.methods.test_base import ASKING, host_and_recipe
 from tests.test_recipe_folder import TRAINED, pictures
-from tokensieve import InputError, Recipe, RecipeError, sieve
+from tokensieve import CascadeRecipe, InputError, Recipe, RecipeError, sieve
 from tokensieve.hub import HubRecipe
 
 REPO = "you/recipe"
@@ -43,6 +43,22 @@ def test_what_is_pushed_answers_elsewhere_bit_by_bit_as_before(name: str, hub: S
     assert found.evaluation is None
     assert [name for name in hub.asked if name.endswith(".json")] == ["config.json", "recipe.json"]
     assert len(hub.asked) == 3
+
+
+@torch.no_grad()
+def test_a_cascade_comes_down_with_the_weights_of_all_its_recipes(hub: StandIn, tmp_path: Path) -> None:
+    model, recipe, _ = host_and_recipe("corrected", tmp_path)
+    fast = sieve(model, CascadeRecipe((recipe, "tome(r=2)", ""), (0.004, 0.0), agree=0.98, confidence=0.95, images=500))
+    fast.members[0].parts["0"].bias += 1
+    images = torch.randn(12, 3, 32, 32)
+    wanted = fast(images)
+    HubRecipe(fast.recipe, parts=[member.parts for member in fast.members]).push_to_hub(REPO)
+    found = HubRecipe.from_pretrained(REPO).recipe
+    assert torch.equal(sieve(model, found)(images), wanted)
+    assert len(hub.asked) == 3
+    assert json.loads((hub.commit(REPO) / "config.json").read_text())["type"] == "cascade"
+    card = (hub.commit(REPO) / "README.md").read_text()
+    assert "It was calibrated on 500 images to agree with the dense model on 98 % of images like these" in card
 
 
 @torch.no_grad()
@@ -103,7 +119,10 @@ def test_a_folder_alone(tmp_path: Path) -> None:
 
 
 CONFIGS: dict[str, tuple[Callable[[dict[str, Any]], Any], str]] = {
-    "another type": (lambda told: {**told, "type": "pickle"}, "is of type 'pickle'; this release reads recipe"),
+    "another type": (
+        lambda told: {**told, "type": "pickle"},
+        "of type 'pickle'; this release reads recipe, cascade",
+    ),
     "a type that is none": (lambda told: {**told, "type": ["recipe"]}, r"is of type \['recipe'\]"),
     "a later version": (lambda told: {**told, "version": 2}, "a recipe of version 2; this release reads 1: update"),
     "no version": (lambda told: {"library": "tokensieve", "type": "recipe"}, "a recipe of version None"),

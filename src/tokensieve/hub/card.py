@@ -9,10 +9,11 @@ from typing import Any
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
+from ..cascade_recipe import CascadeRecipe
 from ..recipe import Recipe
 from ..show.eval_view import INTERVALS, lost, signed
 from ..show.files import files_line
-from ..show.tables import a_unit, between, giga, sides
+from ..show.tables import a_unit, between, brief, giga, percent, sides
 from .evaluation import Record
 
 LIBRARY = "tokensieve"
@@ -25,7 +26,7 @@ METRICS = {"top1": "accuracy", "miou": "mean_iou", "rmse": "rmse"}
 
 
 def model_card(
-    recipe: Recipe,
+    recipe: Recipe | CascadeRecipe,
     record: Record | None,
     *,
     repo_id: str | None,
@@ -52,6 +53,8 @@ def model_card(
     body = environment.get_template("card.md.jinja").render(
         title=_line(title),
         recipe=str(recipe.with_paths(lambda path: Path(path).name)),
+        cascade=isinstance(recipe, CascadeRecipe),
+        promise=_promise(recipe),
         model=None if model is None else _line(model),
         named=model is not None and re.fullmatch(r"[\w.-]+", model) is not None,
         repo_id=repo_id,
@@ -59,6 +62,16 @@ def model_card(
         measured=None if record is None else _measured(record),
     )
     return ModelCard(f"---\n{data.to_yaml()}\n---\n\n{body}")
+
+
+def _promise(recipe: Recipe | CascadeRecipe) -> str | None:
+    """The agreement that a cascade was calibrated for, as a sentence; None if there was no calibration."""
+    if not isinstance(recipe, CascadeRecipe) or recipe.agree is None:
+        return None
+    certain = "" if recipe.confidence is None else f", with confidence {recipe.confidence:g}"
+    images = "" if recipe.images is None else f" on {recipe.images} images"
+    agreement = f"to agree with the dense model on {100 * recipe.agree:g} % of images like these"
+    return f"It was calibrated{images} {agreement}{certain}."
 
 
 def is_generated(path: Path) -> bool:
@@ -78,6 +91,9 @@ def _measured(record: Record) -> dict[str, Any]:
             low, high = ((record.get(f"{side}_{end}") or {}).get(name) for end in ("low", "high"))
             cells.append(_figure(name, record[side][name], low, high))
         rows.append((name.replace("top", "top-"), *cells, _change(name, record["change"][name])))
+    for member in (record.get("cascade") or {}).get("members", ()):
+        name = _line(brief(member["recipe"])) or "the dense model"
+        rows.append((f"images read by {name}", "", percent(member["share"]), ""))
     macs = record["macs"]
     rows.append((f"GMACs {a_unit(record)}", giga(macs["dense"]), giga(macs["sieved"]), f"{macs['ratio']:.2f}x fewer"))
     files = record.get("files")

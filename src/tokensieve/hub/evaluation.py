@@ -9,6 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from ..cascade_recipe import CascadeRecipe, recipe_from_json
 from ..errors import InputError
 from ..methods import BaseMethod
 from ..recipe import Recipe
@@ -48,32 +49,44 @@ def read_evaluation(source: Mapping[str, Any] | str | os.PathLike[str]) -> Recor
         raise InputError(f"An evaluation must be the output of tokensieve eval --json; this one has no {missing[0]!r}.")
     public = {name: record[name] for name in dict.fromkeys(PUBLIC) if name in record}
     public["data"] = os.path.basename(str(record["data"]).rstrip("/\\")) or str(record["data"])
-    recipe = _recipe_of(record).with_paths(os.path.basename)  # without folders of this machine
-    entries = [{**entry} for entry in record["recipe_json"]["methods"]]
-    for entry, method in zip(entries, recipe, strict=True):
-        entry |= method.paths()
-    public |= {
-        "recipe": str(recipe),
-        "recipe_json": {**record["recipe_json"], "text": str(recipe), "methods": entries},
-    }
+    recipe_json = _without_folders(record["recipe_json"])
+    public |= {"recipe": recipe_json["text"], "recipe_json": recipe_json}
+    if cascade := record.get("cascade"):
+        recipes = [each["text"] for each in recipe_json["recipes"]]
+        members = [member | {"recipe": text} for member, text in zip(cascade["members"], recipes, strict=True)]
+        public["cascade"] = {**cascade, "members": members}
     return public
 
 
-def check_evaluation(record: Record, recipe: Recipe, model: str | None) -> None:
-    """Check that an evaluation is of this recipe and this model; names of weights files may differ.
+def _without_folders(data: Mapping[str, Any]) -> dict[str, Any]:
+    """The JSON of a recipe or cascade with the names of weights files, without the folders of this machine."""
+    recipe = recipe_from_json(json.dumps(data)).with_paths(os.path.basename)
+    changed: dict[str, Any] = {**data, "text": str(recipe)}
+    if isinstance(recipe, CascadeRecipe):
+        return changed | {"recipes": [_without_folders(each) for each in data["recipes"]]}
+    entries = zip(data["methods"], recipe, strict=True)
+    return changed | {"methods": [{**entry, **method.paths()} for entry, method in entries]}
+
+
+def check_evaluation(record: Record, recipe: Recipe | CascadeRecipe, model: str | None) -> None:
+    """Check that an evaluation is of this recipe and this model; names of weights files may differ, and so may what a
+    cascade knows of its calibration.
 
     Raises:
         InputError: it is of another recipe or model.
     """
-    measured = _recipe_of(record)
-    if [_without_files(method) for method in measured] != [_without_files(method) for method in recipe]:
+    measured = recipe_from_json(json.dumps(record["recipe_json"]))
+    if _compared(measured) != _compared(recipe):
         raise InputError(f"The evaluation is of the recipe {measured}, but this recipe is {recipe}.")
     if model is not None and model != record["model"]:
         raise InputError(f"The evaluation is of the model {record['model']}, but model={model!r}.")
 
 
-def _recipe_of(record: Mapping[str, Any]) -> Recipe:
-    return Recipe.from_json(json.dumps(record["recipe_json"]))
+def _compared(recipe: Recipe | CascadeRecipe) -> Any:
+    """What makes a recipe the same as another, whatever its files are called."""
+    if isinstance(recipe, CascadeRecipe):
+        return [_compared(each) for each in recipe.recipes], recipe.thresholds, recipe.score
+    return [_without_files(method) for method in recipe]
 
 
 def _without_files(method: BaseMethod) -> BaseMethod:

@@ -1,10 +1,10 @@
-"""`HubRecipe`: a recipe that can be pushed to the Hugging Face Hub and loaded from it, by huggingface_hub's mixin."""
+"""`HubRecipe`: a recipe or cascade pushed to the Hugging Face Hub and loaded from it, by huggingface_hub's mixin."""
 
 from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self
 
@@ -13,6 +13,7 @@ from huggingface_hub.constants import CONFIG_NAME, REPOCARD_NAME
 from torch import nn
 
 from .._recipe_folder import RECIPE, STORED
+from ..cascade_recipe import CascadeRecipe, read_folder, read_recipe, recipe_from_json
 from ..errors import InputError, RecipeError, SieveError, first_line
 from ..methods import BaseMethod
 from ..recipe import Recipe
@@ -21,22 +22,24 @@ from .evaluation import Record, check_evaluation, read_evaluation
 
 EVALUATION = "evaluation.json"
 """File of a repository with the results of the evaluation."""
-LIBRARY, TYPE = "tokensieve", "recipe"
-TYPES: dict[str, tuple[int, ...]] = {TYPE: (1,)}
+LIBRARY = "tokensieve"
+Parts = nn.ModuleDict | Mapping[str, nn.Module] | None
+TYPES: dict[str, tuple[int, ...]] = {"recipe": (1,), "cascade": (1,)}
 """`type` in `config.json` -> the values of `version` that this release reads."""
 
 
 class HubRecipe(ModelHubMixin):
-    """A recipe as a repository of the Hugging Face Hub: `push_to_hub`, `save_pretrained` and `from_pretrained`.
+    """A recipe or a cascade as a repository of the Hugging Face Hub: `push_to_hub`, `save_pretrained`,
+    `from_pretrained`.
 
     The repository has `recipe.json`, its weights as safetensors files, `config.json` with type and version,
     `evaluation.json` if there is an evaluation, and README.md, a model card made from these. The model itself is not in
     it. Loading runs no code: all files are JSON and safetensors, checked before and after the download.
 
     Args:
-        recipe: text, a file, a method or a `Recipe`.
+        recipe: text, a file, a method, a `Recipe` or a `CascadeRecipe`.
         parts: `fast.parts` of a model sieved with this recipe, whose learned layers are saved in their present state;
-            None saves the files named in the recipe.
+            for a cascade `[member.parts for member in fast.members]`. None saves the files named in the recipe.
         evaluation: the output of `tokensieve eval --json` for this recipe, as a dictionary or a file. Paths of this
             machine are not published, except the name of the dataset.
         model: the name of the model for which the recipe is; by default the evaluated one.
@@ -57,16 +60,16 @@ class HubRecipe(ModelHubMixin):
 
     def __init__(
         self,
-        recipe: Recipe | BaseMethod | str | os.PathLike[str],
+        recipe: Recipe | CascadeRecipe | BaseMethod | str | os.PathLike[str],
         *,
-        parts: nn.ModuleDict | Mapping[str, nn.Module] | None = None,
+        parts: Parts | Sequence[Parts] = None,
         evaluation: Mapping[str, Any] | str | os.PathLike[str] | None = None,
         model: str | None = None,
         base_model: str | None = None,
         license: str | None = None,
         notes: str | None = None,
     ) -> None:
-        self.recipe = Recipe.of(recipe)
+        self.recipe = read_recipe(recipe)
         self.parts = parts
         self.evaluation: Record | None = None if evaluation is None else read_evaluation(evaluation)
         if self.evaluation is not None:
@@ -78,8 +81,10 @@ class HubRecipe(ModelHubMixin):
         return f'HubRecipe("{self.recipe}", model={self.model!r})'
 
     def _save_pretrained(self, save_directory: Path) -> None:
-        folder = self.recipe.save_pretrained(save_directory, parts=self.parts)
-        entries = {"library": LIBRARY, "type": TYPE, "version": TYPES[TYPE][-1]}
+        parts: Any = self.parts
+        folder = self.recipe.save_pretrained(save_directory, parts=parts)
+        kind = "cascade" if isinstance(self.recipe, CascadeRecipe) else "recipe"
+        entries = {"library": LIBRARY, "type": kind, "version": TYPES[kind][-1]}
         entries |= {"model": self.model, "base_model": self.base_model, "license": self.license, "notes": self.notes}
         _write(folder / CONFIG_NAME, {**entries, "evaluation": self.evaluation is not None})
         (folder / EVALUATION).unlink(missing_ok=True)
@@ -182,7 +187,7 @@ class HubRecipe(ModelHubMixin):
             hf_hub_download(model_id, CONFIG_NAME, **remote)  # raises an error with the reason
         entries = _checked(config, model_id)
         folder = Path(model_id) if local else _fetch(model_id, remote, evaluated=entries.get("evaluation") is True)
-        recipe = Recipe.from_pretrained(folder)
+        recipe = read_folder(folder)
         _check_names(recipe, model_id)
         texts = {
             key: entries[key]
@@ -220,7 +225,7 @@ def _checked(config: Any, source: str) -> Mapping[str, Any]:
 def _fetch(repo_id: str, remote: Mapping[str, Any], *, evaluated: bool) -> Path:
     """Download the recipe, and the files that it names from the same commit; returns their local folder."""
     recipe_file = Path(hf_hub_download(repo_id, RECIPE, **remote))
-    recipe = Recipe.from_json(recipe_file.read_text(encoding="utf-8"))
+    recipe = recipe_from_json(recipe_file.read_text(encoding="utf-8"))
     _check_names(recipe, repo_id)
     for name in [*recipe.paths(), *([EVALUATION] if evaluated else [])]:
         if name != EVALUATION and not STORED.fullmatch(name):
@@ -229,7 +234,7 @@ def _fetch(repo_id: str, remote: Mapping[str, Any], *, evaluated: bool) -> Path:
     return recipe_file.parent
 
 
-def _check_names(recipe: Recipe, source: str) -> None:
+def _check_names(recipe: Recipe | CascadeRecipe, source: str) -> None:
     """Raise RecipeError if a downloaded recipe has paths or URLs, by which other files would be read or downloaded."""
     for method in recipe:
         settings = {key: value for key, value in method.settings().items() if key not in method.files}
