@@ -283,7 +283,7 @@ def test_blocks_without_a_seam_take_papr_and_refuse_merging() -> None:
     images = torch.randn(1, 3, 64, 64)
     assert torch.equal(sieve(model)(images), model(images))
     assert sieve(model, "random(keep=0.5)").trace(images).tokens_per_block == [33] * 4
-    with pytest.raises(UnsupportedHost, match="ParallelScalingBlock has no seam"):
+    with pytest.raises(UnsupportedHost, match="ParallelScalingBlock is not a block that can be stopped"):
         sieve(model, "tome(r=4)")
 
 

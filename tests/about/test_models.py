@@ -73,7 +73,7 @@ def test_attention_pooling_is_counted_too() -> None:
 def test_a_host_that_takes_nothing_inside_its_blocks() -> None:
     facts = model_facts("vit_small_patch16_18x2_224", quick=True)
     assert (facts["opens_as"], facts["merges"]) == ("host", False)
-    assert "ParallelThingsBlock has no seam" in facts["merges_reason"]
+    assert "ParallelThingsBlock is not a block that can be stopped" in facts["merges_reason"]
     assert "macs" not in facts
 
 

@@ -108,7 +108,7 @@ def test_models_refused_are_shown_with_reasons_when_asked_for(run) -> None:
 def test_models_that_cannot_merge_say_so(run) -> None:
     said = words(run("models", "vit_small_patch16_18x2_224").out)
     assert "No merging: vit_small_patch16_18x2_224" in said
-    assert "ParallelThingsBlock has no seam" in said
+    assert "ParallelThingsBlock is not a block that can be stopped" in said
 
 
 def test_models_with_weights_name_them(run) -> None:

@@ -118,7 +118,7 @@ def test_what_is_refused() -> None:
     for block in custom.transformer.resblocks:  # open_clip's own other kind came with version 3
         block.__class__ = type("CustomResidualAttentionBlock", (type(block),), {})
     sieve(custom, "random(keep=0.5)")(open_clip_images())
-    with pytest.raises(UnsupportedHost, match="CustomResidualAttentionBlock has no seam"):
+    with pytest.raises(UnsupportedHost, match="CustomResidualAttentionBlock is not a block that can be stopped"):
         sieve(custom, "tome(r=3)")
 
 

@@ -147,7 +147,7 @@ def mine(part: Any) -> None:
 def test_a_block_that_is_not_known_takes_nothing_inside() -> None:
     images = torchvision_images(VITS["vit"]())
     changes: list[tuple[Callable[[EncoderBlock], Any], str]] = [
-        (mine, "Mine has no seam between attention and MLP that is known here"),
+        (mine, "Mine is not a block that can be stopped between attention and MLP"),
         (lambda block: mine(block.self_attention), "its attention Mine is unknown here"),
         (lambda block: setattr(block.self_attention, "add_zero_attn", True), "built in a way that is unknown here"),
         (lambda block: setattr(block.self_attention, "batch_first", False), "built in a way that is unknown here"),

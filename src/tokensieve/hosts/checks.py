@@ -100,3 +100,10 @@ def check_images(model: nn.Module, images: Tensor, layout: str = "CHW") -> Tenso
     if images.ndim != 1 + len(layout):
         raise InputError(f"{noun} have shape {tuple(images.shape)}; {name} reads {reads}.")
     return images
+
+
+def unknown_block(block: nn.Module, known: Iterable[str] = ()) -> str:
+    """Why methods that act inside a block cannot run in this one, whose class is not one of `known`."""
+    classes = ", ".join(known)
+    why = f"{type(block).__name__} is not a block that can be stopped between attention and MLP"
+    return f"{why} (those that can: {classes})" if classes else why

@@ -14,6 +14,7 @@ from torch import Tensor
 from ..attention import BlockQKV
 from ..tokens import Tokens, rows
 from .base import HostBlock
+from .checks import unknown_block
 from .hf_calls import is_transformers
 
 KERNELS = (None, "eager", "sdpa", "flash_attention_2", "flash_attention_3", "flex_attention")
@@ -159,7 +160,7 @@ class HFBlock(HostBlock):
         attention: Any = self.bypassed[-1]
         kernel = getattr(getattr(attention, "config", None), "_attn_implementation", None)
         if not is_transformers(layer) or type(layer).__name__ not in LAYERS:
-            self.closed = f"{type(layer).__name__} has no seam between attention and MLP that is known here"
+            self.closed = unknown_block(layer)
         elif not is_transformers(attention) or type(attention).__name__ != self.parts.attention_class:
             self.closed = (
                 f"its attention {type(attention).__name__} is unknown here (known: {self.parts.attention_class})"

@@ -13,7 +13,7 @@ from ..attention import BlockQKV
 from ..errors import UnsupportedHost
 from ..tokens import Tokens
 from .base import Host, HostBlock
-from .checks import check_images, check_size, plain_patch
+from .checks import check_images, check_size, plain_patch, unknown_block
 from .pooling import key_bias, weighed
 from .registry import register_host
 from .torch_attention import project, project_out, why_closed
@@ -93,10 +93,7 @@ class OpenClipBlock(HostBlock):
     def __init__(self, block: Any) -> None:
         self.block, self.bypassed = block, (block, block.attn)
         if not _of_open_clip(block, "ResidualAttentionBlock"):
-            self.closed = (
-                f"{type(block).__name__} has no seam between attention and MLP that is known here "
-                "(known: ResidualAttentionBlock)"
-            )
+            self.closed = unknown_block(block, ["ResidualAttentionBlock"])
         else:
             self.closed = why_closed(block.attn)
 

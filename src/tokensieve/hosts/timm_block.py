@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from ..attention import BlockQKV
 from ..tokens import Tokens, rows
 from .base import HostBlock
-from .checks import plain_linear
+from .checks import plain_linear, unknown_block
 
 BLOCKS = (Block, ResPostBlock, EvaBlock, EvaBlockPostNorm)
 ATTENTIONS = (Attention, EvaAttention, *([timm.layers.AttentionRope] if hasattr(timm.layers, "AttentionRope") else []))
@@ -36,10 +36,7 @@ class TimmBlock(HostBlock):
         self.by_token = not self.rotary
         self.post_norm = type(block) in (ResPostBlock, EvaBlockPostNorm)
         if type(block) not in BLOCKS:
-            self.closed = (
-                f"{type(block).__name__} has no seam between attention and MLP that is known here "
-                f"(known: {', '.join(cls.__name__ for cls in BLOCKS)})"
-            )
+            self.closed = unknown_block(block, [cls.__name__ for cls in BLOCKS])
         elif type(block.attn) not in ATTENTIONS:
             self.closed = (
                 f"its attention {type(block.attn).__name__} is unknown here "

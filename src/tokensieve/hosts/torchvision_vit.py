@@ -14,7 +14,7 @@ from ..attention import BlockQKV
 from ..errors import UnsupportedHost
 from ..tokens import Tokens
 from .base import Host, HostBlock
-from .checks import check_images, check_size, plain_patch
+from .checks import check_images, check_size, plain_patch, unknown_block
 from .registry import register_host
 from .torch_attention import project, project_out, why_closed
 
@@ -64,10 +64,7 @@ class TorchvisionBlock(HostBlock):
         self.block = block
         if type(block) is not EncoderBlock:
             self.bypassed = (block,)
-            self.closed = (
-                f"{type(block).__name__} has no seam between attention and MLP that is known here "
-                f"(known: {EncoderBlock.__name__})"
-            )
+            self.closed = unknown_block(block, [EncoderBlock.__name__])
         else:
             self.bypassed, self.closed = (block, block.self_attention), why_closed(block.self_attention)
 
