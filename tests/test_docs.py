@@ -93,9 +93,10 @@ def test_the_readmes_lines_of_python_run() -> None:
 
 @pytest.mark.parametrize("notebook", sorted((ROOT / "docs" / "notebooks").glob("*.ipynb")), ids=named)
 def test_notebooks_run_and_hold_what_they_gave(notebook: Path) -> None:
-    """All their code in one process, as a kernel would; and no cell was left without having run."""
+    """All their code in one process, as a kernel would, on fewer scenes; and no cell was left without having run."""
     cells = [cell for cell in json.loads(notebook.read_text())["cells"] if cell["cell_type"] == "code"]
-    run("import matplotlib; matplotlib.use('agg')\n" + "\n".join("".join(cell["source"]) for cell in cells))
+    code = "\n".join("".join(cell["source"]) for cell in cells).replace("std), 64)", "std), 8)")
+    run(f"import matplotlib; matplotlib.use('agg')\n{code}")
     assert [cell["execution_count"] for cell in cells] == list(range(1, len(cells) + 1))
     assert not [output for cell in cells for output in cell["outputs"] if output["output_type"] == "error"]
     assert any("image/png" in output.get("data", {}) for cell in cells for output in cell["outputs"])

@@ -77,7 +77,7 @@ def test_export_writes_members_and_rule(run, there):
 
 def test_tune_finds_a_cascade(run, there, brief_timing, monkeypatch):
     brief_timing(monkeypatch)
-    words = ["--family", "scheduled-guarded", "--proposal", "none", "--trials", 2, "--agree", 0.9, "--limit", 100]
+    words = ["--family", "scheduled-guarded", "--proposal", "none", "--trials", 2, "--agree", 0.9, "--limit", 60]
     result = run("tune", *SCENES, *words)
     assert result.code == 0, result.err
     assert "of the held-out ones keep their class" in " ".join(result.out.split())

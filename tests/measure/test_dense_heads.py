@@ -111,7 +111,7 @@ def test_scores_that_are_probabilities_are_compared_as_such(form: str) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "words"),
-    [("depth-anything", {}), ("depth-anything", {"backbone": "backbone"}), ("uper-beit", {"backbone": "backbone"})],
+    [("depth-anything", {}), ("uper-beit", {"backbone": "backbone"})],
 )
 def test_a_recipe_is_found_without_labels(
     name: str, words: dict[str, Any], brief_timing: Any, monkeypatch: pytest.MonkeyPatch

@@ -1,11 +1,13 @@
 """The recipe that commands take by themselves."""
 
 import json
+from pathlib import Path
 
 import pytest
 
 from tests.reference.hosts import host_forms, host_images
 from tokensieve import UnsupportedHost, sieve
+from tokensieve.export.checked import Exported
 from tokensieve.measure import macs
 from tokensieve.search.default import EXITS, RANKED, SAVING, default_recipe
 from tokensieve.segmentation import linear, setr
@@ -44,7 +46,10 @@ def test_segmenters_with_exits_are_left_early():
 
 
 @pytest.mark.parametrize("command", ["bench", "export", "show", "demo"])
-def test_commands_say_that_it_is_the_default(run, there, command):
+def test_commands_say_that_it_is_the_default(run, there, monkeypatch, command):
+    images, logits = {"images": ("batch", 3, 160, 160)}, {"logits": ("batch", 1000)}
+    written = Exported(Path("m.pt2"), images, logits, {1: 0.0}, nodes=9, bytes=9)
+    monkeypatch.setattr("tokensieve.export.export_program", lambda *_, **__: written)  # what is said takes no file
     options = {
         "bench": ["--seconds", 0, "--batch", 1],
         "export": ["--out", "m.pt2", "--no-pretrained"],
