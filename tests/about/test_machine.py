@@ -100,7 +100,7 @@ def test_what_is_too_old_is_a_warning(installed) -> None:
     found = facts["versions"]["torch"]
     assert (
         facts["warnings"][0]
-        == f'torch {found} is not suitable, torch>=99 is needed: pip install --upgrade "torch>=99".'
+        == f'torch {found} is installed, but torch>=99 is needed: pip install --upgrade "torch>=99".'
     )
 
 
@@ -129,9 +129,9 @@ def healthy() -> dict:
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        ({"installed": False}, "not installed, only importable"),
+        ({"installed": False}, "imported from a folder without package metadata"),
         ({"threads": 8}, "8 threads on 2 cores, which slows all of them down: give --threads 2"),
-        ({"machine": "Some CPU"}, "no matrix units for bf16"),
+        ({"machine": "Some CPU"}, "no instructions for bf16"),
         ({"compiler": None}, "no C++ compiler"),
         ({"python_headers": False}, "Python's C headers"),
         ({"bundled": [{"name": "nano_vit", "loads": False, "reason": "It is gone."}]}, "nano_vit does not load: It is"),
@@ -193,7 +193,7 @@ def test_the_self_test_sees_tokens_that_stay(monkeypatch) -> None:
 
 def test_macs_of_a_known_model_are_counted() -> None:
     facts = machine_facts()
-    assert facts["macs"] == {"counted": 780_640.0, "known": 780_640}
+    assert facts["macs"] == {"counted": 780_640.0, "expected": 780_640}
     assert facts["failures"] == []
 
 
@@ -203,8 +203,8 @@ def test_macs_that_are_counted_wrong_are_told(monkeypatch) -> None:
     monkeypatch.setattr(machine, "macs", lambda model: 780_640.0 - 3 * 2 * 17**2 * 32)
     (sentence,) = machine_facts()["failures"]
     assert sentence == (
-        f"MACs are counted wrongly with torch {torch.__version__}: 725,152 for a tiny ViT that has 780,640. "
-        "Figures of MACs are not reliable on this machine."
+        f"MACs are counted wrongly with torch {torch.__version__}: 725,152 for a tiny ViT, where 780,640 are right. "
+        "Counts of MACs are not reliable on this machine."
     )
 
     def refuse(model):

@@ -174,7 +174,7 @@ def test_a_full_disk_is_a_sentence_and_finished_files_stay(tiny, photos, tmp_pat
 
     with monkeypatch.context() as patch:
         patch.setattr(os, "replace", full)
-        with pytest.raises(InputError, match=r"no space left to write to .*out .*give the same command again"):
+        with pytest.raises(InputError, match=r"no space left to write to .*out .*run the same command again"):
             run(tiny(), root, out, **SMALL)
     assert [file.name for file in (out / "rows").iterdir()] == ["00000.parquet"]
     assert run(tiny(), root, out, **SMALL).before == 4

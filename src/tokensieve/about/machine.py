@@ -30,7 +30,7 @@ from ..show.record import machine_name
 from ..stream import sieve
 from .models import bundled_names
 
-SHOWN = ("torch", "timm", "torchvision", "transformers", "onnx", "onnxscript", "onnxruntime")
+LISTED_PACKAGES = ("torch", "timm", "torchvision", "transformers", "onnx", "onnxscript", "onnxruntime")
 """Packages whose versions are listed, if they are installed."""
 
 SOURCE = Path(__file__).resolve().parents[3]
@@ -38,12 +38,13 @@ SOURCE = Path(__file__).resolve().parents[3]
 
 
 def machine_facts() -> dict[str, Any]:
-    """Versions, processor, accelerators, attention kernels, extras, bundled weights, MACs, self-test, as plain JSON.
+    """What `tokensieve doctor` reports of this machine, as plain JSON: versions, processor, accelerators, attention
+    kernels, extras, bundled weights, a check of the MAC counter, and a self-test.
 
     `failures` are sentences about errors that prevent tokensieve from working, `warnings` about limitations.
     """
     needs, installed = requirements()
-    versions = {name: version for name in SHOWN if (version := _version(name))}
+    versions = {name: version for name in LISTED_PACKAGES if (version := _version(name))}
     devices = [torch.device("cpu"), *(torch.device("cuda", i) for i in range(torch.cuda.device_count()))]
     facts: dict[str, Any] = {
         "versions": {"tokensieve": __version__, "python": platform.python_version(), **versions},
@@ -60,7 +61,7 @@ def machine_facts() -> dict[str, Any]:
         "python_headers": (Path(sysconfig.get_path("include")) / "Python.h").is_file(),
         "extras": [_extra(name, needs, installed) for name in needs if name],
         "bundled": [_bundled(name) for name in bundled_names()],
-        "macs": count_known(),
+        "macs": check_mac_counter(),
     }
     facts["failures"] = [*self_test(), *_wrong_counts(facts["macs"])]
     return {**facts, "warnings": [*_outdated(needs.get("", [])), *_warnings(facts)]}
@@ -69,7 +70,7 @@ def machine_facts() -> dict[str, Any]:
 def requirements() -> tuple[dict[str, list[Requirement]], bool]:
     """Requirements of the package by extra ("" is the core), and whether they come from an installed distribution.
 
-    For a source folder that is not installed, `pyproject.toml` is read; without either the result is empty.
+    If the package is not installed they are read from the project's `pyproject.toml`; without that file there are none.
     """
     needs: dict[str, list[Requirement]] = {}
     try:
@@ -90,7 +91,7 @@ def requirements() -> tuple[dict[str, list[Requirement]], bool]:
 
 
 def cores() -> int:
-    """Number of cores that this process may use: the smallest of the machine's, its affinity, its container's quota."""
+    """Number of cores that this process may use: those of its CPU affinity, at most its container's quota."""
     count = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     try:
         quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
@@ -100,15 +101,18 @@ def cores() -> int:
 
 
 def kernels(device: torch.device, dtype: torch.dtype) -> dict[str, Any]:
-    """The attention kernel that torch selects without a mask and with the mask of merged tokens, and all available."""
+    """The attention kernel that torch selects without a mask (`plain`) and with the mask of merged tokens (`masked`),
+    and all kernels that can run each of them (`available`)."""
     q = torch.randn(1, 2, 17, 64, generator=torch.Generator().manual_seed(0)).to(device, dtype)
-    ran: dict[str, str] = {}
-    can: dict[str, list[str]] = {}
+    selected: dict[str, str] = {}
+    available: dict[str, list[str]] = {}
     for name, mask in (("plain", None), ("masked", torch.zeros(1, 1, 1, 17, device=device, dtype=dtype))):
         call = partial(F.scaled_dot_product_attention, q, q, q, attn_mask=mask)
-        ran[name] = ", ".join(attention_kernels(call)) or "unknown"
-        can[name] = [kind for kind, backend in SDPBackend.__members__.items() if _runs(backend, call)]
-    return {"device": str(device), "dtype": str(dtype).removeprefix("torch."), **ran, "available": can}
+        selected[name] = ", ".join(attention_kernels(call)) or "unknown"
+        available[name] = [
+            backend_name for backend_name, backend in SDPBackend.__members__.items() if _runs(backend, call)
+        ]
+    return {"device": str(device), "dtype": str(dtype).removeprefix("torch."), **selected, "available": available}
 
 
 def _runs(backend: SDPBackend, call: Callable[[], Any]) -> bool:
@@ -136,8 +140,8 @@ def _tiny_vit() -> VisionTransformer:
     return VisionTransformer(img_size=32, patch_size=8, embed_dim=32, depth=3, num_heads=2, num_classes=5).eval()
 
 
-def count_known() -> dict[str, Any]:
-    """MACs of a tiny ViT as `macs` counts them (`counted`, or its error message) and the known number (`known`)."""
+def check_mac_counter() -> dict[str, Any]:
+    """MACs of a tiny ViT as `macs` counts them (`counted`, or its error message) and by a formula (`expected`)."""
     patches, width, depth, classes = 16, 32, 3, 5
     tokens = patches + 1
     blocks = depth * (12 * tokens * width**2 + 2 * tokens**2 * width)  # projections and MLP, and attention's products
@@ -146,17 +150,17 @@ def count_known() -> dict[str, Any]:
             counted: float | str = macs(_tiny_vit())
         except SieveError as error:
             counted = str(error)
-    return {"counted": counted, "known": patches * 3 * 8 * 8 * width + blocks + width * classes}
+    return {"counted": counted, "expected": patches * 3 * 8 * 8 * width + blocks + width * classes}
 
 
 def _wrong_counts(counts: dict[str, Any]) -> list[str]:
     if isinstance(counts["counted"], str):
         return [counts["counted"]]
-    if counts["counted"] == counts["known"]:
+    if counts["counted"] == counts["expected"]:
         return []
     return [
-        f"MACs are counted wrongly with torch {torch.__version__}: {counts['counted']:,.0f} for a tiny ViT that has "
-        f"{counts['known']:,}. Figures of MACs are not reliable on this machine."
+        f"MACs are counted wrongly with torch {torch.__version__}: {counts['counted']:,.0f} for a tiny ViT, where "
+        f"{counts['expected']:,} are right. Counts of MACs are not reliable on this machine."
     ]
 
 
@@ -170,7 +174,9 @@ def self_test() -> list[str]:
     with torch.no_grad():
         dense = model(images)
         if not torch.equal(sieve(model, "papr(keep=1) + tome(r=0)")(images), dense):
-            failures.append("At identity settings the sieved model does not agree with the dense one bit for bit.")
+            failures.append(
+                "With papr(keep=1) + tome(r=0), which removes no token, the output differs from the dense model's."
+            )
         recipe = "papr(keep=0.5, significance=centre) + tome(r=1)"
         fast = sieve(model, recipe)
         trace, planned = fast.trace(images), [reads.mlp for reads in fast.plan.reads(16)]
@@ -200,7 +206,7 @@ def _accelerator(device: torch.device) -> dict[str, Any]:
 
 
 def _missing(needs: list[Requirement]) -> list[str]:
-    """Requirements that are not installed, or in an unsuitable version."""
+    """Requirements that are not installed, or not in a version that they admit."""
     missing = []
     for need in needs:
         version = _version(need.name)
@@ -210,21 +216,21 @@ def _missing(needs: list[Requirement]) -> list[str]:
 
 
 def _extra(name: str, needs: dict[str, list[Requirement]], installed: bool) -> dict[str, Any]:
-    requirements, todo = list[Requirement](), [name]
-    for extra in todo:  # an extra may require another extra of the same package
+    collected, pending = list[Requirement](), [name]
+    for extra in pending:  # an extra may require another extra of the same package
         for need in needs[extra]:
             if need.name == "tokensieve":
-                todo += [other for other in sorted(need.extras) if other not in todo]
+                pending += [other for other in sorted(need.extras) if other not in pending]
             else:
-                requirements.append(need)
-    missing = _missing(requirements)
-    source = f'pip install "tokensieve[{name}]"' if installed else f'pip install -e "{SOURCE}[{name}]"'
+                collected.append(need)
+    missing = _missing(collected)
+    install_command = f'pip install "tokensieve[{name}]"' if installed else f'pip install -e "{SOURCE}[{name}]"'
     return {
         "name": name,
-        "needs": [need.name for need in requirements],
-        "versions": {need.name: version for need in requirements if (version := _version(need.name))},
+        "needs": [need.name for need in collected],
+        "versions": {need.name: version for need in collected if (version := _version(need.name))},
         "missing": missing,
-        "install": source if missing else None,
+        "install": install_command if missing else None,
     }
 
 
@@ -243,15 +249,17 @@ def _outdated(core: list[Requirement]) -> list[str]:
     for need in core:
         for requirement in _missing([need]):
             version = _version(need.name)
-            state = "is missing" if version is None else f"{version} is not suitable"
-            messages.append(f'{need.name} {state}, {requirement} is needed: pip install --upgrade "{requirement}".')
+            state = "is not installed" if version is None else f"{version} is installed"
+            messages.append(f'{need.name} {state}, but {requirement} is needed: pip install --upgrade "{requirement}".')
     return messages
 
 
 def _warnings(facts: dict[str, Any]) -> list[str]:
     messages = []
     if not facts["installed"] and not facts["extras"]:
-        messages.append("tokensieve is not installed, only importable: its requirements and extras are not known.")
+        messages.append(
+            "tokensieve is imported from a folder without package metadata: its requirements and extras are not known."
+        )
     threads, available = facts["threads"], facts["cores"]
     if threads > available:
         messages.append(
@@ -260,16 +268,20 @@ def _warnings(facts: dict[str, Any]) -> list[str]:
         )
     x86 = facts["architecture"].lower() in ("x86_64", "amd64")
     if x86 and not facts["machine"].endswith(("(amx_bf16)", "(avx512_bf16)")):
-        messages.append("The processor has no matrix units for bf16: it saves memory here, not time.")
+        messages.append(
+            "The processor has no instructions for bf16 (AMX, AVX-512 BF16): bf16 saves memory here, not time."
+        )
     for kernel in facts["attention"]:
-        for call in ("plain", "masked"):
-            if kernel[call] == "math":
-                mask = "with the mask of merged tokens " if call == "masked" else ""
+        for case in ("plain", "masked"):
+            if kernel[case] == "math":
+                mask = "with the mask of merged tokens " if case == "masked" else ""
                 messages.append(
                     f"Attention in {kernel['dtype']} {mask}is not fused on {kernel['device']}, and therefore slow."
                 )
     if facts["compiler"] is None:
-        messages.append("torch.compile finds no C++ compiler: install g++ or clang++, or name one in CXX.")
+        messages.append(
+            "torch.compile finds no C++ compiler: install g++ or clang++, or set the environment variable CXX to one."
+        )
     if not facts["python_headers"]:
         messages.append(
             "torch.compile needs Python's C headers for CPUs: install them (package python3-dev or python3-devel)."

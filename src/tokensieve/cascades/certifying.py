@@ -26,10 +26,10 @@ class Certified:
     """Thresholds of a cascade, with the statistics that certify them on the calibration images."""
 
     thresholds: tuple[float, ...]
-    """The threshold of each member but the last; 1 if no lower threshold could be certified: all images are read
-    again."""
+    """The threshold of each member but the last: an image is answered by the first member whose score reaches it. At 1
+    a member is skipped, and every image goes on to the next."""
     certified: bool
-    """Whether the bound reaches the requested agreement."""
+    """Whether `bound` is at least the requested agreement."""
     agreement: float
     """Share of the images whose predicted class is that of the dense model, with these thresholds."""
     bound: float
@@ -39,8 +39,8 @@ class Certified:
     images: int
     """Number of calibration images."""
     refused: float | None
-    """Agreement at the next threshold, which was not certified; None if there is no lower one, or if none was
-    certified."""
+    """Agreement at the next thresholds of the sequence, the first that could not be certified; None if there are none
+    after these, or if no thresholds could be certified."""
 
 
 @lru_cache(maxsize=4096)
@@ -54,10 +54,10 @@ def lower_bound(hits: int, count: int, confidence: float) -> float:
 def images_needed(agree: float, confidence: float, share: float = 1.0) -> int | None:
     """The number of calibration images needed to certify the agreement `agree`, if the observed agreement is `share`.
 
-    None if no number is enough. For share 1 it is log(1 - confidence) / log(agree), rounded up.
+    None if no number is enough. If all images agree it is log(1 - confidence) / log(agree), rounded up.
     """
     if share >= 1:
-        return ceil(log(1 - confidence) / log(agree) - 1e-9)
+        return ceil(log(1 - confidence) / log(agree) - 1e-9)  # rounding must not add an image
     if share <= agree:
         return None
 
@@ -85,35 +85,37 @@ def certify(
 ) -> Certified:
     """Find the lowest thresholds that can be certified, in a fixed sequence of thresholds.
 
-    The sequence starts at 1, where all images are read again, and goes down. Each threshold is tested, by the exact
-    bound, against the hypothesis that the agreement is below `agree`, until one cannot be certified. Since the order is
-    fixed before any image is seen, the last certified threshold is valid with the confidence of a single test.
+    The sequence starts at thresholds of 1, where every image goes on to the last member, and decreases to 0. At each
+    step the exact binomial bound tests the hypothesis that the agreement is below `agree`; the sequence ends where it
+    cannot be rejected. Since the order is fixed before any image is seen, no correction for many tests is needed: the
+    last certified thresholds are valid with the confidence of a single test.
 
     Args:
         scores: (M - 1, N) confidence of each member but the last for each image, 0 to 1.
         same: (M, N) whether each member predicts the class of the dense model.
-        agree, confidence: the agreement to certify, at least this share of the images, with this confidence.
-        towards: thresholds of the members, found on other images, through which the sequence passes; None: all members
-            have the same threshold.
+        agree: share of the images that must agree, 0 to 1.
+        confidence: 1 minus the probability that the certified thresholds do not reach it.
+        towards: a threshold for each member but the last, found on other images; the sequence goes from 1 to 0 through
+            these. None: all thresholds are equal at each step.
     """
-    readers, count = scores.shape
-    powers = _powers(towards, readers)
+    gates, count = scores.shape
+    powers = _powers(towards, gates)
 
-    def outcome(step: float) -> tuple[tuple[float, ...], NDArray[np.bool_], tuple[float, ...]]:
-        """Thresholds at a step of the sequence, whether each image agrees, and the share that each member reads."""
-        thresholds = tuple(step**power if step > 0 else 0.0 for power in powers)
+    def evaluate_at(fraction: float) -> tuple[tuple[float, ...], NDArray[np.bool_], tuple[float, ...]]:
+        """Thresholds at a fraction of the sequence, whether each image agrees, and the share that each member reads."""
+        thresholds = tuple(fraction**power if fraction > 0 else 0.0 for power in powers)
         pending, agrees, shares = np.ones(count, dtype=bool), np.zeros(count, dtype=bool), []
-        for threshold, member_scores, member_same in zip(thresholds, scores, same[:-1], strict=True):
+        for threshold, member_scores, member_agrees in zip(thresholds, scores, same[:-1], strict=True):
             shares.append(float(pending.mean()) if threshold < 1 else 0.0)
             accepted = pending & (member_scores >= threshold) & (threshold < 1)
-            agrees[accepted] = member_same[accepted]
+            agrees[accepted] = member_agrees[accepted]
             pending = pending & ~accepted
         agrees[pending] = same[-1][pending]
         return thresholds, agrees, (*shares, float(pending.mean()))
 
     last: Certified | None = None
     for number in range(STEPS, -1, -1):
-        thresholds, agrees, shares = outcome(number / STEPS)
+        thresholds, agrees, shares = evaluate_at(number / STEPS)
         hits = int(agrees.sum())
         bound = lower_bound(hits, count, confidence)
         if last is not None and bound < agree:
@@ -126,10 +128,9 @@ def certify(
     return last
 
 
-def _powers(towards: Sequence[float] | None, readers: int) -> list[float]:
-    """Exponents with which each threshold is a power of the first, so that all start at 1, end at 0 and pass through
-    `towards`."""
+def _powers(towards: Sequence[float] | None, gates: int) -> list[float]:
+    """Exponents p such that the thresholds t ** p, for t from 1 to 0, pass through `towards`."""
     if towards is None:
-        return [1.0] * readers
+        return [1.0] * gates
     clamped = [min(max(threshold, 1e-6), 1 - 1e-6) for threshold in towards]
     return [log(threshold) / log(clamped[0]) for threshold in clamped]

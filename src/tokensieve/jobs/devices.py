@@ -29,7 +29,7 @@ def device_name(text: str) -> str:
 
 
 def check_settings(work: Work, settings: dict[str, Any]) -> None:
-    """Check that this process has the same job as the main process: the same weights and the same items.
+    """Check that this process found the same weights and items as the main process.
 
     Raises:
         InputError: a setting differs.
@@ -38,19 +38,19 @@ def check_settings(work: Work, settings: dict[str, Any]) -> None:
     for name in settings:
         if recorded.get(name) != settings[name]:
             raise InputError(
-                f"Two processes do not have the same job: its {name} differs. Weights must not be random "
+                f"Two processes of the job differ in {name}. Weights must not be random "
                 "(--no-pretrained), and the sources must not change during the job."
             )
 
 
-class _Link:
+class _WorkerConnection:
     """A worker process's end of the connection: requests shards, and reports progress."""
 
     def __init__(self, connection: Connection) -> None:
         self.connection = connection
 
     def request(self, kind: str) -> int | None:
-        """Request a shard. "next" returns None if there is none now; "idle" waits for one, None if none will come."""
+        """Request a shard. "next" returns at once, None if none is free; "idle" waits, None if the job is finished."""
         self.connection.send((kind, None))
         number: int | None = self.connection.recv()
         return number
@@ -69,12 +69,12 @@ class _Link:
         self.connection.send(("written", number))
 
 
-def _work(
+def _worker_main(
     job: Job, settings: dict[str, Any], device: str, workers: int, threads: int | None, connection: Connection
 ) -> None:
     """Main function of a worker process."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the main process handles Ctrl-C
-    link = _Link(connection)
+    link = _WorkerConnection(connection)
     try:
         if threads is not None:
             torch.set_num_threads(threads)
@@ -86,20 +86,21 @@ def _work(
         return  # the main process has ended
     except SieveError as error:
         with suppress(OSError):
-            connection.send(("refused", str(error)))
+            connection.send(("input_error", str(error)))
     except BaseException:
         with suppress(OSError):
-            connection.send(("failed", traceback.format_exc()))
+            connection.send(("crashed", traceback.format_exc()))
 
 
 class _Process:
-    """The main process's view of a worker process."""
+    """A worker process as the main process tracks it: its connection, device and unfinished shards."""
 
     def __init__(self, process: Any, connection: Connection, device: str) -> None:
         self.process, self.connection, self.device = process, connection, device
         self.shards: dict[int, list[int]] = {}
-        """Shards assigned to it that are not written yet -> number of reported items and errors."""
-        self.idle = False
+        """For each of its shards that is not written yet: [items, errors] reported so far."""
+        self.waiting = False
+        """Whether it waits for a shard, or for the end."""
 
 
 def run_devices(
@@ -124,16 +125,16 @@ def run_devices(
         threads: CPU threads of each process; None for torch's default.
 
     Raises:
-        InputError: as `run_shards`; or all processes have ended, and shards are left.
+        InputError: for the reasons of `run_shards`, or all processes have ended and some shards are not done.
     """
     for device in devices:
-        replace(job.spec, device=device).torch_device()
+        replace(job.spec, device=device).torch_device()  # raises for a device that is not there
     context = multiprocessing.get_context("spawn")
     queue, processes = deque(shards), []
     try:
         for device in devices[: max(1, len(queue))]:
             receiver, sender = context.Pipe()
-            process = context.Process(target=_work, args=(job, settings, device, workers, threads, sender))
+            process = context.Process(target=_worker_main, args=(job, settings, device, workers, threads, sender))
             process.start()
             sender.close()
             processes.append(_Process(process, receiver, device))
@@ -147,10 +148,10 @@ def run_devices(
 
 def _listen(processes: list[_Process], queue: deque[int], listener: Listener) -> None:
     """Handle the workers' messages until all shards are written."""
-    active, lost = list(processes), []
-    while active:
-        ready = wait([process.connection for process in active], CHECK_INTERVAL)
-        for process in list(active):
+    running, crashed = list(processes), []
+    while running:
+        ready = wait([process.connection for process in running], CHECK_INTERVAL)
+        for process in list(running):
             if process.connection not in ready and process.process.is_alive():
                 continue
             try:
@@ -161,15 +162,15 @@ def _listen(processes: list[_Process], queue: deque[int], listener: Listener) ->
             except (EOFError, OSError):
                 alive = False
             if not alive:
-                active.remove(process)
+                running.remove(process)
                 process.process.join()
                 if process.shards or process.process.exitcode:
-                    lost.append(process)
-                    _return(process, queue, listener, others=bool(active))
-        _serve(active, queue)
+                    crashed.append(process)
+                    _requeue(process, queue, listener, workers_left=bool(running))
+        _assign(running, queue)
     if queue:
-        reasons = ", ".join(f"{process.device} {_end(process.process.exitcode)}" for process in lost)
-        raise InputError(f"All processes have ended ({reasons}): give the same command again to go on.")
+        reasons = ", ".join(f"{process.device} {_exit_reason(process.process.exitcode)}" for process in crashed)
+        raise InputError(f"All processes have ended ({reasons}): run the same command again to resume.")
 
 
 def _handle(process: _Process, kind: str, content: Any, queue: deque[int], listener: Listener) -> None:
@@ -180,7 +181,7 @@ def _handle(process: _Process, kind: str, content: Any, queue: deque[int], liste
             process.shards[number] = [0, 0]
         process.connection.send(number)
     elif kind == "idle":
-        process.idle = True
+        process.waiting = True
     elif kind == "progress":
         process.shards[content.shard][0] += content.items
         process.shards[content.shard][1] += content.errors
@@ -189,39 +190,42 @@ def _handle(process: _Process, kind: str, content: Any, queue: deque[int], liste
         listener.say(f"{process.device}: {content}")
     elif kind == "written":
         del process.shards[content]
-    elif kind == "refused":
+    elif kind == "input_error":
         raise InputError(content)
     else:
         raise RuntimeError(f"The process on {process.device} failed:\n{content}")
 
 
-def _serve(active: list[_Process], queue: deque[int]) -> None:
-    """Give idle workers a shard. They end only when no shard is in work, which another worker could fail to write."""
-    outstanding = any(process.shards for process in active)
-    for process in active:
-        if process.idle and (queue or not outstanding):
+def _assign(running: list[_Process], queue: deque[int]) -> None:
+    """Send each waiting worker a shard. They are told to end only when no shard is unfinished anywhere: the shards of a
+    worker that crashes must be run by another."""
+    outstanding = any(process.shards for process in running)
+    for process in running:
+        if process.waiting and (queue or not outstanding):
             number = queue.popleft() if queue else None
             if number is not None:
                 process.shards[number] = [0, 0]
                 outstanding = True
-            process.idle = False
+            process.waiting = False
             with suppress(OSError):
                 process.connection.send(number)
 
 
-def _return(process: _Process, queue: deque[int], listener: Listener, *, others: bool) -> None:
+def _requeue(process: _Process, queue: deque[int], listener: Listener, *, workers_left: bool) -> None:
     """Return the shards of a worker that has ended to the queue, and subtract its reported progress."""
     for number, (items, errors) in process.shards.items():
         listener.advance(ShardProgress(number, -items, -errors, 0.0, 0.0))
     queue.extendleft(sorted(process.shards, reverse=True))
-    if others:
-        listener.say(f"The process on {process.device} {_end(process.process.exitcode)}: the others take its shards.")
+    if workers_left:
+        listener.say(
+            f"The process on {process.device} {_exit_reason(process.process.exitcode)}: the others take its shards."
+        )
     process.shards = {}
 
 
-def _end(code: int | None) -> str:
+def _exit_reason(code: int | None) -> str:
     """How a process ended, in words."""
     if code is not None and code < 0:
         name = signal.Signals(-code).name
-        return f"was killed by {name}" + (" (no memory left?)" if name == "SIGKILL" else "")
+        return f"was killed by {name}" + (" (out of memory?)" if name == "SIGKILL" else "")
     return f"ended with exit code {code}"

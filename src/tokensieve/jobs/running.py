@@ -195,5 +195,5 @@ def _check_complete(work: Work, complete: set[int], output: OutputFolder) -> Non
     missing = [number for number in range(work.shards) if number not in complete]
     if missing:
         raise InputError(
-            f"{len(missing)} of {work.shards} files of rows are missing in {output.name}: give the same command again."
+            f"{len(missing)} of {work.shards} files of rows are missing in {output.name}: run the same command again."
         )

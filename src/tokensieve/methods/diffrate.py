@@ -1,4 +1,4 @@
-"""DiffRate: drops the patches with the least class attention, and merges the next ones into the most similar others."""
+"""DiffRate: drops the patches with the least class attention, and merges the next least attended ones into the rest."""
 
 from __future__ import annotations
 
@@ -14,14 +14,15 @@ from .schedule import Layers, Schedule, at, layers_field, schedule_field
 @register
 @dataclass(frozen=True)
 class DiffRate(Method[AttentionEvidence]):
-    """Prune, then merge, by rank of class attention (Chen et al., ICCV 2023, section 3); counts are set, not learned.
+    """Prune, then merge, by rank of class attention (Chen et al., ICCV 2023, section 3); counts are given, not learned.
 
     Patches with the highest class attention are never merged away. Less important ones are merged into them: each into
-    the most similar one by token features, with an unweighted mean. In later attention a merged token's weight is
-    multiplied by the similarity.
+    the most similar one by token features, with an unweighted mean. In later attention the weight of a token is the sum
+    of the weights merged into it, each multiplied by its similarity to that token.
 
     Args:
-        drop: patches dropped in each block: an integer, a pair (n, inflect) or a list, as for `tome`.
+        drop: patches dropped in each block: an integer, a pair (n, inflect) for a number that
+            rises or falls over the blocks, or a list, as for `tome`.
         merge: patches merged away in each block, in the same forms.
         layers: the blocks that act, as a slice or by their indices; None means all.
     """
@@ -35,26 +36,28 @@ class DiffRate(Method[AttentionEvidence]):
     needs_class_token: ClassVar[bool] = True
     merges: ClassVar[bool] = True
 
-    def _counts(self, block: int, depth: int, patches: int) -> tuple[int, int]:
+    def _dropped_and_merged(self, block: int, depth: int, patches: int) -> tuple[int, int]:
         dropped = min(at(self.drop, self.layers, block, depth), max(patches - 1, 0))
         return dropped, min(at(self.merge, self.layers, block, depth), (patches - dropped) // 2)
 
     def left(self, site: TokenSite) -> int:
-        return site.tokens - sum(self._counts(site.block, site.depth, site.tokens - site.prefix))
+        return site.tokens - sum(self._dropped_and_merged(site.block, site.depth, site.tokens - site.prefix))
 
     def reduce(self, tokens: Tokens, left: int, evidence: AttentionEvidence) -> Tokens:
         prefix, patches = tokens.prefix, tokens.x.shape[1] - tokens.prefix
-        dropped, merged = self._counts(evidence.block, evidence.depth, patches)
+        dropped, merged = self._dropped_and_merged(evidence.block, evidence.depth, patches)
         attended = evidence.class_attention()
         order = ranked(evidence.follow(attended, tokens)[:, prefix:])
-        unit = metric(tokens.x)
-        best = order[:, : patches - dropped - merged] + prefix
+        unit_features = metric(tokens.x)
+        kept = order[:, : patches - dropped - merged] + prefix
         sources = order[:, patches - dropped - merged : patches - dropped] + prefix
-        if merged:
-            width = unit.shape[2]
-            a, b = (unit.gather(1, index[..., None].expand(-1, -1, width)) for index in (sources, best))
-            destinations = best.gather(1, product(a, b.transpose(1, 2)).argmax(2))
-            soften = similarity(tokens, sources, destinations, unit)
+        if merged:  # before dropping, which gives the same: dropped patches take no part in it
+            width = unit_features.shape[2]
+            source_features, kept_features = (
+                unit_features.gather(1, index[..., None].expand(-1, -1, width)) for index in (sources, kept)
+            )
+            destinations = kept.gather(1, product(source_features, kept_features.transpose(1, 2)).argmax(2))
+            soften = similarity(tokens, sources, destinations, unit_features)
             equal_weights = tokens.x.new_ones(tokens.x.shape[:2])
             match = in_order(tokens, sources, destinations)
             tokens = tokens.merge(*match, weigh=True, by=equal_weights, soften=soften)

@@ -1,4 +1,4 @@
-"""Token Fusion (ToFu): early blocks drop the tokens that ToMe would merge, late blocks merge them and keep the norm."""
+"""Token Fusion (ToFu): early blocks drop the tokens that ToMe would merge, late blocks merge them."""
 
 from __future__ import annotations
 
@@ -17,8 +17,9 @@ from .merging import Merging
 class ToFu(Merging):
     """Drop tokens in early blocks, merge them by MLERP in late blocks (Kim et al., WACV 2024).
 
-    Pairs are those of ToMe. Before block `switch`, where the network is far from linear, the source of a pair is
-    dropped. From there on a group of tokens is replaced by its mean, rescaled to the largest norm in the group.
+    Pairs are those of ToMe. In blocks before `switch`, where the network is far from linear, the source of each pair is
+    dropped. In block `switch` and later a token and all that are merged into it are replaced by their mean, rescaled to
+    the largest norm among them.
 
     Args:
         r: tokens removed in each block, as for `tome`.

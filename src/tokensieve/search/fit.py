@@ -1,4 +1,4 @@
-"""Scales recipes to a budget of MACs: to the most expensive one that does not exceed it."""
+"""Finds the most expensive recipe of a series whose MACs do not exceed a budget."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ class Fit:
 
     costs: Costs
     target: float
-    """MACs that the host may use, without the proposal's."""
+    """MACs per image that the host may use, without those of the network that ranks patches (the proposal)."""
     readout: bool = False
-    """Whether the host supports `readout()`, which loses nothing."""
+    """Whether the host supports `readout()`, which skips what the head does not read; the output stays the same."""
     count_proposal: bool = True
-    """Whether the proposal's MACs are part of the budget."""
+    """Whether the proposal's MACs count towards the budget: they were subtracted from it to get `target`."""
 
     def meets(self, recipe: Recipe) -> bool:
         """Whether a recipe is within the budget."""
@@ -34,7 +34,9 @@ class Fit:
             RecipeError: even `low` exceeds the budget.
         """
         if not self.meets(build(low)):
-            raise RecipeError(f"{build(low)} still takes {self._over(build(low))} times the MACs of the budget.")
+            raise RecipeError(
+                f"{build(low)} still takes {self._times_budget(build(low))} times the MACs of the budget."
+            )
         while high > low:
             middle = (low + high + 1) // 2
             low, high = (middle, high) if self.meets(build(middle)) else (low, middle - 1)
@@ -43,14 +45,17 @@ class Fit:
     def schedule(
         self, weights: Sequence[float], build: Callable[[list[int]], Recipe], patches: int | None = None
     ) -> Recipe:
-        """The recipe with an integer for each block, in the proportions `weights`, that meets the budget.
+        """The most expensive recipe within the budget that removes an integer number of tokens in each block, in
+        proportion to `weights`.
 
-        The scale is found by bisection; then every number is reduced as far as the budget allows.
+        The scale is found by bisection; then each number is reduced while the recipe stays within the budget, first
+        where rounding added most.
 
         Args:
             weights: relative number of tokens that each block removes.
             build: numbers -> recipe.
-            patches: number of patches; if given, the weights are for shares of the patches that the block before left.
+            patches: number of patches of an image; if given, a block removes the share 1 - exp(-scale * weight) of the
+                patches that reach it.
 
         Raises:
             RecipeError: no scale meets the budget.
@@ -59,18 +64,19 @@ class Fit:
         def scaled(scale: float) -> list[int]:
             if patches is None:
                 return [int(scale * weight + 0.5) for weight in weights]
-            counts, left = [], float(patches)
+            counts, remaining = [], float(patches)
             for weight in weights:
-                remaining = left * exp(-scale * weight)
-                counts.append(int(left + 0.5) - int(remaining + 0.5))
-                left = remaining
+                remaining_after = remaining * exp(-scale * weight)
+                counts.append(int(remaining + 0.5) - int(remaining_after + 0.5))
+                remaining = remaining_after
             return counts
 
         low, high = 0.0, 1.0 / max(weights)
         while not self.meets(build(scaled(high))):
-            if high * max(weights) > 64 * self.costs.patches:
+            if high * max(weights) > 64 * self.costs.patches:  # each block already removes all that it can
+                cheapest = build(scaled(high))
                 raise RecipeError(
-                    f"{build(scaled(high))} still takes {self._over(build(scaled(high)))} times the MACs of the budget."
+                    f"{cheapest} still takes {self._times_budget(cheapest)} times the MACs of the budget."
                 )
             high *= 2
         while scaled(low) != scaled(high) and high - low > 1e-9 * high:
@@ -82,5 +88,5 @@ class Fit:
                 counts[block] -= 1
         return build(counts)
 
-    def _over(self, recipe: Recipe) -> str:
+    def _times_budget(self, recipe: Recipe) -> str:
         return f"{self.costs.of(recipe) / self.target:.2f}" if self.target > 0 else "many"

@@ -1,7 +1,7 @@
-"""Hosts with stages: the costs of recipes, and the families to search.
+"""Hosts with stages, such as Swin and ConvNeXt: the costs of recipes, and the families to search.
 
-Their feature maps keep their size, so that nothing can be merged: the only method is `papr`, with a keep ratio for each
-stage.
+Their layers need a whole rectangular map, so that nothing can be merged: the only method is `papr`, with a keep ratio
+for each stage.
 """
 
 from __future__ import annotations
@@ -23,20 +23,19 @@ from .families import Family, Variant, layers
 from .fit import Fit
 
 CENTRE: Variant = {"significance": "centre"}
-"""Settings of `papr` that need no network."""
-FINE = 10_000
+"""Settings of `papr` that rank pixels by their distance to the centre, without a network."""
+RATIO_STEPS = 10_000
 """Number of steps into which a keep ratio is divided."""
 REACH = 0.5
-"""Share of a stage's pixels that a parameter of 1 keeps in addition to the common level."""
+"""What a stage's parameter of 1 adds to its keep ratio."""
 
 
 class StageCosts(Costs):
     """The MACs of a model with stages under any recipe, as `measure.macs(..., proposal=False)` counts them.
 
-    They are linear in the pixels that each stage keeps. `depth` is the number of stages, `pixels` that of each
-    stage's map, and `per_pixel` the MACs of one pixel in all blocks of its stage.
-
-    Args, errors: those of `Costs`.
+    They are linear in the pixels that each stage keeps. `depth` is the number of stages, `pixels` the number of pixels
+    in each stage's map, and `per_pixel` the MACs of one pixel, summed over the blocks of its stage. Arguments and
+    errors are those of `Costs`.
     """
 
     def __init__(self, fast: Sieved, input_size: Sequence[int]) -> None:
@@ -49,6 +48,7 @@ class StageCosts(Costs):
         self.per_pixel = []
         for stage, pixels in enumerate(self.pixels):
             recipe = make("papr", {"keep": 0.5 / pixels, "significance": "centre", "stages": (stage,)})
+            # one pixel is kept: the difference is what the other pixels cost
             counted = macs(sieve(fast.model, recipe), input_size, proposal=False)
             self.per_pixel.append(round((self.dense - counted) / max(1, pixels - 1)))
         self._check(fast, input_size, 0.6)
@@ -70,13 +70,14 @@ def costs_of(fast: Sieved, input_size: Sequence[int]) -> Costs:
 
 
 def _variants(proposal: Mapping[str, Any] | None) -> list[Variant]:
-    """Variants of `papr`: the background of dropped pixels, and the layer of the proposal."""
+    """Variants of `papr`: what stands where pixels are dropped (zeros, or the block's input), and the layer of the
+    proposal whose features rank them."""
     return [{"background": background, **layer} for layer in layers(proposal) for background in ("zero", "keep")]
 
 
 @dataclass(frozen=True)
 class Shared(Family):
-    """`papr` with one keep ratio for all stages, as published; it follows from the budget."""
+    """`papr` with one keep ratio for all stages, as in the paper: the largest that the budget allows."""
 
     name: str
     settings: Variant
@@ -87,15 +88,16 @@ class Shared(Family):
 
     def recipe(self, params: Mapping[str, float], variant: Variant, fit: Fit) -> Recipe:
         settings = {**self.settings, **variant}
-        return fit.count(1, FINE - 1, lambda n: Recipe.of(make("papr", {"keep": n / FINE, **settings})))
+        return fit.count(1, RATIO_STEPS - 1, lambda n: Recipe.of(make("papr", {"keep": n / RATIO_STEPS, **settings})))
 
 
 @dataclass(frozen=True)
 class Staged(Family):
-    """`papr` with a keep ratio for each stage, ranked by a proposal or by the distance to the centre.
+    """`papr` with a keep ratio for each stage; pixels are ranked by a proposal or by their distance to the centre.
 
-    The keep ratio of a stage is a common level plus an offset from its parameter, at most 1. The level follows from the
-    budget; the rest of the budget is spent on single pixels.
+    The keep ratio of a stage is min(1, level + REACH * parameter), with one level for all stages, the largest that the
+    budget allows. What rounding leaves of the budget keeps further pixels, first in the stage with the most MACs per
+    pixel.
     """
 
     proposal: Mapping[str, Any] | None = None
@@ -106,7 +108,7 @@ class Staged(Family):
         return [f"stage{i}" for i in range(depth)]
 
     def beginnings(self, depth: int) -> list[dict[str, float]]:
-        """Starting points: the same keep ratio in all stages; then one stage whole, each in turn."""
+        """Starting points: the same keep ratio in all stages; then, for each stage, one where it keeps all pixels."""
         return [{}, *({name: 1 / REACH} for name in self.param_names(depth))]
 
     def variants(self) -> Sequence[Variant]:
@@ -119,15 +121,15 @@ class Staged(Family):
         offsets = [REACH * params.get(name, 0.0) for name in self.param_names(costs.depth)]
 
         def build(counts: Sequence[int]) -> Recipe:
-            keep = tuple(_share(count, total) for count, total in zip(counts, pixels, strict=True))
+            keep = tuple(_keep_ratio(count, total) for count, total in zip(counts, pixels, strict=True))
             return Recipe.of(make("papr", {"keep": keep, **settings}))
 
-        def at(step: int) -> Recipe:
-            level = step / FINE - max(offsets)
+        def recipe_at(step: int) -> Recipe:
+            level = step / RATIO_STEPS - max(offsets)
             shares = (level + offset for offset in offsets)
-            return build([min(n, max(1, round(n * share))) for n, share in zip(pixels, shares, strict=True)])
+            return build([min(n, max(1, round(n * ratio))) for n, ratio in zip(pixels, shares, strict=True)])
 
-        recipe = fit.count(0, ceil((1 + max(offsets) - min(offsets)) * FINE), at)
+        recipe = fit.count(0, ceil((1 + max(offsets) - min(offsets)) * RATIO_STEPS), recipe_at)
         counts, spare = costs.kept(recipe), fit.target - costs.of(recipe)
         for stage in sorted(range(costs.depth), key=lambda stage: -costs.per_pixel[stage]):
             added = min(pixels[stage] - counts[stage], int(spare / max(1, costs.per_pixel[stage])))
@@ -136,12 +138,12 @@ class Staged(Family):
         return build(counts)
 
 
-def _share(count: int, pixels: int) -> float:
-    """The share with the fewest digits that keeps `count` of `pixels` pixels, after rounding down."""
+def _keep_ratio(count: int, pixels: int) -> float:
+    """The keep ratio with the fewest decimals for which int(pixels * ratio) is `count`."""
     if count == pixels:
         return 1.0
     return next(
-        share for digits in range(2, 18) if int(pixels * (share := round((count + 0.5) / pixels, digits))) == count
+        ratio for digits in range(2, 18) if int(pixels * (ratio := round((count + 0.5) / pixels, digits))) == count
     )
 
 
@@ -150,7 +152,8 @@ NAMES = ("scheduled-papr", "papr", "centre", "random")
 
 
 def stage_families(names: Sequence[str], proposals: Sequence[Mapping[str, Any]]) -> list[Family]:
-    """The families with these names, with each of the proposals; `scheduled-papr` also ranked by the centre."""
+    """The families with these names: `papr` and `scheduled-papr` once for each proposal, `scheduled-papr` also once
+    ranked by the distance to the centre."""
     families: list[Family] = []
     for name in names:
         if name == "scheduled-papr":

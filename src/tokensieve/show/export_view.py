@@ -13,16 +13,18 @@ from .tables import header
 
 
 def cascade_view(record: dict[str, Any]) -> RenderableType:
-    """The setup, the files of the rule and of the members, and the largest difference from PyTorch."""
+    """The setup, the file with the thresholds, the file of each member, and the largest difference from PyTorch."""
     grid = Table.grid(padding=(0, 2))
     kind = "exported programs" if record["format"] == "program" else "ONNX"
-    grid.add_row("rule", Text(record["path"], style="bold"))
+    grid.add_row("thresholds", Text(record["path"], style="bold"))
     for index, member in enumerate(record["members"]):
         size = f"{member['nodes']} operators, {member['bytes'] / 2**20:.1f} MiB"
         grid.add_row("" if index else "members", f"{PurePath(member['path']).name}, {size}")
     grid.add_row("", f"{kind}, {record['bytes'] / 2**20:.1f} MiB in all")
-    allowed = f"(allowed {record['tolerance']:g})"
-    grid.add_row("checked", f"together, largest difference from PyTorch {record['difference']:.1e} {allowed}")
+    tolerance = f"(allowed {record['tolerance']:g})"
+    grid.add_row(
+        "checked", f"all members as one cascade: largest difference from PyTorch {record['difference']:.1e} {tolerance}"
+    )
     return Group(header(record), "", grid)
 
 

@@ -1,4 +1,4 @@
-"""Variants of one recipe on one host with different keep ratios, proposals or maps, and their predictions."""
+"""Variants of one recipe on one host, which differ in keep ratio, proposal network or significance map."""
 
 from __future__ import annotations
 
@@ -18,12 +18,13 @@ from ..stream import Sieved, Trace, sieve
 from .explain import Verdict, compare_answers, dense_output, traced
 
 MAPS = {"papr": "mean", **{name: name for name in SIGNIFICANCES if name != "mean" and "motion" not in name}}
-"""Name of a map of an image in a comparison -> the `significance` setting of a recipe; maps of motion are left out."""
+"""Maps that `--compare` takes, each with its `significance` setting; `papr` is the published one, the mean over the
+channels of the proposal's features. Maps of motion need clips and are left out."""
 Key = TypeVar("Key", str, tuple[str, float])
 
 
 def ranking(recipe: Recipe) -> PaPr:
-    """The method of a recipe that keeps patches by a map. Raises `RecipeError` if there is none."""
+    """The `papr` of a recipe, which keeps patches by a significance map. Raises `RecipeError` if there is none."""
     for method in recipe:
         if isinstance(method, PaPr):
             return method
@@ -31,7 +32,7 @@ def ranking(recipe: Recipe) -> PaPr:
 
 
 def needs_proposal(recipe: Recipe) -> bool:
-    """Whether a recipe computes its map with a named proposal."""
+    """Whether a recipe computes its significance map with a proposal network."""
     return any(isinstance(method, PaPr) and method.needs_proposal for method in recipe)
 
 
@@ -49,16 +50,16 @@ def choose(
     maps: Sequence[str] = (),
     files: Mapping[str, str] | None = None,
 ) -> dict[str, Recipe]:
-    """The recipes to show, by the name of their proposal or map; a single one if nothing varies.
+    """The recipes to show, by the name of their proposal or map; if no option is given, the recipe itself under "".
 
     Args:
         recipe: the recipe to vary.
-        keeps: keep ratios to show; the recipes have the smallest, since no map is computed at 1; `with_keeps` then
-            gives one variant for each ratio.
-        proposals: names. Settings for the recipe's own proposal (layer, weights, constructor arguments) are used for
-            that one only.
+        keeps: keep ratios to show. The recipes have the smallest, so that a map is computed (at 1 there is none);
+            `with_keeps` then gives one variant for each ratio.
+        proposals: names of proposal networks. The recipe's settings for its own proposal (layer, weights, constructor
+            arguments) apply to that one alone.
         maps: names in `MAPS`, all computed from the recipe's own proposal.
-        files: weights of proposals by name; an empty name is the recipe's own proposal.
+        files: weights file of each proposal by its name; that of "" is for all without their own.
 
     Raises:
         RecipeError: the recipe has no `papr`, or no proposal to vary; an unknown map.
@@ -72,7 +73,7 @@ def choose(
     recipes = _by_proposal(recipe, proposals, files)
     if not maps:
         return recipes
-    (recipe,) = recipes.values()
+    (recipe,) = recipes.values()  # the command line refuses maps beside several proposals
     if not ranking(recipe).ranks:
         raise RecipeError("--compare needs a keep ratio below 1: at 1 no patch is dropped and all maps are equal.")
     for name in maps:
@@ -82,17 +83,17 @@ def choose(
 
 
 def _by_proposal(recipe: Recipe, names: Sequence[str], files: Mapping[str, str]) -> dict[str, Recipe]:
-    papr, with_proposal = ranking(recipe), needs_proposal(recipe)
-    if (names or files) and not with_proposal:
+    papr, has_proposal = ranking(recipe), needs_proposal(recipe)
+    if (names or files) and not has_proposal:
         raise RecipeError(f'"{recipe}" has no proposal: leave --proposals and --proposal-weights out.')
-    names = names or [papr.proposal if with_proposal else papr.significance]
+    names = names or [papr.proposal if has_proposal else papr.significance]
     for name in files:
         if name and name not in names:
             raise InputError(f"--proposal-weights {name}=... names a proposal that is not used{nearest(name, names)}.")
     recipes = {}
     for name in names:
         settings: dict[str, Any] = {}
-        if with_proposal and name != papr.proposal:
+        if has_proposal and name != papr.proposal:
             settings = {"proposal": name, "layer": None, "proposal_args": None}
             settings |= {"proposal_weights": None, "proposal_sha256": None}
         file = files.get(name, files.get(""))
@@ -110,7 +111,7 @@ def open_variants(
     *,
     pretrained: bool = True,
 ) -> dict[str, Sieved]:
-    """Sieve one host with several recipes. A proposal with random weights has the same weights in each."""
+    """A sieved model for each recipe, all of one host. A proposal with random weights has the same weights in each."""
     device = next(dense.parameters()).device
     fasts: dict[str, Sieved] = {}
     for name, recipe in recipes.items():
@@ -121,19 +122,19 @@ def open_variants(
 
 
 def with_keeps(fasts: Mapping[str, Sieved], keeps: Sequence[Any]) -> dict[tuple[str, Any], Sieved]:
-    """Each variant at each keep ratio, by default at its own; host and map are shared."""
-    cells: dict[tuple[str, Any], Sieved] = {}
+    """A sieved model for each variant and keep ratio, by default its own; they share host and proposal network."""
+    by_name_and_keep: dict[tuple[str, Any], Sieved] = {}
     for name, fast in fasts.items():
         for keep in keeps or [ranking(fast.recipe).keep]:
-            recipe, kind = varied(fast.recipe, keep=keep), type(fast.stream)
+            recipe, stream_class = varied(fast.recipe, keep=keep), type(fast.stream)
             significance = fast.significance if ranking(recipe).ranks else None
-            stream = kind(fast.host, kind.planned(fast.host, recipe), significance, fast.parts)
-            cells[name, keep] = Sieved(stream, recipe)
-    return cells
+            stream = stream_class(fast.host, stream_class.planned(fast.host, recipe), significance, fast.parts)
+            by_name_and_keep[name, keep] = Sieved(stream, recipe)
+    return by_name_and_keep
 
 
 class Variants(Generic[Key]):
-    """Sieved variants of one host, run on one picture after the other, with their predictions so far."""
+    """Runs sieved variants of one host on pictures, one by one, and collects their predictions."""
 
     def __init__(self, fasts: Mapping[Key, Sieved], dense: nn.Module, classes: Sequence[str] | None) -> None:
         self.fasts: Mapping[Key, Sieved] = fasts
@@ -153,7 +154,7 @@ class Variants(Generic[Key]):
         return results
 
     def summary(self, key: Key) -> dict[str, float | None]:
-        """Over all pictures so far: the share of equal predictions, and the mean confidence in the dense prediction."""
+        """Over all pictures so far: the share of equal predictions, and the mean probability of the dense class."""
         verdicts = self.verdicts[key]
         return {
             "answers_kept": fmean(verdict.same for verdict in verdicts) if verdicts else None,
