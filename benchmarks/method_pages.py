@@ -197,8 +197,8 @@ the time; it has not been run to its end yet."""
     dense = float(rows[0]["top1_dense"])
     return f"""A DeiT-Tiny on {int(rows[0]["images"]):,} photographs, dense top-1 {dense:.1f} %: the schedules of
 `guarded` that `tune` found, and bars set for them on 250 other pictures; MACs are the mean over the photographs. The
-columns with 250 are those that the model was not trained on. A [correction](corrected.md) is fitted in closed form on 500
-unlabelled photographs of imagenette_train, of the same ten classes.
+columns with 250 are those that the model was not trained on. A [correction](corrected.md) is fitted in closed form on
+500 unlabelled photographs of imagenette_train, of the same ten classes.
 
 {table(head, cells)}
 

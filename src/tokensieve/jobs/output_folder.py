@@ -153,7 +153,7 @@ class LocalOutput(OutputFolder):
         except OSError as error:
             if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
                 raise InputError(
-                    f"There is no space left to write to {self.name} ({_reason(error)}): free some space, and give the "
+                    f"There is no space left to write to {self.name} ({_reason(error)}): free some space, and run the "
                     "same command again. Finished files are kept."
                 ) from error
             raise InputError(f"{self.name} cannot be written to: {_reason(error)}.") from error

@@ -153,7 +153,7 @@ class Reader:
                     raise
                 raise InputError(
                     f"A decoding process was killed ({first_line(error)}), most likely because there was no memory "
-                    "left. Give the same command again, with fewer --workers."
+                    "left. Run the same command again, with fewer --workers."
                 ) from error
             self.waited += perf_counter() - start
             if decoded is None:
