@@ -113,9 +113,8 @@ the calibration: {"; ".join(unseen)}.
 
 
 def _kind(row: Row) -> str:
-    return {"saving": row["wanted"], "plain": f"one recipe, {row['wanted']}"}.get(
-        row["kind"], f"a promise of {row['wanted']}"
-    )
+    names = {"saving": "{}", "plain": "one recipe, {}", "tuned": "found by `tune --agree`, a promise of {}"}
+    return names.get(row["kind"], "a promise of {}").format(row["wanted"])
 
 
 def _change(row: Row) -> str:

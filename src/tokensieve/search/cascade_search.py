@@ -105,7 +105,7 @@ def cascade_front(
             if problem is None or level == agree:
                 cascades[level] = point
             if problem is not None:
-                left_out[f"a cascade of {100 * level:g} %"] = problem
+                left_out[f"A cascade of {100 * level:g} %"] = problem
     points = mark_dominated([*plain, *cascades.values()])
     valid = [point for point in points if _keeps_promise(point, agree, confidence)]
     best = (
