@@ -11,7 +11,7 @@ from torch.utils.data import DataLoader, TensorDataset
 from tokensieve import Recipe, sieve
 from tokensieve.errors import InputError, RecipeError
 from tokensieve.measure.fidelity import Fidelity
-from tokensieve.train import healing
+from tokensieve.train import heal_task, healing
 from tokensieve.train.heal_task import HealSettings, likeness, prepare
 from tokensieve.train.healing import BeforeAfter, heal, warnings_of
 from tokensieve.train.loop import train
@@ -98,9 +98,31 @@ def test_an_adapter_beside_the_weights_says_the_same_as_they_do(tmp_path):
     assert not torch.allclose(host(IMAGES), tiny()(IMAGES), atol=1e-3)
 
 
-def test_a_step_goes_down_the_divergence_as_float64_computes_it(tmp_path):
+@pytest.mark.parametrize("lr", [0.02, 0.05, 0.5])
+def test_the_saved_weights_are_the_best_between_the_original_and_the_trained_ones(tmp_path, monkeypatch, lr):
+    model, settings = tiny(), replace(PLAIN, views=1, lr=lr, epochs=2)
+    with monkeypatch.context() as patch:
+        patch.setattr(heal_task, "INTERPOLATIONS", (1.0,))
+        trained = load_file(heal(model, RECIPE, IMAGES, tmp_path / "trained", settings).weights)
+    found = heal(model, RECIPE, IMAGES, tmp_path / "out", settings)
+    original, rows = state_of(model), list(split(set_of(IMAGES), PLAIN.holdout, PLAIN.seed)[1].indices)
+    divergences = {}
+    for point in (1.0, 0.75, 0.5):
+        host = tiny()
+        host.load_state_dict({key: value + point * (trained[key] - value) for key, value in original.items()})
+        log_p, log_q = model(IMAGES[rows]).log_softmax(1), sieve(host, RECIPE)(IMAGES[rows]).log_softmax(1)
+        divergences[point] = float((log_p.exp() * (log_p - log_q)).sum(1).detach().mean())
+    assert found.interpolation == min(divergences, key=divergences.__getitem__)
+    for key, value in load_file(found.weights).items():
+        expected = original[key] + found.interpolation * (trained[key] - original[key])
+        torch.testing.assert_close(value, expected, atol=1e-6, rtol=1e-5)
+    assert found.heldout.after.divergence == pytest.approx(divergences[found.interpolation], rel=1e-3)
+
+
+def test_a_step_goes_down_the_divergence_as_float64_computes_it(tmp_path, monkeypatch):
     """Three steps of plain gradient descent, written out: KL(dense || sieved) of each picture in the view that is its
     turn, the mean over the batch."""
+    monkeypatch.setattr(heal_task, "INTERPOLATIONS", (1.0,))
     model = tiny()
     config, task = prepare(model, Recipe.parse(RECIPE), IMAGES, tmp_path, PLAIN)
     settings = {"optimizer": "momentum", "optimizer_args": {"momentum": 0.0}, "clip": None, "warmup": 0, "lr": 0.05}

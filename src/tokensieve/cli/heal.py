@@ -116,6 +116,7 @@ def heal(
         "settings": asdict(settings),
         "step": healed.step,
         "steps": healed.steps,
+        "interpolation": healed.interpolation,
         "heldout_figures": figures(healed.heldout),
         "test_figures": None if healed.test is None else figures(healed.test),
         "warnings": list(healed.warnings),

@@ -8,7 +8,7 @@ from rich.console import Group, RenderableType
 from rich.text import Text
 
 from .eval_view import INTERVALS, signed
-from .tables import between, header, new_table
+from .tables import between, header, new_table, percent
 
 SETS = {"heldout_figures": "held-out pictures", "test_figures": "test pictures"}
 
@@ -31,6 +31,11 @@ def heal_view(record: dict[str, Any]) -> RenderableType:
     parts: list[RenderableType] = [header(record), "", table, Text(INTERVALS, style="dim"), ""]
     summary = f"The best weights are of step {record['step']} of {record['steps']}, {record['weights_mb']:.0f} MB"
     parts.append(Text(f"{summary} in addition to the dense model's if both are used."))
+    if record["interpolation"] < 1:
+        share = percent(record["interpolation"])
+        parts.append(
+            Text(f"Saved: {share} of the way from the original weights to these, the best on held-out pictures.")
+        )
     parts += [Text(sentence, style="yellow") for sentence in record["warnings"]]
     return Group(*parts, "", *(Text(path, style="bold") for path in record["out"].values()))
 

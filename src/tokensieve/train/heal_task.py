@@ -42,6 +42,10 @@ RATES = {"all": 2e-5, "lora": 2e-4, "norms": 2e-4}
 """Learning rate for each of `TRAINABLE`. Larger ones overfit the model to the classes of the pictures."""
 
 
+INTERPOLATIONS = (1.0, 0.75, 0.5)
+"""Points between the original weights (0) and the trained ones (1) that are tried at the end; see `Heal.weights`."""
+
+
 @dataclass(frozen=True)
 class HealSettings:
     """Settings of healing.
@@ -133,6 +137,9 @@ class Heal:
         self.identity, self.samples = identity, len(views.pictures)
         self.kind, self.views, self.taught, self.adapter = kind, views, taught, adapter
         self.heldout, self.dense = heldout, dense
+        self.original = {name: value.detach().clone() for name, value in fast.model.named_parameters()}
+        self.interpolation = 1.0
+        """The point of `INTERPOLATIONS` whose weights were saved."""
 
     def batches(self, size: int, count: int, seed: int) -> Dataset[Any]:
         return ViewBatches(self.views, self.taught, size, count, seed)
@@ -150,7 +157,26 @@ class Heal:
         return {"heldout_divergence": result.divergence, "heldout_likeness": score, SCORE: score - result.divergence}
 
     def weights(self, module: Any) -> dict[str, Tensor]:
-        return self.adapter.finish(module) if self.adapter is not None else own_state(module.model)
+        """The state dict to save: of the trained weights, or of weights between them and the original ones, whichever
+        have the lowest divergence on the held-out pictures (Wortsman et al., CVPR 2022). Adapters are not interpolated.
+        """
+        if self.adapter is not None:
+            return self.adapter.finish(module)
+        trained = own_state(module.model)
+        divergences = {}
+        for point in INTERPOLATIONS:
+            self._interpolate(module.model, trained, point)
+            divergences[point] = self.evaluate(module)["heldout_divergence"]
+        self.interpolation = min(divergences, key=divergences.__getitem__)
+        self._interpolate(module.model, trained, self.interpolation)
+        return own_state(module.model)
+
+    @torch.no_grad()
+    def _interpolate(self, model: nn.Module, trained: dict[str, Tensor], point: float) -> None:
+        """Set the model's parameters to those at a point between the original and the trained ones."""
+        for name, parameter in model.named_parameters():
+            if parameter.is_floating_point():
+                parameter.copy_(torch.lerp(self.original[name].to(parameter), trained[name], point))
 
 
 def likeness(result: Fidelity) -> float:

@@ -49,6 +49,8 @@ class Healed:
         weights: file of the healed host's state dict, `model.safetensors`; adapters are merged into it.
         adapter: folder of the adapters, if these were trained.
         step, steps: the step of the saved weights, and the number of planned steps.
+        interpolation: point between the original weights (0) and the trained ones (1) at which the saved ones lie, the
+            best of `heal_task.INTERPOLATIONS` on the held-out pictures.
         heldout: fidelity before and after, on held-out pictures of the same source.
         test: the same on the test pictures, if given.
         warnings: that the model was overfitted, or that these measurements could not show it.
@@ -61,6 +63,7 @@ class Healed:
     adapter: Path | None
     step: int
     steps: int
+    interpolation: float
     heldout: BeforeAfter
     test: BeforeAfter | None
     mb: float
@@ -133,6 +136,7 @@ def heal(
         adapter=folder / ADAPTER if task.adapter is not None else None,
         step=int(best["step"]),
         steps=config.steps(task.samples),
+        interpolation=task.interpolation,
         heldout=heldout,
         test=test_fidelity,
         mb=sum(value.nbytes for value in host.state_dict().values()) / 1e6,
