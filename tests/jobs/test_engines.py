@@ -93,7 +93,7 @@ def test_processes_that_see_other_jobs_refuse(tiny, photos, tmp_path):
     spec = tiny()
     for name, value in (("weights", None), ("pretrained", False), ("sha256", {})):
         object.__setattr__(spec, name, value)
-    with pytest.raises(InputError, match=r"weights_sha256 differs\. Weights must not be random"):
+    with pytest.raises(InputError, match=r"differ in weights_sha256\. Weights must not be random"):
         run(spec, photos(4), tmp_path / "out", devices=["cpu", "cpu"], **SMALL)
 
 
