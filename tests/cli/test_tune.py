@@ -161,8 +161,8 @@ def test_what_was_measured_is_said_at_the_end(run, pictures, there):
     assert "--time X" in out
 
 
-def test_a_signal_ends_the_search_and_keeps_what_was_found(pictures, there):
-    """SIGTERM; Ctrl-C is the same exception without a handler of ours."""
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_ends_the_search_and_keeps_what_was_found(pictures, there, number):
     arguments = ["--data", pictures, *MODEL, "--proposal", "none", "--family", "scheduled-guarded", "--macs", 1.3]
     command = [sys.executable, "-m", "tokensieve", "tune", *map(str, arguments), "--trials", "100000"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
@@ -171,7 +171,7 @@ def test_a_signal_ends_the_search_and_keeps_what_was_found(pictures, there):
         for line in process.stderr:
             if "families started" in line:
                 break
-        process.send_signal(signal.SIGTERM)
+        process.send_signal(number)
         out, err = process.communicate()
         alarm.cancel()
     assert process.returncode == 0, err

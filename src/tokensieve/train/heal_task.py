@@ -137,7 +137,9 @@ class Heal:
         self.identity, self.samples = identity, len(views.pictures)
         self.kind, self.views, self.taught, self.adapter = kind, views, taught, adapter
         self.heldout, self.dense = heldout, dense
-        self.original = {name: value.detach().clone() for name, value in fast.model.named_parameters()}
+        self.original = {
+            name: value.detach().clone() for name, value in fast.model.named_parameters() if value.requires_grad
+        }
         self.interpolation = 1.0
         """The point of `INTERPOLATIONS` whose weights were saved."""
 
@@ -173,10 +175,10 @@ class Heal:
 
     @torch.no_grad()
     def _interpolate(self, model: nn.Module, trained: dict[str, Tensor], point: float) -> None:
-        """Set the model's parameters to those at a point between the original and the trained ones."""
-        for name, parameter in model.named_parameters():
-            if parameter.is_floating_point():
-                parameter.copy_(torch.lerp(self.original[name].to(parameter), trained[name], point))
+        """Set the parameters that were trained to those at a point between the original and the trained ones."""
+        parameters = dict(model.named_parameters())
+        for name, value in self.original.items():
+            parameters[name].copy_(torch.lerp(value.to(parameters[name]), trained[name], point))
 
 
 def likeness(result: Fidelity) -> float:
